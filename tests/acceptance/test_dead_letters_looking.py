@@ -1,0 +1,217 @@
+"""Looking at dead letters never changes them (contract §8)."""
+
+import asyncio
+import json
+import signal
+
+import aio_pika
+import pytest
+
+from tests.acceptance.dead_letter_commands import begin, bury, dead_queue, ott_worker, turned_down, unchanged
+from tests.rig import MESSENGER, Requester, Rig, messenger, until
+from worker.broker.topology import Topology
+
+
+@pytest.fixture
+async def requester(rig: Rig) -> Requester:
+    """A broker with all queues, and no worker any more."""
+    requester = await rig.start()
+    await rig.stop_worker(rig._running[0][0])
+    return requester
+
+
+async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig) -> None:
+    requester = await rig.start(gate_after=100, retry_attempts=1)
+    await turned_down(rig, requester, "p", "name", message_id="first")
+    await requester.ask(b"no json", message_id="second")
+    ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+    assert ended.code == 0
+    first, second = ended.documents
+    assert (first["id"], first["reason"], first["ottPlatformName"], first["resourceId"]) == (
+        "first",
+        "forbidden",
+        "messenger",
+        "p",
+    )
+    assert first["receivedAt"] < first["deadAt"]
+    assert first["error"] == "20002 No privileges"
+    assert (second["id"], second["reason"], second["ottPlatformName"]) == ("second", "invalid", None)
+
+
+async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 2500)
+    for _ in range(2):
+        listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+        assert [d["id"] for d in listed.documents] == ids
+    shown = await ott_worker(rig.settings(), "dead-letters", "show", ids[7], "--json")
+    assert [d["id"] for d in shown.documents] == [ids[7]]
+    left = await dead_queue(requester)
+    assert [m.message_id for m in left] == ids
+    assert [m.body for m in left] == [messenger(f"page-{i % 50}", f"version {i}") for i in range(2500)]
+
+
+async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 2500)
+    killed_in_the_middle = 0
+    for _ in range(4):
+        process = await begin(rig.settings(), "dead-letters", "list", "--json")
+        await until(lambda p=process: _is_looking(requester, 2500) or p.returncode is not None, "a look")
+        if await requester.depth("dead") < 2500:
+            killed_in_the_middle += 1
+        process.send_signal(signal.SIGKILL)
+        await process.communicate()
+    assert killed_in_the_middle
+    listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+    assert [d["id"] for d in listed.documents] == ids
+    assert [m.message_id for m in await dead_queue(requester)] == ids
+
+
+async def _is_looking(requester: Requester, count: int) -> bool:
+    return await requester.depth("dead") < count
+
+
+async def test_two_looks_at_once_do_not_mix_the_order_up(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 1000)
+    looks = [ott_worker(rig.settings(), "dead-letters", "list", "--json") for _ in range(2)]
+    for ended in await asyncio.gather(*looks):
+        if ended.code == 0:
+            assert [d["id"] for d in ended.documents] == ids
+        else:
+            assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert [m.message_id for m in await dead_queue(requester)] == ids
+
+
+async def test_a_letter_that_dies_while_one_looks_goes_to_the_end(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 1000)
+    process = await begin(rig.settings(), "dead-letters", "list", "--json")
+    await until(lambda: _is_looking(requester, 1000), "the look")
+    newer = aio_pika.Message(b"{}", message_id="newer", headers={"x-ott-reason": "invalid"})
+    await requester.channel.default_exchange.publish(newer, f"{requester.prefix}.dead")
+    out, _ = await process.communicate()
+    assert [json.loads(line)["id"] for line in out.splitlines()][:1000] == ids
+    assert [m.message_id for m in await dead_queue(requester)] == [*ids, "newer"]
+
+
+async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 3)
+    before = await dead_queue(requester)
+    await bury(requester, 3)
+    # Each look counts as a delivery; brokers drop at 20 by default.
+    queue = await requester.channel.get_queue(f"{requester.prefix}.dead", ensure=False)
+    for _ in range(100):
+        message = await until(lambda: queue.get(fail=False), "a letter")
+        await message.nack(requeue=True)
+    ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+    assert len(ended.documents) == 3
+    after = await dead_queue(requester)
+    assert max(m.headers.get("x-delivery-count", 0) for m in after) > 20
+    assert sorted(map(repr, unchanged(after))) == sorted(map(repr, unchanged(before)))
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (["--reason", "forbidden"], [1, 4]),
+        (["--reason", "forbidden", "--reason", "invalid"], [1, 2, 4, 5]),
+        (["--platform", "line"], []),
+        (["--resource", "page-3"], [3]),
+        (["--id", "letter-00002", "--id", "letter-00004"], [2, 4]),
+        (["--since", "2026-11-23T12:00:04Z"], [4, 5]),
+        (["--until", "2026-11-23T12:00:01.5Z", "--reason", "forbidden"], [1]),
+        (["--since", "2026-11-23T13:00:01.000001+01:00", "--until", "2026-11-23 12:00:01.000001"], [1]),
+    ],
+)
+async def test_filters(rig: Rig, requester: Requester, filters: list[str], expected: list[int]) -> None:
+    ids = await bury(requester, 6, reasons=("exhausted", "forbidden", "invalid"))
+    ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json", *filters)
+    assert [d["id"] for d in ended.documents] == [ids[i] for i in expected]
+
+
+async def test_what_the_broker_dead_lettered_is_listed_with_its_reason_and_time(
+    rig: Rig, requester: Requester
+) -> None:
+    await requester.publish(messenger("p"), expiration=0.05, message_id="late")
+    await until(lambda: requester.depth("dead"), "the dead letter")
+    (letter,) = (await ott_worker(rig.settings(), "dead-letters", "list", "--json")).documents
+    assert (letter["id"], letter["reason"], letter["resourceId"]) == ("late", "expired", "p")
+    assert letter["deadAt"] == letter["receivedAt"] > "2026"
+
+
+async def test_what_came_back_too_often_is_listed_as_delivery_limit(rig: Rig, requester: Requester) -> None:
+    name = f"{requester.prefix}.requests"
+    await requester.channel.queue_delete(name)
+    names = Topology(requester.prefix)
+    arguments = {**names.requests_arguments(), "x-delivery-limit": 1, "x-single-active-consumer": False}
+    queue = await requester.channel.declare_queue(name, durable=True, arguments=arguments)
+    await requester.publish(messenger("p"), message_id="poison", headers={"x-ott-account-id": 7})
+    for _ in range(2):
+        message = await until(lambda: queue.get(fail=False), "the request")
+        await message.reject(requeue=True)
+    await until(lambda: requester.depth("dead"), "the dead letter")
+    (letter,) = (
+        await ott_worker(rig.settings(), "dead-letters", "list", "--json", "--reason", "delivery_limit")
+    ).documents
+    assert (letter["id"], letter["accountId"], letter["resourceId"]) == ("poison", "7", "p")
+    assert letter["receivedAt"] == letter["deadAt"] > "2026"
+
+
+async def test_no_secret_is_shown_unless_asked_for(
+    rig: Rig, requester: Requester, secret_values: dict[str, str]
+) -> None:
+    attributes = {**MESSENGER["ottPlatformAttributes"], **secret_values}
+    body = json.dumps({**MESSENGER, "ottPlatformAttributes": attributes, "PAGEACCESSTOKEN": "stray-canary"})
+    await requester.publish(
+        body.encode(), expiration=0.05, headers={"x-note": secret_values["channelSecret"]}
+    )
+    await requester.publish(body[:-2].encode(), expiration=0.05)
+    await until(lambda: _has_died(requester, 2), "the dead letters")
+    canaries = [*secret_values.values(), "stray-canary"]
+    for arguments in (["list"], ["list", "--json"], ["show", "--reason", "expired"]):
+        for more in ([], ["--json"]):
+            ended = await ott_worker(rig.settings(), "dead-letters", *arguments, *more)
+            assert ended.code == 0
+            assert not [canary for canary in canaries if canary in ended.out + ended.err]
+    revealed = await ott_worker(rig.settings(), "dead-letters", "show", "--reason", "expired", "--reveal")
+    assert [canary for canary in canaries if canary in revealed.out] == canaries
+
+
+async def _has_died(requester: Requester, count: int) -> bool:
+    return await requester.depth("dead") == count
+
+
+async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, requester: Requester) -> None:
+    await requester.publish(
+        messenger("\x1b[2Jpage"),
+        expiration=0.05,
+        message_id="\x1b]0;title\x07",
+        content_type="text/evil",
+        headers={"deep": {"er": [{"x": [1, None, True]}]}, "x-ott-received-at": "never"},
+    )
+    await requester.publish(b"\xff\xfe[[[", expiration=0.05, correlation_id="c" * 255)
+    await until(lambda: _has_died(requester, 2), "the dead letters")
+    for arguments in (["list"], ["show", "--reason", "expired", "--reveal"], ["list", "--json"]):
+        ended = await ott_worker(rig.settings(), "dead-letters", *arguments)
+        assert (ended.code, ended.err) == (0, "")
+        assert "\x1b" not in ended.out
+
+
+async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig: Rig, requester: Requester) -> None:
+    empty = await ott_worker(rig.settings(), "dead-letters", "list")
+    assert (empty.code, empty.out) == (0, "No dead letters.\n")
+    nobody = await ott_worker(rig.settings(), "dead-letters", "show", "nobody")
+    assert (nobody.code, nobody.err) == (1, "ott-worker: no dead letter matches\n")
+    missing = await ott_worker(rig.settings(prefix="test.nowhere"), "dead-letters", "list")
+    assert (missing.code, missing.err.count("\n")) == (3, 1)
+    assert "test.nowhere.dead is missing" in missing.err
+    unreachable = await ott_worker(rig.settings(), "dead-letters", "list", OTT_AMQP_URL="amqp://127.0.0.1:1")
+    assert (unreachable.code, unreachable.err.count("\n")) == (3, 1)
+
+
+async def test_a_reader_that_goes_away_ends_the_list_quietly(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 2000)
+    process = await begin(rig.settings(), "dead-letters", "list")
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")

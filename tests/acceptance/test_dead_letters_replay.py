@@ -1,0 +1,391 @@
+"""Replaying and discarding dead letters (contract §7, §8)."""
+
+import asyncio
+import json
+import signal
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.acceptance.dead_letter_commands import (
+    begin,
+    bury,
+    dead_queue,
+    ott_worker,
+    turned_down,
+    unchanged,
+)
+from tests.rig import MESSENGER, Requester, Rig, messenger, until
+from worker.sandbox.faults import Status
+from worker.sandbox.registry import Key
+
+
+@pytest.fixture
+async def requester(rig: Rig) -> Requester:
+    """A broker with all queues, and no worker any more."""
+    requester = await rig.start()
+    await rig.stop_worker(rig._running[0][0])
+    return requester
+
+
+def held(rig: Rig, page_id: str) -> dict[str, Any]:
+    attributes = rig.sandbox.registrations[Key(None, "messenger", page_id)].body["ottPlatformAttributes"]
+    assert isinstance(attributes, dict)
+    return attributes
+
+
+async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(rig: Rig) -> None:
+    requester = await rig.start()
+    await turned_down(rig, requester, "p", "old p", correlation_id="p", message_id="p")
+    await turned_down(rig, requester, "q", "old q", correlation_id="q", message_id="q")
+    await requester.ask(messenger("q", "new q"))
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    assert (ended.code, ended.out) == (0, "2 dead letters replayed, 0 left.\n")
+    await until(lambda: len(requester.replies["p"]) == 2 and len(requester.replies["q"]) == 2, "the replies")
+    statuses = [json.loads(requester.replies[name][1].body)["status"] for name in ("p", "q")]
+    assert statuses == ["registered", "superseded"]
+    assert (held(rig, "p")["pageName"], held(rig, "q")["pageName"]) == ("old p", "new q")
+    assert await requester.depth("dead") == 0
+
+
+async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twice(
+    rig: Rig, requester: Requester
+) -> None:
+    copies = await requester.channel.declare_queue(exclusive=True)
+    letter = aio_pika.Message(
+        messenger("p"),
+        message_id="the-id",
+        correlation_id="c",
+        user_id="guest",
+        headers={
+            "x-ott-reason": "exhausted",
+            "x-ott-error": "10000 no answer",
+            "x-ott-attempts": 6,
+            "x-ott-received-at": "2026-11-23T11:00:00.000001Z",
+            "x-ott-dead-at": "2026-11-23T12:00:00.000001Z",
+            "x-ott-request-id": "the-id",
+            "x-ott-replay-count": 2,
+            "x-ott-replay-force": True,
+            "x-death": [{"reason": "expired", "queue": "somewhere"}],
+            "x-first-death-reason": "expired",
+            "x-own": "kept",
+        },
+    )
+    await requester.channel.default_exchange.publish(letter, f"{requester.prefix}.dead")
+    # The copy that CC asks for is made here; the letter in the dead queue still carries the header.
+    letter.headers |= {"CC": [copies.name], "BCC": [copies.name]}
+    await requester.channel.default_exchange.publish(letter, f"{requester.prefix}.dead")
+    await copies.purge()
+    forced = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--force")
+    assert forced.code == 0
+    for message in await requests_queue(requester, 2):
+        assert (message.message_id, message.correlation_id, message.user_id) == ("the-id", "c", None)
+        assert message.body == messenger("p")
+        assert message.headers.pop("x-ott-replayed-at") > "2026"
+        assert message.headers == {
+            "x-ott-received-at": "2026-11-23T11:00:00.000001Z",
+            "x-ott-request-id": "the-id",
+            "x-ott-replay-count": 3,
+            "x-ott-replay-of": "the-id",
+            "x-ott-replay-reason": "exhausted",
+            "x-ott-replay-force": True,
+            "x-own": "kept",
+        }
+    assert await copies.get(fail=False) is None
+
+
+async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 2500, reasons=("exhausted", "forbidden", "invalid"))
+    forbidden = ids[1::3]
+    ended = await ott_worker(
+        rig.settings(), "dead-letters", "replay", "--reason", "forbidden", "--force", "--json"
+    )
+    assert ended.documents == [{"replayed": len(forbidden), "left": 0, "unfit": 0}]
+    replayed = await requests_queue(requester, len(forbidden))
+    assert [m.message_id for m in replayed] == forbidden
+    left = await dead_queue(requester)
+    assert [m.message_id for m in left] == [i for i in ids if i not in set(forbidden)]
+    await bury(requester, 2500, reasons=("exhausted", "forbidden", "invalid"))
+    fresh = [m for m in await dead_queue(requester) if m.headers["x-ott-reason"] != "forbidden"]
+    assert unchanged(left) == unchanged(fresh)
+
+
+async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("before the letter", "so that the journal reaches back"))
+    await rig.stop_worker(rig._running[0][0])
+    late = await requester.publish(messenger("p", "old"), expiration=0.05)
+    await until(lambda: requester.depth("dead"), "the dead letter")
+    await rig.start()
+    await asyncio.sleep(1.1)  # the broker tells the time of a death to the second
+    newer = await requester.ask(messenger("p", "new"))
+    await ott_worker(rig.settings(), "dead-letters", "replay", "--reason", "expired")
+    refused_or_superseded = await requester.reply(late)
+    assert refused_or_superseded["status"] == "superseded"
+    assert refused_or_superseded["supersededBy"] == newer["requestId"]
+    assert held(rig, "p")["pageName"] == "new"
+
+
+async def test_a_dry_run_tells_what_would_happen_and_does_nothing(rig: Rig) -> None:
+    requester = await rig.start()
+    await turned_down(rig, requester, "p", "old p", message_id="p")
+    await turned_down(rig, requester, "q", "old q", message_id="q")
+    await requester.ask(messenger("q", "new q"), message_id="newer")
+    calls = len(rig.sandbox.history.registration_calls)
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run", "--json")
+    assert [(d["id"], d["fate"], d["why"]) for d in ended.documents] == [
+        ("p", "replayed", None),
+        ("q", "superseded", "newer"),
+    ]
+    words = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run")
+    assert words.out.splitlines()[-1] == "2 dead letters of 2 match. 1 will be answered superseded."
+    assert [m.message_id for m in await dead_queue(requester)] == ["p", "q"]
+    assert len(rig.sandbox.history.registration_calls) == calls
+
+
+async def test_mended_fields_come_from_the_line_a_file_or_standard_input(rig: Rig, tmp_path: Path) -> None:
+    requester = await rig.start()
+    await turned_down(rig, requester, "p", "old")
+    Path(tmp_path / "secret").write_text("from-a-file\n")
+    ended = await ott_worker(
+        rig.settings(),
+        "dead-letters",
+        "replay",
+        "--resource=p",
+        "--set=pageName=mended",
+        "--set=applicationSecret=@secret",
+        "--set=pageAccessToken=-",
+        "--set=isActive=0",
+        stdin="from-standard-input\n",
+    )
+    assert ended.code == 0
+    sent = json.loads(json.dumps(MESSENGER))
+    sent["ottPlatformAttributes"] |= {
+        "pageId": "p",
+        "pageName": "mended",
+        "applicationSecret": "from-a-file",
+        "pageAccessToken": "from-standard-input",
+        "isActive": 0,
+    }
+    await until(lambda: Key(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
+    body = json.dumps(sent, separators=(",", ":")).encode()
+    assert rig.sandbox.history.registration_calls[-1].sha256 == sha256(body).hexdigest()
+    assert "from-" not in ended.out + ended.err
+
+
+async def test_an_invalid_request_can_be_mended_into_a_resource_of_its_own(rig: Rig) -> None:
+    requester = await rig.start()
+    attributes = {k: v for k, v in MESSENGER["ottPlatformAttributes"].items() if k != "pageId"}
+    body = json.dumps({**MESSENGER, "ottPlatformAttributes": attributes}).encode()
+    asked = await requester.publish(body, content_type="text/plain")
+    assert (await requester.reply(asked))["status"] == "rejected"
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--set", "pageId=p")
+    assert ended.code == 0
+    await until(lambda: Key(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
+
+
+async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 2)
+    ended = await ott_worker(
+        rig.settings(), "dead-letters", "replay", "--all", "--force", "--set", "pageName=", "--dry-run"
+    )
+    assert ended.code == 1
+    assert "left where it is: PageName must be provided" in ended.out
+    ended = await ott_worker(
+        rig.settings(), "dead-letters", "replay", "--all", "--force", "--set", "pageName="
+    )
+    assert (ended.code, ended.out) == (1, "0 dead letters replayed, 2 left.\n")
+    assert [m.message_id for m in await dead_queue(requester)] == ids
+    assert await requester.depth("requests") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["replay"], "wants a filter, or --all"),
+        (["discard"], "wants a filter, or --all"),
+        (["discard", "--all"], "give --yes"),
+        (["show"], "wants the id"),
+        (["replay", "--all", "--set", "nonsense=1"], "must be FIELD=VALUE"),
+        (["replay", "--all", "--set", "isActive=yes"], "must be true, false, 0 or 1"),
+        (["replay", "--all", "--set", "pageName=@/nowhere"], "cannot be read"),
+        (["replay", "--all", "--set", "pageName=-", "--set", "pageId=-"], "is read for pageName already"),
+        (["replay", "--all", "--rate", "0"], "--rate must be"),
+        (["list", "--since", "yesterday"], "--since must be a time"),
+    ],
+)
+async def test_wrong_usage_is_one_clear_line(rig: Rig, arguments: list[str], said: str) -> None:
+    ended = await ott_worker(rig.settings(), "dead-letters", *arguments)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert said in ended.err
+
+
+async def test_without_a_journal_nothing_is_published_unless_forced(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 2)
+    refused = await ott_worker(rig.settings(journal=False), "dead-letters", "replay", "--all")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "--force" in refused.err
+    assert await requester.depth("dead") == 2
+    forced = await ott_worker(rig.settings(journal=False), "dead-letters", "replay", "--all", "--force")
+    assert forced.code == 0
+    assert await requester.depth("requests") == 2
+
+
+async def test_letters_that_the_journal_does_not_reach_back_to_are_not_published(
+    rig: Rig, requester: Requester
+) -> None:
+    await bury(requester, 2)
+    refused = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+    assert "does not reach back" in refused.err
+    assert (await requester.depth("dead"), await requester.depth("requests")) == (2, 0)
+
+
+async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 30, reasons=("exhausted", "invalid"))
+    ended = await ott_worker(
+        rig.settings(), "dead-letters", "discard", "--reason", "invalid", "--since", "2026-01-01", "--yes"
+    )
+    assert (ended.code, ended.out) == (0, "15 dead letters discarded.\n")
+    assert [m.message_id for m in await dead_queue(requester)] == ids[::2]
+
+
+async def test_a_letter_that_fails_again_is_left_for_another_run(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(b"{}", message_id="hopeless")
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--json")
+    assert ended.documents == [{"replayed": 1, "left": 0, "unfit": 0}]
+    await until(lambda: requester.depth("dead"), "the dead letter's return")
+    (again,) = (await ott_worker(rig.settings(), "dead-letters", "list", "--json")).documents
+    assert (again["id"], again["replays"]) == ("hopeless", 1)
+
+
+async def test_the_rate_is_kept(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 60)
+    process = await begin(
+        rig.settings(), "dead-letters", "replay", "--all", "--force", "--rate", "20", "--json"
+    )
+    await until(lambda: requester.depth("requests"), "the first replay")
+    begun = asyncio.get_running_loop().time()
+    await process.communicate()
+    assert asyncio.get_running_loop().time() - begun > 1.5  # 20 at once, then 20 a second
+    assert await requester.depth("requests") == 60
+
+
+async def test_an_interrupted_replay_leaves_the_rest_in_place(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 300)
+    process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force", "--rate", "50")
+    await until(lambda: requester.depth("requests"), "the first replay")
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, b"Traceback" in err) == (130, False)
+    replayed = await requester.depth("requests")
+    assert f"{replayed} dead letters replayed" in out.decode()
+    assert [m.message_id for m in await dead_queue(requester)] == ids[replayed:]
+
+
+async def test_a_full_requests_queue_holds_a_replay_up_until_it_is_stopped(
+    rig: Rig, requester: Requester
+) -> None:
+    name = f"{requester.prefix}.requests"
+    await requester.channel.queue_delete(name)
+    arguments = {"x-queue-type": "quorum", "x-overflow": "reject-publish", "x-max-length": 1}
+    queue = await requester.channel.declare_queue(name, durable=True, arguments=arguments)
+    await queue.bind(requester.prefix, "request")
+    ids = await bury(requester, 600)
+    process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force")
+    assert process.stderr is not None
+    assert b"does not take the message" in await asyncio.wait_for(process.stderr.readline(), 30)
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, b"Traceback" in err) == (130, False)
+    replayed = int(out.split()[0])
+    assert 0 < replayed < 600
+    left = [m.message_id for m in await dead_queue(requester)]
+    assert len(left) == 600 - replayed
+    assert left == [i for i in ids if i in left]
+
+
+async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> None:
+    fates = await kill_replays(rig, letters=450, kills=2, rate=60)
+    assert fates == {"registered": 250, "superseded": 50, "dead": 150}
+
+
+async def kill_replays(rig: Rig, *, letters: int, kills: int, rate: int) -> Counter[str]:
+    """Have the worker make dead letters of three kinds, a third each: privileges refused, attempts spent,
+    and invalid. Register something newer for a sixth of the first two. Replay all but the invalid, killed
+    over and over with SIGKILL, and at last to its end; what became of each letter. One letter for each
+    resource, so that what Marketing Cloud holds in the end can be told."""
+    requester = await rig.start(retry_attempts=1, gate_after=1_000_000)
+    third = letters // 3
+    kinds = {f"refused-{i}": messenger(f"refused-{i}", "old") for i in range(third)}
+    kinds |= {f"spent-{i}": messenger(f"spent-{i}", "old") for i in range(third)}
+    kinds |= {f"invalid-{i}": messenger(f"invalid-{i}", "") for i in range(third)}
+    refused, spent = Status(path="registration", status=403, errorcode=20002), Status(status=500)
+    rig.sandbox.faults.add(refused.model_copy(update={"count": third}))
+    rig.sandbox.faults.add(spent.model_copy(update={"path": "registration", "count": third}))
+    asked = [await requester.publish(body, message_id=name) for name, body in kinds.items()]
+    assert {(await requester.reply(i))["status"] for i in asked} == {"failed", "rejected"}
+    rig.sandbox.heal()
+    overtaken = [name for name in kinds if not name.startswith("invalid")][::6]
+    newer = [
+        await requester.publish(messenger(name, "new"), message_id=f"newer-{name}") for name in overtaken
+    ]
+    assert {(await requester.reply(i))["status"] for i in newer} == {"registered"}
+
+    command = ("dead-letters", "replay", "--reason=forbidden", "--reason=exhausted")
+    for _ in range(kills):
+        replies = len(requester.order)
+        process = await begin(rig.settings(), *command, f"--rate={rate}")
+        await until(lambda n=replies: len(requester.order) > n, "the first replay's reply")
+        process.send_signal(signal.SIGKILL)
+        await process.communicate()
+        await until(lambda: _is_more_than(requester, third), "what was held to come back")
+    ended = await ott_worker(rig.settings(), *command)
+    assert ended.code == 0, ended.err
+    await drain(rig, requester)
+
+    names = dict(zip(asked, kinds, strict=True))
+    last = {names[i]: json.loads(requester.replies[i][-1].body)["status"] for i in asked}
+    dead = {m.message_id for m in await dead_queue(requester)}
+    assert dead == {name for name in kinds if name.startswith("invalid")}
+    assert {name for name, status in last.items() if status == "superseded"} == set(overtaken)
+    for name in set(kinds) - dead:
+        assert held(rig, name)["pageName"] == ("new" if name in overtaken else "old")
+    return Counter("dead" if name in dead else status for name, status in last.items())
+
+
+async def _is_more_than(requester: Requester, count: int) -> bool:
+    return await requester.depth("dead") > count
+
+
+async def drain(rig: Rig, requester: Requester) -> None:
+    """Stop the worker when it has settled everything."""
+    while True:
+        await until(lambda: _is_drained(requester), "the requests queue to be drained")
+        await rig.stop_worker(rig._running[0][0])
+        if await requester.depth("requests") == 0:
+            return
+        await rig.start()
+
+
+async def _is_drained(requester: Requester) -> bool:
+    return await requester.depth("requests") == 0
+
+
+async def requests_queue(requester: Requester, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """What lies in the requests queue, in its order; taken out for good."""
+    taken: list[aio_pika.abc.AbstractIncomingMessage] = []
+
+    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        taken.append(message)
+
+    queue = await requester.channel.get_queue(f"{requester.prefix}.requests", ensure=False)
+    tag = await queue.consume(take, no_ack=True)
+    await until(lambda: len(taken) >= count, "the messages")
+    await queue.cancel(tag)
+    return taken

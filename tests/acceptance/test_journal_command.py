@@ -1,0 +1,66 @@
+"""`ott-worker journal`: what became of requests (contract §8)."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from tests.acceptance.dead_letter_commands import begin, ott_worker, turned_down
+from tests.rig import Requester, Rig, messenger
+
+
+@pytest.fixture
+async def requester(rig: Rig) -> Requester:
+    """Five requests for pages 0 to 4 were registered, and one for page 2 was turned down."""
+    requester = await rig.start()
+    for i in range(5):
+        await requester.ask(messenger(f"page-{i}"), message_id=f"id-{i}")
+    await turned_down(rig, requester, "page-2", "name", message_id="refused")
+    return requester
+
+
+async def test_the_last_records_are_printed_oldest_first(rig: Rig, requester: Requester) -> None:
+    everything = await ott_worker(rig.settings(), "journal", "--json")
+    assert [d["id"] for d in everything.documents] == [*(f"id-{i}" for i in range(5)), "refused"]
+    last = await ott_worker(rig.settings(), "journal", "--json", "-n", "2")
+    assert last.documents == everything.documents[-2:]
+    assert (await ott_worker(rig.settings(), "journal", "-n", "0", "--json")).out == ""
+    assert {"id", "status", "ottPlatformName", "resourceId", "receivedAt", "completedAt"} <= set(
+        last.documents[0]
+    )
+
+
+async def test_a_resource_has_a_history(rig: Rig, requester: Requester) -> None:
+    ended = await ott_worker(rig.settings(), "journal", "--resource", "page-2", "--json")
+    assert [(d["id"], d["status"]) for d in ended.documents] == [
+        ("id-2", "registered"),
+        ("refused", "failed"),
+    ]
+
+
+async def test_a_request_has_a_fate(rig: Rig, requester: Requester) -> None:
+    ended = await ott_worker(rig.settings(), "journal", "--id", "refused")
+    assert "forbidden" in ended.out
+    assert "page-2" in ended.out
+    nothing = await ott_worker(rig.settings(), "journal", "--id", "nobody")
+    assert (nothing.code, nothing.out) == (0, "The journal holds no such record.\n")
+
+
+async def test_follow_prints_what_is_settled_from_now_on(rig: Rig, requester: Requester) -> None:
+    process = await begin(rig.settings(), "journal", "--follow", "--json", "-n", "1")
+    assert process.stdout is not None
+    seen = [json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["id"]]
+    for name in ("later", "latest"):
+        await requester.ask(messenger("p"), message_id=name)
+        seen.append(json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["id"])
+    assert seen == ["refused", "later", "latest"]
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert (process.returncode, b"Traceback" in err) == (130, False)
+
+
+async def test_no_journal_is_one_clear_line(rig: Rig, requester: Requester) -> None:
+    ended = await ott_worker(rig.settings(prefix="test.nowhere"), "journal")
+    assert (ended.code, ended.err.count("\n")) == (3, 1)
+    assert "test.nowhere.journal is missing" in ended.err

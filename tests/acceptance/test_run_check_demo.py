@@ -1,0 +1,122 @@
+"""`run`, `check` and `demo` as a user meets them (contract §8)."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+
+from tests.rig import Rig, environment, messenger, until
+from worker.settings import Settings
+
+
+def ott_worker(*words: str, **given: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("OTT_")} | given
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *words],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> None:
+    done = ott_worker("demo", OTT_AMQP_URL=clean_broker)
+    assert done.returncode == 0, done.stderr
+    assert "All 6 requests were answered as expected." in done.stdout
+    assert done.stderr == ""
+
+
+def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
+    done = ott_worker("demo", OTT_AMQP_URL="amqp://guest:s3cret@127.0.0.1:1/")
+    assert done.returncode == 3
+    assert done.stderr == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
+
+
+async def test_check_tells_line_by_line_what_works(rig: Rig, clean_broker: str) -> None:
+    given = environment(rig.settings())
+    fresh = await asyncio.to_thread(ott_worker, "check", **_only_ott(given))
+    assert fresh.returncode == 0, fresh.stdout
+    assert [line.split()[:2] for line in fresh.stdout.splitlines()] == [
+        ["ok", "settings"],
+        ["ok", "broker"],
+        ["ok", "topology"],
+        ["ok", "token"],
+    ]
+    strict = await asyncio.to_thread(ott_worker, "check", **_only_ott(given), OTT_DECLARE="false")
+    assert strict.returncode == 3
+    assert "is missing" in strict.stdout
+    wrong = await asyncio.to_thread(
+        ott_worker, "check", **{**_only_ott(given), "OTT_MC_CLIENT_SECRET": "wr0ng"}
+    )
+    assert wrong.returncode == 3
+    assert "401 invalid_client" in wrong.stdout
+    assert "wr0ng" not in wrong.stdout + wrong.stderr
+
+
+def test_a_wrong_setting_ends_every_command_with_2_and_one_line() -> None:
+    for words in (["run"], ["demo"], ["submit", "-"], ["dead-letters", "list"], ["journal"]):
+        done = ott_worker(*words, OTT_PREFETCH="many")
+        assert (done.returncode, done.stderr) == (2, "ott-worker: OTT_PREFETCH must be a whole number\n"), (
+            words
+        )
+
+
+def test_check_with_a_wrong_setting_exits_2() -> None:
+    done = ott_worker("check", OTT_PREFETCH="many")
+    assert done.returncode == 2
+    assert "OTT_PREFETCH must be a whole number" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "check", "submit", "journal", "sandbox", "schema"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = ott_worker(command, "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_run_serves_requests_and_probes_and_drains_on_a_signal(
+    rig: Rig, make_settings: Callable[..., Settings], number: signal.Signals
+) -> None:
+    given = {**environment(rig.settings()), "OTT_ADMIN_PORT": "0", "OTT_LOG_LEVEL": "debug"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "run"], env=given, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        lines = []
+        while not lines or not lines[-1]["event"].startswith("subscribed"):
+            lines.append(json.loads(await asyncio.to_thread(process.stderr.readline)))
+        admin = next(line["url"] for line in lines if line["event"] == "admin server listening")
+        requester = await rig.requester_for(rig.settings())
+        assert (await requester.ask(messenger()))["status"] == "registered"
+        assert await until(lambda: _get(f"{admin}/readyz")[0] == 200)
+        assert _get(f"{admin}/livez")[0] == 200
+        assert b"ott_" in _get(f"{admin}/metrics")[1]
+        process.send_signal(number)
+        _, rest = await asyncio.to_thread(process.communicate, timeout=30)
+        assert process.returncode == 0
+        assert [json.loads(line)["event"] for line in rest.splitlines()][-1] == "stopped"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def _only_ott(given: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in given.items() if name.startswith("OTT_")}

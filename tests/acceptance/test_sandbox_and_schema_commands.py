@@ -1,0 +1,100 @@
+"""`ott-worker sandbox` and `ott-worker schema`, as a user runs them."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.sandbox_client import SandboxClient
+
+COMMAND = (sys.executable, "-m", "worker")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@asynccontextmanager
+async def sandbox_command(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """The running command and the line that it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        "sandbox",
+        "--port",
+        "0",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    try:
+        async with asyncio.timeout(60):
+            yield process, (await process.stdout.readline()).decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_sandbox_prints_one_line_and_ends_cleanly(number: signal.Signals) -> None:
+    async with sandbox_command() as (process, line):
+        url = line.split("OTT_MC_REST_URL=")[1].split()[0]
+        assert f"OTT_MC_AUTH_URL={url}" in line
+        assert "OTT_MC_CLIENT_ID=sandbox OTT_MC_CLIENT_SECRET=sandbox" in line
+        async with SandboxClient(url) as client:
+            assert (await client.register()).status == 201
+            process.send_signal(number)
+            rest, errors = await process.communicate()
+        assert (process.returncode, rest, errors) == (0, b"", b"")
+
+
+async def test_the_sandbox_does_not_print_a_secret_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "canary-4711")
+    async with sandbox_command() as (_, line):
+        assert "Sandbox on http://127.0.0.1:" in line
+        assert "canary" not in line
+
+
+async def test_a_taken_port_is_one_clear_line_and_exit_2() -> None:
+    async with sandbox_command() as (_, line):
+        port = line.split(" · ")[0].rpartition(":")[2]
+        result = await asyncio.to_thread(run, "sandbox", "--port", port)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert f"127.0.0.1:{port}" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--token-lifetime", "no"], ["--storm"]])
+def test_wrong_usage_of_the_sandbox_is_exit_2(arguments: list[str]) -> None:
+    result = run("sandbox", *arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_schema_prints_json_schemas() -> None:
+    result = run("schema")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {"Registration", "Result", "ErrorEnvelope"} <= set(json.loads(result.stdout)["$defs"])
+
+
+def test_schema_prints_an_asyncapi_document_for_a_prefix() -> None:
+    result = run("schema", "--asyncapi", "--prefix", "shop")
+    assert result.returncode == 0
+    document = json.loads(result.stdout)
+    assert document["asyncapi"] == "3.0.0"
+    assert document["channels"]["requests"]["address"] == "shop.requests"
+
+
+@pytest.mark.parametrize("command", ["sandbox", "schema"])
+def test_help_has_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert f"ott-worker {command}" in result.stdout

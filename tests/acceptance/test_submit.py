@@ -1,0 +1,581 @@
+"""`ott-worker submit` as its user sees it: files, a terminal, exit codes."""
+
+import asyncio
+import csv
+import json
+import os
+import pty
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+
+from tests.faults.proxy import Proxy
+from tests.rig import MESSENGER, Rig, environment, messenger, until
+from worker.cli.app import main
+from worker.sandbox.faults import Latency, Status
+from worker.settings import Settings
+
+ATTRIBUTES: dict[str, Any] = MESSENGER["ottPlatformAttributes"]
+HEADER = ["ottPlatformName", *ATTRIBUTES]
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """Runs `ott-worker submit` in a process of its own, with the settings of a rig."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.environment = environment(settings)
+        self._started: list[asyncio.subprocess.Process] = []
+
+    async def start(self, *arguments: str | Path, **more: str) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "worker", "submit", *map(str, arguments)),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env={**self.environment, **more},
+        )
+        self._started.append(process)
+        return process
+
+    async def __call__(self, *arguments: str | Path, stdin: bytes = b"", **more: str) -> Ended:
+        return await ended(await self.start(*arguments, **more), stdin)
+
+    def kill(self) -> None:
+        for process in self._started:
+            if process.returncode is None:
+                process.kill()
+
+
+async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    return Ended(process.returncode or 0, out.decode(), err.decode())
+
+
+async def told(process: asyncio.subprocess.Process, text: str) -> None:
+    """Wait until the command says this on standard error."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while text not in (await process.stderr.readline()).decode():
+            pass
+
+
+@pytest.fixture
+async def submit(rig: Rig, broker_url: str, prefix: str) -> AsyncIterator[Command]:
+    """The command, beside a worker that runs."""
+    await rig.start()
+    command = Command(rig.settings())
+    yield command
+    command.kill()
+
+
+def write_pages(path: Path, ids: Iterable[object], **more: Any) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for page_id in ids:
+            writer.writerow(["messenger", *{**ATTRIBUTES, "pageId": page_id, **more}.values()])
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pages_called(rig: Rig) -> list[str]:
+    return [str(call.resource_id) for call in rig.sandbox.history.registration_calls]
+
+
+async def job_queues(url: str, results: Path, prefix: str) -> AsyncIterator[str]:
+    """The reply queue of the job that wrote these results, if it is still there."""
+    job = lines(results)[0]["requestId"].rpartition("-")[0]
+    connection = await aio_pika.connect(url)
+    async with connection:
+        channel = await connection.channel()
+        try:
+            await channel.declare_queue(f"{prefix}.job.{job}", passive=True)
+            yield f"{prefix}.job.{job}"
+        except aio_pika.exceptions.ChannelNotFoundEntity:
+            return
+
+
+async def test_a_csv_file_is_registered_with_a_line_for_each_row(
+    submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
+) -> None:
+    pages = write_pages(tmp_path / "pages.csv", range(1, 51))
+    results = tmp_path / "results.jsonl"
+    end = await submit(pages, "--results", results)
+    assert (end.code, end.err) == (0, "")
+    assert end.out.startswith("50 rows read in 0:00:0")
+    assert end.out.endswith(": 50 registered.\n")
+    written = sorted(lines(results), key=lambda line: line["row"])
+    assert [line["row"] for line in written] == list(range(1, 51))
+    assert written[1] == {
+        "row": 2,
+        "requestId": written[1]["requestId"],
+        "status": "registered",
+        "ottPlatformName": "messenger",
+        "resourceId": "2",
+        "errors": [],
+    }
+    assert len({line["requestId"] for line in written}) == 50
+    assert sorted(pages_called(rig), key=int) == [str(number) for number in range(1, 51)]
+    assert [name async for name in job_queues(broker_url, results, prefix)] == []
+
+
+async def test_what_is_not_registered_is_told_by_error_and_first_rows(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    rows = [
+        messenger("1"),
+        messenger("2", ""),
+        b"{not json",
+        messenger("4", "", endpointUrl=None),
+        messenger("5"),
+        b"[1]",
+    ]
+    rig.sandbox.faults.add(
+        Status(status=403, errorcode=20002, message="Insufficient privileges", resource_id="5")
+    )
+    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
+    end = await submit("pages.jsonl", "--results", "results.jsonl")
+    assert end.code == 1
+    assert "6 rows read" in end.out
+    assert ": 1 registered, 4 rejected, 1 failed.\n" in end.out
+    table = [line.split() for line in end.out.splitlines()[2:]]
+    assert table[0] == ["rejected", "2", "PageName", "must", "be", "provided", "2,", "4"]
+    assert ["failed", "1", "Insufficient", "privileges", "5"] in table
+    written = {line["row"]: line for line in lines(tmp_path / "results.jsonl")}
+    assert written[3] == {
+        "row": 3,
+        "requestId": written[3]["requestId"],
+        "status": "rejected",
+        "ottPlatformName": None,
+        "resourceId": None,
+        "errors": ["The row is not valid JSON."],
+    }
+    assert written[4]["errors"] == ["EndpointUrl must be provided", "PageName must be provided"]
+    assert written[5]["status"] == "failed"
+    assert written[6]["errors"] == ["The row is not a JSON object."]
+
+
+async def test_no_secret_is_written_or_shown(
+    submit: Command, tmp_path: Path, secret_values: dict[str, str]
+) -> None:
+    names = ("applicationSecret", "pageAccessToken", "callbackVerifyToken")
+    given = {name: secret_values[name] for name in names}
+    rows = [messenger("1", **given), messenger("2", "", **given), messenger("3", **given)[:-1]]
+    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
+    end = await submit("pages.jsonl", "--results", "results.jsonl")
+    assert end.code == 1
+    checked = await submit("pages.jsonl", "--check")
+    shown = end.out + end.err + checked.out + checked.err + (tmp_path / "results.jsonl").read_text()
+    assert [value for value in secret_values.values() if value in shown] == []
+
+
+async def test_json_lines_and_an_array_come_from_standard_input_too(submit: Command, rig: Rig) -> None:
+    as_lines = b"\n".join(messenger(page_id) for page_id in ("1", "2"))
+    as_array = b"[" + b",\n".join(messenger(page_id) for page_id in ("3", "4")) + b"]"
+    assert (await submit("-", stdin=as_lines)).code == 0
+    assert (await submit("-", stdin=as_array)).code == 0
+    assert sorted(pages_called(rig)) == ["1", "2", "3", "4"]
+
+
+async def test_rows_of_standard_input_are_sent_as_they_come(submit: Command, rig: Rig) -> None:
+    process = await submit.start("-")
+    assert process.stdin is not None
+    process.stdin.write(messenger("1") + b"\n" + messenger("2") + b"\n")
+    await process.stdin.drain()
+    await until(lambda: sorted(pages_called(rig)) == ["1", "2"])
+    assert (await ended(process, messenger("3"))).code == 0
+    assert sorted(pages_called(rig)) == ["1", "2", "3"]
+
+
+async def test_several_files_are_one_job_whose_rows_are_counted_on(submit: Command, tmp_path: Path) -> None:
+    write_pages(tmp_path / "a.csv", [1, 2])
+    (tmp_path / "b.json").write_bytes(b"[" + messenger("3") + b"]")
+    assert (await submit("a.csv", "b.json", "--results", "results.csv")).code == 0
+    written = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert sorted((line["row"], line["resourceId"]) for line in written) == [
+        ("1", "1"),
+        ("2", "2"),
+        ("3", "3"),
+    ]
+    assert list(written[0]) == ["row", "requestId", "status", "ottPlatformName", "resourceId", "errors"]
+
+
+async def test_the_platform_and_the_account_can_be_given_for_all_rows(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    attributes = {name: str(value) for name, value in ATTRIBUTES.items()}
+    (tmp_path / "pages.csv").write_text(";".join(attributes) + "\n" + ";".join(attributes.values()) + "\n")
+    end = await submit("pages.csv", "--platform", "messenger", "--account", "510001")
+    assert end.code == 0
+    (call,) = rig.sandbox.history.registration_calls
+    assert (call.account, call.platform, call.resource_id) == ("510001", "messenger", ATTRIBUTES["pageId"])
+
+
+async def test_of_several_rows_for_one_page_the_last_one_is_what_remains(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    names = [f"Page {number}" for number in range(40)]
+    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(messenger("1", name) for name in names))
+    assert (await submit("pages.jsonl")).code == 0
+    called = [call.body for call in rig.sandbox.history.registration_calls]
+    assert [body["ottPlatformAttributes"]["pageName"] for body in called if body] == names
+
+
+async def test_check_tells_each_invalid_row_and_needs_no_broker_and_no_credentials(tmp_path: Path) -> None:
+    rows = [messenger("1"), messenger("2", ""), b"nonsense", messenger("4", isActive=2)]
+    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
+    command = Command(Settings(amqp_url="amqp://127.0.0.1:1/"))
+    end = await command("pages.jsonl", "--check", "--results", "invalid.jsonl")
+    assert (end.code, end.err) == (1, "")
+    assert end.out.splitlines()[:4] == [
+        "row 2: PageName must be provided",
+        "row 3: The row is not valid JSON.",
+        "row 4: IsActive is invalid",
+        "4 rows: 1 valid, 3 invalid.",
+    ]
+    assert lines(tmp_path / "invalid.jsonl")[0] == {
+        "row": 2,
+        "requestId": None,
+        "status": "invalid",
+        "ottPlatformName": "messenger",
+        "resourceId": "2",
+        "errors": ["PageName must be provided"],
+    }
+
+
+async def test_check_is_content_with_a_valid_file(tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", range(3))
+    end = await Command(Settings(amqp_url="amqp://127.0.0.1:1/"))("pages.csv", "--check")
+    assert (end.code, end.out, end.err) == (0, "3 rows: 3 valid, 0 invalid.\n", "")
+
+
+async def test_no_wait_only_publishes(submit: Command, rig: Rig, tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", [1, 2, 3])
+    end = await submit("pages.csv", "--no-wait")
+    assert end.code == 0
+    assert end.out.endswith(": 3 published.\n")
+    replies = [json.loads((await rig.requester.take("replies")).body) for _ in range(3)]
+    assert {(reply["status"], reply["resourceId"]) for reply in replies} == {
+        ("registered", "1"),
+        ("registered", "2"),
+        ("registered", "3"),
+    }
+
+
+async def test_quiet_says_nothing(submit: Command, tmp_path: Path) -> None:
+    (tmp_path / "pages.jsonl").write_bytes(messenger("1", ""))
+    end = await submit("pages.jsonl", "--quiet")
+    assert (end.code, end.out, end.err) == (1, "", "")
+
+
+async def test_without_a_broker_it_ends_with_3(tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    end = await Command(Settings(amqp_url="amqp://u:hidden@127.0.0.1:1/"))("pages.csv")
+    assert end.code == 3
+    assert end.err == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
+    assert end.out == ""
+
+
+async def test_where_no_worker_has_declared_its_queues_it_ends_with_3(
+    make_settings: Callable[..., Settings], tmp_path: Path, prefix: str
+) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    end = await Command(make_settings())("pages.csv")
+    assert end.code == 3
+    assert end.err.startswith(f"ott-worker: Nothing takes requests at {prefix}: start the worker once")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["missing.csv"], "missing.csv cannot be read: No such file or directory"),
+        (["pages.csv", "--platform", "telegram"], "--platform must be messenger or line"),
+        (["pages.csv", "--resume"], "--resume goes on from a results file: name it with --results"),
+        (["pages.csv", "--no-wait", "--results", "r.jsonl"], "--no-wait follows no replies"),
+        (["headless.csv"], "headless.csv: no column has the name of an attribute (such as pageId)"),
+        (["pages.csv", "--results", "nowhere/r.jsonl"], "--results nowhere/r.jsonl cannot be written"),
+        (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
+        (["-", "-"], "Standard input (-) can be read only once"),
+        (["pages.csv", "--encoding", "klingon"], "--encoding must be the name of a text encoding"),
+        ([], "Missing argument 'FILE...'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_ends_with_2_and_one_line(
+    arguments: list[str],
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    (tmp_path / "headless.csv").write_text("messenger,1\nmessenger,2\n")
+    monkeypatch.setattr(sys, "argv", ["ott-worker", "submit", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"ott-worker: {error}")
+    assert err.count("\n") == 1
+
+
+async def test_results_of_an_earlier_run_are_not_overwritten(submit: Command, tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    assert (await submit("pages.csv", "--results", "r.jsonl")).code == 0
+    before = (tmp_path / "r.jsonl").read_text()
+    end = await submit("pages.csv", "--results", "r.jsonl")
+    assert end.code == 2
+    assert "holds the results of an earlier run: add --resume to go on with it" in end.err
+    assert (tmp_path / "r.jsonl").read_text() == before
+
+
+async def test_two_jobs_do_not_write_one_results_file(submit: Command, tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    first = await submit.start("-", "--results", "r.jsonl")
+    await until((tmp_path / "r.jsonl").exists)
+    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
+    assert (end.code, end.err) == (2, "ott-worker: --results r.jsonl is being written by another job\n")
+    assert (await ended(first)).code == 0
+
+
+async def test_a_results_file_that_takes_no_more_ends_the_job(
+    submit: Command, tmp_path: Path, broker_url: str, prefix: str
+) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    end = await submit("pages.csv", "--results", "/dev/full")
+    assert end.code == 1
+    assert "ott-worker: /dev/full cannot be written: No space left on device\n" in end.err
+
+
+async def test_ctrl_c_ends_it_while_it_waits_for_standard_input(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    process = await submit.start("-", "--results", "r.jsonl")
+    assert process.stdin is not None
+    process.stdin.write(messenger("1") + b"\n")
+    await until(lambda: (tmp_path / "r.jsonl").exists() and lines(tmp_path / "r.jsonl"))
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 30) == 130
+    assert "Interrupted after row 1. Nothing is out" in (await ended(process)).err
+
+
+async def test_ctrl_c_stops_and_resume_goes_on_without_sending_again_what_was_registered(
+    submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.1))
+    write_pages(tmp_path / "pages.csv", range(1, 401))
+    results = tmp_path / "r.jsonl"
+    process = await submit.start("pages.csv", "--results", "r.jsonl", "--outstanding", "20")
+    await until(lambda: results.exists() and len(lines(results)) >= 40)
+    process.send_signal(signal.SIGINT)
+    end = await ended(process)
+    assert end.code == 130
+    assert "ott-worker: Interrupted after row" in end.err
+    assert "Nothing is out; go on with --resume" in end.err
+    first = {line["resourceId"] for line in lines(results)}
+    assert 40 <= len(first) < 400
+    assert sorted(pages_called(rig)) == sorted(first)
+
+    rig.sandbox.heal()
+    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
+    assert end.code == 0
+    assert f"{400 - len(first)} registered, {len(first)} settled before.\n" in end.out
+    assert sorted(pages_called(rig), key=int) == [str(number) for number in range(1, 401)]
+    assert len(lines(results)) == 400
+
+
+async def test_replies_that_come_after_an_interruption_are_taken_in_when_it_goes_on(
+    submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
+) -> None:
+    write_pages(tmp_path / "pages.csv", range(1, 31))
+    results = tmp_path / "r.jsonl"
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0, resource_id="1"))
+    rig.sandbox.faults.add(*(Latency(seconds=2, resource_id=str(n)) for n in range(2, 31)))
+    process = await submit.start("pages.csv", "--results", "r.jsonl")
+    await until(lambda: results.exists() and lines(results) and len(pages_called(rig)) == 30)
+    process.send_signal(signal.SIGINT)
+    await told(process, "Stopping: waiting for the last replies")
+    process.send_signal(signal.SIGINT)
+    end = await ended(process)
+    assert end.code == 130
+    assert len(lines(results)) < 30
+    assert "published and not answered; go on with --resume" in end.err
+
+    (queue,) = [name async for name in job_queues(broker_url, results, prefix)]
+    out = 30 - len(lines(results))
+
+    async def waiting() -> bool:
+        declared = await rig.requester.channel.declare_queue(queue, passive=True)
+        return (declared.declaration_result.message_count or 0) == out
+
+    await until(waiting, "the late replies")
+    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
+    assert end.code == 0
+    assert "30 rows read" in end.out
+    assert "30 settled before.\n" in end.out
+    assert len(pages_called(rig)) == 30
+    assert sorted(line["row"] for line in lines(results)) == list(range(1, 31))
+
+
+async def test_resume_after_kill_9_goes_on_past_a_torn_line(
+    submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
+    write_pages(tmp_path / "pages.csv", range(1, 301))
+    results = tmp_path / "r.jsonl"
+    process = await submit.start("pages.csv", "--results", "r.jsonl", "--outstanding", "50")
+    await until(lambda: results.exists() and len(lines(results)) >= 60)
+    process.kill()
+    await ended(process)
+    with results.open("a") as file:
+        file.write('{"row": 299, "requestId": "torn')
+    rig.sandbox.heal()
+    assert (await submit("pages.csv", "--results", "r.jsonl", "--resume")).code == 0
+    assert {line["row"] for line in lines(results)} == set(range(1, 301))
+    assert {line["status"] for line in lines(results)} == {"registered"}
+
+
+async def test_resume_never_rolls_a_page_back_to_an_older_row(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    rows = [messenger("1", "old"), messenger("2"), messenger("1", "new")]
+    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
+    rig.sandbox.faults.add(Status(status=403, errorcode=20002, resource_id="1", count=1))
+    assert (await submit("pages.jsonl", "--results", "r.jsonl")).code == 1
+    assert len(pages_called(rig)) == 3
+    end = await submit("pages.jsonl", "--results", "r.jsonl", "--resume")
+    assert end.code == 0
+    assert len(pages_called(rig)) == 3
+    last = lines(tmp_path / "r.jsonl")[-1]
+    assert (last["row"], last["status"]) == (1, "superseded")
+    assert last["errors"] == ["Row 3, a later one, is registered for the same resource."]
+
+
+async def test_resume_sends_mended_rows_again(submit: Command, rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", ""))
+    assert (await submit("pages.jsonl", "--results", "r.csv")).code == 1
+    (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", "Mended"))
+    assert (await submit("pages.jsonl", "--results", "r.csv", "--resume")).code == 0
+    assert pages_called(rig) == ["1", "2"]
+
+
+async def test_resume_notices_that_the_input_is_another_one(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    write_pages(tmp_path / "pages.csv", [1, 2])
+    assert (await submit("pages.csv", "--results", "r.jsonl")).code == 0
+    write_pages(tmp_path / "pages.csv", [3, 1, 2])
+    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
+    assert end.code == 2
+    assert "Row 1 is about another resource than the results file says, so the input has changed" in end.err
+    assert sorted(pages_called(rig)) == ["1", "2"]
+
+
+async def test_a_lost_connection_is_ridden_out(
+    submit: Command, rig: Rig, tmp_path: Path, broker_url: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
+    write_pages(tmp_path / "pages.csv", range(1, 501))
+    results = tmp_path / "r.jsonl"
+    parts = urlsplit(broker_url)
+    async with Proxy(parts.hostname or "localhost", parts.port or 5672) as proxy:
+        url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
+        process = await submit.start("pages.csv", "--results", "r.jsonl", OTT_AMQP_URL=url)
+        await until(lambda: results.exists() and len(lines(results)) >= 50)
+        proxy.refusing = True
+        proxy.reset()
+        await told(process, "trying again")
+        proxy.heal()
+        end = await ended(process)
+    assert end.code == 0
+    assert sorted(line["row"] for line in lines(results)) == list(range(1, 501))
+    assert {line["status"] for line in lines(results)} == {"registered"}
+
+
+async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
+    submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
+) -> None:
+    for service, _ in list(rig._running):
+        await rig.stop_worker(service)
+    write_pages(tmp_path / "pages.csv", [1, 2])
+    end = await submit("pages.csv", "--timeout", "1")
+    assert end.code == 1
+    assert f"No worker takes requests from {prefix}.requests: start one." in end.err
+    assert "ott-worker: No reply came for 1 s. 2 rows (between 1 and 2) published and not answered" in end.err
+    requests = await rig.requester.channel.get_queue(f"{prefix}.requests", ensure=False)
+    async with requests.iterator(no_ack=True, timeout=30) as messages:
+        kept = str((await anext(messages)).reply_to)
+    assert kept.startswith(f"{prefix}.job.")
+    await rig.requester.channel.queue_delete(kept)
+
+
+async def test_input_that_breaks_off_is_told_after_what_came_before_is_registered(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    (tmp_path / "pages.json").write_bytes(b"[" + messenger("1") + b"," + messenger("2")[:50])
+    end = await submit("pages.json")
+    assert end.code == 1
+    assert "pages.json cannot be read on after row 1: the input ends in the middle of the next row" in end.err
+    assert pages_called(rig) == ["1"]
+
+
+async def test_on_a_terminal_a_bar_is_shown_and_taken_away_again(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    write_pages(tmp_path / "pages.csv", range(1, 301))
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", "submit", "pages.csv"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**submit.environment, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+    )
+    os.close(theirs)
+    shown = await asyncio.to_thread(_read_all, ours)
+    assert await process.wait() == 0
+    assert "━" in shown
+    assert "rows/s" in shown
+    for name in ("read", "published", "registered", "rejected", "failed"):
+        assert name in shown
+    end = shown.rpartition("\x1b[2K")[2]
+    assert end.endswith("300 registered.\r\n")
+
+
+def _read_all(descriptor: int) -> str:
+    parts = []
+    while True:
+        try:
+            part = os.read(descriptor, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(descriptor)
+    return b"".join(parts).decode()
+
+
+async def test_help_shows_an_example() -> None:
+    end = await Command(Settings())("--help", COLUMNS="120")
+    assert end.code == 0
+    assert "Example: ott-worker submit pages.csv --platform messenger --results results.jsonl" in end.out

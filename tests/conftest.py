@@ -1,0 +1,85 @@
+"""What all tests share: brokers to run against, a prefix of one's own, and nothing left behind."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.rig import DEFAULT_URL, Rig, delete_objects
+from worker.settings import Settings, load_settings
+
+BROKER_URLS = [
+    url
+    for url in os.environ.get("OTT_TEST_AMQP_URLS", os.environ.get("OTT_AMQP_URL", DEFAULT_URL)).split(",")
+    if url
+]
+PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS"})
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the machine, and no `.env`, reaches a test."""
+    for name in [name for name in os.environ if name.startswith("OTT_") and name not in PASSED_ON]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=BROKER_URLS, ids=lambda url: url.rpartition("@")[2].strip("/"))
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """Each broker that `OTT_TEST_AMQP_URLS` names, in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix that no other test has."""
+    return f"test.{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def clean_broker(broker_url: str, prefix: str) -> AsyncIterator[str]:
+    """The broker's URL; everything below the prefix is deleted afterwards."""
+    yield broker_url
+    await delete_objects(broker_url, prefix)
+
+
+@pytest.fixture
+def make_settings(clean_broker: str, prefix: str) -> Callable[..., Settings]:
+    """Settings for this test's broker and prefix, without a journal's long life or an admin port."""
+
+    def make(**overrides: object) -> Settings:
+        base: dict[str, object] = {
+            "amqp_url": clean_broker,
+            "prefix": prefix,
+            "mc_client_id": "sandbox",
+            "mc_client_secret": "sandbox",
+            "admin_port": None,
+            "retry_base": 0.02,
+        }
+        return load_settings(**{**base, **overrides})
+
+    return make
+
+
+@pytest.fixture
+async def rig(make_settings: Callable[..., Settings]) -> AsyncIterator[Rig]:
+    """A worker, the sandbox and a real broker; `await rig.start(...)` begins."""
+    async with Rig(make_settings) as a_rig:
+        yield a_rig
+
+
+@pytest.fixture
+def secret_values() -> dict[str, str]:
+    """A canary for each secret field."""
+    return {
+        name: f"canary-{name}-{uuid4().hex}"
+        for name in (
+            "applicationSecret",
+            "pageAccessToken",
+            "callbackVerifyToken",
+            "channelSecret",
+            "customerConnectSecret",
+        )
+    }

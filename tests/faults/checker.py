@@ -1,0 +1,195 @@
+"""One checker for the worker's promises: it is told what was done and seen, and says what does not fit.
+
+I1  every confirmed request ends in a reply, or a reply and a dead letter, or is still queued
+I2  nothing unexpected: no reply or dead letter that no request asked for, none with another outcome
+I3  acknowledged only after a positive confirm without a return, as the wire shows it
+I4  repeated replies stay within the number of faults times the prefetch
+I5  the last registration that counts at Marketing Cloud is, for every resource, the last one enqueued
+I6  never two calls in flight for one resource
+I7  after healing everything drains, and nothing stays unacknowledged
+I8  no planted secret stands in a log, reply, header, metric or journal record
+I9  memory, open files and attempts stay bounded
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from tests.faults.load import Reply, Sent, version_of
+from worker.sandbox.history import Call
+
+MEMORY_LIMIT = 250 * 2**20  # bytes
+FILES_LIMIT = 2_000
+HUNG_UP_WITHIN = 0.05  # seconds
+
+
+@dataclass
+class DeadLetter:
+    """One message of the dead queue."""
+
+    request_id: str
+    reason: str
+    headers: str
+
+
+@dataclass
+class Evidence:
+    """What was done and what was seen."""
+
+    sent: Sequence[Sent]
+    replies: Sequence[Reply]
+    dead: Sequence[DeadLetter]
+    queued: int
+    calls: Sequence[Call]
+    registered: Mapping[str, int]  # resource → version that counts now
+    texts: Iterable[tuple[str, str]]  # where, and what stands there
+    secrets: Iterable[str]
+    strikes: int
+    prefetch: int
+    attempts: int
+    peak_memory: int = 0
+    peak_files: int = 0
+    given_up: frozenset[str] = frozenset()  # requests that the fault itself takes away or dead-letters
+    may_miss: frozenset[str] = frozenset()  # requests whose reply the fault itself may take away
+    too_early: Sequence[str] = ()  # requests that were acknowledged before their reply was confirmed
+    unfinished: frozenset[str] = frozenset()  # resources whose last request was given up
+
+
+@dataclass
+class Findings:
+    """What the evidence amounts to; `broken` names the promises that do not hold."""
+
+    operations: int
+    lost: int
+    unexpected: int
+    duplicates: int
+    order_violations: int
+    steps_back: int
+    peak_memory: int
+    broken: list[str] = field(default_factory=list)
+
+
+def check(evidence: Evidence) -> Findings:
+    """Hold the evidence against the promises."""
+    findings = Findings(len(evidence.sent), 0, 0, 0, 0, 0, evidence.peak_memory)
+    _nothing_lost(evidence, findings)
+    _nothing_unexpected(evidence, findings)
+    _few_duplicates(evidence, findings)
+    _latest_wins(evidence, findings)
+    _one_at_a_time(evidence, findings)
+    _no_secret(evidence, findings)
+    _bounded(evidence, findings)
+    return findings
+
+
+def _nothing_lost(evidence: Evidence, findings: Findings) -> None:
+    answered = {reply.request_id for reply in evidence.replies}
+    dead = {letter.request_id for letter in evidence.dead}
+    confirmed = [s for s in evidence.sent if s.confirmed and s.id not in evidence.given_up]
+    without_reply = [s for s in confirmed if s.id not in answered | evidence.may_miss]
+    findings.lost = max(0, len(without_reply) - evidence.queued)
+    if findings.lost:
+        findings.broken.append(f"I1: {findings.lost} lost, such as {[s.id for s in without_reply[:3]]}")
+    no_letter = [s.id for s in confirmed if not s.is_valid and s.id in answered and s.id not in dead]
+    if no_letter:
+        findings.lost += len(no_letter)
+        findings.broken.append(f"I1: answered without a dead letter: {no_letter[:3]}")
+    if evidence.too_early:
+        some = list(evidence.too_early)[:3]
+        findings.broken.append(f"I3: {len(evidence.too_early)} acknowledged too early, such as {some}")
+    if evidence.queued:
+        findings.broken.append(f"I7: {evidence.queued} still in the queue")
+
+
+def _nothing_unexpected(evidence: Evidence, findings: Findings) -> None:
+    requests = {request.id: request for request in evidence.sent}
+    for reply in evidence.replies:
+        request = requests.get(reply.request_id)
+        wanted = "registered" if request is not None and request.is_valid else "rejected"
+        if request is None or (reply.status != wanted and request.id not in evidence.given_up):
+            findings.unexpected += 1
+            findings.broken.append(f"I2: reply {reply.status} to {reply.request_id}: {reply.raw[:300]!r}")
+    for letter in evidence.dead:
+        request = requests.get(letter.request_id)
+        if request is None or (request.is_valid and request.id not in evidence.given_up):
+            findings.unexpected += 1
+            findings.broken.append(f"I2: dead letter {letter.reason} of {letter.request_id}")
+
+
+def _few_duplicates(evidence: Evidence, findings: Findings) -> None:
+    # A reply that its reader was given twice is one reply; a request that was published twice has two.
+    messages = {(reply.request_id, reply.message_id) for reply in evidence.replies}
+    replies = Counter(request_id for request_id, _ in messages)
+    findings.duplicates = sum(replies.values()) - len(replies)
+    again = sum(max(0, request.publishes - 1) for request in evidence.sent)
+    allowed = evidence.strikes * evidence.prefetch + again
+    if findings.duplicates > allowed:
+        findings.broken.append(f"I4: {findings.duplicates} repeated replies, {allowed} at most are allowed")
+
+
+def _latest_wins(evidence: Evidence, findings: Findings) -> None:
+    last: dict[str, int] = {}
+    for request in evidence.sent:
+        if request.resource and request.version and request.confirmed:
+            last[request.resource] = max(last.get(request.resource, 0), request.version)
+    for resource, version in last.items():
+        if resource not in evidence.unfinished and evidence.registered.get(resource) != version:
+            findings.order_violations += 1
+            findings.broken.append(
+                f"I5: {resource} holds version {evidence.registered.get(resource)}, the last is {version}"
+            )
+    for calls in _by_resource(evidence.calls).values():
+        done = [call for call in calls if call.status is not None and call.status < 300]
+        for before, after in pairwise(version_of(call.body) for call in done):
+            if after < before:
+                findings.steps_back += 1
+            elif after > before + 1 and not _is_given_up(evidence, done[0], range(before + 1, after)):
+                findings.order_violations += 1
+                findings.broken.append(f"I5: version {after} was registered straight after {before}")
+    again = sum(max(0, request.publishes - 1) for request in evidence.sent)
+    if findings.steps_back > evidence.strikes * evidence.prefetch + again:
+        findings.order_violations += findings.steps_back
+        findings.broken.append(f"I5: {findings.steps_back} times an older version came after a newer one")
+
+
+def _is_given_up(evidence: Evidence, call: Call, versions: range) -> bool:
+    gone = {(s.resource, s.version) for s in evidence.sent if s.id in evidence.given_up}
+    return all((call.resource_id, version) in gone for version in versions)
+
+
+def _one_at_a_time(evidence: Evidence, findings: Findings) -> None:
+    # That a client hung up is seen a moment later than its next call, which comes on another connection.
+    overlapping = [
+        after
+        for calls in _by_resource(evidence.calls).values()
+        for before, after in pairwise(calls)
+        if before.finished_at is None or before.finished_at > after.arrived_at + HUNG_UP_WITHIN
+    ]
+    if overlapping:
+        findings.order_violations += len(overlapping)
+        findings.broken.append(f"I6: {len(overlapping)} calls overlap, such as number {overlapping[0].seq}")
+
+
+def _no_secret(evidence: Evidence, findings: Findings) -> None:
+    secrets = list(evidence.secrets)
+    for where, text in evidence.texts:
+        findings.broken += [f"I8: {where} shows a secret" for secret in secrets if secret in text]
+
+
+def _bounded(evidence: Evidence, findings: Findings) -> None:
+    if evidence.peak_memory > MEMORY_LIMIT:
+        findings.broken.append(f"I9: memory rose to {evidence.peak_memory >> 20} MiB")
+    if evidence.peak_files > FILES_LIMIT:
+        findings.broken.append(f"I9: {evidence.peak_files} files were open")
+    most = max((reply.attempts for reply in evidence.replies), default=0)
+    if most > evidence.attempts:
+        findings.broken.append(f"I9: {most} attempts for one request")
+
+
+def _by_resource(calls: Iterable[Call]) -> dict[str, list[Call]]:
+    grouped: dict[str, list[Call]] = defaultdict(list)
+    for call in calls:
+        if call.resource_id is not None:
+            grouped[call.resource_id].append(call)
+    return grouped

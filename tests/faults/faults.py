@@ -1,0 +1,457 @@
+"""The faults, each as one strike: done at some moment under load, and healed when it returns.
+
+A strike returns the time (seconds since the epoch) from which recovery counts.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import formatdate
+
+from tests.faults.load import wait_for
+from tests.faults.stops import POINTS
+from tests.faults.workers import Stop, Worker
+from tests.faults.world import POISON, World, wait_for_letter
+from worker.sandbox.faults import (
+    AnyFault,
+    Garbage,
+    Half,
+    Hang,
+    Redirect,
+    Reset,
+    ShortToken,
+    Status,
+    Trickle,
+)
+
+Strike = Callable[[World], Awaitable[float]]
+HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
+QUICK_GATE = "worker.pipeline.gate.LONGEST_PROBE_WAIT=0.5"
+QUICK = {"OTT_HTTP_TIMEOUT": "1", "FAULTS_CLOCKS": QUICK_GATE}
+LIMITED = "limited"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the table: what is done, and what it needs."""
+
+    name: str
+    where: str
+    strike: Strike
+    own_node: bool = False
+    workers: int = 2
+    environment: Mapping[str, str] = field(default_factory=dict)
+    heartbeat: int | None = None
+    user: str | None = None  # the workers' own, who may lose permissions
+    behind_tls: bool = False  # whether workers reach Marketing Cloud by TLS, under a host name
+    around: Callable[[World], AbstractAsyncContextManager[None]] | None = None  # from before the first start
+    slow: bool = False  # a strike takes so long that the campaign strikes less often
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def _fault(name: str, where: str, strike: Strike, **needs: object) -> Fault:
+    FAULTS[name] = Fault(name, where, strike, **needs)  # type: ignore[arg-type]
+    return FAULTS[name]
+
+
+async def _active(world: World) -> Worker:
+    """The active worker; where all is answered and none has become active, any."""
+    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 30)
+    return world.workers.active or world.workers.running[0]
+
+
+# --- worker ---
+
+
+async def _standby(world: World) -> None:
+    """Wait until the replacement of the last one that was killed stands by."""
+    await wait_for(
+        lambda: sum(bool(w.told("subscribed")) for w in world.workers.running) >= world.workers.keep,
+        "a standby",
+    )
+
+
+async def _kill(world: World) -> float:
+    active = await _active(world)
+    await _standby(world)
+    active.kill()
+    return time.time()
+
+
+@asynccontextmanager
+async def _doomed(world: World) -> AsyncIterator[None]:
+    """Every worker stops itself at some await of the journey."""
+    points = sorted(POINTS)
+    world.workers.stop = lambda: Stop(world.rng.choice(points), world.rng.randrange(1, 1000))
+    yield
+
+
+async def _stop_at_an_await(world: World) -> float:
+    stopped = world.workers.stopped
+    await wait_for(lambda: world.workers.stopped > stopped or not world.load.unanswered(), "a stop", 60)
+    return time.time()
+
+
+@asynccontextmanager
+async def few_deliveries(world: World) -> AsyncIterator[None]:
+    """The broker gives a message up after so many deliveries that nearly all which share a crash with one
+    that ends every worker get through before: what came back three times is made alone, by chance."""
+    await world.deliver_at_most(18)
+    try:
+        yield
+    finally:
+        await world.no_limits()
+
+
+async def _crash_loop(world: World) -> float:
+    """Publish a request that ends every worker which forwards it; wait until the broker gives it up."""
+    culprit = world.culprit()
+    await world.load.publish([culprit])
+    await wait_for_letter(world, culprit.id, 120)
+    return time.time()
+
+
+async def _end_with(world: World, number: signal.Signals) -> float:
+    worker = await _active(world)
+    await _standby(world)
+    worker.interrupt(number)
+    told_at = time.time()
+    await wait_for(lambda: not worker.runs, "its end", 30)
+    return told_at
+
+
+async def _terminate(world: World) -> float:
+    return await _end_with(world, signal.SIGTERM)
+
+
+async def _interrupt(world: World) -> float:
+    return await _end_with(world, signal.SIGINT)
+
+
+async def _freeze(world: World) -> float:
+    """Freeze the active worker until another one has taken over, and wake it up."""
+    zombie = await _active(world)
+    zombie.freeze()
+    frozen_at = time.time()
+    others = [worker for worker in world.workers.running if worker is not zombie]
+    await wait_for(
+        lambda: any(worker.is_active for worker in others) or not world.load.unanswered(),
+        "a standby that takes over",
+        60,
+    )
+    await world.load.reply_after(frozen_at + 0.5)
+    zombie.thaw()
+    return time.time()
+
+
+_fault("kill -9", "worker", _kill)
+_fault("kill -9 at an await", "worker", _stop_at_an_await, workers=3, around=_doomed)
+_fault("SIGTERM", "worker", _terminate)
+_fault("SIGINT", "worker", _interrupt)
+_fault("frozen past the heartbeat", "worker", _freeze, heartbeat=HEARTBEAT)
+_fault("take-over again and again", "worker", _kill, workers=3)
+_fault(
+    "crash loop on one message",
+    "worker",
+    _crash_loop,
+    own_node=True,
+    workers=3,
+    around=few_deliveries,
+    environment={"FAULTS_POISON": POISON},
+    slow=True,
+)
+
+
+# --- broker ---
+
+
+async def _restart(world: World) -> float:
+    await world.node.stop()
+    await world.node.start()
+    return time.time()
+
+
+async def _kill_broker(world: World) -> float:
+    await world.node.kill()
+    await world.node.start()
+    return time.time()
+
+
+async def _reset(world: World) -> float:
+    world.proxy.reset()
+    return time.time()
+
+
+async def _cut(world: World) -> float:
+    world.proxy.cut()
+    return time.time()
+
+
+async def _half_close(world: World) -> float:
+    world.proxy.half_close()
+    return time.time()
+
+
+async def _black_hole(world: World) -> float:
+    """Long enough that the broker gives the connections up, at some of the times."""
+    world.proxy.black_hole()
+    await asyncio.sleep(world.rng.uniform(0.5, 3.5 * HEARTBEAT))
+    world.proxy.heal()
+    return time.time()
+
+
+async def _slow_link(world: World) -> float:
+    world.proxy.latency = 0.02
+    await asyncio.sleep(world.rng.uniform(0.5, 3))
+    world.proxy.heal()
+    return time.time()
+
+
+async def _memory_alarm(world: World) -> float:
+    await world.node.ctl("set_vm_memory_high_watermark", "0.00001")
+    await asyncio.sleep(world.rng.uniform(0.5, 3))
+    await world.node.ctl("set_vm_memory_high_watermark", "0.6")
+    return time.time()
+
+
+async def _delete_requests(world: World) -> float:
+    """Delete the queue. What was in it is gone by the operator's own hand."""
+    await world.node.ctl("delete_queue", f"{world.prefix}.requests")
+    now = time.time()
+    world.given_up |= {request.id for request in world.load.unanswered()}
+    return now
+
+
+async def _delete_reply_queue(world: World) -> float:
+    """Later replies go to PREFIX.replies, until the queue is there again. Replies that it held and nobody had
+    read are gone with it, by the operator's own hand."""
+    await world.delete_reply_queue()
+    now = time.time()
+    settled = {call.resource_id for call in world.sandbox.history if call.finished_at}
+    world.may_miss |= {s.id for s in world.load.unanswered() if s.resource is None or s.resource in settled}
+    return now
+
+
+async def _missing_reply_queue(world: World) -> float:
+    world.load.elsewhere = f"{world.prefix}.nowhere"
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    world.load.elsewhere = None
+    return time.time()
+
+
+@asynccontextmanager
+async def limited_user(world: World) -> AsyncIterator[None]:
+    """The workers' user, who may do all until `forbid_replies`."""
+    await world.node.ctl("add_user", LIMITED, LIMITED)
+    try:
+        await allow_replies(world)
+        yield
+    finally:
+        await world.node.ctl("delete_user", LIMITED)
+
+
+async def allow_replies(world: World) -> None:
+    await world.node.ctl("set_permissions", LIMITED, ".*", ".*", ".*")
+
+
+async def forbid_replies(world: World) -> None:
+    """Take the right to publish to named queues away; the broker looks at it for new channels."""
+    await world.node.ctl("set_permissions", LIMITED, ".*", r"^(?!amq\.default$).*", ".*")
+
+
+async def _no_permission(world: World) -> float:
+    await forbid_replies(world)
+    world.proxy.cut()
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    await allow_replies(world)
+    return time.time()
+
+
+@asynccontextmanager
+async def short_consumer_timeout(world: World) -> AsyncIterator[None]:
+    """A second and a half, for half an hour."""
+    await world.node.evaluate("application:set_env(rabbit, consumer_timeout, 1500).")
+    await world.node.evaluate("application:set_env(rabbit, channel_tick_interval, 500).")
+    try:
+        yield
+    finally:
+        await world.node.evaluate("application:set_env(rabbit, consumer_timeout, 1800000).")
+        await world.node.evaluate("application:set_env(rabbit, channel_tick_interval, 60000).")
+
+
+async def _consumer_timeout(world: World) -> float:
+    """Hold deliveries until the broker closes the channel."""
+    ended = world.workers.told("subscription_ended")
+    world.sandbox.faults.add(Status(path="registration", status=503))
+    await wait_for(
+        lambda: world.workers.told("subscription_ended") > ended or not world.load.unanswered(), "a time-out"
+    )
+    world.calm()
+    return time.time()
+
+
+async def _full_dead_queue(world: World) -> float:
+    await world.limit("dead", 1)
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    await world.no_limits()
+    return time.time()
+
+
+async def _full_replies_queue(world: World) -> float:
+    await world.limit("test-replies", 1)
+    await world.limit("replies", 1)
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    await world.no_limits()
+    return time.time()
+
+
+_fault("broker restart", "broker", _restart, own_node=True)
+_fault("broker kill -9", "broker", _kill_broker, own_node=True)
+_fault("TCP reset", "broker", _reset)
+_fault("connection closed", "broker", _cut)
+_fault("half-closed connection", "broker", _half_close, heartbeat=HEARTBEAT)
+_fault("black hole", "broker", _black_hole, heartbeat=HEARTBEAT)
+_fault("slow link", "broker", _slow_link)
+_fault("memory alarm (blocked)", "broker", _memory_alarm, own_node=True)
+_fault("requests queue deleted", "broker", _delete_requests, own_node=True)
+_fault("reply queue missing", "broker", _missing_reply_queue)
+_fault("reply queue deleted", "broker", _delete_reply_queue)
+_fault("reply queue full", "broker", _full_replies_queue, own_node=True)
+_fault("dead queue full", "broker", _full_dead_queue, own_node=True)
+_fault(
+    "no permission for the reply queue",
+    "broker",
+    _no_permission,
+    own_node=True,
+    user=LIMITED,
+    around=limited_user,
+)
+_fault(
+    "consumer timeout",
+    "broker",
+    _consumer_timeout,
+    own_node=True,
+    around=short_consumer_timeout,
+    environment={"FAULTS_CLOCKS": QUICK_GATE},
+)
+
+
+# --- Marketing Cloud ---
+
+
+def _upstream(
+    name: str, *faults: AnyFault, lasting: tuple[float, float] = (0.5, 2.0), **clocks: str
+) -> Fault:
+    """A fault of the sandbox that lasts for a while, or until its `count` is used up."""
+
+    async def strike(world: World) -> float:
+        world.sandbox.faults.add(*faults)
+        await asyncio.sleep(world.rng.uniform(*lasting))
+        world.calm()
+        return time.time()
+
+    return _fault(name, "Marketing Cloud", strike, environment={**QUICK, **clocks})
+
+
+def _registration(status: int, **more: object) -> Status:
+    return Status(path="registration", status=status, **more)  # type: ignore[arg-type]
+
+
+async def _revoke(world: World) -> float:
+    world.sandbox.revoke_tokens()
+    return time.time()
+
+
+_upstream("500 storm", _registration(500))
+_upstream("502 storm", _registration(502))
+_upstream("503 storm", _registration(503))
+_upstream("429, Retry-After in seconds", _registration(429, retry_after=1, count=3))
+_upstream(
+    "429, Retry-After as a date",
+    _registration(429, retry_after=formatdate(2_000_000_000, usegmt=True), count=1),
+)
+_upstream("429, absurd Retry-After", _registration(429, retry_after=10**12, count=3))
+_upstream("429, negative Retry-After", _registration(429, retry_after=-5))
+_upstream(
+    "429/50200",
+    _registration(429, errorcode=50200, count=1),
+    FAULTS_CLOCKS=f"{QUICK_GATE},worker.pipeline.policy.BLOCKED_PAUSE=1",
+)
+_upstream("hang", Hang(path="registration"))
+_upstream("slow-loris answer", Trickle(path="registration", seconds=0.2, rate=0.5))
+_upstream("reset after the request was sent", Reset(path="registration", applied=True))
+_upstream("half a response", Half(path="registration"))
+_upstream("huge answer", Garbage(path="registration", status=500, size=20_000_000, rate=0.05))
+_upstream("answer that is not JSON", Garbage(path="registration", status=503))
+_upstream("redirect", Redirect(path="registration"))
+_upstream("401 loop", _registration(401))
+_fault("tokens revoked mid-batch", "Marketing Cloud", _revoke)
+
+
+async def _token_trouble(world: World, fault: AnyFault) -> float:
+    world.sandbox.faults.add(fault)
+    world.sandbox.revoke_tokens()
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    world.calm()
+    return time.time()
+
+
+def _token(name: str, fault: AnyFault) -> None:
+    _fault(
+        name,
+        "Marketing Cloud",
+        lambda world: _token_trouble(world, fault),
+        environment=QUICK,
+    )
+
+
+_token("tokens that end early", ShortToken(path="token", seconds=0.2))
+_token("token endpoint down", Status(path="token", status=503))
+_token("token endpoint hanging", Hang(path="token"))
+_token("token endpoint refusing", Status(path="token", status=401))
+
+
+async def _wrong_certificate(world: World) -> float:
+    await world.front.show_a_strangers_certificate()
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    await world.front.show_the_right_certificate()
+    return time.time()
+
+
+async def _lose_names(world: World) -> float:
+    world.front.lose_names()
+    await asyncio.sleep(world.rng.uniform(0.5, 2))
+    world.front.find_names()
+    return time.time()
+
+
+_fault("wrong certificate", "Marketing Cloud", _wrong_certificate, behind_tls=True, environment=QUICK)
+_fault("DNS failure", "Marketing Cloud", _lose_names, behind_tls=True, environment=QUICK)
+
+
+async def endure(world: World, fault: Fault, requests: int, strikes: int, rate: float | None = None) -> None:
+    """Publish so many requests in as many parts as there are strikes, strike at a random moment of each
+    part, and wait until everything is answered."""
+    sizes = [requests // strikes] * (strikes - 1)
+    sizes.append(requests - sum(sizes))
+    for size in sizes:
+        load = asyncio.create_task(world.load.publish(world.plan(size, max(20, requests // 50)), rate))
+        try:
+            moment = len(world.load.answered) + world.rng.randrange(1, max(2, size * 6 // 10))
+            await wait_for(
+                lambda moment=moment, load=load: len(world.load.answered) >= moment or load.done(),
+                f"{moment} replies",
+                300,
+            )
+            world.struck()
+            await world.recovered(await fault.strike(world))
+            await load
+        finally:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+    await world.drained()

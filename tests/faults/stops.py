@@ -1,0 +1,174 @@
+"""Run the worker and stop it at one await of a request's journey: `stops.py POINT NUMBER SIGNAL`.
+
+The worker itself has no hook for this. Named functions are wrapped from outside, and at the NUMBERth pass the
+process sends itself the signal: KILL for a crash, STOP for a machine that freezes. What the worker becomes is
+told on standard error, in lines of `{"faults": ...}`, so that no test depends on the wording of a log.
+
+    FAULTS_NO_DNS=FILE           while the file exists, no host name is known
+    FAULTS_POISON=PREFIX         a request whose id begins so ends the process when it is forwarded
+    FAULTS_CLOCKS=NAME=VALUE,…   other values for module constants, so that an hour passes in a minute
+"""
+
+import asyncio
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiohttp.resolver
+
+from worker.__main__ import main
+from worker.broker.publisher import _ConfirmChannel
+from worker.broker.subscription import Subscription
+from worker.marketing_cloud import client, token
+from worker.pipeline import forward, journey, settle
+from worker.telemetry.log import Log
+
+ON_ITS_WAY = 0.002  # seconds: enough for the loop to hand what was written to the kernel
+
+
+def install(point: str, number: int, signal_number: int) -> None:
+    """Stop at the `number`th pass of `point`."""
+    passes = 0
+
+    def passed() -> None:
+        nonlocal passes
+        passes += 1
+        if passes == number:
+            os.kill(os.getpid(), signal_number)
+
+    POINTS[point](passed)
+
+
+Passed = Callable[[], None]
+
+
+def _before(owner: Any, name: str, passed: Passed) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        passed()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _after(owner: Any, name: str, passed: Passed) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        passed()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _after_await(owner: Any, name: str, passed: Passed, wait: float = 0.0) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = await original(*args, **kwargs)
+        if wait:
+            await asyncio.sleep(wait)
+        passed()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _on_the_wire(passed: Passed) -> None:
+    """After a registration was written, before its answer comes."""
+    original = client.MarketingCloud.register
+
+    async def register(self: Any, body: bytes, token: Any, proven: Any) -> Any:
+        async def proven_and_soon_written() -> None:
+            await proven()
+            asyncio.get_running_loop().call_later(ON_ITS_WAY, passed)
+
+        return await original(self, body, token, proven_and_soon_written)
+
+    client.MarketingCloud.register = register  # type: ignore[method-assign]
+
+
+POINTS: dict[str, Callable[[Passed], None]] = {
+    "received": lambda passed: _before(journey.Journeys, "begin", passed),
+    "validated": lambda passed: _after(journey, "receive", passed),
+    "token-asked": lambda passed: _before(token.Tokens, "get", passed),
+    "token-received": lambda passed: _after_await(token.Tokens, "get", passed),
+    "before-the-call": lambda passed: _before(client.MarketingCloud, "register", passed),
+    "connecting": lambda passed: _after_await(aiohttp.TCPConnector, "connect", passed),
+    "request-sent": _on_the_wire,
+    "response-read": lambda passed: _after_await(client.MarketingCloud, "register", passed),
+    "reply-published": lambda passed: _before(_ConfirmChannel, "confirmed", passed),
+    "confirmed": lambda passed: _before(Subscription, "ack", passed),
+    "settling": lambda passed: _before(settle.Settler, "settle", passed),
+    "ack-handed-over": lambda passed: _before(Subscription, "_flush", passed),
+    "acked": lambda passed: _after(Subscription, "_flush", passed),
+}
+
+
+def _tell(what: str) -> Passed:
+    return lambda: print(json.dumps({"faults": what}), file=sys.stderr, flush=True)
+
+
+TOLD = ("subscribed", "active", "subscription_ended", "gate_closed", "gate_opened")
+
+
+def lose_names(flag: Path) -> None:
+    """Make every host name unknown while the file is there, also those that were known a moment ago."""
+    original = aiohttp.resolver.ThreadedResolver.resolve
+    connector = aiohttp.TCPConnector
+    connector.__init__ = functools.partialmethod(connector.__init__, use_dns_cache=False)  # type: ignore
+
+    async def resolve(self: Any, host: str, *args: Any, **kwargs: Any) -> Any:
+        if flag.exists():
+            raise OSError("name not known")
+        return await original(self, host, *args, **kwargs)
+
+    aiohttp.resolver.ThreadedResolver.resolve = resolve  # type: ignore[method-assign]
+
+
+def poison(prefix: str) -> None:
+    """Die whenever a request whose id begins so is about to be forwarded."""
+    original = forward.Forwarder.forward
+
+    async def forward_or_die(self: Any, request: Any, proven: Any) -> Any:
+        if request.id.startswith(prefix):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await original(self, request, proven)
+
+    forward.Forwarder.forward = forward_or_die  # type: ignore[method-assign]
+
+
+def set_clocks(clocks: str) -> None:
+    """Set module constants: `worker.pipeline.policy.BLOCKED_PAUSE=2`."""
+    for clock in clocks.split(","):
+        name, _, value = clock.partition("=")
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), f"{name} is not there"
+        setattr(importlib.import_module(module), constant, float(value))
+
+
+if __name__ == "__main__":
+    for fact in TOLD:
+        _before(Log, fact, _tell(fact))
+    if len(sys.argv) > 1:
+        install(sys.argv[1], int(sys.argv[2]), signal.Signals[f"SIG{sys.argv[3]}"])
+    if "FAULTS_NO_DNS" in os.environ:
+        lose_names(Path(os.environ["FAULTS_NO_DNS"]))
+    if "FAULTS_POISON" in os.environ:
+        poison(os.environ["FAULTS_POISON"])
+    if "FAULTS_CLOCKS" in os.environ:
+        set_clocks(os.environ["FAULTS_CLOCKS"])
+    sys.argv = ["ott-worker", "run"]
+    main()

@@ -1,0 +1,126 @@
+"""The broker itself is killed, restarted, filled up and told to refuse: nothing is lost."""
+
+import asyncio
+
+import pytest
+
+from tests.faults.conftest import MakeWorld
+from tests.faults.faults import FAULTS, endure
+from tests.faults.load import wait_for
+from tests.faults.node import Node
+from tests.faults.world import World, wait_for_depth
+from worker.sandbox.faults import Status
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RATE = 150  # requests a second
+
+
+@pytest.fixture
+def world(own_world: World) -> World:
+    own_world.fresh()
+    return own_world
+
+
+async def _endures(world: World, name: str, requests: int = 200, strikes: int = 1) -> None:
+    await endure(world, FAULTS[name], requests, strikes, RATE)
+    await world.intact()
+
+
+async def test_a_broker_that_is_restarted_loses_nothing(world: World) -> None:
+    await _endures(world, "broker restart")
+
+
+async def test_a_broker_that_is_killed_loses_nothing(world: World) -> None:
+    await _endures(world, "broker kill -9")
+
+
+async def test_a_blocked_connection_delays_replies_and_loses_none(world: World) -> None:
+    await _endures(world, "memory alarm (blocked)")
+
+
+async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_its_queue(
+    world: World,
+) -> None:
+    """The queue is deleted: the broker cancels its consumers, and what was in it is the operator's loss."""
+    ended = sum(worker.told("subscription_ended") for worker in world.workers.running)
+    await world.load.publish(world.plan(50))
+    await world.drained()
+    await world.node.ctl("delete_queue", f"{world.prefix}.requests")
+    await world.load.publish(world.plan(50))
+    await world.drained()
+    await world.intact()
+    assert sum(worker.told("subscription_ended") for worker in world.workers.running) > ended
+
+
+async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(world: World) -> None:
+    await world.limit("dead", 1)
+    good, bad = world.plan(60, invalid=0), world.plan(5, invalid=1)
+    await world.load.publish([*bad, *good])
+    await wait_for(lambda: len(world.load.answered) >= 60, "the replies to the good ones")
+    await world.no_limits()
+    await world.drained()
+    await world.intact()
+
+
+async def test_a_full_replies_queue_holds_the_requests_back(world: World) -> None:
+    await _endures(world, "reply queue full")
+
+
+async def test_a_consumer_timeout_gives_the_deliveries_back_and_loses_none(
+    make_node_world: MakeWorld, node: Node
+) -> None:
+    await node.evaluate("application:set_env(rabbit, consumer_timeout, 1500).")
+    await node.evaluate("application:set_env(rabbit, channel_tick_interval, 500).")
+    try:
+        world = await make_node_world(node)
+        world.sandbox.faults.add(Status(path="registration", status=503))
+        load = asyncio.create_task(world.load.publish(world.plan(100)))
+        await wait_for(
+            lambda: sum(worker.told("subscription_ended") for worker in world.workers.running) >= 2,
+            "two time-outs of the consumer",
+        )
+        world.calm()
+        await load
+        await world.drained()
+        world.strikes = 4
+        await world.intact(last=True)
+    finally:
+        await node.evaluate("application:set_env(rabbit, consumer_timeout, 1800000).")
+        await node.evaluate("application:set_env(rabbit, channel_tick_interval, 60000).")
+
+
+async def test_deliveries_go_back_before_the_consumer_timeout(make_node_world: MakeWorld, node: Node) -> None:
+    """Within the hold limit the broker never has to close the channel."""
+    world = await make_node_world(node, environment={"OTT_HOLD_LIMIT": "0.5"})
+    world.sandbox.faults.add(Status(path="registration", status=503))
+    load = asyncio.create_task(world.load.publish(world.plan(100)))
+    await load
+    await wait_for(
+        lambda: sum(worker.told("subscribed") for worker in world.workers.running) >= 4,
+        "deliveries going back",
+    )
+    assert not sum(worker.told("subscription_ended") for worker in world.workers.running)
+    world.calm()
+    await world.drained()
+    world.strikes = 10
+    await world.intact(last=True)
+
+
+async def test_without_permission_to_reply_requests_wait_until_it_is_granted(
+    make_node_world: MakeWorld, node: Node
+) -> None:
+    world = await make_node_world(node, workers=0, user="limited")
+    await node.ctl("add_user", "limited", "limited")
+    try:
+        await node.ctl("set_permissions", "limited", ".*", r"^(?!amq\.default$).*", ".*")
+        await world.start(1)
+        await world.load.publish(world.plan(40))
+        await wait_for(lambda: len(world.sandbox.history.registration_calls) >= 10, "the calls")
+        assert not world.load.answered
+        await node.ctl("set_permissions", "limited", ".*", ".*", ".*")
+        await world.drained()
+        await wait_for_depth(world, "requests", 0)
+        await world.intact(last=True)
+    finally:
+        await node.ctl("delete_user", "limited")

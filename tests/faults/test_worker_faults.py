@@ -1,0 +1,129 @@
+"""Workers are killed, frozen and told to stop at every await of the journey: nothing is lost or overtaken."""
+
+import asyncio
+import signal
+import time
+
+from tests.faults.conftest import MakeWorld
+from tests.faults.faults import FAULTS, HEARTBEAT, endure
+from tests.faults.load import Sent, wait_for
+from tests.faults.node import Node
+from tests.faults.workers import Stop
+from tests.faults.world import wait_for_depth
+from worker.sandbox.faults import Latency
+
+JOURNEY = (
+    "received",
+    "validated",
+    "token-asked",
+    "request-sent",
+    "response-read",
+    "reply-published",
+    "confirmed",
+    "acked",
+)
+FAIL_OVER = 2.0  # seconds until the standby's first reply
+
+
+async def test_kill_9_at_each_await_of_the_journey_loses_nothing(
+    make_world: MakeWorld, broker_url: str
+) -> None:
+    world = await make_world(broker_url, workers=0)
+    doomed = await asyncio.gather(*(world.workers.start(Stop(point, 10)) for point in JOURNEY))
+    await world.start(1)
+    await world.load.publish(world.plan(40 * len(JOURNEY)))
+    for worker in doomed:
+        await asyncio.wait_for(worker.process.wait(), 30)
+        world.struck()
+    await world.drained()
+    assert {worker.process.returncode for worker in doomed} == {-signal.SIGKILL}
+    await world.intact(last=True)
+
+
+async def test_kill_9_at_random_moments_loses_nothing_and_the_standby_answers_within_two_seconds(
+    make_world: MakeWorld, broker_url: str
+) -> None:
+    world = await make_world(broker_url)
+    await endure(world, FAULTS["kill -9"], 300, strikes=2, rate=150)
+    await world.intact(last=True)
+    assert world.recoveries
+    assert max(world.recoveries) < FAIL_OVER
+
+
+async def test_sigterm_and_sigint_in_mid_flight_drain_without_a_repeat(
+    make_world: MakeWorld, broker_url: str
+) -> None:
+    world = await make_world(broker_url)
+    await endure(world, FAULTS["SIGTERM"], 200, strikes=1, rate=150)
+    await endure(world, FAULTS["SIGINT"], 200, strikes=1, rate=150)
+    ended = [worker for worker in world.workers.all if not worker.runs]
+    findings = await world.intact(last=True)
+    assert {worker.process.returncode for worker in ended} == {0}
+    assert findings.duplicates == 0
+
+
+async def test_two_standbys_take_over_again_and_again(make_world: MakeWorld, broker_url: str) -> None:
+    world = await make_world(broker_url, workers=3)
+    await endure(world, FAULTS["take-over again and again"], 500, strikes=4, rate=100)
+    await world.intact(last=True)
+
+
+async def test_a_frozen_worker_that_wakes_up_makes_no_late_call(
+    make_world: MakeWorld, broker_url: str
+) -> None:
+    """It stops between the decision to call and the call itself, the worst moment there is."""
+    world = await make_world(broker_url, workers=0, heartbeat=HEARTBEAT)
+    points = ("before-the-call", "connecting")
+    zombies = [await world.workers.start(Stop(point, 15, "STOP")) for point in points]
+    await world.start(1)
+    load = asyncio.create_task(world.load.publish(world.plan(600, resources=30), rate=40))
+    for zombie in zombies:
+        await wait_for(lambda zombie=zombie: zombie.is_frozen, "the freeze", 30)
+        world.struck()
+        frozen_at = time.time()
+        await world.load.reply_after(frozen_at + 0.5)
+        calls = len(world.sandbox.history)
+        await wait_for(lambda calls=calls: len(world.sandbox.history) > calls + 30, "the standby's calls", 30)
+    for zombie in zombies:
+        zombie.thaw()
+        await wait_for(lambda zombie=zombie: zombie.told("subscription_ended"), "its awakening", 30)
+    await load
+    await world.drained()
+    findings = await world.intact(last=True)
+    assert findings.steps_back <= 2 * 15
+
+
+async def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(
+    make_world: MakeWorld, node: Node
+) -> None:
+    world = await make_world(node, workers=0)
+    requests = world.plan(60, invalid=0)
+    culprit = next(
+        r for n, r in enumerate(requests) if n > 10 and r.resource not in _resources(requests[n + 1 :])
+    )
+    world.workers.environment["FAULTS_POISON"] = culprit.id
+    world.given_up.add(culprit.id)
+    await world.deliver_at_most(12)
+    await world.start(3)
+    await world.load.publish(requests)
+    await world.drained(within=150)
+    await wait_for_depth(world, "dead", 1)
+    await world.no_limits()
+    world.strikes = sum(worker.process.returncode == -signal.SIGKILL for worker in world.workers.all)
+    await world.intact(last=True)
+    assert [(letter.request_id, letter.reason) for letter in world.letters] == [
+        (culprit.id, "delivery_limit")
+    ]
+
+
+def _resources(requests: list[Sent]) -> set[str | None]:
+    return {request.resource for request in requests}
+
+
+async def test_calls_in_flight_when_a_worker_is_killed_never_overlap_the_standbys(
+    make_world: MakeWorld, broker_url: str
+) -> None:
+    world = await make_world(broker_url)
+    world.sandbox.faults.add(Latency(seconds=0.3))
+    await endure(world, FAULTS["kill -9"], 200, strikes=2, rate=100)
+    await world.intact(last=True)

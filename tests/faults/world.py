@@ -1,0 +1,324 @@
+"""What a fault needs around it: broker, proxy, sandbox, workers, load, and the checker at the end."""
+
+import asyncio
+import json
+import random
+import re
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import aio_pika
+
+from tests.faults.checker import DeadLetter, Evidence, Findings, check
+from tests.faults.front import Front
+from tests.faults.load import Load, Sent, plan, request, version_of, wait_for
+from tests.faults.node import Node
+from tests.faults.proxy import Proxy
+from tests.faults.wiretap import Wiretap
+from tests.faults.workers import Workers
+from tests.rig import delete_objects
+from worker.sandbox import Sandbox
+from worker.sandbox.faults import Latency
+
+POISON = "poison"  # what the ids of requests begin with that end a worker, where it is told so
+CLIENT_SECRET = "canary-client-secret-5d1c"
+PREFETCH = 50
+ATTEMPTS = 6
+DRAIN_WITHIN = 60.0  # seconds after healing
+ENVIRONMENT = {
+    "OTT_MC_CLIENT_ID": "sandbox",
+    "OTT_MC_CLIENT_SECRET": CLIENT_SECRET,
+    "OTT_PREFETCH": str(PREFETCH),
+    "OTT_RETRY_ATTEMPTS": str(ATTEMPTS),
+    "OTT_RETRY_BASE": "0.05",
+    "OTT_HTTP_TIMEOUT": "5",
+    "OTT_SHUTDOWN_GRACE": "5",
+    "OTT_ADMIN_PORT": "0",
+    "OTT_LOG_FORMAT": "json",
+}
+
+
+class World:
+    """One deployment under test, as long as its context lasts. Workers reach the broker through `proxy`."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        folder: Path,
+        *,
+        node: Node | None = None,
+        seed: int = 0,
+        heartbeat: int | None = None,
+        user: str | None = None,
+        behind_tls: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.rng = random.Random(seed)
+        self.strikes = 0
+        self.recoveries: list[float] = []
+        self.given_up: set[str] = set()  # requests that a fault took away or dead-lettered
+        self.may_miss: set[str] = set()  # requests whose reply a fault may have taken away
+        self.folder = folder
+        self._node = node
+        self._heartbeat = heartbeat
+        self._user = user
+        self._behind_tls = behind_tls
+        self._environment = dict(environment or {})
+        self._stack = AsyncExitStack()
+        self._limits: list[str] = []
+        self.letters: list[DeadLetter] = []
+        self._versions: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        enter = self._stack.enter_async_context
+        parts = urlsplit(self.url)
+        self.sandbox = await enter(Sandbox(client_id="sandbox", client_secret=CLIENT_SECRET, port=0))
+        self.wiretap = Wiretap(self.prefix)
+        self.proxy = await enter(
+            Proxy(parts.hostname or "127.0.0.1", parts.port or 5672, listen=self.wiretap.wire)
+        )
+        user = f"{self._user}:{self._user}" if self._user else f"{parts.username}:{parts.password}"
+        through = parts._replace(netloc=f"{user}@127.0.0.1:{self.proxy.port}")
+        query = f"heartbeat={self._heartbeat}" if self._heartbeat else ""
+        self.load = Load(self.url, self.prefix)
+        self._stack.push_async_callback(delete_objects, self.url, self.prefix)
+        self._stack.push_async_callback(self.delete_reply_queue)
+        await enter(self.load)
+        self.workers = Workers(
+            self.folder,
+            {
+                **ENVIRONMENT,
+                "OTT_AMQP_URL": through._replace(query=query).geturl(),
+                "OTT_PREFIX": self.prefix,
+                "OTT_MC_AUTH_URL": self.sandbox.url,
+                "OTT_MC_REST_URL": self.sandbox.url,
+                **await self._way_to_marketing_cloud(),
+                **self._environment,
+            },
+        )
+        self._stack.push_async_callback(self.workers.end)
+        self.calm()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.proxy.heal()
+        await self._stack.aclose()
+
+    async def _way_to_marketing_cloud(self) -> dict[str, str]:
+        if not self._behind_tls:
+            return {}
+        port = urlsplit(self.sandbox.url).port or 0
+        self.front = await self._stack.enter_async_context(Front(port, self.folder))
+        return self.front.environment
+
+    @property
+    def injected(self) -> int:
+        """How many faults there were: strikes, or workers that stopped themselves."""
+        return max(self.strikes, self.workers.stopped)
+
+    @property
+    def node(self) -> Node:
+        """The node that this world may kill."""
+        assert self._node is not None, "this fault wants a node of its own"
+        return self._node
+
+    def fresh(self) -> None:
+        """Begin another test with the same workers: forget what was done and seen."""
+        self.load.forget()
+        self.calm()
+        self.sandbox.history.clear()
+        self.sandbox.registrations.clear()
+        self.strikes = 0
+        self.recoveries = []
+        self.given_up.clear()
+        self.may_miss.clear()
+        self.letters.clear()
+        self._versions.clear()
+
+    def culprit(self) -> Sent:
+        """A request that ends every worker which is told of `POISON`. It has a resource of its own, and gets
+        no reply: the broker gives it up."""
+        culprit = request(f"{POISON}-{self.rng.randrange(2**32):08x}", POISON, self.rng)
+        self.given_up.add(culprit.id)
+        return culprit
+
+    def plan(self, count: int, resources: int = 20, invalid: float = 0.03) -> list[Sent]:
+        return plan(count, resources, self.rng, self._versions, invalid=invalid)
+
+    def calm(self) -> None:
+        """End all faults of Marketing Cloud. It takes its time all the same, so that the next fault finds
+        calls on their way."""
+        self.sandbox.heal()
+        self.sandbox.faults.add(Latency(seconds=0.01, up_to=0.03))
+
+    async def start(self, workers: int) -> None:
+        """Start so many workers, and replace each that ends."""
+        await asyncio.gather(*(self.workers.start() for _ in range(workers)))
+        self.workers.keep = workers
+
+    def struck(self) -> None:
+        """A fault begins."""
+        self.strikes += 1
+
+    async def recovered(self, healed_at: float, patience: float = 60.0) -> float | None:
+        """A fault was over at `healed_at`: wait for the first reply made since, and note how long it took."""
+        seconds = await self.load.reply_after(healed_at, patience)
+        if seconds is not None:
+            self.recoveries.append(seconds)
+        return seconds
+
+    async def drained(self, within: float = DRAIN_WITHIN) -> None:
+        """Wait until every confirmed request is answered, every refused one is dead-lettered too, and no
+        delivery is left without an acknowledgement."""
+        excused = self.given_up | self.may_miss
+        await wait_for(
+            lambda: not [s for s in self.load.unanswered() if s.id not in self.given_up | self.may_miss],
+            "an answer to every request",
+            within,
+        )
+        refused = [s for s in self.load.sent if not s.is_valid and s.confirmed and s.id not in excused]
+        deadline = time.monotonic() + within
+        while await self.depth("dead") + len(self.letters) < len(refused):
+            assert time.monotonic() < deadline, "a dead letter for every refused request did not come about"
+            await asyncio.sleep(0.1)
+        await wait_for(lambda: not self.wiretap.unsettled, "the last acknowledgement", within)
+
+    async def findings(self, *, last: bool = True) -> Findings:
+        """Gather the evidence and check it; `last` ends the workers before that."""
+        texts = [(f"the {path} page", page) for path, page in await self._pages()]
+        if last:
+            await self.workers.end()
+            texts += [("the journal", record) for record in await self._journal()]
+        dead = await self.dead_letters()
+        texts += [("a log", worker.log.read_text(errors="replace")) for worker in self.workers.all]
+        texts += [("a reply", reply.raw.decode() + reply.headers) for reply in self.load.replies]
+        texts += [("a dead letter's header", letter.headers) for letter in dead]
+        registered = {
+            key.resource_id: version_of(held.body) for key, held in self.sandbox.registrations.items()
+        }
+        given_up = [s for s in self.load.sent if s.id in self.given_up and s.resource]
+        return check(
+            Evidence(
+                sent=self.load.sent,
+                replies=self.load.replies,
+                dead=dead,
+                queued=await self.depth("requests"),
+                calls=self.sandbox.history.registration_calls,
+                registered=registered,
+                texts=texts,
+                secrets=["canary-"],
+                strikes=self.injected,
+                too_early=self.wiretap.too_early,
+                prefetch=PREFETCH,
+                attempts=ATTEMPTS,
+                peak_memory=max((worker.peak_memory for worker in self.workers.all), default=0),
+                peak_files=max((worker.peak_files for worker in self.workers.all), default=0),
+                given_up=frozenset(self.given_up),
+                may_miss=frozenset(self.may_miss),
+                unfinished=frozenset(s.resource for s in given_up if s.resource),
+            )
+        )
+
+    async def intact(self, *, last: bool = False) -> Findings:
+        """The findings, in which every promise must hold."""
+        findings = await self.findings(last=last)
+        assert not findings.broken, "\n".join(findings.broken[:20])
+        return findings
+
+    async def depth(self, name: str) -> int:
+        """Messages that are ready in PREFIX.name."""
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+            queue = await channel.declare_queue(f"{self.prefix}.{name}", passive=True)
+            return queue.declaration_result.message_count or 0
+
+    async def delete_reply_queue(self) -> None:
+        """Delete the queue that requests name in reply_to."""
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+            await channel.queue_delete(self.load.reply_queue)
+
+    async def limit(self, name: str, messages: int) -> None:
+        """Let PREFIX.name hold no more than so many messages."""
+        pattern = f"^{re.escape(self.prefix)}[.]{name}$"
+        definition = json.dumps({"max-length": messages, "overflow": "reject-publish"})
+        await self.node.ctl("set_policy", "--apply-to", "queues", f"limit-{name}", pattern, definition)
+        self._limits.append(f"limit-{name}")
+
+    async def deliver_at_most(self, times: int) -> None:
+        """Let the broker dead-letter what is delivered more often."""
+        pattern = f"^{re.escape(self.prefix)}[.]requests$"
+        definition = json.dumps({"delivery-limit": times})
+        await self.node.ctl("set_policy", "--apply-to", "queues", "delivery", pattern, definition)
+        self._limits.append("delivery")
+
+    async def no_limits(self) -> None:
+        """Undo `limit`."""
+        while self._limits:
+            await self.node.ctl("clear_policy", self._limits.pop())
+
+    async def _pages(self) -> list[tuple[str, str]]:
+        paths = [(worker, path) for worker in self.workers.running for path in ("/metrics", "/readyz")]
+        pages = [(path, await worker.page(path)) for worker, path in paths]
+        return [(path, page) for path, page in pages if page]
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """What the dead queue holds; it is taken out."""
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+            queue = await channel.declare_queue(f"{self.prefix}.dead", passive=True)
+            while message := await queue.get(fail=False, no_ack=True):
+                self.letters.append(_letter(message))
+        return self.letters
+
+    async def _journal(self) -> list[str]:
+        """Every record of the journal, line by line."""
+        records: list[str] = []
+        async with await aio_pika.connect(self.url) as connection:
+            channel = await connection.channel()
+            await channel.set_qos(100)
+            queue = await channel.declare_queue(f"{self.prefix}.journal", passive=True)
+            quiet = time.monotonic()
+
+            async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+                nonlocal quiet
+                records.extend(message.body.decode().splitlines())
+                quiet = time.monotonic()
+                await message.ack()
+
+            await queue.consume(take, arguments={"x-stream-offset": "first"})
+            while time.monotonic() - quiet < 0.3:  # a stream has no end that it would tell of
+                await asyncio.sleep(0.05)
+        return records
+
+
+def _letter(message: aio_pika.abc.AbstractIncomingMessage) -> DeadLetter:
+    headers = message.headers
+    reason = headers.get("x-ott-reason") or headers.get("x-first-death-reason")
+    return DeadLetter(message.message_id or "", str(reason), repr(headers))
+
+
+async def wait_for_letter(world: World, request_id: str, patience: float = 60.0) -> None:
+    """Wait until this request is among the dead letters; they are taken out."""
+    deadline = time.monotonic() + patience
+    while request_id not in {letter.request_id for letter in await world.dead_letters()}:
+        assert time.monotonic() < deadline, f"{request_id} did not become a dead letter"
+        await asyncio.sleep(0.2)
+
+
+async def wait_for_depth(world: World, name: str, messages: int, patience: float = 60.0) -> None:
+    """Wait until PREFIX.name holds so many messages."""
+    deadline = time.monotonic() + patience
+    while (depth := await world.depth(name)) != messages:
+        assert time.monotonic() < deadline, f"{name} holds {depth} messages, not {messages}"
+        await asyncio.sleep(0.1)

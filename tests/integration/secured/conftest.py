@@ -1,0 +1,101 @@
+"""A RabbitMQ of our own, with a throw-away certificate authority, mutual TLS and users of its own."""
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.integration.secured.ports import free_port
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority and what it has signed, as PEM files."""
+
+    folder: Path
+    certificates: trustme.CA
+
+    @classmethod
+    def make(cls, folder: Path) -> "Authority":
+        authority = cls(folder, trustme.CA())
+        authority.certificates.cert_pem.write_to_path(str(authority.ca))
+        authority.issue("client", "ott-worker.example")
+        return authority
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.pem"
+
+    def key(self, name: str) -> Path:
+        return self.folder / f"{name}.key"
+
+    def issue(self, name: str, *identities: str) -> None:
+        """A certificate for these host names or addresses."""
+        leaf = self.certificates.issue_cert(*identities)
+        leaf.private_key_pem.write_to_path(str(self.key(name)))
+        with open(self.file(name), "wb") as file:
+            file.writelines(blob.bytes() for blob in leaf.cert_chain_pems)
+
+
+@dataclass(frozen=True)
+class SecuredBroker:
+    """A private node: its plain URL, and the port on which it speaks TLS and wants a client certificate."""
+
+    folder: Path
+    url: str
+    tls_port: int
+    authority: Authority
+
+    def ctl(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [DEPLOY / "private-broker", "ctl", self.folder, "--quiet", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def url_of(self, user: str, password: str, vhost: str) -> str:
+        return self.url.replace("guest:guest@", f"{user}:{password}@") + vhost
+
+    def tls_url(self, host: str = "localhost") -> str:
+        return f"amqps://guest:guest@{host}:{self.tls_port}/"
+
+
+@pytest.fixture(scope="package")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    made = Authority.make(tmp_path_factory.mktemp("authority"))
+    made.issue("broker", "localhost")
+    made.issue("sandbox", "localhost")
+    return made
+
+
+@pytest.fixture(scope="package")
+def secured(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[SecuredBroker]:
+    folder, port = tmp_path_factory.mktemp("node"), free_port()
+    settings = {
+        "listeners.ssl.1": f"127.0.0.1:{port}",
+        "ssl_options.cacertfile": authority.ca,
+        "ssl_options.certfile": authority.file("broker"),
+        "ssl_options.keyfile": authority.key("broker"),
+        "ssl_options.verify": "verify_peer",
+        "ssl_options.fail_if_no_peer_cert": "true",
+    }
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    start = subprocess.run(
+        [DEPLOY / "private-broker", "start", folder, *given], capture_output=True, text=True, check=False
+    )
+    assert start.returncode == 0, start.stderr
+    try:
+        yield SecuredBroker(folder, start.stdout.strip(), port, authority)
+    finally:
+        subprocess.run([DEPLOY / "private-broker", "kill", folder], check=True)

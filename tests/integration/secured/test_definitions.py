@@ -1,0 +1,325 @@
+"""The definitions of deploy/rabbitmq in a real broker: each user can do its work and nothing else."""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import aio_pika.exceptions
+import aiormq.exceptions
+import pytest
+
+from tests.acceptance.dead_letter_commands import ott_worker
+from tests.integration.secured.conftest import DEPLOY, SecuredBroker
+from tests.rig import Requester, Rig, messenger, until
+from worker.broker import topology
+from worker.broker.connection import connect
+from worker.broker.topology import Topology
+from worker.sandbox.faults import Status
+from worker.settings import Settings, load_settings
+
+VHOST = "ott-test"
+PREFIX = "ott.registration"
+NAMES = Topology(PREFIX)
+QUEUES = ("requests", "replies", "dead", "journal")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A vhost as the definitions make it."""
+
+    broker: SecuredBroker
+    passwords: Path
+    document: Path
+
+    def url(self, user: str) -> str:
+        return self.broker.url_of(f"{VHOST}-{user}", (self.passwords / user).read_text(), VHOST)
+
+    def make_anew(self) -> None:
+        """Undo what a user has done to it."""
+        self.broker.ctl("delete_vhost", VHOST)
+        self.broker.ctl("import_definitions", str(self.document))
+
+    def settings(self, user: str, **more: Any) -> Settings:
+        return load_settings(
+            **{
+                "amqp_url": self.url(user),
+                "prefix": PREFIX,
+                "declare": False,
+                "mc_client_id": "sandbox",
+                "mc_client_secret": "sandbox",
+                "admin_port": None,
+                **more,
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def deployment(secured: SecuredBroker, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    folder = tmp_path_factory.mktemp("definitions")
+    document = folder / "definitions.json"
+    document.write_text(written_by_the_script(folder / "passwords"))
+    secured.ctl("import_definitions", str(document))
+    secured.ctl("import_definitions", str(document))
+    return Deployment(secured, folder / "passwords", document)
+
+
+def written_by_the_script(passwords: Path) -> str:
+    done = subprocess.run(
+        [DEPLOY / "rabbitmq" / "definitions", passwords, "--vhost", VHOST],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+class Publisher(Requester):
+    """A requester that may publish to the entry exchange only."""
+
+    async def publish(self, body: bytes, **properties: Any) -> str:
+        entry = await self.channel.get_exchange(self.prefix, ensure=False)
+        properties.setdefault("reply_to", self.queue.name)
+        message = aio_pika.Message(body, **properties)
+        await entry.publish(message, "request")
+        return str(properties["correlation_id"])
+
+
+async def test_worker_and_publisher_do_their_work_with_their_users(deployment: Deployment) -> None:
+    async with Rig(lambda **given: deployment.settings("worker", **given)) as rig:
+        await rig.start_worker(rig.settings())
+        async with Publisher(deployment.url("publisher"), PREFIX) as publisher:
+            reply = await publisher.ask(messenger(), correlation_id="one")
+            assert reply["status"] == "registered"
+            reply = await publisher.ask(b"{broken", correlation_id="two")
+            assert reply["status"] == "rejected"
+            own = await publisher.channel.declare_queue(f"{PREFIX}.job.1", durable=True)
+            await publisher.ask(messenger(), correlation_id="three")
+            await own.delete()
+
+
+async def test_the_commands_do_their_work_with_the_users_that_are_meant_for_them(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    deployment.make_anew()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(messenger("page-1") + b"\n" + messenger("page-2") + b"\n")
+    operator = deployment.settings("operator")
+    async with Rig(lambda **given: deployment.settings("worker", **given)) as rig:
+        rig.sandbox.faults.add(Status(path="registration", status=403, resource_id="page-2", count=1))
+        await rig.start_worker(rig.settings())
+        submitted = await ott_worker(deployment.settings("publisher"), "submit", str(rows))
+        assert submitted.code == 1, submitted.err
+        listed = await ott_worker(operator, "dead-letters", "list", "--json")
+        assert [letter["resourceId"] for letter in listed.documents] == ["page-2"], listed.err
+        replayed = await ott_worker(operator, "dead-letters", "replay", "--all", "--yes")
+        assert replayed.code == 0, replayed.err
+        await until(lambda: len(rig.sandbox.registrations) == 2, "the replay")
+        recorded = await ott_worker(operator, "journal", "--json")
+        assert {record["status"] for record in recorded.documents} == {"registered", "failed"}, recorded.err
+
+
+async def test_the_provisioner_declares_everything_anew(
+    deployment: Deployment, secured: SecuredBroker
+) -> None:
+    vhost = f"{VHOST}-empty"
+    secured.ctl("add_vhost", vhost)
+    rights = next(
+        entry
+        for entry in json.loads(written_by_the_script(deployment.passwords))["permissions"]
+        if entry["user"].endswith("provisioner")
+    )
+    secured.ctl(
+        "set_permissions",
+        "--vhost",
+        vhost,
+        rights["user"],
+        *(rights[r] for r in ("configure", "write", "read")),
+    )
+    for name in (VHOST, vhost):
+        url = deployment.url("provisioner").removesuffix(VHOST) + name
+        settings = deployment.settings("provisioner", amqp_url=url, declare=True)
+        connection = await connect(settings, "provisioner")
+        try:
+            await topology.ensure(connection, settings)
+            assert await topology.missing(connection, settings) == []
+        finally:
+            await connection.close()
+    secured.ctl("delete_vhost", vhost)
+
+
+Operation = Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]
+
+
+def publish(exchange: str, key: str) -> Operation:
+    async def do(channel: aio_pika.abc.AbstractChannel) -> None:
+        target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
+        await target.publish(aio_pika.Message(b"x", headers={"probe": True}), key, mandatory=False)
+
+    return do
+
+
+def read(queue: str) -> Operation:
+    async def do(channel: aio_pika.abc.AbstractChannel) -> None:
+        # A stream is read with a prefetch, and only by a consumer; so is everything else here.
+        await channel.set_qos(1)
+        consumer = await (await channel.get_queue(queue, ensure=False)).consume(_hold)
+        await (await channel.get_queue(queue, ensure=False)).cancel(consumer)
+
+    return do
+
+
+async def _hold(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    """Not acknowledged: it goes back when the channel closes."""
+
+
+def declare(queue: str) -> Operation:
+    return lambda channel: channel.declare_queue(queue, durable=True, auto_delete=False)
+
+
+def delete(queue: str) -> Operation:
+    return lambda channel: channel.queue_delete(queue)
+
+
+def purge(queue: str) -> Operation:
+    async def do(channel: aio_pika.abc.AbstractChannel) -> None:
+        await (await channel.get_queue(queue, ensure=False)).purge()
+
+    return do
+
+
+def bind(queue: str, exchange: str, key: str) -> Operation:
+    async def do(channel: aio_pika.abc.AbstractChannel) -> None:
+        await (await channel.get_queue(queue, ensure=False)).bind(exchange, key)
+
+    return do
+
+
+def new_exchange(name: str) -> Operation:
+    return lambda channel: channel.declare_exchange(name, durable=True)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "publish a request": publish(PREFIX, "request"),
+    "publish with another key": publish(PREFIX, "other"),
+    "publish a dead letter": publish(NAMES.dead, ""),
+    "publish to any queue": publish("", "nobody"),
+    "publish to amq.topic": publish("amq.topic", "x"),
+    **{f"read {name}": read(f"{PREFIX}.{name}") for name in QUEUES},
+    "purge requests": purge(NAMES.requests),
+    "purge dead": purge(NAMES.dead),
+    "declare a job's queue": declare(f"{PREFIX}.job.x"),
+    "declare the operators' lock": declare(f"{NAMES.dead}.lock"),
+    "declare another queue": declare("another"),
+    "declare an exchange": new_exchange("another"),
+    "bind dead to the entry": bind(NAMES.dead, PREFIX, "request"),
+    "bind requests to amq.topic": bind(NAMES.requests, "amq.topic", "#"),
+    **{f"delete {name}": delete(f"{PREFIX}.{name}") for name in QUEUES},
+}
+# Who consumes may purge: RabbitMQ asks for the right to read.
+MAY: dict[str, set[str]] = {
+    "worker": {
+        "publish a dead letter",
+        "publish to any queue",
+        "read requests",
+        "read journal",
+        "purge requests",
+    },
+    "publisher": {"publish a request", "read replies", "declare a job's queue"},
+    "operator": {
+        "publish a request",
+        "read dead",
+        "read journal",
+        "purge dead",
+        "declare the operators' lock",
+    },
+    # It makes the queues, and so may unmake them; it sends no request.
+    "provisioner": {
+        "publish a dead letter",
+        "read requests",
+        "read dead",
+        "purge requests",
+        "purge dead",
+        "bind dead to the entry",
+        *(f"delete {name}" for name in QUEUES),
+    },
+}
+
+
+@pytest.mark.parametrize("user", MAY)
+async def test_a_user_can_do_what_it_must_and_nothing_else(deployment: Deployment, user: str) -> None:
+    connection = await aio_pika.connect(deployment.url(user))
+    done = set()
+    async with connection:
+        for name, operation in OPERATIONS.items():
+            if await _is_allowed(connection, operation):
+                done.add(name)
+    deployment.make_anew()
+    assert done == MAY[user]
+
+
+async def _is_allowed(connection: aio_pika.abc.AbstractConnection, operation: Operation) -> bool:
+    channel = await connection.channel()
+    try:
+        await operation(channel)
+    except aiormq.exceptions.ChannelAccessRefused:
+        return False
+    except (aio_pika.exceptions.ChannelClosed, aio_pika.exceptions.DeliveryError) as error:
+        raise AssertionError(f"neither allowed nor refused: {error}") from error
+    finally:
+        if not channel.is_closed:
+            await channel.close()
+    return True
+
+
+@pytest.mark.parametrize("user", MAY)
+async def test_a_user_sees_no_other_vhost(deployment: Deployment, user: str) -> None:
+    url = deployment.url(user).removesuffix(VHOST)
+    with pytest.raises((aio_pika.exceptions.AMQPError, ConnectionError)):
+        await asyncio.wait_for(aio_pika.connect(url), 10)
+
+
+async def test_dead_letters_and_journal_are_limited_by_policy_and_a_full_queue_loses_nothing(
+    deployment: Deployment,
+) -> None:
+    rows = deployment.broker.ctl(
+        "list_queues", "--vhost", VHOST, "--formatter=json", "name", "policy", "arguments"
+    )
+    queues = {row["name"]: row for row in json.loads(rows)}
+    listed = json.loads(deployment.broker.ctl("list_policies", "--vhost", VHOST, "--formatter=json"))
+    policies = {row["name"]: json.loads(row["definition"]) for row in listed}
+    assert {"max-length", "max-length-bytes", "message-ttl"} <= set(policies[queues[NAMES.dead]["policy"]])
+    assert {"max-age", "max-length-bytes"} <= set(policies[queues[NAMES.journal]["policy"]])
+    assert ["x-overflow", "longstr", "reject-publish"] in queues[NAMES.dead]["arguments"]
+
+
+async def test_the_definitions_hold_no_password(deployment: Deployment) -> None:
+    document = written_by_the_script(deployment.passwords)
+    for user in MAY:
+        assert (deployment.passwords / user).read_text() not in document
+        assert ((deployment.passwords / user).stat().st_mode & 0o077) == 0
+
+
+async def test_a_broker_password_is_rotated_by_file_without_a_restart(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = deployment.url("worker")
+    file = tmp_path / "url"
+    file.write_text(old)
+    monkeypatch.setenv("OTT_AMQP_URL_FILE", str(file))
+    async with Rig(lambda **given: deployment.settings("worker", **given)) as rig:
+        settings = load_settings(
+            **{k: getattr(rig.settings(), k) for k in rig.settings().model_fields_set if k != "amqp_url"}
+        )
+        service = await rig.start_worker(settings)
+        async with Publisher(deployment.url("publisher"), PREFIX) as publisher:
+            deployment.broker.ctl("change_password", f"{VHOST}-worker", "the-new-one")
+            file.write_text(deployment.broker.url_of(f"{VHOST}-worker", "the-new-one", VHOST))
+            deployment.broker.ctl("close_all_user_connections", f"{VHOST}-worker", "the password was rotated")
+            assert (await publisher.ask(messenger(), correlation_id="after"))["status"] == "registered"
+            assert service.publisher.ready
+    deployment.broker.ctl("change_password", f"{VHOST}-worker", (deployment.passwords / "worker").read_text())

@@ -1,0 +1,282 @@
+"""What the admin server says about a real worker, and that nobody can hold it up."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.rig import Requester, Rig, messenger, until
+from worker.broker import depths
+from worker.facts import Listeners
+from worker.sandbox.faults import Latency, Status
+from worker.service import Service
+from worker.settings import Settings
+from worker.telemetry import admin as admin_module
+from worker.telemetry.admin import Admin
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.state import Phase
+
+
+@dataclass
+class Watched:
+    """A worker with an admin server."""
+
+    service: Service
+    requester: Requester
+    url: str
+    metrics: Metrics = field(default_factory=Metrics)
+
+    async def get(self, path: str, method: str = "GET", **options: Any) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, self.url + path, **options) as response,
+        ):
+            return response.status, await response.text()
+
+    async def probe(self, path: str) -> tuple[int, dict[str, Any]]:
+        status, text = await self.get(path)
+        return status, json.loads(text)
+
+    async def samples(self) -> dict[tuple[str, tuple[str, ...]], float]:
+        """Each sample by its name and the values of its labels, in the order of the labels' names."""
+        _, page = await self.get("/metrics")
+        return {
+            (sample.name, tuple(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+
+    async def until_sample(self, name: str, *labels: str, value: float) -> None:
+        async def is_so() -> bool:
+            return (await self.samples()).get((name, labels)) == value
+
+        await until(is_so, f"{name} {labels} = {value}")
+
+
+@contextlib.asynccontextmanager
+async def watched(rig: Rig, **overrides: Any) -> AsyncIterator[Watched]:
+    metrics, phase = Metrics(), Phase()
+    settings = rig.settings(**overrides)
+    service = await rig.start_worker(settings, Listeners(metrics, phase))
+    url = settings.amqp_url.get_secret_value()
+    async with (
+        Requester(url, settings.prefix) as requester,
+        Admin(_with_port(settings), service, metrics, phase) as admin,
+    ):
+        assert admin.url is not None
+        yield Watched(service, requester, admin.url, metrics)
+
+
+def _with_port(settings: Settings) -> Settings:
+    return settings.model_copy(update={"admin_port": 0})
+
+
+@pytest.fixture(autouse=True)
+def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depths, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(admin_module, "PAGE_LIFE", 0.0)
+
+
+async def test_the_metrics_count_what_became_of_requests(rig: Rig) -> None:
+    async with watched(rig) as worker:
+        await worker.requester.ask(messenger())
+        await worker.requester.ask(b"{broken")
+        await worker.requester.publish(messenger(), reply_to="no.such.queue")
+        await worker.until_sample("ott_replies_refused_total", "unroutable", value=1)
+        await worker.until_sample("ott_requests_total", "messenger", "registered", value=2)
+        samples = await worker.samples()
+        assert samples["ott_requests_total", ("none", "rejected")] == 1
+        assert samples["ott_dead_letters_total", ("invalid",)] == 1
+        assert samples["ott_dead_letters_total", ("exhausted",)] == 0
+        assert samples["ott_attempts_total", ()] == 2
+        assert samples["ott_upstream_calls_total", ("201",)] == 2
+        assert samples["ott_upstream_call_duration_seconds_count", ()] == 2
+        assert samples["ott_request_duration_seconds_count", ()] == 3
+        assert samples["ott_token_fetches_total", ("ok",)] == 1
+        assert samples["ott_token_held", ()] == 1
+        assert samples["ott_requests_in_flight", ()] == 0
+        assert samples["process_resident_memory_bytes", ()] > 0
+
+
+async def test_the_metrics_tell_how_much_waits_in_each_queue(rig: Rig) -> None:
+    async with watched(rig) as worker:
+        await worker.requester.publish(b"{broken", reply_to="")
+        await worker.until_sample("ott_queue_messages", "dead", value=1)
+        await worker.until_sample("ott_queue_messages", "replies", value=1)
+        await worker.until_sample("ott_queue_messages", "requests", value=0)
+
+
+async def test_the_metrics_tell_what_is_in_flight_and_for_how_long(rig: Rig) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    async with watched(rig) as worker:
+        sent = [await worker.requester.publish(messenger(page)) for page in ("one", "one", "two")]
+        await worker.until_sample("ott_requests_in_flight", value=3)
+        await worker.until_sample("ott_lanes", value=2)
+        samples = await worker.samples()
+        assert 0 < samples["ott_oldest_unsettled_request_age_seconds", ()] < 30
+        assert samples["ott_consumer_active", ()] == 1
+        for correlation_id in sent:
+            await worker.requester.reply(correlation_id)
+        await worker.until_sample("ott_oldest_unsettled_request_age_seconds", value=0)
+
+
+async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(rig: Rig) -> None:
+    async with watched(rig, gate_after=2) as worker:
+        rig.sandbox.faults.add(Status(path="registration", status=503, message="Down for repair"))
+        sent = [await worker.requester.publish(messenger(f"page-{n}")) for n in range(3)]
+        await worker.until_sample("ott_gate_closed", value=1)
+        status, report = await worker.probe("/readyz")
+        assert status == 200
+        assert report["checks"]["gate"] == "closed: Down for repair"
+        rig.sandbox.heal()
+        for correlation_id in sent:
+            await worker.requester.reply(correlation_id)
+        samples = await worker.samples()
+        assert samples["ott_gate_closings_total", ()] == 1
+        assert samples["ott_gate_closed_seconds_total", ()] > 0
+        assert samples["ott_gate_closed", ()] == 0
+        assert (await worker.probe("/readyz"))[1]["checks"]["gate"] == "open"
+
+
+async def test_a_worker_that_stands_by_is_ready_and_says_so(rig: Rig) -> None:
+    async with watched(rig) as first, watched(rig) as second:
+        await first.requester.ask(messenger())
+        status, report = await second.probe("/readyz")
+        assert (status, report["status"], report["reasons"]) == (200, "ready", {})
+        assert "standing by" in report["checks"]["consumer"]
+        assert report["checks"]["token"].startswith("not needed yet")
+        assert (await first.probe("/readyz"))[1]["checks"]["consumer"] == "active"
+
+
+async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -> None:
+    async with watched(rig, mc_client_secret="wrong-one") as worker:
+        await worker.requester.publish(messenger())
+        await worker.until_sample("ott_gate_closed", value=1)
+        status, report = await worker.probe("/readyz")
+        assert status == 503
+        assert report["status"] == "not ready"
+        assert report["reasons"] == {"token": "the token was refused: 401 invalid_client"}
+        assert (await worker.probe("/livez"))[0] == 200
+        assert (await worker.samples())["ott_token_fetches_total", ("refused",)] >= 1
+
+
+async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> None:
+    settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", admin_port=0)
+    metrics, phase = Metrics(), Phase()
+    service = Service(settings, Listeners(metrics, phase))
+    async with service, Admin(settings, service, metrics, phase) as admin:
+        worker = Watched(service, None, admin.url or "")  # type: ignore[arg-type]
+        status, report = await worker.probe("/readyz")
+        assert status == 503
+        assert report["reasons"] == {"consumer": "not subscribed", "publisher": "not connected"}
+        assert (await worker.probe("/livez"))[0] == 200
+        assert (await worker.samples())["ott_consumer_subscribed", ()] == 0
+
+
+async def test_a_worker_that_drains_is_alive_and_not_ready(rig: Rig) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=1))
+    async with watched(rig) as worker:
+        sent = await worker.requester.publish(messenger())
+        await until(lambda: rig.sandbox.history.registration_calls, "the call")
+        worker.service.stop()
+        status, report = await worker.probe("/readyz")
+        assert (status, report["reasons"]["consumer"]) == (503, "draining")
+        assert (await worker.probe("/livez"))[0] == 200
+        await worker.requester.reply(sent)
+
+
+async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(rig: Rig) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    async with watched(rig) as worker:
+        sent = await worker.requester.publish(messenger())
+        await worker.until_sample("ott_requests_in_flight", value=1)
+        subscription = worker.service.intake.subscription
+        assert subscription is not None
+        assert subscription.oldest is not None
+        subscription.oldest.arrived_at -= 86_400
+        status, report = await worker.probe("/livez")
+        assert (status, list(report["reasons"])) == (503, ["requests"])
+        await worker.requester.reply(sent)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/", 404), ("GET", "/metrics/", 404), ("POST", "/livez", 405), ("HEAD", "/livez", 200)],
+)
+async def test_it_answers_only_what_it_must(rig: Rig, method: str, path: str, status: int) -> None:
+    async with watched(rig) as worker:
+        assert (await worker.get(path, method))[0] == status
+
+
+async def test_a_request_with_a_giant_header_is_refused(rig: Rig) -> None:
+    async with watched(rig) as worker:
+        assert (await worker.get("/livez", headers={"X-Much": "x" * 100_000}))[0] == 400
+        assert (await worker.get("/livez"))[0] == 200
+
+
+async def test_clients_that_say_nothing_do_not_keep_others_out_and_are_cut_off(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_module, "CONNECTION_LIFE", 1.0)
+    async with watched(rig) as worker, contextlib.AsyncExitStack() as clients:
+        host, port = worker.url.removeprefix("http://").split(":")
+        readers = []
+        for n in range(admin_module.CONNECTION_LIMIT * 2):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            clients.callback(writer.close)
+            writer.write(b"GET /livez HTTP/1.1\r\nX-Slow: "[: n % 30])
+            readers.append(reader)
+        started = time.monotonic()
+        assert (await worker.get("/livez"))[0] == 200
+        assert time.monotonic() - started < 1.0
+        for reader in readers:
+            assert await asyncio.wait_for(_ended(reader), 10.0)
+
+
+async def _ended(reader: asyncio.StreamReader) -> bool:
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(1000):
+            pass
+    return True
+
+
+async def test_many_scrapes_cost_no_more_than_one_a_second(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_module, "PAGE_LIFE", 60.0)
+    async with watched(rig) as worker:
+        pages = [await worker.get("/metrics") for _ in range(10)]
+        assert len(set(pages)) == 1
+
+
+async def test_an_admin_address_that_is_taken_is_told_in_one_line(rig: Rig) -> None:
+    async with watched(rig) as worker:
+        port = int(worker.url.rpartition(":")[2])
+        taken = rig.settings(admin_port=port)
+        with pytest.raises(Exception, match=r"^OTT_ADMIN_HOST and OTT_ADMIN_PORT must be") as caught:
+            async with Admin(taken, worker.service, Metrics(), Phase()):
+                pass
+        assert type(caught.value).__name__ == "SettingsError"
+
+
+async def test_a_real_prometheus_finds_the_worker_up_and_its_alerts_in_order(rig: Rig) -> None:
+    check = Path(__file__).parents[2] / "deploy" / "prometheus" / "check"
+    async with watched(rig) as worker:
+        process = await asyncio.create_subprocess_exec(
+            check, worker.url, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+    if shutil.which("promtool") is None:
+        warnings.warn("prometheus is not installed: none has scraped the worker", stacklevel=1)
+        assert process.returncode == 3
+    else:
+        assert process.returncode == 0, output.decode()
+        assert f"Prometheus finds {worker.url} up" in output.decode()

@@ -1,0 +1,254 @@
+"""The Python client against a real broker, the worker and the sandbox."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import aiormq.channel
+import pytest
+
+from tests.faults.proxy import Proxy
+from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
+from worker.broker import requests
+from worker.client import OutcomeUnknown, RegistrationClient, TopologyError
+from worker.errors import BrokerUnreachable, PublishRefused, SettingsError
+from worker.sandbox.faults import Latency
+from worker.settings import Settings
+
+
+@pytest.fixture
+async def requester(rig: Rig) -> Requester:
+    return await rig.start()
+
+
+@pytest.fixture
+async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
+    parts = urlsplit(broker_url)
+    async with Proxy(parts.hostname or "localhost", parts.port or 5672) as a_proxy:
+        yield a_proxy
+
+
+def through(proxy: Proxy, url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
+
+
+def page(page_id: str, name: str = "SFMC Engineers") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(messenger(page_id, name))
+    return document
+
+
+async def test_a_registration_is_answered_with_its_result(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        reply = await client.register(MESSENGER)
+    assert (reply.status, reply.platform, reply.resource_id) == (
+        "registered",
+        "messenger",
+        "1732555047025799",
+    )
+    assert (reply.http_status, reply.attempts, reply.errors) == (201, 1, ())
+
+
+async def test_a_registration_that_is_refused_is_answered_with_the_errors_of_the_api(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    incomplete = page("1")
+    del incomplete["ottPlatformName"], incomplete["ottPlatformAttributes"]["endpointUrl"]
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        reply = await client.register(incomplete)
+    assert (reply.status, reply.errorcode) == ("rejected", 10006)
+    assert [e.message for e in reply.errors] == [
+        "EndpointUrl must be provided",
+        "OttPlatformName must be provided",
+    ]
+
+
+async def test_many_registrations_at_once_each_get_their_own_reply(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    ids = [str(number) for number in range(1, 201)]
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        replies = await asyncio.gather(*(client.register(page(page_id)) for page_id in ids))
+    assert [reply.resource_id for reply in replies] == ids
+
+
+async def test_the_id_and_the_account_that_the_caller_names_are_used(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix, account_id="510001") as client:
+        reply = await client.register(LINE, request_id="order-17")
+        dead = await client.register({}, request_id="order-18", account_id="510002")
+    assert (reply.request_id, dead.request_id) == ("order-17", "order-18")
+    letter = await requester.take("dead")
+    assert letter.headers["x-ott-account-id"] == "510002"
+
+
+async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(
+    requester: Requester, rig: Rig, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=1))
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        with pytest.raises(OutcomeUnknown, match="outcome of request slow-1 is unknown") as unknown:
+            await client.register(page("1"), request_id="slow-1", timeout=0.2)
+        assert unknown.value.request_id == "slow-1"
+        assert isinstance(unknown.value, TimeoutError)
+        again = await client.register(page("1"), request_id="slow-1")
+    assert again.status == "registered"
+
+
+async def test_closing_the_client_leaves_what_is_under_way_unknown(
+    requester: Requester, rig: Rig, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=1))
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        under_way = asyncio.create_task(client.register(page("1")))
+        await until(lambda: len(client._answers) == 1)
+    with pytest.raises(OutcomeUnknown, match="client was closed"):
+        await under_way
+
+
+async def test_one_id_cannot_be_under_way_twice(requester: Requester, broker_url: str, prefix: str) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        first = asyncio.create_task(client.register(page("1"), request_id="a"))
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="a is under way already"):
+            await client.register(page("1"), request_id="a")
+        assert (await first).status == "registered"
+
+
+async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_shared_queue(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        request_id = await client.publish(page("77"))
+    reply = await requester.take("replies")
+    assert reply.correlation_id == request_id
+    assert json.loads(reply.body)["resourceId"] == "77"
+
+
+async def test_requests_of_one_resource_arrive_in_the_order_of_the_calls(
+    requester: Requester, rig: Rig, broker_url: str, prefix: str
+) -> None:
+    names = [f"Page {number}" for number in range(30)]
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        await asyncio.gather(*(client.register(page("1", name)) for name in names))
+    calls = rig.sandbox.history.registration_calls
+    assert [(call.body or {})["ottPlatformAttributes"]["pageName"] for call in calls] == names
+
+
+async def test_a_lost_connection_is_ridden_out(
+    requester: Requester, rig: Rig, proxy: Proxy, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    async with RegistrationClient(through(proxy, broker_url), prefix=prefix) as client:
+        under_way = [asyncio.create_task(client.register(page(str(number)))) for number in range(20)]
+        await until(lambda: rig.sandbox.history.registration_calls)
+        proxy.reset()
+        replies = await asyncio.gather(*under_way)
+        later = await client.register(page("999"))
+    assert {reply.status for reply in [*replies, later]} == {"registered"}
+
+
+async def test_a_full_queue_is_waited_for(
+    make_settings: Callable[..., Settings], rig: Rig, broker_url: str, prefix: str
+) -> None:
+    await rig.start()
+    for service, _ in list(rig._running):
+        await rig.stop_worker(service)
+    connection = await aio_pika.connect(broker_url)
+    async with connection, RegistrationClient(broker_url, prefix=prefix) as client:
+        channel = await connection.channel()
+        await channel.queue_delete(f"{prefix}.requests")
+        small = await channel.declare_queue(
+            f"{prefix}.requests",
+            durable=True,
+            arguments={"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "reject-publish"},
+        )
+        await small.bind(prefix, "request")
+        names = [f"Page {number}" for number in range(5)]
+        sent = [asyncio.create_task(client.publish(page("1", name))) for name in names]
+        received = []
+        for _ in names:
+            message = await until(lambda: small.get(no_ack=True, fail=False), "a request")
+            received.append(json.loads(message.body)["ottPlatformAttributes"]["pageName"])
+        await asyncio.gather(*sent)
+    assert received == names
+
+
+async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        await requester.channel.exchange_delete(prefix)
+        with pytest.raises(PublishRefused, match=f"requests at the exchange {prefix}: it is gone"):
+            await client.register(page("1"))
+
+
+async def test_a_requests_queue_that_stays_away_fails_what_is_sent_there(
+    requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
+) -> None:
+    monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        queue = await requester.channel.get_queue(f"{prefix}.requests", ensure=False)
+        await queue.unbind(prefix, "request")
+        with pytest.raises(TopologyError, match=f"No queue takes requests at {prefix}"):
+            await client.register(page("1"))
+
+
+async def test_a_requests_queue_that_comes_back_takes_what_was_sent_meanwhile(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        queue = await requester.channel.get_queue(f"{prefix}.requests", ensure=False)
+        await queue.unbind(prefix, "request")
+        names = [f"Page {number}" for number in range(3)]
+        sent = [asyncio.create_task(client.register(page("1", name))) for name in names]
+        await until(lambda: len(client._sender._lanes) == 1)
+        await queue.bind(prefix, "request")
+        replies = await asyncio.gather(*sent)
+    assert {reply.status for reply in replies} == {"registered"}
+
+
+def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = logging.getLogger(aiormq.channel.__name__)
+    monkeypatch.setattr(library, "level", logging.DEBUG)
+    records: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: records.append(record.getMessage()))
+    library.addHandler(handler)
+    try:
+        library.error("Unhandled message %r returning", "a body with a secret")
+        library.error("Consumer callback failed")
+    finally:
+        library.removeHandler(handler)
+    assert records == ["Consumer callback failed"]
+
+
+async def test_without_a_worker_s_queues_the_client_says_so_at_once(broker_url: str, prefix: str) -> None:
+    with pytest.raises(TopologyError, match=f"Nothing takes requests at {prefix}: start the worker once"):
+        await RegistrationClient(broker_url, prefix=prefix).__aenter__()
+
+
+async def test_without_a_broker_the_client_says_so_at_once(prefix: str) -> None:
+    with pytest.raises(BrokerUnreachable, match=r"RabbitMQ at 127\.0\.0\.1:1 cannot be reached"):
+        await RegistrationClient("amqp://someone:hidden@127.0.0.1:1/", prefix=prefix).__aenter__()
+
+
+def test_a_wrong_url_is_explained_without_its_password() -> None:
+    with pytest.raises(SettingsError, match="OTT_AMQP_URL must be an amqp:// or amqps:// URL") as wrong:
+        RegistrationClient("http://someone:hidden@broker/")
+    assert "hidden" not in str(wrong.value)
+
+
+async def test_its_queue_is_deleted_at_the_end(requester: Requester, broker_url: str, prefix: str) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        await client.register(MESSENGER)
+        name = client._replies.name
+    with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+        await requester.channel.declare_queue(name, passive=True)

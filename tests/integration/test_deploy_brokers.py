@@ -1,0 +1,285 @@
+"""How `deploy/` finds a RabbitMQ, and that nothing of a private one is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+
+from tests.rig import DEFAULT_URL, PATIENCE
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+TELL = [sys.executable, "-c", "import os; print(os.environ.get('OTT_AMQP_URL'), flush=True)"]
+TELL_AND_WAIT = [
+    sys.executable,
+    "-c",
+    "import os, time; print(os.environ['OTT_AMQP_URL'], flush=True); time.sleep(300)",
+]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where private nodes put their data, with a space in its name; empty again afterwards."""
+    folder = tmp_path / "data of brokers"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def with_broker(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, DEPLOY / "lib" / "with_broker.py", *command],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def private_broker(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [DEPLOY / "private-broker", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about"
+        time.sleep(0.05)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of living processes that were started in, or for, that folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"HOME={folder}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a private node, which is ended afterwards."""
+    folder = tmp_path / "a node"
+    yield folder
+    private_broker("kill", folder)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a private node that runs, with a setting of its own."""
+    folder = tmp_path_factory.mktemp("a running node")
+    private_broker("start", folder, "--set", "consumer_timeout=60000")
+    yield folder
+    private_broker("kill", folder)
+
+
+def ports_of(folder: Path) -> list[int]:
+    return list(json.loads((folder / "ports.json").read_text()).values())
+
+
+def test_a_private_node_listens_on_loopback_only(running: Path) -> None:
+    for port in ports_of(running):
+        assert listens(port)
+        with socket.socket() as beside:
+            beside.bind(("127.0.0.2", port))  # fails where something listens on every address
+
+
+def test_a_private_node_takes_settings_and_orders_of_rabbitmqctl(running: Path) -> None:
+    asked = private_broker("ctl", running, "-q", "eval", "application:get_env(rabbit, consumer_timeout).")
+
+    assert asked.stdout.strip() == "{ok,60000}"
+
+
+def test_starting_a_node_that_runs_changes_nothing(running: Path) -> None:
+    pid = (running / "node.pid").read_text()
+
+    started = private_broker("start", running)
+
+    assert urlsplit(started.stdout.strip()).port in ports_of(running)
+    assert (running / "node.pid").read_text() == pid
+
+
+async def test_a_killed_node_comes_back_with_what_it_had_confirmed_and_a_stopped_one_leaves_nothing(
+    folder: Path,
+) -> None:
+    url = private_broker("start", folder).stdout.strip()
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.default_exchange.publish(aio_pika.Message(b"kept", delivery_mode=2), "kept")
+    private_broker("flush", folder)
+
+    private_broker("kill", folder)
+    assert not any(listens(port) for port in ports_of(folder))
+    assert private_broker("start", folder).stdout.strip() == url
+
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue("kept")
+        message = await queue.get(no_ack=True, timeout=PATIENCE)
+        assert message.body == b"kept"
+
+    assert private_broker("stop", folder).returncode == 0
+    assert not any(listens(port) for port in ports_of(folder))
+    until(lambda: not processes_of(folder), "the end of the node's helpers")
+
+
+def test_a_node_that_cannot_start_says_why_in_one_line_and_leaves_nothing(folder: Path) -> None:
+    failed = private_broker("start", folder, "--set", "no_such_setting=1")
+
+    assert failed.returncode == 3
+    assert len(failed.stderr.splitlines()) == 1
+    assert "no_such_setting" in failed.stderr
+    until(lambda: not processes_of(folder), "the end of the node's helpers")
+
+
+def test_the_broker_on_localhost_is_taken_where_it_answers() -> None:
+    # The tests themselves may run on another one: then there may be none here.
+    expected = DEFAULT_URL if listens(5672) else None
+
+    done = with_broker(TELL, OTT_BROKER="localhost")
+
+    assert done.stdout.strip() == (expected or "")
+    assert done.returncode == (0 if expected else 3)
+
+
+def test_a_private_node_lives_as_long_as_the_program_that_needed_it(temporary: Path) -> None:
+    done = with_broker(TELL, OTT_BROKER="private")
+
+    assert done.returncode == 0, done.stderr
+    assert not listens(urlsplit(done.stdout.strip()).port or 0)
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_programs_exit_code_is_passed_on(broker_url: str) -> None:
+    failing = [sys.executable, "-c", "raise SystemExit(7)"]
+
+    assert with_broker(failing, OTT_AMQP_URL=broker_url).returncode == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_program_and_then_the_private_node(temporary: Path, number: signal.Signals) -> None:
+    process = start(TELL_AND_WAIT, "private")
+    assert process.stdout
+    url = process.stdout.readline().strip()
+
+    process.send_signal(number)
+
+    assert process.wait(PATIENCE) == 128 + number
+    assert not listens(urlsplit(url).port or 0)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_signal_while_the_private_node_starts_leaves_nothing(temporary: Path) -> None:
+    process = start(TELL_AND_WAIT, "private")
+    until(lambda: any(temporary.glob("*/node.pid")), "the start of the node")
+    (folder,) = temporary.iterdir()
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert list(temporary.iterdir()) == []
+    until(lambda: not processes_of(folder), "the end of the node's helpers")
+
+
+def start(command: list[str], choice: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, DEPLOY / "lib" / "with_broker.py", *command],
+        env=os.environ | {"OTT_BROKER": choice},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # no terminal: as under a pipeline
+    )
+
+
+def test_a_named_broker_that_does_not_answer_is_an_error_in_one_line_without_its_password() -> None:
+    done = with_broker(TELL, OTT_AMQP_URL="amqp://someone:canary-password@127.0.0.1:1/")
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "127.0.0.1:1" in done.stderr
+    assert "canary-password" not in done.stderr
+
+
+def test_a_named_broker_is_taken_as_it_was_named(tmp_path: Path, broker_url: str) -> None:
+    file = tmp_path / "url"
+    file.write_text(f"{broker_url}\n")
+
+    by_variable = with_broker(TELL, OTT_AMQP_URL=broker_url)
+    by_file = with_broker(TELL, OTT_AMQP_URL_FILE=str(file))
+
+    assert by_variable.stdout.strip() == broker_url, by_variable.stderr
+    assert by_file.stdout.strip() == "None", "the worker reads the file itself, and would refuse both"
+
+
+def test_a_choice_that_does_not_exist_is_an_error_in_one_line() -> None:
+    done = with_broker(TELL, OTT_BROKER="kafka")
+
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "OTT_BROKER must be one of localhost, private, install, docker, or not set"
+    ]
+
+
+def test_without_docker_the_docker_branch_says_so_in_one_line(tmp_path: Path) -> None:
+    done = with_broker(TELL, OTT_BROKER="docker", PATH=str(tmp_path))
+
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == ["OTT_BROKER=docker: no Docker engine answers"]
+
+
+DOCKER_STAND_IN = """#!/bin/sh
+# Answers as docker does, with a private node for a container.
+set -eu
+echo "$*" >>"{calls}"
+case $1 in
+    info) ;;
+    run) "{private_broker}" start "{node}" >/dev/null && echo 0123456789ab ;;
+    port) sed -n 's/^listeners.tcp.1 = //p' "{node}/rabbitmq.conf" ;;
+    rm) "{private_broker}" kill "{node}" ;;
+esac
+"""
+
+
+def test_a_container_is_started_on_a_free_port_of_loopback_and_removed_afterwards(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, docker = tmp_path / "calls", tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(
+        DOCKER_STAND_IN.format(calls=calls, node=folder, private_broker=DEPLOY / "private-broker")
+    )
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}{os.pathsep}{os.environ['PATH']}")
+
+    done = with_broker(TELL, OTT_BROKER="docker")
+
+    assert done.returncode == 0, done.stderr
+    info, run, port, remove = [line.split() for line in calls.read_text().splitlines()]
+    assert info == ["info"]
+    name = run[run.index("--name") + 1]
+    assert run[run.index("--publish") + 1] == "127.0.0.1::5672"
+    assert port == ["port", name, "5672/tcp"]
+    assert remove[0] == "rm"
+    assert remove[-1] == name
+    assert not listens(urlsplit(done.stdout.strip()).port or 0)

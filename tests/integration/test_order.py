@@ -1,0 +1,185 @@
+"""The latest wins: per-resource order, across retries, holds and restarts (contract §2, §6)."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from tests.rig import Rig, messenger, until
+from worker.facts import Listener
+from worker.pipeline.forward import Proven
+from worker.pipeline.request import Outcome, Request
+from worker.sandbox.faults import Latency, Reset, Status
+from worker.sandbox.registry import Key
+
+
+def held(rig: Rig, page_id: str, account: str | None = None) -> str:
+    """The page's name as Marketing Cloud holds it now."""
+    return rig.sandbox.registrations[Key(account, "messenger", page_id)].body["ottPlatformAttributes"][
+        "pageName"
+    ]
+
+
+async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig: Rig) -> None:
+    requester = await rig.start()
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0, up_to=0.02))
+    ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(30)]
+    for i in ids:
+        await requester.reply(i)
+    calls = rig.sandbox.history.registration_calls
+    assert [c.body["ottPlatformAttributes"]["pageName"] for c in calls] == [f"v{i}" for i in range(30)]
+    assert {c.in_flight for c in calls} == {0}
+    assert [i for i in requester.order if i in ids] == ids
+
+
+async def test_different_resources_proceed_side_by_side(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("warm"))
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
+    for i in ids:
+        await requester.reply(i)
+    calls = rig.sandbox.history.registration_calls[1:]
+    assert max(c.arrived_at for c in calls) < min(c.finished_at or 0 for c in calls)
+
+
+async def test_one_page_of_two_accounts_is_two_resources(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("p", "first"), headers={"x-ott-account-id": "1"})
+    await requester.ask(messenger("p", "second"), headers={"x-ott-account-id": "2"})
+    assert (held(rig, "p", "1"), held(rig, "p", "2")) == ("first", "second")
+
+
+async def test_a_retried_request_holds_back_the_newer_one_of_its_resource(rig: Rig) -> None:
+    requester = await rig.start(gate_after=100)
+    rig.sandbox.faults.add(Status(path="registration", status=500, count=3))
+    first = await requester.publish(messenger("p", "old"))
+    second = await requester.publish(messenger("p", "new"))
+    assert (await requester.reply(first))["attempts"] == 4
+    assert (await requester.reply(second))["attempts"] == 1
+    assert held(rig, "p") == "new"
+
+
+async def test_5000_requests_over_200_resources_end_with_the_last_version_of_each(rig: Rig) -> None:
+    requester = await rig.start(gate_after=1000, retry_attempts=50)
+    rig.sandbox.faults.add(
+        Status(path="registration", status=500, rate=0.02),
+        Status(path="registration", status=503, rate=0.02),
+        Status(path="registration", status=429, rate=0.01),
+        Reset(path="registration", rate=0.01, applied=True),
+    )
+    chooser = random.Random(7)
+    versions: Counter[str] = Counter()
+    ids = []
+    for _ in range(5000):
+        page = f"page-{chooser.randrange(200)}"
+        versions[page] += 1
+        ids.append(await requester.publish(messenger(page, f"v{versions[page]}")))
+    statuses = Counter([(await requester.reply(i))["status"] for i in ids])
+    assert statuses == {"registered": 5000}
+    assert {page: held(rig, page) for page in versions} == {p: f"v{n}" for p, n in versions.items()}
+    assert {call.in_flight for call in rig.sandbox.history.registration_calls} == {0}
+    assert await requester.depth("dead") == 0
+
+
+class Subscriptions(Listener):
+    def __init__(self) -> None:
+        self.returned_why: list[str] = []
+
+    def returned(self, count: int, why: str) -> None:
+        self.returned_why.append(why)
+
+
+async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: Rig) -> None:
+    facts = Subscriptions()
+    requester = await rig.start(facts, hold_limit=1, gate_after=2)
+    rig.sandbox.faults.add(Status(path="registration", status=503))
+    ids = [await requester.publish(messenger(f"p{i % 3}", f"v{i}")) for i in range(12)]
+    await until(lambda: facts.returned_why.count("held for too long") >= 2, "two returns")
+    rig.sandbox.heal()
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert [held(rig, f"p{n}") for n in range(3)] == ["v9", "v10", "v11"]
+    assert await requester.depth("dead") == 0
+
+
+async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(rig: Rig) -> None:
+    facts = Subscriptions()
+    requester = await rig.start(facts, hold_limit=1, gate_after=2)
+    rig.sandbox.faults.add(Status(path="registration", status=503))
+    ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
+    await until(lambda: facts.returned_why.count("held for too long") >= 4, "four returns")
+    rig.sandbox.heal()
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.6))
+    async with asyncio.timeout(8):  # one after the other they would take 12 seconds
+        for i in ids:
+            assert (await requester.reply(i))["status"] == "registered"
+
+
+async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig: Rig) -> None:
+    requester = await rig.start()
+    (service, _), *_ = rig._running
+    await requester.ask(messenger("warm"))
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    ids = [await requester.publish(messenger(f"p{i % 5}", f"v{i}")) for i in range(25)]
+    calls = rig.sandbox.history
+    await until(lambda: len(calls.registration_calls) >= 6, "the calls")
+    await rig.stop_worker(service)
+    made = len(calls.registration_calls)
+    await until(lambda: len(requester.order) == made, "replies for the calls in flight")
+    await until(lambda: requester.depth("requests"), "the rest")
+    assert await requester.depth("requests") == len(ids) + 1 - made
+    rig.sandbox.heal()
+    await rig.start_worker(rig.settings())
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert [held(rig, f"p{n}") for n in range(5)] == [f"v{n}" for n in range(20, 25)]
+    assert all(len(replies) == 1 for replies in requester.replies.values())
+
+
+async def test_draining_ends_a_retry_pause_at_once(rig: Rig) -> None:
+    requester = await rig.start(retry_base=1000)
+    (service, _), *_ = rig._running
+    rig.sandbox.faults.add(Status(path="registration", status=500, retry_after=200))
+    await requester.publish(messenger())
+    await until(lambda: rig.sandbox.history.registration_calls, "the call")
+    async with asyncio.timeout(10):
+        await rig.stop_worker(service)
+    assert await requester.depth("requests") == 1
+
+
+async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -> None:
+    requester = await rig.start()
+    (active, _), *_ = rig._running
+    await rig.start_worker(rig.settings())
+    ids = []
+    for i in range(300):
+        ids.append(await requester.publish(messenger(f"p{i % 10}", f"v{i}")))
+        if i == 150:
+            await rig.stop_worker(active)
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert [held(rig, f"p{n}") for n in range(10)] == [f"v{n}" for n in range(290, 300)]
+    assert {call.in_flight for call in rig.sandbox.history.registration_calls} == {0}
+
+
+async def test_a_defect_gives_everything_back_and_nothing_overtakes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = Subscriptions()
+    requester = await rig.start(facts)
+    (service, _), *_ = rig._running
+    forward, defects = service._forwarder.forward, iter([True])
+
+    async def sometimes(request: Request, proven: Proven) -> Outcome:
+        if next(defects, False):
+            raise RuntimeError("a defect")
+        return await forward(request, proven)
+
+    monkeypatch.setattr(service._forwarder, "forward", sometimes)
+    ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert facts.returned_why == ["a journey failed"]
+    assert held(rig, "p") == "v4"

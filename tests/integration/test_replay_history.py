@@ -1,0 +1,383 @@
+"""A replay never rolls a resource back: what the worker makes of one, case by case (contract §4, §7)."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.rig import Requester, Rig, messenger, until
+from worker.broker.connection import connect
+from worker.broker.journal_reader import JournalReader
+from worker.broker.topology import Topology
+from worker.contract.reply import timestamp
+from worker.facts import Listener
+from worker.pipeline import newest
+from worker.sandbox.faults import Latency, Status
+from worker.sandbox.registry import Key
+
+
+def held(rig: Rig, page_id: str, account: str | None = None) -> str:
+    """The page's name as Marketing Cloud holds it now."""
+    registered = rig.sandbox.registrations[Key(account, "messenger", page_id)]
+    return str(registered.body["ottPlatformAttributes"]["pageName"])
+
+
+async def fail(rig: Rig, requester: Requester, page_id: str, name: str, **properties: Any) -> None:
+    """Have a request turned down, so that it lies in the dead queue."""
+    rig.sandbox.faults.add(Status(path="registration", resource_id=page_id, status=403, errorcode=20002))
+    reply = await requester.ask(messenger(page_id, name), **properties)
+    rig.sandbox.heal()
+    assert (reply["status"], reply["errorcode"]) == ("failed", 20002)
+
+
+async def replay(requester: Requester, *, force: bool = False) -> dict[str, Any]:
+    """Replay the oldest dead letter and return the reply."""
+    return await requester.reply(await publish_replay(requester, await requester.take("dead"), force=force))
+
+
+async def publish_replay(
+    requester: Requester, letter: aio_pika.abc.AbstractIncomingMessage, *, force: bool = False
+) -> str:
+    headers = {**letter.headers, **({"x-ott-replay-force": True} if force else {})}
+    return await requester.publish(letter.body, headers=headers, message_id=letter.message_id)
+
+
+async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await requester.ask(messenger("other", "newer, but another page"))
+    await requester.ask(messenger("p", "newer, but another account"), headers={"x-ott-account-id": "7"})
+    assert (await replay(requester))["status"] == "registered"
+    assert held(rig, "p") == "old"
+
+
+async def test_a_replay_keeps_the_time_and_id_of_its_first_life(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old", message_id="the-id")
+    letter = await requester.take("dead")
+    reply = await requester.reply(await publish_replay(requester, letter))
+    assert reply["requestId"] == "the-id"
+    assert reply["receivedAt"] == letter.headers["x-ott-received-at"]
+
+
+async def test_a_newer_registration_supersedes_a_replay(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    newer = await requester.ask(messenger("p", "new"), message_id="the-newer-one")
+    reply = await replay(requester)
+    assert (reply["status"], reply["supersededBy"]) == ("superseded", newer["requestId"])
+    assert held(rig, "p") == "new"
+    assert await requester.depth("dead") == 0
+
+
+async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_it(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    letter = await requester.take("dead")
+    rig.sandbox.faults.add(Latency(path="registration", resource_id="p", seconds=0.3))
+    newer = await requester.publish(messenger("p", "new"))
+    late = await publish_replay(requester, letter)
+    reply, reply_to_newer = await requester.reply(late), await requester.reply(newer)
+    assert requester.order[-2:] == [newer, late]
+    assert (reply["status"], reply["supersededBy"]) == ("superseded", reply_to_newer["requestId"])
+    assert held(rig, "p") == "new"
+
+
+async def test_a_newer_request_that_failed_does_not_supersede_a_replay(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await fail(rig, requester, "p", "new, but turned down")
+    assert (await replay(requester))["status"] == "registered"
+    assert held(rig, "p") == "old"
+
+
+async def test_dead_letters_of_one_resource_replayed_in_order_end_with_the_last(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "first")
+    await fail(rig, requester, "p", "second")
+    assert [(await replay(requester))["status"] for _ in range(2)] == ["registered", "registered"]
+    assert held(rig, "p") == "second"
+
+
+async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_with_the_last(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "first")
+    await fail(rig, requester, "p", "second")
+    first = await requester.take("dead")
+    assert (await replay(requester))["status"] == "registered"
+    assert (await requester.reply(await publish_replay(requester, first)))["status"] == "superseded"
+    assert held(rig, "p") == "second"
+
+
+async def test_a_replay_that_was_published_twice_is_harmless(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    letter = await requester.take("dead")
+    twice = [await publish_replay(requester, letter) for _ in range(2)]
+    assert [(await requester.reply(i))["status"] for i in twice] == ["registered", "registered"]
+
+
+async def test_a_newer_registration_under_the_same_message_id_supersedes_too(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old", message_id="p")
+    await requester.ask(messenger("p", "new"), message_id="p")
+    assert (await replay(requester))["status"] == "superseded"
+    assert held(rig, "p") == "new"
+
+
+async def test_what_was_registered_between_two_replays_counts(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await fail(rig, requester, "q", "old")
+    assert (await replay(requester))["status"] == "registered"
+    await requester.ask(messenger("q", "new"))
+    assert (await replay(requester))["status"] == "superseded"
+
+
+async def test_a_restarted_worker_knows_what_the_one_before_registered(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await requester.ask(messenger("p", "new"))
+    await rig.stop_worker(rig._running[0][0])
+    await rig.start()
+    assert (await replay(requester))["status"] == "superseded"
+    assert held(rig, "p") == "new"
+
+
+async def test_what_another_worker_registered_between_two_subscriptions_counts(rig: Rig) -> None:
+    """The first worker has the journal in memory, is cut off, and becomes active again."""
+    settings = rig.settings()
+    first = await rig.start_worker(settings)
+    requester = await rig.start()
+    await fail(rig, requester, "q", "old")
+    assert (await replay(requester))["status"] == "registered"
+    await fail(rig, requester, "p", "old")
+    letter = await requester.take("dead")
+    second = next(service for service, _ in rig._running if service is not first)
+    active, other = (first, second) if first._history._newest is not None else (second, first)
+    subscription = active.intake.subscription
+    assert subscription is not None
+    await subscription.connection.close()
+    await requester.ask(messenger("p", "new"))
+    await until(lambda: active.intake.subscription, "the new subscription")
+    await rig.stop_worker(other)
+    assert (await requester.reply(await publish_replay(requester, letter)))["status"] == "superseded"
+    assert held(rig, "p") == "new"
+
+
+async def test_a_replay_that_comes_again_finds_nothing_new_in_the_journal(rig: Rig) -> None:
+    """Its first try was cut off after the journal had been read to its end."""
+    service = await rig.start_worker(rig.settings())
+    requester = await rig.start()
+    await rig.stop_worker(rig._running[1][0])
+    await fail(rig, requester, "p", "old")
+    letter = await requester.take("dead")
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5, count=1))
+    again = await publish_replay(requester, letter)
+    await until(lambda: rig.sandbox.history.registration_calls[-1].finished_at is None, "the call")
+    subscription = service.intake.subscription
+    assert subscription is not None
+    await subscription.connection.close()
+    assert (await requester.reply(again))["status"] == "registered"
+
+
+async def test_a_broker_whose_clock_is_far_ahead_changes_no_verdict(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the time from which the journal is read lies beyond all of it."""
+    monkeypatch.setattr("worker.pipeline.history.SKEW", -7_200_000_000)
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await fail(rig, requester, "q", "old")
+    await requester.ask(messenger("p", "new"))
+    assert (await replay(requester))["status"] == "superseded"
+    assert (await replay(requester))["status"] == "registered"
+
+
+async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await rig.stop_worker(rig._running[0][0])
+    service = await rig.start_worker(rig.settings())
+    monkeypatch.setattr(service._clock, "_now", lambda: 1_000_000)
+    newer = await requester.ask(messenger("p", "new"))
+    assert newer["receivedAt"] > "2026"
+    assert (await replay(requester))["status"] == "superseded"
+
+
+async def test_without_a_journal_a_replay_is_refused_unless_forced(rig: Rig) -> None:
+    requester = await rig.start(journal=False)
+    await fail(rig, requester, "p", "old")
+    refused = await replay(requester)
+    assert (refused["status"], refused["attempts"]) == ("failed", 0)
+    assert "OTT_JOURNAL=false" in refused["message"]
+    assert "--force" in refused["message"]
+    assert (await replay(requester, force=True))["status"] == "registered"
+
+
+async def test_a_refused_replay_is_a_dead_letter_that_keeps_its_time(rig: Rig) -> None:
+    requester = await rig.start(journal=False)
+    await fail(rig, requester, "p", "old")
+    letter = await requester.take("dead")
+    await requester.reply(await publish_replay(requester, letter))
+    again = await requester.take("dead")
+    assert again.headers["x-ott-reason"] == "forbidden"
+    assert again.headers["x-ott-received-at"] == letter.headers["x-ott-received-at"]
+    assert again.body == letter.body
+
+
+async def test_a_replay_that_claims_to_be_ancient_is_refused(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("p", "new"))
+    for claim in ("0001-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"):
+        reply = await requester.ask(messenger("q", "old"), headers={"x-ott-received-at": claim})
+        assert (reply["status"], reply["attempts"]) == ("failed", 0)
+        reply = await requester.ask(messenger("p", "old"), headers={"x-ott-received-at": claim})
+        assert reply["status"] == "superseded"
+
+
+async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await requester.ask(messenger("p", "new"))
+    assert (await replay(requester, force=True))["status"] == "registered"
+    assert held(rig, "p") == "old"
+
+
+async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(rig: Rig) -> None:
+    requester = await rig.start(journal_max_bytes=1_000_000)
+    await fail(rig, requester, "p", "old")
+    await requester.ask(messenger("p", "new"))
+    await trim_journal(rig, requester)
+    refused = await replay(requester)
+    assert (refused["status"], refused["attempts"]) == ("failed", 0)
+    assert "does not reach back" in refused["message"]
+    assert held(rig, "p") == "new"
+
+
+async def test_the_record_of_a_refused_replay_proves_nothing(rig: Rig) -> None:
+    """It carries the old time, and stands in the journal behind the gap."""
+    requester = await rig.start(journal_max_bytes=1_000_000)
+    await fail(rig, requester, "p", "old")
+    await requester.ask(messenger("p", "new"))
+    await trim_journal(rig, requester)
+    assert (await replay(requester))["status"] == "failed"
+    await rig.stop_worker(rig._running[0][0])
+    await rig.start(journal_max_bytes=1_000_000)
+    assert (await replay(requester))["status"] == "failed"
+    assert held(rig, "p") == "new"
+
+
+async def test_after_trimming_what_failed_later_can_be_replayed(rig: Rig) -> None:
+    requester = await rig.start(journal_max_bytes=1_000_000)
+    await requester.ask(messenger("p", "oldest"))
+    await trim_journal(rig, requester)
+    await fail(rig, requester, "p", "old")
+    assert (await replay(requester))["status"] == "registered"
+    assert held(rig, "p") == "old"
+
+
+async def test_a_journal_that_began_after_the_request_refuses_its_replay(rig: Rig) -> None:
+    requester = await rig.start(journal=False)
+    await fail(rig, requester, "p", "old")
+    await requester.ask(messenger("p", "new"))
+    await rig.stop_worker(rig._running[0][0])
+    await rig.start()
+    await requester.ask(messenger("q"))
+    assert (await replay(requester))["status"] == "failed"
+    assert held(rig, "p") == "new"
+
+
+async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(rig: Rig) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    await requester.channel.queue_delete(f"{requester.prefix}.journal")
+    refused = await replay(requester)
+    assert refused["status"] == "failed"
+    assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
+
+
+async def test_more_resources_than_fit_into_memory_refuse_a_replay(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.start()
+    await fail(rig, requester, "p", "old")
+    for page in ("a", "b", "c"):
+        await requester.ask(messenger(page))
+    monkeypatch.setattr(newest, "LIMIT", 3)
+    assert (await replay(requester))["status"] == "failed"
+
+
+async def test_many_replays_read_the_journal_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    requester = await rig.start()
+    for i in range(20):
+        await fail(rig, requester, f"p{i}", "old")
+    letters = [await requester.take("dead") for _ in range(20)]
+    entries: list[int] = []
+    read = newest.Newest.read
+
+    def counted(self: newest.Newest, entry: Any, oldest: Any) -> None:
+        entries.append(entry.offset)
+        read(self, entry, oldest)
+
+    monkeypatch.setattr(newest.Newest, "read", counted)
+    ids = [await publish_replay(requester, letter) for letter in letters]
+    assert {(await requester.reply(i))["status"] for i in ids} == {"registered"}
+    assert len(entries) == len(set(entries))
+
+
+async def test_an_unreadable_journal_does_not_hold_up_requests(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("p"))
+    await rig.stop_worker(rig._running[0][0])
+    facts = _Unreadable()
+    service = await rig.start_worker(rig.settings(), facts)
+    monkeypatch.setattr("worker.broker.journal_reader.connect", _hang)
+    monkeypatch.setattr("worker.pipeline.history.PREPARE_TIMEOUT", 0.1)
+    assert (await requester.ask(messenger("p")))["status"] == "registered"
+    assert facts.heard
+    assert service.intake.subscription is not None
+
+
+class _Unreadable(Listener):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def journal_unreadable(self, why: str) -> None:
+        self.heard.append(why)
+
+
+async def _hang(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def trim_journal(rig: Rig, requester: Requester) -> None:
+    """Fill the journal until its first segment is gone."""
+    connection = await connect(rig.settings(), "test")
+    try:
+        reader = JournalReader(connection, Topology(requester.prefix).journal)
+        record = {
+            "id": "filler",
+            "status": "registered",
+            "ottPlatformName": "messenger",
+            "resourceId": "filler",
+            "receivedAt": timestamp(time.time()),
+        }
+        body = b"\n".join([json.dumps(record).encode()] * 450)
+        for _ in range(100):
+            filler = aio_pika.Message(body, headers={"x-ott-clock": time.time_ns() // 1000})
+            for _ in range(10):
+                await requester.channel.default_exchange.publish(filler, f"{requester.prefix}.journal")
+            first = await reader.first()
+            if first is not None and first.offset > 0:
+                return
+        raise AssertionError("the journal was not trimmed")
+    finally:
+        await connection.close()

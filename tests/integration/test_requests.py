@@ -1,0 +1,238 @@
+"""A message goes in, a reply comes out (contract §2, §4, §5)."""
+
+import json
+
+import aio_pika
+import pytest
+
+from tests.rig import LINE, MESSENGER, Rig, messenger, until
+from worker.facts import Listener
+from worker.sandbox.registry import Key
+
+
+@pytest.mark.parametrize(
+    ("document", "resource"),
+    [(MESSENGER, "1732555047025799"), (LINE, "23493453984234345")],
+    ids=["messenger", "line"],
+)
+async def test_an_example_of_the_api_is_registered_as_printed(
+    rig: Rig, document: dict, resource: str
+) -> None:
+    requester = await rig.start()
+    body = json.dumps(document, indent=4).encode()
+    answer = await rig_ask(requester, body)
+    reply, message = answer
+    assert reply == {
+        "status": "registered",
+        "requestId": "request-1",
+        "ottPlatformName": document["ottPlatformName"],
+        "resourceId": resource,
+        "httpStatus": 201,
+        "attempts": 1,
+        "receivedAt": reply["receivedAt"],
+        "completedAt": reply["completedAt"],
+    }
+    assert reply["receivedAt"] <= reply["completedAt"]
+    assert message.content_type == "application/json"
+    assert message.type == "ott.registration.reply"
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert message.message_id not in (None, "request-1")
+    assert Key(None, document["ottPlatformName"], resource) in rig.sandbox.registrations
+
+
+async def rig_ask(requester, body: bytes):
+    correlation_id = await requester.publish(body, message_id="request-1")
+    return await requester.reply(correlation_id), await requester.reply_message(correlation_id)
+
+
+async def test_the_apis_error_example_comes_out_byte_for_byte(rig: Rig) -> None:
+    requester = await rig.start()
+    attributes = {k: v for k, v in MESSENGER["ottPlatformAttributes"].items() if k != "endpointUrl"}
+    reply = await requester.ask(json.dumps({"ottPlatformAttributes": attributes}).encode())
+    part = {k: reply[k] for k in ("message", "errorcode", "documentation", "validationErrors")}
+    printed = """{
+    "message": "Please fix the following errors",
+    "errorcode": 10006,
+    "documentation": "",
+    "validationErrors": [
+        {
+            "message": "EndpointUrl must be provided",
+            "errorcode": 10002,
+            "documentation": ""
+        },
+        {
+            "message": "OttPlatformName must be provided",
+            "errorcode": 10002,
+            "documentation": ""
+        }
+    ]
+}"""
+    assert json.dumps(part, indent=4) == printed
+    assert reply["status"] == "rejected"
+    assert (reply["ottPlatformName"], reply["resourceId"], reply["httpStatus"], reply["attempts"]) == (
+        None,
+        None,
+        None,
+        0,
+    )
+    assert len(rig.sandbox.history.registration_calls) == 0
+
+
+async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_they_came(rig: Rig) -> None:
+    requester = await rig.start()
+    body = messenger(isActive=1, extra={"nested": [1, None]}).replace(b"1,", b"1 ,")
+    await requester.ask(body)
+    held = rig.sandbox.registrations[Key(None, "messenger", "1732555047025799")].body
+    assert held["ottPlatformAttributes"]["isActive"] == 1
+    assert held["ottPlatformAttributes"]["extra"] == {"nested": [1, None]}
+
+
+async def test_a_request_through_the_exchange_with_routing_key_request_is_taken(rig: Rig) -> None:
+    requester = await rig.start()
+    entry = await requester.channel.get_exchange(requester.prefix, ensure=False)
+    message = aio_pika.Message(messenger(), correlation_id="by-exchange", reply_to=requester.queue.name)
+    await entry.publish(message, "request")
+    assert (await requester.reply("by-exchange"))["status"] == "registered"
+
+
+async def test_without_reply_to_the_reply_goes_to_the_replies_queue(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.publish(messenger(), reply_to="", correlation_id="c", message_id="m")
+    message = await requester.take("replies")
+    assert message.correlation_id == "c"
+    assert "x-ott-reply-refused" not in message.headers
+
+
+async def test_without_correlation_id_the_request_id_stands_in(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.publish(messenger(), correlation_id="", message_id="only-an-id")
+    assert (await requester.reply("only-an-id"))["requestId"] == "only-an-id"
+
+
+async def test_an_unroutable_reply_to_is_told_and_not_followed(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.publish(messenger(), reply_to="no.such.queue")
+    assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "unroutable"
+
+
+@pytest.mark.parametrize(
+    "reply_to",
+    [
+        "{prefix}.requests",
+        "{prefix}.dead",
+        "{prefix}.journal",
+        "{prefix}.replies",
+        "amq.topic",
+        "amq.rabbitmq.trace",
+    ],
+)
+async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(rig: Rig, reply_to: str) -> None:
+    requester = await rig.start()
+    await requester.publish(messenger(), reply_to=reply_to.format(prefix=requester.prefix))
+    assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "not-allowed"
+
+
+async def test_direct_reply_to_works(rig: Rig) -> None:
+    requester = await rig.start()
+    connection = await aio_pika.connect(str(rig.settings().amqp_url.get_secret_value()))
+    async with connection:
+        channel = await connection.channel()
+        pseudo = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+        replies: list[bytes] = []
+
+        async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+            replies.append(message.body)
+
+        await pseudo.consume(take, no_ack=True)
+        message = aio_pika.Message(messenger(), reply_to="amq.rabbitmq.reply-to")
+        await channel.default_exchange.publish(message, f"{requester.prefix}.requests")
+        await until(lambda: replies, "the direct reply")
+    assert json.loads(replies[0])["status"] == "registered"
+
+
+async def test_a_direct_reply_address_that_breaks_the_brokers_connection_stops_nobody(rig: Rig) -> None:
+    requester = await rig.start()
+    hostile = [f"amq.rabbitmq.reply-to.{rest}" for rest in ("", "x", "a.b.c", "g2dkABJyYWJiaXQ=.xx==")]
+    for n, reply_to in enumerate(hostile):
+        await requester.publish(messenger(f"hostile-{n}"), reply_to=reply_to)
+    own = [await requester.publish(messenger(f"p{n}")) for n in range(20)]
+    for correlation_id in own:
+        assert (await requester.reply(correlation_id))["status"] == "registered"
+    service = rig._running[0][0]
+    await until(lambda: service.intake.subscription and not service.intake.subscription.unsettled, "the end")
+
+
+async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.publish(
+        b"{broken",
+        message_id="the-id",
+        correlation_id="the-correlation",
+        headers={"tenant": "blue", "n": 7, "CC": ["elsewhere"]},
+        app_id="upstream",
+        priority=3,
+    )
+    letter = await requester.take("dead")
+    assert letter.body == b"{broken"
+    assert (letter.message_id, letter.correlation_id, letter.app_id, letter.priority) == (
+        "the-id",
+        "the-correlation",
+        "upstream",
+        3,
+    )
+    assert letter.reply_to == requester.queue.name
+    assert letter.headers["tenant"] == "blue"
+    assert letter.headers["n"] == 7
+    assert "CC" not in letter.headers
+    assert letter.headers["x-ott-reason"] == "invalid"
+    assert letter.headers["x-ott-error"].startswith("10004 ")
+    assert letter.headers["x-ott-attempts"] == 0
+    reply = await requester.reply("the-correlation")
+    assert letter.headers["x-ott-received-at"] == reply["receivedAt"]
+    assert letter.headers["x-ott-dead-at"] == reply["completedAt"]
+
+
+async def test_an_oversize_request_is_refused_as_oversize(rig: Rig) -> None:
+    requester = await rig.start(max_body_bytes=2000)
+    reply = await requester.ask(messenger(padding="x" * 2000))
+    assert (reply["status"], reply["errorcode"]) == ("rejected", 10004)
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "oversize"
+
+
+async def test_a_registered_request_leaves_no_dead_letter_and_a_journal_record(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger())
+    assert await requester.depth("dead") == 0
+    await until(lambda: requester.depth("journal"), "the record")
+
+
+async def test_the_same_message_without_an_id_gets_the_same_id_again(rig: Rig) -> None:
+    requester = await rig.start()
+    body = messenger()
+    for _ in range(2):
+        raw = aio_pika.Message(body, correlation_id="same", reply_to=requester.queue.name, message_id="")
+        await requester.channel.default_exchange.publish(raw, f"{requester.prefix}.requests")
+    await until(lambda: len(requester.replies.get("same", [])) == 2)
+    first, second = (json.loads(m.body) for m in requester.replies["same"])
+    # aio-pika gives every message an id of its own; what has one keeps it.
+    assert first["requestId"]
+    assert second["requestId"]
+
+
+class Recorder(Listener):
+    def __init__(self) -> None:
+        self.statuses: list[tuple[str, str]] = []
+
+    def settled(self, outcome, seconds: float) -> None:
+        self.statuses.append((outcome.request_id, outcome.status))
+
+
+async def test_each_request_is_settled_once(rig: Rig) -> None:
+    facts = Recorder()
+    requester = await rig.start(facts)
+    ids = [await requester.publish(messenger(f"page-{i % 7}"), message_id=f"m{i}") for i in range(70)]
+    for i in ids:
+        await requester.reply(i)
+    await until(lambda: len(facts.statuses) == 70)
+    assert sorted(facts.statuses) == sorted((f"m{i}", "registered") for i in range(70))
+    assert await requester.depth("requests") == 0

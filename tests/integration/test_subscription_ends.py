@@ -1,0 +1,118 @@
+"""A subscription ends in an awkward moment: nothing is stuck, and no late call goes on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.faults.proxy import Proxy
+from tests.rig import Rig, messenger, until
+from worker.broker.subscription import Subscription
+from worker.errors import BrokerUnreachable
+from worker.facts import Listener
+from worker.pipeline import intake
+from worker.pipeline.request import Outcome, Request
+from worker.sandbox.faults import Latency
+
+SOON = 10  # seconds; the grace of a drain is 25
+
+
+class Facts(Listener):
+    def __init__(self) -> None:
+        self.returned_why: list[str] = []
+        self.unreachable: list[str] = []
+
+    def returned(self, count: int, why: str) -> None:
+        self.returned_why.append(why)
+
+    def broker_unreachable(self, why: str) -> None:
+        self.unreachable.append(why)
+
+
+@pytest.fixture
+async def proxy(clean_broker: str) -> AsyncIterator[Proxy]:
+    where = urlsplit(clean_broker)
+    async with Proxy(where.hostname or "", where.port or 5672) as a_proxy:
+        yield a_proxy
+
+
+def through(proxy: Proxy, url: str) -> str:
+    parts = urlsplit(url)
+    user = f"{parts.username}:{parts.password}@" if parts.username else ""
+    return parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}").geturl()
+
+
+async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
+    rig: Rig, proxy: Proxy, clean_broker: str
+) -> None:
+    requester = await rig.requester_for(rig.settings())
+    facts = Facts()
+    await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5), facts)
+    rig.sandbox.faults.add(Latency(path="registration", seconds=20, count=1))
+    wanted = await requester.publish(messenger())
+    await until(lambda: facts.returned_why, "the return")
+    proxy.reset()
+    async with asyncio.timeout(SOON):
+        assert (await requester.reply(wanted))["status"] == "registered"
+
+
+async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    requester = await rig.start()
+    (service, _), *_ = rig._running
+    settle, defects = service._settler.settle, iter([True])
+
+    async def sometimes(request: Request, outcome: Outcome, ack: Callable[[], None]) -> None:
+        if next(defects, False):
+            raise RuntimeError("a defect")
+        await settle(request, outcome, ack)
+
+    monkeypatch.setattr(service._settler, "settle", sometimes)
+    async with asyncio.timeout(SOON):
+        assert (await requester.ask(messenger()))["status"] == "registered"
+
+
+async def test_a_consumer_that_cannot_start_is_tried_less_and_less_often(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.requester_for(rig.settings())
+    longest: list[float] = []
+    opened = Subscription.open
+
+    async def refused(*_: Any) -> None:
+        raise BrokerUnreachable("The consumer could not start")
+
+    def at_once(_: float, high: float) -> float:
+        longest.append(high)
+        return 0.0
+
+    monkeypatch.setattr(intake, "random", SimpleNamespace(uniform=at_once))
+    monkeypatch.setattr(Subscription, "open", refused)
+    starting = asyncio.create_task(rig.start_worker(rig.settings()))
+    await until(lambda: len(longest) >= 4, "four attempts")
+    monkeypatch.setattr(Subscription, "open", opened)
+    await starting
+    assert longest[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert (await requester.ask(messenger()))["status"] == "registered"
+
+
+async def test_a_rotated_url_file_that_holds_no_url_is_waited_out(
+    rig: Rig, clean_broker: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    requester = await rig.requester_for(rig.settings())
+    file = tmp_path / "url"
+    file.write_text(clean_broker)
+    monkeypatch.setenv("OTT_AMQP_URL_FILE", str(file))
+    settings = rig.settings(amqp_url=clean_broker)
+    settings._given_in_code -= {"amqp_url"}
+    facts = Facts()
+    starting = asyncio.create_task(rig.start_worker(settings, facts))
+    file.write_text("amqp://user:pass@host:port")
+    await until(lambda: facts.unreachable, "the complaint")
+    file.write_text(clean_broker)
+    await starting
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    assert not any("pass" in why for why in facts.unreachable)

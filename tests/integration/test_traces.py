@@ -1,0 +1,132 @@
+"""A trace goes from a request's headers to its call and its reply."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from multidict import CIMultiDictProxy
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from tests.integration.forwarder import forwarder
+from tests.rig import Requester, Rig, messenger, until
+from worker.facts import Listeners
+from worker.service import Service
+from worker.telemetry.traces import Traces
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+CONTEXT = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=kept"}
+
+
+@dataclass
+class Traced:
+    requester: Requester
+    exporter: InMemorySpanExporter
+    calls: list[CIMultiDictProxy[str]]
+
+    async def spans(self, count: int) -> list[ReadableSpan]:
+        """The finished spans, the last to end at the end."""
+        await until(lambda: len(self.exporter.get_finished_spans()) >= count, f"{count} spans")
+        return list(self.exporter.get_finished_spans())
+
+
+@pytest.fixture
+async def traced(rig: Rig) -> AsyncIterator[Traced]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with forwarder(rig.sandbox.url) as (url, calls):
+        settings = rig.settings(mc_auth_url=url, mc_rest_url=url)
+        traces = Traces(provider, f"{settings.prefix}.requests")
+        service = Service(settings, Listeners(traces), traces)
+        async with service:
+            running = asyncio.create_task(service.run())
+            async with Requester(settings.amqp_url.get_secret_value(), settings.prefix) as requester:
+                await until(lambda: service.intake.subscription, "the subscription")
+                yield Traced(requester, exporter, calls)
+            service.stop()
+            await running
+        await traces.close()
+
+
+def ids(span: ReadableSpan) -> tuple[str, str]:
+    return f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"
+
+
+async def test_the_call_and_the_reply_carry_the_trace_that_the_request_came_with(traced: Traced) -> None:
+    sent = await traced.requester.publish(messenger(), headers=CONTEXT, message_id="request-1")
+    reply = await traced.requester.reply_message(sent)
+    call, journey = await traced.spans(2)
+    assert ids(journey)[0] == ids(call)[0] == TRACE
+    assert f"{journey.parent.span_id:016x}" == PARENT
+    assert call.parent.span_id == journey.context.span_id
+    assert traced.calls[0]["traceparent"] == f"00-{TRACE}-{ids(call)[1]}-01"
+    assert traced.calls[0]["tracestate"] == "vendor=kept"
+    assert reply.headers["traceparent"] == f"00-{TRACE}-{ids(journey)[1]}-01"
+    assert journey.attributes["ott.status"] == "registered"
+    assert journey.attributes["messaging.message.id"] == "request-1"
+    assert call.attributes["http.response.status_code"] == 201
+
+
+async def test_a_request_without_a_trace_begins_one(traced: Traced) -> None:
+    await traced.requester.ask(messenger())
+    call, journey = await traced.spans(2)
+    assert journey.parent is None
+    assert call.context.trace_id == journey.context.trace_id
+
+
+async def test_requests_of_one_resource_keep_their_traces_apart(traced: Traced) -> None:
+    sent = [await traced.requester.publish(messenger()) for _ in range(5)]
+    for correlation_id in sent:
+        await traced.requester.reply(correlation_id)
+    spans = await traced.spans(10)
+    assert len({span.context.trace_id for span in spans}) == 5
+    assert sum(span.parent is None for span in spans) == 5
+
+
+async def test_a_replay_is_a_trace_of_its_own_linked_to_the_original(traced: Traced) -> None:
+    replayed = {**CONTEXT, "x-ott-received-at": "2026-11-23T12:00:00.123456Z"}
+    await traced.requester.ask(messenger(), headers=replayed)
+    await until(lambda: any(s.kind is SpanKind.CONSUMER for s in traced.exporter.get_finished_spans()))
+    journey = (await traced.spans(1))[-1]
+    assert journey.parent is None
+    assert ids(journey)[0] != TRACE
+    assert [f"{link.context.trace_id:032x}" for link in journey.links] == [TRACE]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": "nonsense", "tracestate": "x" * 5000},
+        {"traceparent": 7, "tracestate": {"a": 1}},
+        {"traceparent": CONTEXT["traceparent"], "tracestate": "a=b\r\nX-Injected: yes"},
+    ],
+    ids=["nonsense", "wrong types", "line ends"],
+)
+async def test_a_hostile_context_harms_nothing(traced: Traced, headers: dict[str, Any]) -> None:
+    reply = await traced.requester.ask(messenger(), headers=headers)
+    assert reply["status"] == "registered"
+    assert "X-Injected" not in traced.calls[0]
+
+
+async def test_a_rejected_request_is_an_error_in_the_trace_and_shows_no_secret(
+    traced: Traced, secret_values: dict[str, str]
+) -> None:
+    body = messenger(endpointUrl=None, **{k: v for k, v in secret_values.items() if not k.startswith("c")})
+    await traced.requester.ask(body, headers=CONTEXT)
+    (journey,) = await traced.spans(1)
+    assert journey.attributes["ott.reason"] == "invalid"
+    assert not journey.status.is_ok
+    assert "canary" not in journey.to_json()
+
+
+def test_without_the_setting_opentelemetry_is_not_imported() -> None:
+    code = "import sys, worker.cli.app; print(sorted(m for m in sys.modules if 'opentelemetry' in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,223 @@
+"""A worker, the sandbox and a real RabbitMQ, put together for a test."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+from uuid import uuid4
+
+import aio_pika
+import aio_pika.exceptions
+
+from worker.facts import Listener
+from worker.sandbox import Sandbox
+from worker.service import Service
+from worker.settings import Settings
+
+DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
+PATIENCE = 30.0  # seconds that a condition may take
+
+MESSENGER: dict[str, Any] = {
+    "ottPlatformName": "messenger",
+    "ottPlatformAttributes": {
+        "applicationId": "1093076390764037",
+        "applicationSecret": "03d537gg656gvkbe9b430f002e9c4517",
+        "pageId": "1732555047025799",
+        "pageName": "SFMC Engineers",
+        "pageAccessToken": "someaccesstoken4fasdcruib213123knubkdnfisdubnu12312ub3pijnb",
+        "endpointUrl": "https://graph.facebook.com/v2.6/me/messages",
+        "callbackVerifyToken": "this_is_the_verify_token",
+        "isActive": True,
+    },
+}
+LINE: dict[str, Any] = {
+    "ottPlatformName": "line",
+    "ottPlatformAttributes": {
+        "channelId": "23493453984234345",
+        "channelName": "SFMC Engineers",
+        "channelSecret": "03d537gg656gvkbe9b430f002e9c4517",
+        "customerConnectSecret": "31234arajcauoherbasuhb213ijqjohbjhb123",
+        "endpointUrl": "https://example.com/1732555047025799",
+        "isTransactional": True,
+        "isTestChannel": False,
+        "isActive": True,
+    },
+}
+
+
+def messenger(page_id: str = "1732555047025799", name: str = "SFMC Engineers", **more: Any) -> bytes:
+    """The API's Messenger example with another page, name or attributes, as a body."""
+    attributes = {**MESSENGER["ottPlatformAttributes"], "pageId": page_id, "pageName": name, **more}
+    return json.dumps({**MESSENGER, "ottPlatformAttributes": attributes}).encode()
+
+
+async def until(
+    condition: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str = "the condition"
+) -> Any:
+    """Wait until `condition()` is true and return it; fail after a while."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE} s"
+        await asyncio.sleep(0.02)
+
+
+class Requester:
+    """An upstream system: publishes requests and reads its replies, with plain aio-pika."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._url = url
+        self.prefix = prefix
+        self.replies: dict[str, list[aio_pika.abc.AbstractIncomingMessage]] = {}
+        self.order: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._connection = await aio_pika.connect(self._url)
+        self.channel = await self._connection.channel()
+        await self.channel.set_qos(0)
+        self.queue = await self.channel.declare_queue(exclusive=True, durable=False)
+        await self.queue.consume(self._take, no_ack=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def _take(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        self.replies.setdefault(message.correlation_id or "", []).append(message)
+        self.order.append(message.correlation_id or "")
+
+    async def publish(self, body: bytes, **properties: Any) -> str:
+        """Publish a request and return its correlation id; its replies come to this requester."""
+        properties.setdefault("correlation_id", uuid4().hex)
+        properties.setdefault("reply_to", self.queue.name)
+        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties)
+        await self.channel.default_exchange.publish(message, f"{self.prefix}.requests")
+        return str(properties["correlation_id"])
+
+    async def reply(self, correlation_id: str) -> dict[str, Any]:
+        """The first reply with this correlation id, decoded."""
+        message = await self.reply_message(correlation_id)
+        document = json.loads(message.body)
+        assert isinstance(document, dict)
+        return document
+
+    async def reply_message(self, correlation_id: str) -> aio_pika.abc.AbstractIncomingMessage:
+        await until(lambda: self.replies.get(correlation_id), f"the reply to {correlation_id}")
+        return self.replies[correlation_id][0]
+
+    async def ask(self, body: bytes, **properties: Any) -> dict[str, Any]:
+        """Publish and return the reply."""
+        return await self.reply(await self.publish(body, **properties))
+
+    async def take(self, name: str) -> aio_pika.abc.AbstractIncomingMessage:
+        """The next message of the queue PREFIX.name, acknowledged."""
+        queue = await self.channel.get_queue(f"{self.prefix}.{name}", ensure=False)
+        message = await until(lambda: queue.get(fail=False, no_ack=True), f"a message in {name}")
+        assert isinstance(message, aio_pika.abc.AbstractIncomingMessage)
+        return message
+
+    async def depth(self, name: str) -> int:
+        """Messages that are ready in the queue PREFIX.name."""
+        channel = await self._connection.channel()
+        try:
+            queue = await channel.declare_queue(f"{self.prefix}.{name}", passive=True)
+            return queue.declaration_result.message_count or 0
+        finally:
+            await channel.close()
+
+
+class Rig:
+    """Starts a worker in this process, with a sandbox of its own."""
+
+    def __init__(self, make_settings: Callable[..., Settings]) -> None:
+        self._make_settings = make_settings
+        self._running: list[tuple[Service, asyncio.Task[None]]] = []
+
+    async def __aenter__(self) -> Self:
+        self.sandbox = Sandbox(client_id="sandbox", client_secret="sandbox", port=0)
+        await self.sandbox.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for service, task in self._running:
+            service.stop()
+            await task
+        if hasattr(self, "requester"):
+            await self.requester.__aexit__()
+        await self.sandbox.__aexit__(None, None, None)
+
+    def settings(self, **overrides: Any) -> Settings:
+        urls = {"mc_auth_url": self.sandbox.url, "mc_rest_url": self.sandbox.url}
+        return self._make_settings(**{**urls, **overrides})
+
+    async def start(self, facts: Listener | None = None, **overrides: Any) -> Requester:
+        """Start a worker; return a requester for its queue."""
+        settings = self.settings(**overrides)
+        await self.start_worker(settings, facts)
+        return await self.requester_for(settings)
+
+    async def requester_for(self, settings: Settings) -> Requester:
+        """The requester, on the queue of these settings."""
+        if not hasattr(self, "requester"):
+            self.requester = Requester(settings.amqp_url.get_secret_value(), settings.prefix)
+            await self.requester.__aenter__()
+        return self.requester
+
+    async def start_worker(self, settings: Settings, facts: Listener | None = None) -> Service:
+        service = Service(settings, facts or Listener())
+        task = asyncio.create_task(_run(service))
+        self._running.append((service, task))
+        await until(lambda: task.done() or service.intake.subscription, "the subscription")
+        if task.done():
+            task.result()
+        return service
+
+    async def stop_worker(self, service: Service) -> None:
+        """Drain one worker and wait for its end."""
+        service.stop()
+        for running in [r for r in self._running if r[0] is service]:
+            await running[1]
+            self._running.remove(running)
+
+
+async def _run(service: Service) -> None:
+    async with service:
+        await service.run()
+
+
+async def delete_objects(url: str, prefix: str) -> None:
+    """Delete every queue and exchange of a prefix."""
+    connection = await aio_pika.connect(url)
+    async with connection:
+        for name in ("requests", "replies", "dead", "journal"):
+            channel = await connection.channel()
+            await channel.queue_delete(f"{prefix}.{name}")
+            await channel.close()
+        for exchange in (prefix, f"{prefix}.dead"):
+            channel = await connection.channel()
+            await channel.exchange_delete(exchange)
+            await channel.close()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment of a process of its own with these settings."""
+    given = {
+        f"OTT_{name.upper()}": _as_text(getattr(settings, name))
+        for name in settings.model_fields_set
+        if getattr(settings, name) is not None
+    }
+    if settings.admin_port is None:
+        given["OTT_ADMIN_PORT"] = ""
+    return {**os.environ, **given}
+
+
+def _as_text(value: object) -> str:
+    if hasattr(value, "get_secret_value"):
+        return str(value.get_secret_value())
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,88 @@
+"""The house: who may import whom, and which libraries stay in which room."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import worker
+
+ROOT = Path(worker.__file__).parent
+
+# From the journey's top down to the ground. A module may import its own floor and those below it.
+FLOORS = [
+    {"cli", "__main__"},
+    {"bulk", "dead_letters", "client", "sandbox", "telemetry"},
+    {"service"},
+    {"pipeline"},
+    {"broker", "marketing_cloud"},
+    {"contract", "facts"},
+    {"settings"},
+    {"errors"},
+]
+ROOMS = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+LIBRARIES = {
+    "aio_pika": {"broker"},
+    "aiormq": {"broker"},
+    "pamqp": {"broker"},
+    "aiohttp": {"marketing_cloud", "sandbox", "telemetry"},
+    "typer": {"cli"},
+}
+
+
+def imports() -> Iterator[tuple[Path, str]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield path, node.module
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_a_floor() -> None:
+    rooms = {room(path) for path in ROOT.rglob("*.py")} - {"__init__"}
+    assert rooms <= set(ROOMS)
+
+
+def test_imports_run_one_way() -> None:
+    upward = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path, module in imports()
+        if module.startswith("worker.")
+        and room(path) != "__init__"
+        and ROOMS[module.split(".")[1]] < ROOMS[room(path)]
+    ]
+    assert upward == []
+
+
+def test_the_amqp_and_http_clients_stay_in_their_rooms() -> None:
+    strays = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path, module in imports()
+        if room(path) not in LIBRARIES.get(module.split(".")[0], {room(path)})
+    ]
+    assert strays == []
+
+
+def test_rooms_do_not_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for path, module in imports():
+        if module.startswith("worker."):
+            target = module.split(".")[1]
+            if target != room(path):
+                edges.setdefault(room(path), set()).add(target)
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        stack = [start]
+        while stack:
+            for following in edges.get(stack.pop(), ()):
+                if following not in seen:
+                    seen.add(following)
+                    stack.append(following)
+        return seen
+
+    assert [name for name in edges if name in reachable(name)] == []

@@ -1,0 +1,87 @@
+"""How a request is read from a delivery: its id, its account, its time."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.rig import messenger
+from worker.broker.properties import Properties, build
+from worker.broker.subscription import Delivery
+from worker.pipeline.request import Clock, Resource, microseconds, receive, text_of
+
+
+def delivery(body: bytes = b"{}", properties: Properties | None = None) -> Delivery:
+    return Delivery(1, body, properties or Properties(), redelivered=False, arrived_at=0.0)
+
+
+def test_a_message_id_is_the_requests_id() -> None:
+    assert receive(delivery(properties=build(message_id="m")), Clock(), 10**6, None).id == "m"
+
+
+def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
+    first, again = (
+        receive(delivery(b"{}", build(correlation_id="c")), Clock(), 10**6, None).id for _ in range(2)
+    )
+    other = receive(delivery(b"{}", build(correlation_id="d")), Clock(), 10**6, None).id
+    assert first == again != other
+    assert len(first) == 32
+
+
+@pytest.mark.parametrize(
+    ("headers", "account"),
+    [({}, "default"), ({"x-ott-account-id": "42"}, "42"), ({"x-ott-account-id": 42}, "42")],
+)
+def test_the_account_comes_from_the_header_or_the_setting(headers: dict, account: str) -> None:
+    request = receive(delivery(messenger("p"), build(headers=headers)), Clock(), 10**6, "default")
+    assert request.resource == Resource(account, "messenger", "p")
+
+
+def test_the_clock_never_repeats_or_goes_back() -> None:
+    times = iter([100, 100, 50, 200])
+    clock = Clock(lambda: next(times))
+    assert [clock.stamp() for _ in range(4)] == [100, 101, 102, 200]
+
+
+def test_the_clock_starts_after_its_floor() -> None:
+    clock = Clock(lambda: 100)
+    clock.not_before(500)
+    assert clock.stamp() == 501
+
+
+def test_a_replay_keeps_the_time_of_the_first_arrival() -> None:
+    properties = build(headers={"x-ott-received-at": text_of(1_000_000)})
+    request = receive(delivery(properties=properties), Clock(), 10**6, None)
+    assert request.is_replay
+    assert request.received_at == 1_000_000
+
+
+def test_a_time_from_the_future_is_not_believed() -> None:
+    properties = build(headers={"x-ott-received-at": "2999-01-01T00:00:00.000000Z"})
+    assert receive(delivery(properties=properties), Clock(lambda: 7), 10**6, None).received_at == 7
+
+
+@given(st.integers(0, 4 * 10**15))
+def test_times_survive_their_text(moment: int) -> None:
+    assert microseconds(text_of(moment)) == moment
+
+
+@given(st.text())
+def test_any_text_is_a_time_or_none(text: str) -> None:
+    assert microseconds(text) is None or isinstance(microseconds(text), int)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=100), st.integers(0, 0xFFFF))
+def test_any_bytes_are_received_without_an_exception(body: bytes, tail: bytes, flags: int) -> None:
+    try:
+        properties = Properties.parse(flags.to_bytes(2, "big") + tail)
+    except ValueError:
+        properties = Properties()
+    assert receive(delivery(body, properties), Clock(), 10**6, None).id
+
+
+@pytest.mark.parametrize("claim", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_beyond_the_years_that_can_be_written_is_no_time(claim: str) -> None:
+    assert microseconds(claim) is None
+    request = receive(delivery(properties=build(headers={"x-ott-received-at": claim})), Clock(), 10**6, None)
+    assert not request.is_replay
+    assert text_of(request.received_at)

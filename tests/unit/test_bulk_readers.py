@@ -1,0 +1,273 @@
+"""Rows from files of every kind, and what is said of those that cannot be read."""
+
+import json
+import os
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.bulk import json_rows
+from worker.bulk.readers import Format, Reading, Row, format_of
+from worker.bulk.source import Unreadable
+from worker.errors import UsageError
+
+
+def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[Row]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(Reading((str(path),), **how).rows())
+
+
+def attributes(row: Row) -> dict[str, Any]:
+    found = json.loads(row.body)["ottPlatformAttributes"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_csv_row_becomes_the_json_object_of_the_api(tmp_path: Path) -> None:
+    (row,) = read(
+        tmp_path, "a.csv", "ottPlatformName,pageId,pageName,isActive\nmessenger,17,Engineers,true\n"
+    )
+    assert json.loads(row.body) == {
+        "ottPlatformName": "messenger",
+        "ottPlatformAttributes": {"pageId": "17", "pageName": "Engineers", "isActive": True},
+    }
+    assert (row.number, row.platform, row.resource_id) == (1, "messenger", "17")
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [("true", True), ("FALSE", False), ("0", 0), ("1", 1), (" True ", True), ("yes", "yes"), ("2", "2")],
+)
+def test_a_flag_of_a_csv_row_becomes_a_json_flag(tmp_path: Path, cell: str, value: object) -> None:
+    (row,) = read(tmp_path, "a.csv", f"pageId,isActive\n1,{cell}\n")
+    assert attributes(row)["isActive"] == value
+    assert type(attributes(row)["isActive"]) is type(value)
+
+
+def test_numbers_in_csv_stay_text_and_empty_cells_are_absent(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "a.csv", "pageId,pageName,applicationId\n007,,1\n")
+    assert attributes(row) == {"pageId": "007", "applicationId": "1"}
+
+
+def test_unknown_columns_are_kept_and_dotted_or_oddly_written_names_understood(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "a.csv", "ottPlatformAttributes.pageId, PAGENAME ,internalNote\n1,A,note\n")
+    assert attributes(row) == {"pageId": "1", "pageName": "A", "internalNote": "note"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'pageId,pageName\n1,"a,b;c"\n',
+        "pageId;pageName\n1;a,b;c\n".replace("a,b;c", '"a,b;c"'),
+        "pageId\tpageName\r\n1\ta,b;c\r\n",
+        "pageId|pageName\n1|a,b;c",
+        "pageId,pageName\n1,'a,b;c'\n",
+        '\ufeffpageId,pageName\n1,"a,b;c"\n',
+        '\n\npageId,pageName\n\n1,"a,b;c"\n,\n',
+        "\ufeffpageId\tpageName\n1\ta,b;c\n".encode("utf-16-le"),
+        "pageId\tpageName\n1\ta,b;c\n".encode("utf-16"),
+    ],
+    ids=["comma", "semicolon", "tab", "bar", "apostrophes", "mark", "blank lines", "utf-16-le", "utf-16"],
+)
+def test_delimiter_quoting_and_byte_order_mark_are_recognised(tmp_path: Path, content: str | bytes) -> None:
+    (row,) = read(tmp_path, "a.csv", content)
+    assert attributes(row) == {"pageId": "1", "pageName": "a,b;c"}
+
+
+def test_quotes_and_line_ends_within_a_cell_are_kept(tmp_path: Path) -> None:
+    first, second = read(tmp_path, "a.csv", 'pageId,pageName\n1,"say ""hi""\r\nthere"\n2,b\n')
+    assert attributes(first)["pageName"] == 'say "hi"\nthere'
+    assert (second.number, attributes(second)["pageId"]) == (2, "2")
+
+
+def test_quotes_escaped_by_a_backslash_are_understood(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "a.csv", r"pageId,pageName" + "\n" + r'1,"say \"hi\", you"' + "\n")
+    assert attributes(row)["pageName"] == 'say "hi", you'
+
+
+def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.csv", 'pageId,pageName\n1,a\n2,"b"c\n3,c,d\n4,d\n')
+    assert [row.problem for row in rows] == [
+        "",
+        "The quoting in line 3 of the file is broken.",
+        "The row has 3 cells, but the header 2.",
+        "",
+    ]
+    assert attributes(rows[3])["pageId"] == "4"
+
+
+def test_text_that_is_not_utf_8_is_told_with_its_line_and_read_with_its_encoding(tmp_path: Path) -> None:
+    content = "pageId,pageName\n1,a\n2,Käse\n".encode("cp1252")
+    with pytest.raises(Unreadable, match="line 3 is not utf-8 text: save the file as UTF-8, or name its"):
+        read(tmp_path, "a.csv", content)
+    rows = read(tmp_path, "a.csv", content, encoding="cp1252")
+    assert attributes(rows[1])["pageName"] == "Käse"
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="after row 1: a cell in lines 3 to 4 does not end"):
+        read(tmp_path, "a.csv", 'pageId,pageName\n1,a\n2,"b\n3,c\n')
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ("name,number", "no column has the name of an attribute"),
+        ("pageId,pageId", "the column pageId is there twice"),
+    ],
+)
+def test_a_header_that_is_of_no_use_is_refused(tmp_path: Path, header: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        read(tmp_path, "a.csv", header + "\n1,2\n")
+
+
+def test_json_rows_are_sent_byte_for_byte(tmp_path: Path) -> None:
+    bodies = [b'{"ottPlatformName" : "line",  "x": "\\u00e4"}', b'{"b": [1, {"c": "]}\\\\"}]}']
+    as_lines = read(tmp_path, "a.jsonl", b"\r\n\n".join(bodies))
+    as_array = read(tmp_path, "a.json", b" \n[ " + b" ,\n".join(bodies) + b"\n]\n")
+    assert [row.body for row in as_lines] == [row.body for row in as_array] == bodies
+
+
+def test_objects_that_span_lines_follow_one_another(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.json", '{\n "a": 1\n}\n{\n "b": {}\n}')
+    assert [json.loads(row.body) for row in rows] == [{"a": 1}, {"b": {}}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_json_row_that_is_broken_spoils_no_other(tmp_path: Path, name: str) -> None:
+    bodies = ['{"a": 1}', "nonsense", '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
+    content = "\n".join(bodies) if name == "a.jsonl" else f"[{','.join(bodies)}]"
+    rows = read(tmp_path, name, content)
+    assert [row.problem for row in rows] == [
+        "",
+        "The row is not valid JSON.",
+        "The row holds NaN or Infinity, which are not JSON.",
+        "The row holds an object with a duplicate key.",
+        "The row is not a JSON object.",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('[{"a": 1}, {"b": "', "after row 1: the input ends in the middle of the next row"),
+        ('[{"a": 1}', "at its beginning: the input ends in the middle of the next row"),
+        ('[{"a": 1}] {"b": 2}', "after row 1: there is more after the end of the array"),
+        ("[1}", "at its beginning: a closing bracket has no opening one"),
+    ],
+)
+def test_json_that_cannot_be_read_on_is_told(tmp_path: Path, content: str, why: str) -> None:
+    with pytest.raises(Unreadable, match=why):
+        read(tmp_path, "a.json", content)
+
+
+def test_the_platform_given_for_all_rows_is_for_those_that_name_none(tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.jsonl", '{"x": 1}\n{"ottPlatformName": "line"}\n', platform="messenger")
+    assert [row.body for row in rows] == [
+        b'{"ottPlatformName":"messenger","x":1}',
+        b'{"ottPlatformName": "line"}',
+    ]
+    (row,) = read(tmp_path, "a.csv", "ottPlatformName,pageId\n,1\n", platform="messenger")
+    assert row.platform == "messenger"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: str) -> None:
+    assert read(tmp_path, name, content) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "beginning", "expected"),
+    [
+        ("a.CSV", b"[", Format.CSV),
+        ("a.ndjson", b"", Format.JSON_LINES),
+        ("a.json", b'\xef\xbb\xbf [{"a', Format.JSON),
+        ("a.json", b'{"a": 1}\n{"b": 2}', Format.JSON_LINES),
+        ("-", b'{\n  "a": 1', Format.JSON),
+        ("-", b"pageId,pageName\n", Format.CSV),
+        ("a.txt", b"pageId\tpageName\n", Format.CSV),
+    ],
+)
+def test_the_format_is_told_by_the_ending_or_the_content(
+    path: str, beginning: bytes, expected: Format
+) -> None:
+    assert format_of(path, beginning) is expected
+
+
+def test_nothing_is_taken_from_a_pipe_before_its_rows_are_read(tmp_path: Path) -> None:
+    fifo = tmp_path / "pages"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)
+    os.write(writer, b'{"a": 1}\n')
+    reading = Reading((str(fifo),))
+    reading.probe()
+    assert next(reading.rows()).body == b'{"a": 1}'
+    os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["missing.csv", "."])
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
+    reading = Reading((str(tmp_path / name),))
+    with pytest.raises(UsageError, match="cannot be read: "):
+        list(reading.rows())
+
+
+def test_a_missing_file_is_told_before_any_row_of_another_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("pageId\n1\n")
+    with pytest.raises(UsageError, match=r"missing\.csv cannot be read: No such file"):
+        Reading((str(tmp_path / "a.csv"), str(tmp_path / "missing.csv"))).probe()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def cut(content: bytes, size: int) -> Iterator[bytes]:
+    return (content[at : at + size] for at in range(0, len(content), size))
+
+
+@given(st.lists(json_values, max_size=6), st.integers(1, 20), st.booleans())
+def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
+    values: list[Any], size: int, pretty: bool
+) -> None:
+    content = json.dumps(values, indent=2 if pretty else None, ensure_ascii=False).encode()
+    assert [json.loads(element) for element in json_rows.array(cut(content, size))] == values
+
+
+@given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6), st.integers(1, 20))
+def test_objects_are_cut_apart_wherever_the_chunks_end(values: list[Any], size: int) -> None:
+    content = "\n".join(json.dumps(value, indent=1) for value in values).encode()
+    assert [json.loads(document) for document in json_rows.documents(cut(content, size))] == values
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
+    def peak(rows: int) -> int:
+        path = tmp_path / f"{rows}{name}"
+        row = '{"ottPlatformName": "line", "ottPlatformAttributes": {"channelName": "%s"}}' % ("x" * 100)
+        if name == "a.csv":
+            path.write_text("channelId,channelName\n" + f"1,{'x' * 100}\n" * rows)
+        elif name == "a.jsonl":
+            path.write_text(f"{row}\n" * rows)
+        else:
+            path.write_text("[" + ",".join([row] * rows) + "]")
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in Reading((str(path),)).rows()) == rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)
+    assert peak(8000) < 1.5 * peak(2000)

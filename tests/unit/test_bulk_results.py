@@ -1,0 +1,198 @@
+"""The results file, what a later run makes of it, and what people see."""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from worker.bulk.earlier import Earlier, parse_request_id, request_id
+from worker.bulk.notices import Notices
+from worker.bulk.progress import Progress
+from worker.bulk.results import Result, Results, ResultsFileError, read_results
+from worker.bulk.summary import show_summary
+from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
+from worker.errors import UsageError
+
+JOB = "0123456789abcdef0123456789abcdef"
+REGISTERED = Result(2, f"{JOB}-2", "registered", "messenger", "17")
+REJECTED = Result(3, f"{JOB}-3", "rejected", None, None, ('A "name", say', "B must be provided"))
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.CSV", "results"])
+def test_what_is_written_can_be_read_back(tmp_path: Path, name: str) -> None:
+    with Results(tmp_path / name) as results:
+        results.write(REGISTERED)
+        results.write(REJECTED)
+    assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
+
+
+def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> None:
+    with Results(tmp_path / "r.jsonl") as results:
+        results.write(REGISTERED)
+    assert (tmp_path / "r.jsonl").read_text() == (
+        f'{{"row": 2, "requestId": "{JOB}-2", "status": "registered", "ottPlatformName": "messenger", '
+        '"resourceId": "17", "errors": []}\n'
+    )
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
+def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path, name: str) -> None:
+    with Results(tmp_path / name) as results:
+        results.write(REGISTERED)
+        assert list(read_results(tmp_path / name)) == [REGISTERED]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
+@pytest.mark.parametrize("torn", ['{"row": 9, "req', '9,"torn', "x" * 10_000])
+def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
+    tmp_path: Path, name: str, torn: str
+) -> None:
+    with Results(tmp_path / name) as results:
+        results.write(REGISTERED)
+    with (tmp_path / name).open("a") as file:
+        file.write(torn)
+    assert list(read_results(tmp_path / name)) == [REGISTERED]
+    with Results(tmp_path / name) as results:
+        results.write(REJECTED)
+    assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
+
+
+def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
+    with Results(tmp_path / "r.csv") as results:
+        results.write(Result(1, None, "failed", "line", "a\nb", ("one\ntwo",)))
+    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "1,,failed,line,a b,one two"
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"row": "2"}', "nonsense", '{"row": 1, "status": "registered"}'])
+def test_a_file_that_holds_something_else_is_not_taken_for_results(tmp_path: Path, line: str) -> None:
+    (tmp_path / "r.jsonl").write_text(line + "\n")
+    with pytest.raises(UsageError, match="holds something else in line 1"):
+        list(read_results(tmp_path / "r.jsonl"))
+
+
+def test_a_full_disk_is_told() -> None:
+    with Results(Path("/dev/full")) as results, pytest.raises(ResultsFileError, match="/dev/full cannot be"):
+        results.write(REGISTERED)
+
+
+def test_a_request_id_tells_its_job_and_row() -> None:
+    assert parse_request_id(request_id(JOB, 17)) == (JOB, 17)
+    assert parse_request_id("order-17") is None
+
+
+def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
+    with Earlier() as earlier:
+        earlier.load(
+            [
+                Result(1, f"{JOB}-1", "failed", "line", "a"),
+                Result(2, f"{JOB}-2", "registered", "line", "b"),
+                Result(1, f"{JOB}-1", "registered", "line", "a"),
+            ]
+        )
+        assert earlier.job == JOB
+        assert (earlier.status(1), earlier.status(2), earlier.status(3)) == ("registered", "registered", None)
+        assert earlier.settled(1, "line", "a")
+        assert not earlier.settled(3, "line", "c")
+
+
+def test_the_newest_registered_row_of_a_resource_is_known() -> None:
+    with Earlier() as earlier:
+        rows = [
+            Result(9, None, "registered", "line", "a"),
+            Result(4, None, "registered", "line", "a"),
+            Result(12, None, "failed", "line", "a"),
+            Result(5, None, "registered", "messenger", "a"),
+        ]
+        earlier.load(rows)
+        assert earlier.newest("line", "a") == 9
+        assert earlier.newest("messenger", "a") == 5
+        assert earlier.newest("line", "b") == 0
+        assert earlier.newest(None, None) == 0
+
+
+def test_a_row_that_was_about_another_resource_is_told() -> None:
+    with Earlier() as earlier:
+        earlier.load([Result(1, f"{JOB}-1", "registered", "line", "a")])
+        with pytest.raises(UsageError, match="Row 1 is about another resource"):
+            earlier.settled(1, "line", "b")
+
+
+def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> None:
+    tally = Tally()
+    for row in range(1, 11):
+        tally.add(Result(row, None, "rejected", errors=("A", "B") if row > 3 else ("A",)))
+    assert [(group.error, group.count, group.first_rows) for group in tally.errors()] == [
+        ("A", 10, [1, 2, 3, 4, 5]),
+        ("B", 7, [4, 5, 6, 7, 8]),
+    ]
+
+
+def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
+    tally = Tally()
+    for row in range(MOST_ERRORS + 50):
+        tally.add(Result(row, None, "failed", errors=(f"error {row}",)))
+    assert len(tally.errors()) == MOST_ERRORS + 1
+    assert (tally.errors()[0].error, tally.errors()[0].count) == (OTHER, 50)
+    assert len(tally.errors()[0].first_rows) == FIRST_ROWS
+
+
+def test_all_is_well_when_what_is_not_registered_was_superseded_by_a_later_row() -> None:
+    tally = Tally()
+    tally.add(REGISTERED)
+    tally.add(Result(1, None, "superseded"))
+    assert tally.all_well
+    tally.add(REJECTED)
+    assert not tally.all_well
+
+
+@dataclass
+class Job:
+    tally: Tally = field(default_factory=Tally)
+    notices: Notices = field(default_factory=Notices)
+
+
+def a_large_job() -> Job:
+    job = Job(Tally(read=1_000_000, published=1_000_000, total=1_000_000, skipped=120_000))
+    job.tally.statuses.update(registered=650_000, rejected=100_000, failed=20_000, superseded=10_000)
+    job.notices.publisher_lost("RabbitMQ at broker:5672 cannot be reached: connection refused")
+    return job
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=columns, force_terminal=True, color_system=None)
+    console.print(Progress(a_large_job(), size=None).render())
+    bar, names, numbers, notice = text.getvalue().rstrip("\n").split("\n")
+    assert "90%" in bar
+    assert len(bar.rstrip()) in range(columns - 2, columns + 1)
+    assert names.split() == ["read", "published", "skipped", "registered", "rejected", "failed", "superseded"]
+    assert numbers.split() == ["1,000,000", "1,000,000", "120,000", "650,000", "100,000", "20,000", "10,000"]
+    assert len(numbers.rstrip()) <= columns
+    assert notice.startswith("RabbitMQ at broker:5672 cannot be reached: connection refused; trying again.")
+
+
+def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
+    assert Progress(a_large_job(), size=None).line() == (
+        "1,000,000 read, 1,000,000 published, 120,000 skipped, 650,000 registered, 100,000 rejected, "
+        "20,000 failed, 10,000 superseded, 0 rows/s"
+    )
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_summary_fits_the_terminal(columns: int) -> None:
+    tally = Tally(read=100_000)
+    tally.add(
+        Result(99_999, None, "failed", errors=("The gateway of this business unit is " + "very " * 20,))
+    )
+    tally.statuses.update(registered=99_999)
+    text = io.StringIO()
+    console = Console(file=text, width=columns, force_terminal=True, color_system=None)
+    show_summary(console, tally, 112.0, wait=True)
+    shown = text.getvalue().splitlines()
+    assert shown[0] == "100,000 rows read in 0:01:52, 893 rows/s: 99,999 registered, 1 failed."
+    assert shown[1].split() == ["Status", "Rows", "Error", "First", "rows"]
+    assert max(map(len, shown)) <= columns
+    assert "99999" in shown[2]

@@ -1,0 +1,242 @@
+"""Contract §3: bodies that are refused as malformed, and those that only look so."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.rig import MESSENGER, messenger
+from worker.contract.registration import (
+    MalformedBody,
+    Refusal,
+    Registration,
+    parse_object,
+    understand,
+)
+
+LIMIT = 1 << 20
+VALID = messenger()
+
+
+def judge(
+    body: bytes, content_type: str | None = None, content_encoding: str | None = None, max_bytes: int = LIMIT
+) -> Registration | Refusal:
+    return understand(body, content_type=content_type, content_encoding=content_encoding, max_bytes=max_bytes)
+
+
+def with_value(literal: bytes) -> bytes:
+    """The Messenger example with one more field, whose value is `literal`."""
+    return VALID[:-1] + b', "more": ' + literal + b"}"
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+MALFORMED = {
+    "empty": b"",
+    "only whitespace": b" \r\n\t",
+    "not JSON": b"registration, please",
+    "cut off": VALID[:-1],
+    "trailing text": VALID + b"x",
+    "two documents": VALID + VALID,
+    "trailing comma": b'{"a": 1,}',
+    "single quotes": b"{'a': 1}",
+    "a comment": b'{"a": 1} // yes',
+    "a list": b"[" + VALID + b"]",
+    "a string": b'"x"',
+    "a number": b"7",
+    "null": b"null",
+    "true": b"true",
+    "byte order mark": b"\xef\xbb\xbf" + VALID,
+    "UTF-16": VALID.decode().encode("utf-16"),
+    "UTF-16 without a mark": VALID.decode().encode("utf-16-le"),
+    "UTF-32": VALID.decode().encode("utf-32"),
+    "Latin-1": with_value('"é"'.encode("latin-1")),
+    "overlong UTF-8": with_value(b'"\xc0\xaf"'),
+    "an encoded surrogate": with_value(b'"\xed\xa0\x80"'),
+    "a lone high surrogate": with_value(b'"\\ud800"'),
+    "a lone low surrogate": with_value(b'"\\udc00"'),
+    "surrogates the wrong way round": with_value(b'"\\ude00\\ud83d"'),
+    "a lone surrogate in a key": with_value(b'{"\\ud800": 1}'),
+    "NaN": with_value(b"NaN"),
+    "Infinity": with_value(b"Infinity"),
+    "-Infinity": with_value(b"-Infinity"),
+    "a float too large": with_value(b"1e999"),
+    "a negative float too large": with_value(b"-1e999"),
+    "an integer of 5,000 digits": with_value(b"1" * 5000),
+    "an integer of 400 digits": with_value(b"1" * 400),
+    "a negative integer of 5,000 digits": with_value(b"-" + b"1" * 5000),
+    "a fraction of 5,000 digits": with_value(b"0." + b"1" * 5000),
+    "an exponent of 5,000 digits": with_value(b"1e-" + b"1" * 5000),
+    "10,000 open brackets": b"[" * 10_000,
+    "10,000 levels of lists": with_value(nested(10_000)),
+    "10,000 levels of objects": with_value(b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
+    "a million open braces": b"{" * (LIMIT - 1),
+    "a duplicate key": b'{"a": 1, "a": 1}',
+    "a duplicate key of which one is escaped": b'{"a": 1, "\\u0061": 2}',
+    "a nested duplicate key": with_value(b'[{"a": {"b": 1, "b": 2}}]'),
+    "a second platform name": VALID[:-1] + b', "ottPlatformName": "line"}',
+    "a raw line break in a string": with_value(b'"a\nb"'),
+    "a raw NUL in a string": with_value(b'"\x00"'),
+    "NULs": b"\x00" * 100,
+    "a leading zero": with_value(b"01"),
+    "a number in hexadecimal": with_value(b"0x10"),
+    "digits of another script": with_value("\u0661".encode()),
+    "a bad escape": with_value(b'"\\x41"'),
+    "a no-break space between": VALID.replace(b", ", ",\u00a0".encode(), 1),
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_body_is_refused_with_10004_and_no_field_errors(body: bytes) -> None:
+    verdict = judge(body)
+    assert isinstance(verdict, Refusal)
+    assert (verdict.reason, verdict.errorcode, verdict.errors) == ("invalid", 10004, ())
+    assert (verdict.platform, verdict.resource_id) == (None, None)
+    assert verdict.message.endswith(".")
+    assert "\n" not in verdict.message
+    assert judge(body) == verdict
+
+
+LEGAL = {
+    "an escaped NUL": b'"\\u0000"',
+    "escaped line breaks": b'"a\\r\\nb"',
+    "a surrogate pair": b'"\\ud83d\\ude00"',
+    "an escaped backslash before u": b'"\\\\ud800"',
+    "characters beyond the basic plane": '"😀"'.encode(),
+    "a non-character": '"\uffff"'.encode(),
+    "a large integer": b"123456789012345678901234567890",
+    "an integer of 300 digits": b"1" * 300,
+    "a tiny float": b"1e-999",
+    "100 levels of lists": nested(100),
+    "1,000 lists side by side": b"[" + b"[]," * 999 + b"[]]",
+    "brackets in a string": json.dumps("[{" * 5000).encode(),
+    "an empty key": b'{"": 1}',
+    "keys that differ in case": b'{"a": 1, "A": 2}',
+}
+
+
+@pytest.mark.parametrize("literal", LEGAL.values(), ids=LEGAL.keys())
+def test_unusual_but_proper_json_is_accepted(literal: bytes) -> None:
+    assert judge(with_value(literal)) == Registration("messenger", "1732555047025799")
+
+
+def test_a_body_over_the_limit_is_oversize_without_being_read() -> None:
+    verdict = judge(b"x" * 101, max_bytes=100)
+    assert isinstance(verdict, Refusal)
+    assert (verdict.reason, verdict.errorcode, verdict.errors) == ("oversize", 10004, ())
+    assert "100 bytes" in verdict.message
+
+
+def test_a_body_of_exactly_the_limit_is_accepted() -> None:
+    assert isinstance(judge(VALID, max_bytes=len(VALID)), Registration)
+    assert isinstance(judge(VALID, max_bytes=len(VALID) - 1), Refusal)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"',
+        " application/json ",
+    ],
+)
+def test_json_content_types_are_accepted(content_type: str | None) -> None:
+    assert isinstance(judge(VALID, content_type=content_type), Registration)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "application/x-json",
+        "application/json; charset=latin-1",
+        "application/json-patch+json",
+        "json",
+        ";",
+        "\x00",
+        "application/json, text/plain",
+        "a" * 255,
+    ],
+)
+def test_another_content_type_is_refused_like_a_body_that_is_not_json(content_type: str) -> None:
+    verdict = judge(VALID, content_type=content_type)
+    assert isinstance(verdict, Refusal)
+    assert (verdict.reason, verdict.errorcode, verdict.errors) == ("invalid", 10004, ())
+
+
+@pytest.mark.parametrize("content_encoding", [None, "", "utf-8", "UTF-8"])
+def test_the_utf_8_content_encoding_is_accepted(content_encoding: str | None) -> None:
+    assert isinstance(judge(VALID, content_encoding=content_encoding), Registration)
+
+
+@pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "utf-16", "utf8", "identity", "\ud800"])
+def test_another_content_encoding_is_refused(content_encoding: str) -> None:
+    verdict = judge(VALID, content_encoding=content_encoding)
+    assert isinstance(verdict, Refusal)
+    assert verdict.errorcode == 10004
+
+
+@pytest.mark.parametrize("secret", ["canary-4711"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda body: body[:-1],
+        lambda body: body + b"x",
+        lambda body: body[:-1] + b', "canary-4711": 1, "canary-4711": 2}',
+        lambda body: body.replace(b'"messenger"', b"NaN"),
+        lambda body: body.replace(b'"messenger"', b'"canary-4711"'),
+        lambda body: body.replace(b'"canary-4711"', b'["canary-4711"]'),
+        lambda body: body.replace(b'"canary-4711"', b'{"canary-4711": "canary-4711"}'),
+        lambda body: body + b"\xff",
+    ],
+)
+def test_no_message_repeats_the_input(spoil: Callable[[bytes], bytes], secret: str) -> None:
+    body = messenger(page_id=secret, applicationSecret=secret, pageAccessToken=secret)
+    verdict = judge(spoil(body))
+    assert isinstance(verdict, Refusal)
+    assert secret not in verdict.message
+    assert not any(secret in error.message for error in verdict.errors)
+
+
+def test_a_malformed_body_leaves_no_input_in_the_exception_chain() -> None:
+    with pytest.raises(MalformedBody) as caught:
+        parse_object(b'{"applicationSecret": "canary-4711", }')
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert "canary" not in str(caught.value)
+
+
+def test_parse_object_gives_the_document() -> None:
+    assert parse_object(VALID) == MESSENGER
+
+
+def test_the_verdict_does_not_depend_on_how_deep_the_caller_is() -> None:
+    body = with_value(nested(190))
+
+    def at_depth(levels: int) -> Registration | Refusal:
+        return judge(body) if levels == 0 else at_depth(levels - 1)
+
+    assert at_depth(0) == at_depth(sys.getrecursionlimit() // 2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"a": [' + b"[]," * 340_000 + b"[]]}", id="many brackets"),
+        pytest.param(b'{"a": "' + b"\\u0000" * 170_000 + b'"}', id="many escapes"),
+        pytest.param(b'{"a": [' + b"1," * 500_000 + b"1]}", id="many numbers"),
+        pytest.param(b'{"a": "' + b"[" * 1_000_000 + b'"}', id="brackets in a string"),
+    ],
+)
+def test_the_largest_body_is_judged_in_well_under_a_heartbeat(body: bytes) -> None:
+    started = time.process_time()
+    assert isinstance(judge(body), Refusal)
+    assert time.process_time() - started < 5

@@ -1,0 +1,278 @@
+"""The manifests: valid for Kubernetes, true to the worker's settings, and as locked up as they claim."""
+
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from worker.broker.topology import Topology
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "deploy" / "kubernetes"
+OVERLAY = MANIFESTS / "overlays" / "production"
+PATCH = "dead-letter-keys.yaml"
+PREFIX = "ott.registration"
+
+sys.path.insert(0, str(ROOT / "deploy" / "lib"))
+from definitions import USERS, definitions  # noqa: E402 - a script's module
+
+Document = dict[str, Any]
+
+# What the resources of operators may hold. Offline, no schema of theirs is at hand.
+CUSTOM: dict[str, dict[str, set[str]]] = {
+    "RabbitmqCluster": {
+        "required": set(),
+        "allowed": {"replicas", "image", "tls", "persistence", "resources", "rabbitmq", "service", "affinity"}
+        | {"override", "terminationGracePeriodSeconds", "tolerations", "secretBackend", "imagePullSecrets"},
+    },
+    "Vhost": {"required": {"name"}, "allowed": {"tracing", "tags", "defaultQueueType", "deletionPolicy"}},
+    "Queue": {
+        "required": {"name"},
+        "allowed": {"vhost", "type", "durable", "autoDelete", "arguments", "deletionPolicy"},
+    },
+    "Exchange": {
+        "required": {"name"},
+        "allowed": {"vhost", "type", "durable", "autoDelete", "arguments", "deletionPolicy"},
+    },
+    "Binding": {
+        "required": {"source", "destination", "destinationType"},
+        "allowed": {"vhost", "routingKey", "arguments"},
+    },
+    "Policy": {"required": {"name", "pattern", "definition"}, "allowed": {"vhost", "applyTo", "priority"}},
+    "User": {"required": set(), "allowed": {"tags", "importCredentialsSecret", "limits"}},
+    "Permission": {"required": {"vhost", "permissions"}, "allowed": {"user", "userReference"}},
+    "TopicPermission": {"required": {"vhost", "permissions"}, "allowed": {"user", "userReference"}},
+    "PodMonitor": {
+        "required": {"selector", "podMetricsEndpoints"},
+        "allowed": {"namespaceSelector", "jobLabel", "podTargetLabels", "sampleLimit"},
+    },
+    "ScaledObject": {
+        "required": {"scaleTargetRef", "triggers"},
+        "allowed": {"pollingInterval", "cooldownPeriod", "minReplicaCount", "maxReplicaCount"}
+        | {"idleReplicaCount", "advanced", "fallback", "initialCooldownPeriod"},
+    },
+    "TriggerAuthentication": {"required": set(), "allowed": {"secretTargetRef", "env", "podIdentity"}},
+}
+VERSIONS = {
+    "rabbitmq.com/v1beta1": {"RabbitmqCluster", "Vhost", "Queue", "Exchange", "Binding", "Policy"}
+    | {"User", "Permission", "TopicPermission"},
+    "monitoring.coreos.com/v1": {"PodMonitor"},
+    "keda.sh/v1alpha1": {"ScaledObject", "TriggerAuthentication"},
+}
+SCALER = {"protocol", "mode", "value", "activationValue", "queueName", "vhostName", "hostFromEnv"}
+
+
+def files() -> list[Path]:
+    return sorted(
+        path for path in MANIFESTS.rglob("*.yaml") if path.name not in ("kustomization.yaml", PATCH)
+    )
+
+
+def documents(path: Path) -> list[Document]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def all_of(kind: str) -> list[Document]:
+    """Every resource of a kind, patches left out."""
+    return [
+        d for path in files() if OVERLAY not in path.parents for d in documents(path) if d["kind"] == kind
+    ]
+
+
+def the(kind: str) -> Document:
+    (document,) = all_of(kind)
+    return document
+
+
+def rendered() -> Iterator[Document]:
+    """What `kubectl apply -k` sends for the overlay, where kubectl is installed."""
+    if shutil.which("kubectl") is None:
+        warnings.warn(
+            "kubectl is not installed: the overlay was not built, its parts alone are checked", stacklevel=1
+        )
+        return
+    done = subprocess.run(["kubectl", "kustomize", OVERLAY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    yield from yaml.safe_load_all(done.stdout)
+
+
+def check(document: Document) -> None:
+    """Against the schema of Kubernetes, or for an operator's resource against its fields. Raises."""
+    kind, version = document["kind"], document["apiVersion"]
+    if kind not in CUSTOM:
+        kubernetes_validate.validate(document, "1.37", strict=True)
+        return
+    assert kind in VERSIONS[version]
+    assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
+    given = set(document["spec"])
+    reference = {"rabbitmqClusterReference"} if version.startswith("rabbitmq.com") else set()
+    assert CUSTOM[kind]["required"] <= given
+    assert given <= CUSTOM[kind]["required"] | CUSTOM[kind]["allowed"] | reference
+    if reference and kind != "RabbitmqCluster":
+        assert document["spec"]["rabbitmqClusterReference"] == {
+            "name": the("RabbitmqCluster")["metadata"]["name"]
+        }
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(MANIFESTS)))
+def test_a_manifest_is_valid(path: Path) -> None:
+    assert documents(path)
+    for document in documents(path):
+        check(document)
+
+
+def test_the_patch_is_for_the_deployments_container() -> None:
+    (patch,) = documents(OVERLAY / PATCH)
+    assert (patch["kind"], patch["metadata"]["name"]) == ("Deployment", the("Deployment")["metadata"]["name"])
+    (patched,) = patch["spec"]["template"]["spec"]["containers"]
+    assert patched["name"] == container()["name"]
+
+
+def test_the_overlay_as_kubectl_builds_it_is_valid() -> None:
+    built = [document["kind"] for document in rendered() if check(document) is None]
+    assert not built or {"Deployment", "RabbitmqCluster", "NetworkPolicy", "Namespace"} <= set(built)
+
+
+def test_each_kustomization_names_all_files_beside_it() -> None:
+    for path in MANIFESTS.rglob("kustomization.yaml"):
+        document = yaml.safe_load(path.read_text())
+        named = set(document["resources"]) | {patch["path"] for patch in document.get("patches", ())}
+        assert all((path.parent / name).exists() for name in named)
+        beside = {file.name for file in path.parent.glob("*.yaml")} - {"kustomization.yaml"}
+        assert beside <= named
+
+
+def test_every_setting_in_the_manifests_is_one_of_the_workers() -> None:
+    text = "".join(path.read_text() for path in MANIFESTS.rglob("*.yaml"))
+    named = set(re.findall(r"\bOTT_[A-Z_]+", text))
+    settings = {f"OTT_{name.upper()}" for name in Settings.model_fields}
+    assert named
+    assert {
+        name for name in named if name not in settings and name.removesuffix("_FILE") not in settings
+    } == set()
+
+
+def container() -> Document:
+    (only,) = the("Deployment")["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def test_the_pod_is_restricted() -> None:
+    pod = the("Deployment")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert the("ServiceAccount")["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container()["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    (namespace,) = documents(OVERLAY / "namespace.yaml")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_secrets_come_as_files_only() -> None:
+    for entry in container()["env"]:
+        assert entry["name"].endswith("_FILE")
+        assert entry["value"].startswith("/run/secrets/")
+    assert all("secretKeyRef" not in path.read_text() for path in files())
+
+
+def test_the_grace_period_is_longer_than_the_drain() -> None:
+    base = yaml.safe_load((MANIFESTS / "base" / "kustomization.yaml").read_text())
+    given = dict(pair.split("=", 1) for pair in base["configMapGenerator"][0]["literals"])
+    grace = the("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace >= float(given["OTT_SHUTDOWN_GRACE"]) + 15
+
+
+def test_an_update_brings_a_standby_up_before_it_ends_a_worker() -> None:
+    spec = the("Deployment")["spec"]
+    assert spec["replicas"] >= 2
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert the("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert the("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_probes_ask_the_admin_server() -> None:
+    paths = {
+        name: container()[name]["httpGet"] for name in ("livenessProbe", "readinessProbe", "startupProbe")
+    }
+    assert {name: probe["path"] for name, probe in paths.items()} == {
+        "livenessProbe": "/livez",
+        "readinessProbe": "/readyz",
+        "startupProbe": "/livez",
+    }
+    assert (
+        {probe["port"] for probe in paths.values()} == {"admin"} <= {p["name"] for p in container()["ports"]}
+    )
+
+
+def test_every_selector_finds_the_pods() -> None:
+    labels = the("Deployment")["spec"]["template"]["metadata"]["labels"]
+    found = [
+        the("Deployment")["spec"]["selector"],
+        the("PodDisruptionBudget")["spec"]["selector"],
+        the("PodMonitor")["spec"]["selector"],
+        the("NetworkPolicy")["spec"]["podSelector"],
+    ]
+    assert all(selector["matchLabels"].items() <= labels.items() for selector in found)
+
+
+def test_the_topology_is_the_one_that_the_worker_declares() -> None:
+    names = Topology(PREFIX)
+    expected = definitions(names, "ott", dict.fromkeys(USERS, ""))
+    queues = {
+        d["spec"]["name"]: d["spec"]["arguments"] | {"x-queue-type": d["spec"]["type"]}
+        for d in all_of("Queue")
+    }
+    assert queues == {queue["name"]: queue["arguments"] for queue in expected["queues"]}
+    assert {d["spec"]["deletionPolicy"] for d in all_of("Queue")} == {"retain"}
+    assert {d["spec"]["name"]: d["spec"]["type"] for d in all_of("Exchange")} == {
+        exchange["name"]: exchange["type"] for exchange in expected["exchanges"]
+    }
+    assert [
+        (d["spec"]["source"], d["spec"]["destination"], d["spec"]["routingKey"]) for d in all_of("Binding")
+    ] == [(b["source"], b["destination"], b["routing_key"]) for b in expected["bindings"]]
+    assert [(d["spec"]["pattern"], d["spec"]["definition"]) for d in all_of("Policy")] == [
+        (policy["pattern"], policy["definition"]) for policy in expected["policies"]
+    ]
+
+
+def test_users_may_do_what_the_definitions_let_them() -> None:
+    expected = definitions(Topology(PREFIX), "ott", dict.fromkeys(USERS, ""))
+    rights = {
+        entry["user"]: {right: entry[right] for right in ("configure", "write", "read")}
+        for entry in expected["permissions"]
+        if entry["user"] != "ott-provisioner"
+    }
+    assert {
+        d["spec"]["userReference"]["name"]: d["spec"]["permissions"] for d in all_of("Permission")
+    } == rights
+    assert {d["metadata"]["name"] for d in all_of("User")} == set(rights)
+    topics = {entry["user"]: entry["write"] for entry in expected["topic_permissions"]}
+    assert {
+        d["spec"]["userReference"]["name"]: d["spec"]["permissions"]["write"]
+        for d in all_of("TopicPermission")
+    } == topics
+
+
+def test_the_keda_example_scales_the_deployment_by_the_requests_queue() -> None:
+    scaled = the("ScaledObject")["spec"]
+    (trigger,) = scaled["triggers"]
+    assert scaled["scaleTargetRef"]["name"] == the("Deployment")["metadata"]["name"]
+    assert trigger["type"] == "rabbitmq"
+    assert set(trigger["metadata"]) <= SCALER | {"excludeUnacknowledged"}
+    assert trigger["metadata"]["queueName"] == Topology(PREFIX).requests
+    assert trigger["metadata"]["protocol"] == "http"
+    assert trigger["authenticationRef"]["name"] == the("TriggerAuthentication")["metadata"]["name"]

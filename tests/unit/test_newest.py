@@ -1,0 +1,97 @@
+"""What the journal proves about a replay, as a pure decision (contract §7)."""
+
+from typing import Any
+
+from worker.broker.journal_reader import Entry
+from worker.pipeline.newest import Newest
+from worker.pipeline.request import Resource, text_of
+
+PAGE = Resource(None, "messenger", "p")
+OTHER = Resource(None, "messenger", "q")
+
+
+def record(request_id: str, received_at: int, *, status: str = "registered", **more: Any) -> dict[str, Any]:
+    return {
+        "id": request_id,
+        "status": status,
+        "accountId": None,
+        "ottPlatformName": "messenger",
+        "resourceId": "p",
+        "receivedAt": text_of(received_at),
+        **more,
+    }
+
+
+def read(*entries: Entry, since: int = 0, first: Entry | None = None) -> Newest:
+    newest = Newest(since)
+    for entry in entries:
+        newest.read(entry, first or entries[0])
+    newest.complete(first or entries[0])
+    return newest
+
+
+def test_the_newest_registration_counts_whatever_the_order_of_the_records() -> None:
+    newest = read(Entry(0, 50, [record("late", 40), record("early", 20)]))
+    assert newest.newer_than(PAGE, 39) == "late"
+    assert newest.newer_than(PAGE, 40) is None
+    assert newest.newer_than(OTHER, 0) is None
+    assert newest.newer_than(Resource("7", "messenger", "p"), 0) is None
+
+
+def test_what_was_not_registered_supersedes_nothing() -> None:
+    newest = read(
+        Entry(0, 50, [record("a", 40, status="failed"), record("b", 41, status="superseded"), {"junk": 1}])
+    )
+    assert newest.newer_than(PAGE, 0) is None
+
+
+def test_an_entry_written_before_the_request_came_proves_that_the_journal_reaches_back() -> None:
+    newest = read(Entry(9, 30, []), Entry(10, 50, []))
+    assert newest.reaches_back_to("x", PAGE, 30)
+    assert not newest.reaches_back_to("x", PAGE, 29)
+
+
+def test_its_own_record_proves_it_where_nothing_was_trimmed_whatever_the_resource() -> None:
+    newest = read(Entry(0, 30, [record("x", 20, status="rejected", resourceId=None)]))
+    assert newest.reaches_back_to("x", PAGE, 20)
+    assert not newest.reaches_back_to("x", PAGE, 19)
+    assert not newest.reaches_back_to("y", PAGE, 20)
+
+
+def test_in_a_trimmed_journal_only_its_own_record_of_this_resource_proves_it() -> None:
+    newest = read(Entry(5, 30, [record("x", 20, status="failed")]))
+    assert newest.reaches_back_to("x", PAGE, 20)
+    assert not newest.reaches_back_to("x", OTHER, 20)
+
+
+def test_a_record_that_was_trimmed_while_reading_proves_nothing() -> None:
+    newest = read(Entry(0, 30, [record("x", 20, status="failed")]), first=Entry(1, 40, []))
+    assert not newest.reaches_back_to("x", PAGE, 20)
+
+
+def test_the_record_of_an_earlier_replay_proves_nothing() -> None:
+    newest = read(Entry(5, 30, [record("x", 20, status="failed", replay=True)]))
+    assert not newest.reaches_back_to("x", PAGE, 20)
+
+
+def test_entries_that_do_not_tell_the_clock_and_an_empty_journal_prove_nothing() -> None:
+    assert not read(Entry(0, None, [record("x", 20)])).reaches_back_to("y", PAGE, 30)
+    assert not Newest(0).reaches_back_to("y", PAGE, 30)
+
+
+def test_reading_goes_on_only_where_the_stream_is_the_same_and_has_no_gap() -> None:
+    newest = read(Entry(0, 10, []), Entry(1, 20, []))
+    assert newest.continues(Entry(0, 10, []))
+    assert newest.continues(Entry(1, 20, []))
+    assert not newest.continues(Entry(0, 99, []))
+    assert not newest.continues(Entry(3, 40, []))
+    assert not newest.continues(None)
+
+
+def test_reading_began_early_enough_at_the_beginning_or_before_the_time_in_question() -> None:
+    first = Entry(0, 10, [])
+    assert read(first, since=5).covers(first)
+    assert read(Entry(7, 40, []), since=40).covers(first)
+    assert not read(Entry(7, 41, []), since=40).covers(first)
+    assert not Newest(0).covers(first)
+    assert Newest(0).covers(None)

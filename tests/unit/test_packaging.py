@@ -1,0 +1,222 @@
+"""What is shipped beside the code: locks, scripts, the image, the compose file. Real validators hold them."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from typer.main import get_command
+
+from worker.cli.app import app
+from worker.settings import Settings, variable
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RUNTIME, DEV, BUILD = "requirements.lock", "requirements-dev.lock", "requirements-build.lock"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+TOOLS = Path(sys.executable).parent
+
+
+def entries(lock: str) -> list[str]:
+    """The lock's logical lines: a requirement with its hashes each."""
+    text = (ROOT / "deploy" / lock).read_text().replace("\\\n", "")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def pins(lock: str, python: str) -> dict[str, Version]:
+    """Name and version of what the lock installs with that Python."""
+    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    requirements = [Requirement(entry.split(" --hash", 1)[0]) for entry in entries(lock)]
+    return {
+        canonicalize_name(r.name): Version(str(r.specifier).removeprefix("=="))
+        for r in requirements
+        if r.marker is None or r.marker.evaluate(environment)
+    }
+
+
+def wanted(what: str) -> list[Requirement]:
+    """What pyproject.toml asks of a lock."""
+    asked = {
+        RUNTIME: PROJECT["project"]["dependencies"],
+        DEV: PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"],
+        BUILD: PROJECT["build-system"]["requires"],
+    }
+    return [Requirement(line) for line in asked[what]]
+
+
+@pytest.mark.parametrize("lock", [RUNTIME, DEV, BUILD])
+def test_every_line_of_a_lock_is_one_exact_version_with_hashes(lock: str) -> None:
+    for entry in entries(lock):
+        assert re.fullmatch(r"[a-z0-9-]+==\S+( ; [^#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", entry), entry
+
+
+@pytest.mark.parametrize("lock", [RUNTIME, DEV, BUILD])
+def test_a_lock_names_no_index_host_or_path(lock: str) -> None:
+    text = (ROOT / "deploy" / lock).read_text()
+
+    assert "://" not in text
+    assert not re.search(r"^\s*(-i|-f|--(extra-)?index|--find-links|--trusted-host)", text, re.MULTILINE)
+    assert not re.search(r"(^|\s)(\.{0,2}/|file:)", text)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("lock", [RUNTIME, DEV, BUILD])
+def test_a_lock_satisfies_what_the_project_asks_for(lock: str, python: str) -> None:
+    pinned = pins(lock, python)
+
+    for requirement in wanted(lock):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version in requirement.specifier if version else False, f"{requirement}: run deploy/lock"
+
+
+def test_the_tests_run_with_the_very_versions_that_are_shipped() -> None:
+    for python in PYTHONS:
+        assert pins(RUNTIME, python).items() <= pins(DEV, python).items()
+
+
+def shell_scripts() -> Iterator[Path]:
+    for path in [*(ROOT / "deploy").rglob("*"), *(ROOT / ".ci").rglob("*")]:
+        if path.is_file() and (path.suffix == ".sh" or re.match(rb"#!.*\b(ba)?sh\b", path.read_bytes()[:80])):
+            yield path.relative_to(ROOT)
+
+
+def test_shellcheck_finds_nothing_in_any_shell_script() -> None:
+    scripts = sorted(shell_scripts())
+
+    assert {Path("deploy/quickstart"), Path("deploy/test"), Path(".ci/run")} <= set(scripts)
+    check("shellcheck", "--external-sources", "--enable=check-set-e-suppressed", *map(str, scripts))
+
+
+@pytest.mark.parametrize(
+    "command", ["deploy/quickstart", "deploy/test", "deploy/lock", "deploy/private-broker", ".ci/run"]
+)
+def test_the_scripts_that_people_call_can_be_executed(command: str) -> None:
+    assert os.access(ROOT / command, os.X_OK)
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    check("hadolint", "--failure-threshold", "style", "deploy/Dockerfile")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, continuation lines joined."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def test_the_image_runs_the_worker_as_a_numbered_user_that_is_not_root() -> None:
+    last_stage = instructions()[[word for word, _ in instructions()].index("FROM", 2) :]
+
+    user = dict(last_stage)["USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert dict(last_stage)["ENTRYPOINT"] == '["ott-worker"]'
+    assert "RUN" not in dict(last_stage), "what is built in the last stage stays in the image"
+
+
+def test_whatever_the_image_copies_is_there_and_let_through_by_dockerignore() -> None:
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    let_through = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    copied = {
+        source
+        for word, rest in instructions()
+        if word == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+
+    assert ignore[1] == "*"
+    assert copied == let_through
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def compose() -> dict[str, Any]:
+    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def ours() -> dict[str, dict[str, Any]]:
+    """The services that run our image."""
+    services = compose()["services"]
+    return {name: service for name, service in services.items() if "build" in service}
+
+
+def test_the_compose_file_follows_the_compose_specification() -> None:
+    check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+
+def test_compose_runs_rabbitmq_4_the_sandbox_and_two_workers() -> None:
+    services = compose()["services"]
+
+    assert re.fullmatch(r"rabbitmq:4[\d.]*-management(-alpine)?", services["rabbitmq"]["image"])
+    assert services["sandbox"]["command"][0] == "sandbox"
+    assert services["worker"]["command"] == ["run"]
+    assert services["worker"]["deploy"]["replicas"] == 2
+
+
+def test_compose_waits_for_what_is_healthy_and_restarts_what_ends() -> None:
+    services = {name: service for name, service in compose()["services"].items() if "profiles" not in service}
+
+    assert all("healthcheck" in service for service in services.values())
+    assert all(service["restart"] == "unless-stopped" for service in services.values())
+    assert services["worker"]["depends_on"] == {
+        "rabbitmq": {"condition": "service_healthy"},
+        "sandbox": {"condition": "service_healthy"},
+    }
+
+
+def test_our_containers_may_do_nothing_that_they_need_not() -> None:
+    assert ours().keys() >= {"worker", "sandbox"}
+    for service in ours().values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_compose_publishes_ports_on_this_machine_only() -> None:
+    ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]
+
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_compose_sets_only_what_the_worker_reads_and_calls_only_commands_that_exist() -> None:
+    known = {variable(field) for field in Settings.model_fields}
+    known |= {f"{name}_FILE" for name in known}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+
+    for service in ours().values():
+        assert service.get("environment", {}).keys() <= known
+        command, *arguments = service["command"]
+        options = {name for option in commands[command].params for name in option.opts}
+        assert {argument for argument in arguments if argument.startswith("--")} <= options
+
+
+def test_the_worker_of_the_compose_file_starts_with_the_settings_it_gets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in ours()["worker"]["environment"].items():
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
+
+    settings = Settings()
+    settings.require_marketing_cloud()
+
+    assert settings.auth_url == settings.rest_url == "http://sandbox:8081"
+    grace = int(ours()["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.shutdown_grace, "a worker that drains must not be killed"
+
+
+def check(tool: str, *arguments: str) -> None:
+    """Run a validator on the checkout; what it says is the test's message."""
+    done = subprocess.run([TOOLS / tool, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,112 @@
+"""What an answer means: the table of contract §6 as pure decisions."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.contract.registration import FieldError
+from worker.marketing_cloud.answer import Answer, read_answer, without
+from worker.pipeline.policy import Verdict, backoff, exhausted, judge, outcome
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+TABLE = [
+    (200, None, Verdict.REGISTERED),
+    (201, None, Verdict.REGISTERED),
+    (204, None, Verdict.REGISTERED),
+    (400, 10006, Verdict.REJECTED),
+    (401, 0, Verdict.CREDENTIALS),
+    *((403, code, Verdict.CREDENTIALS) for code in range(40000, 40004)),
+    (403, 20002, Verdict.FORBIDDEN),
+    (403, None, Verdict.FORBIDDEN),
+    (403, 40004, Verdict.FORBIDDEN),
+    *((status, None, Verdict.FAILED) for status in (402, 404, 405, 409, 413, 415, 422, 451)),
+    *((status, None, Verdict.RETRY) for status in (301, 307, 408, 425, 500, 501, 505, 599)),
+    (429, 50100, Verdict.OUTAGE),
+    (429, None, Verdict.OUTAGE),
+    (429, 50200, Verdict.BLOCKED),
+    *((status, None, Verdict.OUTAGE) for status in (502, 503, 504)),
+    (None, None, Verdict.OUTAGE),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "verdict"), TABLE)
+def test_each_answer_has_its_row(status: int | None, code: int | None, verdict: Verdict) -> None:
+    assert judge(Answer(status, errorcode=code)) is verdict
+
+
+def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000() -> None:
+    quoted = outcome(Verdict.FORBIDDEN, Answer(403, "Insufficient privileges", 20002, "https://docs"))
+    assert (quoted.status, quoted.reason, quoted.message, quoted.errorcode, quoted.documentation) == (
+        "failed",
+        "forbidden",
+        "Insufficient privileges",
+        20002,
+        "https://docs",
+    )
+    plain = exhausted(read_answer(503, None, b"<html>", NOW))
+    assert (plain.reason, plain.message, plain.errorcode) == (
+        "exhausted",
+        "Marketing Cloud answered 503.",
+        10000,
+    )
+
+
+@given(
+    retries=st.integers(0, 10_000),
+    base=st.floats(0.001, 1000),
+    hint=st.none() | st.floats(0, 1e12),
+    remaining=st.floats(-10, 1e6),
+)
+def test_a_backoff_stays_within_the_budget_and_honours_the_hint(
+    retries: int, base: float, hint: float | None, remaining: float
+) -> None:
+    wait = backoff(retries, base, hint, remaining)
+    assert 0 <= wait <= max(remaining, 0)
+    assert wait >= min(hint or 0, max(remaining, 0))
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "seconds"),
+    [
+        ("7", b"", 7),
+        ("0", b"", 0),
+        ("1.5", b"", 1.5),
+        ("Mon, 23 Nov 2026 12:00:30 GMT", b"", 30),
+        ("Mon, 23 Nov 2026 11:00:00 GMT", b"", 0),
+        (None, b'{"retryAfter": 9}', 9),
+        (None, b'{"retryAfter": "9"}', 9),
+        ("3", b'{"retryAfter": 9}', 9),
+        ("-1", b"", None),
+        ("soon", b"", None),
+        ("nan", b"", None),
+        ("inf", b"", None),
+        ("9" * 400, b"", None),
+        (None, b'{"retryAfter": true}', None),
+        (None, b'{"retryAfter": {}}', None),
+        (None, b"", None),
+    ],
+)
+def test_the_retry_hint_is_the_longest_believable_one(
+    header: str | None, body: bytes, seconds: float | None
+) -> None:
+    assert read_answer(429, header, body, NOW).retry_after == seconds
+
+
+@given(st.binary(max_size=300), st.text(max_size=40))
+def test_any_body_and_header_make_an_answer(body: bytes, header: str) -> None:
+    answer = read_answer(500, header, body, NOW)
+    assert answer.message
+    assert answer.retry_after is None or answer.retry_after >= 0
+
+
+def test_a_secret_that_marketing_cloud_quotes_is_masked() -> None:
+    answer = Answer(400, "bad s3cret", 1, "see s3cret", (FieldError("s3cret is wrong", 2, "s3cret"),))
+    assert "s3cret" not in repr(without(answer, ["s3cret", ""]))
+
+
+def test_a_date_without_a_zone_is_utc() -> None:
+    moment = (NOW + timedelta(seconds=5)).strftime("%a, %d %b %Y %H:%M:%S -0000")
+    assert read_answer(503, moment, b"", NOW).retry_after == 5

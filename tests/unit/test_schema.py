@@ -1,0 +1,103 @@
+"""The documents for machines are valid, and say what the validator does."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator, Draft202012Validator
+
+from tests.rig import LINE, MESSENGER
+from worker.contract.asyncapi import asyncapi
+from worker.contract.journal_record import JournalRecord
+from worker.contract.registration import PLATFORMS, SECRET_FIELDS
+from worker.contract.schema import json_schemas
+
+ASYNCAPI_SCHEMA = json.loads((Path(__file__).parent / "asyncapi_spec" / "3.0.0.json").read_text())
+DOCUMENT = asyncapi("ott.registration", "1.0.0")
+
+
+def component(name: str) -> Draft7Validator:
+    """An embedded schema, with the others that it refers to."""
+    return Draft7Validator({"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]})
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def resolve(document: Any, reference: str) -> Any:
+    for part in reference.removeprefix("#/").split("/"):
+        document = document[part]
+    return document
+
+
+def test_the_json_schemas_are_valid() -> None:
+    document = json_schemas()
+    Draft202012Validator.check_schema(document)
+    for reference in references(document):
+        assert resolve(document, reference)
+
+
+@pytest.mark.parametrize("example", [MESSENGER, LINE])
+def test_the_api_s_examples_follow_the_json_schema(example: dict[str, Any]) -> None:
+    schema = {"$ref": "#/$defs/Registration", "$defs": json_schemas()["$defs"]}
+    Draft202012Validator(schema).validate(example)
+    component("Registration").validate(example)
+
+
+def test_secrets_are_marked_write_only() -> None:
+    for name, platform in PLATFORMS.items():
+        schema = json_schemas()["$defs"][f"{name.capitalize()}Registration"]
+        properties = schema["properties"]["ottPlatformAttributes"]["properties"]
+        marked = {field for field, about in properties.items() if about.get("writeOnly")}
+        assert marked == platform.secrets == SECRET_FIELDS & set(properties)
+
+
+def test_flags_are_true_false_0_or_1() -> None:
+    schema = json_schemas()["$defs"]["LineRegistration"]["properties"]["ottPlatformAttributes"]
+    for flag in ("isActive", "isTransactional", "isTestChannel"):
+        assert schema["properties"][flag]["enum"] == [True, False, 0, 1]
+        assert flag in schema["required"]
+    assert "customerConnectSecret" not in schema["required"]
+
+
+def test_the_asyncapi_document_follows_asyncapi_s_own_json_schema() -> None:
+    Draft7Validator(ASYNCAPI_SCHEMA).validate(DOCUMENT)
+
+
+def test_asyncapi_s_own_json_schema_would_find_a_mistake() -> None:
+    broken = json.loads(json.dumps(DOCUMENT))
+    broken["operations"]["sendReply"]["action"] = "shout"
+    assert not Draft7Validator(ASYNCAPI_SCHEMA).is_valid(broken)
+
+
+def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
+    found = set(references(DOCUMENT))
+    assert found
+    for reference in found:
+        assert resolve(DOCUMENT, reference)
+
+
+def test_every_schema_embedded_in_the_asyncapi_document_is_valid() -> None:
+    for schema in DOCUMENT["components"]["schemas"].values():
+        Draft7Validator.check_schema(schema)
+
+
+def test_every_broker_object_of_the_contract_is_in_the_asyncapi_document() -> None:
+    channels = asyncapi("shop", "1.0.0")["channels"].values()
+    addresses = {channel["address"] for channel in channels}
+    assert addresses == {"request", "shop.requests", "shop.replies", "shop.dead", "shop.journal", None}
+
+
+def test_the_journal_record_has_the_contract_s_fields() -> None:
+    fields = {str(info.alias) for info in JournalRecord.model_fields.values()}
+    assert {"id", "status", "reason", "ottPlatformName", "resourceId", "receivedAt", "completedAt"} <= fields

@@ -1,0 +1,107 @@
+"""No secret of anything real is in the tree; and what the image holds can be listed."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from detect_secrets.core.scan import scan_file
+from detect_secrets.settings import transient_settings
+
+ROOT = Path(__file__).parents[2]
+# Shapes that a secret of some service or protocol has, wherever they stand.
+SHAPES = [
+    "ArtifactoryDetector",
+    "AWSKeyDetector",
+    "AzureStorageKeyDetector",
+    "BasicAuthDetector",
+    "DiscordBotTokenDetector",
+    "GitHubTokenDetector",
+    "GitLabTokenDetector",
+    "JwtTokenDetector",
+    "MailchimpDetector",
+    "NpmDetector",
+    "OpenAIDetector",
+    "PrivateKeyDetector",
+    "PypiTokenDetector",
+    "SendGridDetector",
+    "SlackDetector",
+    "StripeDetector",
+    "TwilioKeyDetector",
+]
+# Whatever is called a password or secret; in tests, such values are made up in many ways.
+WORDS = ["KeywordDetector"]
+HARMLESS = {
+    "guest",  # RabbitMQ's own default
+    "sandbox",  # the local Marketing Cloud's
+    "secret",
+    "hidden",
+    "pass",
+    "password",
+    "s3cret",
+    "03d537gg656gvkbe9b430f002e9c4517",  # the API document's own examples
+    "31234arajcauoherbasuhb213ijqjohbjhb123",
+}
+# As in AWS's keys, so that the test shows that the scan finds one.
+PLANTED = "AKIA" + "QWERTYUIOPASDFGH"
+
+
+def tree() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def findings(files: list[Path], detectors: list[str]) -> list[str]:
+    with transient_settings({"plugins_used": [{"name": name} for name in detectors]}):
+        return [
+            f"{path.name}:{secret.line_number} {secret.type}"
+            for path in files
+            for secret in scan_file(str(path))
+            if not _is_harmless(secret.secret_value or "")
+        ]
+
+
+def _is_harmless(value: str) -> bool:
+    # What stands for a value (…, <…>, ${…}, {…}, a path), or names a Kubernetes secret, is none.
+    return value in HARMLESS or re.search(r"[…<{}/*]|\$|example|^ott-[a-z-]+$", value) is not None
+
+
+def test_nothing_in_the_tree_has_the_shape_of_a_secret() -> None:
+    files = tree()
+    assert len(files) > 100
+    assert findings(files, SHAPES) == []
+
+
+def test_nothing_outside_of_tests_and_examples_is_given_a_secret_word_of_its_own() -> None:
+    files = [path for path in tree() if path.relative_to(ROOT).parts[0] != "tests"]
+    assert findings(files, WORDS) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"key = '{PLANTED}'",
+        "url = 'amqps://ott:" + "hunter2-hunter2@broker.internal/'",
+        "-----BEGIN " + "RSA PRIVATE KEY-----",
+    ],
+)
+def test_a_secret_that_is_planted_is_found(tmp_path: Path, line: str) -> None:
+    planted = tmp_path / "settings.py"
+    planted.write_text(f"{line}\n")
+    assert findings([planted], SHAPES)
+
+
+def test_the_bill_of_materials_lists_what_the_lock_installs(tmp_path: Path) -> None:
+    file = tmp_path / "sbom.json"
+    subprocess.run([ROOT / "deploy" / "sbom", file], check=True, capture_output=True)
+    document = json.loads(file.read_text())
+    assert document["bomFormat"] == "CycloneDX"
+    listed = {(part["name"], part["version"]) for part in document["components"]}
+    lock = (ROOT / "deploy" / "requirements.lock").read_text()
+    assert listed == set(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock, re.MULTILINE))

@@ -1,0 +1,139 @@
+"""Settings: what is wrong is told in one line that names the variable, and no secret (contract §7)."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings import load_settings
+
+WRONG = [
+    ("OTT_AMQP_URL", "http://user:s3cret@host", "must be an amqp:// or amqps:// URL"),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@host:port/", "must be a URL whose port is a number up to 65535"),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@[::1/", "must be"),
+    ("OTT_MC_REST_URL", "https://example.com:99999", "must be a URL whose port is a number up to 65535"),
+    ("OTT_PREFIX", "a b", "must be letters, digits and . _ : - only, 200 at most"),
+    ("OTT_PREFIX", "amq.x", "must not begin with amq., which RabbitMQ keeps for itself"),
+    ("OTT_DECLARE", "perhaps", "must be true or false"),
+    ("OTT_PREFETCH", "many", "must be a whole number"),
+    ("OTT_PREFETCH", "0", "must be greater than or equal to 1"),
+    ("OTT_RATE_LIMIT", "0", "must be greater than 0"),
+    ("OTT_HTTP_TIMEOUT", "soon", "must be a number"),
+    ("OTT_RETRY_BASE", "nan", "must be a finite number"),
+    ("OTT_HOLD_LIMIT", "1800", "must be less than or equal to 1500"),
+    ("OTT_JOURNAL_MAX_AGE", "a month", "must be a number and one of Y M D h m s, such as 30D"),
+    ("OTT_JOURNAL_MAX_BYTES", "9" * 20, "must be less than or equal to"),
+    ("OTT_ADMIN_PORT", "70000", "must be less than or equal to 65535"),
+    ("OTT_LOG_FORMAT", "xml", "must be 'json' or 'console'"),
+    ("OTT_MC_SUBDOMAIN", "https://mc123", "must be the subdomain alone"),
+    ("OTT_MC_AUTH_URL", "http://example.com", "must be an https:// URL"),
+    ("OTT_MC_REST_URL", "https://user:s3cret@example.com", "must be a plain URL"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "text"), WRONG)
+def test_a_wrong_value_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, text: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert str(error.value).startswith(f"{name} {text}")
+    assert "\n" not in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_file_stands_in_for_any_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from a file\n")
+    (tmp_path / "prefetch").write_text("7")
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("OTT_PREFETCH_FILE", str(tmp_path / "prefetch"))
+    settings = load_settings()
+    assert settings.mc_client_secret is not None
+    assert settings.mc_client_secret.get_secret_value() == "from a file"
+    assert settings.prefetch == 7
+    (tmp_path / "secret").write_text("rotated")
+    assert settings.now("mc_client_secret") == "rotated"
+    (tmp_path / "secret").unlink()
+    assert settings.now("mc_client_secret") == "from a file"
+
+
+def test_what_was_given_in_code_stands_above_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("amqp://other/")
+    settings = load_settings(amqp_url="amqp://this/")
+    monkeypatch.setenv("OTT_AMQP_URL_FILE", str(tmp_path / "url"))
+    assert settings.now("amqp_url") == "amqp://this/"
+
+
+def test_a_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", "/no/such/file")
+    with pytest.raises(SettingsError, match="OTT_MC_CLIENT_SECRET_FILE must be a file that can be read"):
+        load_settings()
+
+
+def test_a_value_and_a_file_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "x")
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", "y")
+    with pytest.raises(SettingsError, match="must not both be set"):
+        load_settings()
+
+
+def test_a_dot_env_file_is_read_below_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("OTT_PREFETCH=3\nOTT_PREFIX=from.file\n")
+    monkeypatch.setenv("OTT_PREFIX", "from.environment")
+    settings = load_settings()
+    assert (settings.prefetch, settings.prefix) == (3, "from.environment")
+
+
+def test_a_dot_env_file_that_is_no_text_is_told() -> None:
+    Path(".env").write_bytes(b"OTT_PREFIX=caf\xe9\n")
+    with pytest.raises(SettingsError, match=r"^\.env must be a file that can be read: not UTF-8 text$"):
+        load_settings()
+
+
+def test_an_empty_value_counts_as_not_given_but_for_the_admin_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_RATE_LIMIT", "")
+    monkeypatch.setenv("OTT_ADMIN_PORT", "")
+    settings = load_settings()
+    assert (settings.rate_limit, settings.admin_port) == (None, None)
+
+
+def test_the_subdomain_gives_both_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_MC_SUBDOMAIN", "mc563885gzs27c5t9")
+    settings = load_settings()
+    assert settings.auth_url == "https://mc563885gzs27c5t9.auth.marketingcloudapis.com"
+    assert settings.rest_url == "https://mc563885gzs27c5t9.rest.marketingcloudapis.com"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_plain_http_is_accepted_for_loopback(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("OTT_MC_REST_URL", f"http://{host}:8081/")
+    assert load_settings().rest_url == f"http://{host}:8081"
+
+
+def test_plain_http_elsewhere_needs_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_MC_REST_URL", "http://sandbox:8090")
+    monkeypatch.setenv("OTT_MC_INSECURE_HTTP", "true")
+    assert load_settings().rest_url == "http://sandbox:8090"
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "OTT_MC_SUBDOMAIN"),
+        ({"OTT_MC_SUBDOMAIN": "x"}, "OTT_MC_CLIENT_ID"),
+        ({"OTT_MC_SUBDOMAIN": "x", "OTT_MC_CLIENT_ID": "y"}, "OTT_MC_CLIENT_SECRET"),
+    ],
+)
+def test_what_run_needs_is_named(monkeypatch: pytest.MonkeyPatch, given: dict, missing: str) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{missing} must be set"):
+        load_settings().require_marketing_cloud()
+
+
+def test_no_secret_stands_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_AMQP_URL", "amqp://user:s3cret@host/")
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "s3cret")
+    settings = load_settings()
+    assert "s3cret" not in repr(settings) + str(settings) + str(settings.model_dump())

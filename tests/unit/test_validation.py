@@ -1,0 +1,292 @@
+"""Contract §3, row by row."""
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from tests.rig import LINE, MESSENGER
+from worker.contract.registration import (
+    PLATFORMS,
+    SECRET_FIELDS,
+    FieldError,
+    Refusal,
+    Registration,
+    understand,
+    validate,
+)
+
+MESSENGER_AS_PRINTED = b"""\
+{
+    "ottPlatformName" : "messenger",
+    "ottPlatformAttributes" : {
+        "applicationId" : "1093076390764037",
+        "applicationSecret" : "03d537gg656gvkbe9b430f002e9c4517",
+        "pageId" : "1732555047025799",
+        "pageName" : "SFMC Engineers",
+        "pageAccessToken" : "someaccesstoken4fasdcruib213123knubkdnfisdubnu12312ub3pijnb",
+        "endpointUrl" : "https://graph.facebook.com/v2.6/me/messages",
+        "callbackVerifyToken" : "this_is_the_verify_token",
+        "isActive": true
+    }
+}
+"""
+LINE_AS_PRINTED = b"""\
+{
+    "ottPlatformName" : "line",
+    "ottPlatformAttributes" : {
+        "channelId" : "23493453984234345",
+        "channelName" : "SFMC Engineers",
+        "channelSecret" : "03d537gg656gvkbe9b430f002e9c4517",
+        "customerConnectSecret" : "31234arajcauoherbasuhb213ijqjohbjhb123",
+        "endpointUrl" : "https://example.com/1732555047025799",
+        "isTransactional" : true,
+        "isTestChannel": false,
+        "isActive": true
+    }
+}
+"""
+MESSENGER_TITLES = {
+    "endpointUrl": "EndpointUrl",
+    "isActive": "IsActive",
+    "applicationId": "ApplicationId",
+    "applicationSecret": "ApplicationSecret",
+    "pageId": "PageId",
+    "pageName": "PageName",
+    "pageAccessToken": "PageAccessToken",
+    "callbackVerifyToken": "CallbackVerifyToken",
+}
+LINE_TITLES = {
+    "endpointUrl": "EndpointUrl",
+    "isActive": "IsActive",
+    "channelId": "ChannelId",
+    "channelName": "ChannelName",
+    "channelSecret": "ChannelSecret",
+    "isTransactional": "isTransactional",
+    "isTestChannel": "isTestChannel",
+}
+FLAGS = {"isActive", "isTransactional", "isTestChannel"}
+
+REQUIRED = [(MESSENGER, *item) for item in MESSENGER_TITLES.items()]
+REQUIRED += [(LINE, *item) for item in LINE_TITLES.items()]
+STRINGS = [row for row in REQUIRED if row[1] not in FLAGS]
+FLAG_ROWS = [row for row in REQUIRED if row[1] in FLAGS]
+ABSENT = object()
+
+
+def with_attribute(example: dict[str, Any], name: str, value: object) -> dict[str, Any]:
+    document = deepcopy(example)
+    if value is ABSENT:
+        del document["ottPlatformAttributes"][name]
+    else:
+        document["ottPlatformAttributes"][name] = value
+    return document
+
+
+def with_field(name: str, value: object) -> dict[str, Any]:
+    document = deepcopy(MESSENGER)
+    if value is ABSENT:
+        del document[name]
+    else:
+        document[name] = value
+    return document
+
+
+def errors_of(document: dict[str, Any]) -> list[tuple[str, int]]:
+    verdict = understand(
+        json.dumps(document).encode(), content_type=None, content_encoding=None, max_bytes=1 << 20
+    )
+    assert isinstance(verdict, Refusal), "it was accepted"
+    assert (verdict.reason, verdict.message) == ("invalid", "Please fix the following errors")
+    assert verdict.errorcode == 10006
+    assert all(error.documentation == "" for error in verdict.errors)
+    return [(error.message, error.errorcode) for error in verdict.errors]
+
+
+def accepted(document: dict[str, Any]) -> bool:
+    return isinstance(validate(document), Registration)
+
+
+@pytest.mark.parametrize(
+    ("body", "registration"),
+    [
+        (MESSENGER_AS_PRINTED, Registration("messenger", "1732555047025799")),
+        (LINE_AS_PRINTED, Registration("line", "23493453984234345")),
+    ],
+)
+def test_the_api_s_examples_are_valid_as_printed(body: bytes, registration: Registration) -> None:
+    assert understand(body, content_type=None, content_encoding=None, max_bytes=1 << 20) == registration
+
+
+def test_the_api_s_error_example_comes_out_as_printed() -> None:
+    document = with_attribute(MESSENGER, "endpointUrl", ABSENT)
+    del document["ottPlatformName"]
+    assert errors_of(document) == [
+        ("EndpointUrl must be provided", 10002),
+        ("OttPlatformName must be provided", 10002),
+    ]
+
+
+@pytest.mark.parametrize(("example", "field", "title"), REQUIRED)
+@pytest.mark.parametrize("value", [ABSENT, None, ""], ids=["absent", "null", "empty"])
+def test_a_required_field_must_be_provided(
+    example: dict[str, Any], field: str, title: str, value: object
+) -> None:
+    assert errors_of(with_attribute(example, field, value)) == [(f"{title} must be provided", 10002)]
+
+
+@pytest.mark.parametrize(("example", "field", "title"), STRINGS)
+@pytest.mark.parametrize("value", [0, 1732555047025799, 1.5, True, False, [], ["x"], {}, {"x": 1}])
+def test_a_field_of_the_wrong_type_is_10001(
+    example: dict[str, Any], field: str, title: str, value: object
+) -> None:
+    assert errors_of(with_attribute(example, field, value)) == [(f"{title} is invalid", 10001)]
+
+
+@pytest.mark.parametrize(("example", "field", "title"), FLAG_ROWS)
+@pytest.mark.parametrize("value", [2, -1, 1.0, 0.0, 0.5, "1", "0", "true", "false", " ", [], {}, [1]])
+def test_a_flag_is_exactly_true_false_0_or_1(
+    example: dict[str, Any], field: str, title: str, value: object
+) -> None:
+    assert errors_of(with_attribute(example, field, value)) == [(f"{title} is invalid", 10005)]
+
+
+@pytest.mark.parametrize(("example", "field", "title"), FLAG_ROWS)
+@pytest.mark.parametrize("value", [True, False, 0, 1])
+def test_false_and_0_are_present(example: dict[str, Any], field: str, title: str, value: object) -> None:
+    assert accepted(with_attribute(example, field, value)), title
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, ""], ids=["absent", "null", "empty"])
+def test_the_platform_name_must_be_provided(value: object) -> None:
+    assert errors_of(with_field("ottPlatformName", value)) == [("OttPlatformName must be provided", 10002)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Messenger", "LINE", "messenger ", " ", "whatsapp", "\u0000", 0, 1, True, False, [], {}, ["line"]],
+)
+def test_any_other_platform_name_is_invalid(value: object) -> None:
+    assert errors_of(with_field("ottPlatformName", value)) == [("OttPlatformName is invalid", 10005)]
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, {}, [], "", "x", 0, 1, True, [{"pageId": "1"}]])
+def test_attributes_that_are_no_object_or_empty_are_invalid(value: object) -> None:
+    assert errors_of(with_field("ottPlatformAttributes", value)) == [
+        *((f"{title} must be provided", 10002) for title in MESSENGER_TITLES.values()),
+        ("OttPlatformAttributes is invalid", 10005),
+    ]
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, "", "still one"])
+def test_the_customer_connect_secret_is_optional(value: object) -> None:
+    assert accepted(with_attribute(LINE, "customerConnectSecret", value))
+
+
+@pytest.mark.parametrize("value", [0, 1, False, [], {}])
+def test_a_customer_connect_secret_of_the_wrong_type_is_10001(value: object) -> None:
+    errors = errors_of(with_attribute(LINE, "customerConnectSecret", value))
+    assert errors == [("CustomerConnectSecret is invalid", 10001)]
+
+
+def test_an_empty_object_gets_the_common_errors_in_order() -> None:
+    assert errors_of({}) == [
+        ("EndpointUrl must be provided", 10002),
+        ("IsActive must be provided", 10002),
+        ("OttPlatformAttributes is invalid", 10005),
+        ("OttPlatformName must be provided", 10002),
+    ]
+
+
+def test_an_unknown_platform_has_only_the_common_attributes_checked() -> None:
+    document = {"ottPlatformName": "whatsapp", "ottPlatformAttributes": {"pageId": 1, "isActive": 7}}
+    assert errors_of(document) == [
+        ("EndpointUrl must be provided", 10002),
+        ("IsActive is invalid", 10005),
+        ("OttPlatformName is invalid", 10005),
+    ]
+
+
+@pytest.mark.parametrize(("platform", "titles"), [("messenger", MESSENGER_TITLES), ("line", LINE_TITLES)])
+def test_errors_come_in_the_order_of_the_api_s_table(platform: str, titles: dict[str, str]) -> None:
+    document = {"ottPlatformName": platform, "ottPlatformAttributes": {"unknown": 1}}
+    assert [message for message, _ in errors_of(document)] == [
+        f"{title} must be provided" for title in titles.values()
+    ]
+
+
+def test_every_line_field_that_is_wrong_is_told_in_order() -> None:
+    attributes = dict.fromkeys(LINE["ottPlatformAttributes"], 7)
+    errors = errors_of({"ottPlatformName": "line", "ottPlatformAttributes": attributes})
+    assert errors == [
+        ("EndpointUrl is invalid", 10001),
+        ("IsActive is invalid", 10005),
+        ("ChannelId is invalid", 10001),
+        ("ChannelName is invalid", 10001),
+        ("ChannelSecret is invalid", 10001),
+        ("CustomerConnectSecret is invalid", 10001),
+        ("isTransactional is invalid", 10005),
+        ("isTestChannel is invalid", 10005),
+    ]
+
+
+@pytest.mark.parametrize(("example", "field", "title"), STRINGS)
+@pytest.mark.parametrize("value", [" ", "\t\n", "\u0000", "a\r\nb", "😀", "x" * 100_000, "not a url, no id"])
+def test_no_format_is_asked_of_a_string(example: dict[str, Any], field: str, title: str, value: str) -> None:
+    assert accepted(with_attribute(example, field, value)), title
+
+
+def test_unknown_fields_are_no_error() -> None:
+    document = with_attribute(MESSENGER, "apiVersion", {"anything": [1, None]})
+    assert accepted({**document, "version": 3, "ottplatformname": "x"})
+
+
+@pytest.mark.parametrize(("example", "field"), [(MESSENGER, "pageId"), (LINE, "channelId")])
+def test_a_refusal_names_the_resource_when_it_is_known(example: dict[str, Any], field: str) -> None:
+    document = with_attribute(example, "endpointUrl", None)
+    refusal = validate(document)
+    assert isinstance(refusal, Refusal)
+    assert refusal.platform == example["ottPlatformName"]
+    assert refusal.resource_id == example["ottPlatformAttributes"][field]
+
+
+@pytest.mark.parametrize("page_id", [7, "", None, ["x"]])
+def test_a_refusal_names_no_resource_without_a_usable_id(page_id: object) -> None:
+    refusal = validate(with_attribute(MESSENGER, "pageId", page_id))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.platform, refusal.resource_id) == ("messenger", None)
+
+
+def test_a_refusal_names_no_resource_of_an_unknown_platform() -> None:
+    refusal = validate(with_field("ottPlatformName", "whatsapp"))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.platform, refusal.resource_id) == (None, None)
+
+
+def test_the_secret_fields_are_those_of_the_contract() -> None:
+    assert (
+        frozenset(
+            {
+                "applicationSecret",
+                "pageAccessToken",
+                "callbackVerifyToken",
+                "channelSecret",
+                "customerConnectSecret",
+            }
+        )
+        == SECRET_FIELDS
+    )
+
+
+def test_each_platform_knows_its_id_field() -> None:
+    assert {name: platform.id_field for name, platform in PLATFORMS.items()} == {
+        "messenger": "pageId",
+        "line": "channelId",
+    }
+
+
+def test_an_error_entry_has_the_api_s_three_fields_in_order() -> None:
+    assert json.dumps(FieldError("IsActive must be provided", 10002)._asdict()) == (
+        '{"message": "IsActive must be provided", "errorcode": 10002, "documentation": ""}'
+    )

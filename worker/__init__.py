@@ -1,0 +1,1 @@
+"""Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ."""

@@ -1,0 +1,79 @@
+"""The journal: a stream with one secret-free record for each settled request (contract §1).
+
+Records that settle while a batch is on its way form the next batch, so the journal costs one publish
+for many requests under load, and none waits for a timer. A message holds one record a line, and in a
+header how far the worker's clock had come: no record up to here was received later than that.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from worker.broker.properties import build
+from worker.broker.publisher import Message, Publisher
+from worker.broker.topology import Topology
+from worker.contract.reply import to_json
+
+BATCH_BYTES = 64_000  # of one message
+CONTENT_TYPE = "application/x-ndjson"
+TYPE = "ott.registration.journal"
+CLOCK_HEADER = "x-ott-clock"  # microseconds since the epoch
+
+Record = Mapping[str, str | int | None]
+
+
+class Clock(Protocol):
+    """Times of arrival."""
+
+    @property
+    def latest(self) -> int:
+        """The newest time given out, in microseconds since the epoch."""
+
+
+class Journal:
+    """Writes records through a publisher."""
+
+    def __init__(self, publisher: Publisher, topology: Topology, clock: Clock) -> None:
+        self._publisher = publisher
+        self._clock = clock
+        self._stream = topology.journal
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._next: list[asyncio.Future[None]] = []
+        self._on_its_way = 0
+
+    def append(self, record: Record) -> "asyncio.Future[None]":
+        """Write one record. The future is done when the broker has confirmed it."""
+        loop = asyncio.get_running_loop()
+        line, written = to_json(record), loop.create_future()
+        if not self._next and not self._on_its_way:
+            loop.call_soon(self._send)
+        self._next.append(written)
+        self._lines.append(line)
+        self._size += len(line) + 1
+        if self._size >= BATCH_BYTES:
+            self._send()
+        return written
+
+    def _send(self) -> None:
+        if not self._next:
+            return
+        batch, body = self._next, b"\n".join(self._lines)
+        self._lines, self._size, self._next = [], 0, []
+        self._on_its_way += 1
+        properties = build(content_type=CONTENT_TYPE, type=TYPE, headers={CLOCK_HEADER: self._clock.latest})
+        sent = self._publisher.send(Message("", self._stream, properties, body))
+        sent.add_done_callback(lambda sent: self._sent(sent, batch))
+
+    def _sent(self, sent: "asyncio.Future[None]", batch: "list[asyncio.Future[None]]") -> None:
+        self._on_its_way -= 1
+        error = None if sent.cancelled() else sent.exception()
+        for written in (each for each in batch if not each.done()):
+            if sent.cancelled():
+                written.cancel()
+            elif error is not None:
+                written.set_exception(error)
+            else:
+                written.set_result(None)
+        if not self._on_its_way:
+            self._send()

@@ -1,0 +1,183 @@
+"""Reading the journal: from any place to its end, its two ends alone, or on and on as it grows."""
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import aiormq.abc
+import aiormq.exceptions
+
+from worker.broker.connection import AMQP_ERRORS, Channel, Connection, connect, describe
+from worker.broker.journal import CLOCK_HEADER
+from worker.broker.properties import Properties
+from worker.broker.topology import Topology
+from worker.errors import BrokerUnreachable, TopologyError
+from worker.settings import Settings
+
+PREFETCH = 500  # messages
+RPC_TIMEOUT = 30.0  # seconds
+LAG = 0.05  # seconds between looks for what a replica of the stream does not show yet
+OFFSET_HEADER = "x-stream-offset"
+
+Start = Literal["first", "last"] | int | datetime
+"""Where to begin: the oldest message, the last chunk, an offset, or a broker's time (roughly)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message of the stream. No record in it or before it was received later than `clock`
+    (microseconds since the epoch), None where the message does not say."""
+
+    offset: int
+    clock: int | None
+    records: list[dict[str, Any]]
+
+
+Entries = AsyncGenerator[Entry, None]
+
+
+class JournalReader:
+    """Reads one stream. Every method raises TopologyError (there is no such stream, or it may not be read)
+    or BrokerUnreachable."""
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    async def first(self) -> Entry | None:
+        """The oldest entry that is kept."""
+        async with contextlib.aclosing(self.read("first", prefetch=1)) as entries:
+            return await anext(entries, None)
+
+    async def last(self) -> Entry | None:
+        """The newest entry."""
+        newest = None
+        async with contextlib.aclosing(self.read("last")) as entries:
+            async for entry in entries:
+                newest = entry
+        return newest
+
+    async def read(self, start: Start, *, reach: int = -1, prefetch: int = PREFETCH) -> Entries:
+        """The entries from `start` to all that was confirmed when this began, and at least to the
+        offset `reach`; a start beyond the end gives none. A time begins a little early, or nowhere."""
+        async with self._consumer(start, prefetch) as consumer:
+            at = start - 1 if isinstance(start, int) else -1
+            while True:
+                async for entry in consumer.arrived():
+                    at = entry.offset
+                    yield entry
+                # The broker fills the credit that acks give before it answers what is asked after them.
+                await consumer.round_trip()
+                beyond_the_end = at < 0 and isinstance(start, datetime)
+                if consumer.is_empty and (at >= reach or beyond_the_end):
+                    return
+                if consumer.is_empty:
+                    await asyncio.sleep(LAG)
+
+    async def follow(self, start: Start) -> Entries:
+        """The entries from `start` on, for as long as it is iterated."""
+        async with self._consumer(start, PREFETCH) as consumer:
+            while True:
+                async for entry in consumer.arrived():
+                    yield entry
+                await consumer.more()
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self, start: Start, prefetch: int) -> AsyncIterator["_Consumer"]:
+        channel = await self._connection.channel()
+        consumer = _Consumer(channel, prefetch)
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT):
+                await channel.basic_qos(prefetch_count=prefetch)
+                await channel.basic_consume(self._stream, consumer.take, arguments={OFFSET_HEADER: start})
+            yield consumer
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            raise TopologyError(f"The stream {self._stream} is missing: start the worker once") from None
+        except aiormq.exceptions.ChannelAccessRefused:
+            raise TopologyError(f"The stream {self._stream} may not be read by this user") from None
+        except (TimeoutError, *AMQP_ERRORS) as error:
+            raise BrokerUnreachable(f"The journal could not be read: {describe(error)}") from None
+        finally:
+            with contextlib.suppress(TimeoutError, *AMQP_ERRORS):
+                async with asyncio.timeout(RPC_TIMEOUT):
+                    await channel.close()
+
+
+@contextlib.asynccontextmanager
+async def open_journal(settings: Settings) -> AsyncIterator[JournalReader]:
+    """A reader on a connection of its own. Raises BrokerUnreachable."""
+    connection = await connect(settings, "journal")
+    try:
+        yield JournalReader(connection, Topology(settings.prefix).journal)
+    finally:
+        await connection.close()
+
+
+class _Consumer:
+    """What a channel delivers, entry by entry."""
+
+    def __init__(self, channel: Channel, prefetch: int) -> None:
+        self._channel = channel
+        self._prefetch = prefetch
+        self._messages: deque[aiormq.abc.DeliveredMessage] = deque()
+        self._news = asyncio.Event()
+        channel.closing.add_done_callback(lambda _: self._news.set())
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._messages
+
+    async def take(self, message: aiormq.abc.DeliveredMessage) -> None:
+        self._messages.append(message)
+        self._news.set()
+
+    async def arrived(self) -> AsyncIterator[Entry]:
+        """What has been delivered so far, acknowledged as it is taken: a stream delivers no more than
+        the prefetch ahead of that."""
+        taken, tag = 0, 0
+        while self._messages:
+            message = self._messages.popleft()
+            tag, taken = message.delivery_tag or 0, taken + 1
+            entry = _entry(message)
+            if entry is not None:
+                yield entry
+            if taken * 2 >= self._prefetch or not self._messages:
+                await self._channel.basic_ack(tag, multiple=True)
+                taken = 0
+
+    async def round_trip(self) -> None:
+        async with asyncio.timeout(RPC_TIMEOUT):
+            await self._channel.basic_qos(prefetch_count=self._prefetch)
+        await asyncio.sleep(0)  # deliveries are handed over by tasks of the client
+
+    async def more(self) -> None:
+        """Wait for a delivery."""
+        while not self._messages:
+            if self._channel.is_closed:
+                raise ConnectionError("connection lost")
+            self._news.clear()
+            await self._news.wait()
+
+
+def _entry(message: aiormq.abc.DeliveredMessage) -> Entry | None:
+    properties = message.header.properties
+    assert isinstance(properties, Properties)
+    offset, clock = properties.header(OFFSET_HEADER), properties.header(CLOCK_HEADER)
+    if not isinstance(offset, int):
+        return None
+    records = [record for line in message.body.split(b"\n") if (record := _record(line)) is not None]
+    return Entry(offset, clock if isinstance(clock, int) else None, records)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A record, or None for what somebody else has put into the stream."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

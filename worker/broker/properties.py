@@ -1,0 +1,256 @@
+"""The properties of a message, kept as the bytes that travelled.
+
+pamqp decodes every property of every message and lets one that it cannot decode (a correlation id that
+is not UTF-8, a timestamp beyond the year 9999, headers nested a thousand deep) end the connection; the
+message comes back, ends the next connection, and no other message passes. Here a property is
+read when somebody asks for it, one that cannot be read is told as absent, and what is passed on is passed
+on byte for byte. Layout: AMQP 0-9-1 §4.2.5 (tables) and §4.2.6.1 (property flags).
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Self
+
+from pamqp import decode, encode
+
+HeaderValue = str | int | bool
+
+_SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = "shortstr", "table", "octet", "timestamp"
+_LAYOUT = (
+    ("content_type", 1 << 15, _SHORT_STRING),
+    ("content_encoding", 1 << 14, _SHORT_STRING),
+    ("headers", 1 << 13, _TABLE),
+    ("delivery_mode", 1 << 12, _OCTET),
+    ("priority", 1 << 11, _OCTET),
+    ("correlation_id", 1 << 10, _SHORT_STRING),
+    ("reply_to", 1 << 9, _SHORT_STRING),
+    ("expiration", 1 << 8, _SHORT_STRING),
+    ("message_id", 1 << 7, _SHORT_STRING),
+    ("timestamp", 1 << 6, _TIMESTAMP),
+    ("type", 1 << 5, _SHORT_STRING),
+    ("user_id", 1 << 4, _SHORT_STRING),
+    ("app_id", 1 << 3, _SHORT_STRING),
+    ("cluster_id", 1 << 2, _SHORT_STRING),
+)
+_FLAGS = tuple((name, flag) for name, flag, _ in _LAYOUT)
+
+_FIXED_SIZE = {
+    **dict.fromkeys(b"tbB", 1),
+    **dict.fromkeys(b"sU", 2),
+    **dict.fromkeys(b"uIif", 4),
+    **dict.fromkeys(b"lLdT", 8),
+    **dict.fromkeys(b"D", 5),
+    **dict.fromkeys(b"V", 0),
+}
+_SIZED = frozenset(b"SxAF")
+_UNSIGNED_SHORT = struct.Struct(">H")
+_UNSIGNED_LONG = struct.Struct(">I")
+_TEXT_ERRORS = "surrogateescape"  # so that text which is not UTF-8 is echoed byte for byte
+
+
+class MalformedProperties(ValueError):
+    """The property list itself cannot be taken apart; only a broken broker sends one."""
+
+
+class Properties:
+    """Basic properties (contract §2). Reading never raises: what is not readable is None."""
+
+    __slots__ = ("_headers", "_raw")
+
+    def __init__(self, raw: dict[str, bytes] | None = None) -> None:
+        self._raw = raw if raw is not None else {}
+        self._headers: dict[str, bytes] | None = None
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Take apart the property flags and list of a content header. Raises MalformedProperties."""
+        try:
+            (flags,) = _UNSIGNED_SHORT.unpack_from(data)
+            if flags & 1:
+                raise MalformedProperties("unknown property flags")
+            raw: dict[str, bytes] = {}
+            at = 2
+            for name, kind in _present(flags):
+                end = at + (1 + data[at] if kind is _SHORT_STRING else _size(kind, data, at))
+                raw[name] = data[at:end]
+                at = end
+        except (struct.error, IndexError):
+            raise MalformedProperties("truncated properties") from None
+        if at != len(data):
+            raise MalformedProperties("truncated properties")
+        return cls(raw)
+
+    def text(self, name: str) -> str | None:
+        """A short string; bytes that are not UTF-8 become lone surrogates and are echoed as they came."""
+        raw = self._raw.get(name)
+        return raw[1:].decode("utf-8", _TEXT_ERRORS) if raw is not None else None
+
+    @property
+    def message_id(self) -> str | None:
+        return self.text("message_id")
+
+    def raw(self, name: str) -> bytes:
+        """The encoded property, `b""` where absent: for comparing and hashing."""
+        return self._raw.get(name, b"")
+
+    def header(self, name: str) -> object:
+        """A header's value, or None where it is absent or cannot be read."""
+        entry = self._entries().get(name)
+        if entry is None:
+            return None
+        try:
+            return decode.embedded_value(entry)[1]
+        except (ValueError, TypeError, ArithmeticError, RecursionError, OSError):
+            return None
+
+    def has_header(self, name: str) -> bool:
+        """Whether the header is there, readable or not."""
+        return name in self._entries()
+
+    def header_names(self) -> Iterator[str]:
+        """The names of all headers, in their order."""
+        return iter(self._entries())
+
+    def changed(
+        self,
+        headers: Mapping[str, HeaderValue] | None = None,
+        *,
+        without: frozenset[str] = frozenset(),
+        **texts: str | None,
+    ) -> "Properties":
+        """A copy with other headers and short strings; `without` names headers to leave out, and a
+        text of None removes that property. All else is passed on byte for byte."""
+        raw = dict(self._raw)
+        for name, value in texts.items():
+            if value is None:
+                raw.pop(name, None)
+            else:
+                raw[name] = short_string(value)
+        kept = {k: v for k, v in self._entries().items() if k not in without}
+        kept.update((k, _header_value(v)) for k, v in (headers or {}).items())
+        if kept:
+            raw["headers"] = _table(kept)
+        else:
+            raw.pop("headers", None)
+        return Properties(raw)
+
+    def without_large_headers(self, limit: int) -> "Properties":
+        """A copy whose encoding fits in `limit` bytes: a content header is one frame and cannot be
+        split, so the largest headers go first."""
+        copy = self
+        while len(copy.encoded()) > limit and copy._entries():
+            entries = copy._entries()
+            largest = max(entries, key=lambda name: len(entries[name]))
+            copy = copy.changed(without=frozenset({largest}))
+        return copy
+
+    def with_text(self, name: str, value: str) -> "Properties":
+        """A copy with this short string."""
+        return Properties({**self._raw, name: short_string(value)})
+
+    def persistent(self) -> "Properties":
+        """A copy with delivery mode 2."""
+        return Properties({**self._raw, "delivery_mode": b"\x02"})
+
+    def encoded(self) -> bytes:
+        """Flags and list, as in a content header."""
+        flags = 0
+        parts = [b""]
+        for name, flag in _FLAGS:
+            value = self._raw.get(name)
+            if value is not None:
+                flags |= flag
+                parts.append(value)
+        parts[0] = _UNSIGNED_SHORT.pack(flags)
+        return b"".join(parts)
+
+    def _entries(self) -> dict[str, bytes]:
+        if self._headers is None:
+            self._headers = _read_table(self._raw.get("headers", b""))
+        return self._headers
+
+
+def build(
+    *,
+    headers: Mapping[str, HeaderValue] | None = None,
+    timestamp: datetime | None = None,
+    **texts: str | None,
+) -> Properties:
+    """Properties of a persistent message of our own. Texts are cut at 255 bytes, as AMQP demands."""
+    raw = {name: short_string(value) for name, value in texts.items() if value is not None}
+    raw["delivery_mode"] = b"\x02"
+    if timestamp is not None:
+        raw["timestamp"] = encode.timestamp(timestamp)
+    if headers:
+        raw["headers"] = _table({k: _header_value(v) for k, v in headers.items()})
+    return Properties(raw)
+
+
+@lru_cache(maxsize=256)
+def _present(flags: int) -> tuple[tuple[str, str], ...]:
+    """Names and kinds of the properties that the flags announce, in their order."""
+    return tuple((name, kind) for name, flag, kind in _LAYOUT if flags & flag)
+
+
+def _size(kind: str, data: bytes, at: int) -> int:
+    if kind == _SHORT_STRING:
+        size = 1 + data[at]
+    elif kind == _TABLE:
+        size = 4 + int(_UNSIGNED_LONG.unpack_from(data, at)[0])
+    else:
+        size = 8 if kind == _TIMESTAMP else 1
+    if at + size > len(data):
+        raise MalformedProperties("truncated properties")
+    return size
+
+
+def short_string(value: str) -> bytes:
+    """A short string as it travels, cut at 255 bytes."""
+    encoded = value.encode("utf-8", _TEXT_ERRORS)
+    if len(encoded) > 255:
+        encoded = encoded[:255].decode("utf-8", "ignore").encode()
+    return bytes((len(encoded),)) + encoded
+
+
+def _header_value(value: HeaderValue) -> bytes:
+    if isinstance(value, bool):
+        return b"t\x01" if value else b"t\x00"
+    if isinstance(value, int):
+        return b"l" + struct.pack(">q", value)
+    encoded = value.encode("utf-8", "replace")
+    return b"S" + _UNSIGNED_LONG.pack(len(encoded)) + encoded
+
+
+def _table(entries: Mapping[str, bytes]) -> bytes:
+    body = b"".join(short_string(name) + value for name, value in entries.items())
+    return _UNSIGNED_LONG.pack(len(body)) + body
+
+
+def _read_table(data: bytes) -> dict[str, bytes]:
+    """Name to type-and-value, one level deep: nested tables and arrays are stepped over by their length,
+    so depth costs nothing. Reading stops where an entry cannot be taken apart."""
+    entries: dict[str, bytes] = {}
+    at, end = 4, len(data)
+    while at < end:
+        start = at + 1 + data[at]
+        if start >= end:
+            break
+        name = data[at + 1 : start].decode("utf-8", _TEXT_ERRORS)
+        size = _value_size(data, start)
+        if size is None or start + size > end:
+            break
+        entries[name] = data[start : start + size]
+        at = start + size
+    return entries
+
+
+def _value_size(data: bytes, at: int) -> int | None:
+    kind = data[at]
+    if kind in _SIZED:
+        if at + 5 > len(data):
+            return None
+        return 5 + int(_UNSIGNED_LONG.unpack_from(data, at + 1)[0])
+    fixed = _FIXED_SIZE.get(kind)
+    return None if fixed is None else 1 + fixed

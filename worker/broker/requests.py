@@ -1,0 +1,167 @@
+"""Sending requests to the worker: confirmed, and those of one resource in their order (contract §2)."""
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import aiormq.exceptions
+
+from worker.broker.connection import AMQP_ERRORS, connect, describe
+from worker.broker.properties import build
+from worker.broker.publisher import Message, Publisher
+from worker.broker.topology import REQUEST_KEY, Topology
+from worker.errors import (
+    BrokerUnreachable,
+    OutcomeUnknown,
+    PublishRefused,
+    QueueFull,
+    TopologyError,
+    Unroutable,
+)
+from worker.settings import Settings
+
+RETRY: Final = (0.1, 2.0)  # seconds; first and longest wait while the queue is full
+MISSING_FOR: Final = 30.0  # seconds that a missing requests queue may take to come back
+LOOK_TIMEOUT = 15.0  # seconds
+
+
+@dataclass(slots=True, eq=False)
+class _Sending:
+    request_id: str
+    message: Message
+    lane: Hashable
+    future: "asyncio.Future[None]"
+    sent: "asyncio.Future[None] | None" = None
+    refusals: int = 0
+    unroutable_since: float | None = None
+
+
+class RequestSender:
+    """Publishes requests through a publisher that somebody else runs.
+
+    The next request of a lane is published when the one before it is confirmed, so that none is overtaken by
+    one that the broker turned down for a while. A full queue is waited for.
+    """
+
+    def __init__(self, publisher: Publisher, prefix: str) -> None:
+        self._publisher = publisher
+        self._entry = Topology(prefix).entry
+        self._prefix = prefix
+        self._lanes: dict[Hashable, deque[_Sending]] = {}
+
+    def send(
+        self,
+        body: bytes,
+        *,
+        request_id: str,
+        reply_to: str | None = None,
+        account_id: str | None = None,
+        lane: Hashable = None,
+    ) -> "asyncio.Future[None]":
+        """Publish one request. The future is done when the broker has it, or raises PublishRefused, or
+        TopologyError if no queue takes requests. Cancel the future to give the request up; what is on
+        the wire by then arrives all the same."""
+        properties = build(
+            content_type="application/json",
+            message_id=request_id,
+            correlation_id=request_id,
+            reply_to=reply_to,
+            headers={"x-ott-account-id": account_id} if account_id else None,
+        )
+        message = Message(self._entry, REQUEST_KEY, properties, body, guest=True)
+        sending = _Sending(request_id, message, lane, asyncio.get_running_loop().create_future())
+        sending.future.add_done_callback(partial(_give_up, sending))
+        if lane is not None:
+            waiting = self._lanes.setdefault(lane, deque())
+            waiting.append(sending)
+            if len(waiting) > 1:
+                return sending.future
+        self._write(sending)
+        return sending.future
+
+    def _write(self, sending: _Sending) -> None:
+        if sending.future.done():
+            self._settled(sending)
+        else:
+            sending.sent = self._publisher.send(sending.message)
+            sending.sent.add_done_callback(partial(self._answered, sending))
+
+    def _answered(self, sending: _Sending, sent: "asyncio.Future[None]") -> None:
+        error = None if sent.cancelled() else sent.exception()
+        future = sending.future
+        if future.done():
+            pass
+        elif sent.cancelled():
+            future.set_exception(OutcomeUnknown(sending.request_id, "The connection was closed"))
+        elif error is None:
+            future.set_result(None)
+        elif self._may_pass(sending, error):
+            wait = min(RETRY[1], RETRY[0] * 2**sending.refusals)
+            sending.refusals = min(sending.refusals + 1, 10)
+            asyncio.get_running_loop().call_later(wait, self._write, sending)
+            return
+        else:
+            future.set_exception(self._explain(error))
+        self._settled(sending)
+
+    def _settled(self, sending: _Sending) -> None:
+        """Let the next one of the lane go."""
+        waiting = self._lanes.get(sending.lane) if sending.lane is not None else None
+        if not waiting:
+            return
+        waiting.popleft()
+        if waiting:
+            # Soon instead of at once: a row of given-up requests must not become a deep recursion.
+            asyncio.get_running_loop().call_soon(self._write, waiting[0])
+        else:
+            del self._lanes[sending.lane]
+
+    def _may_pass(self, sending: _Sending, error: BaseException) -> bool:
+        if not isinstance(error, Unroutable):
+            return isinstance(error, QueueFull)
+        now = asyncio.get_running_loop().time()
+        if sending.unroutable_since is None:
+            sending.unroutable_since = now
+        return now - sending.unroutable_since < MISSING_FOR
+
+    def _explain(self, error: BaseException) -> BaseException:
+        if isinstance(error, Unroutable):
+            return TopologyError(
+                f"No queue takes requests at {self._entry}: start the worker, which declares it"
+            )
+        if isinstance(error, PublishRefused):
+            return PublishRefused(
+                f"The broker does not take requests at the exchange {self._entry}: "
+                "it is gone, or this user may not write to it"
+            )
+        return error
+
+
+def _give_up(sending: _Sending, future: "asyncio.Future[None]") -> None:
+    if future.cancelled() and sending.sent is not None:
+        sending.sent.cancel()
+
+
+async def look_for_workers(settings: Settings) -> int:
+    """How many consumers the requests queue has; changes nothing. Raises TopologyError where the queue or
+    the exchange is missing, or BrokerUnreachable."""
+    names = Topology(settings.prefix)
+    connection = await connect(settings, "look")
+    try:
+        async with asyncio.timeout(LOOK_TIMEOUT):
+            channel = await connection.channel()
+            await channel.exchange_declare(names.entry, exchange_type="topic", durable=True, passive=True)
+            declared = await channel.queue_declare(names.requests, durable=True, passive=True)
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        raise TopologyError(
+            f"Nothing takes requests at {names.entry}: start the worker once, which declares its queues, "
+            "or check OTT_PREFIX and the virtual host in OTT_AMQP_URL"
+        ) from None
+    except (TimeoutError, *AMQP_ERRORS) as error:
+        raise BrokerUnreachable(f"The requests queue could not be looked at: {describe(error)}") from None
+    finally:
+        await connection.close()
+    return declared.consumer_count or 0

@@ -1,0 +1,192 @@
+"""The broker objects of one prefix (contract §1): their names, arguments, and how they come to be."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiormq.exceptions
+
+from worker.broker.connection import AMQP_ERRORS, Connection, describe
+from worker.errors import BrokerUnreachable, TopologyError
+from worker.settings import Settings
+
+REQUEST_KEY = "request"
+DECLARE_TIMEOUT = 30.0  # seconds
+
+# A request counts one delivery for each lost connection and each return to the queue. The limit is there
+# for a message that ends the worker, whose neighbours are settled meanwhile (see pipeline/lanes.py), so
+# it can be far above what an outage of days costs.
+DELIVERY_LIMIT = 1000
+# Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean
+# unlimited on 4.x and loses messages on 3.10.
+NO_DELIVERY_LIMIT = 2**31 - 1
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The names of everything below one prefix."""
+
+    prefix: str
+
+    @property
+    def entry(self) -> str:
+        return self.prefix
+
+    @property
+    def requests(self) -> str:
+        return f"{self.prefix}.requests"
+
+    @property
+    def replies(self) -> str:
+        return f"{self.prefix}.replies"
+
+    @property
+    def dead(self) -> str:
+        """Both the exchange and the queue."""
+        return f"{self.prefix}.dead"
+
+    @property
+    def journal(self) -> str:
+        return f"{self.prefix}.journal"
+
+    @property
+    def own_queues(self) -> frozenset[str]:
+        """Queues that a `reply_to` may not name (contract §4)."""
+        return frozenset({self.requests, self.replies, self.dead, self.journal})
+
+    def requests_arguments(self) -> Arguments:
+        return {
+            "x-queue-type": "quorum",
+            "x-single-active-consumer": True,
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-overflow": "reject-publish",
+            "x-dead-letter-exchange": self.dead,
+            "x-dead-letter-strategy": "at-least-once",
+        }
+
+    def replies_arguments(self) -> Arguments:
+        return {
+            "x-queue-type": "quorum",
+            "x-overflow": "reject-publish",
+            "x-delivery-limit": NO_DELIVERY_LIMIT,
+        }
+
+    def dead_arguments(self) -> Arguments:
+        return self.replies_arguments()
+
+    def journal_arguments(self, settings: Settings) -> Arguments:
+        return {
+            "x-queue-type": "stream",
+            "x-max-age": settings.journal_max_age,
+            "x-max-length-bytes": settings.journal_max_bytes,
+            "x-stream-max-segment-size-bytes": _segment_size(settings.journal_max_bytes),
+        }
+
+
+def _segment_size(max_bytes: int) -> int:
+    # A stream is trimmed by whole segments, so the limit holds only if several fit into it.
+    return max(1_000_000, min(100_000_000, max_bytes // 10))
+
+
+class _Differs(TopologyError):
+    """The object stands there with other arguments."""
+
+
+async def ensure(connection: Connection, settings: Settings) -> None:
+    """Make sure that every object is there: declare what is missing, or with `OTT_DECLARE=false` only
+    check. Raises TopologyError (one is missing, differs or may not be declared) or BrokerUnreachable."""
+    names = Topology(settings.prefix)
+    for name, step in _steps(names, settings, passive=not settings.declare):
+        try:
+            await _try(connection, name, step)
+        except _Differs:
+            # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
+            if name != f"stream {names.journal}":
+                raise
+
+
+async def missing(connection: Connection, settings: Settings) -> list[str]:
+    """The objects that are not there and that the worker would declare; changes nothing. Raises
+    TopologyError where one is missing and `OTT_DECLARE=false`, or BrokerUnreachable."""
+    names = []
+    for name, step in _steps(Topology(settings.prefix), settings, passive=True):
+        try:
+            await _try(connection, name, step)
+        except TopologyError:
+            if not settings.declare:
+                raise
+            names.append(name)
+    return names
+
+
+async def delete(connection: Connection, settings: Settings) -> None:
+    """Delete every object of the prefix, and all that is in it. Raises BrokerUnreachable."""
+    names = Topology(settings.prefix)
+    channel = await connection.channel()
+    try:
+        async with asyncio.timeout(DECLARE_TIMEOUT):
+            for queue in (names.requests, names.replies, names.dead, names.journal):
+                await channel.queue_delete(queue)
+            for exchange in (names.entry, names.dead):
+                await channel.exchange_delete(exchange)
+            await channel.close()
+    except (TimeoutError, *AMQP_ERRORS) as error:
+        raise BrokerUnreachable(f"{names.prefix} could not be deleted: {describe(error)}") from None
+
+
+Step = Callable[[Any], Awaitable[object]]
+
+
+def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[str, Step]]:
+    def exchange(name: str, kind: str) -> tuple[str, Step]:
+        return f"exchange {name}", lambda channel: channel.exchange_declare(
+            name, exchange_type=kind, durable=True, passive=passive
+        )
+
+    def queue(name: str, arguments: Arguments) -> tuple[str, Step]:
+        return f"queue {name}", lambda channel: channel.queue_declare(
+            name, durable=True, passive=passive, arguments=None if passive else arguments
+        )
+
+    def binding(name: str, source: str, key: str) -> tuple[str, Step]:
+        return f"binding of {name}", lambda channel: channel.queue_bind(name, source, routing_key=key)
+
+    # The dead letter queue stands before the requests queue that dead-letters into it.
+    steps = [exchange(names.dead, "fanout"), queue(names.dead, names.dead_arguments())]
+    if not passive:
+        steps.append(binding(names.dead, names.dead, ""))
+    steps.append(queue(names.replies, names.replies_arguments()))
+    if settings.journal:
+        steps.append((f"stream {names.journal}", queue(names.journal, names.journal_arguments(settings))[1]))
+    steps += [exchange(names.entry, "topic"), queue(names.requests, names.requests_arguments())]
+    if not passive:
+        steps.append(binding(names.requests, names.entry, REQUEST_KEY))
+    return steps
+
+
+async def _try(connection: Connection, name: str, step: Step) -> None:
+    channel = await connection.channel()
+    try:
+        async with asyncio.timeout(DECLARE_TIMEOUT):
+            await step(channel)
+            await channel.close()
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        raise TopologyError(
+            f"The {name} is missing: create it, or let the worker do so with OTT_DECLARE=true"
+        ) from None
+    except aiormq.exceptions.ChannelPreconditionFailed as error:
+        raise _Differs(f"The {name} exists but differs: {_difference(error)}") from None
+    except aiormq.exceptions.ChannelAccessRefused:
+        raise TopologyError(
+            f"The {name} may not be declared by this user: grant it, or set OTT_DECLARE=false"
+        ) from None
+    except (TimeoutError, *AMQP_ERRORS) as error:
+        raise BrokerUnreachable(f"The {name} could not be declared: {describe(error)}") from None
+
+
+def _difference(error: BaseException) -> str:
+    text = " ".join(str(error.args[-1] if error.args else error).split())
+    return text.removeprefix("PRECONDITION_FAILED - ")[:300]

@@ -1,0 +1,94 @@
+"""What an earlier run of the job has settled, as its results file tells, for `--resume`."""
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from typing import Self
+
+from worker.bulk.results import Result
+from worker.errors import UsageError
+
+_REQUEST_ID = re.compile(r"([0-9a-f]{32})-([0-9]+)\Z")
+
+
+def request_id(job: str, row: int) -> str:
+    """The id of a row's request: the same whenever the job is resumed."""
+    return f"{job}-{row}"
+
+
+def parse_request_id(text: str) -> tuple[str, int] | None:
+    """The job and the row of a request id, or None if it is not of a job."""
+    found = _REQUEST_ID.match(text)
+    return (found[1], int(found[2])) if found else None
+
+
+class Earlier:
+    """The last known result of each row, in a temporary SQLite database that spills to disk: a million rows
+    take no more memory than a thousand. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self.job: str | None = None
+
+    def __enter__(self) -> Self:
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            CREATE TABLE result (row INTEGER PRIMARY KEY, status TEXT, resource TEXT);
+            CREATE TABLE newest (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
+            """
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def load(self, results: Iterable[Result]) -> None:
+        """Take lines in, in their order: of several for one row, the last one counts."""
+        self._database.execute("BEGIN")
+        for result in results:
+            self.add(result)
+        self._database.execute("COMMIT")
+
+    def add(self, result: Result) -> None:
+        """Take one line in."""
+        if result.request_id and (parts := parse_request_id(result.request_id)):
+            self.job = parts[0]
+        resource = _resource(result.platform, result.resource_id)
+        execute = self._database.execute
+        execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (result.row, result.status, resource))
+        if result.status == "registered" and resource:
+            execute(
+                "INSERT INTO newest VALUES (?, ?) ON CONFLICT DO UPDATE SET row = max(row, excluded.row)",
+                (resource, result.row),
+            )
+
+    def status(self, row: int) -> str | None:
+        """How the row ended, or None if that is not known."""
+        return self._result(row)[0]
+
+    def settled(self, row: int, platform: str | None, resource_id: str | None) -> bool:
+        """Whether the row needs nothing more. Raises UsageError if it was about another resource then."""
+        status, resource = self._result(row)
+        if status not in ("registered", "superseded"):
+            return False
+        if resource != _resource(platform, resource_id):
+            raise UsageError(
+                f"Row {row} is about another resource than the results file says, so the input has changed: "
+                "name another --results file"
+            )
+        return True
+
+    def newest(self, platform: str | None, resource_id: str | None) -> int:
+        """The last row that is registered for a resource, 0 if none is."""
+        resource = _resource(platform, resource_id)
+        found = self._database.execute("SELECT row FROM newest WHERE resource = ?", (resource,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def _result(self, row: int) -> tuple[str | None, str | None]:
+        query = "SELECT status, resource FROM result WHERE row = ?"
+        return self._database.execute(query, (row,)).fetchone() or (None, None)
+
+
+def _resource(platform: str | None, resource_id: str | None) -> str | None:
+    return f"{platform} {resource_id}" if platform and resource_id else None

@@ -1,0 +1,141 @@
+"""Rows of JSON input, cut apart without being parsed: a row that is broken spoils no other, and no more
+than one row is held."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from worker.bulk.source import LONGEST_ROW, Unreadable
+
+_STRUCTURE = re.compile(rb'["\[\]{},]')
+_IN_STRING = re.compile(rb'["\\]')
+_QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
+_OPENING, _CLOSING = (b"[", b"{"), (b"]", b"}")
+_BLANK = b" \t\r\n"
+_NOT_BLANK = re.compile(rb"[^ \t\r\n]")
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Each line that is not blank, stripped. Raises Unreadable for an endless one."""
+    pending = b""
+    for chunk in chunks:
+        *complete, rest = (pending + chunk).split(b"\n") if pending else chunk.split(b"\n")
+        yield from filter(None, (line.strip() for line in complete))
+        pending = rest
+        _check_length(len(pending))
+    if pending.strip():
+        yield pending.strip()
+
+
+def array(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Each element of one JSON array. Raises Unreadable where the array ends early or is unbalanced."""
+    return _Scanner(chunks).array()
+
+
+def documents(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Each of several JSON objects that follow one another, over as many lines as they like."""
+    return _Scanner(chunks).documents()
+
+
+class _Scanner:
+    """Finds where values end: by brackets and quotes, which no byte of a UTF-8 letter can be."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._buffer = bytearray()
+        self._at = 0
+
+    def array(self) -> Iterator[bytes]:
+        self._skip_blank()
+        self._at += 1  # the opening bracket, by which the format was recognised
+        self._take()
+        end = _COMMA
+        while end == _COMMA:
+            element, end = self._element()
+            if element or end == _COMMA:
+                yield element
+        if self._skip_blank():
+            raise Unreadable("there is more after the end of the array: put all rows into one array")
+
+    def documents(self) -> Iterator[bytes]:
+        while self._skip_blank():
+            yield self._document()
+
+    def _element(self) -> tuple[bytes, bytes]:
+        """The bytes up to the next comma of the array, or to its end; and which of the two it was."""
+        depth = 0
+        while True:
+            mark = self._next_mark()
+            if mark == _QUOTE:
+                self._skip_string()
+            elif mark in _OPENING:
+                depth += 1
+            elif depth == 0 and mark != b"}":
+                return self._take()[:-1].strip(_BLANK), mark
+            elif mark in _CLOSING:
+                depth -= 1
+                if depth < 0:
+                    raise Unreadable("a closing bracket has no opening one")
+
+    def _document(self) -> bytes:
+        depth = 0
+        while True:
+            mark = self._next_mark()
+            if mark == _QUOTE:
+                self._skip_string()
+            elif mark in _OPENING:
+                depth += 1
+            elif mark in _CLOSING:
+                depth -= 1
+                if depth == 0:
+                    return self._take().strip(_BLANK)
+                if depth < 0:
+                    raise Unreadable("a closing bracket has no opening one")
+
+    def _next_mark(self) -> bytes:
+        while (found := _STRUCTURE.search(self._buffer, self._at)) is None:
+            self._at = len(self._buffer)
+            self._fill()
+        self._at = found.end()
+        return found.group()
+
+    def _skip_string(self) -> None:
+        while True:
+            while (found := _IN_STRING.search(self._buffer, self._at)) is None:
+                self._at = len(self._buffer)
+                self._fill()
+            self._at = found.end()
+            if found.group() == _QUOTE:
+                return
+            while self._at >= len(self._buffer):
+                self._fill()
+            self._at += 1  # what the backslash escapes
+
+    def _take(self) -> bytes:
+        taken = bytes(self._buffer[: self._at])
+        del self._buffer[: self._at]
+        self._at = 0
+        return taken
+
+    def _skip_blank(self) -> bool:
+        """Skip white space; whether anything follows."""
+        while True:
+            found = _NOT_BLANK.search(self._buffer)
+            del self._buffer[: found.start() if found else len(self._buffer)]
+            if found:
+                return True
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return False
+            self._buffer += chunk
+
+    def _fill(self) -> None:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            raise Unreadable("the input ends in the middle of the next row: is it complete?")
+        self._buffer += chunk
+        _check_length(len(self._buffer) - len(chunk))
+
+
+def _check_length(length: int) -> None:
+    if length > LONGEST_ROW:
+        raise Unreadable(f"the next row is longer than {LONGEST_ROW:,} bytes: is a quotation mark missing?")

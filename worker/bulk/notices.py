@@ -1,0 +1,35 @@
+"""What stands in a job's way at the moment, for the one who waits."""
+
+from worker.facts import Listener
+
+
+class Notices(Listener):
+    """Hears what the broker modules state. `current` is empty while all goes well."""
+
+    def __init__(self) -> None:
+        self._publishing = ""
+        self._replies = ""
+        self.job = ""
+
+    @property
+    def current(self) -> str:
+        return self._publishing or self._replies or self.job
+
+    def publisher_connected(self) -> None:
+        self._publishing = ""
+
+    def publisher_lost(self, why: str) -> None:
+        self._publishing = _trying(why)
+
+    def subscribed(self, prefetch: int) -> None:
+        self._replies = ""
+
+    def subscription_ended(self, why: str) -> None:
+        self._replies = _trying(f"The connection for replies is lost ({why})")
+
+    def broker_unreachable(self, why: str) -> None:
+        self._replies = _trying(why)
+
+
+def _trying(why: str) -> str:
+    return f"{why[:1].upper()}{why[1:].rstrip('.')}; trying again."

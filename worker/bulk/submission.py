@@ -1,0 +1,262 @@
+"""A bulk job, on one page.
+
+a row is read                                   readers.py, in a thread (feed.py)
+→ left out, if an earlier run has settled it    earlier.py
+→ published, when there is room                 outstanding.py, broker/requests.py
+→ answered, on the job's own queue              broker/reply_queue.py
+→ written to the results file, and counted      results.py, tally.py
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+from worker.broker.publisher import Publisher
+from worker.broker.reply_queue import ReplyQueue
+from worker.broker.requests import RequestSender, look_for_workers
+from worker.bulk.earlier import Earlier, parse_request_id, request_id
+from worker.bulk.feed import Feed
+from worker.bulk.notices import Notices
+from worker.bulk.outstanding import Outstanding
+from worker.bulk.readers import Reading, Row
+from worker.bulk.results import Result, Results, ResultsFileError
+from worker.bulk.tally import Tally
+from worker.contract.reply import MalformedReply, Reply
+from worker.errors import Interrupted, WorkerError
+from worker.settings import Settings
+
+OUTSTANDING: Final = 1000  # rows published and not answered
+LAST_REPLIES: Final = 5.0  # seconds to wait for replies after an interruption
+COLLECT: Final = 30.0  # seconds to take in what an earlier run left in the queue
+QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be resumed without loss
+LOOK_EVERY: Final = 10  # seconds without a reply, before it is asked whether a worker runs
+
+
+class NoReplies(WorkerError):
+    """No reply came for as long as the user would wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job does. `patience` is how long it waits for the next reply, in seconds; None: for ever."""
+
+    reading: Reading
+    account_id: str | None = None
+    outstanding: int = OUTSTANDING
+    wait: bool = True
+    patience: float | None = None
+
+
+class Submission:
+    """One run of a job. `tally`, `notices` and `out` tell how it stands.
+
+    With `earlier` it is the same job again: rows keep their request ids, and replies that came after the
+    earlier run had ended are taken in.
+    """
+
+    def __init__(
+        self, settings: Settings, plan: Plan, results: Results | None = None, earlier: Earlier | None = None
+    ) -> None:
+        self.tally = Tally()
+        self.notices = Notices()
+        self.out = Outstanding(plan.outstanding)
+        self.job = (earlier and earlier.job) or uuid4().hex
+        self._settings = settings
+        self._plan = plan
+        self._results = results
+        self._earlier = earlier
+        self._late = 0
+        self._replies: ReplyQueue | None = None
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Submit all rows and follow their replies. `stop` ends it early; set again, it ends the wait for
+        the last replies too. Raises Interrupted, or what ended the job: BrokerUnreachable, TopologyError,
+        PublishRefused, UsageError, Unreadable, ResultsFileError or NoReplies."""
+        await self._look_for_workers()
+        async with self._connected() as sender:
+            work = asyncio.create_task(self._work(sender), name="work")
+            watch = asyncio.create_task(self._watch(), name="watch")
+            stopped = asyncio.create_task(stop.wait(), name="stop")
+            try:
+                await _first(work, watch, self._failed, stopped)
+                if not work.done():
+                    await self._end_early(work, stop)
+                await work
+            finally:
+                await _cancel(work, watch, stopped)
+                if self._replies is not None and len(self.out):
+                    self._replies.keep()
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[RequestSender]:
+        publisher = Publisher(self._settings, self.notices)
+        publisher.start()
+        try:
+            if not self._plan.wait:
+                yield RequestSender(publisher, self._settings.prefix)
+                return
+            name = f"{self._settings.prefix}.job.{self.job}"
+            async with ReplyQueue(
+                self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, facts=self.notices
+            ) as self._replies:
+                yield RequestSender(publisher, self._settings.prefix)
+        finally:
+            await publisher.stop()
+
+    async def _work(self, sender: RequestSender) -> None:
+        await self._take_in_what_waits()
+        problem = None
+        try:
+            with Feed(self._plan.reading) as rows:
+                async for row in rows:
+                    self.tally.read, self.tally.read_bytes = row.number, row.read
+                    if not self._left_out(row):
+                        await self._submit(row, sender)
+        except WorkerError as error:
+            problem = error
+        self.tally.total = self.tally.read
+        await self.out.none()
+        if problem is not None:
+            raise problem
+
+    async def _take_in_what_waits(self) -> None:
+        """Replies that came after an earlier run had ended."""
+        waiting = self._replies.waiting_at_start if self._replies and self._earlier else 0
+        try:
+            async with asyncio.timeout(COLLECT):
+                await self.out.until(lambda: self._late >= waiting)
+        except TimeoutError:
+            pass  # the connection is lost again; they are taken in later
+
+    def _left_out(self, row: Row) -> bool:
+        if self._earlier is None:
+            return False
+        if self._earlier.settled(row.number, row.platform, row.resource_id):
+            self.tally.skipped += 1
+            return True
+        later = self._earlier.newest(row.platform, row.resource_id)
+        if later < row.number:
+            return False
+        error = f"Row {later}, a later one, is registered for the same resource."
+        name = request_id(self.job, row.number)
+        self._record(Result(row.number, name, "superseded", row.platform, row.resource_id, (error,)))
+        return True
+
+    async def _submit(self, row: Row, sender: RequestSender) -> None:
+        name = request_id(self.job, row.number)
+        if row.problem:
+            self._record(Result(row.number, name, "rejected", errors=(row.problem,)))
+            return
+        await self.out.room()
+        self.out.add(name, row.number, len(row.body))
+        sent = sender.send(
+            row.body,
+            request_id=name,
+            reply_to=self._replies.name if self._replies else None,
+            account_id=self._plan.account_id,
+            lane=(row.platform, row.resource_id) if row.resource_id else None,
+        )
+        sent.add_done_callback(partial(self._on_confirm, name, len(row.body)))
+
+    def _on_confirm(self, name: str, size: int, sent: "asyncio.Future[None]") -> None:
+        self.out.confirmed(size)
+        if sent.cancelled():
+            return
+        error = sent.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        self.tally.published += 1
+        if not self._plan.wait:
+            self.out.answered(name)
+
+    def _on_reply(self, name: str, body: bytes) -> None:
+        parts = parse_request_id(name)
+        if parts is None or parts[0] != self.job:
+            return
+        try:
+            result = Result.of(parts[1], Reply.parse(body))
+        except MalformedReply:
+            return
+        if self.out.answered(name):
+            self._record(result)
+            return
+        # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
+        self._late += 1
+        if self._earlier is not None and self._earlier.status(result.row) != "registered":
+            self._write(result)
+
+    def _record(self, result: Result) -> None:
+        self.tally.add(result)
+        self._write(result)
+
+    def _write(self, result: Result) -> None:
+        if self._earlier is not None:
+            self._earlier.add(result)
+        try:
+            if self._results is not None:
+                self._results.write(result)
+        except ResultsFileError as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+            self._failed.exception()  # seen, should nobody wait for it any more
+
+    async def _watch(self) -> None:
+        """Tell when nothing comes back, and end the job when its patience is over."""
+        patience = self._plan.patience
+        while True:
+            await asyncio.sleep(1)
+            idle = self.out.idle
+            if patience is not None and idle > patience:
+                raise NoReplies(f"No reply came for {patience:g} s. {self._how_to_go_on()}")
+            if idle < LOOK_EVERY:
+                self.notices.job = ""
+            elif int(idle) % LOOK_EVERY == 0:
+                try:
+                    await self._look_for_workers()
+                except WorkerError as error:
+                    self.notices.job = str(error)
+
+    async def _look_for_workers(self) -> None:
+        queue = f"{self._settings.prefix}.requests"
+        workers = await look_for_workers(self._settings)
+        self.notices.job = "" if workers else f"No worker takes requests from {queue}: start one."
+
+    async def _end_early(self, work: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+        """Publish nothing more, wait a moment for what is out, and raise Interrupted."""
+        await _cancel(work)
+        self.notices.job = "Stopping: waiting for the last replies (again to leave at once)."
+        stop.clear()
+        again, none = asyncio.create_task(stop.wait()), asyncio.create_task(self.out.none())
+        await _first(again, none, timeout=LAST_REPLIES)
+        await _cancel(again, none)
+        raise Interrupted(f"Interrupted after row {self.tally.read}. {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        resume = "go on with --resume" if self._results else "with --results, --resume could go on from here"
+        if not len(self.out):
+            return f"Nothing is out; {resume}"
+        missing = "published and not answered" if self._plan.wait else "not confirmed by the broker"
+        return f"{str(self.out).capitalize()} {missing}; {resume}"
+
+
+async def _first(*ends: "asyncio.Future[Any]", timeout: float | None = None) -> None:
+    """Wait until one of them ends, and raise its error."""
+    done, _ = await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for end in done:
+        end.result()
+
+
+async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

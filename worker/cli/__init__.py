@@ -1,0 +1,1 @@
+"""The command line (contract §8): one file for each command."""

@@ -1,0 +1,58 @@
+"""The commands, put together; what goes wrong becomes one line and an exit code."""
+
+import sys
+
+import typer
+from typer._click.exceptions import ClickException
+
+from worker.cli import dead_letters
+from worker.cli.check import check
+from worker.cli.demo import demo
+from worker.cli.journal import journal
+from worker.cli.run import run
+from worker.cli.sandbox import sandbox
+from worker.cli.schema import schema
+from worker.cli.submit import submit
+from worker.errors import UsageError, WorkerError
+from worker.telemetry.log import silence_libraries
+
+app = typer.Typer(
+    name="ott-worker",
+    help="Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(run)
+app.command()(check)
+app.command()(demo)
+app.command()(submit)
+app.command()(sandbox)
+app.command()(schema)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.command()(journal)
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+def main() -> None:
+    """Run a command. Exit codes as in contract §8."""
+    silence_libraries()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except ClickException as error:
+        print(f"ott-worker: {error.format_message()} (see --help)", file=sys.stderr)  # noqa: T201
+        return UsageError.exit_code
+    except WorkerError as error:
+        print(f"ott-worker: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return code if isinstance(code, int) else 0

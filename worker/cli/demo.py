@@ -1,0 +1,222 @@
+"""`ott-worker demo`: the whole way on this machine, with a real RabbitMQ and the sandbox (contract §8)."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from worker.broker import topology
+from worker.broker.connection import connect
+from worker.broker.publisher import Publisher
+from worker.broker.reply_queue import ReplyQueue
+from worker.broker.requests import RequestSender
+from worker.contract.registration import FieldError
+from worker.contract.reply import Reply
+from worker.errors import WorkerError
+from worker.facts import Listener
+from worker.sandbox import Sandbox
+from worker.sandbox.registry import Key
+from worker.service import Service, run_until
+from worker.settings import Settings, load_settings
+
+PATIENCE = 60.0  # seconds for each answer
+
+# The API document's own examples.
+MESSENGER = {
+    "applicationId": "1093076390764037",
+    "applicationSecret": "03d537gg656gvkbe9b430f002e9c4517",
+    "pageId": "1732555047025799",
+    "pageName": "SFMC Engineers",
+    "pageAccessToken": "someaccesstoken4fasdcruib213123knubkdnfisdubnu12312ub3pijnb",
+    "endpointUrl": "https://graph.facebook.com/v2.6/me/messages",
+    "callbackVerifyToken": "this_is_the_verify_token",
+    "isActive": True,
+}
+LINE = {
+    "channelId": "23493453984234345",
+    "channelName": "SFMC Engineers",
+    "channelSecret": "03d537gg656gvkbe9b430f002e9c4517",
+    "customerConnectSecret": "31234arajcauoherbasuhb213ijqjohbjhb123",
+    "endpointUrl": "https://example.com/1732555047025799",
+    "isTransactional": True,
+    "isTestChannel": False,
+    "isActive": True,
+}
+_KIND = {"messenger": "page", "line": "channel"}
+PAGE = Key(None, "messenger", MESSENGER["pageId"])  # type: ignore[arg-type]
+CHANNEL = Key(None, "line", LINE["channelId"])  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Scene:
+    """One request of the demonstration, and what must come of it."""
+
+    request: str
+    body: bytes
+    status: str
+    about: Key | None = None
+    holds: str | None = None  # the name that Marketing Cloud holds afterwards
+    errors: tuple[FieldError, ...] = ()
+    errorcode: int | None = None
+    seen: str | None = field(default=None, init=False)
+
+
+def scenes() -> list[Scene]:
+    """The demonstration, in its order."""
+    renamed = {**MESSENGER, "pageName": "SFMC Engineers (new)"}
+    example = {"ottPlatformAttributes": {k: v for k, v in MESSENGER.items() if k != "endpointUrl"}}
+    return [
+        Scene("Messenger page", _body("messenger", MESSENGER), "registered", PAGE, "SFMC Engineers"),
+        Scene("LINE channel", _body("line", LINE), "registered", CHANNEL, "SFMC Engineers"),
+        Scene(
+            "error example",
+            json.dumps(example).encode(),
+            "rejected",
+            errors=(
+                FieldError("EndpointUrl must be provided", 10002),
+                FieldError("OttPlatformName must be provided", 10002),
+            ),
+            errorcode=10006,
+        ),
+        Scene(
+            "page, renamed",
+            _body("messenger", renamed),
+            "registered",
+            PAGE,
+            "SFMC Engineers (new)",
+        ),
+        Scene(
+            "unknown platform",
+            _body("telegram", MESSENGER),
+            "rejected",
+            errors=(FieldError("OttPlatformName is invalid", 10005),),
+            errorcode=10006,
+        ),
+        Scene("broken JSON", b'{"ottPlatformName": ', "rejected", errorcode=10004),
+    ]
+
+
+def demo() -> int:
+    """Show the whole way on this machine: the API's examples and some bad requests go through a real
+    RabbitMQ, the worker and the sandbox, and what comes back is shown. Exits 0 if all is as expected.
+
+    Example: ott-worker demo
+    """
+    console = Console(highlight=False)
+    settings = load_settings(
+        prefix=f"ott.demo.{uuid4().hex[:8]}",
+        declare=True,
+        mc_client_id="sandbox",
+        mc_client_secret="sandbox",  # noqa: S106 - the sandbox's, made for this
+        mc_account_id=None,
+        mc_subdomain=None,
+        rate_limit=None,
+        mc_auth_url="http://127.0.0.1",
+        mc_rest_url="http://127.0.0.1",
+    )
+    return asyncio.run(_demo(console, settings))
+
+
+async def _demo(console: Console, settings: Settings) -> int:
+    async with Sandbox() as sandbox:
+        settings = settings.model_copy(update={"mc_auth_url": sandbox.url, "mc_rest_url": sandbox.url})
+        connection = await connect(settings, "demo")
+        console.print(
+            f"RabbitMQ {connection.server_version} → ott-worker → Marketing Cloud's sandbox ({sandbox.url})\n"
+        )
+        try:
+            played = await _play(settings, sandbox)
+        finally:
+            await topology.delete(connection, settings)
+            await connection.close()
+    console.print(_table(played))
+    failed = [scene.request for scene, reply in played if not _as_expected(scene, reply)]
+    if failed:
+        console.print(f"Not as expected: {', '.join(failed)}", style="bold red")
+        return 1
+    console.print(f"All {len(played)} requests were answered as expected.")
+    return 0
+
+
+async def _play(settings: Settings, sandbox: Sandbox) -> list[tuple[Scene, Reply]]:
+    stop = asyncio.Event()
+    worker = asyncio.create_task(run_until(Service(settings, Listener()), stop))
+    replies: dict[str, asyncio.Future[Reply]] = {}
+
+    def on_reply(request_id: str, body: bytes) -> None:
+        future = replies.get(request_id)
+        if future is not None and not future.done():
+            future.set_result(Reply.parse(body))
+
+    publisher = Publisher(settings, Listener())
+    publisher.start()
+    queue = ReplyQueue(settings, f"{settings.prefix}.job", on_reply, expires=60, facts=Listener())
+    try:
+        async with queue:
+            sender = RequestSender(publisher, settings.prefix)
+            played = []
+            for number, scene in enumerate(scenes(), 1):
+                request_id = f"demo-{number}"
+                replies[request_id] = asyncio.get_running_loop().create_future()
+                sender.send(scene.body, request_id=request_id, reply_to=queue.name)
+                reply = await _answer(replies[request_id], worker)
+                scene.seen = _held(sandbox, scene.about)
+                played.append((scene, reply))
+            return played
+    finally:
+        await publisher.stop()
+        stop.set()
+        await asyncio.gather(worker, return_exceptions=True)
+
+
+async def _answer(reply: "asyncio.Future[Reply]", worker: "asyncio.Task[None]") -> Reply:
+    waited: set[asyncio.Future[Any]] = {reply, worker}
+    await asyncio.wait(waited, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+    if worker.done():
+        worker.result()
+    if not reply.done():
+        raise WorkerError(f"No reply within {PATIENCE:g} s: is the broker healthy?")
+    return reply.result()
+
+
+def _held(sandbox: Sandbox, key: Key | None) -> str | None:
+    held = sandbox.registrations.get(key) if key is not None else None
+    if held is None:
+        return None
+    attributes: dict[str, Any] = held.body["ottPlatformAttributes"]
+    return str(attributes.get("pageName") or attributes.get("channelName"))
+
+
+def _as_expected(scene: Scene, reply: Reply) -> bool:
+    return (reply.status, scene.seen, reply.errors, reply.errorcode) == (
+        scene.status,
+        scene.holds,
+        scene.errors,
+        scene.errorcode,
+    )
+
+
+def _table(played: list[tuple[Scene, Reply]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0), collapse_padding=True)
+    for column in ("Request", "Outcome", "Marketing Cloud holds now"):
+        table.add_column(column, overflow="fold")
+    for scene, reply in played:
+        good = reply.status == "registered"
+        outcome = Text(reply.status, style="green" if good else "yellow")
+        if not good:
+            texts = [error.message for error in reply.errors] or [reply.message]
+            outcome.append("".join(f"\n  {text}" for text in texts), style="default")
+        held = (
+            f"{_KIND[scene.about.platform]} {scene.about.resource_id}\n  {scene.seen}" if scene.about else "—"
+        )
+        table.add_row(scene.request, outcome, held)
+    return table
+
+
+def _body(platform: str, attributes: dict[str, object]) -> bytes:
+    return json.dumps({"ottPlatformName": platform, "ottPlatformAttributes": attributes}).encode()

@@ -1,0 +1,28 @@
+"""`ott-worker schema`."""
+
+import json
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from worker.contract.asyncapi import asyncapi as asyncapi_document
+from worker.contract.schema import json_schemas
+
+
+def schema(
+    *,
+    asyncapi: Annotated[
+        bool, typer.Option("--asyncapi", help="The AsyncAPI 3 document instead of the JSON Schemas.")
+    ] = False,
+    prefix: Annotated[
+        str, typer.Option(help="What the broker objects are named after.", envvar="OTT_PREFIX")
+    ] = "ott.registration",
+) -> None:
+    """Print the contract for machines: JSON Schemas, or an AsyncAPI document.
+
+    Example: ott-worker schema --asyncapi > asyncapi.json
+    """
+    release = version("ott-registration-worker")
+    document = asyncapi_document(prefix, release) if asyncapi else json_schemas()
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

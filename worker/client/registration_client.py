@@ -1,0 +1,174 @@
+"""Registering from Python: a request goes out, its reply is awaited (contract §2, §4)."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Hashable, Mapping
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Any, Self
+from uuid import uuid4
+
+from worker.broker.publisher import Publisher
+from worker.broker.reply_queue import ReplyQueue
+from worker.broker.requests import RequestSender, look_for_workers
+from worker.contract.registration import validate
+from worker.contract.reply import MalformedReply, Reply
+from worker.errors import OutcomeUnknown
+from worker.facts import Listener
+from worker.settings import load_settings
+
+TIMEOUT = 60.0  # seconds
+QUEUE_EXPIRES = 600.0  # seconds
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class _NoBodies(logging.Filter):
+    """Keeps out what the AMQP library logs of messages that surprise it: all of them, secrets included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "message %r" not in str(record.msg)
+
+
+logging.getLogger("aiormq.channel").addFilter(_NoBodies())
+
+
+class RegistrationClient:
+    """Sends registrations to the worker over RabbitMQ and receives the replies on a queue of its own.
+
+    What is not given is taken from the `OTT_` variables, TLS files included. `prefix` is the worker's
+    `OTT_PREFIX`, `account_id` the business unit (MID) whose token is used, `timeout` in seconds.
+
+    Use as an async context manager; entering it raises BrokerUnreachable, TopologyError (no worker has
+    declared its queues there) or SettingsError. Many requests may be under way at once; those of one
+    resource reach the worker in the order of the calls. A lost connection is opened again, and nothing that
+    was sent is lost by it.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        prefix: str | None = None,
+        account_id: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        given = {"amqp_url": url, "prefix": prefix}
+        self._settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+        self._account_id = account_id
+        self._timeout = timeout
+        self._answers: dict[str, asyncio.Future[Reply]] = {}
+
+    async def __aenter__(self) -> Self:
+        await look_for_workers(self._settings)
+        facts = Listener()
+        name = f"{self._settings.prefix}.job.{uuid4().hex}"
+        publisher = Publisher(self._settings, facts)
+        self._replies = ReplyQueue(self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, facts=facts)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._replies)
+            publisher.start()
+            stack.push_async_callback(publisher.stop)
+            self._open = stack.pop_all()
+        self._sender = RequestSender(publisher, self._settings.prefix)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for request_id, answer in self._answers.items():
+            if not answer.done():
+                answer.set_exception(OutcomeUnknown(request_id, "The client was closed"))
+        await self._open.aclose()
+
+    async def register(
+        self,
+        registration: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        account_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Reply:
+        """Send one registration, the JSON object of the API, and wait for its reply, whatever its status.
+
+        `request_id` is the request's id (a fresh one by default) and must not be under way already
+        (ValueError). Raises OutcomeUnknown when `timeout` seconds bring no reply, TopologyError or
+        PublishRefused when the broker does not take the request, TypeError or ValueError when the
+        registration is not JSON.
+        """
+        request_id = request_id or str(uuid4())
+        if request_id in self._answers:
+            raise ValueError(f"request {request_id} is under way already")
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        confirmed = self._send(registration, request_id, account_id, reply_to=self._replies.name)
+        confirmed.add_done_callback(partial(_pass_on_error, answer))
+        self._answers[request_id] = answer
+        try:
+            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+                return await answer
+        except OutcomeUnknown:
+            raise
+        except TimeoutError:
+            missing = "No reply came in time" if confirmed.done() else "The broker did not confirm in time"
+            raise OutcomeUnknown(request_id, missing) from None
+        finally:
+            confirmed.cancel()
+            del self._answers[request_id]
+
+    async def publish(
+        self,
+        registration: Mapping[str, Any],
+        *,
+        request_id: str | None = None,
+        account_id: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Send one registration and return its request id once the broker has it safe. The reply goes to the
+        queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
+        not confirmed."""
+        request_id = request_id or str(uuid4())
+        confirmed = self._send(registration, request_id, account_id, reply_to=None)
+        try:
+            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+                await confirmed
+        except TimeoutError:
+            raise OutcomeUnknown(request_id, "The broker did not confirm in time") from None
+        return request_id
+
+    def _send(
+        self,
+        registration: Mapping[str, Any],
+        request_id: str,
+        account_id: str | None,
+        *,
+        reply_to: str | None,
+    ) -> "asyncio.Future[None]":
+        document = dict(registration)
+        account = account_id or self._account_id
+        return self._sender.send(
+            _encode(document).encode(),
+            request_id=request_id,
+            reply_to=reply_to,
+            account_id=account,
+            lane=_lane(document, account),
+        )
+
+    def _on_reply(self, request_id: str, body: bytes) -> None:
+        answer = self._answers.get(request_id)
+        if answer is not None and not answer.done():  # else given up meanwhile, or a repeat
+            with suppress(MalformedReply):
+                answer.set_result(Reply.parse(body))
+
+
+def _lane(document: dict[str, Any], account: str | None) -> Hashable:
+    understood = validate(document)
+    if understood.resource_id is None:
+        return None
+    return account, understood.platform, understood.resource_id
+
+
+def _pass_on_error(answer: "asyncio.Future[Reply]", confirmed: "asyncio.Future[None]") -> None:
+    if confirmed.cancelled() or answer.done():
+        return
+    error = confirmed.exception()
+    if error is not None:
+        answer.set_exception(error)

@@ -1,0 +1,1 @@
+"""What travels: the registration request, its validation, and the replies. Pure; no I/O."""

@@ -1,0 +1,91 @@
+"""The strict JSON reader: one answer for one body, whichever interpreter, and never a word of the input."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import pydantic_core
+
+_SHALLOW = 128
+"""Brackets that cannot nest past what either parser takes, so that most bodies need no depth check."""
+
+_LONGEST_NUMBER = 1000
+"""Characters; below the digits that any interpreter refuses to convert."""
+
+
+class MalformedBody(ValueError):
+    """The body is not acceptable JSON; the text says why in one line and holds nothing of the body."""
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`; raises `MalformedBody` for anything else (contract §3).
+
+    Refused besides broken JSON: a byte order mark, invalid UTF-8, duplicate keys, `NaN` and `Infinity`,
+    lone surrogates, numbers longer than 1,000 characters or beyond a double, more than about 200 levels.
+    """
+    if not body.strip():
+        raise MalformedBody("The body is empty; send the registration as a JSON object.")
+    text = _decode(body)
+    if body.count(b"[") + body.count(b"{") > _SHALLOW:
+        _check_with_second_parser(body, "The body is not valid JSON, or is nested too deeply.")
+    try:
+        document = _DECODER.decode(text)
+    except MalformedBody:
+        raise
+    except (ValueError, RecursionError):
+        raise MalformedBody("The body is not valid JSON.") from None
+    if b"\\u" in body:
+        _check_with_second_parser(body, "The body holds a lone surrogate; send valid Unicode.")
+    if type(document) is not dict:
+        raise MalformedBody("The body is not a JSON object.")
+    return document
+
+
+def _decode(body: bytes) -> str:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise MalformedBody("The body is not valid UTF-8.") from None
+    if text.startswith("\ufeff"):
+        raise MalformedBody("The body starts with a byte order mark; send UTF-8 without one.")
+    return text
+
+
+def _check_with_second_parser(body: bytes, problem: str) -> None:
+    """The Rust parser, unlike the standard one, has a fixed depth limit and refuses lone surrogates."""
+    try:
+        pydantic_core.from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
+        raise MalformedBody(problem) from None
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise MalformedBody("The body holds an object with a duplicate key.")
+    return document
+
+
+def _integer(literal: str) -> int:
+    _check_number(literal)
+    return int(literal)
+
+
+def _float(literal: str) -> float:
+    return _check_number(literal)
+
+
+def _check_number(literal: str) -> float:
+    if len(literal) > _LONGEST_NUMBER or math.isinf(number := float(literal)):
+        raise MalformedBody("The body holds a number that is too long or too large.")
+    return number
+
+
+def _constant(_literal: str) -> NoReturn:
+    raise MalformedBody("The body holds NaN or Infinity, which are not JSON.")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
+)

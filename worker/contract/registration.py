@@ -1,0 +1,149 @@
+"""A registration request, understood or refused (contract §3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from worker.contract.fields import Attributes, is_flag
+from worker.contract.json_body import MalformedBody, parse_object
+from worker.contract.platforms import PLATFORMS, SECRET_FIELDS, Platform
+
+__all__ = [
+    "PLATFORMS",
+    "SECRET_FIELDS",
+    "FieldError",
+    "MalformedBody",
+    "Refusal",
+    "Registration",
+    "parse_object",
+    "understand",
+    "validate",
+]
+
+WRONG_TYPE = 10001
+MISSING = 10002
+MALFORMED = 10004
+INVALID_VALUE = 10005
+AGGREGATE = 10006
+
+PLEASE_FIX = "Please fix the following errors"
+
+
+class FieldError(NamedTuple):
+    """One entry of `validationErrors`."""
+
+    message: str
+    errorcode: int
+    documentation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A valid request: `resource_id` is the Messenger `pageId` or the LINE `channelId`."""
+
+    platform: str
+    resource_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An unusable request, as the error envelope words it.
+
+    `errorcode` is 10006 with `errors` in the API's order, or 10004 without any for a body that is not
+    acceptable JSON. `platform` is set only when it is a known one, `resource_id` only with it.
+    """
+
+    reason: Literal["invalid", "oversize"]
+    message: str
+    errorcode: int
+    errors: tuple[FieldError, ...] = ()
+    platform: str | None = None
+    resource_id: str | None = None
+
+
+def understand(
+    body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int
+) -> Registration | Refusal:
+    """What a message asks for. Never raises, and answers the same body in the same way every time."""
+    if len(body) > max_bytes:
+        too_large = f"The body is larger than {max_bytes} bytes; send a smaller one."
+        return Refusal("oversize", too_large, MALFORMED)
+    try:
+        _check_media_type(content_type, content_encoding)
+        return validate(parse_object(body))
+    except MalformedBody as problem:
+        return _malformed(str(problem))
+    except Exception:  # whatever hostile bytes still find: it is the body that is refused
+        return _malformed("The body cannot be read.")
+
+
+def validate(document: Mapping[str, Any]) -> Registration | Refusal:
+    """Checks a parsed body; every row of the table of contract §3 that applies, in its order."""
+    name = document.get("ottPlatformName")
+    attributes = document.get("ottPlatformAttributes")
+    platform = PLATFORMS.get(name) if isinstance(name, str) else None
+    usable = attributes if isinstance(attributes, dict) else {}
+
+    errors = _attribute_errors(platform, usable)
+    if not usable:
+        errors.append(FieldError("OttPlatformAttributes is invalid", INVALID_VALUE))
+    if platform is None:
+        errors.append(_platform_error(name))
+
+    resource_id = _resource_id(platform, usable)
+    if platform is not None and resource_id is not None and not errors:
+        return Registration(platform.name, resource_id)
+    known = platform.name if platform else None
+    return Refusal("invalid", PLEASE_FIX, AGGREGATE, tuple(errors), known, resource_id)
+
+
+def _attribute_errors(platform: Platform | None, attributes: dict[str, Any]) -> list[FieldError]:
+    """Pydantic says which fields fail; nothing that it says about their values goes further."""
+    model = platform.attributes if platform else Attributes
+    try:
+        model.__pydantic_validator__.validate_python(attributes)
+    except ValidationError as invalid:
+        details = invalid.errors(include_url=False, include_context=False, include_input=False)
+    else:
+        return []
+    failed = {detail["loc"][0] for detail in details}
+    return [_field_error(info, attributes) for info in model.model_fields.values() if info.alias in failed]
+
+
+def _field_error(info: FieldInfo, attributes: dict[str, Any]) -> FieldError:
+    if _is_missing(attributes.get(str(info.alias))):
+        return FieldError(f"{info.title} must be provided", MISSING)
+    return FieldError(f"{info.title} is invalid", INVALID_VALUE if is_flag(info) else WRONG_TYPE)
+
+
+def _platform_error(name: object) -> FieldError:
+    if _is_missing(name):
+        return FieldError("OttPlatformName must be provided", MISSING)
+    return FieldError("OttPlatformName is invalid", INVALID_VALUE)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value == ""
+
+
+def _resource_id(platform: Platform | None, attributes: dict[str, Any]) -> str | None:
+    value = attributes.get(platform.id_field) if platform else None
+    return value if isinstance(value, str) and value else None
+
+
+def _malformed(message: str) -> Refusal:
+    return Refusal("invalid", message, MALFORMED)
+
+
+def _check_media_type(content_type: str | None, content_encoding: str | None) -> None:
+    if content_type and content_type != "application/json":
+        media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
+        pairs = (parameter.partition("=") for parameter in parameters)
+        charsets = {value.strip(' "') for name, _, value in pairs if name.strip() == "charset"}
+        if media_type != "application/json" or not charsets <= {"utf-8"}:
+            raise MalformedBody("The content_type is not application/json in UTF-8; send that, or none.")
+    if content_encoding and content_encoding.lower() != "utf-8":
+        raise MalformedBody("The content_encoding is not utf-8; send the body plain, not compressed.")

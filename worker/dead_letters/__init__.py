@@ -1,0 +1,1 @@
+"""Dead letters: looked at, replayed, discarded (contract §5, §8)."""

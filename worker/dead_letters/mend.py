@@ -1,0 +1,98 @@
+"""Mending a dead letter's request before it is replayed."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worker.contract.platforms import PLATFORMS
+from worker.contract.registration import MalformedBody, Refusal, parse_object, validate
+from worker.errors import UsageError
+
+PLATFORM_NAME = "ottPlatformName"
+_FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
+_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.fields)
+_FLAG_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """New values of fields, by the names that the request gives them."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.fields)
+
+    def apply(self, body: bytes, max_bytes: int) -> "Mended | Unfit":
+        """The mended request, or why it would not do, in the words of contract §3."""
+        try:
+            document = parse_object(body)
+        except MalformedBody as problem:
+            return Unfit((str(problem),))
+        attributes = document.get("ottPlatformAttributes")
+        document["ottPlatformAttributes"] = dict(attributes) if isinstance(attributes, dict) else {}
+        for name, value in self.fields.items():
+            (document if name == PLATFORM_NAME else document["ottPlatformAttributes"])[name] = value
+        understood = validate(document)
+        if isinstance(understood, Refusal):
+            return Unfit(tuple(error.message for error in understood.errors))
+        mended = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(mended) > max_bytes:
+            return Unfit((f"The body is larger than {max_bytes} bytes",))
+        return Mended(mended, understood.platform, understood.resource_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A valid request."""
+
+    body: bytes
+    platform: str
+    resource_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """What is still wrong with a mended request."""
+
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
+
+
+def parse(assignments: Iterable[str], read_stdin: Callable[[], str]) -> Mend:
+    """Read `FIELD=VALUE`, `FIELD=@FILE` and `FIELD=-` (standard input). Raises UsageError, which never
+    holds a value."""
+    fields: dict[str, Any] = {}
+    from_stdin = None
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or (name not in _FIELDS and name != PLATFORM_NAME):
+            known = ", ".join([PLATFORM_NAME, *sorted(_FIELDS)])
+            raise UsageError(f"--set must be FIELD=VALUE with a field of the request: {known}")
+        if value == "-":
+            if from_stdin is not None:
+                raise UsageError(f"--set {name}=-: standard input is read for {from_stdin} already")
+            from_stdin, value = name, read_stdin().rstrip("\r\n")
+        elif value.startswith("@"):
+            value = _file(name, value[1:])
+        fields[name] = _flag(name, value) if name in _FLAG_FIELDS else value
+    return Mend(fields)
+
+
+def _file(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"--set {name}=@{path}: the file cannot be read: {why}") from None
+
+
+def _flag(name: str, value: str) -> bool | int:
+    if value not in _FLAGS:
+        raise UsageError(f"--set {name} must be true, false, 0 or 1")
+    flag: bool | int = _FLAGS[value]
+    return flag

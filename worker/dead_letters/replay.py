@@ -1,0 +1,257 @@
+"""Replaying: each letter is published again, and removed when the broker has confirmed that (contract §5).
+
+Killed in between, a letter is replayed twice and never lost. Letters of one resource go one after the
+other, so that their order is kept whatever the broker turns down on the way.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiolimiter import AsyncLimiter
+
+from worker.broker.properties import Properties
+from worker.broker.publisher import Message, Publisher
+from worker.broker.sealing import SEALED_HEADER, why_closed
+from worker.broker.subscription import DELIVERY_COUNT
+from worker.broker.topology import REQUEST_KEY, Topology
+from worker.contract.reply import timestamp
+from worker.dead_letters.box import DeadLetterBox, Takings
+from worker.dead_letters.letter import (
+    ATTEMPTS_HEADER,
+    BROKERS_HEADER,
+    DEAD_AT_HEADER,
+    ERROR_HEADER,
+    REASON_HEADER,
+    REPLAY_COUNT_HEADER,
+    Letter,
+    open_body,
+)
+from worker.dead_letters.mend import Mend, Unfit
+from worker.dead_letters.plan import Plan
+from worker.dead_letters.selection import Selection
+from worker.facts import Listener
+from worker.pipeline.history import FORCE_HEADER
+from worker.pipeline.request import RECEIVED_AT_HEADER, REQUEST_ID_HEADER, Resource, text_of
+from worker.settings import Settings
+
+REPLAYED_AT_HEADER = "x-ott-replayed-at"
+REPLAY_OF_HEADER = "x-ott-replay-of"
+REPLAY_REASON_HEADER = "x-ott-replay-reason"  # what the letter died of
+
+# What belongs to the life that has ended, and what would route copies elsewhere (CC, BCC).
+_LEFT_BEHIND = frozenset(
+    {
+        *(
+            f"x-{which}-death-{what}"
+            for which in ("first", "last")
+            for what in ("exchange", "queue", "reason")
+        ),
+        ATTEMPTS_HEADER,
+        BROKERS_HEADER,
+        DEAD_AT_HEADER,
+        DELIVERY_COUNT,
+        ERROR_HEADER,
+        FORCE_HEADER,
+        REASON_HEADER,
+        SEALED_HEADER,
+        "BCC",
+        "CC",
+    }
+)
+AT_ONCE = 200  # letters that are published and not confirmed
+# RabbitMQ gives a consumer up that holds a delivery for 30 minutes. What is held goes back before that.
+HOLD = 900.0  # seconds
+STOP_PATIENCE = 3.0  # seconds for the confirms of what was published before a stop
+LOOK_EVERY = 0.2  # seconds between looks whether to stop
+
+
+@dataclass(slots=True)
+class Progress:
+    """Letters done so far: `done` are replayed or discarded, `unfit` stay where they are."""
+
+    done: int = 0
+    unfit: int = 0
+    tell: Callable[[], None] = field(default=lambda: None)
+
+    def more(self, done: int = 0, unfit: int = 0) -> None:
+        """Count, and tell."""
+        self.done += done
+        self.unfit += unfit
+        self.tell()
+
+
+class Replay:
+    """One run. `stop` ends it after what is under way."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        selection: Selection,
+        mend: Mend,
+        facts: Listener,
+        *,
+        force: bool,
+        rate: float | None,
+    ) -> None:
+        self._settings = settings
+        self._selection = selection
+        self._mend = mend
+        self._facts = facts
+        self._force = force
+        self._rate = rate
+        self._entry = Topology(settings.prefix).entry
+        self.stop = asyncio.Event()
+
+    async def run(self, box: DeadLetterBox, plan: Plan, progress: Progress) -> None:
+        """Replay what matches of the letters that the plan counted. What comes back meanwhile, because it
+        failed again, is left for another run. Raises as DeadLetterBox does."""
+        limiter = None if self._rate is None else AsyncLimiter(max(self._rate, 1), max(1, 1 / self._rate))
+        publisher = Publisher(self._settings, self._facts)
+        publisher.start()
+        try:
+            while not self.stop.is_set():
+                async with box.take(
+                    plan.total - progress.done, plan.total - plan.matching + plan.unfit
+                ) as takings:
+                    batch = _Batch(publisher, takings, progress, self.stop)
+                    finished = await self._replay(takings, batch, limiter, progress)
+                if finished:
+                    break
+                progress.unfit = 0  # they are counted again
+        finally:
+            await publisher.stop()
+
+    async def _replay(
+        self, takings: Takings, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
+    ) -> bool:
+        """True when all were seen, False when it is time to give back what is held."""
+        give_back_at = time.monotonic() + HOLD
+        async with contextlib.aclosing(takings.letters()) as letters, _drained(batch):
+            async for letter in letters:
+                if self.stop.is_set():
+                    return True
+                if letter not in self._selection:
+                    continue
+                message = self._message(letter)
+                if isinstance(message, Unfit):
+                    progress.more(unfit=1)
+                    continue
+                if limiter is not None:
+                    await batch.settle()
+                    await self._unless_stopped(limiter.acquire())
+                await batch.publish(letter, message)
+                if time.monotonic() > give_back_at:
+                    return False
+        return True
+
+    async def _unless_stopped(self, waited_for: Coroutine[Any, Any, None]) -> None:
+        tasks = {asyncio.create_task(waited_for), asyncio.create_task(self.stop.wait())}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+    def _message(self, letter: Letter) -> "Message | Unfit":
+        if closed := why_closed(letter.delivery.body):
+            return Unfit((closed,))
+        body = open_body(letter.delivery)
+        properties = replayed(letter, force=self._force)
+        if self._mend:
+            mended = self._mend.apply(body, self._settings.max_body_bytes)
+            if isinstance(mended, Unfit):
+                return mended
+            body = mended.body
+            properties = properties.changed(content_type="application/json", content_encoding=None)
+        return Message(self._entry, REQUEST_KEY, properties, body)
+
+
+class _Batch:
+    """Letters that are published and not removed yet."""
+
+    def __init__(
+        self, publisher: Publisher, takings: Takings, progress: Progress, stop: asyncio.Event
+    ) -> None:
+        self._publisher = publisher
+        self._takings = takings
+        self._progress = progress
+        self._stop = stop
+        self._open: dict[asyncio.Future[None], Letter] = {}
+        self._resources: set[Resource] = set()
+
+    async def publish(self, letter: Letter, message: Message) -> None:
+        """Publish, unless stopped; waits while too many are open, or one of the same resource is."""
+        while len(self._open) >= AT_ONCE or letter.resource in self._resources:
+            if self._stop.is_set():
+                return
+            await self._wait()
+        if self._stop.is_set():
+            return
+        self._open[self._publisher.send(message)] = letter
+        if letter.resource is not None:
+            self._resources.add(letter.resource)
+
+    async def drain(self) -> None:
+        """Wait until all are confirmed and removed; once stopped, for a short while only."""
+        patience = None
+        while self._open:
+            now = time.monotonic()
+            if self._stop.is_set():
+                patience = patience or now + STOP_PATIENCE
+                if now > patience:
+                    return
+            await self._wait()
+
+    async def settle(self) -> None:
+        """Remove the letters whose replays are confirmed by now."""
+        for future in [future for future in self._open if future.done()]:
+            letter = self._open.pop(future)
+            if letter.resource is not None:
+                self._resources.discard(letter.resource)
+            future.result()
+            await self._takings.remove(letter)
+            self._progress.more(done=1)
+
+    async def _wait(self) -> None:
+        self._takings.check()
+        await asyncio.wait(self._open, timeout=LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+        await self.settle()
+
+
+@contextlib.asynccontextmanager
+async def _drained(batch: _Batch) -> AsyncIterator[None]:
+    yield
+    await batch.drain()
+
+
+def replayed(letter: Letter, *, force: bool) -> Properties:
+    """The properties of a replay: those of the request, its first time and id, and that it is a replay."""
+    headers: dict[str, str | int | bool] = {
+        # Without any time nothing can be newer for sure, so it counts as the oldest of all.
+        RECEIVED_AT_HEADER: text_of(letter.received_at or 0),
+        REQUEST_ID_HEADER: letter.id,
+        REPLAY_COUNT_HEADER: letter.replays + 1,
+        REPLAYED_AT_HEADER: timestamp(time.time()),
+        REPLAY_OF_HEADER: letter.id,
+        REPLAY_REASON_HEADER: letter.reason,
+    }
+    if force:
+        headers[FORCE_HEADER] = True
+    # Without a message id of its own the publisher would give it another, and the worker would take that.
+    return letter.delivery.properties.changed(
+        headers, without=_LEFT_BEHIND, user_id=None, expiration=None, message_id=letter.id
+    ).persistent()
+
+
+async def discard(box: DeadLetterBox, selection: Selection, plan: Plan, progress: Progress) -> None:
+    """Remove what matches of the letters that the plan counted. Raises as DeadLetterBox does."""
+    async with (
+        box.take(plan.total, plan.total - plan.matching) as takings,
+        contextlib.aclosing(takings.letters()) as letters,
+    ):
+        async for letter in letters:
+            if letter in selection:
+                await takings.remove(letter)
+                progress.more(done=1)

@@ -1,0 +1,81 @@
+"""The errors that people meet, as a tree.
+
+WorkerError
+├── UsageError          wrong usage or settings                         exit 2
+│   └── SettingsError   a setting is missing or cannot be what it is
+├── Unreachable         the broker or Marketing Cloud does not answer   exit 3
+│   └── BrokerUnreachable
+├── TopologyError       a broker object is missing, or is another kind  exit 3
+├── QueueInUse          somebody else works on a queue that one at a time may work on
+├── OutcomeUnknown      no answer in time: registered or not, nobody can tell yet
+├── Unroutable          the broker returned a message: no queue took it
+├── PublishRefused      the broker refused a message: the user may not publish there
+│   └── QueueFull       the queue takes no more
+└── Interrupted         ended by the user                               exit 130
+
+Every text is one line that says what to do and holds no secret. Errors of the libraries below are
+translated where they arise, in `broker` and `marketing_cloud`, and travel no further.
+"""
+
+
+class WorkerError(Exception):
+    """Something that the person in front of the terminal can act on."""
+
+    exit_code = 1
+
+
+class UsageError(WorkerError):
+    """Wrong usage: the command line, a file, a value."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A setting is missing or wrong; the text names the variable and what it must be."""
+
+
+class Unreachable(WorkerError):
+    """A system that this one needs does not answer."""
+
+    exit_code = 3
+
+
+class BrokerUnreachable(Unreachable):
+    """RabbitMQ does not answer, or turned the connection down."""
+
+
+class TopologyError(WorkerError):
+    """A queue or exchange is missing, or stands there with other arguments."""
+
+    exit_code = 3
+
+
+class QueueInUse(WorkerError):
+    """Somebody else works on a queue that only one at a time may work on."""
+
+
+class OutcomeUnknown(WorkerError, TimeoutError):
+    """No answer came in time. The request may be registered, or may still be, or not: ask for what became of
+    `request_id`, or send it again, which is safe unless a newer one for the resource has gone out since."""
+
+    def __init__(self, request_id: str, why: str) -> None:
+        super().__init__(f"{why}: the outcome of request {request_id} is unknown")
+        self.request_id = request_id
+
+
+class Unroutable(WorkerError):
+    """The broker returned a mandatory message: no queue took it."""
+
+
+class PublishRefused(WorkerError):
+    """The broker refused a message: the user may not publish there."""
+
+
+class QueueFull(PublishRefused):
+    """The queue takes no more messages."""
+
+
+class Interrupted(WorkerError):
+    """Ended by the user."""
+
+    exit_code = 130

@@ -1,0 +1,154 @@
+"""What the worker states about itself. Logs, metrics and traces listen; nothing else depends on them.
+
+A listener must be quick and must not raise. No argument ever holds a secret.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Protocol
+
+TokenResult = Literal["ok", "refused", "failed"]
+
+
+class Settled(Protocol):
+    """What a listener may know of a settled request."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def platform(self) -> str | None: ...
+    @property
+    def resource_id(self) -> str | None: ...
+    @property
+    def account(self) -> str | None: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def http_status(self) -> int | None: ...
+
+
+class Traveller(Protocol):
+    """What a trace may know of a request on its way."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def is_replay(self) -> bool: ...
+
+    def header(self, name: str) -> object:
+        """A header of its message, or None."""
+
+
+Travel = Callable[[Any], Awaitable[None]]
+Called = tuple[int, str | None, bytes]
+Call = Callable[[Mapping[str, str]], Awaitable[Called]]
+
+
+class Tracing(Protocol):
+    """Carries a trace from a request to its calls and its reply. Off, nothing stands in for it."""
+
+    async def travel(self, travel: Travel, request: Any) -> None:
+        """Let a request travel, traced."""
+
+    async def call(self, call: Call, url: str) -> Called:
+        """Make a call, traced; it gets headers to send, and returns its HTTP status first."""
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """What a message that is sent on carries in its headers."""
+        ...
+
+
+class Listener:
+    """Hears every fact and does nothing; override what is of interest."""
+
+    def consumer_connected(self) -> None:
+        """The consuming connection stands."""
+
+    def subscribed(self, prefetch: int) -> None:
+        """The consumer is registered; until the first delivery it may be standing by."""
+
+    def active(self) -> None:
+        """The first delivery of a subscription: this is the single active consumer."""
+
+    def subscription_ended(self, why: str) -> None:
+        """The connection, channel or consumer is gone; unsettled deliveries are the broker's again."""
+
+    def stale_deliveries(self, count: int) -> None:
+        """Deliveries of a lost connection were thrown away; the broker delivers them again."""
+
+    def returned(self, count: int, why: str) -> None:
+        """Deliveries go back to the queue, in order."""
+
+    def broker_unreachable(self, why: str) -> None:
+        """The consuming connection could not be opened."""
+
+    def topology_wrong(self, why: str) -> None:
+        """A broker object is missing or differs."""
+
+    def publisher_connected(self) -> None:
+        """The publishing connection stands."""
+
+    def publisher_lost(self, why: str) -> None:
+        """The publishing connection is gone."""
+
+    def channel_closed(self, name: str, why: str) -> None:
+        """The broker closed a publishing channel."""
+
+    def publish_turned_down(self, queue: str, why: str) -> None:
+        """One of our own queues did not take a message; it is tried again."""
+
+    def reply_refused(self, why: str) -> None:
+        """A `reply_to` was not followed: `unroutable` or `not-allowed`."""
+
+    def call_ended(self, status: int | None, seconds: float) -> None:
+        """A registration call ended with an HTTP status, or with none."""
+
+    def token_fetched(self, result: TokenResult) -> None:
+        """A token request ended: `ok`, `refused` (the credentials or the account) or `failed` (no answer)."""
+
+    def gate_closed(self, why: str) -> None:
+        """An outage of Marketing Cloud: the worker pauses."""
+
+    def gate_opened(self, seconds: float) -> None:
+        """The outage is over, after so many seconds."""
+
+    def settled(self, outcome: Settled, seconds: float) -> None:
+        """A request has left the requests queue, so many seconds after it came."""
+
+    def journal_unreadable(self, why: str) -> None:
+        """The journal could not be read; nothing waits for it but replays."""
+
+    def journey_failed(self, request_id: str, error: str) -> None:
+        """A defect of ours: the request goes back to the queue."""
+
+    def draining(self) -> None:
+        """The worker was told to stop."""
+
+
+class Listeners(Listener):
+    """Passes each fact on to those listeners that do something about it."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        for name in (n for n in vars(Listener) if not n.startswith("_")):
+            hearing = [listener for listener in listeners if _hears(listener, name)]
+            setattr(self, name, _fan_out([getattr(listener, name) for listener in hearing]))
+
+
+def _hears(listener: Listener, name: str) -> bool:
+    method = getattr(listener, name)
+    return getattr(method, "__func__", method) is not getattr(Listener, name)
+
+
+def _fan_out(methods: list[object]) -> object:
+    if len(methods) == 1:
+        return methods[0]
+
+    def tell(*args: object) -> None:
+        for method in methods:
+            method(*args)  # type: ignore[operator]
+
+    return tell

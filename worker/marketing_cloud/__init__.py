@@ -1,0 +1,1 @@
+"""Marketing Cloud: the only package of the worker that imports the HTTP client."""

@@ -1,0 +1,139 @@
+"""What came back from Marketing Cloud, as plain data (contract §6)."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from worker.contract.registration import FieldError
+
+GENERIC = 10000
+MESSAGE_LIMIT = 1000  # characters of a message that is passed on
+ERRORS_LIMIT = 100  # entries of validationErrors that are passed on
+HINT_LIMIT = 10**9  # seconds; what is longer is not a hint
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One call's end. `status` is the HTTP status, or None where no answer came; then `message` says why.
+
+    `retry_after` is the longest of Marketing Cloud's own hints, in seconds, or None.
+    """
+
+    status: int | None
+    message: str = ""
+    errorcode: int | None = None
+    documentation: str = ""
+    errors: tuple[FieldError, ...] = ()
+    retry_after: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+def read_answer(status: int, retry_after: str | None, body: bytes, now: datetime) -> Answer:
+    """Make an answer of an HTTP response. Any body is taken: what is not the API's error object is left
+    out, and a plain sentence stands in for it."""
+    document = _object(body)
+    hints = [
+        h for h in (_header_hint(retry_after, now), _seconds(document.get("retryAfter"))) if h is not None
+    ]
+    message = document.get("message")
+    errorcode = document.get("errorcode")
+    documentation = document.get("documentation")
+    return Answer(
+        status=status,
+        message=_text(message) or f"Marketing Cloud answered {status}.",
+        errorcode=_code(errorcode),
+        documentation=_text(documentation),
+        errors=tuple(_errors(document)),
+        retry_after=max((hint for hint in hints if hint is not None), default=None),
+    )
+
+
+def without(answer: Answer, secrets: Iterable[str]) -> Answer:
+    """The answer with every one of `secrets` masked: Marketing Cloud may quote what it was sent."""
+    found = [secret for secret in secrets if secret]
+
+    def clean(text: str) -> str:
+        was_cut = len(text) == MESSAGE_LIMIT
+        for secret in found:
+            text = text.replace(secret, "***")
+        return _without_part(text, found) if was_cut else text
+
+    return Answer(
+        status=answer.status,
+        message=clean(answer.message),
+        errorcode=answer.errorcode,
+        documentation=clean(answer.documentation),
+        errors=tuple(
+            FieldError(clean(e.message), e.errorcode, clean(e.documentation)) for e in answer.errors
+        ),
+        retry_after=answer.retry_after,
+    )
+
+
+def _without_part(text: str, secrets: Iterable[str]) -> str:
+    """A text that was cut may end in the beginning of a secret."""
+    for secret in secrets:
+        for length in range(min(len(secret), len(text)), 2, -1):
+            if text.endswith(secret[:length]):
+                return text[:-length] + "***"
+    return text
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _errors(document: dict[str, Any]) -> Iterable[FieldError]:
+    # The general guide calls the list additionalErrors, this API validationErrors.
+    entries = document.get("validationErrors") or document.get("additionalErrors")
+    for entry in entries[:ERRORS_LIMIT] if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and _text(entry.get("message")):
+            code = _code(entry.get("errorcode"))
+            yield FieldError(
+                _text(entry["message"]),
+                GENERIC if code is None else code,
+                _text(entry.get("documentation")),
+            )
+
+
+def _text(value: object) -> str:
+    return value[:MESSAGE_LIMIT] if isinstance(value, str) else ""
+
+
+def _code(value: object) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return value if whole and isinstance(value, int) else None
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value < HINT_LIMIT else None
+
+
+def _header_hint(value: str | None, now: datetime) -> float | None:
+    """`Retry-After`: seconds, or a date (RFC 9110 §10.2.3)."""
+    if not value:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return _seconds(value.strip())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - now).total_seconds())

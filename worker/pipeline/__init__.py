@@ -1,0 +1,1 @@
+"""A request's way through the worker. Begin with `journey.py`."""

@@ -1,0 +1,199 @@
+"""Forwarding one request to Marketing Cloud, until the answer is final (contract §6).
+
+Three loops, each with its own meaning: a token that was turned down is replaced once (`_call`), an outage
+is waited out and costs nothing (`_attempt`), and what may be this request's own fault is tried
+again within attempts and budget (`_retry`).
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiolimiter import AsyncLimiter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
+from worker.contract.secrets import secrets_in
+from worker.marketing_cloud.answer import Answer, without
+from worker.marketing_cloud.client import MarketingCloud
+from worker.marketing_cloud.token import AccountRefused, TokenTrouble
+from worker.pipeline import policy
+from worker.pipeline.gate import Gate
+from worker.pipeline.policy import Verdict
+from worker.pipeline.request import Outcome, Request
+from worker.settings import Settings
+
+Proven = Callable[[], Awaitable[None]]
+
+ACCOUNTS_REMEMBERED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """What one attempt came to."""
+
+    verdict: Verdict
+    answer: Answer
+
+
+class Forwarder:
+    """Forwards requests; shared by all lanes."""
+
+    def __init__(self, settings: Settings, marketing_cloud: MarketingCloud, gate: Gate) -> None:
+        self._settings = settings
+        self._marketing_cloud = marketing_cloud
+        self._gate = gate
+        self._limiter = _limiter(settings.rate_limit)
+        self._turned_down: dict[str | None, int] = {}  # account to the successes when that began
+
+    async def forward(self, request: Request, proven: Proven) -> Outcome:
+        """The final outcome. `proven` is awaited before each call: it returns while the delivery is still
+        known to be ours. Ends otherwise only by cancellation."""
+        started = time.monotonic() - self._gate.paused
+        result = await self._attempt(request, proven)
+        if not result.verdict.is_final:
+            result = await self._retry(request, proven, result, started)
+        if result.verdict is Verdict.REGISTERED:
+            return policy.outcome(result.verdict, result.answer)
+        answer = without(result.answer, secrets_in(request.delivery.body))
+        if result.verdict.is_final:
+            return policy.outcome(result.verdict, answer)
+        return policy.exhausted(answer)
+
+    async def _retry(self, request: Request, proven: Proven, first: _Try, started: float) -> _Try:
+        settings, gate = self._settings, self._gate
+        latest = first
+
+        def remaining() -> float:
+            return settings.retry_budget - (time.monotonic() - gate.paused - request.queued - started)
+
+        def wait(state: RetryCallState) -> float:
+            hint = latest.answer.retry_after
+            return policy.backoff(state.attempt_number - 1, settings.retry_base, hint, remaining())
+
+        def spent(_: RetryCallState) -> bool:
+            return request.attempts >= settings.retry_attempts or remaining() <= 0
+
+        async def attempt() -> _Try:
+            nonlocal latest
+            latest = await self._attempt(request, proven)
+            return latest
+
+        retrying = AsyncRetrying(
+            retry=retry_if_result(lambda result: not result.verdict.is_final),
+            wait=wait,
+            stop=spent,
+            retry_error_callback=lambda _: latest,
+        )
+        return await retrying(_after(first, attempt))
+
+    async def _attempt(self, request: Request, proven: Proven) -> _Try:
+        """One attempt that counts: what falls into an outage is waited out and made again."""
+        gate = self._gate
+        while True:
+            probe = gate.is_closed and await gate.enter()
+            before = request.attempts
+            try:
+                result = await self._call(request, proven, probe=probe)
+            except BaseException:
+                if probe:
+                    gate.abandoned()
+                raise
+            if not self._is_outage(result, request, probe):
+                return result
+            request.attempts = before
+
+    def _is_outage(self, result: _Try, request: Request, probe: bool) -> bool:
+        """Tell the gate how it went. True where the attempt does not count."""
+        gate, verdict, answer = self._gate, result.verdict, result.answer
+        if verdict.is_final:
+            # What the worker found out by itself, and a token turned down, say nothing about an outage.
+            if answer.status is not None and not _is_blamed(result):
+                gate.succeeded(probe=probe)
+            elif probe:
+                gate.abandoned()
+            return False
+        if verdict is Verdict.CREDENTIALS:
+            gate.close(answer.message, probe=probe)
+            return True
+        if verdict is Verdict.BLOCKED:
+            gate.close(answer.message, policy.BLOCKED_PAUSE, probe=probe)
+            return True
+        return gate.failed(
+            outage=verdict is Verdict.OUTAGE,
+            resource=request.resource,
+            hint=answer.retry_after,
+            why=answer.message,
+            probe=probe,
+        )
+
+    async def _call(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
+        """One call, and a second one with a fresh token where the first token is turned down."""
+        result = await self._call_once(request, proven, probe=probe)
+        if result.verdict is Verdict.CREDENTIALS and result.answer.status is not None:
+            result = await self._call_once(request, proven, probe=probe)
+        if result.verdict is Verdict.CREDENTIALS and not self._marketing_cloud.tokens.is_default(
+            request.account
+        ):
+            return self._blame(request.account, result.answer)
+        if result.verdict is Verdict.REGISTERED and self._turned_down:
+            self._turned_down.pop(request.account, None)
+        return result
+
+    def _blame(self, account: str | None, answer: Answer) -> _Try:
+        """A token of an account that only some messages name was turned down, and the next one too. If
+        others have got through since that began, it is this account that is shut out, and it is left in
+        peace for a while; until then it may as well be Marketing Cloud, for all."""
+        if len(self._turned_down) > ACCOUNTS_REMEMBERED:
+            self._turned_down.clear()
+        successes = self._gate.successes
+        if self._gate.is_closed or successes == self._turned_down.setdefault(account, successes):
+            return _Try(Verdict.OUTAGE, answer)
+        self._marketing_cloud.tokens.refuse(account, answer.message)
+        return _Try(Verdict.FORBIDDEN, answer)
+
+    async def _call_once(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
+        tokens = self._marketing_cloud.tokens
+        try:
+            token = await tokens.get(request.account)
+        except AccountRefused as error:
+            return _Try(Verdict.FORBIDDEN, Answer(None, f"{error}."))
+        except TokenTrouble as error:
+            default = tokens.is_default(request.account)
+            verdict = Verdict.CREDENTIALS if default else Verdict.OUTAGE
+            return _Try(verdict, Answer(None, f"No access token: {error}."))
+        if self._limiter is not None:
+            since = time.monotonic()
+            await self._limiter.acquire()
+            request.queued += time.monotonic() - since
+        await proven()
+        if self._gate.is_closed and not probe:
+            # It closed while this request waited for a token or for its turn.
+            return _Try(Verdict.OUTAGE, Answer(None, self._gate.why))
+        request.attempts += 1
+        request.phase = "calling"
+        answer = await self._marketing_cloud.register(request.delivery.body, token, proven)
+        request.phase = "waiting"
+        verdict = policy.judge(answer)
+        if verdict is Verdict.CREDENTIALS:
+            tokens.drop(request.account, token)
+        return _Try(verdict, answer)
+
+
+def _is_blamed(result: _Try) -> bool:
+    return result.verdict is Verdict.FORBIDDEN and policy.judge(result.answer) is Verdict.CREDENTIALS
+
+
+def _after(first: _Try, attempt: Callable[[], Awaitable[_Try]]) -> Callable[[], Awaitable[_Try]]:
+    """`attempt`, but the first time what came of the attempt that was made already."""
+    made: list[_Try] = [first]
+
+    async def again() -> _Try:
+        return made.pop() if made else await attempt()
+
+    return again
+
+
+def _limiter(rate: float | None) -> AsyncLimiter | None:
+    if rate is None:
+        return None
+    return AsyncLimiter(rate, 1) if rate >= 1 else AsyncLimiter(1, 1 / rate)

@@ -1,0 +1,128 @@
+"""What the journal says about resources: the newest registration of each, and how far back that is known.
+Plain data, filled by `history.py` and by the replay command."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.broker.journal_reader import Entry
+from worker.pipeline.request import Outcome, Request, Resource, microseconds
+
+LIMIT = 300_000  # resources, about 70 MB
+
+
+@dataclass(slots=True)
+class Newest:
+    """The newest registered request of each resource, among those received after `since`.
+
+    Times are microseconds since the epoch, all of the worker's own clock, whose times grow from request to
+    request through fail-overs. So no comparison here depends on what the broker's clock says.
+    """
+
+    since: int
+    next_offset: int = 0
+    began_at: Entry | None = None  # the first entry that was read
+    _registered: dict[bytes, tuple[int, str]] = field(default_factory=dict)
+    _own: dict[tuple[str, int], tuple[int, bytes]] = field(default_factory=dict)
+    _first: Entry | None = None
+
+    def read(self, entry: Entry, oldest: Entry | None) -> None:
+        """Take in an entry; `oldest` is the first of the stream as known by now."""
+        self.began_at = self.began_at or entry
+        self.next_offset = entry.offset + 1
+        for record in entry.records:
+            received_at = microseconds(str(record.get("receivedAt")))
+            if received_at is None:
+                continue
+            resource = _resource(record)
+            if record.get("status") == "registered" and resource is not None:
+                self.registered(resource, received_at, str(record.get("id")))
+            if oldest is not None and not record.get("replay") and received_at <= (oldest.clock or 0):
+                self._own[str(record.get("id")), received_at] = (entry.offset, digest(resource))
+
+    def settled(self, request: Request, outcome: Outcome) -> None:
+        """Take in what this worker has recorded since the journal was read."""
+        if outcome.status == "registered" and request.resource is not None:
+            self.registered(request.resource, request.received_at, request.id)
+        first = self._first
+        if first is not None and not request.is_replay and request.received_at <= (first.clock or 0):
+            own = (self.next_offset, digest(request.resource))
+            self._own[_as_recorded(request.id), request.received_at] = own
+
+    def registered(self, resource: Resource, received_at: int, request_id: str) -> None:
+        """A request was registered."""
+        if received_at <= self.since or self.is_full:
+            return
+        key = digest(resource)
+        known = self._registered.get(key)
+        if known is None or known[0] < received_at:
+            self._registered[key] = (received_at, request_id)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there were more resources than fit: then nothing is proved."""
+        return len(self._registered) >= LIMIT
+
+    def newer_than(self, resource: Resource, received_at: int) -> str | None:
+        """The id of the newest registered request, if it was received later than `received_at`."""
+        known = self._registered.get(digest(resource))
+        return known[1] if known is not None and known[0] > received_at else None
+
+    def complete(self, first: Entry | None) -> None:
+        """All was read; `first` is what the stream began with after that, so that what was trimmed
+        while reading counts as not read."""
+        self._first = first
+
+    def covers(self, first: Entry | None) -> bool:
+        """Whether reading began early enough: at the stream's beginning, or before `since`."""
+        if first is None or self.began_at is None:
+            return first is None
+        begun = self.began_at
+        return begun.offset <= first.offset or (begun.clock is not None and begun.clock <= self.since)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was there to be read."""
+        return self.began_at is None
+
+    def continues(self, first: Entry | None) -> bool:
+        """Whether the stream, which now begins with `first`, can be read on from where reading ended:
+        nothing was trimmed in between, and it is no other stream of the same name."""
+        known = self._first
+        if first is None or known is None or first.offset > self.next_offset:
+            return False
+        return first.offset > known.offset or first.clock == known.clock
+
+    def reaches_back_to(self, request_id: str, resource: Resource, received_at: int) -> bool:
+        """Whether every newer registration of the resource is sure to be known (contract §7).
+
+        It is if the oldest entry kept was written before the request was received. Else the request's own
+        record shows that the journal was kept then: if nothing was ever trimmed, or if the record is
+        of this resource, whose later requests were all settled after it.
+        """
+        first = self._first
+        if first is None or first.clock is None or received_at < self.since or self.is_full:
+            return False
+        if first.clock <= received_at:
+            return True
+        offset, own_resource = self._own.get((_as_recorded(request_id), received_at), (-1, b""))
+        return offset >= first.offset and (first.offset == 0 or own_resource == digest(resource))
+
+
+def _resource(record: dict[str, Any]) -> Resource | None:
+    account, platform, resource_id = (record.get(k) for k in ("accountId", "ottPlatformName", "resourceId"))
+    if not isinstance(platform, str) or not isinstance(resource_id, str):
+        return None
+    return Resource(account if isinstance(account, str) else None, platform, resource_id)
+
+
+def digest(resource: Resource | None) -> bytes:
+    """A short key, so that memory does not grow with the length of ids."""
+    text = json.dumps(resource).encode()
+    return hashlib.blake2b(text, digest_size=16, person=b"ott-resource").digest()
+
+
+def _as_recorded(request_id: str) -> str:
+    """Ids come from AMQP properties and may hold what UTF-8 cannot; the journal replaces that."""
+    return request_id.encode(errors="replace").decode()

@@ -1,0 +1,98 @@
+"""What an answer of Marketing Cloud means (contract §6): pure decisions, no clock and no I/O."""
+
+import random
+from enum import Enum, auto
+
+from worker.marketing_cloud.answer import GENERIC, Answer
+from worker.pipeline.request import Outcome, Reason, Status
+
+NO_PRIVILEGE_BLOCKED = 50200
+BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
+LONGEST_BACKOFF = 60.0  # seconds
+_AUTHENTICATION = range(40000, 40004)
+_OUTAGE = frozenset({429, 502, 503, 504})
+_RETRY = frozenset({408, 425})
+
+
+class Verdict(Enum):
+    """What to do about an answer."""
+
+    REGISTERED = auto()
+    REJECTED = auto()
+    FORBIDDEN = auto()
+    FAILED = auto()
+    CREDENTIALS = auto()  # the token was turned down
+    OUTAGE = auto()  # retry; and enough of these in a row mean that Marketing Cloud is down
+    RETRY = auto()  # retry; the fault may lie with this one request
+    BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset({Verdict.REGISTERED, Verdict.REJECTED, Verdict.FORBIDDEN, Verdict.FAILED})
+_OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
+    Verdict.REGISTERED: ("registered", None),
+    Verdict.REJECTED: ("rejected", "rejected"),
+    Verdict.FORBIDDEN: ("failed", "forbidden"),
+    Verdict.FAILED: ("failed", "rejected"),
+}
+
+
+def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract §6, row by row
+    """The row of the answer table that holds."""
+    status, code = answer.status, answer.errorcode
+    if status is None:
+        return Verdict.OUTAGE
+    if 200 <= status < 300:
+        return Verdict.REGISTERED
+    if status == 400:
+        return Verdict.REJECTED
+    if status == 401 or (status == 403 and code in _AUTHENTICATION):
+        return Verdict.CREDENTIALS
+    if status == 403:
+        return Verdict.FORBIDDEN
+    if status == 429 and code == NO_PRIVILEGE_BLOCKED:
+        return Verdict.BLOCKED
+    if status in _OUTAGE:
+        return Verdict.OUTAGE
+    if 400 <= status < 500 and status not in _RETRY:
+        return Verdict.FAILED
+    # 5xx; and 1xx and 3xx, which are nothing that this API answers: something stands in between.
+    return Verdict.RETRY
+
+
+def outcome(verdict: Verdict, answer: Answer) -> Outcome:
+    """The outcome of a final verdict."""
+    status, reason = _OUTCOMES[verdict]
+    return _outcome(status, reason, answer)
+
+
+def exhausted(answer: Answer) -> Outcome:
+    """The outcome where attempts or budget are spent; `answer` is the last one."""
+    return _outcome("failed", "exhausted", answer)
+
+
+def forbidden(answer: Answer) -> Outcome:
+    """The outcome where this request's account is turned down."""
+    return _outcome("failed", "forbidden", answer)
+
+
+def _outcome(status: Status, reason: Reason | None, answer: Answer) -> Outcome:
+    return Outcome(
+        status=status,
+        reason=reason,
+        message=answer.message,
+        errorcode=GENERIC if answer.errorcode is None else answer.errorcode,
+        documentation=answer.documentation,
+        errors=answer.errors,
+        http_status=answer.status,
+    )
+
+
+def backoff(retries: int, base: float, hint: float | None, remaining: float) -> float:
+    """Seconds to wait before the next call: exponential with full jitter, no less than Marketing Cloud's
+    hint, and no more than what remains of the budget."""
+    ceiling = min(LONGEST_BACKOFF, base * 2 ** min(retries, 30))
+    return min(max(random.uniform(0, ceiling), hint or 0.0), max(remaining, 0.0))  # noqa: S311

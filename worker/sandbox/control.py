@@ -1,0 +1,101 @@
+"""The control endpoints: faults, history and registrations over HTTP."""
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from worker.sandbox.answer import Answer, rest_error
+from worker.sandbox.faults import FAULTS
+from worker.sandbox.openapi import openapi
+from worker.sandbox.wire import respond
+
+if TYPE_CHECKING:
+    from worker.sandbox.server import Sandbox
+
+DEFAULT_LIMIT = 1000
+
+
+def add_routes(application: web.Application, sandbox: "Sandbox") -> None:
+    """Adds the control endpoints of `sandbox`."""
+    control = _Control(sandbox)
+    application.add_routes(
+        [
+            web.get("/sandbox/faults", control.show_faults),
+            web.post("/sandbox/faults", control.add_faults),
+            web.delete("/sandbox/faults", control.heal),
+            web.get("/sandbox/history", control.show_history),
+            web.delete("/sandbox/history", control.clear_history),
+            web.get("/sandbox/registrations", control.show_registrations),
+            web.delete("/sandbox/registrations", control.clear_registrations),
+            web.delete("/sandbox/tokens", control.revoke_tokens),
+            web.get("/openapi.json", control.show_openapi),
+        ]
+    )
+
+
+class _Control:
+    def __init__(self, sandbox: "Sandbox") -> None:
+        self._sandbox = sandbox
+
+    async def show_faults(self, _: web.Request) -> web.Response:
+        return respond(Answer(200, self._sandbox.faults.as_json()))
+
+    async def add_faults(self, request: web.Request) -> web.Response:
+        body = (await request.read()).strip()
+        try:
+            faults = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
+        except ValidationError as invalid:
+            return respond(rest_error(400, _explain(invalid), 10006))
+        self._sandbox.faults.add(*faults)
+        return respond(Answer(201, self._sandbox.faults.as_json()))
+
+    async def heal(self, _: web.Request) -> web.Response:
+        self._sandbox.heal()
+        return respond(Answer(204))
+
+    async def show_history(self, request: web.Request) -> web.Response:
+        try:
+            after, limit = (int(request.query.get(name, default)) for name, default in _HISTORY_DEFAULTS)
+        except ValueError:
+            return respond(rest_error(400, "after and limit must be whole numbers", 10001))
+        calls = [call for call in self._sandbox.history if call.seq > after]
+        shown = calls[:limit] if "after" in request.query else calls[-limit:]
+        return respond(Answer(200, [call.as_json() for call in shown if limit > 0]))
+
+    async def clear_history(self, _: web.Request) -> web.Response:
+        self._sandbox.history.clear()
+        return respond(Answer(204))
+
+    async def show_registrations(self, _: web.Request) -> web.Response:
+        registrations: list[dict[str, Any]] = [
+            {
+                "account": key.account,
+                "platform": key.platform,
+                "resourceId": key.resource_id,
+                "seq": entry.seq,
+                "updates": entry.updates,
+                "body": entry.body,
+            }
+            for key, entry in self._sandbox.registrations.items()
+        ]
+        return respond(Answer(200, registrations))
+
+    async def clear_registrations(self, _: web.Request) -> web.Response:
+        self._sandbox.registrations.clear()
+        return respond(Answer(204))
+
+    async def revoke_tokens(self, request: web.Request) -> web.Response:
+        return respond(Answer(200, {"revoked": self._sandbox.revoke_tokens(request.query.get("account"))}))
+
+    async def show_openapi(self, _: web.Request) -> web.Response:
+        return respond(Answer(200, openapi(self._sandbox.url)))
+
+
+_HISTORY_DEFAULTS = (("after", "0"), ("limit", str(DEFAULT_LIMIT)))
+
+
+def _explain(invalid: ValidationError) -> str:
+    details = invalid.errors(include_url=False, include_context=False, include_input=False)
+    places = (".".join(map(str, detail["loc"])) or "faults" for detail in details)
+    return "; ".join(f"{place}: {detail['msg']}" for place, detail in zip(places, details, strict=True))

@@ -1,0 +1,190 @@
+"""Faults on request: what may go wrong, where, how often, and how many times."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic.alias_generators import to_camel
+
+from worker.sandbox.history import Call
+
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+
+
+class Fault(BaseModel):
+    """The calls that a fault hits: all that match, or only `count` of them, or a share of `rate`.
+
+    `path` is the token or the registration endpoint; nothing given means any. The first fault added that
+    hits a call decides its answer; latencies add up.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
+
+    path: Literal["token", "registration"] | None = None
+    account: str | None = None
+    platform: str | None = None
+    resource_id: str | None = None
+    count: Annotated[int, Field(gt=0)] | None = None
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def matches(self, call: Call) -> bool:
+        """Whether the fault is about this call at all."""
+        return (
+            self.path in (None, call.endpoint)
+            and self.account in (None, call.account)
+            and self.platform in (None, call.platform)
+            and self.resource_id in (None, call.resource_id)
+        )
+
+
+class Ending(Fault):
+    """A fault of the answer; with `applied` the request is carried out all the same."""
+
+    kind: str
+    applied: bool = False
+
+
+class Latency(Fault):
+    """The call waits `seconds` before it is carried out, or a random time between that and `up_to`."""
+
+    kind: Literal["latency"] = "latency"
+    seconds: Seconds
+    up_to: Seconds | None = None
+
+
+class Status(Ending):
+    """An error answer.
+
+    `retry_after` is the header (seconds or a date), `body_retry_after` the body's hint. `body`
+    replaces the JSON error body by any text.
+    """
+
+    kind: Literal["status"] = "status"
+    status: Annotated[int, Field(ge=200, le=599)]
+    message: str = "Asked for by the sandbox's faults"
+    errorcode: int = 0
+    retry_after: int | float | str | None = None
+    body_retry_after: float | None = None
+    body: str | None = None
+
+
+class Hang(Ending):
+    """No answer at all; the connection stays open until the client gives up."""
+
+    kind: Literal["hang"] = "hang"
+
+
+class Reset(Ending):
+    """The connection is reset instead of an answer."""
+
+    kind: Literal["reset"] = "reset"
+
+
+class Half(Ending):
+    """The answer breaks off in the middle and the connection closes."""
+
+    kind: Literal["half"] = "half"
+    applied: bool = True
+
+
+class Trickle(Ending):
+    """The answer comes byte by byte, `seconds` apart."""
+
+    kind: Literal["trickle"] = "trickle"
+    seconds: Seconds = 1.0
+    applied: bool = True
+
+
+class Garbage(Ending):
+    """An answer whose body is not what its content type says, of `size` bytes."""
+
+    kind: Literal["garbage"] = "garbage"
+    status: Annotated[int, Field(ge=200, le=599)] = 502
+    size: Annotated[int, Field(ge=0, le=1 << 28)] = 64
+
+
+class Redirect(Ending):
+    """A redirect, by default to the same place."""
+
+    kind: Literal["redirect"] = "redirect"
+    status: Literal[301, 302, 303, 307, 308] = 307
+    location: str | None = None
+
+
+class ShortToken(Fault):
+    """A token that ends after `seconds`, although its `expires_in` says otherwise."""
+
+    kind: Literal["short_token"] = "short_token"
+    seconds: Seconds
+
+
+AnyFault = Latency | Status | Hang | Reset | Half | Trickle | Garbage | Redirect | ShortToken
+
+FAULTS: TypeAdapter[list[AnyFault]] = TypeAdapter(list[Annotated[AnyFault, Field(discriminator="kind")]])
+
+Kind = TypeVar("Kind", bound=Fault)
+
+
+class Faults:
+    """The faults in force, oldest first. `seed` makes rates and ranges repeatable."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311
+        self._faults: list[_InForce] = []
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter([entry.fault for entry in self._faults])
+
+    def __len__(self) -> int:
+        return len(self._faults)
+
+    def add(self, *faults: AnyFault) -> None:
+        """Puts faults in force; each is gone once its `count` is used up."""
+        self._faults += [_InForce(fault) for fault in faults]
+
+    def heal(self) -> None:
+        """Ends all faults. Calls that hang go on hanging until their client gives up."""
+        self._faults.clear()
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The faults in force, with the number of calls that each has hit."""
+        return [
+            entry.fault.model_dump(mode="json", by_alias=True, exclude_none=True) | {"hits": entry.hits}
+            for entry in self._faults
+        ]
+
+    def delay(self, call: Call) -> float:
+        """Seconds that the call has to wait."""
+        hits = self._hits(call, Latency)
+        return sum(self._random.uniform(hit.seconds, hit.up_to or hit.seconds) for hit in hits)
+
+    def ending(self, call: Call) -> Ending | None:
+        """What happens to the call instead of a proper answer."""
+        return next(self._hits(call, Ending), None)
+
+    def token_lifetime(self, call: Call) -> float | None:
+        """Seconds after which the token ends that this call fetches, where a fault says so."""
+        hit = next(self._hits(call, ShortToken), None)
+        return hit.seconds if hit else None
+
+    def _hits(self, call: Call, kind: type[Kind]) -> Iterator[Kind]:
+        for entry in tuple(self._faults):
+            fault = entry.fault
+            if not isinstance(fault, kind) or not fault.matches(call):
+                continue
+            if fault.rate < 1 and self._random.random() >= fault.rate:
+                continue
+            entry.hits += 1
+            if entry.hits == fault.count:
+                self._faults.remove(entry)
+            yield fault
+
+
+@dataclass(slots=True, eq=False)
+class _InForce:
+    fault: Fault
+    hits: int = 0

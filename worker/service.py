@@ -1,0 +1,98 @@
+"""The worker, put together: what `ott-worker run` runs."""
+
+import asyncio
+import time
+from typing import Self
+
+from worker.broker.connection import Connection
+from worker.broker.depths import QueueDepths
+from worker.broker.journal import Journal
+from worker.broker.publisher import Publisher
+from worker.broker.sealing import Seals
+from worker.broker.subscription import Subscription
+from worker.broker.topology import Topology
+from worker.facts import Listener, Tracing
+from worker.marketing_cloud.client import MarketingCloud
+from worker.pipeline.forward import Forwarder
+from worker.pipeline.gate import Gate
+from worker.pipeline.history import History
+from worker.pipeline.intake import Intake
+from worker.pipeline.journey import Journeys
+from worker.pipeline.request import Clock
+from worker.pipeline.settle import Settler
+from worker.settings import Settings
+
+
+class Service:
+    """One worker. `run` it inside its context; `stop` drains it."""
+
+    def __init__(self, settings: Settings, facts: Listener, tracing: Tracing | None = None) -> None:
+        settings.require_marketing_cloud()
+        topology = Topology(settings.prefix)
+        self.settings = settings
+        self.started_at = time.monotonic()
+        self.publisher = Publisher(settings, facts)
+        self.depths = QueueDepths(topology, self._consuming_connection)
+        self._asking: asyncio.Task[None] | None = None
+        self.marketing_cloud = MarketingCloud(settings, facts, tracing)
+        self.gate = Gate(settings.gate_after, settings.retry_base, facts)
+        self._facts = facts
+        self._tracing = tracing
+        self._clock = Clock()
+        self._history = History(settings, self._clock, facts)
+        self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
+        journal = Journal(self.publisher, topology, self._clock) if settings.journal else None
+        self._settler = Settler(self.publisher, journal, topology, Seals(settings), facts, tracing)
+        self.intake = Intake(settings, self._journeys, self._history.prepare, facts)
+
+    async def __aenter__(self) -> Self:
+        self.publisher.start()
+        self._asking = asyncio.create_task(self.depths.run(), name="depths")
+        await self.marketing_cloud.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+        await self.publisher.stop()
+        await self._history.close()
+        await self.marketing_cloud.__aexit__()
+
+    async def run(self) -> None:
+        """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start."""
+        await self.intake.run()
+
+    def stop(self) -> None:
+        """Drain: finish what is under way, give the rest back, and let `run` return."""
+        self.intake.stop()
+
+    def _consuming_connection(self) -> Connection | None:
+        subscription = self.intake.subscription
+        return None if subscription is None else subscription.connection
+
+    def _journeys(self, subscription: Subscription) -> Journeys:
+        return Journeys(
+            self.settings,
+            subscription,
+            self._forwarder,
+            self._settler,
+            self._history,
+            self._clock,
+            self._facts,
+            self._tracing,
+        )
+
+
+async def run_until(service: Service, stop: asyncio.Event) -> None:
+    """Run the service until `stop` is set, and drain it."""
+
+    async def wait() -> None:
+        await stop.wait()
+        service.stop()
+
+    waiting = asyncio.create_task(wait(), name="stop")
+    try:
+        async with service:
+            await service.run()
+    finally:
+        waiting.cancel()

@@ -1,0 +1,1 @@
+"""Listeners: what the worker states, made visible as logs, metrics and health."""

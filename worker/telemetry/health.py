@@ -1,0 +1,99 @@
+"""What the probes are told (contract §7: `/livez`, `/readyz`), as plain data without a secret.
+
+Liveness is about this process alone: restarting it heals neither RabbitMQ nor Marketing Cloud. Readiness is
+about whether it would take a request now, or take over at once from the one that does.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from worker.broker.publisher import CONFIRM_TIMEOUT
+from worker.broker.subscription import LEASE
+from worker.service import Service
+from worker.telemetry.state import Phase, Pulse, oldest_age
+
+LONGEST_SILENCE = 10.0  # seconds without a turn of the loop
+MARGIN = 60.0  # seconds that a deadline may be exceeded by
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`checks` says for each point what is so; `wrong` names those that make it a no."""
+
+    checks: dict[str, str]
+    wrong: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+
+class Health:
+    """Judges one worker."""
+
+    def __init__(self, service: Service, phase: Phase, pulse: Pulse) -> None:
+        self._service = service
+        self._phase = phase
+        self._pulse = pulse
+
+    def live(self) -> Report:
+        """Whether the process works: its loop turns, and nothing is held far beyond its deadline."""
+        settings = self._service.settings
+        held = oldest_age(self._service)
+        held_limit = settings.hold_limit + settings.shutdown_grace + MARGIN
+        failed = self._service.publisher.has_failed
+        since = self._phase.draining_since
+        draining = 0.0 if since is None else time.monotonic() - since
+        return _report(
+            loop=(self._pulse.silence < LONGEST_SILENCE, f"turned {self._pulse.silence:.1f} s ago"),
+            requests=(held < held_limit, f"oldest held for {held:.0f} s"),
+            publisher=(not failed, "a defect ended it" if failed else "runs"),
+            shutdown=(
+                draining < settings.shutdown_grace + MARGIN,
+                "not asked for" if since is None else f"draining for {draining:.0f} s",
+            ),
+        )
+
+    def ready(self) -> Report:
+        """Whether it takes requests or stands by to take them over."""
+        return _report(
+            consumer=self._consumer(), publisher=self._publisher(), token=self._token(), gate=self._gate()
+        )
+
+    def _consumer(self) -> tuple[bool, str]:
+        subscription = self._service.intake.subscription
+        if self._phase.draining_since is not None:
+            return False, "draining"
+        if subscription is None:
+            return False, "not subscribed"
+        if subscription.proven_ago > LEASE:
+            return False, f"the broker has not answered for {subscription.proven_ago:.0f} s"
+        return True, "active" if self._phase.is_active else "subscribed, no delivery yet: idle or standing by"
+
+    def _publisher(self) -> tuple[bool, str]:
+        publisher = self._service.publisher
+        if not publisher.ready:
+            return False, "not connected"
+        silence = asyncio.get_running_loop().time() - publisher.confirmed_at
+        if publisher.waiting and silence > CONFIRM_TIMEOUT:
+            return False, f"{publisher.waiting} messages wait, none confirmed for {silence:.0f} s"
+        return True, "connected"
+
+    def _token(self) -> tuple[bool, str]:
+        tokens = self._service.marketing_cloud.tokens
+        if tokens.had:
+            return True, "held"
+        return not tokens.trouble, tokens.trouble or "not needed yet, or since it expired"
+
+    def _gate(self) -> tuple[bool, str]:
+        # A pause is not a reason to be taken out: it ends by itself, and another replica would pause as well.
+        gate = self._service.gate
+        return True, f"closed: {gate.why}" if gate.is_closed else "open"
+
+
+def _report(**checks: tuple[bool, str]) -> Report:
+    return Report(
+        checks={name: text for name, (_, text) in checks.items()},
+        wrong=tuple(name for name, (ok, _) in checks.items() if not ok),
+    )

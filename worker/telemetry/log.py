@@ -1,0 +1,171 @@
+"""Logs on standard error: JSON, or for people at a terminal (contract §7). No event holds a secret:
+only fields on the allow-list are written."""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+from worker.facts import Listener, Settled, TokenResult
+from worker.settings import Settings
+
+ALLOWED = frozenset(
+    {
+        "account",
+        "attempts",
+        "count",
+        "error",
+        "event",
+        "http_status",
+        "level",
+        "logger",
+        "platform",
+        "prefetch",
+        "queue",
+        "reason",
+        "request_id",
+        "resource_id",
+        "seconds",
+        "status",
+        "timestamp",
+        "url",
+        "why",
+    }
+)
+
+Logger = structlog.typing.FilteringBoundLogger
+
+
+def configure(settings: Settings) -> Logger:
+    """Set logging up for this process."""
+    silence_libraries()
+    terminal = sys.stderr.isatty()
+    as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
+    renderer: Any = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=terminal)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _only_allowed,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logger: Logger = structlog.get_logger()
+    return logger
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' own log lines out: some print whole messages, secrets included."""
+    logging.getLogger().handlers[:] = [logging.NullHandler()]
+    for name in ("aiormq", "aio_pika", "aiohttp", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers[:] = [logging.NullHandler()]
+        library.propagate = False
+        library.setLevel(logging.CRITICAL)
+
+
+def unexpected(logger: Logger, context: Mapping[str, Any]) -> None:
+    """Log what nobody waited for, by its kind alone: its text could hold anything."""
+    error = context.get("exception")
+    logger.error("a defect in the background", error=type(error).__name__ if error else "unknown")
+
+
+def _only_allowed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {key: _plain(value) for key, value in event.items() if key in ALLOWED}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()[:500]
+    return value
+
+
+class Log(Listener):
+    """State changes at info and above, one event for each settled request at debug."""
+
+    def __init__(self, logger: Logger, *, debug: bool) -> None:
+        self._log = logger
+        self._debug = debug
+
+    def consumer_connected(self) -> None:
+        self._log.info("consumer connected")
+
+    def subscribed(self, prefetch: int) -> None:
+        self._log.info("subscribed: standing by until a delivery comes", prefetch=prefetch)
+
+    def active(self) -> None:
+        self._log.info("active: deliveries come to this worker")
+
+    def subscription_ended(self, why: str) -> None:
+        self._log.warning("subscription ended", why=why)
+
+    def stale_deliveries(self, count: int) -> None:
+        if count:
+            self._log.warning("deliveries of a lost connection thrown away", count=count)
+
+    def returned(self, count: int, why: str) -> None:
+        self._log.info("deliveries go back to the queue", count=count, why=why)
+
+    def broker_unreachable(self, why: str) -> None:
+        self._log.warning("broker unreachable", why=why)
+
+    def topology_wrong(self, why: str) -> None:
+        self._log.error("topology wrong", why=why)
+
+    def publisher_connected(self) -> None:
+        self._log.info("publisher connected")
+
+    def publisher_lost(self, why: str) -> None:
+        self._log.warning("publisher not connected", why=why)
+
+    def channel_closed(self, name: str, why: str) -> None:
+        self._log.warning("publishing channel closed", queue=name, why=why)
+
+    def publish_turned_down(self, queue: str, why: str) -> None:
+        self._log.error("a queue of ours does not take messages", queue=queue, why=why)
+
+    def reply_refused(self, why: str) -> None:
+        self._log.debug("a reply_to was not followed", why=why)
+
+    def token_fetched(self, result: TokenResult) -> None:
+        if result == "ok":
+            self._log.info("token fetched")
+        else:
+            self._log.warning("no token", why=result)
+
+    def gate_closed(self, why: str) -> None:
+        self._log.warning("paused: Marketing Cloud is not available", why=why)
+
+    def gate_opened(self, seconds: float) -> None:
+        self._log.info("resumed: Marketing Cloud is available", seconds=round(seconds, 3))
+
+    def journal_unreadable(self, why: str) -> None:
+        self._log.warning("the journal cannot be read", why=why)
+
+    def journey_failed(self, request_id: str, error: str) -> None:
+        self._log.error("a defect stopped a request; it goes back", request_id=request_id, error=error)
+
+    def draining(self) -> None:
+        self._log.info("draining")
+
+    def settled(self, outcome: Settled, seconds: float) -> None:
+        if self._debug:
+            self._log.debug(
+                "settled",
+                request_id=outcome.request_id,
+                status=outcome.status,
+                reason=outcome.reason,
+                platform=outcome.platform,
+                resource_id=outcome.resource_id,
+                account=outcome.account,
+                attempts=outcome.attempts,
+                http_status=outcome.http_status,
+                seconds=round(seconds, 6),
+            )

@@ -1,0 +1,136 @@
+"""What the worker is doing at this moment, as Prometheus gauges and as plain answers for the probes."""
+
+import asyncio
+import platform
+import time
+from collections import deque
+from collections.abc import Iterable
+from importlib import metadata
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from worker.facts import Listener
+from worker.service import Service
+
+PACKAGE = "ott-registration-worker"
+TICK = 0.5  # seconds
+TICKS_KEPT = 60
+
+
+class Phase(Listener):
+    """Which part of its life the worker is in, as the facts tell it."""
+
+    def __init__(self) -> None:
+        self.is_active = False
+        self.draining_since: float | None = None
+
+    def active(self) -> None:
+        self.is_active = True
+
+    def subscription_ended(self, why: str) -> None:
+        self.is_active = False
+
+    def returned(self, count: int, why: str) -> None:
+        self.is_active = False
+
+    def draining(self) -> None:
+        self.draining_since = time.monotonic()
+
+
+class Pulse:
+    """Notices when the event loop does not turn: everything in this process waits for it."""
+
+    def __init__(self) -> None:
+        self._late: deque[float] = deque(maxlen=TICKS_KEPT)
+        self._ticked_at = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last tick."""
+        return time.monotonic() - self._ticked_at
+
+    @property
+    def lag(self) -> float:
+        """Seconds by which the latest of the last ticks came too late."""
+        return max(self._late, default=0.0)
+
+    async def run(self) -> None:
+        """Tick, until cancelled."""
+        self._ticked_at = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK)
+            now = time.monotonic()
+            self._late.append(max(0.0, now - self._ticked_at - TICK))
+            self._ticked_at = now
+
+
+class State(Collector):
+    """The gauges."""
+
+    def __init__(self, service: Service, phase: Phase, pulse: Pulse) -> None:
+        self._service = service
+        self._phase = phase
+        self._pulse = pulse
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them, as they are now."""
+        service, intake = self._service, self._service.intake
+        subscription = intake.subscription
+        yield _gauge(
+            "ott_consumer_subscribed", "1 while the consumer is registered.", subscription is not None
+        )
+        yield _gauge(
+            "ott_consumer_active",
+            "1 once deliveries come to this worker; until then it may be standing by.",
+            subscription is not None and self._phase.is_active,
+        )
+        yield _gauge("ott_publisher_connected", "1 while replies can be published.", service.publisher.ready)
+        yield _gauge(
+            "ott_publisher_unconfirmed_messages",
+            "Messages that the broker has not confirmed yet.",
+            service.publisher.waiting,
+        )
+        in_flight = 0 if subscription is None else subscription.unsettled
+        yield _gauge("ott_requests_in_flight", "Requests that were delivered and are not settled.", in_flight)
+        yield _gauge("ott_lanes", "Resources with a request under way.", intake.lanes)
+        yield _gauge(
+            "ott_oldest_unsettled_request_age_seconds",
+            "How long the oldest request in flight has been held.",
+            oldest_age(service),
+        )
+        depths = "Messages that wait in a queue; left out where the broker has not told lately."
+        yield _gauge("ott_queue_messages", depths, service.depths.known(), "queue")
+        yield _gauge("ott_gate_closed", "1 while an outage pauses the worker.", service.gate.is_closed)
+        held = service.marketing_cloud.tokens.had
+        yield _gauge("ott_token_held", "1 while the default account has a good token.", held)
+        yield _gauge(
+            "ott_event_loop_lag_seconds",
+            "By how much the event loop came too late at most, lately.",
+            self._pulse.lag,
+        )
+        yield _build_info()
+
+
+def oldest_age(service: Service) -> float:
+    """Seconds that the oldest request in flight has been held, 0 without one."""
+    subscription = service.intake.subscription
+    oldest = subscription.oldest if subscription is not None else None
+    return 0.0 if oldest is None else time.monotonic() - oldest.arrived_at
+
+
+def _gauge(name: str, text: str, value: float | dict[str, int], label: str = "") -> Metric:
+    if isinstance(value, dict):
+        metric = GaugeMetricFamily(name, text, labels=(label,))
+        for key, number in value.items():
+            metric.add_metric((key,), number)
+        return metric
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _build_info() -> Metric:
+    metric = GaugeMetricFamily(
+        "ott_build_info", "Always 1; which program this is.", labels=("version", "python")
+    )
+    metric.add_metric((metadata.version(PACKAGE), platform.python_version()), 1)
+    return metric

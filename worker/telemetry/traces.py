@@ -1,0 +1,114 @@
+"""Traces by OpenTelemetry, an extra (`pip install 'ott-registration-worker[otel]'`, `OTT_TRACES=true`).
+
+The W3C trace context comes with a request's headers (`traceparent`, `tracestate`) and goes on with its calls
+to Marketing Cloud and its reply. A replay is a trace of its own, linked to the one that it repeats. Where
+spans are sent to is set by OpenTelemetry's own variables. Without the setting nothing of this is imported.
+"""
+
+import asyncio
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from worker.facts import Call, Called, Listener, Settled, Travel, Traveller
+
+SERVICE_NAME = "ott-registration-worker"
+HEADERS = ("traceparent", "tracestate")
+
+_propagator = TraceContextTextMapPropagator()
+
+
+def exporting() -> TracerProvider:
+    """A provider that sends spans by OTLP, as OpenTelemetry's variables say."""
+    # The variables OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come first.
+    resource = Resource({"service.name": SERVICE_NAME}).merge(_from_environment())
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def _from_environment() -> Resource:
+    given = Resource.create()
+    named = not str(given.attributes.get("service.name", "")).startswith("unknown_service")
+    return Resource({k: v for k, v in given.attributes.items() if named or k != "service.name"})
+
+
+class Traces(Listener):
+    """A span for each journey and for each call; hears how the journey ended."""
+
+    def __init__(self, provider: TracerProvider, queue: str) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer(SERVICE_NAME)
+        self._queue = queue
+
+    async def travel(self, travel: Travel, request: Traveller) -> None:
+        """Let a request travel within its span."""
+        carried = {name: request.header(name) for name in HEADERS}
+        origin = _propagator.extract({k: v for k, v in carried.items() if isinstance(v, str)})
+        links: tuple[Link, ...] = ()
+        if request.is_replay:
+            repeated = trace.get_current_span(origin).get_span_context()
+            links = (Link(repeated, {"ott.link": "replay of"}),) if repeated.is_valid else ()
+            origin = trace.set_span_in_context(trace.INVALID_SPAN, origin)
+        with self._tracer.start_as_current_span(
+            f"process {self._queue}",
+            context=origin,
+            kind=SpanKind.CONSUMER,
+            links=links,
+            attributes={
+                "messaging.system": "rabbitmq",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": self._queue,
+                "messaging.message.id": _text(request.id),
+            },
+            record_exception=False,  # its text could hold anything
+        ):
+            await travel(request)
+
+    async def call(self, call: Call, url: str) -> Called:
+        """Call within a span, with the context in the headers."""
+        with self._tracer.start_as_current_span(
+            "POST",
+            kind=SpanKind.CLIENT,
+            attributes={"http.request.method": "POST", "url.full": url},
+            record_exception=False,
+        ) as span:
+            answer = await call(self.headers())
+            span.set_attribute("http.response.status_code", answer[0])
+            if answer[0] >= 400:
+                span.set_status(StatusCode.ERROR)
+            return answer
+
+    def headers(self) -> dict[str, str]:
+        """The context of the span that is under way, for whatever is sent on."""
+        carried: dict[str, str] = {}
+        _propagator.inject(carried)
+        return carried
+
+    def settled(self, outcome: Settled, seconds: float) -> None:
+        span = trace.get_current_span()
+        span.set_attribute("ott.status", outcome.status)
+        span.set_attribute("ott.attempts", outcome.attempts)
+        for name, value in (
+            ("ott.reason", outcome.reason),
+            ("ott.platform", outcome.platform),
+            ("ott.resource_id", outcome.resource_id),
+            ("ott.account", outcome.account),
+        ):
+            if value is not None:
+                span.set_attribute(name, _text(value))
+        if outcome.reason is not None:
+            span.set_status(StatusCode.ERROR, outcome.reason)
+
+    async def close(self) -> None:
+        """Send what has not been sent."""
+        await asyncio.to_thread(self._provider.shutdown)
+
+
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()

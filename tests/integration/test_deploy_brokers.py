@@ -202,6 +202,8 @@ def test_a_signal_while_the_private_node_starts_leaves_nothing(temporary: Path) 
 
 
 def start(command: list[str], choice: str) -> subprocess.Popen[str]:
+    # A shell lets what it starts in the background ignore SIGINT, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, DEPLOY / "lib" / "with_broker.py", *command],
         env=os.environ | {"OTT_BROKER": choice},

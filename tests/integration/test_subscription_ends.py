@@ -11,12 +11,16 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import Rig, messenger, until
-from worker.broker.subscription import Subscription
+from worker.broker import topology
+from worker.broker.connection import connect
+from worker.broker.subscription import Delivery, Subscription
+from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 from worker.facts import Listener
 from worker.pipeline import intake
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency
+from worker.settings import Settings
 
 SOON = 10  # seconds; the grace of a drain is 25
 
@@ -73,6 +77,30 @@ async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: py
     monkeypatch.setattr(service._settler, "settle", sometimes)
     async with asyncio.timeout(SOON):
         assert (await requester.ask(messenger()))["status"] == "registered"
+
+
+async def test_hundreds_acknowledged_at_the_last_moment_are_gone(
+    make_settings: Callable[..., Settings], clean_broker: str
+) -> None:
+    """The broker's channel drops acknowledgements that it keeps back when it is closed too soon. Without
+    waiting for them this fails in one round of six: requests that were answered come again."""
+    settings = make_settings()
+    queue = Topology(settings.prefix).requests
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    channel = await connection.channel(confirms=True)
+    for _ in range(20):
+        publishes = [channel.basic_publish(str(i).encode(), routing_key=queue) for i in range(200)]
+        await asyncio.gather(*publishes)
+        deliveries: list[Delivery] = []
+        subscription = Subscription(connection, queue, 200)
+        await subscription.open(deliveries.append)
+        await until(lambda n=deliveries: len(n) == 200, "the deliveries")
+        for delivery in deliveries[1:]:
+            subscription.ack(delivery)
+        await subscription.close()
+        assert (await channel.queue_purge(queue)).message_count == 1
+    await connection.close()
 
 
 async def test_a_consumer_that_cannot_start_is_tried_less_and_less_often(

@@ -114,6 +114,7 @@ class QueueBrowser:
         self._arrived: deque[Delivery] = deque()
         self._news = asyncio.Event()
         self._credit = 0
+        self._consumers: list[str] = []
 
     async def __aenter__(self) -> Self:
         self._channel = await self._connection.channel()
@@ -123,7 +124,7 @@ class QueueBrowser:
     async def __aexit__(self, *_: object) -> None:
         with contextlib.suppress(TimeoutError, WorkerError, *AMQP_ERRORS):
             async with asyncio.timeout(RPC_TIMEOUT):
-                await self._channel.basic_qos(prefetch_count=1)  # what was removed has reached the broker
+                await self._until_removed()
                 await self._channel.close()
                 await _until_unused(self._connection, self._queue)  # and the rest is back
 
@@ -164,6 +165,14 @@ class QueueBrowser:
         if self._channel.is_closed:
             raise BrokerUnreachable("The connection to RabbitMQ was lost: run the command again")
 
+    async def _until_removed(self) -> None:
+        """Wait until the queue knows what was removed. Of many acknowledgements the broker's channel keeps
+        some back, until the queue has taken the first ones, and drops them if it is closed meanwhile. To
+        cancel a consumer goes through the queue, behind those first ones, and then comes the rest's turn."""
+        for tag in self._consumers:
+            await self._channel.basic_cancel(tag)
+        await self._channel.queue_declare(self._queue, passive=True)
+
     async def _consume(self, number: int, prefetch: int) -> None:
         async def take(message: aiormq.abc.DeliveredMessage) -> None:
             self._credit -= 1
@@ -171,10 +180,12 @@ class QueueBrowser:
             self._news.set()
 
         self._credit += prefetch
+        tag = f"browse-{number:02d}"
+        self._consumers.append(tag)
         try:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await self._channel.basic_qos(prefetch_count=prefetch)
-                await self._channel.basic_consume(self._queue, take, consumer_tag=f"browse-{number:02d}")
+                await self._channel.basic_consume(self._queue, take, consumer_tag=tag)
         except (TimeoutError, *AMQP_ERRORS) as error:
             raise _lost(error) from None
 

@@ -27,6 +27,8 @@ PROVE_EVERY = 3.0  # seconds between proofs that the broker still knows this con
 LEASE = 8.0  # seconds; the longest
 LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
 
+BARRIER = "barrier"  # consumer tag
+
 DELIVERY_COUNT = "x-delivery-count"
 
 
@@ -62,6 +64,7 @@ class Subscription:
         self._unsettled: dict[int, Delivery] = {}
         self._finished: list[int] = []
         self._flushing = False
+        self._has_acked = False
         self._proved_at = 0.0
         self._proof: asyncio.Event = asyncio.Event()
         self._prover: asyncio.Task[None] | None = None
@@ -136,13 +139,13 @@ class Subscription:
 
     async def close(self) -> None:
         """End it: unsettled deliveries go back to the queue in their order. Acknowledgements made before
-        have reached the broker when this returns, unless the connection is lost. Never raises."""
+        have reached the queue when this returns, unless the connection is lost. Never raises."""
         channel = self._channel
         if channel is not None and not self.ended.done():
             try:
                 async with asyncio.timeout(RPC_TIMEOUT):
                     self._flush()
-                    await self._round_trip(channel)
+                    await self._until_acknowledged(channel)
                     self._end("closed")
                     await channel.close()
             except (TimeoutError, *AMQP_ERRORS):
@@ -167,6 +170,7 @@ class Subscription:
     def _flush(self) -> None:
         self._flushing = False
         if self._finished and not self.ended.done() and self._tap is not None and self._tap.is_open:
+            self._has_acked = True
             self._connection.write(self._acks())
 
     def _acks(self) -> bytes:
@@ -179,6 +183,16 @@ class Subscription:
         acks = [frames.ack(number, finished[split - 1], multiple=True)] if split else []
         acks += [frames.ack(number, tag) for tag in finished[split:]]
         return b"".join(acks)
+
+    async def _until_acknowledged(self, channel: Channel) -> None:
+        """Wait until the queue knows of all acknowledgements. Of many the broker's channel keeps some back,
+        until the queue has taken the first ones, and drops them if it is closed meanwhile. To add and to
+        cancel a consumer goes through the queue, behind those first ones, and then comes the rest's turn.
+        Cancelling the real one could let another start on what lies behind our unsettled deliveries."""
+        if self._has_acked:
+            await channel.basic_consume(self._queue, _never, consumer_tag=BARRIER)
+            await channel.basic_cancel(BARRIER)
+            await self._round_trip(channel)
 
     async def _keep_proving(self) -> None:
         channel = self._channel

@@ -5,6 +5,7 @@ python -m tests.faults.campaign --seed 1 --requests 10000 --faults "kill -9; TCP
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -24,6 +25,7 @@ from tests.rig import DEFAULT_URL
 
 RATE = 300.0  # requests a second
 STRIKE_EVERY = 500  # requests
+SLOW_STRIKE_EVERY = 2_500  # requests, where one strike takes half a minute
 COLUMNS = (
     "fault", "operations", "injected", "lost", "unexpected", "duplicates", "order violations",
     "recovery median s", "worst s", "peak memory MiB",
@@ -52,7 +54,7 @@ def main() -> int:
 
 
 async def _row(fault: Fault, arguments: argparse.Namespace, node: Node) -> tuple[str, list[str]]:
-    strikes = max(1, arguments.requests // STRIKE_EVERY)
+    strikes = max(1, arguments.requests // (SLOW_STRIKE_EVERY if fault.slow else STRIKE_EVERY))
     seed = random.Random(f"{arguments.seed} {fault.name}").randrange(2**32)
     with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
         async with World(
@@ -62,25 +64,29 @@ async def _row(fault: Fault, arguments: argparse.Namespace, node: Node) -> tuple
             node=node if fault.own_node else None,
             seed=seed,
             heartbeat=fault.heartbeat,
+            user=fault.user,
+            behind_tls=fault.behind_tls,
             environment=fault.environment,
         ) as world:
-            await world.start(fault.workers)
             progress = asyncio.create_task(_progress(world, fault, arguments.requests))
+            problems: list[str] = []
             try:
-                await endure(world, fault, arguments.requests, strikes, arguments.rate)
+                async with fault.around(world) if fault.around else contextlib.nullcontext():
+                    await world.start(fault.workers)
+                    await endure(world, fault, arguments.requests, strikes, arguments.rate)
+                    findings = await world.findings()
             except AssertionError as error:
+                problems.append(str(error))
                 findings = await world.findings()
-                return _line(fault, findings, world), [str(error), *findings.broken]
             finally:
                 progress.cancel()
-            findings = await world.findings()
-            return _line(fault, findings, world), findings.broken
+            return _line(fault, findings, world), problems + findings.broken
 
 
 def _line(fault: Fault, findings: Findings, world: World) -> str:
     times = world.recoveries or [0.0]
     cells = (
-        fault.name, findings.operations, world.strikes, findings.lost, findings.unexpected,
+        fault.name, findings.operations, world.injected, findings.lost, findings.unexpected,
         findings.duplicates, findings.order_violations, f"{statistics.median(times):.2f}",
         f"{max(times):.2f}", findings.peak_memory >> 20,
     )  # fmt: skip
@@ -94,7 +100,7 @@ async def _progress(world: World, fault: Fault, requests: int) -> None:
         spent = time.monotonic() - started
         answered = len(world.load.answered)
         print(
-            f"{fault.name}: {answered}/{requests} answered, struck {world.strikes} times, {spent:.0f} s",
+            f"{fault.name}: {answered}/{requests} answered, {world.injected} faults, {spent:.0f} s",
             file=sys.stderr,
             flush=True,
         )

@@ -72,7 +72,7 @@ def world(shared_world: World) -> World:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def make_node_world(prefix: str, tmp_path: Path) -> AsyncIterator[MakeWorld]:
+async def make_module_world(prefix: str, tmp_path: Path) -> AsyncIterator[MakeWorld]:
     """`make_world` for tests that share their event loop with the module's own world."""
     async for make in _make_world(prefix, tmp_path):
         yield make

@@ -101,7 +101,7 @@ async def _stop_at_an_await(world: World) -> float:
 async def few_deliveries(world: World) -> AsyncIterator[None]:
     """The broker gives a message up after so many deliveries that nearly all which share a crash with one
     that ends every worker get through before: what came back three times is made alone, by chance."""
-    await world.deliver_at_most(18)
+    await world.deliver_at_most(22)
     try:
         yield
     finally:
@@ -223,7 +223,7 @@ async def _delete_requests(world: World) -> float:
     """Delete the queue. What was in it is gone by the operator's own hand."""
     await world.node.ctl("delete_queue", f"{world.prefix}.requests")
     now = time.time()
-    world.given_up |= {request.id for request in world.load.unanswered()}
+    world.load.given_up |= {request.id for request in world.load.unanswered()}
     return now
 
 
@@ -233,7 +233,9 @@ async def _delete_reply_queue(world: World) -> float:
     await world.delete_reply_queue()
     now = time.time()
     settled = {call.resource_id for call in world.sandbox.history if call.finished_at}
-    world.may_miss |= {s.id for s in world.load.unanswered() if s.resource is None or s.resource in settled}
+    world.load.may_miss |= {
+        s.id for s in world.load.unanswered() if s.resource is None or s.resource in settled
+    }
     return now
 
 

@@ -107,6 +107,8 @@ class Load:
     sent: list[Sent] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
+    given_up: set[str] = field(default_factory=set)  # requests that a fault took away or dead-lettered
+    may_miss: set[str] = field(default_factory=set)  # requests whose reply a fault may have taken away
     _tails: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     _connection: aio_pika.abc.AbstractConnection | None = None
     _channel: aio_pika.abc.AbstractChannel | None = None
@@ -153,11 +155,14 @@ class Load:
         self.sent.clear()
         self.replies.clear()
         self.answered.clear()
+        self.given_up.clear()
+        self.may_miss.clear()
         self._tails.clear()
 
     def unanswered(self) -> list[Sent]:
-        """Confirmed requests without a reply so far."""
-        return [request for request in self.sent if request.confirmed and request.id not in self.answered]
+        """Confirmed requests without a reply so far, other than those that a fault took away."""
+        done = self.answered | self.given_up | self.may_miss
+        return [request for request in self.sent if request.confirmed and request.id not in done]
 
     async def reply_after(self, moment: float, patience: float = 60.0) -> float | None:
         """Wait for a reply that was made after `moment`; the seconds from then until it was read. None where

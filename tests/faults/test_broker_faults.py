@@ -5,7 +5,15 @@ import asyncio
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.faults import FAULTS, endure
+from tests.faults.faults import (
+    FAULTS,
+    LIMITED,
+    allow_replies,
+    endure,
+    forbid_replies,
+    limited_user,
+    short_consumer_timeout,
+)
 from tests.faults.load import wait_for
 from tests.faults.node import Node
 from tests.faults.world import World, wait_for_depth
@@ -43,14 +51,14 @@ async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_
     world: World,
 ) -> None:
     """The queue is deleted: the broker cancels its consumers, and what was in it is the operator's loss."""
-    ended = sum(worker.told("subscription_ended") for worker in world.workers.running)
+    ended = world.workers.told("subscription_ended")
     await world.load.publish(world.plan(50))
     await world.drained()
     await world.node.ctl("delete_queue", f"{world.prefix}.requests")
     await world.load.publish(world.plan(50))
     await world.drained()
     await world.intact()
-    assert sum(worker.told("subscription_ended") for worker in world.workers.running) > ended
+    assert world.workers.told("subscription_ended") > ended
 
 
 async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(world: World) -> None:
@@ -68,39 +76,30 @@ async def test_a_full_replies_queue_holds_the_requests_back(world: World) -> Non
 
 
 async def test_a_consumer_timeout_gives_the_deliveries_back_and_loses_none(
-    make_node_world: MakeWorld, node: Node
+    make_module_world: MakeWorld, node: Node
 ) -> None:
-    await node.evaluate("application:set_env(rabbit, consumer_timeout, 1500).")
-    await node.evaluate("application:set_env(rabbit, channel_tick_interval, 500).")
-    try:
-        world = await make_node_world(node)
-        world.sandbox.faults.add(Status(path="registration", status=503))
-        load = asyncio.create_task(world.load.publish(world.plan(100)))
-        await wait_for(
-            lambda: sum(worker.told("subscription_ended") for worker in world.workers.running) >= 2,
-            "two time-outs of the consumer",
-        )
-        world.calm()
-        await load
-        await world.drained()
-        world.strikes = 4
+    fault = FAULTS["consumer timeout"]
+    world = await make_module_world(node, workers=0, environment=fault.environment)
+    async with short_consumer_timeout(world):
+        await world.start(2)
+        await endure(world, fault, 100, strikes=1, rate=RATE)
+        assert world.workers.told("subscription_ended")
         await world.intact(last=True)
-    finally:
-        await node.evaluate("application:set_env(rabbit, consumer_timeout, 1800000).")
-        await node.evaluate("application:set_env(rabbit, channel_tick_interval, 60000).")
 
 
-async def test_deliveries_go_back_before_the_consumer_timeout(make_node_world: MakeWorld, node: Node) -> None:
+async def test_deliveries_go_back_before_the_consumer_timeout(
+    make_module_world: MakeWorld, node: Node
+) -> None:
     """Within the hold limit the broker never has to close the channel."""
-    world = await make_node_world(node, environment={"OTT_HOLD_LIMIT": "0.5"})
+    world = await make_module_world(node, environment={"OTT_HOLD_LIMIT": "0.5"})
     world.sandbox.faults.add(Status(path="registration", status=503))
     load = asyncio.create_task(world.load.publish(world.plan(100)))
     await load
     await wait_for(
-        lambda: sum(worker.told("subscribed") for worker in world.workers.running) >= 4,
+        lambda: world.workers.told("subscribed") >= 4,
         "deliveries going back",
     )
-    assert not sum(worker.told("subscription_ended") for worker in world.workers.running)
+    assert not world.workers.told("subscription_ended")
     world.calm()
     await world.drained()
     world.strikes = 10
@@ -108,19 +107,26 @@ async def test_deliveries_go_back_before_the_consumer_timeout(make_node_world: M
 
 
 async def test_without_permission_to_reply_requests_wait_until_it_is_granted(
-    make_node_world: MakeWorld, node: Node
+    make_module_world: MakeWorld, node: Node
 ) -> None:
-    world = await make_node_world(node, workers=0, user="limited")
-    await node.ctl("add_user", "limited", "limited")
-    try:
-        await node.ctl("set_permissions", "limited", ".*", r"^(?!amq\.default$).*", ".*")
+    world = await make_module_world(node, workers=0, user=LIMITED)
+    async with limited_user(world):
+        await forbid_replies(world)
         await world.start(1)
         await world.load.publish(world.plan(40))
         await wait_for(lambda: len(world.sandbox.history.registration_calls) >= 10, "the calls")
         assert not world.load.answered
-        await node.ctl("set_permissions", "limited", ".*", ".*", ".*")
+        await allow_replies(world)
         await world.drained()
         await wait_for_depth(world, "requests", 0)
         await world.intact(last=True)
-    finally:
-        await node.ctl("delete_user", "limited")
+
+
+async def test_permission_to_reply_that_is_taken_away_for_a_while_delays_replies_and_loses_none(
+    make_module_world: MakeWorld, node: Node
+) -> None:
+    world = await make_module_world(node, workers=0, user=LIMITED)
+    async with limited_user(world):
+        await world.start(2)
+        await endure(world, FAULTS["no permission for the reply queue"], 150, strikes=1, rate=RATE)
+        await world.intact(last=True)

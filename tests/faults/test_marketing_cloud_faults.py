@@ -1,9 +1,14 @@
 """Marketing Cloud goes wrong: an outage is a pause, and what is asked for comes out right in the end."""
 
+import time
+
 import pytest
 
+from tests.faults.conftest import MakeWorld
 from tests.faults.faults import FAULTS, QUICK_GATE, endure
+from tests.faults.load import wait_for
 from tests.faults.world import World
+from worker.sandbox.faults import Status
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -113,3 +118,41 @@ async def test_a_token_endpoint_that_refuses_is_an_outage(world: World) -> None:
 
 async def test_a_loop_of_401s_is_an_outage(world: World) -> None:
     await _endures(world, "401 loop")
+
+
+async def test_a_wrong_certificate_is_an_outage_until_it_is_right_again(
+    make_module_world: MakeWorld, module_broker_url: str
+) -> None:
+    await _endures_without_the_way(make_module_world, module_broker_url, "wrong certificate")
+
+
+async def test_a_host_name_that_is_not_known_is_an_outage_until_it_is_known_again(
+    make_module_world: MakeWorld, module_broker_url: str
+) -> None:
+    await _endures_without_the_way(make_module_world, module_broker_url, "DNS failure")
+
+
+async def _endures_without_the_way(make: MakeWorld, url: str, name: str) -> None:
+    world = await make(url, workers=1, behind_tls=True, environment=FAULTS[name].environment)
+    await endure(world, FAULTS[name], 120, strikes=1, rate=100)
+    assert world.workers.told("gate_closed"), "nothing was hit"
+    await world.intact(last=True)
+
+
+async def test_an_outage_of_an_hour_spends_no_attempt_and_dead_letters_nothing(
+    make_module_world: MakeWorld, module_broker_url: str
+) -> None:
+    """With shortened clocks: every request was held, given back and held again, five times over."""
+    clocks = {"FAULTS_CLOCKS": QUICK_GATE, "OTT_HOLD_LIMIT": "0.5"}
+    world = await make_module_world(module_broker_url, workers=1, environment=clocks)
+    world.sandbox.faults.add(Status(path="registration", status=503))
+    await world.load.publish(world.plan(300, invalid=0))
+    await wait_for(lambda: world.workers.told("subscribed") > 5, "deliveries going back")
+    assert not world.load.answered
+    world.struck()
+    world.calm()
+    await world.recovered(time.time())
+    await world.drained()
+    await world.intact(last=True)
+    assert {reply.attempts for reply in world.load.replies} == {1}
+    assert not world.letters

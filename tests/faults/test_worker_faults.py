@@ -5,11 +5,11 @@ import signal
 import time
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.faults import FAULTS, HEARTBEAT, endure
-from tests.faults.load import Sent, wait_for
+from tests.faults.faults import FAULTS, HEARTBEAT, endure, few_deliveries
+from tests.faults.load import wait_for
 from tests.faults.node import Node
 from tests.faults.workers import Stop
-from tests.faults.world import wait_for_depth
+from tests.faults.world import POISON, wait_for_letter
 from worker.sandbox.faults import Latency
 
 JOURNEY = (
@@ -96,28 +96,18 @@ async def test_a_frozen_worker_that_wakes_up_makes_no_late_call(
 async def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(
     make_world: MakeWorld, node: Node
 ) -> None:
-    world = await make_world(node, workers=0)
-    requests = world.plan(60, invalid=0)
-    culprit = next(
-        r for n, r in enumerate(requests) if n > 10 and r.resource not in _resources(requests[n + 1 :])
-    )
-    world.workers.environment["FAULTS_POISON"] = culprit.id
-    world.given_up.add(culprit.id)
-    await world.deliver_at_most(12)
-    await world.start(3)
-    await world.load.publish(requests)
-    await world.drained(within=150)
-    await wait_for_depth(world, "dead", 1)
-    await world.no_limits()
-    world.strikes = sum(worker.process.returncode == -signal.SIGKILL for worker in world.workers.all)
-    await world.intact(last=True)
+    world = await make_world(node, workers=0, environment={"FAULTS_POISON": POISON})
+    culprit = world.culprit()
+    requests = world.plan(40, invalid=0)
+    async with few_deliveries(world):
+        await world.start(3)
+        await world.load.publish([*requests[:10], culprit, *requests[10:]])
+        await wait_for_letter(world, culprit.id, 150)
+        await world.drained()
+        await world.intact(last=True)
     assert [(letter.request_id, letter.reason) for letter in world.letters] == [
         (culprit.id, "delivery_limit")
     ]
-
-
-def _resources(requests: list[Sent]) -> set[str | None]:
-    return {request.resource for request in requests}
 
 
 async def test_calls_in_flight_when_a_worker_is_killed_never_overlap_the_standbys(

@@ -42,11 +42,11 @@ class Wiretap:
         said, heard = _Frames(connection.said, skip=PROTOCOL_HEADER), _Frames(connection.heard)
         return said.feed, heard.feed, lambda: self._connections.remove(connection)
 
-    def kind(self, published: commands.Basic.Publish) -> str:
-        """What a message is that a worker publishes."""
-        if published.exchange == f"{self._prefix}.dead":
+    def kind(self, method: commands.Basic.Publish | commands.Basic.Deliver | commands.Basic.Return) -> str:
+        """What the message is that this method brings; "reply" stands for requests as well."""
+        if method.exchange == f"{self._prefix}.dead":
             return "dead"
-        return "journal" if published.routing_key == f"{self._prefix}.journal" else "reply"
+        return "journal" if method.routing_key == f"{self._prefix}.journal" else "reply"
 
     def published(self, kind: str, request_id: str) -> None:
         self._published.add((kind, request_id))
@@ -102,7 +102,8 @@ class _Connection:
             channel.heard = part
         elif isinstance(part, header.ContentHeader):
             if isinstance(channel.heard, commands.Basic.Deliver):
-                channel.delivered[channel.heard.delivery_tag] = _request(part, "request")
+                if self._tap.kind(channel.heard) != "journal":
+                    channel.delivered[channel.heard.delivery_tag] = _request(part, "request")
             else:
                 kind = self._tap.kind(channel.heard)
                 channel.returned[kind, _request(part, kind)] += 1

@@ -64,8 +64,6 @@ class World:
         self.rng = random.Random(seed)
         self.strikes = 0
         self.recoveries: list[float] = []
-        self.given_up: set[str] = set()  # requests that a fault took away or dead-lettered
-        self.may_miss: set[str] = set()  # requests whose reply a fault may have taken away
         self.folder = folder
         self._node = node
         self._heartbeat = heartbeat
@@ -140,16 +138,15 @@ class World:
         self.sandbox.registrations.clear()
         self.strikes = 0
         self.recoveries = []
-        self.given_up.clear()
-        self.may_miss.clear()
         self.letters.clear()
         self._versions.clear()
 
     def culprit(self) -> Sent:
         """A request that ends every worker which is told of `POISON`. It has a resource of its own, and gets
         no reply: the broker gives it up."""
-        culprit = request(f"{POISON}-{self.rng.randrange(2**32):08x}", POISON, self.rng)
-        self.given_up.add(culprit.id)
+        number = self.rng.randrange(10**9)
+        culprit = request(f"{POISON}-{number}", str(2 * 10**9 + number), self.rng)
+        self.load.given_up.add(culprit.id)
         return culprit
 
     def plan(self, count: int, resources: int = 20, invalid: float = 0.03) -> list[Sent]:
@@ -180,12 +177,8 @@ class World:
     async def drained(self, within: float = DRAIN_WITHIN) -> None:
         """Wait until every confirmed request is answered, every refused one is dead-lettered too, and no
         delivery is left without an acknowledgement."""
-        excused = self.given_up | self.may_miss
-        await wait_for(
-            lambda: not [s for s in self.load.unanswered() if s.id not in self.given_up | self.may_miss],
-            "an answer to every request",
-            within,
-        )
+        await wait_for(lambda: not self.load.unanswered(), "an answer to every request", within)
+        excused = self.load.given_up | self.load.may_miss
         refused = [s for s in self.load.sent if not s.is_valid and s.confirmed and s.id not in excused]
         deadline = time.monotonic() + within
         while await self.depth("dead") + len(self.letters) < len(refused):
@@ -206,7 +199,7 @@ class World:
         registered = {
             key.resource_id: version_of(held.body) for key, held in self.sandbox.registrations.items()
         }
-        given_up = [s for s in self.load.sent if s.id in self.given_up and s.resource]
+        given_up = [s for s in self.load.sent if s.id in self.load.given_up and s.resource]
         return check(
             Evidence(
                 sent=self.load.sent,
@@ -223,8 +216,8 @@ class World:
                 attempts=ATTEMPTS,
                 peak_memory=max((worker.peak_memory for worker in self.workers.all), default=0),
                 peak_files=max((worker.peak_files for worker in self.workers.all), default=0),
-                given_up=frozenset(self.given_up),
-                may_miss=frozenset(self.may_miss),
+                given_up=frozenset(self.load.given_up),
+                may_miss=frozenset(self.load.may_miss),
                 unfinished=frozenset(s.resource for s in given_up if s.resource),
             )
         )

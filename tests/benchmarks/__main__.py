@@ -18,7 +18,7 @@ from tests.benchmarks.scenarios import Bench
 
 RESULTS = Path(__file__).parent / "results.json"
 PROBE_LIMIT = 500.0  # requests a second; what sends and receives them takes a share of the machine too
-SCENARIOS = ("compare", "latency", "resources", "bodies", "backlog", "added", "start", "stages")
+SCENARIOS = ("compare", "latency", "slots", "resources", "bodies", "backlog", "added", "start", "stages")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pamqp import commands
@@ -27,7 +27,7 @@ class Contender:
 
     @property
     def is_ours(self) -> bool:
-        return self is OURS
+        return self.name == OURS.name
 
 
 def _python(program: str) -> Callable[[Environment], list[str]]:
@@ -35,6 +35,13 @@ def _python(program: str) -> Callable[[Environment], list[str]]:
 
 
 OURS = Contender("ott-worker", lambda _: [sys.executable, "-m", "worker", "run"])
+
+
+def watched(file: Path) -> Contender:
+    """Our worker, which writes to `file` where the time of its deliveries went (slots.py)."""
+    return replace(OURS, command=lambda _: [sys.executable, "-m", "tests.benchmarks.slots", str(file)])
+
+
 AIO_PIKA = Contender("aio-pika + aiohttp", _python("aio_pika_loop.py"))
 AIORMQ = Contender("aiormq + aiohttp", _python("aiormq_loop.py"))
 FASTSTREAM = Contender("FastStream", _python("faststream_app.py"))

@@ -75,6 +75,20 @@ def _latency(table: dict[str, Any]) -> str:
     )
 
 
+def _slots(table: dict[str, Any]) -> str:
+    reached = [(name, f"{share:.1%}") for name, share in table["reached"].items()]
+    spent = [(what, f"{ms:.1f}") for what, ms in table["milliseconds"].items()]
+    total = sum(table["milliseconds"].values())
+    return (
+        "### Where a slot's time goes\n\nAt 200 ms, of prefetch ÷ latency. A slot is taken until the broker "
+        "has heard the acknowledgement, so the waits for the confirm and for the next delivery count. Bare "
+        "loops end at the same place.\n\n"
+        + _table(("", "reached"), reached)
+        + f"\n\nOne turn of one slot of the worker, {total:.1f} ms:\n\n"
+        + _table(("", "ms"), spent)
+    )
+
+
 def _resources(table: dict[str, Any]) -> str:
     rows = [(f"{int(n):,}", f"{r['rate']:.0f}", f"{r['cpu']:.0f}") for n, r in table.items()]
     return "### Resources\n\nRequests for one resource go one at a time.\n\n" + _table(
@@ -134,6 +148,7 @@ def _stage_table(table: dict[str, Any]) -> str:
 _TABLES = {
     "compare": _compare,
     "latency": _latency,
+    "slots": _slots,
     "resources": _resources,
     "bodies": _bodies,
     "backlog": _backlog,

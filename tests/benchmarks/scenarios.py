@@ -16,7 +16,17 @@ import aiormq
 from pamqp import commands
 
 from tests.benchmarks import stages
-from tests.benchmarks.contender import ALL, OURS, Contender, body, messages
+from tests.benchmarks.contender import (
+    AIO_PIKA,
+    AIORMQ,
+    ALL,
+    NODE,
+    OURS,
+    Contender,
+    body,
+    messages,
+    watched,
+)
 from tests.benchmarks.environment import Environment
 from tests.benchmarks.measure import Run, Work, _until, run, stage
 from tests.benchmarks.process import Process
@@ -79,6 +89,27 @@ class Bench:
             limit = min(bound, cpu_limit)
             table[f"{latency * 1000:.0f}"] = {"rate": made.rate, "limit": limit, "cpu": made.cpu}
         return table
+
+    async def slots(self, latency: float = 0.2) -> Table:
+        """What bare loops reach of prefetch ÷ latency, and what one of our slots spends its time on."""
+        bound = Work.prefetch / latency
+        work = Work(int(bound * 14), latency=latency, warm=int(bound * 2))
+        rates = {c.name: (await self._run(c, work)).rate for c in (OURS, AIO_PIKA, AIORMQ, NODE)}
+        with tempfile.NamedTemporaryFile() as file:
+            made = await self._run(watched(Path(file.name)), work, "watched")
+            spent = json.loads(file.read())
+        turn = work.prefetch / made.rate
+        return {
+            "reached": {name: rate / bound for name, rate in rates.items()},
+            "milliseconds": {
+                "the upstream": latency * 1000,
+                "from arrival to the call, and the call over the upstream's own time": (
+                    (spent["held"] - spent["settling"] - latency) * 1000
+                ),
+                "reply and journal record confirmed by the broker": spent["settling"] * 1000,
+                "from the acknowledgement to the next delivery": (turn - spent["held"]) * 1000,
+            },
+        }
 
     async def resources(self) -> Table:
         """Few resources and many."""

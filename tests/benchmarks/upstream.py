@@ -55,7 +55,8 @@ class Upstream(asyncio.Protocol):
     def _created(self) -> None:
         (done,) = COUNT.unpack_from(self._count)
         COUNT.pack_into(self._count, 0, done + 1)
-        self._transport.write(CREATED)
+        if not self._transport.is_closing():
+            self._transport.write(CREATED)
 
 
 async def serve(count_file: str, latency: float) -> None:

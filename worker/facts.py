@@ -80,6 +80,10 @@ class Listener:
     def stale_deliveries(self, count: int) -> None:
         """Deliveries of a lost connection were thrown away; the broker delivers them again."""
 
+    def acknowledgements_unheard(self) -> None:
+        """The broker did not answer in time at the end of a subscription: what was acknowledged last may be
+        delivered again."""
+
     def returned(self, count: int, why: str) -> None:
         """Deliveries go back to the queue, in order."""
 

@@ -1,16 +1,18 @@
 """Looking through a queue and removing from it, with windows so small that many are needed."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aio_pika
 import pytest
 
 from tests.rig import until
 from worker.broker import frames, queue_browser, topology
-from worker.broker.connection import Connection, connect
+from worker.broker.connection import Channel, Connection, connect
 from worker.broker.queue_browser import QueueBrowser, depth, lock
 from worker.broker.topology import Topology
-from worker.errors import QueueInUse, TopologyError
+from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings
 
 COUNT = 200
@@ -144,14 +146,94 @@ async def test_hundreds_removed_at_the_last_moment_are_gone(connection: Connecti
             taken = [delivery async for delivery in browser.take(COUNT, held=COUNT)]
             acks = [frames.ack(browser._channel.number, delivery.tag) for delivery in taken[:-1]]
             connection.write(b"".join(acks))
+            browser._credit, browser._has_removed = browser._credit + len(acks), True
         assert await depth(connection, queue) == 1
         await _fill(connection, queue)
 
 
 async def _fill(connection: Connection, queue: str) -> None:
-    channel = await connection.channel()
+    channel = await connection.channel(confirms=True)
     await channel.queue_purge(queue)
-    for i in range(COUNT):
-        await channel.basic_publish(str(i).encode(), routing_key=queue)
+    publishes = [channel.basic_publish(str(i).encode(), routing_key=queue) for i in range(COUNT)]
+    await asyncio.gather(*publishes)
     await channel.close()
     await until(lambda: _is_whole(connection, queue), "the messages")
+
+
+async def test_removing_that_stops_early_keeps_the_order(connection: Connection, queue: str) -> None:
+    """With deliveries still on their way when it ends."""
+    for _ in range(5):
+        left = list(range(COUNT))
+        async with QueueBrowser(connection, queue, window=5) as browser:
+            taking = browser.take(COUNT, held=50)
+            for _ in range(60):
+                delivery = await anext(taking)
+                if int(delivery.body) % 2:
+                    await browser.remove(delivery)
+                    left.remove(int(delivery.body))
+        assert await bodies(connection, queue) == left
+        await _fill(connection, queue)
+
+
+async def test_what_arrives_while_others_are_removed_stays_behind_them(
+    connection: Connection, queue: str
+) -> None:
+    channel = await connection.channel(confirms=True)
+    last = COUNT
+
+    async def publish() -> None:
+        nonlocal last
+        while True:
+            await channel.basic_publish(str(last).encode(), routing_key=queue)
+            last += 1
+
+    publishing = asyncio.create_task(publish())
+    for _ in range(10):
+        async with QueueBrowser(connection, queue, window=20) as browser:
+            taking = browser.take(30, held=20)
+            for _ in range(10):
+                await browser.remove(await anext(taking))
+    publishing.cancel()
+    await asyncio.gather(publishing, return_exceptions=True)
+    await channel.close()
+    left = await bodies(connection, queue, last)
+    assert left == sorted(left)
+    assert left[0] == 100
+
+
+async def test_an_empty_queue_is_believed(connection: Connection, queue: str) -> None:
+    channel = await connection.channel()
+    await channel.queue_purge(queue)
+    assert await depth(connection, queue) == 0
+    async with lock(connection, queue):
+        assert await bodies(connection, queue) == []
+
+
+async def test_a_queue_whose_leader_does_not_answer_is_not_taken_for_empty(
+    connection: Connection, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ then answers a passive declare with no messages and no consumers."""
+    declare, silent = Channel.queue_declare, 3
+
+    async def sometimes(self: Channel, name: str, **more: Any) -> Any:
+        nonlocal silent
+        declared = await declare(self, name, **more)
+        if more.get("passive") and silent:
+            silent -= 1
+            declared.message_count = declared.consumer_count = 0
+        return declared
+
+    monkeypatch.setattr(Channel, "queue_declare", sometimes)
+    assert await depth(connection, queue) == COUNT
+    assert await bodies(connection, queue) == list(range(COUNT))
+
+
+async def test_a_connection_that_is_lost_after_removing_is_told(
+    connection: Connection, queue: str, make_settings: Callable[..., Settings]
+) -> None:
+    other = await connect(make_settings(), "test")
+    browser = await QueueBrowser(other, queue).__aenter__()
+    await browser.remove(await anext(browser.take(COUNT, held=COUNT)))
+    await other.close()
+    with pytest.raises(BrokerUnreachable, match="may be there again"):
+        await browser.__aexit__(None)

@@ -2,8 +2,10 @@
 of a lost connection lives on."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
+from collections.abc import Iterator
 from typing import Any, cast
 
 import aiormq
@@ -42,6 +44,10 @@ class _Connection(aiormq.Connection):
         self.taps: dict[int, Tap] = {}
         self.writer: asyncio.StreamWriter | None = None
 
+    @property
+    def is_blocked(self) -> bool:
+        return self.connected.is_set() and not self._Connection__connection_unblocked.is_set()  # type: ignore[attr-defined]
+
     async def _Connection__reader(self, frame_receiver: Any) -> None:  # noqa: N802
         receiver = FrameReceiver(frame_receiver.reader, self.taps)
         await super()._Connection__reader(receiver)  # type: ignore[misc]
@@ -52,8 +58,8 @@ class _Connection(aiormq.Connection):
 
 
 # What aiormq lets through when the peer goes away in the middle of the handshake, as a broker does that is
-# just starting. Its own clean-up may come up as a cancellation that nobody asked for.
-HANDSHAKE_ERRORS = (StopAsyncIteration, EOFError, asyncio.CancelledError)
+# just starting.
+HANDSHAKE_ERRORS = (StopAsyncIteration, EOFError)
 
 
 class Connection:
@@ -65,7 +71,7 @@ class Connection:
         connection.closing.add_done_callback(self._on_closed)
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
-        if not closing.cancelled():
+        if closing.done() and not closing.cancelled():
             closing.exception()
         if not self.lost.done():
             self.lost.set_result(None)
@@ -73,6 +79,11 @@ class Connection:
     @property
     def is_open(self) -> bool:
         return not self.lost.done()
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker has said that it takes no publishes for now: an alarm of memory or disk."""
+        return self._connection.is_blocked
 
     @property
     def heartbeat(self) -> float:
@@ -90,12 +101,9 @@ class Connection:
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """Open a channel. Raises BrokerUnreachable."""
-        try:
+        with broker_errors("RabbitMQ gave no channel"):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                channel = await self._connection.channel(publisher_confirms=confirms)
-                return cast(Channel, channel)
-        except (TimeoutError, *AMQP_ERRORS) as error:
-            raise BrokerUnreachable(f"RabbitMQ gave no channel: {describe(error)}") from None
+                return cast(Channel, await self._connection.channel(publisher_confirms=confirms))
 
     def tap(self, channel: Channel, on_content: OnContent, on_confirm: OnConfirm | None = None) -> Tap:
         """Have what concerns messages on `channel` handed over at once (frames.py), until it closes. The
@@ -119,18 +127,39 @@ class Connection:
 
     async def close(self) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
-        try:
+        with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._connection.close()
-        except (TimeoutError, asyncio.CancelledError, *AMQP_ERRORS) as error:
-            if isinstance(error, asyncio.CancelledError) and _cancelled():
-                raise
+        writer = self._connection.writer
+        if writer is not None and not self._connection.closing.done():
+            writer.transport.abort()
         self._on_closed(self._connection.closing)
 
 
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+@contextlib.contextmanager
+def broker_errors(what: str, *further: type[Exception]) -> Iterator[None]:
+    """Translate what the client raises into BrokerUnreachable, which begins with `what`. The client cancels
+    its own calls when a connection ends under them: that is no cancellation of ours."""
+    errors: tuple[type[BaseException], ...] = (TimeoutError, asyncio.CancelledError, *AMQP_ERRORS, *further)
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, asyncio.CancelledError) and _cancelled():
+            raise
+        raise BrokerUnreachable(f"{what}: {describe(error)}") from None
+
+
+async def close_channel(channel: Channel, patience: float) -> None:
+    """Close it within so many seconds; never raises. Where the broker does not answer, the connection is
+    lost and the channel with it."""
+    with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
+        async with asyncio.timeout(patience):
+            await channel.close()
 
 
 async def connect(settings: Settings, purpose: str) -> Connection:
@@ -144,13 +173,9 @@ async def connect(settings: Settings, purpose: str) -> Connection:
         client_properties={"connection_name": f"ott-worker {purpose}", "product": "ott-worker"},
     )
     where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
-    try:
+    with broker_errors(f"RabbitMQ at {where} cannot be reached", *HANDSHAKE_ERRORS):
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
-    except (TimeoutError, *AMQP_ERRORS, *HANDSHAKE_ERRORS) as error:
-        if isinstance(error, asyncio.CancelledError) and _cancelled():
-            raise
-        raise BrokerUnreachable(f"RabbitMQ at {where} cannot be reached: {describe(error)}") from None
     return Connection(connection)
 
 
@@ -194,6 +219,7 @@ def describe(error: BaseException) -> str:
 _NO_VHOST = "the virtual host does not exist or is not allowed (check OTT_AMQP_URL)"
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "no answer in time"),
+    (asyncio.CancelledError, "the connection was lost"),
     (ConnectionRefusedError, "connection refused"),
     (socket.gaierror, "the host name is not known"),
     (

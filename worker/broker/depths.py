@@ -1,14 +1,13 @@
 """How many messages wait in the queues of one prefix, asked for now and then by passive declares."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiormq.exceptions
 
-from worker.broker.connection import AMQP_ERRORS, Channel, Connection
+from worker.broker.connection import Channel, Connection, broker_errors, close_channel
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 
@@ -55,24 +54,21 @@ class QueueDepths:
             channel = await self._open()
             if channel is None:
                 return
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                declared = await channel.queue_declare(queue, passive=True)
-        except aiormq.exceptions.AMQPChannelError:
-            self._channel = (
-                None  # a queue that is missing or forbidden closes the channel it was asked for on
-            )
-            self._answers.pop(name, None)
-        except (TimeoutError, BrokerUnreachable, *AMQP_ERRORS):
+            with broker_errors("No depth"):
+                messages = await _depth(channel, queue)
+        except BrokerUnreachable:
             await self._give_up()
+            return
+        if messages is not None:
+            self._answers[name] = _Answer(messages, time.monotonic())
         else:
-            self._answers[name] = _Answer(declared.message_count or 0, time.monotonic())
+            self._channel = None
+            self._answers.pop(name, None)
 
     async def _give_up(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None and not channel.is_closed:
-            with contextlib.suppress(TimeoutError, *AMQP_ERRORS):
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    await channel.close()
+            await close_channel(channel, ANSWER_TIMEOUT)
 
     async def _open(self) -> Channel | None:
         connection = self._connection()
@@ -82,3 +78,13 @@ class QueueDepths:
             self._asked_on = connection
             self._channel = await connection.channel()
         return self._channel
+
+
+async def _depth(channel: Channel, queue: str) -> int | None:
+    """None where the queue is missing or forbidden, which closes the channel it was asked for on."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            declared = await channel.queue_declare(queue, passive=True)
+    except aiormq.exceptions.AMQPChannelError:
+        return None
+    return declared.message_count or 0

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import aiormq.abc
 import aiormq.exceptions
 
-from worker.broker.connection import AMQP_ERRORS, Channel, Connection, connect, describe
+from worker.broker.connection import Channel, Connection, broker_errors, close_channel, connect
 from worker.broker.journal import CLOCK_HEADER
 from worker.broker.properties import Properties
 from worker.broker.topology import Topology
-from worker.errors import BrokerUnreachable, TopologyError
+from worker.errors import TopologyError
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
@@ -92,20 +92,21 @@ class JournalReader:
         channel = await self._connection.channel()
         consumer = _Consumer(channel, prefetch)
         try:
+            with broker_errors("The journal could not be read"):
+                await self._start(channel, consumer, prefetch, start)
+                yield consumer
+        finally:
+            await close_channel(channel, RPC_TIMEOUT)
+
+    async def _start(self, channel: Channel, consumer: "_Consumer", prefetch: int, start: Start) -> None:
+        try:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await channel.basic_qos(prefetch_count=prefetch)
                 await channel.basic_consume(self._stream, consumer.take, arguments={OFFSET_HEADER: start})
-            yield consumer
         except aiormq.exceptions.ChannelNotFoundEntity:
             raise TopologyError(f"The stream {self._stream} is missing: start the worker once") from None
         except aiormq.exceptions.ChannelAccessRefused:
             raise TopologyError(f"The stream {self._stream} may not be read by this user") from None
-        except (TimeoutError, *AMQP_ERRORS) as error:
-            raise BrokerUnreachable(f"The journal could not be read: {describe(error)}") from None
-        finally:
-            with contextlib.suppress(TimeoutError, *AMQP_ERRORS):
-                async with asyncio.timeout(RPC_TIMEOUT):
-                    await channel.close()
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ import aiormq.exceptions
 from aiormq.channel import Channel
 
 from worker.broker import frames, topology
-from worker.broker.connection import AMQP_ERRORS, Connection, connect
+from worker.broker.connection import Connection, close_channel, connect
 from worker.broker.properties import Properties, short_string
 from worker.errors import (
     BrokerUnreachable,
@@ -256,11 +256,17 @@ class _ConfirmChannel:
         if now < self._renew_at:
             return
         self._renew_at, self._stuck = now + RENEW_EVERY, False
-        await _close(channel)
+        await close_channel(channel, SWEEP)
 
     def _sweep(self) -> None:
         """Publish again what has waited too long: a confirm can be lost with a half-dead peer."""
-        overdue = asyncio.get_running_loop().time() - CONFIRM_TIMEOUT
+        now = asyncio.get_running_loop().time()
+        if self._connection is not None and self._connection.is_blocked:
+            # It waits in the connection, and the broker reads on from there when its alarm has ended.
+            for promise in self._sent.values():
+                promise.sent_at = now
+            return
+        overdue = now - CONFIRM_TIMEOUT
         for tag, promise in list(self._sent.items()):
             if promise.sent_at > overdue:
                 break
@@ -435,11 +441,3 @@ _NUMBERS = count()
 def _fresh_id() -> str:
     """A message id that no other publish has: this process's own part, and a number."""
     return f"{_RUN}{next(_NUMBERS):012x}"
-
-
-async def _close(channel: Channel) -> None:
-    try:
-        async with asyncio.timeout(SWEEP):
-            await channel.close()
-    except (TimeoutError, *AMQP_ERRORS):
-        pass  # the connection is lost, and the channel with it

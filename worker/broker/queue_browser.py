@@ -15,7 +15,7 @@ from typing import Self
 import aiormq.abc
 import aiormq.exceptions
 
-from worker.broker.connection import AMQP_ERRORS, Channel, Connection, describe
+from worker.broker.connection import Channel, Connection, broker_errors
 from worker.broker.subscription import Delivery, delivery_of
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError, WorkerError
 
@@ -23,12 +23,16 @@ RPC_TIMEOUT = 30.0  # seconds
 LOCK_PATIENCE = 3.0  # seconds; a killed process's connection takes a moment to end
 LOOK_EVERY = 0.1  # seconds
 QUIET = 1.0  # seconds without a delivery, then the queue is asked whether there is more
+QUIET_ROUNDS = 2  # in which it says no: what it has given out may still be on its way
+PATIENCE = 30.0  # seconds for a queue whose leader does not answer
 LARGEST_PREFETCH = 65_535
 # Looking acknowledges nothing, so a consumer gives out once its prefetch is used up, and the next
 # consumer of the channel goes on; the channel's consumers return what they hold in the order of their tags.
 # (That is a small map of the broker's, which keeps its keys sorted up to 32 of them.)
 FIRST_WINDOW = 2_000
 WINDOWS = 32
+LOST = "The connection to RabbitMQ was lost"
+BARRIER = "browse-barrier"  # consumer tag
 
 Deliveries = AsyncGenerator[Delivery, None]
 
@@ -45,7 +49,7 @@ async def lock(connection: Connection, queue: str) -> AsyncIterator[None]:
         await _until_unused(connection, queue)
         yield
     finally:
-        with contextlib.suppress(TimeoutError, *AMQP_ERRORS):
+        with contextlib.suppress(BrokerUnreachable), broker_errors(LOST):
             async with asyncio.timeout(RPC_TIMEOUT):
                 if channel is not None:
                     await channel.queue_delete(f"{queue}.lock")
@@ -56,19 +60,18 @@ async def _locked(connection: Connection, name: str) -> Channel | None:
     patience = asyncio.get_running_loop().time() + LOCK_PATIENCE
     while True:
         channel = await connection.channel()
-        try:
-            async with asyncio.timeout(RPC_TIMEOUT):
-                await channel.queue_declare(name, exclusive=True)
-        except aiormq.exceptions.ChannelLockedResource:
-            if asyncio.get_running_loop().time() > patience:
-                raise QueueInUse("Another dead-letters command is at work: wait until it ends") from None
-            await asyncio.sleep(LOOK_EVERY)
-        except aiormq.exceptions.ChannelAccessRefused:
-            return None
-        except (TimeoutError, *AMQP_ERRORS) as error:
-            raise _lost(error) from None
-        else:
-            return channel
+        with broker_errors(LOST):
+            try:
+                async with asyncio.timeout(RPC_TIMEOUT):
+                    await channel.queue_declare(name, exclusive=True)
+            except aiormq.exceptions.ChannelLockedResource:
+                if asyncio.get_running_loop().time() > patience:
+                    raise QueueInUse("Another dead-letters command is at work: wait until it ends") from None
+                await asyncio.sleep(LOOK_EVERY)
+            except aiormq.exceptions.ChannelAccessRefused:
+                return None
+            else:
+                return channel
 
 
 async def _until_unused(connection: Connection, queue: str) -> None:
@@ -87,25 +90,56 @@ async def depth(connection: Connection, queue: str) -> int:
 
 async def _state(connection: Connection, queue: str) -> tuple[int, int]:
     """Ready messages, and consumers."""
+    patience = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        state = await _asked(connection, queue)
+        if state is not None:
+            return state
+        if asyncio.get_running_loop().time() > patience:
+            raise BrokerUnreachable(f"The leader of {queue} does not answer: try again later")
+
+
+async def _asked(connection: Connection, queue: str) -> tuple[int, int] | None:
+    """None where the answer is not to be believed: RabbitMQ says nothing of all, where the queue's leader did
+    not answer in a quarter of a second. To get a message waits for the leader."""
     channel = await connection.channel()
-    try:
-        async with asyncio.timeout(RPC_TIMEOUT):
-            declared = await channel.queue_declare(queue, passive=True)
-            await channel.close()
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        raise TopologyError(
-            f"The queue {queue} is missing: start the worker once, or check OTT_PREFIX"
-        ) from None
-    except aiormq.exceptions.ChannelAccessRefused:
-        raise TopologyError(f"The queue {queue} may not be read by this user") from None
-    except (TimeoutError, *AMQP_ERRORS) as error:
-        raise _lost(error) from None
+    with broker_errors(LOST):
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT):
+                state = await _declared(channel, queue)
+                is_believed = any(state) or await _is_empty(channel, queue)
+                await channel.close()
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            raise TopologyError(
+                f"The queue {queue} is missing: start the worker once, or check OTT_PREFIX"
+            ) from None
+        except aiormq.exceptions.ChannelAccessRefused:
+            raise TopologyError(f"The queue {queue} may not be read by this user") from None
+    return state if is_believed else None
+
+
+async def _is_empty(channel: Channel, queue: str) -> bool:
+    """Asks for a message. One that comes is back in its place when this ends: nobody consumes past it."""
+    message = await channel.basic_get(queue)
+    if message.delivery_tag is None:
+        return True
+    await channel.basic_reject(message.delivery_tag, requeue=True)
+    ready, consumers = 0, 0
+    while ready <= (message.message_count or 0) and not consumers:
+        await asyncio.sleep(LOOK_EVERY)
+        ready, consumers = await _declared(channel, queue)
+    return False
+
+
+async def _declared(channel: Channel, queue: str) -> tuple[int, int]:
+    declared = await channel.queue_declare(queue, passive=True)
     return declared.message_count or 0, declared.consumer_count or 0
 
 
 class QueueBrowser:
     """The deliveries of one look, on a channel of its own. Everything that was not removed goes back to
-    its place when the context ends. Raises TopologyError or BrokerUnreachable."""
+    its place when the context ends. Raises TopologyError or BrokerUnreachable, also at the end, where it is
+    not known that what was removed is gone."""
 
     def __init__(self, connection: Connection, queue: str, *, window: int = FIRST_WINDOW) -> None:
         self._connection = connection
@@ -114,19 +148,29 @@ class QueueBrowser:
         self._arrived: deque[Delivery] = deque()
         self._news = asyncio.Event()
         self._credit = 0
-        self._consumers: list[str] = []
+        self._has_removed = False
 
     async def __aenter__(self) -> Self:
         self._channel = await self._connection.channel()
         self._channel.closing.add_done_callback(lambda _: self._news.set())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        with contextlib.suppress(TimeoutError, WorkerError, *AMQP_ERRORS):
-            async with asyncio.timeout(RPC_TIMEOUT):
-                await self._until_removed()
-                await self._channel.close()
-                await _until_unused(self._connection, self._queue)  # and the rest is back
+    async def __aexit__(self, error: object, *_: object) -> None:
+        try:
+            if self._has_removed:
+                with broker_errors(LOST):
+                    async with asyncio.timeout(RPC_TIMEOUT):
+                        await self._until_removed()
+        except WorkerError:
+            if error is None:
+                raise BrokerUnreachable(
+                    "The connection to RabbitMQ was lost at the end: what was removed last may be there again"
+                ) from None
+        finally:
+            with contextlib.suppress(WorkerError), broker_errors(LOST):
+                async with asyncio.timeout(RPC_TIMEOUT):
+                    await self._channel.close()
+                    await _until_unused(self._connection, self._queue)  # and the rest is back
 
     async def look(self, count: int) -> Deliveries:
         """The oldest `count` messages in their order, or fewer if there are fewer."""
@@ -154,11 +198,10 @@ class QueueBrowser:
 
     async def remove(self, delivery: Delivery) -> None:
         """Take one that was looked at out of the queue, for good."""
-        try:
+        with broker_errors(LOST):
             await self._channel.basic_ack(delivery.tag)
-        except AMQP_ERRORS as error:
-            raise _lost(error) from None
         self._credit += 1
+        self._has_removed = True
 
     def check(self) -> None:
         """Raise BrokerUnreachable if the deliveries are the broker's again."""
@@ -167,11 +210,19 @@ class QueueBrowser:
 
     async def _until_removed(self) -> None:
         """Wait until the queue knows what was removed. Of many acknowledgements the broker's channel keeps
-        some back, until the queue has taken the first ones, and drops them if it is closed meanwhile. To
-        cancel a consumer goes through the queue, behind those first ones, and then comes the rest's turn."""
-        for tag in self._consumers:
-            await self._channel.basic_cancel(tag)
-        await self._channel.queue_declare(self._queue, passive=True)
+        some back, until the queue has taken the first ones, and drops them if it is closed meanwhile.
+
+        Where all the room that they made has been filled again, the queue has taken them. Else it must have
+        nothing left to give out; then to add a consumer goes through the queue, behind those first ones, and
+        then comes the rest's turn. That consumer is of a lower priority, so that it never gets anything."""
+        while self._credit and await depth(self._connection, self._queue):
+            self.check()
+            await asyncio.sleep(LOOK_EVERY)
+        if self._credit:
+            await self._channel.basic_consume(
+                self._queue, _never, consumer_tag=BARRIER, arguments={"x-priority": -1}
+            )
+            await self._channel.queue_declare(self._queue, passive=True)
 
     async def _consume(self, number: int, prefetch: int) -> None:
         async def take(message: aiormq.abc.DeliveredMessage) -> None:
@@ -180,17 +231,14 @@ class QueueBrowser:
             self._news.set()
 
         self._credit += prefetch
-        tag = f"browse-{number:02d}"
-        self._consumers.append(tag)
-        try:
+        with broker_errors(LOST):
             async with asyncio.timeout(RPC_TIMEOUT):
                 await self._channel.basic_qos(prefetch_count=prefetch)
-                await self._channel.basic_consume(self._queue, take, consumer_tag=tag)
-        except (TimeoutError, *AMQP_ERRORS) as error:
-            raise _lost(error) from None
+                await self._channel.basic_consume(self._queue, take, consumer_tag=f"browse-{number:02d}")
 
     async def _more(self) -> bool:
         """Wait for a delivery. False if there is none to come."""
+        quiet = 0
         while not self._arrived:
             self.check()
             self._news.clear()
@@ -203,10 +251,11 @@ class QueueBrowser:
                 async with asyncio.timeout(QUIET):
                     await self._news.wait()
             except TimeoutError:
-                if await depth(self._connection, self._queue) == 0:
+                quiet = 0 if await depth(self._connection, self._queue) else quiet + 1
+                if quiet == QUIET_ROUNDS and not self._arrived:
                     return False
         return True
 
 
-def _lost(error: BaseException) -> BrokerUnreachable:
-    return BrokerUnreachable(f"The connection to RabbitMQ was lost: {describe(error)}")
+async def _never(_: object) -> None:
+    """Stands where the client wants a callback."""

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 import aiormq.exceptions
 
-from worker.broker.connection import AMQP_ERRORS, Connection, connect, describe
+from worker.broker.connection import Connection, broker_errors, connect
 from worker.broker.subscription import Delivery, Subscription
 from worker.broker.topology import DECLARE_TIMEOUT, NO_DELIVERY_LIMIT, Arguments
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
@@ -110,23 +110,20 @@ class ReplyQueue:
             "x-expires": self._expires,
         }
         channel = await connection.channel()
-        try:
-            async with asyncio.timeout(DECLARE_TIMEOUT):
-                declared = await channel.queue_declare(self.name, durable=True, arguments=arguments)
-                await channel.close()
-        except aiormq.exceptions.ChannelAccessRefused:
-            raise TopologyError(
-                f"The reply queue {self.name} may not be declared by this user: "
-                f"grant configure and read on {self._settings.prefix}.job.*"
-            ) from None
-        except (TimeoutError, *AMQP_ERRORS) as error:
-            raise BrokerUnreachable(f"The reply queue could not be declared: {describe(error)}") from None
+        with broker_errors("The reply queue could not be declared"):
+            try:
+                async with asyncio.timeout(DECLARE_TIMEOUT):
+                    declared = await channel.queue_declare(self.name, durable=True, arguments=arguments)
+                    await channel.close()
+            except aiormq.exceptions.ChannelAccessRefused:
+                raise TopologyError(
+                    f"The reply queue {self.name} may not be declared by this user: "
+                    f"grant configure and read on {self._settings.prefix}.job.*"
+                ) from None
         return declared.message_count or 0
 
     async def _delete(self, connection: Connection) -> None:
-        try:
+        with suppress(BrokerUnreachable), broker_errors("It expires"):
             async with asyncio.timeout(DECLARE_TIMEOUT):
                 channel = await connection.channel()
                 await channel.queue_delete(self.name)
-        except (TimeoutError, BrokerUnreachable, *AMQP_ERRORS):
-            pass  # it expires

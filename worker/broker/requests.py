@@ -9,12 +9,11 @@ from typing import Final
 
 import aiormq.exceptions
 
-from worker.broker.connection import AMQP_ERRORS, connect, describe
+from worker.broker.connection import Connection, broker_errors, connect
 from worker.broker.properties import build
 from worker.broker.publisher import Message, Publisher
 from worker.broker.topology import REQUEST_KEY, Topology
 from worker.errors import (
-    BrokerUnreachable,
     OutcomeUnknown,
     PublishRefused,
     QueueFull,
@@ -151,6 +150,14 @@ async def look_for_workers(settings: Settings) -> int:
     names = Topology(settings.prefix)
     connection = await connect(settings, "look")
     try:
+        with broker_errors("The requests queue could not be looked at"):
+            return await _count_consumers(connection, names)
+    finally:
+        await connection.close()
+
+
+async def _count_consumers(connection: Connection, names: Topology) -> int:
+    try:
         async with asyncio.timeout(LOOK_TIMEOUT):
             channel = await connection.channel()
             await channel.exchange_declare(names.entry, exchange_type="topic", durable=True, passive=True)
@@ -160,8 +167,4 @@ async def look_for_workers(settings: Settings) -> int:
             f"Nothing takes requests at {names.entry}: start the worker once, which declares its queues, "
             "or check OTT_PREFIX and the virtual host in OTT_AMQP_URL"
         ) from None
-    except (TimeoutError, *AMQP_ERRORS) as error:
-        raise BrokerUnreachable(f"The requests queue could not be looked at: {describe(error)}") from None
-    finally:
-        await connection.close()
     return declared.consumer_count or 0

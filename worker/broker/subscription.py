@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import aiormq.abc
 
 from worker.broker import frames
-from worker.broker.connection import AMQP_ERRORS, Channel, Connection, describe
+from worker.broker.connection import Channel, Connection, broker_errors, close_channel, describe
 from worker.broker.properties import Properties
 from worker.errors import BrokerUnreachable
 
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns.
 PROOF_TIMEOUT = 30.0  # seconds
+UNPROVEN_AGAIN = 0.5  # seconds, where the queue's leader did not answer
 PROVE_EVERY = 3.0  # seconds between proofs that the broker still knows this consumer, with the longest lease
 # A proof counts from when it was asked for. RabbitMQ gives a silent client up after one heartbeat at the
 # earliest, so within this share of it no other consumer can have been given the deliveries.
@@ -112,12 +113,10 @@ class Subscription:
 
         self._tap = self._connection.tap(channel, arrived)
         asked_at = time.monotonic()
-        try:
+        with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
                 await channel.basic_consume(self._queue, _never)
-        except (TimeoutError, *AMQP_ERRORS) as error:
-            raise BrokerUnreachable(f"The consumer could not start: {describe(error)}") from None
         self._proved_at = asked_at
         self._prover = asyncio.create_task(self._keep_proving(), name="subscription-prover")
 
@@ -137,20 +136,23 @@ class Subscription:
         while time.monotonic() - self._proved_at > self._lease:
             await self._proof.wait()
 
-    async def close(self) -> None:
-        """End it: unsettled deliveries go back to the queue in their order. Acknowledgements made before
-        have reached the queue when this returns, unless the connection is lost. Never raises."""
+    async def close(self) -> bool:
+        """End it: unsettled deliveries go back to the queue in their order. False where the broker did not
+        answer: then requests that were acknowledged may be delivered, and answered, again. Never raises."""
+        heard = True
         channel = self._channel
         if channel is not None and not self.ended.done():
             try:
-                async with asyncio.timeout(RPC_TIMEOUT):
-                    self._flush()
-                    await self._until_acknowledged(channel)
-                    self._end("closed")
-                    await channel.close()
-            except (TimeoutError, *AMQP_ERRORS):
-                pass
+                with broker_errors("closing"):
+                    async with asyncio.timeout(PROOF_TIMEOUT):
+                        self._flush()
+                        await self._until_acknowledged(channel)
+            except BrokerUnreachable:
+                heard = False
+            self._end("closed")
+            await close_channel(channel, RPC_TIMEOUT)
         self._end("closed")
+        return heard
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         reason = None if closing.cancelled() else closing.exception()
@@ -200,19 +202,30 @@ class Subscription:
         while True:
             asked_at = time.monotonic()
             try:
-                async with asyncio.timeout(PROOF_TIMEOUT):
-                    await self._round_trip(channel)
-            except (TimeoutError, *AMQP_ERRORS) as error:
-                self._end(describe(error))
+                with broker_errors("The consumer is not proved"):
+                    async with asyncio.timeout(PROOF_TIMEOUT):
+                        consumers = await self._round_trip(channel)
+            except BrokerUnreachable as error:
+                self._end(str(error))
                 return
-            self._proved_at = asked_at
-            self._proof.set()
-            self._proof.clear()
-            await asyncio.sleep(PROVE_EVERY * self._lease / LEASE)
+            if consumers:
+                self._proved_at = asked_at
+                self._proof.set()
+                self._proof.clear()
+                await asyncio.sleep(PROVE_EVERY * self._lease / LEASE)
+            elif self.proven_ago > PROOF_TIMEOUT:
+                self._end("the queue's leader does not answer")
+                return
+            else:
+                await asyncio.sleep(UNPROVEN_AGAIN)
 
-    async def _round_trip(self, channel: Channel) -> None:
+    async def _round_trip(self, channel: Channel) -> int:
+        """How many consumers the queue has. RabbitMQ answers with none, and no messages, where the queue's
+        leader did not answer in a quarter of a second."""
         declared = await channel.queue_declare(self._queue, passive=True)
-        self.depth = declared.message_count or 0
+        if declared.consumer_count:
+            self.depth = declared.message_count or 0
+        return declared.consumer_count or 0
 
 
 def delivery_of(message: aiormq.abc.DeliveredMessage) -> Delivery:

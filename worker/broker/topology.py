@@ -7,8 +7,8 @@ from typing import Any
 
 import aiormq.exceptions
 
-from worker.broker.connection import AMQP_ERRORS, Connection, describe
-from worker.errors import BrokerUnreachable, TopologyError
+from worker.broker.connection import Connection, broker_errors
+from worker.errors import TopologyError
 from worker.settings import Settings
 
 REQUEST_KEY = "request"
@@ -126,15 +126,13 @@ async def delete(connection: Connection, settings: Settings) -> None:
     """Delete every object of the prefix, and all that is in it. Raises BrokerUnreachable."""
     names = Topology(settings.prefix)
     channel = await connection.channel()
-    try:
+    with broker_errors(f"{names.prefix} could not be deleted"):
         async with asyncio.timeout(DECLARE_TIMEOUT):
             for queue in (names.requests, names.replies, names.dead, names.journal):
                 await channel.queue_delete(queue)
             for exchange in (names.entry, names.dead):
                 await channel.exchange_delete(exchange)
             await channel.close()
-    except (TimeoutError, *AMQP_ERRORS) as error:
-        raise BrokerUnreachable(f"{names.prefix} could not be deleted: {describe(error)}") from None
 
 
 Step = Callable[[Any], Awaitable[object]]
@@ -169,22 +167,21 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[
 
 async def _try(connection: Connection, name: str, step: Step) -> None:
     channel = await connection.channel()
-    try:
-        async with asyncio.timeout(DECLARE_TIMEOUT):
-            await step(channel)
-            await channel.close()
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        raise TopologyError(
-            f"The {name} is missing: create it, or let the worker do so with OTT_DECLARE=true"
-        ) from None
-    except aiormq.exceptions.ChannelPreconditionFailed as error:
-        raise _Differs(f"The {name} exists but differs: {_difference(error)}") from None
-    except aiormq.exceptions.ChannelAccessRefused:
-        raise TopologyError(
-            f"The {name} may not be declared by this user: grant it, or set OTT_DECLARE=false"
-        ) from None
-    except (TimeoutError, *AMQP_ERRORS) as error:
-        raise BrokerUnreachable(f"The {name} could not be declared: {describe(error)}") from None
+    with broker_errors(f"The {name} could not be declared"):
+        try:
+            async with asyncio.timeout(DECLARE_TIMEOUT):
+                await step(channel)
+                await channel.close()
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            raise TopologyError(
+                f"The {name} is missing: create it, or let the worker do so with OTT_DECLARE=true"
+            ) from None
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            raise _Differs(f"The {name} exists but differs: {_difference(error)}") from None
+        except aiormq.exceptions.ChannelAccessRefused:
+            raise TopologyError(
+                f"The {name} may not be declared by this user: grant it, or set OTT_DECLARE=false"
+            ) from None
 
 
 def _difference(error: BaseException) -> str:

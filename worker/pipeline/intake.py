@@ -121,7 +121,8 @@ class Intake:
             door.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
             await journeys.drain(grace)
-            await subscription.close()
+            if not await subscription.close():
+                self._facts.acknowledgements_unheard()
         finally:
             door.close()
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.

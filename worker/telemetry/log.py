@@ -106,6 +106,9 @@ class Log(Listener):
     def subscription_ended(self, why: str) -> None:
         self._log.warning("subscription ended", why=why)
 
+    def acknowledgements_unheard(self) -> None:
+        self._log.warning("the broker did not answer: what was acknowledged last may be delivered again")
+
     def stale_deliveries(self, count: int) -> None:
         if count:
             self._log.warning("deliveries of a lost connection thrown away", count=count)

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import Hashable
 
+import pytest
+
+from worker.pipeline import lanes
 from worker.pipeline.lanes import Lanes
 
 Step = tuple[str, Hashable, int]
@@ -122,3 +125,22 @@ async def test_after_the_last_suspect_all_go_side_by_side_again() -> None:
     await road.let("a", 0)
     assert set(road.begun()) == {("a", 0), ("b", 0), ("c", 0)}
     await road.lanes.cancel()
+
+
+async def test_a_journey_that_takes_long_holds_others_up_only_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither when others ended before its moment was over, nor when it began before the first suspect."""
+    monkeypatch.setattr(lanes, "ALONE_FOR", 0.02)
+    for _ in range(10):
+        road = Road()
+        road.put("long", 0)
+        await settle()
+        for lane in ("a", "b", "c"):
+            road.put(lane, 0, suspect=True)
+        quick = road.gates.setdefault(("b", 0), asyncio.Event())
+        quick.set()
+        async with asyncio.timeout(10):
+            while len(road.begun()) < 4:
+                await asyncio.sleep(0.005)
+        await road.lanes.cancel()

@@ -1,9 +1,9 @@
 """Lanes: requests for one resource go one after the other, those for different resources side by side
 (contract §2).
 
-A request that may be what ended the worker before is a suspect. While there is one, journeys are made
-alone, in an order drawn by chance: so a request that ends the worker each time takes the others down
-less and less often, and soon they are all settled and it is alone.
+A request that may be what ended the worker before is a suspect. While there is one, journeys begin one
+after the other, in an order drawn by chance: so a request that ends the worker each time takes the others
+down less and less often, and soon they are all settled and it is alone.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ class Lanes(Generic[Item]):
         self._waiting: dict[Hashable, deque[Item]] = {}
         self._under_way: dict[asyncio.Task[None], Item] = {}
         self._suspects: set[Item] = set()
+        self._young: set[asyncio.Task[None]] = set()  # others wait for these, while there are suspects
         self._held: list[Hashable] = []
         self._stopped = False
 
@@ -41,6 +42,8 @@ class Lanes(Generic[Item]):
             return
         key = object() if lane is None else lane
         if suspect:
+            if not self._suspects:
+                self._wait_for(*self._under_way)
             self._suspects.add(item)
         waiting = self._waiting.get(key)
         if waiting is not None:
@@ -68,10 +71,11 @@ class Lanes(Generic[Item]):
         """End everything at once."""
         await self.drain(lambda _: False, 0)
 
-    def _start(self, key: Hashable) -> None:
+    def _start(self, key: Hashable) -> "asyncio.Task[None]":
         task = asyncio.create_task(self._run(key))
         self._under_way[task] = self._waiting[key][0]
         task.add_done_callback(self._ended)
+        return task
 
     async def _run(self, key: Hashable) -> None:
         waiting = self._waiting[key]
@@ -93,6 +97,7 @@ class Lanes(Generic[Item]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._under_way[task]
+        self._young.discard(task)
         if self._held:
             self._release()
 
@@ -107,16 +112,15 @@ class Lanes(Generic[Item]):
             held, self._held = self._held, []
             for key in held:
                 self._start(key)
-        elif self._held and not self._under_way:
-            self._start_by_chance()
+        elif self._held and not self._young:
+            chosen = random.randrange(len(self._held))  # noqa: S311
+            self._wait_for(self._start(self._held.pop(chosen)))
 
-    def _start_by_chance(self) -> None:
-        if self._stopped or not self._held:
-            return
-        chosen = random.randrange(len(self._held))  # noqa: S311
-        self._start(self._held.pop(chosen))
-        asyncio.get_running_loop().call_later(ALONE_FOR, self._go_on, next(reversed(self._under_way)))
+    def _wait_for(self, *tasks: "asyncio.Task[None]") -> None:
+        """Start no other until these have ended, or have shown that they do not end the worker."""
+        self._young.update(tasks)
+        asyncio.get_running_loop().call_later(ALONE_FOR, self._no_longer, tasks)
 
-    def _go_on(self, alone: asyncio.Task[None]) -> None:
-        if alone in self._under_way:
-            self._start_by_chance()
+    def _no_longer(self, tasks: tuple["asyncio.Task[None]", ...]) -> None:
+        self._young.difference_update(tasks)
+        self._release()

@@ -1,13 +1,14 @@
 """The answer table, row by row (contract §6)."""
 
 import asyncio
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 
-from tests.rig import Rig, messenger, until
+from tests.rig import MESSENGER, Rig, messenger, until
 from worker.facts import Listener
 from worker.sandbox.faults import Garbage, Half, Hang, Latency, Redirect, Reset, Status
 
@@ -338,3 +339,22 @@ async def test_where_every_token_is_turned_down_no_account_is_blamed(rig: Rig) -
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
     assert await requester.depth("dead") == 0
+
+
+async def test_a_secret_that_marketing_cloud_quotes_is_not_told_as_the_reason_of_a_pause(rig: Rig) -> None:
+    facts = GateFacts()
+    requester = await rig.start(facts, gate_after=1)
+    secret = MESSENGER["ottPlatformAttributes"]["pageAccessToken"]
+    body = json.dumps({"message": f"Blocked: {secret}", "errorcode": 50200})
+    rig.sandbox.faults.add(failing(429, body=body, count=1))
+    await requester.publish(messenger())
+    await until(lambda: facts.closed, "the gate to close")
+    assert "***" in str(facts.closed)
+    assert secret not in str(facts.closed)
+
+
+async def test_a_dead_letter_has_the_id_of_its_request(rig: Rig) -> None:
+    requester = await rig.start()
+    reply = await requester.ask(b"{}")
+    letter = await requester.take("dead")
+    assert letter.message_id == reply["requestId"]

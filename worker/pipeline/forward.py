@@ -52,12 +52,9 @@ class Forwarder:
         result = await self._attempt(request, proven)
         if not result.verdict.is_final:
             result = await self._retry(request, proven, result, started)
-        if result.verdict is Verdict.REGISTERED:
-            return policy.outcome(result.verdict, result.answer)
-        answer = without(result.answer, secrets_in(request.delivery.body))
         if result.verdict.is_final:
-            return policy.outcome(result.verdict, answer)
-        return policy.exhausted(answer)
+            return policy.outcome(result.verdict, result.answer)
+        return policy.exhausted(result.answer)
 
     async def _retry(self, request: Request, proven: Proven, first: _Try, started: float) -> _Try:
         settings, gate = self._settings, self._gate
@@ -148,7 +145,8 @@ class Forwarder:
         successes = self._gate.successes
         if self._gate.is_closed or successes == self._turned_down.setdefault(account, successes):
             return _Try(Verdict.OUTAGE, answer)
-        self._marketing_cloud.tokens.refuse(account, answer.message)
+        # The text itself is this request's own: others of the account must not read it.
+        self._marketing_cloud.tokens.refuse(account, f"it answered {answer.status}")
         return _Try(Verdict.FORBIDDEN, answer)
 
     async def _call_once(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
@@ -174,6 +172,9 @@ class Forwarder:
         answer = await self._marketing_cloud.register(request.delivery.body, token, proven)
         request.phase = "waiting"
         verdict = policy.judge(answer)
+        if verdict is not Verdict.REGISTERED:
+            # Here and not later: the text goes to the log and the admin server too, as why the gate closed.
+            answer = without(answer, secrets_in(request.delivery.body))
         if verdict is Verdict.CREDENTIALS:
             tokens.drop(request.account, token)
         return _Try(verdict, answer)

@@ -21,6 +21,7 @@ _REPLY = build(content_type="application/json", type=REPLY_TYPE)
 REFUSED_HEADER = "x-ott-reply-refused"
 UNROUTABLE, NOT_ALLOWED = "unroutable", "not-allowed"
 GENERATED = "amq.gen-"
+MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
 ERROR_LENGTH = 500  # characters of `x-ott-error`
 
 # CC and BCC would route copies elsewhere; the count is the requests queue's own.
@@ -110,6 +111,12 @@ class Settler:
             user_id=None,
             expiration=None,
         ).persistent()
+        if (
+            not properties.text("message_id")
+            and request.id.isascii()
+            and len(request.id) <= MESSAGE_ID_LENGTH
+        ):
+            properties = properties.with_text("message_id", request.id)
         return Message(self._topology.dead, "", *self._seals.seal(properties, request.delivery.body))
 
 

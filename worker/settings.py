@@ -33,11 +33,21 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
+    parts = _parts(value.get_secret_value())
     if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
         raise ValueError("must be an amqp:// or amqps:// URL")
     _check_port(parts)
     return value
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # Its own words quote the URL, password and all.
+        raise ValueError(
+            "must be a URL that can be read: check its host, and escape what is special"
+        ) from None
 
 
 def _check_port(parts: SplitResult) -> None:
@@ -48,7 +58,7 @@ def _check_port(parts: SplitResult) -> None:
 
 
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _parts(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an https:// URL")
     if parts.username or parts.password or parts.query or parts.fragment:

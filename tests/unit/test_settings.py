@@ -28,6 +28,8 @@ WRONG = [
     ("OTT_MC_SUBDOMAIN", "https://mc123", "must be the subdomain alone"),
     ("OTT_MC_AUTH_URL", "http://example.com", "must be an https:// URL"),
     ("OTT_MC_REST_URL", "https://user:s3cret@example.com", "must be a plain URL"),
+    ("OTT_MC_REST_URL", "https://user:s3cret@[example.com", "must be a URL that can be read"),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@example\uff20.com", "must be a URL that can be read"),
 ]
 
 

@@ -75,9 +75,13 @@ def test_check_with_a_wrong_setting_exits_2() -> None:
     assert "OTT_PREFETCH must be a whole number" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "check", "submit", "journal", "sandbox", "schema"])
+COMMANDS = ["", "run", "demo", "check", "submit", "journal", "sandbox", "schema", "dead-letters"]
+COMMANDS += [f"dead-letters {command}" for command in ("list", "show", "replay", "discard")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = ott_worker(command, "--help")
+    done = ott_worker(*command.split(), "--help")
     assert done.returncode == 0
     assert "Example:" in done.stdout
 

@@ -18,7 +18,8 @@ from worker.telemetry.log import silence_libraries
 
 app = typer.Typer(
     name="ott-worker",
-    help="Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ.",
+    help="Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ.\n\n"
+    "Example: ott-worker demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -26,7 +26,9 @@ from worker.facts import Listener
 from worker.settings import Settings, load_settings
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look at requests that were not registered; replay or discard them."
+    no_args_is_help=True,
+    help="Look at requests that were not registered; replay or discard them.\n\n"
+    "Example: ott-worker dead-letters list --since 2h",
 )
 
 Reasons = Annotated[

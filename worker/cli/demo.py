@@ -102,8 +102,10 @@ def scenes() -> list[Scene]:
 
 
 def demo() -> int:
-    """Show the whole way on this machine: the API's examples and some bad requests go through a real
-    RabbitMQ, the worker and the sandbox, and what comes back is shown. Exits 0 if all is as expected.
+    """Show the whole way on this machine, with a real RabbitMQ and the sandbox.
+
+    The API's examples and some bad requests go through the worker, and what comes back is shown. Exits 0 if
+    all is as expected.
 
     Example: ott-worker demo
     """

@@ -67,10 +67,9 @@ def submit(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> int:
-    """Register a file of pages and channels: CSV (the first line names the attributes), JSON lines, or a JSON
-    array.
+    """Register a file of pages and channels.
 
-    Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on.
+    The file is CSV (its first line names the attributes), JSON lines, or a JSON array. Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on.
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
     """

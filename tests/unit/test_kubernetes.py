@@ -55,6 +55,7 @@ CUSTOM: dict[str, dict[str, set[str]]] = {
         "required": {"selector", "podMetricsEndpoints"},
         "allowed": {"namespaceSelector", "jobLabel", "podTargetLabels", "sampleLimit"},
     },
+    "PrometheusRule": {"required": {"groups"}, "allowed": set()},
     "ScaledObject": {
         "required": {"scaleTargetRef", "triggers"},
         "allowed": {"pollingInterval", "cooldownPeriod", "minReplicaCount", "maxReplicaCount"}
@@ -65,7 +66,7 @@ CUSTOM: dict[str, dict[str, set[str]]] = {
 VERSIONS = {
     "rabbitmq.com/v1beta1": {"RabbitmqCluster", "Vhost", "Queue", "Exchange", "Binding", "Policy"}
     | {"User", "Permission", "TopicPermission"},
-    "monitoring.coreos.com/v1": {"PodMonitor"},
+    "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule"},
     "keda.sh/v1alpha1": {"ScaledObject", "TriggerAuthentication"},
 }
 SCALER = {"protocol", "mode", "value", "activationValue", "queueName", "vhostName", "hostFromEnv"}
@@ -196,6 +197,12 @@ def test_the_grace_period_is_longer_than_the_drain() -> None:
     assert grace >= float(given["OTT_SHUTDOWN_GRACE"]) + 15
 
 
+def test_the_logs_of_the_container_fit_into_its_storage() -> None:
+    # They count: ten files of 10 MiB, which is twice what a kubelet keeps by default, must not get the pod evicted.
+    limit = container()["resources"]["limits"]["ephemeral-storage"]
+    assert int(limit.removesuffix("Mi")) >= 100
+
+
 def test_an_update_brings_a_standby_up_before_it_ends_a_worker() -> None:
     spec = the("Deployment")["spec"]
     assert spec["replicas"] >= 2
@@ -251,11 +258,12 @@ def test_the_topology_is_the_one_that_the_worker_declares() -> None:
 
 def test_users_may_do_what_the_definitions_let_them() -> None:
     expected = definitions(Topology(PREFIX), "ott", dict.fromkeys(USERS, ""))
+    scaler = "ott-scaler"  # of the example, and of Kubernetes alone
     rights = {
         entry["user"]: {right: entry[right] for right in ("configure", "write", "read")}
         for entry in expected["permissions"]
         if entry["user"] != "ott-provisioner"
-    }
+    } | {scaler: dict.fromkeys(("configure", "write", "read"), "^$")}
     assert {
         d["spec"]["userReference"]["name"]: d["spec"]["permissions"] for d in all_of("Permission")
     } == rights
@@ -267,12 +275,31 @@ def test_users_may_do_what_the_definitions_let_them() -> None:
     } == topics
 
 
+def test_the_prometheus_rule_holds_the_alerts() -> None:
+    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    assert the("PrometheusRule")["spec"] == alerts, "deploy/prometheus/rule makes it anew"
+
+    rule = ROOT / "deploy" / "prometheus" / "rule"
+    made = subprocess.run([rule], capture_output=True, text=True, check=True).stdout
+    assert made == (MANIFESTS / "base" / "prometheus-rule.yaml").read_text()
+
+    linked = subprocess.run([rule, "https://git.example.com/ott/"], capture_output=True, text=True, check=True)
+    for group in yaml.safe_load(linked.stdout)["spec"]["groups"]:
+        for alert in group["rules"]:
+            page = f"https://git.example.com/ott/deploy/README.md#{alert['alert'].lower()}"
+            assert alert["annotations"]["runbook_url"] == page
+
+
 def test_the_keda_example_scales_the_deployment_by_the_requests_queue() -> None:
     scaled = the("ScaledObject")["spec"]
     (trigger,) = scaled["triggers"]
     assert scaled["scaleTargetRef"]["name"] == the("Deployment")["metadata"]["name"]
+    # From none to a pair: with one as the least there would be no standby for one message.
+    assert [scaled[f"{name}ReplicaCount"] for name in ("idle", "min", "max")] == [0, 2, 2]
     assert trigger["type"] == "rabbitmq"
     assert set(trigger["metadata"]) <= SCALER | {"excludeUnacknowledged"}
     assert trigger["metadata"]["queueName"] == Topology(PREFIX).requests
     assert trigger["metadata"]["protocol"] == "http"
     assert trigger["authenticationRef"]["name"] == the("TriggerAuthentication")["metadata"]["name"]
+    tags = {user["metadata"]["name"]: user["spec"].get("tags") for user in all_of("User")}
+    assert {name: given for name, given in tags.items() if given} == {"ott-scaler": ["management"]}

@@ -11,6 +11,7 @@ from worker.errors import SettingsError
 from worker.settings import Settings
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "ott-worker.service"
+README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
 EXPOSURE = 20  # of 100, as `systemd-analyze security` counts
 LOCKED = {
     "NoNewPrivileges": "yes",
@@ -48,6 +49,24 @@ def test_its_settings_are_the_workers_and_secrets_come_from_files() -> None:
     assert not [name for name in names if re.search("SECRET|URL|ID", name) and not name.endswith("_FILE")]
 
 
+def test_the_worker_may_read_what_its_process_metrics_are_made_of() -> None:
+    assert "ProcSubset" not in service(), "prometheus_client reads /proc/stat and exports nothing without it"
+
+
+def test_the_environment_file_of_the_readme_sets_what_the_unit_leaves_open() -> None:
+    (block,) = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
+    names = [line.split("=")[0] for line in block.splitlines()]
+    settings = {f"OTT_{name.upper()}" for name in Settings.model_fields}
+    assert {name if name in settings else name.removesuffix("_FILE") for name in names} <= settings
+    assert not set(names) & {assignment.split("=")[0] for assignment in service()["Environment"]}
+    installed = re.search(r"install -m 640 -g ott (.*) /etc/ott/", README)
+    assert installed is not None
+    for value in re.findall(r"/etc/ott/([\w.-]+)", "\n".join([*service()["Environment"], block])):
+        assert value in installed[1].split()
+    assert service()["ExecStart"] == ["/opt/ott/bin/ott-worker run"]
+    assert "-m venv /opt/ott\n" in README
+
+
 def test_it_gets_time_to_drain() -> None:
     grace = Settings.model_fields["shutdown_grace"].default
     assert float(service()["TimeoutStopSec"][0]) >= grace + 15
@@ -71,3 +90,6 @@ def test_systemd_accepts_it_and_finds_it_locked_up(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
+    rated = re.search(r"exposure level .*: ([\d.]+)", done.stdout)
+    assert rated is not None
+    assert f"rates the unit's exposure {rated[1]} of 10" in README

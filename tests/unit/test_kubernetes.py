@@ -25,6 +25,7 @@ PREFIX = "ott.registration"
 sys.path.insert(0, str(ROOT / "deploy" / "lib"))
 from definitions import USERS, definitions  # noqa: E402 - a script's module
 
+README = (ROOT / "deploy" / "README.md").read_text()
 Document = dict[str, Any]
 
 # What the resources of operators may hold. Offline, no schema of theirs is at hand.
@@ -190,6 +191,50 @@ def test_secrets_come_as_files_only() -> None:
     assert all("secretKeyRef" not in path.read_text() for path in files())
 
 
+def secrets(what: object) -> Iterator[str]:
+    """The name of every secret that a resource refers to, however deep."""
+    if isinstance(what, list):
+        for part in what:
+            yield from secrets(part)
+    elif isinstance(what, dict):
+        for key, value in what.items():
+            if key in ("secretName", "caSecretName"):
+                yield value
+            elif key == "importCredentialsSecret":
+                yield value["name"]
+            elif key == "secretTargetRef":
+                yield from (reference["name"] for reference in value)
+            else:
+                yield from secrets(value)
+
+
+def test_how_to_make_each_secret_is_told() -> None:
+    for path in files():
+        # An example tells it at its head, all others in the README.
+        told = path.read_text() if path.parent.name == "examples" else README
+        for name in secrets(documents(path)):
+            user = "|ott-\\$user-user" if name.endswith("-user") else ""
+            assert re.search(rf"create secret \w+ ({name}{user}) ", told), (path.name, name)
+            assert f"`{name}`" in README or path.parent.name == "examples"
+    for value in re.findall(r"/run/secrets/ott/([a-z-]+)", "".join(path.read_text() for path in files())):
+        assert f"--from-file={value} " in README or f"--from-file={value}\n" in README
+    users = {d["metadata"]["name"] for d in all_of("User") if "tags" not in d["spec"]}
+    (loop,) = re.findall(r"for user in ([a-z ]+); do", README)
+    assert {f"ott-{user}" for user in loop.split()} == users
+
+
+def test_the_commands_of_the_readme_name_the_namespace() -> None:
+    commands = re.findall(r"^\s*(kubectl .*)", README, re.MULTILINE)
+    named = [c for c in commands if not re.match(r"kubectl (apply -[fk] \S*overlays/|label --local)", c)]
+    assert len(named) > 8
+    assert all(command.startswith("kubectl -n ott ") for command in named)
+
+
+def test_the_readme_waits_for_the_topology_before_it_starts_workers() -> None:
+    # Without the queues a worker ends at once, and again: CrashLoopBackOff.
+    assert README.index("wait --for=condition=Ready queues.rabbitmq.com") < README.index("rollout status")
+
+
 def test_the_grace_period_is_longer_than_the_drain() -> None:
     base = yaml.safe_load((MANIFESTS / "base" / "kustomization.yaml").read_text())
     given = dict(pair.split("=", 1) for pair in base["configMapGenerator"][0]["literals"])
@@ -198,7 +243,7 @@ def test_the_grace_period_is_longer_than_the_drain() -> None:
 
 
 def test_the_logs_of_the_container_fit_into_its_storage() -> None:
-    # They count: ten files of 10 MiB, which is twice what a kubelet keeps by default, must not get the pod evicted.
+    # They count: ten files of 10 MiB, twice what a kubelet keeps by default, must not get the pod evicted.
     limit = container()["resources"]["limits"]["ephemeral-storage"]
     assert int(limit.removesuffix("Mi")) >= 100
 
@@ -283,7 +328,9 @@ def test_the_prometheus_rule_holds_the_alerts() -> None:
     made = subprocess.run([rule], capture_output=True, text=True, check=True).stdout
     assert made == (MANIFESTS / "base" / "prometheus-rule.yaml").read_text()
 
-    linked = subprocess.run([rule, "https://git.example.com/ott/"], capture_output=True, text=True, check=True)
+    linked = subprocess.run(
+        [rule, "https://git.example.com/ott/"], capture_output=True, text=True, check=True
+    )
     for group in yaml.safe_load(linked.stdout)["spec"]["groups"]:
         for alert in group["rules"]:
             page = f"https://git.example.com/ott/deploy/README.md#{alert['alert'].lower()}"

@@ -130,6 +130,12 @@ def test_an_alert_says_how_bad_it_is_and_has_a_runbook(rule: dict[str, Any]) -> 
     assert f"#### {rule['alert']}\n" in runbook
 
 
+def test_a_runbook_asks_rabbitmq_in_the_vhost_of_the_deployment() -> None:
+    asked = re.findall(r"`rabbitmqctl (list_[^`]*)`", (DEPLOY / "README.md").read_text())
+    assert asked
+    assert all(" -p ott" in command for command in asked)
+
+
 def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
     tests = yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]

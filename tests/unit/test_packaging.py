@@ -23,6 +23,8 @@ from worker.settings import Settings, variable
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME, DEV, BUILD = "requirements.lock", "requirements-dev.lock", "requirements-build.lock"
+OTEL = "requirements-otel.lock"
+LOCKS = (RUNTIME, OTEL, DEV, BUILD)
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 TOOLS = Path(sys.executable).parent
 
@@ -48,19 +50,20 @@ def wanted(what: str) -> list[Requirement]:
     """What pyproject.toml asks of a lock."""
     asked = {
         RUNTIME: PROJECT["project"]["dependencies"],
+        OTEL: PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["otel"],
         DEV: PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"],
         BUILD: PROJECT["build-system"]["requires"],
     }
     return [Requirement(line) for line in asked[what]]
 
 
-@pytest.mark.parametrize("lock", [RUNTIME, DEV, BUILD])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_every_line_of_a_lock_is_one_exact_version_with_hashes(lock: str) -> None:
     for entry in entries(lock):
         assert re.fullmatch(r"[a-z0-9-]+==\S+( ; [^#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", entry), entry
 
 
-@pytest.mark.parametrize("lock", [RUNTIME, DEV, BUILD])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_names_no_index_host_or_path(lock: str) -> None:
     text = (ROOT / "deploy" / lock).read_text()
 
@@ -70,7 +73,7 @@ def test_a_lock_names_no_index_host_or_path(lock: str) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("lock", [RUNTIME, DEV, BUILD])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, python: str) -> None:
     pinned = pins(lock, python)
 
@@ -81,7 +84,23 @@ def test_a_lock_satisfies_what_the_project_asks_for(lock: str, python: str) -> N
 
 def test_the_tests_run_with_the_very_versions_that_are_shipped() -> None:
     for python in PYTHONS:
-        assert pins(RUNTIME, python).items() <= pins(DEV, python).items()
+        assert pins(RUNTIME, python).items() <= pins(OTEL, python).items() <= pins(DEV, python).items()
+
+
+def test_a_version_has_the_same_hashes_in_every_lock() -> None:
+    # A hash that was left behind by another version fails only when somebody installs.
+    known: dict[str, set[str]] = {}
+    for lock in LOCKS:
+        for entry in entries(lock):
+            version, hashes = entry.split(" ", 1)[0], set(re.findall(r"sha256:\w+", entry))
+            assert known.setdefault(version, hashes) == hashes, (lock, version)
+
+
+def test_the_image_is_built_from_a_lock_whether_with_traces_or_without() -> None:
+    built = " ".join(rest for word, rest in instructions() if word == "RUN")
+    (name,) = re.findall(r'--requirement "(requirements\$\{TRACES:\+(-\w+)\}\.lock)"', built)
+    assert {re.sub(r"\$\{.*?\}", with_traces, name[0]) for with_traces in ("", name[1])} == {RUNTIME, OTEL}
+    assert ("ARG", "TRACES=") in instructions()
 
 
 def shell_scripts() -> Iterator[Path]:

@@ -69,7 +69,11 @@ def submit(
 ) -> int:
     """Register a file of pages and channels.
 
-    The file is CSV (its first line names the attributes), JSON lines, or a JSON array. Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on.
+    The file is CSV (its first line names the attributes), JSON lines, or a JSON array.
+
+    Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on.
+
+    After --resume, of several lines that --results holds for one row the last one counts.
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
     """

@@ -83,6 +83,43 @@ async def submit(rig: Rig, broker_url: str, prefix: str) -> AsyncIterator[Comman
     command.kill()
 
 
+class WorkerByHand:
+    """Takes requests and answers them, in the order in which a test wants it."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._requests: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+
+    async def start(self, prefix: str) -> None:
+        for service, _ in list(self._rig._running):
+            await self._rig.stop_worker(service)
+        queue = await self._rig.requester.channel.get_queue(f"{prefix}.requests", ensure=False)
+        await queue.consume(self._requests.put, no_ack=True)
+
+    async def take(self) -> aio_pika.abc.AbstractIncomingMessage:
+        return await asyncio.wait_for(self._requests.get(), 30)
+
+    async def answer(self, request: aio_pika.abc.AbstractIncomingMessage, status: str) -> None:
+        document = json.loads(request.body)
+        reply = {
+            "status": status,
+            "requestId": request.message_id,
+            "ottPlatformName": document["ottPlatformName"],
+            "resourceId": document["ottPlatformAttributes"]["pageId"],
+            "message": "by hand",
+            "errorcode": 10000,
+            "documentation": "",
+            "validationErrors": [],
+            "httpStatus": 200,
+            "attempts": 1,
+            "receivedAt": "2026-11-23T12:00:00.000000Z",
+            "completedAt": "2026-11-23T12:00:01.000000Z",
+        }
+        message = aio_pika.Message(json.dumps(reply).encode(), correlation_id=request.correlation_id)
+        assert request.reply_to is not None
+        await self._rig.requester.channel.default_exchange.publish(message, request.reply_to)
+
+
 def write_pages(path: Path, ids: Iterable[object], **more: Any) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -453,6 +490,37 @@ async def test_resume_after_kill_9_goes_on_past_a_torn_line(
     assert {line["status"] for line in lines(results)} == {"registered"}
 
 
+async def test_resume_sends_the_newest_row_of_a_page_behind_an_older_one_that_it_repeats(
+    submit: Command, rig: Rig, tmp_path: Path, prefix: str
+) -> None:
+    worker = WorkerByHand(rig)
+    await worker.start(prefix)
+    rows = [messenger("p", "old"), *(messenger(str(n)) for n in range(2, 12)), messenger("p", "new")]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(rows))
+    results = tmp_path / "r.jsonl"
+    first = await submit.start("in.jsonl", "--results", "r.jsonl")
+    old, *others, new = [await worker.take() for _ in rows]
+    for request in others:
+        await worker.answer(request, "failed")
+    await until(lambda: len(lines(results)) == len(others))
+    first.kill()
+    await first.wait()
+
+    second = await submit.start("in.jsonl", "--results", "r.jsonl", "--resume", "--outstanding", "5")
+    again = await worker.take()
+    assert again.message_id == old.message_id
+    await worker.answer(old, "registered")
+    await worker.answer(new, "registered")
+    await until(lambda: lines(results)[-1]["row"] == len(rows))
+    for request in others:
+        assert (await worker.take()).message_id == request.message_id
+        await worker.answer(request, "registered")
+    assert (await worker.take()).message_id == new.message_id
+    await worker.answer(again, "registered")
+    await worker.answer(new, "registered")
+    assert (await ended(second)).code == 0
+
+
 async def test_resume_never_rolls_a_page_back_to_an_older_row(
     submit: Command, rig: Rig, tmp_path: Path
 ) -> None:
@@ -575,7 +643,8 @@ def _read_all(descriptor: int) -> str:
     return b"".join(parts).decode()
 
 
-async def test_help_shows_an_example() -> None:
+async def test_help_shows_an_example_and_which_line_of_a_row_counts() -> None:
     end = await Command(Settings())("--help", COLUMNS="120")
     assert end.code == 0
     assert "Example: ott-worker submit pages.csv --platform messenger --results results.jsonl" in end.out
+    assert "of several lines that --results holds for one row the last one counts." in end.out

@@ -92,8 +92,8 @@ def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
             ]
         )
         assert earlier.job == JOB
-        assert (earlier.status(1), earlier.status(2), earlier.status(3)) == ("registered", "registered", None)
         assert earlier.settled(1, "line", "a")
+        assert earlier.settled(2, "line", "b")
         assert not earlier.settled(3, "line", "c")
 
 
@@ -110,6 +110,27 @@ def test_the_newest_registered_row_of_a_resource_is_known() -> None:
         assert earlier.newest("messenger", "a") == 5
         assert earlier.newest("line", "b") == 0
         assert earlier.newest(None, None) == 0
+
+
+def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one() -> None:
+    overtaken = [Result(9, None, "registered", "line", "a"), Result(4, None, "registered", "line", "a")]
+    with Earlier() as earlier:
+        earlier.load(overtaken)
+        assert [earlier.must_follow(row, "line", "a") for row in (4, 9)] == [False, True]
+        assert not earlier.must_follow(9, "line", "b")
+    with Earlier() as earlier:
+        earlier.load([*overtaken, overtaken[0]])
+        assert not earlier.must_follow(9, "line", "a")
+
+
+def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
+    with Earlier() as earlier:
+        first, second = (Result(row, None, "registered", "line", "a") for row in (4, 9))
+        assert earlier.is_news(first)
+        earlier.add(first)
+        assert not earlier.is_news(first)
+        earlier.add(second)
+        assert earlier.is_news(first)
 
 
 def test_a_row_that_was_about_another_resource_is_told() -> None:

@@ -36,6 +36,7 @@ class Earlier:
             PRAGMA journal_mode = OFF;
             CREATE TABLE result (row INTEGER PRIMARY KEY, status TEXT, resource TEXT);
             CREATE TABLE newest (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
+            CREATE TABLE again (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
             """
         )
         return self
@@ -48,6 +49,9 @@ class Earlier:
         self._database.execute("BEGIN")
         for result in results:
             self.add(result)
+            resource = _resource(result.platform, result.resource_id)
+            if result.status == "registered" and result.row == self._newest(resource):
+                self._database.execute("DELETE FROM again WHERE resource = ?", (resource,))
         self._database.execute("COMMIT")
 
     def add(self, result: Result) -> None:
@@ -58,14 +62,20 @@ class Earlier:
         execute = self._database.execute
         execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (result.row, result.status, resource))
         if result.status == "registered" and resource:
+            if result.row < self._newest(resource):
+                self.goes_out(result.row, result.platform, result.resource_id)
             execute(
                 "INSERT INTO newest VALUES (?, ?) ON CONFLICT DO UPDATE SET row = max(row, excluded.row)",
                 (resource, result.row),
             )
 
-    def status(self, row: int) -> str | None:
-        """How the row ended, or None if that is not known."""
-        return self._result(row)[0]
+    def is_news(self, result: Result) -> bool:
+        """Whether a repeated answer tells how a row ended, or which one of its resource is the last."""
+        return (
+            self._result(result.row)[0] != "registered"
+            or result.row < self.newest(result.platform, result.resource_id)
+            or self.must_follow(result.row, result.platform, result.resource_id)
+        )
 
     def settled(self, row: int, platform: str | None, resource_id: str | None) -> bool:
         """Whether the row needs nothing more. Raises UsageError if it was about another resource then."""
@@ -79,9 +89,26 @@ class Earlier:
             )
         return True
 
+    def goes_out(self, row: int, platform: str | None, resource_id: str | None) -> None:
+        """A row goes out in this run, or was registered after a later one of its resource."""
+        if resource := _resource(platform, resource_id):
+            self._database.execute(
+                "INSERT INTO again VALUES (?, ?) ON CONFLICT DO UPDATE SET row = min(row, excluded.row)",
+                (resource, row),
+            )
+
+    def must_follow(self, row: int, platform: str | None, resource_id: str | None) -> bool:
+        """Whether a row has to go out, however it ended: an earlier one of its resource went out after it,
+        and would be the last."""
+        resource = _resource(platform, resource_id)
+        found = self._database.execute("SELECT 1 FROM again WHERE resource = ? AND row < ?", (resource, row))
+        return found.fetchone() is not None
+
     def newest(self, platform: str | None, resource_id: str | None) -> int:
         """The last row that is registered for a resource, 0 if none is."""
-        resource = _resource(platform, resource_id)
+        return self._newest(_resource(platform, resource_id))
+
+    def _newest(self, resource: str | None) -> int:
         found = self._database.execute("SELECT row FROM newest WHERE resource = ?", (resource,)).fetchone()
         return int(found[0]) if found else 0
 

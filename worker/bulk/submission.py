@@ -136,7 +136,10 @@ class Submission:
     def _left_out(self, row: Row) -> bool:
         if self._earlier is None:
             return False
-        if self._earlier.settled(row.number, row.platform, row.resource_id):
+        settled = self._earlier.settled(row.number, row.platform, row.resource_id)
+        if self._earlier.must_follow(row.number, row.platform, row.resource_id):
+            return False
+        if settled:
             self.tally.skipped += 1
             return True
         later = self._earlier.newest(row.platform, row.resource_id)
@@ -153,6 +156,8 @@ class Submission:
             self._record(Result(row.number, name, "rejected", errors=(row.problem,)))
             return
         await self.out.room()
+        if self._earlier is not None:
+            self._earlier.goes_out(row.number, row.platform, row.resource_id)
         self.out.add(name, row.number, len(row.body))
         sent = sender.send(
             row.body,
@@ -188,7 +193,7 @@ class Submission:
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
-        if self._earlier is not None and self._earlier.status(result.row) != "registered":
+        if self._earlier is not None and self._earlier.is_news(result):
             self._write(result)
 
     def _record(self, result: Result) -> None:

@@ -384,6 +384,22 @@ async def test_results_of_an_earlier_run_are_not_overwritten(submit: Command, tm
     assert (tmp_path / "r.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("results", ["pages.csv", "link.jsonl", "other.jsonl"])
+@pytest.mark.parametrize("more", [[], ["--check"], ["--resume"]])
+async def test_a_file_that_holds_something_else_is_never_written_to(
+    tmp_path: Path, results: str, more: list[str]
+) -> None:
+    (tmp_path / "pages.csv").write_text("pageId")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "pages.csv")
+    (tmp_path / "other.jsonl").write_bytes(messenger("1"))
+    before = (tmp_path / results).read_bytes()
+    command = Command(Settings(amqp_url="amqp://127.0.0.1:1/"))
+    end = await command("pages.csv", "--results", results, *more)
+    assert (end.code, end.out, end.err.count("\n")) == (2, "", 1)
+    assert "name another file" in end.err
+    assert (tmp_path / results).read_bytes() == before
+
+
 async def test_two_jobs_do_not_write_one_results_file(submit: Command, tmp_path: Path) -> None:
     write_pages(tmp_path / "pages.csv", [1])
     first = await submit.start("-", "--results", "r.jsonl")

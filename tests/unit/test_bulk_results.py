@@ -44,8 +44,17 @@ def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path, name:
         assert list(read_results(tmp_path / name)) == [REGISTERED]
 
 
-@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
-@pytest.mark.parametrize("torn", ['{"row": 9, "req', '9,"torn', "x" * 10_000])
+@pytest.mark.parametrize(
+    ("name", "torn"),
+    [
+        ("r.jsonl", '{"ro'),
+        ("r.jsonl", '{"row": 9, "req'),
+        ("r.jsonl", '{"row": 9, "requestId": "' + "x" * 10_000),
+        ("r.csv", "9"),
+        ("r.csv", '9,"torn'),
+        ("r.csv", '9,"' + "x" * 10_000),
+    ],
+)
 def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
     tmp_path: Path, name: str, torn: str
 ) -> None:
@@ -57,6 +66,37 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
     with Results(tmp_path / name) as results:
         results.write(REJECTED)
     assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
+
+
+def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("row,requ")
+    with Results(tmp_path / "r.csv") as results:
+        results.write(REGISTERED)
+    assert list(read_results(tmp_path / "r.csv")) == [REGISTERED]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
+@pytest.mark.parametrize("content", ['{"ottPlatformName": "line"}', "pageId,pageName", "pageId\n", "17"])
+def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match="holds something else in line 1"):
+        list(read_results(tmp_path / name))
+    if not content.endswith("\n"):
+        with pytest.raises(UsageError, match="holds something else at its end"), Results(tmp_path / name):
+            pass
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
+@pytest.mark.parametrize("resource", ["a\tb", "a\u00a0b", "a\nb", " a "])
+def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
+    tmp_path: Path, name: str, resource: str
+) -> None:
+    with Results(tmp_path / name) as results:
+        results.write(Result(1, f"{JOB}-1", "registered", "line", resource))
+    with Earlier() as earlier:
+        earlier.load(read_results(tmp_path / name))
+        assert earlier.settled(1, "line", resource)
 
 
 def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Self
 
-from worker.bulk.results import Result
+from worker.bulk.results import Result, one_line
 from worker.errors import UsageError
 
 _REQUEST_ID = re.compile(r"([0-9a-f]{32})-([0-9]+)\Z")
@@ -82,7 +82,7 @@ class Earlier:
         status, resource = self._result(row)
         if status not in ("registered", "superseded"):
             return False
-        if resource != _resource(platform, resource_id):
+        if one_line(resource or "") != one_line(_resource(platform, resource_id) or ""):
             raise UsageError(
                 f"Row {row} is about another resource than the results file says, so the input has changed: "
                 "name another --results file"

@@ -16,6 +16,7 @@ from worker.errors import UsageError, WorkerError
 COLUMNS = ("row", "requestId", "status", "ottPlatformName", "resourceId", "errors")
 CSV_SEPARATOR = "; "  # between the messages of one cell
 INVALID = "invalid"
+_JSON_BEGINS = b'{"row": '
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -87,6 +88,8 @@ def read_results(path: Path) -> Iterator[Result]:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
                     yield from _parse(path, number, line)
+                elif not _is_torn(path, line, first=number == 1):
+                    raise _something_else(path, number)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -98,14 +101,18 @@ def _parse(path: Path, number: int, line: bytes) -> Iterator[Result]:
         text = line.decode().strip()
         if _is_csv(path):
             cells = next(csv.reader([text]), [])
+            if number == 1 and cells != list(COLUMNS):
+                raise _something_else(path, number)
             if number > 1 and cells:
                 yield _from_cells(*cells)
         elif text:
             yield _from_document(json.loads(text))
     except (ValueError, TypeError, KeyError):
-        raise UsageError(
-            f"--results {path} holds something else in line {number}: name another file"
-        ) from None
+        raise _something_else(path, number) from None
+
+
+def _something_else(path: Path, number: int) -> UsageError:
+    return UsageError(f"--results {path} holds something else in line {number}: name another file")
 
 
 def _from_cells(row: str, request_id: str, status: str, platform: str, resource: str, errors: str) -> Result:
@@ -135,8 +142,13 @@ def _json_line(result: Result) -> bytes:
 
 def _csv_line(result: Result) -> bytes:
     errors = CSV_SEPARATOR.join(" ".join(error.split()) for error in result.errors)
-    resource = re.sub(r"\s", " ", result.resource_id or "")
+    resource = one_line(result.resource_id or "")
     return _csv_text((result.row, result.request_id, result.status, result.platform, resource, errors))
+
+
+def one_line(text: str) -> str:
+    """A cell that does not break a line of CSV."""
+    return re.sub(r"[\r\n]", " ", text)
 
 
 def _csv_text(cells: tuple[object, ...]) -> bytes:
@@ -145,8 +157,15 @@ def _csv_text(cells: tuple[object, ...]) -> bytes:
     return text.getvalue().encode(errors="replace")
 
 
+def _is_torn(path: Path, line: bytes, *, first: bool) -> bool:
+    """Whether a line without its end is the beginning of one that belongs here."""
+    if not _is_csv(path):
+        return line.startswith(_JSON_BEGINS) or _JSON_BEGINS.startswith(line)
+    return _csv_text(COLUMNS).startswith(line) if first else line.partition(b",")[0].isdigit()
+
+
 def _cut_torn_line(path: Path) -> None:
-    """Remove what an earlier run did not write to its end."""
+    """Remove what an earlier run did not write to its end. Raises UsageError where that is none of ours."""
     with path.open("rb+") as file:
         size = file.seek(0, io.SEEK_END)
         at = size
@@ -158,8 +177,12 @@ def _cut_torn_line(path: Path) -> None:
                 at = start + newline + 1
                 break
             at = start
-        if at != size:
-            file.truncate(at)
+        if at == size:
+            return
+        file.seek(at)
+        if not _is_torn(path, file.read(len(_csv_text(COLUMNS))), first=at == 0):
+            raise UsageError(f"--results {path} holds something else at its end: name another file")
+        file.truncate(at)
 
 
 def _is_csv(path: Path) -> bool:

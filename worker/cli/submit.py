@@ -16,7 +16,7 @@ from worker.bulk.check import invalid_rows
 from worker.bulk.earlier import Earlier
 from worker.bulk.progress import Progress
 from worker.bulk.readers import Format, Reading
-from worker.bulk.results import INVALID, Result, Results, read_results
+from worker.bulk.results import INVALID, Results, read_results
 from worker.bulk.source import STANDARD_INPUT
 from worker.bulk.submission import OUTSTANDING, Plan, Submission
 from worker.bulk.summary import console_for_results, show_errors, show_summary
@@ -84,6 +84,8 @@ def submit(
         raise UsageError("--resume goes on from a results file: name it with --results, without --check")
     if files.count(STANDARD_INPUT) > 1:
         raise UsageError("Standard input (-) can be read only once")
+    if results and results.is_file() and any(_is_same_file(path, results) for path in files):
+        raise UsageError(f"--results {results} is an input too: name another file")
     output = _Output(results, resume, quiet)
     settings = load_settings()
     if check:
@@ -143,13 +145,19 @@ def _refuse_to_overwrite(output: _Output) -> None:
     """The answers of an earlier run cannot be had again."""
     if output.results is None or output.resume or not output.results.is_file():
         return
-    first: Result | None = next(read_results(output.results), None)
-    if first is not None and first.status != INVALID:
+    if any(result.status != INVALID for result in read_results(output.results)):
         raise UsageError(
             f"--results {output.results} holds the results of an earlier run: "
             "add --resume to go on with it, or name another file"
         )
     output.results.write_bytes(b"")
+
+
+def _is_same_file(path: str, results: Path) -> bool:
+    try:
+        return os.path.samefile(0 if path == STANDARD_INPUT else path, results)
+    except OSError:
+        return False  # one of them is not there
 
 
 def _known(platform: str | None) -> str | None:

@@ -103,7 +103,8 @@ AmqpUrl = Annotated[SecretStr, AfterValidator(_amqp_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Prefix = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9._:-]+$", max_length=200),
+    # AMQP 0-9-1 allows exchange names of 127 characters, and the longest here is PREFIX.dead.
+    StringConstraints(pattern=r"^[A-Za-z0-9._:-]+$", max_length=122),
     AfterValidator(_not_reserved),
 ]
 Subdomain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)]
@@ -342,7 +343,7 @@ def _must_be(field: str, kind: str, message: str) -> str:
 
 
 _SHAPES = {
-    "prefix": "letters, digits and . _ : - only, 200 at most",
+    "prefix": "letters, digits and . _ : - only, 122 at most",
     "mc_subdomain": "the subdomain alone, such as mc563885gzs27c5t9-63k636ttgm",
     "journal_max_age": "a number and one of Y M D h m s, such as 30D",
 }

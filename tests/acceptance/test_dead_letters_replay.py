@@ -272,7 +272,7 @@ async def test_the_rate_is_kept(rig: Rig, requester: Requester) -> None:
     await until(lambda: requester.depth("requests"), "the first replay")
     begun = asyncio.get_running_loop().time()
     await process.communicate()
-    assert asyncio.get_running_loop().time() - begun > 1.5  # 20 at once, then 20 a second
+    assert asyncio.get_running_loop().time() - begun > 2.5  # 59 more at 20 a second, and none on credit
     assert await requester.depth("requests") == 60
 
 
@@ -284,7 +284,7 @@ async def test_an_interrupted_replay_leaves_the_rest_in_place(rig: Rig, requeste
     out, err = await asyncio.wait_for(process.communicate(), 30)
     assert (process.returncode, b"Traceback" in err) == (130, False)
     replayed = await requester.depth("requests")
-    assert f"{replayed} dead letters replayed" in out.decode()
+    assert out.decode().startswith(f"{replayed} dead letter")
     assert [m.message_id for m in await dead_queue(requester)] == ids[replayed:]
 
 

@@ -66,6 +66,7 @@ AT_ONCE = 200  # letters that are published and not confirmed
 # RabbitMQ gives a consumer up that holds a delivery for 30 minutes. What is held goes back before that.
 HOLD = 900.0  # seconds
 STOP_PATIENCE = 3.0  # seconds for the confirms of what was published before a stop
+TIMER = 0.01  # seconds
 LOOK_EVERY = 0.2  # seconds between looks whether to stop
 
 
@@ -109,7 +110,7 @@ class Replay:
     async def run(self, box: DeadLetterBox, plan: Plan, progress: Progress) -> None:
         """Replay what matches of the letters that the plan counted. What comes back meanwhile, because it
         failed again, is left for another run. Raises as DeadLetterBox does."""
-        limiter = None if self._rate is None else AsyncLimiter(max(self._rate, 1), max(1, 1 / self._rate))
+        limiter = None if self._rate is None else _limiter(self._rate)
         publisher = Publisher(self._settings, self._facts)
         publisher.start()
         try:
@@ -166,6 +167,12 @@ class Replay:
             body = mended.body
             properties = properties.changed(content_type="application/json", content_encoding=None)
         return Message(self._entry, REQUEST_KEY, properties, body)
+
+
+def _limiter(rate: float) -> AsyncLimiter:
+    """No burst on top of the rate, but for as much as timers, which are no finer, would else cost."""
+    burst = max(1, rate * TIMER)
+    return AsyncLimiter(burst, burst / rate)
 
 
 class _Batch:

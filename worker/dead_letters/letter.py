@@ -10,6 +10,7 @@ from worker.broker.properties import Properties
 from worker.broker.sealing import CannotOpen, Seals, is_sealed, why_closed
 from worker.broker.subscription import Delivery
 from worker.contract.registration import understand
+from worker.pipeline.history import SKEW
 from worker.pipeline.request import (
     RECEIVED_AT_HEADER,
     REQUEST_ID_HEADER,
@@ -31,7 +32,8 @@ BROKERS_HEADER = "x-death"
 @dataclass(frozen=True, slots=True)
 class Letter:
     """One dead letter. `received_at` and `dead_at` are microseconds since the epoch, None where nothing
-    tells them. `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`)."""
+    tells them. `received_after` is what a replay goes by: never later than the request was received.
+    `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`)."""
 
     delivery: Delivery
     id: str
@@ -42,6 +44,7 @@ class Letter:
     platform: str | None
     resource_id: str | None
     received_at: int | None
+    received_after: int
     dead_at: int | None
     replays: int
 
@@ -92,6 +95,7 @@ def read(delivery: Delivery, default_account: str | None) -> Letter:
     # One that is still sealed is no JSON: its headers tell what can be told.
     body = delivery.body
     request = understand(body, content_type=None, content_encoding=None, max_bytes=len(body))
+    received_at, received_after = _received(properties, death)
     return Letter(
         delivery=delivery,
         id=_text(properties, REQUEST_ID_HEADER) or request_id(delivery),
@@ -101,20 +105,25 @@ def read(delivery: Delivery, default_account: str | None) -> Letter:
         account=account_of(properties) or default_account,
         platform=request.platform,
         resource_id=request.resource_id,
-        received_at=_received_at(properties, death),
+        received_at=received_at,
+        received_after=received_after,
         dead_at=dead_at,
         replays=_number(properties, REPLAY_COUNT_HEADER),
     )
 
 
-def _received_at(properties: Properties, death: Mapping[str, Any]) -> int | None:
-    """Where the worker never settled it, the time of its death comes near: no newer request for its
-    resource was settled before. Else when it was published."""
+def _received(properties: Properties, death: Mapping[str, Any]) -> tuple[int | None, int]:
+    """When the request was received, and how early that may have been. Where the worker never settled it,
+    the time of its death comes near: no newer request for its resource was settled before. Else when it
+    was published."""
     stamped = _moment(properties, RECEIVED_AT_HEADER)
     if stamped is not None:
-        return stamped
+        return stamped, max(0, stamped)
     time = death.get("time")
-    return time if isinstance(time, int) else _published_at(properties)
+    near = time if isinstance(time, int) else _published_at(properties)
+    # Another machine's clock: a replay that counts as too new would overwrite what is newer. Without any
+    # time nothing can be newer for sure, so it counts as the oldest of all.
+    return near, max(0, (near or 0) - SKEW)
 
 
 def _published_at(properties: Properties) -> int | None:

@@ -85,11 +85,10 @@ class Planner:
         if newest is None or resource is None:
             # Without a resource it overwrites nothing: the worker will reject it again.
             return Prospect(letter, "replayed")
-        received_at = max(0, letter.received_at or 0)
-        newer = newest.newer_than(resource, received_at)
+        newer = newest.newer_than(resource, letter.received_after)
         if newer is not None:
             return Prospect(letter, "superseded", newer)
-        if not newest.reaches_back_to(letter.id, resource, received_at):
+        if not newest.reaches_back_to(letter.id, resource, letter.received_after):
             return Prospect(letter, "unproven")
         return Prospect(letter, "replayed")
 
@@ -108,6 +107,5 @@ class Planner:
         oldest = None
         async with contextlib.aclosing(box.look(self._selection)) as letters:
             async for letter in letters:
-                received_at = max(0, letter.received_at or 0)
-                oldest = received_at if oldest is None else min(oldest, received_at)
+                oldest = letter.received_after if oldest is None else min(oldest, letter.received_after)
         return oldest

@@ -236,8 +236,7 @@ async def _drained(batch: _Batch) -> AsyncIterator[None]:
 def replayed(letter: Letter, *, force: bool) -> Properties:
     """The properties of a replay: those of the request, its first time and id, and that it is a replay."""
     headers: dict[str, str | int | bool] = {
-        # Without any time nothing can be newer for sure, so it counts as the oldest of all.
-        RECEIVED_AT_HEADER: text_of(letter.received_at or 0),
+        RECEIVED_AT_HEADER: text_of(letter.received_after),
         REQUEST_ID_HEADER: letter.id,
         REPLAY_COUNT_HEADER: letter.replays + 1,
         REPLAYED_AT_HEADER: timestamp(time.time()),

@@ -1,0 +1,43 @@
+"""What a dead letter tells, and what of it is believed."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.rig import messenger
+from worker.broker.properties import Properties, build
+from worker.broker.subscription import Delivery
+from worker.dead_letters.letter import Letter, read
+from worker.dead_letters.replay import replayed
+from worker.pipeline.history import SKEW
+from worker.pipeline.request import text_of
+
+NOON = 1_795_435_200_000_000
+
+
+def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
+    return read(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), None)
+
+
+def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay() -> None:
+    headers = {"x-ott-received-at": text_of(NOON), "x-ott-reason": "exhausted"}
+    stamped = letter(build(headers=headers))
+    assert (stamped.received_at, stamped.received_after) == (NOON, NOON)
+    assert replayed(stamped, force=False).header("x-ott-received-at") == text_of(NOON)
+
+
+def test_the_time_of_another_clock_counts_as_early_as_that_clock_may_be_ahead() -> None:
+    moment = datetime.fromtimestamp(NOON / 1_000_000, UTC)
+    published = letter(build(timestamp=moment))
+    assert (published.received_at, published.received_after) == (NOON, NOON - SKEW)
+    assert replayed(published, force=False).header("x-ott-received-at") == text_of(NOON - SKEW)
+
+
+def test_without_any_time_a_replay_counts_as_the_oldest_of_all() -> None:
+    timeless = letter(build(message_id="m"))
+    assert (timeless.received_at, timeless.received_after) == (None, 0)
+
+
+@pytest.mark.parametrize("seconds", [1, 599])
+def test_a_time_near_the_beginning_of_the_epoch_goes_back_no_further(seconds: int) -> None:
+    assert letter(build(timestamp=datetime.fromtimestamp(seconds, UTC))).received_after == 0

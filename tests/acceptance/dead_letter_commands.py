@@ -9,6 +9,7 @@ from typing import Any
 import aio_pika
 
 from tests.rig import Requester, Rig, environment, messenger
+from worker.broker.subscription import COUNTS
 from worker.sandbox.faults import Status
 from worker.settings import Settings
 
@@ -79,7 +80,7 @@ async def dead_queue(requester: Requester) -> list[aio_pika.abc.AbstractIncoming
 
 def unchanged(messages: list[aio_pika.abc.AbstractIncomingMessage]) -> list[tuple[Any, ...]]:
     """All that must not change."""
-    kept = [{k: v for k, v in m.headers.items() if k != "x-delivery-count"} for m in messages]
+    kept = [{k: v for k, v in m.headers.items() if k not in COUNTS} for m in messages]
     return [(m.message_id, m.body, headers) for m, headers in zip(messages, kept, strict=True)]
 
 

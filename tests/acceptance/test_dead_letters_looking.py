@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.dead_letter_commands import begin, bury, dead_queue, ott_worker, turned_down, unchanged
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
+from worker.broker.subscription import COUNTS
 from worker.broker.topology import Topology
 
 
@@ -104,7 +105,8 @@ async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Req
     ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
     assert len(ended.documents) == 3
     after = await dead_queue(requester)
-    assert max(m.headers.get("x-delivery-count", 0) for m in after) > 20
+    counts = [m.headers.get(name, 0) for m in after for name in COUNTS]
+    assert max(counts) > 20  # from 4.3 on a look counts as acquired, and not towards the limit
     assert sorted(map(repr, unchanged(after))) == sorted(map(repr, unchanged(before)))
 
 

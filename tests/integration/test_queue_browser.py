@@ -28,13 +28,10 @@ async def connection(make_settings: Callable[..., Settings]) -> AsyncIterator[Co
 
 
 @pytest.fixture
-async def queue(connection: Connection, clean_broker: str, prefix: str) -> str:
+async def queue(connection: Connection, prefix: str) -> str:
     """A queue with messages 0 to 199."""
     name = Topology(prefix).dead
-    async with await aio_pika.connect(clean_broker) as client:
-        channel = await client.channel()
-        for i in range(COUNT):
-            await channel.default_exchange.publish(aio_pika.Message(str(i).encode()), name)
+    await _fill(connection, name)
     return name
 
 

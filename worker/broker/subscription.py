@@ -31,6 +31,7 @@ LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
 BARRIER = "barrier"  # consumer tag
 
 DELIVERY_COUNT = "x-delivery-count"
+COUNTS = frozenset({DELIVERY_COUNT, "x-acquired-count"})  # the queue's own headers; the second since 4.3
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ from aiolimiter import AsyncLimiter
 from worker.broker.properties import Properties
 from worker.broker.publisher import Message, Publisher
 from worker.broker.sealing import SEALED_HEADER, why_closed
-from worker.broker.subscription import DELIVERY_COUNT
+from worker.broker.subscription import COUNTS
 from worker.broker.topology import REQUEST_KEY, Topology
 from worker.contract.reply import timestamp
 from worker.dead_letters.box import DeadLetterBox, Takings
@@ -53,7 +53,7 @@ _LEFT_BEHIND = frozenset(
         ATTEMPTS_HEADER,
         BROKERS_HEADER,
         DEAD_AT_HEADER,
-        DELIVERY_COUNT,
+        *COUNTS,
         ERROR_HEADER,
         FORCE_HEADER,
         REASON_HEADER,

@@ -15,6 +15,7 @@ from worker.broker.topology import Topology
 from worker.contract.reply import timestamp
 from worker.facts import Listener
 from worker.pipeline import newest
+from worker.pipeline.request import Clock
 from worker.sandbox.faults import Latency, Status
 from worker.sandbox.registry import Key
 
@@ -381,3 +382,32 @@ async def trim_journal(rig: Rig, requester: Requester) -> None:
         raise AssertionError("the journal was not trimmed")
     finally:
         await connection.close()
+
+
+async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answered_rolls_nothing_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("before the letters", "so that the journal reaches back"))
+    for page in ("p", "q"):
+        await fail(rig, requester, page, "old")
+    await rig.stop_worker(rig._running[0][0])
+    behind = Clock(lambda: time.time_ns() // 1000 - 5_000_000)
+    monkeypatch.setattr("worker.service.Clock", lambda: behind)
+    monkeypatch.setattr("worker.pipeline.history.PREPARE_TIMEOUT", 0.01)
+    monkeypatch.setattr("worker.pipeline.history.RETRY", 0.01)
+    with monkeypatch.context() as silent:
+        silent.setattr("worker.broker.journal_reader.connect", _hang)
+        silent.setattr("worker.pipeline.history.READ_TIMEOUT", 0.05)
+        service = await rig.start_worker(rig.settings())
+        assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
+        refused = await replay(requester)
+        assert (refused["status"], refused["attempts"]) == ("failed", 0)
+        assert "has not answered" in refused["message"]
+    await until(service._history._learning.done, "the journal's answer")
+    refused = await replay(requester)
+    assert (refused["status"], refused["resourceId"]) == ("failed", "q")
+    assert "clocks" in refused["message"]
+    refused = await replay(requester)
+    assert (refused["status"], refused["resourceId"]) == ("failed", "p")
+    assert held(rig, "p") == "new"

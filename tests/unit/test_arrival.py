@@ -85,3 +85,9 @@ def test_a_time_beyond_the_years_that_can_be_written_is_no_time(claim: str) -> N
     request = receive(delivery(properties=build(headers={"x-ott-received-at": claim})), Clock(), 10**6, None)
     assert not request.is_replay
     assert text_of(request.received_at)
+
+
+def test_a_floor_that_no_worker_can_have_written_is_not_believed() -> None:
+    clock = Clock(lambda: 100)
+    clock.not_before(2**62)
+    assert clock.stamp() == 100

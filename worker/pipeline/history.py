@@ -24,6 +24,7 @@ from worker.settings import Settings
 FORCE_HEADER = "x-ott-replay-force"
 GENERIC = 10000  # errorcode
 PREPARE_TIMEOUT = 2.0  # seconds; requests wait for this, and hardly ever need it
+READ_TIMEOUT = 10.0  # seconds
 RETRY = 1.0  # seconds
 IDLE = 300.0  # seconds without a replay, then what was read is forgotten
 # Dead letters are replayed roughly in the order in which their requests were received. A margin lets a
@@ -41,6 +42,9 @@ class History:
         self._facts = facts
         self._newest: Newest | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._learning: asyncio.Task[None] | None = None
+        self._is_blind = False
+        self._doubtful = range(0)  # times of arrival whose order is not known: this clock was behind
         self._subscription = 0
         self._read_in = -1  # the subscription in which the journal was read to its end
         self._margin = MARGIN
@@ -49,20 +53,36 @@ class History:
 
     async def prepare(self) -> None:
         """Before the first delivery of a subscription: learn how far the journal's time has come, so that
-        what is received from now on counts as newer. Takes two seconds at most, and never fails."""
+        what is received from now on counts as newer. Takes two seconds at most, and never fails: where the
+        journal does not answer, requests go on, and replays are refused until it does."""
         self._subscription += 1
         if not self._settings.journal:
             return
-        try:
-            async with asyncio.timeout(PREPARE_TIMEOUT), open_journal(self._settings) as reader:
-                last = await reader.last()
-        except TimeoutError:
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.create_task(self._learn(self._clock.stamp()), name="clock")
+        await asyncio.wait({self._learning}, timeout=PREPARE_TIMEOUT)
+        if not self._learning.done():
+            self._is_blind = True
             self._facts.journal_unreadable("no answer in time")
-        except WorkerError as error:
-            self._facts.journal_unreadable(str(error))
-        else:
-            if last is not None and last.clock is not None:
-                self._clock.not_before(last.clock)
+
+    async def _learn(self, begun: int) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(READ_TIMEOUT), open_journal(self._settings) as reader:
+                    # Once requests are let in, the newest entry is of this worker's own clock.
+                    latest = await (_newest_clock(reader, begun) if self._is_blind else _last_clock(reader))
+            except TopologyError as error:
+                self._facts.journal_unreadable(str(error))
+                return
+            except (TimeoutError, WorkerError) as error:
+                self._facts.journal_unreadable(str(error) or "no answer in time")
+                await asyncio.sleep(RETRY)
+            else:
+                break
+        if self._is_blind and latest > begun:
+            self._doubtful = range(begun, latest + 1)
+        self._is_blind = False
+        self._clock.not_before(latest)
 
     async def judge_replay(self, request: Request) -> Outcome | None:
         """The outcome of a replay that must not be forwarded, or None."""
@@ -71,6 +91,10 @@ class History:
         if not self._settings.journal:
             return _refused("the worker keeps no journal (OTT_JOURNAL=false)")
         received_at = max(0, request.received_at)  # a header can name any year
+        if self._learning is not None and not self._learning.done():
+            return _refused("the journal has not answered since this worker took over")
+        if received_at in self._doubtful:
+            return _refused("it was received while the clocks of two workers differed")
         try:
             newest = await self._up_to_date(received_at)
         except TopologyError as error:
@@ -91,9 +115,10 @@ class History:
         """End what is under way."""
         if self._forgetting is not None:
             self._forgetting.cancel()
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        for task in (self._loading, self._learning):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _up_to_date(self, received_at: int) -> Newest:
         """What the journal holds from `received_at` on, up to now."""
@@ -165,6 +190,16 @@ async def _read_from(
     async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
         async for entry in entries:
             newest.read(entry, first)
+
+
+async def _last_clock(reader: JournalReader) -> int:
+    last = await reader.last()
+    return 0 if last is None else last.clock or 0
+
+
+async def _newest_clock(reader: JournalReader, begun: int) -> int:
+    async with contextlib.aclosing(reader.read(_around(begun))) as entries:
+        return max([entry.clock or 0 async for entry in entries], default=0)
 
 
 def _around(since: int) -> datetime:

@@ -16,6 +16,7 @@ ACCOUNT_HEADER = "x-ott-account-id"
 RECEIVED_AT_HEADER = "x-ott-received-at"
 REQUEST_ID_HEADER = "x-ott-request-id"
 ACCOUNT_LENGTH = 64  # characters
+LATEST = 4_102_444_800_000_000  # microseconds since the epoch: the year 2100
 
 Status = Literal["registered", "rejected", "failed", "superseded"]
 Reason = Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"]
@@ -91,8 +92,10 @@ class Clock:
         return self._last
 
     def not_before(self, moment: int) -> None:
-        """Raise the floor: stamps from now on are later than `moment`."""
-        self._last = max(self._last, moment)
+        """Raise the floor: stamps from now on are later than `moment`. One beyond this century is no time
+        of a worker's: whoever may publish can write into the journal."""
+        if moment < LATEST:
+            self._last = max(self._last, moment)
 
 
 def receive(delivery: Delivery, clock: Clock, max_body_bytes: int, default_account: str | None) -> Request:

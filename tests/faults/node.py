@@ -34,8 +34,18 @@ class Node:
         await asyncio.to_thread(self._run, "stop")
 
     async def kill(self) -> None:
-        """End it as a crash does."""
+        """End it as a crash does. Queues that were declared just now are noted down before, for RabbitMQ
+        itself would lose them (private_broker.py)."""
+        await self.flush()
+        await self.crash()
+
+    async def crash(self) -> None:
+        """End it with what RabbitMQ has noted down so far."""
         await asyncio.to_thread(self._run, "kill")
+
+    async def flush(self) -> None:
+        """Have queues that were declared just now survive a crash."""
+        await asyncio.to_thread(self._run, "flush")
 
     async def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl on it; what it printed."""

@@ -1,7 +1,10 @@
 """The broker itself is killed, restarted, filled up and told to refuse: nothing is lost."""
 
 import asyncio
+from base64 import b64encode
+from uuid import uuid4
 
+import aio_pika
 import pytest
 
 from tests.faults.conftest import MakeWorld
@@ -14,14 +17,15 @@ from tests.faults.faults import (
     limited_user,
     short_consumer_timeout,
 )
-from tests.faults.load import wait_for
+from tests.faults.load import QUORUM, Sent, wait_for
 from tests.faults.node import Node
-from tests.faults.world import World, wait_for_depth
+from tests.faults.world import PREFETCH, World, wait_for_depth
 from worker.sandbox.faults import Status
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RATE = 150  # requests a second
+LARGEST = 200_000  # bytes of a message, where a test says so
 
 
 @pytest.fixture
@@ -73,6 +77,44 @@ async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(w
 
 async def test_a_full_replies_queue_holds_the_requests_back(world: World) -> None:
     await _endures(world, "reply queue full")
+
+
+async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(
+    make_module_world: MakeWorld, node: Node
+) -> None:
+    """A quorum queue without a leader, as RabbitMQ leaves one that was declared right before a crash."""
+    name = f"test.{uuid4().hex[:12]}.leaderless"
+    await node.flush()
+    async with await aio_pika.connect(node.url) as connection:
+        await (await connection.channel()).declare_queue(name, durable=True, arguments=QUORUM)
+        await node.crash()
+    await node.start()
+    clocks = {"FAULTS_CLOCKS": "worker.broker.publisher.CONFIRM_TIMEOUT=1"}
+    world = await make_module_world(node, environment=clocks)
+    await world.load.publish(world.plan(PREFETCH + 10), reply_to=name)
+    await world.load.publish(world.plan(50))
+    await world.drained()
+    await world.intact(last=True)
+
+
+async def test_a_message_larger_than_the_broker_takes_stops_no_other(
+    make_module_world: MakeWorld, node: Node
+) -> None:
+    """A body that was let in, and has grown by being encrypted."""
+    await node.evaluate(f"application:set_env(rabbit, max_message_size, {LARGEST}).")
+    try:
+        key = f"one:{b64encode(bytes(32)).decode()}"
+        limits = {"OTT_DEAD_LETTER_KEYS": key, "OTT_MAX_BODY_BYTES": "1000", "OTT_SHUTDOWN_GRACE": "0"}
+        world = await make_module_world(node, environment=limits)
+        large = Sent("large", b"x" * (LARGEST - 1), None, None)
+        await world.load.publish([large])
+        await wait_for(lambda: world.load.answered, "the reply to the large one")
+        others = world.plan(100, invalid=0.5)
+        await world.load.publish(others)
+        await wait_for(lambda: {s.id for s in others} <= world.load.answered, "the others' replies")
+        await wait_for(lambda: world.wiretap.unsettled == 1, "all but the large one to be acknowledged")
+    finally:
+        await node.evaluate("application:unset_env(rabbit, max_message_size).")
 
 
 async def test_a_consumer_timeout_gives_the_deliveries_back_and_loses_none(

@@ -13,6 +13,8 @@ from tests.faults.proxy import Proxy
 from tests.rig import Rig, messenger, until
 from worker.broker import topology
 from worker.broker.connection import connect
+from worker.broker.properties import build
+from worker.broker.publisher import Message, Publisher
 from worker.broker.subscription import Delivery, Subscription
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
@@ -29,9 +31,13 @@ class Facts(Listener):
     def __init__(self) -> None:
         self.returned_why: list[str] = []
         self.unreachable: list[str] = []
+        self.lost: list[str] = []
 
     def returned(self, count: int, why: str) -> None:
         self.returned_why.append(why)
+
+    def publisher_lost(self, why: str) -> None:
+        self.lost.append(why)
 
     def broker_unreachable(self, why: str) -> None:
         self.unreachable.append(why)
@@ -144,3 +150,23 @@ async def test_a_rotated_url_file_that_holds_no_url_is_waited_out(
     await starting
     assert (await requester.ask(messenger()))["status"] == "registered"
     assert not any("pass" in why for why in facts.unreachable)
+
+
+async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings, facts = make_settings(), Facts()
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    await connection.close()
+    publisher = Publisher(settings, facts)
+    publisher.start()
+    await until(lambda: publisher.ready, "the publisher")
+    publisher._own._stuck = True
+    sent = []
+    while publisher._own._stuck or not publisher.ready:
+        sent += [publisher.send(Message("", f"{settings.prefix}.replies", build(), b"x")) for _ in range(20)]
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*sent)
+    assert not facts.lost
+    await publisher.stop()

@@ -17,6 +17,8 @@ from pamqp import decode, encode
 
 HeaderValue = str | int | bool
 
+OWN_HEADERS = "x-ott-"
+
 _SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = "shortstr", "table", "octet", "timestamp"
 _LAYOUT = (
     ("content_type", 1 << 15, _SHORT_STRING),
@@ -138,11 +140,12 @@ class Properties:
 
     def without_large_headers(self, limit: int) -> "Properties":
         """A copy whose encoding fits in `limit` bytes: a content header is one frame and cannot be
-        split, so the largest headers go first."""
+        split, so the largest headers of others go first."""
         copy = self
         while len(copy.encoded()) > limit and copy._entries():
             entries = copy._entries()
-            largest = max(entries, key=lambda name: len(entries[name]))
+            # The worker's own go last: a sealed body does not open without its request id.
+            largest = max(entries, key=lambda name: (not name.startswith(OWN_HEADERS), len(entries[name])))
             copy = copy.changed(without=frozenset({largest}))
         return copy
 

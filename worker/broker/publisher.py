@@ -3,7 +3,8 @@
 A promise of a publisher is a future: it is done when the broker has confirmed the message. What happens on
 the way (the connection lost, the queue full, a confirm that never comes) is ridden out here by
 publishing again, so a message may arrive twice and is never lost. Only two things end a promise with an
-error, and only for a queue that somebody else named: it does not exist, or it does not take the message.
+error, and only for a queue that somebody else named: it does not exist, or it does not take the message, in
+a minute at the latest.
 """
 
 import asyncio
@@ -33,10 +34,12 @@ from worker.facts import Listener
 from worker.settings import Settings
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
+GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
 SWEEP: Final = 1.0  # seconds between looks for confirms that are overdue
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
 STEADY: Final = 5.0  # seconds that a connection lasts before its loss counts as the first one
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
+ALONE_AFTER: Final = 2  # channels that the broker closed with a message unconfirmed on them
 RENEW_EVERY: Final = 30.0  # seconds; what is unconfirmed on a channel that closes is published twice
 MEND_PAUSE: Final = 1.0  # seconds between declaring anew what is missing
 REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
@@ -63,6 +66,7 @@ class _Promise:
     sent_at: float = 0.0
     refusals: int = 0
     channel_losses: int = 0
+    overdue: int = 0
 
 
 class Publisher:
@@ -196,6 +200,8 @@ class _ConfirmChannel:
 
     def send(self, message: Message) -> "asyncio.Future[None]":
         loop = asyncio.get_running_loop()
+        if not len(self):
+            self.confirmed_at = loop.time()  # nothing was to be confirmed until now
         promise = _Promise(message, loop.create_future())
         if message.guest and loop.time() < self._refused_until:
             promise.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
@@ -256,6 +262,7 @@ class _ConfirmChannel:
         if now < self._renew_at:
             return
         self._renew_at, self._stuck = now + RENEW_EVERY, False
+        self._tap = None  # to write on a channel that is being closed would end the connection
         await close_channel(channel, SWEEP)
 
     def _sweep(self) -> None:
@@ -272,7 +279,11 @@ class _ConfirmChannel:
                 break
             del self._sent[tag]
             self._tags.pop(promise.message_id, None)
-            self._queue(promise)
+            promise.overdue += 1
+            if promise.message.guest and promise.overdue >= GIVE_UP_AFTER and not promise.future.done():
+                promise.future.set_exception(QueueFull("the queue does not confirm"))
+            else:
+                self._queue(promise)
 
     def _flush_soon(self) -> None:
         """Write at the end of this turn of the loop, so that all of it travels together."""
@@ -409,9 +420,13 @@ class _ConfirmChannel:
             self._refused_until = asyncio.get_running_loop().time() + REFUSED_FOR
         keep: deque[_Promise] = deque()
         for promise in self._outbox:
-            gone = promise.message.guest and (forbidden or promise.channel_losses > 1)
+            gone = promise.message.guest and (forbidden or promise.channel_losses > ALONE_AFTER)
             if gone and not promise.future.done():
-                promise.future.set_exception(PublishRefused("publishing to that queue is not allowed"))
+                promise.future.set_exception(PublishRefused("the broker does not take this message"))
+            elif not gone and promise.channel_losses >= ALONE_AFTER:
+                # One of them may be what closes the channel each time (it may be larger than the broker
+                # takes): from now on each goes at a moment of its own, and the others get through.
+                self._send_later(promise, random.uniform(*RETRY))  # noqa: S311
             elif not gone:
                 keep.append(promise)
         self._outbox = keep

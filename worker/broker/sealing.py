@@ -32,6 +32,8 @@ class Seals:
         self._read = ""
         self._keys: dict[str, bytes] = {}
         self._queue = Topology(settings.prefix).dead
+        if settings.dead_letter_keys is not None:
+            self._keys = parse_keys(settings.dead_letter_keys.get_secret_value())
 
     def seal(self, properties: Properties, body: bytes) -> tuple[Properties, bytes]:
         """The dead letter's properties and body as they are to be kept; without keys, as they are."""

@@ -9,7 +9,7 @@ from worker.broker.journal import Journal
 from worker.broker.properties import build
 from worker.broker.publisher import DIRECT_REPLY_TO, Message, Publisher
 from worker.broker.sealing import Seals
-from worker.broker.subscription import DELIVERY_COUNT
+from worker.broker.subscription import COUNTS
 from worker.broker.topology import Topology
 from worker.contract import reply
 from worker.errors import PublishRefused, QueueFull, Unroutable
@@ -24,8 +24,8 @@ GENERATED = "amq.gen-"
 MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
 ERROR_LENGTH = 500  # characters of `x-ott-error`
 
-# CC and BCC would route copies elsewhere; the count is the requests queue's own.
-NOT_COPIED = frozenset({"CC", "BCC", DELIVERY_COUNT})
+# CC and BCC would route copies elsewhere; the counts are the requests queue's own.
+NOT_COPIED = frozenset({"CC", "BCC", *COUNTS})
 
 
 class Settler:
@@ -50,9 +50,10 @@ class Settler:
     async def settle(self, request: Request, outcome: Outcome, ack: Callable[[], None]) -> None:
         """Publish what the outcome asks for, wait until the broker has confirmed all of it, then `ack`."""
         completed_at = reply.timestamp(time.time())
+        letter = None if outcome.reason is None else self._dead_letter(request, outcome, completed_at)
         promises = [self._reply(request, outcome, completed_at)]
-        if outcome.reason is not None:
-            promises.append(self._publisher.send(self._dead_letter(request, outcome, completed_at)))
+        if letter is not None:
+            promises.append(self._publisher.send(letter))
         try:
             if self._journal is not None:
                 await self._journal.append(_record(request, outcome, completed_at))

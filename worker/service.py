@@ -33,7 +33,7 @@ class Service:
         self.started_at = time.monotonic()
         self.publisher = Publisher(settings, facts)
         self.depths = QueueDepths(topology, self._consuming_connection)
-        self._asking: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, facts, tracing)
         self.gate = Gate(settings.gate_after, settings.retry_base, facts)
         self._facts = facts
@@ -47,13 +47,16 @@ class Service:
 
     async def __aenter__(self) -> Self:
         self.publisher.start()
-        self._asking = asyncio.create_task(self.depths.run(), name="depths")
         await self.marketing_cloud.__aenter__()
+        self._background = [
+            asyncio.create_task(self.depths.run(), name="depths"),
+            asyncio.create_task(self.marketing_cloud.tokens.keep_proving(), name="credentials"),
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
+        for task in self._background:
+            task.cancel()
         await self.publisher.stop()
         await self._history.close()
         await self.marketing_cloud.__aexit__()

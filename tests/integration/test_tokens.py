@@ -8,6 +8,7 @@ import pytest
 
 from tests.rig import until
 from worker.facts import Listener
+from worker.marketing_cloud import token
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import AccountRefused, TokenTrouble
 from worker.sandbox import Sandbox
@@ -182,3 +183,32 @@ async def test_only_the_token_that_was_turned_down_is_dropped(
         cloud.tokens.drop(None, first)
         assert await cloud.tokens.get(None) is second
     assert first is not second
+
+
+async def test_an_account_is_not_blamed_for_credentials_that_were_revoked_meanwhile(
+    sandbox: Sandbox, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default account's token still works, and proves nothing any more."""
+    monkeypatch.setattr(token, "PROOF_KEPT", 0.0)
+    async with MarketingCloud(settings(), Listener()) as cloud:
+        held = await cloud.tokens.get(None)
+        sandbox.faults.add(Status(path="token", status=401))
+        with pytest.raises(TokenTrouble):
+            await cloud.tokens.get("7")
+        sandbox.heal()
+        assert await cloud.tokens.get("7")
+        assert await cloud.tokens.get(None) is held
+
+
+async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_their_mending(
+    sandbox: Sandbox, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token, "REFRESH_PAUSE", 0.05)
+    sandbox.faults.add(Status(path="token", status=401))
+    async with MarketingCloud(settings(), Listener()) as cloud:
+        proving = asyncio.create_task(cloud.tokens.keep_proving())
+        await until(lambda: "401" in cloud.tokens.trouble, "the refusal")
+        sandbox.heal()
+        await until(lambda: cloud.tokens.had, "a token")
+        assert not cloud.tokens.trouble
+        proving.cancel()

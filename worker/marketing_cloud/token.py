@@ -1,6 +1,7 @@
 """Access tokens by client credentials: one for each account, shared, refreshed ahead (contract §6)."""
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from worker.settings import Settings
 REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetched
 REFRESH_SHARE = 0.25  # of a short token's life, instead
 REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a token that still works
+PROOF_KEPT = 300.0  # seconds for which a token that was given proves the credentials
 REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
 ACCOUNTS_KEPT = 10_000
 DEFAULT_LIFE = 1080.0  # seconds
@@ -36,7 +38,8 @@ class Token:
 
     value: str
     rest_url: str
-    refresh_at: float  # monotonic seconds
+    asked_at: float  # monotonic seconds
+    refresh_at: float
     expires_at: float
 
     def __repr__(self) -> str:
@@ -63,6 +66,7 @@ class Tokens:
         self._http = http
         self._on_fetch = on_fetch
         self._accounts: dict[str | None, _Account] = {}
+        self._is_proved = False
 
     @property
     def had(self) -> bool:
@@ -91,6 +95,16 @@ class Tokens:
             raise AccountRefused(held.refusal)
         task = held.fetching or self._fetch_in_background(key, held)
         return await asyncio.shield(task)
+
+    async def keep_proving(self) -> None:
+        """Fetch the default account's first token, and again while none is given, until cancelled: so wrong
+        credentials are known before a request comes, and known to be mended while none comes."""
+        while True:
+            if not self._is_proved or self.trouble:
+                with contextlib.suppress(TokenTrouble):
+                    await self.get(None)
+                    self._is_proved = True
+            await asyncio.sleep(REFRESH_PAUSE)
 
     def drop(self, account: str | None, token: Token) -> None:
         """Forget a token that Marketing Cloud turned down, unless it has been replaced already."""
@@ -155,7 +169,7 @@ class Tokens:
                 raise TokenTrouble(held.trouble) from None
             # Bad credentials look the same as a bad account. Where the default account gets a token
             # with them, it is the account.
-            await self.get(None)
+            await self._prove_credentials()
             held.refused_until = time.monotonic() + REFUSAL_KEPT
             held.refusal = f"Marketing Cloud gives no token for this account: {refused}"
             raise AccountRefused(held.refusal) from None
@@ -166,6 +180,13 @@ class Tokens:
         self._on_fetch("ok")
         held.trouble = ""
         return token
+
+    async def _prove_credentials(self) -> None:
+        """Return if the default account has been given a token lately. Raises TokenTrouble."""
+        key = self._key(None)
+        held = self._account(key)
+        if held.token is None or time.monotonic() > held.token.asked_at + PROOF_KEPT:
+            await asyncio.shield(held.fetching or self._fetch_in_background(key, held))
 
     async def _fetch(self, key: str | None) -> Token:
         settings = self._settings
@@ -203,7 +224,7 @@ class Tokens:
             life = DEFAULT_LIFE
         rest_url = self._settings.rest_url or _instance_url(instance)
         ahead = min(REFRESH_AHEAD, life * REFRESH_SHARE)
-        return Token(value, rest_url, asked_at + life - ahead, asked_at + life)
+        return Token(value, rest_url, asked_at, asked_at + life - ahead, asked_at + life)
 
 
 class _Refused(Exception):

@@ -117,6 +117,10 @@ class Listener:
     def gate_closed(self, why: str) -> None:
         """An outage of Marketing Cloud: the worker pauses."""
 
+    def gate_left(self, seconds: float) -> None:
+        """The deliveries went back during a pause, `seconds` long so far: another worker may have them next,
+        and whether the outage goes on is not known here."""
+
     def gate_opened(self, seconds: float) -> None:
         """The outage is over, after so many seconds."""
 

@@ -137,7 +137,7 @@ async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(
         await worker.until_sample("ott_gate_closed", value=1)
         status, report = await worker.probe("/readyz")
         assert status == 200
-        assert report["checks"]["gate"] == "closed: Down for repair"
+        assert report["checks"]["gate"] == "closed: Marketing Cloud answered 503: Down for repair"
         rig.sandbox.heal()
         for correlation_id in sent:
             await worker.requester.reply(correlation_id)
@@ -151,10 +151,11 @@ async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(
 async def test_a_worker_that_stands_by_is_ready_and_says_so(rig: Rig) -> None:
     async with watched(rig) as first, watched(rig) as second:
         await first.requester.ask(messenger())
+        await second.until_sample("ott_token_held", value=1)
         status, report = await second.probe("/readyz")
         assert (status, report["status"], report["reasons"]) == (200, "ready", {})
         assert "standing by" in report["checks"]["consumer"]
-        assert report["checks"]["token"].startswith("not needed yet")
+        assert report["checks"]["token"] == "held"
         assert (await first.probe("/readyz"))[1]["checks"]["consumer"] == "active"
 
 
@@ -196,8 +197,8 @@ async def test_a_worker_that_drains_is_alive_and_not_ready(rig: Rig) -> None:
 
 
 async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(rig: Rig) -> None:
-    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
-    async with watched(rig) as worker:
+    rig.sandbox.faults.add(Status(path="registration", status=503))
+    async with watched(rig, gate_after=1) as worker:
         sent = await worker.requester.publish(messenger())
         await worker.until_sample("ott_requests_in_flight", value=1)
         subscription = worker.service.intake.subscription
@@ -206,6 +207,7 @@ async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(rig: 
         subscription.oldest.arrived_at -= 86_400
         status, report = await worker.probe("/livez")
         assert (status, list(report["reasons"])) == (503, ["requests"])
+        rig.sandbox.heal()
         await worker.requester.reply(sent)
 
 
@@ -280,3 +282,16 @@ async def test_a_real_prometheus_finds_the_worker_up_and_its_alerts_in_order(rig
     else:
         assert process.returncode == 0, output.decode()
         assert f"Prometheus finds {worker.url} up" in output.decode()
+
+
+async def test_a_pause_that_moves_on_to_the_other_worker_is_told_by_that_one_alone(rig: Rig) -> None:
+    """Past the hold limit the deliveries go to whoever stood by."""
+    rig.sandbox.faults.add(Status(path="registration", status=503))
+    async with watched(rig, gate_after=1, hold_limit=1) as first, watched(rig, hold_limit=60) as second:
+        sent = await first.requester.publish(messenger())
+        await first.until_sample("ott_gate_closed", value=1)
+        await second.until_sample("ott_consumer_active", value=1)
+        await first.until_sample("ott_gate_closed", value=0)
+        assert (await first.probe("/readyz"))[1]["checks"]["gate"] == "open"
+        rig.sandbox.heal()
+        assert (await first.requester.reply(sent))["status"] == "registered"

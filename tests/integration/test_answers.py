@@ -358,3 +358,12 @@ async def test_a_dead_letter_has_the_id_of_its_request(rig: Rig) -> None:
     reply = await requester.ask(b"{}")
     letter = await requester.take("dead")
     assert letter.message_id == reply["requestId"]
+
+
+async def test_a_probe_does_not_wait_behind_those_that_wait_for_the_rate_limit(rig: Rig) -> None:
+    facts = GateFacts()
+    requester = await rig.start(facts, rate_limit=1, gate_after=2)
+    rig.sandbox.faults.add(failing(503, count=2))
+    for i in range(60):
+        await requester.publish(messenger(f"p{i}"))
+    await until(lambda: facts.opened, "the gate to open: in a minute, at a call a second")

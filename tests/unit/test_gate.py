@@ -117,3 +117,50 @@ async def test_the_time_that_it_is_closed_is_counted() -> None:
     a_gate.succeeded()
     now = 200.0
     assert a_gate.paused == 7
+
+
+async def is_let_through(a_gate: Gate, within: float = 0.2) -> bool:
+    waiting = asyncio.create_task(a_gate.enter())
+    done, _ = await asyncio.wait({waiting}, timeout=within)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    return bool(done)
+
+
+async def test_a_pause_that_was_asked_for_is_kept_whatever_the_probe_under_way_comes_to() -> None:
+    """429/50200 of a call that was on its way when the gate closed."""
+    for comes_to in (lambda g: fail(g, probe=True), lambda g: g.succeeded(), lambda g: g.abandoned()):
+        a_gate = gate(1)
+        fail(a_gate)
+        assert await a_gate.enter()
+        a_gate.close("blocked", 60)
+        comes_to(a_gate)
+        assert a_gate.is_pausing
+        assert not await is_let_through(a_gate)
+
+
+async def test_there_is_never_a_second_probe_beside_one() -> None:
+    a_gate = gate(1)
+    fail(a_gate)
+    assert await a_gate.enter()
+    a_gate.close("blocked", 0.01)
+    assert not await is_let_through(a_gate)
+    a_gate.abandoned()
+    assert await is_let_through(a_gate, within=5)
+
+
+async def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_request_probes_at_once() -> (
+    None
+):
+    now = 100.0
+    a_gate = Gate(1, 0.001, Listener(), lambda: now)
+    fail(a_gate)
+    for _ in range(30):  # a back-off of half a minute
+        a_gate.failed(outage=True, resource="r", hint=None, why="503", probe=True)
+    a_gate.rest()
+    now = 500.0
+    assert (a_gate.is_pausing, a_gate.is_closed, a_gate.paused) == (False, True, 0)
+    async with asyncio.timeout(5):
+        assert await a_gate.enter()
+    a_gate.succeeded()
+    assert not a_gate.is_closed

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 from worker.contract.secrets import secrets_in
 from worker.marketing_cloud.answer import Answer, without
 from worker.marketing_cloud.client import MarketingCloud
-from worker.marketing_cloud.token import AccountRefused, TokenTrouble
+from worker.marketing_cloud.token import AccountRefused, Token, TokenTrouble
 from worker.pipeline import policy
 from worker.pipeline.gate import Gate
 from worker.pipeline.policy import Verdict
@@ -33,6 +33,7 @@ class _Try:
 
     verdict: Verdict
     answer: Answer
+    token: Token | None = None  # the one that the call was made with, if one was made
 
 
 class Forwarder:
@@ -55,6 +56,10 @@ class Forwarder:
         if result.verdict.is_final:
             return policy.outcome(result.verdict, result.answer)
         return policy.exhausted(result.answer)
+
+    def rest(self) -> None:
+        """No request is under way any more."""
+        self._gate.rest()
 
     async def _retry(self, request: Request, proven: Proven, first: _Try, started: float) -> _Try:
         settings, gate = self._settings, self._gate
@@ -110,23 +115,25 @@ class Forwarder:
                 gate.abandoned()
             return False
         if verdict is Verdict.CREDENTIALS:
-            gate.close(answer.message, probe=probe)
+            gate.close(policy.why(answer), probe=probe)
             return True
         if verdict is Verdict.BLOCKED:
-            gate.close(answer.message, policy.BLOCKED_PAUSE, probe=probe)
+            gate.close(policy.why(answer), policy.BLOCKED_PAUSE, probe=probe)
             return True
         return gate.failed(
             outage=verdict is Verdict.OUTAGE,
             resource=request.resource,
             hint=answer.retry_after,
-            why=answer.message,
+            why=policy.why(answer),
             probe=probe,
         )
 
     async def _call(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
         """One call, and a second one with a fresh token where the first token is turned down."""
         result = await self._call_once(request, proven, probe=probe)
-        if result.verdict is Verdict.CREDENTIALS and result.answer.status is not None:
+        if result.verdict is Verdict.CREDENTIALS and result.token is not None:
+            # The second one is kept: the next probe tries it, before it fetches another.
+            self._marketing_cloud.tokens.drop(request.account, result.token)
             result = await self._call_once(request, proven, probe=probe)
         if result.verdict is Verdict.CREDENTIALS and not self._marketing_cloud.tokens.is_default(
             request.account
@@ -159,10 +166,10 @@ class Forwarder:
             default = tokens.is_default(request.account)
             verdict = Verdict.CREDENTIALS if default else Verdict.OUTAGE
             return _Try(verdict, Answer(None, f"No access token: {error}."))
-        if self._limiter is not None:
-            since = time.monotonic()
+        if self._limiter is not None and not probe:  # which must not wait behind those that may not call
+            since, paused = time.monotonic(), self._gate.paused
             await self._limiter.acquire()
-            request.queued += time.monotonic() - since
+            request.queued += time.monotonic() - since - (self._gate.paused - paused)
         await proven()
         if self._gate.is_closed and not probe:
             # It closed while this request waited for a token or for its turn.
@@ -175,9 +182,7 @@ class Forwarder:
         if verdict is not Verdict.REGISTERED:
             # Here and not later: the text goes to the log and the admin server too, as why the gate closed.
             answer = without(answer, secrets_in(request.delivery.body))
-        if verdict is Verdict.CREDENTIALS:
-            tokens.drop(request.account, token)
-        return _Try(verdict, answer)
+        return _Try(verdict, answer, token)
 
 
 def _is_blamed(result: _Try) -> bool:

@@ -1,7 +1,9 @@
 """The gate: an outage of Marketing Cloud is a pause, never a dead letter (contract §6).
 
 Open, it costs a look at a flag. Closed, requests wait at it; one at a time is let through as a probe,
-each time another one, so that a request that always fails cannot keep it shut.
+each time another one, so that a request that always fails cannot keep it shut. Where the deliveries go
+back to the queue while it is closed, another worker may have them next: then nothing is known until a
+request comes again, which is a probe.
 """
 
 import asyncio
@@ -40,11 +42,19 @@ class Gate:
         self._probing = False
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._not_before = 0.0  # loop time until which Marketing Cloud asked to be left alone
+        self._is_unsure = False
         self.why = ""
         self.successes = 0  # so far
 
     @property
     def is_closed(self) -> bool:
+        """Whether a request must `enter` before it calls."""
+        return self._closed_at is not None or self._is_unsure
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether it keeps requests waiting."""
         return self._closed_at is not None
 
     @property
@@ -55,8 +65,10 @@ class Gate:
     async def enter(self) -> bool:
         """Wait while it is closed. True where the caller is the probe: it then must end in one of
         `succeeded`, `failed` or `abandoned`."""
-        if self._closed_at is None:
+        if not self.is_closed:
             return False
+        if self._is_unsure:
+            self.close(self.why)
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:
@@ -76,12 +88,16 @@ class Gate:
         self._outages = self._others = 0
         if self._resources:
             self._resources.clear()
-        if self._closed_at is not None and probe:
+        if self._closed_at is None or not probe:
+            return
+        if asyncio.get_running_loop().time() < self._not_before:
+            self.abandoned()
+        else:
             self._open()
 
     def failed(self, *, outage: bool, resource: Hashable, hint: float | None, why: str, probe: bool) -> bool:
         """A call failed. True where that belongs to an outage, so that no attempt is spent."""
-        if self._closed_at is not None:
+        if self.is_closed:
             if probe:
                 self._probing = False
                 self._schedule(min(hint or 0.0, LONGEST_HINT))
@@ -105,6 +121,7 @@ class Gate:
             self._probing = False
         if self._closed_at is None:
             self._closed_at = self._clock()
+            self._is_unsure = False
             self._probes = 0
             self.why = why
             self._facts.gate_closed(why)
@@ -118,16 +135,27 @@ class Gate:
         if self._closed_at is not None:
             self._schedule(0.0, first=True)
 
-    def _open(self) -> None:
+    def rest(self) -> None:
+        """The requests that waited have gone back to the queue."""
+        if self._closed_at is not None:
+            self._facts.gate_left(self._end_pause())
+            self._is_unsure = True
+
+    def _end_pause(self) -> float:
         assert self._closed_at is not None
         seconds = self._clock() - self._closed_at
         self._paused += seconds
         self._closed_at = None
         self._probing = False
-        self.why = ""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        return seconds
+
+    def _open(self) -> None:
+        seconds = self._end_pause()
+        self._not_before = 0.0
+        self.why = ""
         self._facts.gate_opened(seconds)
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -138,10 +166,15 @@ class Gate:
         """Set the time of the next probe: doubling from the first back-off step, up to 30 s."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        now = asyncio.get_running_loop().time()
+        self._not_before = max(self._not_before, now + at_least)
+        if self._probing:
+            return  # the end of that probe sets the time of the next one
         ceiling = min(LONGEST_PROBE_WAIT, self._base * 2 ** min(self._probes, 20))
         if not first:
             self._probes += 1
-        wait = max(at_least, random.uniform(ceiling / 2, ceiling))  # noqa: S311
+        wait = max(self._not_before - now, random.uniform(ceiling / 2, ceiling))  # noqa: S311
         self._timer = asyncio.get_running_loop().call_later(wait, self._let_one_through)
 
     def _let_one_through(self) -> None:

@@ -116,11 +116,11 @@ class Intake:
                 self._facts.stale_deliveries(watch.unsettled)
                 self._facts.subscription_ended(why)
                 return False
-            self._facts.returned(subscription.unsettled, why)
             self._returned += why == HELD
             door.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
             await journeys.drain(grace)
+            self._facts.returned(subscription.unsettled, why)
             if not await subscription.close():
                 self._facts.acknowledgements_unheard()
         finally:

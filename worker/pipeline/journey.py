@@ -90,6 +90,7 @@ class Journeys:
     async def cancel(self) -> None:
         """End all of them at once, calls on the wire included."""
         await self._lanes.cancel()
+        self._forwarder.rest()
 
     async def _travel(self, request: Request) -> None:
         try:

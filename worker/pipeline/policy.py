@@ -63,6 +63,14 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract Â
     return Verdict.RETRY
 
 
+def why(answer: Answer) -> str:
+    """What an answer says of an outage, its status included."""
+    plain = f"Marketing Cloud answered {answer.status}"
+    if answer.status is None or answer.message.startswith(plain):
+        return answer.message
+    return f"{plain}: {answer.message}"
+
+
 def outcome(verdict: Verdict, answer: Answer) -> Outcome:
     """The outcome of a final verdict."""
     status, reason = _OUTCOMES[verdict]

@@ -89,7 +89,7 @@ class Health:
     def _gate(self) -> tuple[bool, str]:
         # A pause is not a reason to be taken out: it ends by itself, and another replica would pause as well.
         gate = self._service.gate
-        return True, f"closed: {gate.why}" if gate.is_closed else "open"
+        return True, f"closed: {gate.why}" if gate.is_pausing else "open"
 
 
 def _report(**checks: tuple[bool, str]) -> Report:

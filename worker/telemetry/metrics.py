@@ -95,6 +95,9 @@ class Metrics(Listener, Collector):
         self._closed_at = None
         self._closed_for += seconds
 
+    def gate_left(self, seconds: float) -> None:
+        self.gate_opened(seconds)
+
     def collect(self) -> Iterable[Metric]:
         """All of it, as Prometheus' objects."""
         yield from self._of_requests()

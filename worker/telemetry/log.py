@@ -3,6 +3,7 @@ only fields on the allow-list are written."""
 
 import logging
 import sys
+import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -34,6 +35,8 @@ ALLOWED = frozenset(
         "why",
     }
 )
+
+REPEAT_EVERY = 60.0  # seconds, of what goes on as it was
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -93,8 +96,19 @@ class Log(Listener):
     def __init__(self, logger: Logger, *, debug: bool) -> None:
         self._log = logger
         self._debug = debug
+        self._said: dict[str, tuple[str, float]] = {}
+
+    def _goes_on(self, event: str, why: str) -> bool:
+        """Whether what is tried over and over has failed in the same way a moment ago."""
+        before, at = self._said.get(event, ("", 0.0))
+        now = time.monotonic()
+        if before == why and now - at < REPEAT_EVERY:
+            return True
+        self._said[event] = (why, now)
+        return False
 
     def consumer_connected(self) -> None:
+        self._said.pop("broker unreachable", None)
         self._log.info("consumer connected")
 
     def subscribed(self, prefetch: int) -> None:
@@ -117,22 +131,27 @@ class Log(Listener):
         self._log.info("deliveries go back to the queue", count=count, why=why)
 
     def broker_unreachable(self, why: str) -> None:
-        self._log.warning("broker unreachable", why=why)
+        if not self._goes_on("broker unreachable", why):
+            self._log.warning("broker unreachable", why=why)
 
     def topology_wrong(self, why: str) -> None:
-        self._log.error("topology wrong", why=why)
+        if not self._goes_on("topology wrong", why):
+            self._log.error("topology wrong", why=why)
 
     def publisher_connected(self) -> None:
+        self._said.pop("publisher not connected", None)
         self._log.info("publisher connected")
 
     def publisher_lost(self, why: str) -> None:
-        self._log.warning("publisher not connected", why=why)
+        if not self._goes_on("publisher not connected", why):
+            self._log.warning("publisher not connected", why=why)
 
     def channel_closed(self, name: str, why: str) -> None:
         self._log.warning("publishing channel closed", queue=name, why=why)
 
     def publish_turned_down(self, queue: str, why: str) -> None:
-        self._log.error("a queue of ours does not take messages", queue=queue, why=why)
+        if not self._goes_on(queue, why):
+            self._log.error("a queue of ours does not take messages", queue=queue, why=why)
 
     def reply_refused(self, why: str) -> None:
         self._log.debug("a reply_to was not followed", why=why)
@@ -150,7 +169,8 @@ class Log(Listener):
         self._log.info("resumed: Marketing Cloud is available", seconds=round(seconds, 3))
 
     def journal_unreadable(self, why: str) -> None:
-        self._log.warning("the journal cannot be read", why=why)
+        if not self._goes_on("the journal cannot be read", why):
+            self._log.warning("the journal cannot be read", why=why)
 
     def journey_failed(self, request_id: str, error: str) -> None:
         self._log.error("a defect stopped a request; it goes back", request_id=request_id, error=error)

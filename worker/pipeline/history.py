@@ -88,13 +88,9 @@ class History:
         """The outcome of a replay that must not be forwarded, or None."""
         if request.resource is None or _is_forced(request):
             return None
-        if not self._settings.journal:
-            return _refused("the worker keeps no journal (OTT_JOURNAL=false)")
         received_at = max(0, request.received_at)  # a header can name any year
-        if self._learning is not None and not self._learning.done():
-            return _refused("the journal has not answered since this worker took over")
-        if received_at in self._doubtful:
-            return _refused("it was received while the clocks of two workers differed")
+        if doubt := self._doubt(received_at):
+            return _refused(doubt)
         try:
             newest = await self._up_to_date(received_at)
         except TopologyError as error:
@@ -105,6 +101,16 @@ class History:
         if not newest.reaches_back_to(request.id, request.resource, received_at):
             return _refused("the journal does not reach back to when this request was received")
         return None
+
+    def _doubt(self, received_at: int) -> str:
+        """Why the journal cannot tell, whatever it holds; `""` where it can."""
+        if not self._settings.journal:
+            return "the worker keeps no journal (OTT_JOURNAL=false)"
+        if self._learning is not None and not self._learning.done():
+            return "the journal has not answered since this worker took over"
+        if received_at in self._doubtful:
+            return "it was received while the clocks of two workers differed"
+        return ""
 
     def settled(self, request: Request, outcome: Outcome) -> None:
         """A request's record is confirmed, and the next one of its resource has not begun."""

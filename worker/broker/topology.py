@@ -8,7 +8,7 @@ from typing import Any
 import aiormq.exceptions
 
 from worker.broker.connection import Connection, broker_errors
-from worker.errors import TopologyError
+from worker.errors import BrokerUnreachable, TopologyError
 from worker.settings import Settings
 
 REQUEST_KEY = "request"
@@ -172,7 +172,11 @@ async def _try(connection: Connection, name: str, step: Step) -> None:
             async with asyncio.timeout(DECLARE_TIMEOUT):
                 await step(channel)
                 await channel.close()
-        except aiormq.exceptions.ChannelNotFoundEntity:
+        except aiormq.exceptions.ChannelNotFoundEntity as error:
+            if "home node" in str(error):  # RabbitMQ's word for a queue that it knows and cannot reach
+                raise BrokerUnreachable(
+                    f"The {name} is there, but its node in RabbitMQ is down: see rabbitmq-diagnostics"
+                ) from None
             raise TopologyError(
                 f"The {name} is missing: create it, or let the worker do so with OTT_DECLARE=true"
             ) from None

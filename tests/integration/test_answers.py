@@ -183,9 +183,10 @@ async def test_a_401_loop_pauses_and_dead_letters_nothing(rig: Rig) -> None:
     assert len(facts.closed) == 1
 
 
-async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: int) -> None:
     facts = GateFacts()
-    rig.sandbox.faults.add(Status(path="token", account="666", status=400))
+    rig.sandbox.faults.add(Status(path="token", account="666", status=status))
     requester = await rig.start(facts)
     wrong = await requester.publish(messenger(), headers={"x-ott-account-id": "666"})
     right = await requester.publish(messenger(), headers={"x-ott-account-id": 777})
@@ -367,3 +368,70 @@ async def test_a_probe_does_not_wait_behind_those_that_wait_for_the_rate_limit(r
     for i in range(60):
         await requester.publish(messenger(f"p{i}"))
     await until(lambda: facts.opened, "the gate to open: in a minute, at a call a second")
+
+
+async def test_however_many_requests_name_an_account_that_is_turned_down_the_others_go_on(rig: Rig) -> None:
+    facts = GateFacts()
+    requester = await rig.start(facts)
+    rig.sandbox.faults.add(failing(401, account="666"))
+    bad = [
+        await requester.publish(messenger(f"bad-{n}"), headers={"x-ott-account-id": "666"}) for n in range(50)
+    ]
+    assert (await requester.ask(messenger("good")))["status"] == "registered"
+    for i in bad:
+        assert (await requester.reply(i))["status"] == "failed"
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "forbidden"
+    assert not facts.closed
+
+
+async def test_an_account_that_is_turned_down_again_and_again_fails_though_nobody_else_sends(
+    rig: Rig,
+) -> None:
+    requester = await rig.start(retry_attempts=3)
+    rig.sandbox.faults.add(failing(401, account="666"))
+    reply = await requester.ask(messenger(), headers={"x-ott-account-id": "666"})
+    assert (reply["status"], reply["httpStatus"]) == ("failed", 401)
+    assert len(rig.sandbox.history.token_calls) <= 7
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_an_account_whose_token_does_not_come_waits_alone_until_it_does(rig: Rig, status: int) -> None:
+    facts = GateFacts()
+    requester = await rig.start(facts)
+    rig.sandbox.faults.add(Status(path="token", account="666", status=status))
+    bad = [await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": "666"}) for n in range(9)]
+    for n in range(5):
+        assert (await requester.ask(messenger(f"good-{n}")))["status"] == "registered"
+    assert not any(requester.replies.get(i) for i in bad)
+    rig.sandbox.heal()
+    for i in bad:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert not facts.closed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"expires_in": 10**400},
+        {"rest_instance_url": "https://[x"},
+        {"access_token": None},
+    ],
+)
+async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, answer: dict[str, object]) -> None:
+    facts = GateFacts()
+    requester = await rig.start(facts, mc_rest_url=None)
+    body = json.dumps({"access_token": "t", "rest_instance_url": rig.sandbox.url, **answer})
+    rig.sandbox.faults.add(Status(path="token", status=200, body=body))
+    await requester.publish(messenger())
+    await until(lambda: facts.closed, "a pause")
+
+
+async def test_a_secret_is_masked_however_it_is_quoted_and_a_short_one_only_where_it_stands_alone(
+    rig: Rig,
+) -> None:
+    requester = await rig.start()
+    quoted = json.dumps({"t": 'pa"ss/wörd'})
+    message = f"Please fix x of {quoted} or pa%22ss%2Fw%C3%B6rd"
+    rig.sandbox.faults.add(failing(400, body=json.dumps({"message": message, "errorcode": 10006})))
+    reply = await requester.ask(messenger(applicationSecret="x", pageAccessToken='pa"ss/wörd'))
+    assert reply["message"] == 'Please fix *** of {"t": "***"} or ***'

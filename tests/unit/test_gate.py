@@ -23,7 +23,7 @@ def gate(after: int = 3, facts: Listener | None = None) -> Gate:
 
 
 def fail(a_gate: Gate, resource: str = "r", *, outage: bool = True, probe: bool = False) -> bool:
-    return a_gate.failed(outage=outage, resource=resource, hint=None, why="503", probe=probe)
+    return a_gate.failed(outage=outage, resource=resource, pause=0.0, why="503", probe=probe)
 
 
 async def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_attempt() -> None:
@@ -156,7 +156,7 @@ async def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_re
     a_gate = Gate(1, 0.001, Listener(), lambda: now)
     fail(a_gate)
     for _ in range(30):  # a back-off of half a minute
-        a_gate.failed(outage=True, resource="r", hint=None, why="503", probe=True)
+        a_gate.failed(outage=True, resource="r", pause=0.0, why="503", probe=True)
     a_gate.rest()
     now = 500.0
     assert (a_gate.is_pausing, a_gate.is_closed, a_gate.paused) == (False, True, 0)

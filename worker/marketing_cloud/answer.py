@@ -8,11 +8,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from worker.contract.registration import FieldError
+from worker.contract.secrets import forms_of, mask
 
 GENERIC = 10000
 MESSAGE_LIMIT = 1000  # characters of a message that is passed on
 ERRORS_LIMIT = 100  # entries of validationErrors that are passed on
 HINT_LIMIT = 10**9  # seconds; what is longer is not a hint
+LONGEST_PAUSE = 300.0  # seconds that all requests wait because of one hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class Answer:
     documentation: str = ""
     errors: tuple[FieldError, ...] = ()
     retry_after: float | None = None
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which Marketing Cloud asks everybody to wait, as far as that is believed."""
+        return min(self.retry_after or 0.0, LONGEST_PAUSE)
 
     @property
     def ok(self) -> bool:
@@ -56,12 +63,11 @@ def read_answer(status: int, retry_after: str | None, body: bytes, now: datetime
 
 def without(answer: Answer, secrets: Iterable[str]) -> Answer:
     """The answer with every one of `secrets` masked: Marketing Cloud may quote what it was sent."""
-    found = [secret for secret in secrets if secret]
+    found = [form for secret in secrets if secret for form in forms_of(secret)]
 
     def clean(text: str) -> str:
         was_cut = len(text) == MESSAGE_LIMIT
-        for secret in found:
-            text = text.replace(secret, "***")
+        text = mask(text, found)
         return _without_part(text, found) if was_cut else text
 
     return Answer(

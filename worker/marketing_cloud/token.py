@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from worker.errors import WorkerError
 from worker.facts import TokenResult
+from worker.marketing_cloud.answer import read_answer
 from worker.marketing_cloud.http import Http, NoAnswer, to_json
 from worker.settings import Settings
 
@@ -25,7 +27,12 @@ REST_DOMAIN = ".marketingcloudapis.com"
 
 
 class TokenTrouble(WorkerError):
-    """No token for now: the endpoint is down, or refuses the credentials. An outage."""
+    """No token for now: the endpoint is down, or refuses the credentials. An outage. `retry_after` is the
+    endpoint's own hint, in seconds, or None."""
+
+    def __init__(self, why: str, retry_after: float | None = None) -> None:
+        super().__init__(why)
+        self.retry_after = retry_after
 
 
 class AccountRefused(WorkerError):
@@ -199,24 +206,26 @@ class Tokens:
             request["account_id"] = key
         asked_at = time.monotonic()
         try:
-            status, _, body = await self._http.post(
+            status, retry_after, body = await self._http.post(
                 f"{settings.auth_url}/v2/token", to_json(request), {"Content-Type": "application/json"}
             )
         except NoAnswer as error:
             raise TokenTrouble(f"the token endpoint: {error}") from None
-        if 400 <= status < 500 and status not in (404, 408, 425, 429):
+        if 400 <= status < 500 and status not in (408, 425, 429):
             raise _Refused(_refusal(status, body))
         if not 200 <= status < 300:
-            raise TokenTrouble(f"the token endpoint answered {status}")
+            hint = read_answer(status, retry_after, body, datetime.now(UTC)).retry_after
+            raise TokenTrouble(f"the token endpoint answered {status}", hint)
         return self._read(body, asked_at)
 
     def _read(self, body: bytes, asked_at: float) -> Token:
         try:
             document = json.loads(body)
             value = document["access_token"]
-            life = float(document.get("expires_in", DEFAULT_LIFE))
+            life = document.get("expires_in")
+            life = DEFAULT_LIFE if life is None else float(life)
             instance = document.get("rest_instance_url")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise TokenTrouble("the token endpoint's answer is not a token") from None
         if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
             raise TokenTrouble("the token endpoint's answer is not a token")
@@ -253,8 +262,9 @@ def _refusal(status: int, body: bytes) -> str:
 def _instance_url(value: object) -> str:
     """`rest_instance_url`, with or without a scheme, and only below Marketing Cloud's own domain."""
     if isinstance(value, str):
-        parts = urlsplit(value if "://" in value else f"https://{value}")
-        host = parts.hostname or ""
-        if parts.scheme == "https" and host.endswith(REST_DOMAIN) and parts.netloc == host:
-            return f"https://{host}"
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(value if "://" in value else f"https://{value}")
+            host = parts.hostname or ""
+            if parts.scheme == "https" and host.endswith(REST_DOMAIN) and parts.netloc.lower() == host:
+                return f"https://{host}"
     raise TokenTrouble("the token names no REST URL under marketingcloudapis.com: set OTT_MC_REST_URL")

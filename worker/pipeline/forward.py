@@ -17,14 +17,13 @@ from worker.marketing_cloud.answer import Answer, without
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import AccountRefused, Token, TokenTrouble
 from worker.pipeline import policy
+from worker.pipeline.accounts import Accounts
 from worker.pipeline.gate import Gate
 from worker.pipeline.policy import Verdict
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
 Proven = Callable[[], Awaitable[None]]
-
-ACCOUNTS_REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,9 @@ class Forwarder:
         self._marketing_cloud = marketing_cloud
         self._gate = gate
         self._limiter = _limiter(settings.rate_limit)
-        self._turned_down: dict[str | None, int] = {}  # account to the successes when that began
+        self._accounts = Accounts(
+            marketing_cloud.tokens, gate, patience=settings.retry_attempts, base=settings.retry_base
+        )
 
     async def forward(self, request: Request, proven: Proven) -> Outcome:
         """The final outcome. `proven` is awaited before each call: it returns while the delivery is still
@@ -60,6 +61,7 @@ class Forwarder:
     def rest(self) -> None:
         """No request is under way any more."""
         self._gate.rest()
+        self._accounts.rest()
 
     async def _retry(self, request: Request, proven: Proven, first: _Try, started: float) -> _Try:
         settings, gate = self._settings, self._gate
@@ -90,19 +92,38 @@ class Forwarder:
 
     async def _attempt(self, request: Request, proven: Proven) -> _Try:
         """One attempt that counts: what falls into an outage is waited out and made again."""
-        gate = self._gate
+        gate, accounts, account = self._gate, self._accounts, request.account
         while True:
-            probe = gate.is_closed and await gate.enter()
-            before = request.attempts
+            own_probe = account in accounts and await accounts.enter(account)
+            probe, before = False, request.attempts
             try:
+                probe = gate.is_closed and await gate.enter()
+                if probe and not own_probe and account in accounts:
+                    gate.abandoned()
+                    continue
                 result = await self._call(request, proven, probe=probe)
             except BaseException:
                 if probe:
                     gate.abandoned()
+                if own_probe:
+                    accounts.abandoned(account)
                 raise
+            if account in accounts or result.verdict is Verdict.ACCOUNT:
+                result = self._tell_accounts(result, account, own_probe)
             if not self._is_outage(result, request, probe):
                 return result
             request.attempts = before
+
+    def _tell_accounts(self, result: _Try, account: str | None, own_probe: bool) -> _Try:
+        accounts = self._accounts
+        if result.verdict is Verdict.ACCOUNT:
+            if accounts.in_trouble(account, result.answer, probe=own_probe):
+                return _Try(Verdict.FORBIDDEN, result.answer)
+        elif result.answer.status is not None or result.verdict is Verdict.FORBIDDEN:
+            accounts.is_over(account)
+        elif own_probe:
+            accounts.abandoned(account)
+        return result
 
     def _is_outage(self, result: _Try, request: Request, probe: bool) -> bool:
         """Tell the gate how it went. True where the attempt does not count."""
@@ -114,8 +135,12 @@ class Forwarder:
             elif probe:
                 gate.abandoned()
             return False
+        if verdict is Verdict.ACCOUNT:
+            if probe:
+                gate.abandoned()
+            return True
         if verdict is Verdict.CREDENTIALS:
-            gate.close(policy.why(answer), probe=probe)
+            gate.close(policy.why(answer), answer.pause, probe=probe)
             return True
         if verdict is Verdict.BLOCKED:
             gate.close(policy.why(answer), policy.BLOCKED_PAUSE, probe=probe)
@@ -123,7 +148,7 @@ class Forwarder:
         return gate.failed(
             outage=verdict is Verdict.OUTAGE,
             resource=request.resource,
-            hint=answer.retry_after,
+            pause=answer.pause,
             why=policy.why(answer),
             probe=probe,
         )
@@ -138,23 +163,8 @@ class Forwarder:
         if result.verdict is Verdict.CREDENTIALS and not self._marketing_cloud.tokens.is_default(
             request.account
         ):
-            return self._blame(request.account, result.answer)
-        if result.verdict is Verdict.REGISTERED and self._turned_down:
-            self._turned_down.pop(request.account, None)
+            return _Try(Verdict.ACCOUNT, result.answer)
         return result
-
-    def _blame(self, account: str | None, answer: Answer) -> _Try:
-        """A token of an account that only some messages name was turned down, and the next one too. If
-        others have got through since that began, it is this account that is shut out, and it is left in
-        peace for a while; until then it may as well be Marketing Cloud, for all."""
-        if len(self._turned_down) > ACCOUNTS_REMEMBERED:
-            self._turned_down.clear()
-        successes = self._gate.successes
-        if self._gate.is_closed or successes == self._turned_down.setdefault(account, successes):
-            return _Try(Verdict.OUTAGE, answer)
-        # The text itself is this request's own: others of the account must not read it.
-        self._marketing_cloud.tokens.refuse(account, f"it answered {answer.status}")
-        return _Try(Verdict.FORBIDDEN, answer)
 
     async def _call_once(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
         tokens = self._marketing_cloud.tokens
@@ -164,8 +174,9 @@ class Forwarder:
             return _Try(Verdict.FORBIDDEN, Answer(None, f"{error}."))
         except TokenTrouble as error:
             default = tokens.is_default(request.account)
-            verdict = Verdict.CREDENTIALS if default else Verdict.OUTAGE
-            return _Try(verdict, Answer(None, f"No access token: {error}."))
+            verdict = Verdict.CREDENTIALS if default else Verdict.ACCOUNT
+            answer = Answer(None, f"No access token: {error}.", retry_after=error.retry_after)
+            return _Try(verdict, answer)
         if self._limiter is not None and not probe:  # which must not wait behind those that may not call
             since, paused = time.monotonic(), self._gate.paused
             await self._limiter.acquire()

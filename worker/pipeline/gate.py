@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable
 from worker.facts import Listener
 
 LONGEST_PROBE_WAIT = 30.0  # seconds
-LONGEST_HINT = 300.0  # seconds; a longer Retry-After is not believed
 MANY_RESOURCES = 3  # with 5xx in a row that may be the requests' own fault
 
 
@@ -95,12 +94,13 @@ class Gate:
         else:
             self._open()
 
-    def failed(self, *, outage: bool, resource: Hashable, hint: float | None, why: str, probe: bool) -> bool:
-        """A call failed. True where that belongs to an outage, so that no attempt is spent."""
+    def failed(self, *, outage: bool, resource: Hashable, pause: float, why: str, probe: bool) -> bool:
+        """A call failed, and Marketing Cloud asked for a `pause` (seconds). True where that belongs to an
+        outage, so that no attempt is spent."""
         if self.is_closed:
             if probe:
                 self._probing = False
-                self._schedule(min(hint or 0.0, LONGEST_HINT))
+                self._schedule(pause)
             return True
         if outage:
             self._outages += 1
@@ -111,7 +111,7 @@ class Gate:
         if self._outages >= self._after or (
             together >= self._after and len(self._resources) >= MANY_RESOURCES
         ):
-            self.close(why, min(hint or 0.0, LONGEST_HINT))
+            self.close(why, pause)
             return True
         return False
 
@@ -133,7 +133,7 @@ class Gate:
         """The probe's request went away before its call ended; another one may go."""
         self._probing = False
         if self._closed_at is not None:
-            self._schedule(0.0, first=True)
+            self._schedule(0.0, at_once=True)
 
     def rest(self) -> None:
         """The requests that waited have gone back to the queue."""
@@ -162,8 +162,9 @@ class Gate:
             if not waiter.done():
                 waiter.set_result(False)
 
-    def _schedule(self, at_least: float, *, first: bool = False) -> None:
-        """Set the time of the next probe: doubling from the first back-off step, up to 30 s."""
+    def _schedule(self, at_least: float, *, at_once: bool = False) -> None:
+        """Set the time of the next probe: doubling from the first back-off step, up to 30 s; `at_once` where
+        the last one told nothing."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -172,9 +173,10 @@ class Gate:
         if self._probing:
             return  # the end of that probe sets the time of the next one
         ceiling = min(LONGEST_PROBE_WAIT, self._base * 2 ** min(self._probes, 20))
-        if not first:
+        if not at_once:
             self._probes += 1
-        wait = max(self._not_before - now, random.uniform(ceiling / 2, ceiling))  # noqa: S311
+        backoff = 0.0 if at_once else random.uniform(ceiling / 2, ceiling)  # noqa: S311
+        wait = max(self._not_before - now, backoff)
         self._timer = asyncio.get_running_loop().call_later(wait, self._let_one_through)
 
     def _let_one_through(self) -> None:

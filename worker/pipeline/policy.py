@@ -22,6 +22,7 @@ class Verdict(Enum):
     FORBIDDEN = auto()
     FAILED = auto()
     CREDENTIALS = auto()  # the token was turned down
+    ACCOUNT = auto()  # so it was, or there was none, and only some messages name this account
     OUTAGE = auto()  # retry; and enough of these in a row mean that Marketing Cloud is down
     RETRY = auto()  # retry; the fault may lie with this one request
     BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while

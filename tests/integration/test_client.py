@@ -13,7 +13,8 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
-from worker.broker import requests
+from worker.broker import requests, topology
+from worker.broker.connection import connect
 from worker.client import OutcomeUnknown, RegistrationClient, TopologyError
 from worker.errors import BrokerUnreachable, PublishRefused, SettingsError
 from worker.sandbox.faults import Latency
@@ -120,6 +121,16 @@ async def test_one_id_cannot_be_under_way_twice(requester: Requester, broker_url
         with pytest.raises(ValueError, match="a is under way already"):
             await client.register(page("1"), request_id="a")
         assert (await first).status == "registered"
+
+
+async def test_an_id_that_the_protocol_would_cut_is_refused(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        assert (await client.register(MESSENGER, request_id="x" * 255)).request_id == "x" * 255
+        for call in (client.register, client.publish):
+            with pytest.raises(ValueError, match="request_id must be 255 bytes at most"):
+                await call(MESSENGER, request_id="é" * 128)
 
 
 async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_shared_queue(
@@ -244,6 +255,28 @@ def test_a_wrong_url_is_explained_without_its_password() -> None:
     with pytest.raises(SettingsError, match="OTT_AMQP_URL must be an amqp:// or amqps:// URL") as wrong:
         RegistrationClient("http://someone:hidden@broker/")
     assert "hidden" not in str(wrong.value)
+
+
+async def test_the_longest_prefix_leaves_room_for_every_name(
+    make_settings: Callable[..., Settings], broker_url: str, prefix: str
+) -> None:
+    settings = make_settings(prefix=prefix.ljust(122, "x"))
+    connection = await connect(settings, "test")
+    try:
+        await topology.ensure(connection, settings)
+        async with RegistrationClient(broker_url, prefix=settings.prefix) as client:
+            await client.publish(MESSENGER)
+    finally:
+        await topology.delete(connection, settings)
+        await connection.close()
+
+
+async def test_its_end_is_quiet(
+    requester: Requester, broker_url: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        await client.register(MESSENGER)
+    assert caplog.messages == []
 
 
 async def test_its_queue_is_deleted_at_the_end(requester: Requester, broker_url: str, prefix: str) -> None:

@@ -64,7 +64,8 @@ class ReplyQueue:
         failures = 0
         while True:
             if self._subscription is not None:
-                why = await self._subscription.ended
+                # Shielded: to cancel this task must not end the subscription before it was closed.
+                why = await asyncio.shield(self._subscription.ended)
                 self._facts.subscription_ended(why)
                 await self._close(delete=False)
             try:

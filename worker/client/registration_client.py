@@ -20,6 +20,7 @@ from worker.settings import load_settings
 
 TIMEOUT = 60.0  # seconds
 QUEUE_EXPIRES = 600.0  # seconds
+ID_LENGTH = 255  # bytes of an AMQP short string
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -90,12 +91,12 @@ class RegistrationClient:
     ) -> Reply:
         """Send one registration, the JSON object of the API, and wait for its reply, whatever its status.
 
-        `request_id` is the request's id (a fresh one by default) and must not be under way already
-        (ValueError). Raises OutcomeUnknown when `timeout` seconds bring no reply, TopologyError or
-        PublishRefused when the broker does not take the request, TypeError or ValueError when the
-        registration is not JSON.
+        `request_id` is the request's id (a fresh one by default); ValueError where it is longer than 255
+        bytes, or under way already. Raises OutcomeUnknown when `timeout` seconds bring no reply,
+        TopologyError or PublishRefused when the broker does not take the request, TypeError or ValueError
+        when the registration is not JSON.
         """
-        request_id = request_id or str(uuid4())
+        request_id = _id(request_id)
         if request_id in self._answers:
             raise ValueError(f"request {request_id} is under way already")
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -125,7 +126,7 @@ class RegistrationClient:
         """Send one registration and return its request id once the broker has it safe. The reply goes to the
         queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
         not confirmed."""
-        request_id = request_id or str(uuid4())
+        request_id = _id(request_id)
         confirmed = self._send(registration, request_id, account_id, reply_to=None)
         try:
             async with asyncio.timeout(self._timeout if timeout is None else timeout):
@@ -157,6 +158,13 @@ class RegistrationClient:
         if answer is not None and not answer.done():  # else given up meanwhile, or a repeat
             with suppress(MalformedReply):
                 answer.set_result(Reply.parse(body))
+
+
+def _id(given: str | None) -> str:
+    if given and len(given.encode()) > ID_LENGTH:
+        # It would be cut on its way, and the reply would come under another id.
+        raise ValueError(f"request_id must be {ID_LENGTH} bytes at most")
+    return given or str(uuid4())
 
 
 def _lane(document: dict[str, Any], account: str | None) -> Hashable:

@@ -6,6 +6,8 @@ Each field `some_name` is the variable `OTT_SOME_NAME`. An empty value counts as
 import base64
 import os
 import re
+import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -94,6 +96,27 @@ def _sealing_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def _certificates(path: Path) -> Path:
+    """Checked at the start: met at the first connection, a wrong file would be taken for an outage."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:
+        why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ValueError(f"must be a PEM file of certificates that can be read: {why}") from None
+    return path
+
+
+def _check_key(certificate: Path, key: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # or OpenSSL asks on the terminal
+    except OSError as error:
+        why = "it is not, or needs a passphrase" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ValueError(
+            f"OTT_AMQP_KEY_FILE must be the key of OTT_AMQP_CERT_FILE as a PEM file that can be read: {why}"
+        ) from None
+
+
 def _port_or_off(value: object) -> object:
     return None if value == "" else value
 
@@ -108,6 +131,7 @@ Prefix = Annotated[
     AfterValidator(_not_reserved),
 ]
 Subdomain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)]
+Certificates = Annotated[Path, AfterValidator(_certificates)]
 Age = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[YMDhms]$")]
 
 
@@ -126,10 +150,12 @@ class Settings(BaseSettings):
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
         description="`amqps://` for TLS",
     )
-    amqp_ca_file: Path | None = Field(
+    amqp_ca_file: Certificates | None = Field(
         default=None, description="CA certificates (PEM) that vouch for the broker"
     )
-    amqp_cert_file: Path | None = Field(default=None, description="client certificate (PEM) for the broker")
+    amqp_cert_file: Certificates | None = Field(
+        default=None, description="client certificate (PEM) for the broker"
+    )
     amqp_key_file: Path | None = Field(default=None, description="key of the client certificate (PEM)")
     prefix: Prefix = Field(default="ott.registration", description="names every queue and exchange")
     declare: bool = Field(default=True, description="declare what is missing; `false` only checks")
@@ -139,7 +165,7 @@ class Settings(BaseSettings):
     mc_insecure_http: bool = Field(
         default=False, description="accept `http://` beyond loopback: a sandbox in a container"
     )
-    mc_ca_file: Path | None = Field(
+    mc_ca_file: Certificates | None = Field(
         default=None, description="CA certificates (PEM) that vouch for Marketing Cloud"
     )
     mc_client_id: str | None = Field(default=None, description="required by `run`")
@@ -202,6 +228,8 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
             raise ValueError("OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be set together")
+        if self.amqp_cert_file and self.amqp_key_file:
+            _check_key(self.amqp_cert_file, self.amqp_key_file)
         for name in ("mc_auth_url", "mc_rest_url"):
             url = urlsplit(getattr(self, name) or "")
             if url.scheme == "http" and url.hostname not in LOOPBACK and not self.mc_insecure_http:
@@ -279,7 +307,14 @@ def environment() -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{ENV_FILE} must be a file that can be read: {why}") from None
-    return {k: v for k, v in from_file.items() if v is not None} | dict(os.environ)
+    # Of a value and its file, the environment's one wins whichever of the two it is.
+    below = {k: v for k, v in from_file.items() if v is not None and not _is_named(k, os.environ)}
+    return below | dict(os.environ)
+
+
+def _is_named(name: str, given: Mapping[str, str]) -> bool:
+    other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
+    return name in given or bool(given.get(other))
 
 
 def variable(field: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import trustme
 
 from worker.errors import SettingsError
 from worker.settings import load_settings
@@ -68,6 +69,49 @@ def test_what_was_given_in_code_stands_above_a_file(monkeypatch: pytest.MonkeyPa
     assert settings.now("amqp_url") == "amqp://this/"
 
 
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def pem_files(authority: trustme.CA) -> dict[str, Path]:
+    """Files of a client, and some that are wrong, in the working directory."""
+    for name in ("ours", "theirs"):
+        issued = authority.issue_cert(name)
+        issued.private_key_pem.write_to_path(f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(f"{name}.pem")
+    authority.cert_pem.write_to_path("ca.pem")
+    Path("junk").write_text("junk")
+    return {"OTT_AMQP_CA_FILE": Path("ca.pem"), "OTT_AMQP_CERT_FILE": Path("ours.pem")} | {
+        "OTT_AMQP_KEY_FILE": Path("ours.key")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTT_AMQP_CA_FILE", "nowhere"),
+        ("OTT_AMQP_CA_FILE", "junk"),
+        ("OTT_AMQP_CA_FILE", "ours.key"),
+        ("OTT_AMQP_CERT_FILE", "nowhere"),
+        ("OTT_AMQP_CERT_FILE", "junk"),
+        ("OTT_AMQP_KEY_FILE", "nowhere"),
+        ("OTT_AMQP_KEY_FILE", "junk"),
+        ("OTT_AMQP_KEY_FILE", "theirs.key"),
+        ("OTT_MC_CA_FILE", "junk"),
+    ],
+)
+def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(
+    monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, name: str, value: str
+) -> None:
+    for variable, path in pem_files(authority).items():
+        monkeypatch.setenv(variable, str(path))
+    load_settings(amqp_url="amqp://host/")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name} must be .* PEM file .*that can be read: [^\n]+$"):
+        load_settings(amqp_url="amqp://host/")
+
+
 def test_a_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", "/no/such/file")
     with pytest.raises(SettingsError, match="OTT_MC_CLIENT_SECRET_FILE must be a file that can be read"):
@@ -86,6 +130,17 @@ def test_a_dot_env_file_is_read_below_the_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OTT_PREFIX", "from.environment")
     settings = load_settings()
     assert (settings.prefetch, settings.prefix) == (3, "from.environment")
+
+
+@pytest.mark.parametrize(("in_file", "outside"), [("", "_FILE"), ("_FILE", "")])
+def test_the_environment_wins_over_dot_env_though_one_names_a_file(
+    monkeypatch: pytest.MonkeyPatch, in_file: str, outside: str
+) -> None:
+    Path("3").write_text("3")
+    Path("7").write_text("7")
+    Path(".env").write_text(f"OTT_PREFETCH{in_file}=3\n")
+    monkeypatch.setenv(f"OTT_PREFETCH{outside}", "7")
+    assert load_settings().prefetch == 7
 
 
 def test_a_dot_env_file_that_is_no_text_is_told() -> None:

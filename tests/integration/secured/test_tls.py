@@ -105,11 +105,14 @@ async def test_a_client_certificate_of_a_strange_authority_is_turned_down_in_one
     assert await refusal(settings)
 
 
-async def test_a_certificate_file_that_is_not_one_is_told_by_the_names_of_the_settings(
-    tls_settings: Callable[..., Settings], tmp_path: Path
+async def test_a_certificate_file_that_breaks_after_the_start_is_told_by_the_names_of_the_settings(
+    tls_settings: Callable[..., Settings], secured: SecuredBroker, tmp_path: Path
 ) -> None:
-    (tmp_path / "wrong.pem").write_text("not a certificate")
-    text = await refusal(tls_settings(amqp_ca_file=tmp_path / "wrong.pem"))
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(secured.authority.ca.read_bytes())
+    settings = tls_settings(amqp_ca_file=ca)
+    ca.write_text("not a certificate any more")
+    text = await refusal(settings)
     assert text.startswith("OTT_AMQP_CA_FILE, OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be PEM files")
 
 

@@ -57,6 +57,27 @@ def test_every_command_that_is_named_exists_with_its_options() -> None:
             assert option in result.output, (words, option)
 
 
+def test_the_figures_on_the_first_screen_are_the_measured_ones() -> None:
+    report = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    measured = {
+        name: re.search(rf"^\| (?:\*\*)?{re.escape(name)}(?:\*\*)? \| (\d+) \(", report, re.MULTILINE)
+        for name in ("ott-worker", "aio-pika + aiohttp")
+    }
+    ours, loop = (found[1] for found in measured.values() if found is not None)
+    first_screen = "\n".join(README.splitlines()[:30])
+    assert re.findall(r"(\d+) µs", first_screen) == [ours, loop]
+
+
+def test_modules_are_run_with_the_python_that_has_what_they_need() -> None:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "deploy" / "README.md",
+        ROOT / "tests" / "benchmarks" / "bulk.md",
+    ]:
+        commands = re.findall(r"^.*python -m tests\..*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert [command for command in commands if ".venv/bin/python -m" not in command] == []
+
+
 def test_the_json_of_the_readme_is_json() -> None:
     blocks = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     assert [json.loads(block)["status"] for block in blocks] == ["registered", "rejected"]

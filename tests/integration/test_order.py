@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -111,10 +112,13 @@ async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(ri
     ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
     await until(lambda: facts.returned_why.count("held for too long") >= 4, "four returns")
     rig.sandbox.heal()
+    made = len(rig.sandbox.history.registration_calls)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.6))
-    async with asyncio.timeout(8):  # one after the other they would take 12 seconds
-        for i in ids:
-            assert (await requester.reply(i))["status"] == "registered"
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    calls = [call for call in rig.sandbox.history.registration_calls[made:] if call.status == 201]
+    beside = [a for a, b in pairwise(calls) if a.finished_at is not None and a.finished_at > b.arrived_at]
+    assert len(beside) > len(ids) / 2  # suspects would go one after the other
 
 
 async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig: Rig) -> None:
@@ -183,3 +187,14 @@ async def test_a_defect_gives_everything_back_and_nothing_overtakes(
         assert (await requester.reply(i))["status"] == "registered"
     assert facts.returned_why == ["a journey failed"]
     assert held(rig, "p") == "v4"
+
+
+async def test_attempts_are_spent_though_the_delivery_goes_back_between(rig: Rig) -> None:
+    requester = await rig.start(hold_limit=0.5, retry_attempts=4, retry_base=2)
+    rig.sandbox.faults.add(Status(path="registration", resource_id="bad", status=500))
+    bad = await requester.publish(messenger("bad"))
+    while not requester.replies.get(bad):
+        assert (await requester.ask(messenger("good")))["status"] == "registered"
+    reply = await requester.reply(bad)
+    assert (reply["status"], reply["attempts"]) == ("failed", 4)
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"

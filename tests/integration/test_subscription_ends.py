@@ -15,6 +15,7 @@ from worker.broker import topology
 from worker.broker.connection import connect
 from worker.broker.properties import build
 from worker.broker.publisher import Message, Publisher
+from worker.broker.queue_browser import depth
 from worker.broker.subscription import Delivery, Subscription
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
@@ -105,7 +106,8 @@ async def test_hundreds_acknowledged_at_the_last_moment_are_gone(
         for delivery in deliveries[1:]:
             subscription.ack(delivery)
         await subscription.close()
-        assert (await channel.queue_purge(queue)).message_count == 1
+        assert await until(lambda: depth(connection, queue), "what was not acknowledged") == 1
+        await channel.queue_purge(queue)
     await connection.close()
 
 

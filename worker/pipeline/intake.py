@@ -45,6 +45,7 @@ class Intake:
         self._queue = Topology(settings.prefix).requests
         self._stopping = asyncio.Event()
         self._returned = 0  # times that deliveries were held for too long
+        self._spent: dict[tuple[str, int], int] = {}  # attempts of what this worker gave back
         self._subscription: Subscription | None = None
         self._journeys: Journeys | None = None
 
@@ -100,7 +101,7 @@ class Intake:
         prefetch = self._settings.prefetch
         subscription = self._subscription = Subscription(connection, self._queue, prefetch)
         journeys = self._journeys = self._journeys_for(subscription)
-        journeys.forgiven = self._returned
+        journeys.forgiven, journeys.spent = self._returned, self._spent
         watch = _Watch(self._settings, subscription, journeys, self._stopping)
         door = _Door(self._prepare, journeys.begin, self._facts)
 
@@ -117,6 +118,7 @@ class Intake:
                 self._facts.subscription_ended(why)
                 return False
             self._returned += why == HELD
+            self._spent = journeys.attempts
             door.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
             await journeys.drain(grace)

@@ -4,7 +4,7 @@
     → it is understood, or refused              contract/registration.py (request.py)
     → it waits for its resource's turn          lanes.py
     → a replay is held against the journal      history.py
-    → it is forwarded, with retries             forward.py (gate.py, policy.py)
+    → it is forwarded, with retries             forward.py (gate.py, accounts.py, policy.py)
     → reply, dead letter, record: confirmed     settle.py
     → it is acknowledged                        broker/subscription.py
 
@@ -67,11 +67,14 @@ class Journeys:
         )
         self.failed = asyncio.Event()
         self.forgiven = 0  # returns that the worker itself made, alive and well
+        self.spent: dict[tuple[str, int], int] = {}  # attempts of requests that went back and come again
 
     def begin(self, delivery: Delivery) -> None:
         """A delivery has arrived: understand it and let it wait for its turn."""
         settings = self._settings
         request = receive(delivery, self._clock, settings.max_body_bytes, settings.mc_account_id)
+        if self.spent:
+            request.attempts = self.spent.pop(_same(request), 0)
         suspect = delivery.times_returned - self.forgiven >= SUSPICIOUS
         self._lanes.put(request.resource, request, suspect=suspect)
 
@@ -79,6 +82,11 @@ class Journeys:
     def lanes(self) -> int:
         """Resources with a request under way."""
         return len(self._lanes)
+
+    @property
+    def attempts(self) -> dict[tuple[str, int], int]:
+        """The attempts that requests have spent so far, for `spent` of the next subscription."""
+        return {_same(request): request.attempts for request in self._lanes.items if request.attempts}
 
     async def drain(self, grace: float) -> None:
         """Start nothing more. Calls on the wire and what is being settled get `grace` seconds to end;
@@ -115,6 +123,11 @@ class Journeys:
             if superseded is not None:
                 return superseded
         return await self._forwarder.forward(request, self._subscription.proven)
+
+
+def _same(request: Request) -> tuple[str, int]:
+    """What a delivery has in common with the one before of the same request."""
+    return request.id, hash(request.delivery.body)
 
 
 def _refused(refusal: Refusal) -> Outcome:

@@ -36,6 +36,11 @@ class Lanes(Generic[Item]):
         """Lanes that have a request."""
         return len(self._waiting)
 
+    @property
+    def items(self) -> list[Item]:
+        """All that have not ended."""
+        return [item for waiting in self._waiting.values() for item in waiting]
+
     def put(self, lane: Hashable | None, item: Item, *, suspect: bool = False) -> None:
         """Add an item to the end of its lane; without a lane it waits for nobody."""
         if self._stopped:

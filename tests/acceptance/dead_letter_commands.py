@@ -1,10 +1,16 @@
 """Running `ott-worker` as a user does, and dead letters to try it on."""
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import sys
+import termios
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import aio_pika
 
@@ -12,6 +18,8 @@ from tests.rig import Requester, Rig, environment, messenger
 from worker.broker.subscription import COUNTS
 from worker.sandbox.faults import Status
 from worker.settings import Settings
+
+PIPES: Mapping[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
 
 
 @dataclass(frozen=True)
@@ -28,17 +36,51 @@ class Ended:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-async def begin(settings: Settings, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
+async def begin(
+    settings: Settings, *arguments: str, process: Mapping[str, Any] = PIPES, **variables: str
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "worker",
         *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        **{**PIPES, **process},
         env={**environment(settings), **variables},
     )
+
+
+class Terminal:
+    """A terminal of its own, on which a command asks and is answered."""
+
+    def __enter__(self) -> Self:
+        self._ours, self.theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self._shown = b""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._ours)
+        os.close(self.theirs)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def shown(self) -> str:
+        """What stands there by now."""
+        with contextlib.suppress(BlockingIOError):
+            self._shown += os.read(self._ours, 65536)
+        return self._shown.decode()
+
+    def take_over(self) -> None:
+        """Make it the terminal of this process, which must be a new one."""
+        os.setsid()
+        fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0)
+
+
+async def said(process: asyncio.subprocess.Process, text: str) -> None:
+    """Wait until the command has said this on standard error, be it without a line's end."""
+    assert process.stderr is not None
+    await asyncio.wait_for(process.stderr.readuntil(text.encode()), 30)
 
 
 async def ott_worker(settings: Settings, *arguments: str, stdin: str = "", **variables: str) -> Ended:

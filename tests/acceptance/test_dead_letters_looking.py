@@ -200,6 +200,9 @@ async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, req
 async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig: Rig, requester: Requester) -> None:
     empty = await ott_worker(rig.settings(), "dead-letters", "list")
     assert (empty.code, empty.out) == (0, "No dead letters.\n")
+    await bury(requester, 1)
+    none = await ott_worker(rig.settings(), "dead-letters", "list", "--reason", "invalid")
+    assert (none.code, none.out) == (0, "No dead letter matches.\n")
     nobody = await ott_worker(rig.settings(), "dead-letters", "show", "nobody")
     assert (nobody.code, nobody.err) == (1, "ott-worker: no dead letter matches\n")
     missing = await ott_worker(rig.settings(prefix="test.nowhere"), "dead-letters", "list")

@@ -2,23 +2,28 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 
 from tests.acceptance.dead_letter_commands import (
+    Terminal,
     begin,
     bury,
     dead_queue,
     ott_worker,
+    said,
     turned_down,
     unchanged,
 )
+from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.broker.subscription import COUNTS
 from worker.sandbox.faults import Status
@@ -45,7 +50,10 @@ async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(ri
     await turned_down(rig, requester, "q", "old q", correlation_id="q", message_id="q")
     await requester.ask(messenger("q", "new q"))
     ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
-    assert (ended.code, ended.out) == (0, "2 dead letters replayed, 0 left.\n")
+    assert (ended.code, ended.out) == (
+        0,
+        "2 dead letters replayed, 0 left. ott-worker journal shows what came of them.\n",
+    )
     await until(lambda: len(requester.replies["p"]) == 2 and len(requester.replies["q"]) == 2, "the replies")
     statuses = [json.loads(requester.replies[name][1].body)["status"] for name in ("p", "q")]
     assert statuses == ["registered", "superseded"]
@@ -148,6 +156,97 @@ async def test_a_dry_run_tells_what_would_happen_and_does_nothing(rig: Rig) -> N
     assert len(rig.sandbox.history.registration_calls) == calls
 
 
+async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("p", ""), message_id="nameless")
+    await requester.ask(messenger("q"), message_id="typed", content_type="text/plain")
+    planned = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run", "--json")
+    assert [(d["id"], d["fate"], d["why"]) for d in planned.documents] == [
+        ("nameless", "rejected", "PageName must be provided"),
+        ("typed", "rejected", "The content_type is not application/json in UTF-8; send that, or none."),
+    ]
+    words = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run")
+    assert (planned.code, words.code) == (1, 1)
+    assert "rejected again: PageName must be provided" in words.out
+    assert words.out.endswith("2 dead letters of 2 match. 2 will be rejected again as they are.\n")
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    assert (ended.code, ended.out.split(".")[0]) == (1, "2 dead letters replayed, 0 left")
+
+
+@pytest.mark.parametrize(("command", "done"), [("replay", "replayed"), ("discard", "discarded")])
+@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("", 1), ("y", 0)])
+async def test_a_question_is_asked_on_standard_error_and_a_no_is_told(
+    rig: Rig, requester: Requester, command: str, done: str, answer: str, code: int
+) -> None:
+    await bury(requester, 2)
+    force = ["--force"] if command == "replay" else []
+    with Terminal() as terminal:
+        process = await begin(
+            rig.settings(), "dead-letters", command, "--all", *force, process={"stdin": terminal.theirs}
+        )
+        await said(process, "Go on? [y/N]: ")
+        terminal.type(f"{answer}\n")
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == code
+    if code:
+        assert (out, err.decode()) == (b"", f"ott-worker: nothing was {done}\n")
+    else:
+        assert out.decode().startswith(f"2 dead letters {done}")
+    assert await requester.depth("dead") == (2 if code else 0)
+
+
+async def test_a_secret_is_asked_for_and_not_shown(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 1)
+    with Terminal() as terminal:
+        process = await begin(
+            rig.settings(),
+            *("dead-letters", "replay", "--all", "--force", "--yes", "--set=pageAccessToken=-"),
+            process={"stdin": terminal.theirs, "start_new_session": True},
+        )
+        await said(process, "pageAccessToken: ")
+        terminal.type("canary\n")
+        await asyncio.wait_for(process.communicate(), 30)
+        assert "canary" not in terminal.shown()
+    assert process.returncode == 0
+    (replayed,) = await requests_queue(requester, 1)
+    assert json.loads(replayed.body)["ottPlatformAttributes"]["pageAccessToken"] == "canary"
+
+
+@pytest.mark.parametrize("answer", ["n", "y"])
+async def test_where_standard_input_holds_a_value_the_terminal_is_asked(
+    rig: Rig, requester: Requester, answer: str
+) -> None:
+    await bury(requester, 1)
+    with Terminal() as terminal:
+        process = await begin(
+            rig.settings(),
+            *("dead-letters", "replay", "--all", "--force", "--set=pageName=-"),
+            process={"stderr": terminal.theirs, "preexec_fn": terminal.take_over},
+        )
+        assert process.stdin is not None
+        process.stdin.write(b"mended")
+        process.stdin.close()
+        await until(lambda: "Go on? [y/N]: " in terminal.shown(), "the question")
+        terminal.type(f"{answer}\n")
+        await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == (0 if answer == "y" else 1)
+    assert await requester.depth("dead") == (0 if answer == "y" else 1)
+
+
+async def test_where_there_is_no_terminal_to_ask_on_yes_is_demanded(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 1)
+    with Terminal() as terminal:
+        process = await begin(
+            rig.settings(),
+            *("dead-letters", "replay", "--all", "--force", "--set=pageName=-"),
+            process={"stderr": terminal.theirs, "start_new_session": True},
+        )
+        await asyncio.wait_for(process.communicate(b"mended"), 30)
+        assert "give --yes" in terminal.shown()
+    assert process.returncode == 2
+    assert await requester.depth("dead") == 1
+
+
 async def test_mended_fields_come_from_the_line_a_file_or_standard_input(rig: Rig, tmp_path: Path) -> None:
     requester = await rig.start()
     await turned_down(rig, requester, "p", "old")
@@ -217,6 +316,9 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
         (["replay", "--all", "--set", "pageName=-", "--set", "pageId=-"], "is read for pageName already"),
         (["replay", "--all", "--rate", "0"], "--rate must be"),
         (["list", "--since", "yesterday"], "--since must be a time"),
+        (["list", "--since", "1" * 400 + "d"], "--since must be a time"),
+        (["list", "--platform", "telegram"], "--platform must be messenger or line"),
+        (["replay", "--reason", "exausted"], "--reason must be one of delivery_limit, exhausted, expired"),
     ],
 )
 async def test_wrong_usage_is_one_clear_line(rig: Rig, arguments: list[str], said: str) -> None:
@@ -287,6 +389,27 @@ async def test_an_interrupted_replay_leaves_the_rest_in_place(rig: Rig, requeste
     replayed = await requester.depth("requests")
     assert out.decode().startswith(f"{replayed} dead letter")
     assert [m.message_id for m in await dead_queue(requester)] == ids[replayed:]
+
+
+async def test_a_lost_connection_ends_a_replay_with_what_was_done(
+    rig: Rig, requester: Requester, broker_url: str
+) -> None:
+    await bury(requester, 300)
+    parts = urlsplit(broker_url)
+    async with Proxy(parts.hostname or "localhost", parts.port or 5672) as proxy:
+        url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
+        process = await begin(
+            rig.settings(),
+            *("dead-letters", "replay", "--all", "--force", "--rate", "50"),
+            OTT_AMQP_URL=url,
+        )
+        await until(lambda: requester.depth("requests"), "the first replay")
+        proxy.refusing = True
+        proxy.reset()
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 3
+    assert re.match(r"\d+ dead letters? replayed, \d+ left\.", out.decode())
+    assert err.decode().endswith(": run it again for the letters that are left\n")
 
 
 async def test_a_full_requests_queue_holds_a_replay_up_until_it_is_stopped(

@@ -77,10 +77,10 @@ def test_what_is_still_wrong_is_told_in_the_words_of_the_api(
 
 def test_a_value_comes_from_a_file_or_from_standard_input_once(tmp_path: Path) -> None:
     Path(tmp_path / "token").write_text("secret\n")
-    mend = parse([f"pageAccessToken=@{tmp_path / 'token'}", "applicationSecret=-"], lambda: "typed\r\n")
+    mend = parse([f"pageAccessToken=@{tmp_path / 'token'}", "applicationSecret=-"], lambda _: "typed\r\n")
     assert mend.fields == {"pageAccessToken": "secret", "applicationSecret": "typed"}
     with pytest.raises(UsageError, match="is read for pageName already"):
-        parse(["pageName=-", "pageId=-"], lambda: "typed")
+        parse(["pageName=-", "pageId=-"], lambda _: "typed")
 
 
 def test_an_error_never_holds_a_value() -> None:

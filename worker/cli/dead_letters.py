@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import getpass
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from worker.cli import output
 from worker.cli.table import Column, Table
+from worker.contract.registration import PLATFORMS, SECRET_FIELDS
 from worker.dead_letters import mend
 from worker.dead_letters import replay as replaying
 from worker.dead_letters.box import open_box
@@ -21,8 +23,9 @@ from worker.dead_letters.mend import Mend
 from worker.dead_letters.plan import Plan, Planner, Prospect
 from worker.dead_letters.selection import Selection, moment
 from worker.dead_letters.view import as_text, view
-from worker.errors import Interrupted, UsageError
+from worker.errors import BrokerUnreachable, Interrupted, UsageError
 from worker.facts import Listener
+from worker.pipeline.request import Reason
 from worker.settings import Settings, load_settings
 
 app = typer.Typer(
@@ -64,9 +67,12 @@ COLUMNS = (
     Column("TRIES", lambda row: str(row["attempts"]), rank=6),
     Column("ERROR", lambda row: row["error"] or "-", rank=7, shrink_to=12),
 )
+# Those of contract §5, the broker's own, and what a letter is called that names none.
+REASONS = frozenset({*get_args(Reason), "delivery_limit", "expired", "maxlen", "unknown"})
 FATES = {
     "replayed": "replayed",
     "superseded": "superseded by",
+    "rejected": "rejected again:",
     "unproven": "needs --force",
     "unfit": "left where it is:",
 }
@@ -90,6 +96,10 @@ def _selection(
     since: str | None,
     until: str | None,
 ) -> Selection:
+    if not REASONS.issuperset(reasons or ()):
+        raise UsageError(f"--reason must be one of {', '.join(sorted(REASONS))}")
+    if not PLATFORMS.keys() >= set(platforms or ()):
+        raise UsageError(f"--platform must be {' or '.join(PLATFORMS)}")
     return Selection(
         reasons=frozenset(reasons or ()),
         platforms=frozenset(platforms or ()),
@@ -116,7 +126,7 @@ def list_(
     """
     selection = _selection(reason, platform, resource, id_, since, until)
     with Table(COLUMNS) as table:
-        reasons = asyncio.run(_list(load_settings(), selection, table))
+        total, reasons = asyncio.run(_list(load_settings(), selection, table))
         if as_json:
             table.print_json()
         elif table.rows:
@@ -124,17 +134,19 @@ def list_(
             counts = ", ".join(f"{count} {name}" for name, count in reasons.most_common())
             output.line(f"{_letters(table.rows)}: {counts}")
         else:
-            output.line("No dead letters.")
+            output.line("No dead letter matches." if total else "No dead letters.")
         output.flush()
 
 
-async def _list(settings: Settings, selection: Selection, table: Table) -> Counter[str]:
+async def _list(settings: Settings, selection: Selection, table: Table) -> tuple[int, Counter[str]]:
     reasons: Counter[str] = Counter()
-    async with open_box(settings) as box, contextlib.aclosing(box.look(selection)) as letters:
-        async for letter in letters:
-            table.add(letter.summary())
-            reasons[letter.reason] += 1
-    return reasons
+    async with open_box(settings) as box:
+        total = await box.depth()
+        async with contextlib.aclosing(box.look(selection)) as letters:
+            async for letter in letters:
+                table.add(letter.summary())
+                reasons[letter.reason] += 1
+    return total, reasons
 
 
 @app.command()
@@ -212,14 +224,14 @@ def replay(
         raise UsageError("--rate must be a number above 0")
     selection = _selection(reason, platform, resource, id_, since, until)
     _want_filter(selection, "replay", everything=all_)
-    mending = mend.parse(assignments or (), sys.stdin.read)
+    mending = mend.parse(assignments or (), _read_value)
     settings = load_settings()
     planner = Planner(settings, selection, mending, force=force)
     with Table(PROSPECT_COLUMNS) as table:
         plan = asyncio.run(_plan(settings, planner, table if dry_run else None))
         if dry_run:
             _print_plan(table, plan, as_json=as_json)
-            return 1 if plan.unfit or plan.unproven else 0
+            return 1 if plan.unfit or plan.rejected or plan.unproven else 0
     if plan.unproven:
         _say(
             f"{_letters(plan.unproven)} could overwrite a newer registration, for the journal does not reach "
@@ -229,7 +241,10 @@ def replay(
     if not plan.matching:
         _say("no dead letter matches")
         return 1 if selection.ids else 0
-    if not yes and sys.stdin.isatty() and not typer.confirm(f"{_in_words(plan)} Go on?", err=True):
+    mended_by_stdin = any(assignment.endswith("=-") for assignment in assignments or ())
+    asks = not yes and (sys.stdin.isatty() or (mended_by_stdin and sys.stderr.isatty()))
+    if asks and not _agreed(f"{_in_words(plan)} Go on?"):
+        _say("nothing was replayed")
         return 1
     return asyncio.run(_replay(settings, selection, mending, plan, force=force, rate=rate, as_json=as_json))
 
@@ -268,17 +283,24 @@ async def _replay(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, run.stop.set)
-    async with open_box(settings) as box:
-        with _bar("Replaying", plan.matching, progress):
-            await run.run(box, plan, progress)
+    lost = None
+    try:
+        async with open_box(settings) as box:
+            with _bar("Replaying", plan.matching, progress):
+                await run.run(box, plan, progress)
+    except BrokerUnreachable as error:
+        lost = error
     left = max(0, plan.matching - progress.done)
     if as_json:
         output.json_line({"replayed": progress.done, "left": left, "unfit": progress.unfit})
     else:
-        output.line(f"{_letters(progress.done)} replayed, {left} left.")
+        journal = " ott-worker journal shows what came of them." if progress.done and settings.journal else ""
+        output.line(f"{_letters(progress.done)} replayed, {left} left.{journal}")
+    if lost is not None:
+        raise BrokerUnreachable(f"{lost}: run it again for the letters that are left")
     if run.stop.is_set():
         raise Interrupted("stopped: the letters that are left lie where they were")
-    return 1 if left else 0
+    return 1 if left or plan.rejected else 0
 
 
 @app.command()
@@ -306,10 +328,9 @@ def discard(
     if not plan.matching:
         _say("no dead letter matches")
         return 1 if selection.ids else 0
-    if not yes:
-        typer.confirm(
-            f"{_letters(plan.matching)} of {plan.total} will be removed for good. Go on?", abort=True
-        )
+    if not yes and not _agreed(f"{_letters(plan.matching)} of {plan.total} will be removed for good. Go on?"):
+        _say("nothing was discarded")
+        return 1
     done = asyncio.run(_discard(settings, selection, plan))
     if as_json:
         output.json_line({"discarded": done})
@@ -367,6 +388,31 @@ def _bar(title: str, total: int, progress: replaying.Progress) -> Iterator[None]
         yield
 
 
+def _read_value(field: str) -> str:
+    """A value from standard input; a terminal is told what is wanted, and does not show a secret."""
+    if not sys.stdin.isatty():
+        return sys.stdin.read()
+    prompt = f"{field}: "
+    if field in SECRET_FIELDS:
+        return getpass.getpass(prompt, sys.stderr)
+    typer.echo(prompt, nl=False, err=True)
+    return sys.stdin.readline()
+
+
+def _agreed(question: str) -> bool:
+    """Ask on the terminal, which need not be what standard input and output are."""
+    typer.echo(f"{question} [y/N]: ", nl=False, err=True)
+    try:
+        with contextlib.nullcontext(sys.stdin) if sys.stdin.isatty() else open("/dev/tty") as terminal:
+            answer = terminal.readline()
+    except OSError:
+        typer.echo(err=True)
+        raise UsageError("there is no terminal to ask on: give --yes") from None
+    if not answer:
+        raise typer.Abort
+    return answer.strip().lower() in ("y", "yes")
+
+
 def _want_filter(selection: Selection, command: str, *, everything: bool) -> None:
     if selection.is_everything and not everything:
         raise UsageError(f"{command} wants a filter, or --all for every dead letter")
@@ -376,6 +422,8 @@ def _in_words(plan: Plan) -> str:
     parts = [f"{_letters(plan.matching)} of {plan.total} match."]
     if plan.superseded:
         parts.append(f"{plan.superseded} will be answered superseded.")
+    if plan.rejected:
+        parts.append(f"{plan.rejected} will be rejected again as they are.")
     if plan.unfit:
         parts.append(f"{plan.unfit} cannot be replayed as mended.")
     if plan.unproven:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ class Unfit:
         return "; ".join(self.problems)
 
 
-def parse(assignments: Iterable[str], read_stdin: Callable[[], str]) -> Mend:
-    """Read `FIELD=VALUE`, `FIELD=@FILE` and `FIELD=-` (standard input). Raises UsageError, which never
-    holds a value."""
+def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Mend:
+    """Read `FIELD=VALUE`, `FIELD=@FILE` and `FIELD=-` (standard input, read for that field). Raises
+    UsageError, which never holds a value."""
     fields: dict[str, Any] = {}
     from_stdin = None
     for assignment in assignments:
@@ -76,19 +77,23 @@ def parse(assignments: Iterable[str], read_stdin: Callable[[], str]) -> Mend:
         if value == "-":
             if from_stdin is not None:
                 raise UsageError(f"--set {name}=-: standard input is read for {from_stdin} already")
-            from_stdin, value = name, read_stdin().rstrip("\r\n")
+            from_stdin, value = name, _text(name, "-", "standard input", read_stdin)
         elif value.startswith("@"):
-            value = _file(name, value[1:])
+            value = _text(name, value, "the file", partial(_file, value[1:]))
         fields[name] = _flag(name, value) if name in _FLAG_FIELDS else value
     return Mend(fields)
 
 
-def _file(name: str, path: str) -> str:
+def _text(name: str, given: str, source: str, read: Callable[[str], str]) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        return read(name).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--set {name}=@{path}: the file cannot be read: {why}") from None
+        raise UsageError(f"--set {name}={given}: {source} cannot be read: {why}") from None
+
+
+def _file(path: str, _: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _flag(name: str, value: str) -> bool | int:

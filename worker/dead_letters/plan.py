@@ -7,6 +7,7 @@ from typing import Literal
 
 from worker.broker.journal_reader import open_journal
 from worker.broker.sealing import why_closed
+from worker.contract.registration import Refusal, understand
 from worker.dead_letters.box import DeadLetterBox
 from worker.dead_letters.letter import Letter, open_body
 from worker.dead_letters.mend import Mend, Unfit
@@ -17,18 +18,20 @@ from worker.pipeline.newest import Newest
 from worker.pipeline.request import Resource
 from worker.settings import Settings
 
-Fate = Literal["replayed", "superseded", "unproven", "unfit", "discarded"]
+Fate = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "discarded"]
 
 
 @dataclass(slots=True)
 class Plan:
     """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after mending,
-    and `unproven` could overwrite something newer, for all that the journal tells."""
+    `rejected` are replayed though they are invalid as they are, and `unproven` could overwrite something
+    newer, for all that the journal tells."""
 
     total: int = 0
     matching: int = 0
     unfit: int = 0
     superseded: int = 0
+    rejected: int = 0
     unproven: int = 0
 
     def add(self, fate: Fate) -> None:
@@ -36,6 +39,7 @@ class Plan:
         self.matching += 1
         self.unfit += fate == "unfit"
         self.superseded += fate == "superseded"
+        self.rejected += fate == "rejected"
         self.unproven += fate == "unproven"
 
 
@@ -82,15 +86,24 @@ class Planner:
             if isinstance(mended, Unfit):
                 return Prospect(letter, "unfit", str(mended))
             resource = Resource(letter.account, mended.platform, mended.resource_id)
+        elif refusal := self._refusal(letter):
+            return Prospect(letter, "rejected", refusal)
         if newest is None or resource is None:
-            # Without a resource it overwrites nothing: the worker will reject it again.
             return Prospect(letter, "replayed")
-        newer = newest.newer_than(resource, letter.received_after)
-        if newer is not None:
-            return Prospect(letter, "superseded", newer)
-        if not newest.reaches_back_to(letter.id, resource, letter.received_after):
-            return Prospect(letter, "unproven")
-        return Prospect(letter, "replayed")
+        return _beside(newest, letter, resource)
+
+    def _refusal(self, letter: Letter) -> str:
+        """What the worker will find wrong with a request that is not mended."""
+        properties = letter.delivery.properties
+        understood = understand(
+            open_body(letter.delivery),
+            content_type=properties.text("content_type"),
+            content_encoding=properties.text("content_encoding"),
+            max_bytes=self._settings.max_body_bytes,
+        )
+        if not isinstance(understood, Refusal):
+            return ""
+        return "; ".join(error.message for error in understood.errors) or understood.message
 
     async def _read_journal(self, box: DeadLetterBox) -> Newest | None:
         """The journal from the oldest letter on; of a journal that is not there, nothing is known."""
@@ -109,3 +122,13 @@ class Planner:
             async for letter in letters:
                 oldest = letter.received_after if oldest is None else min(oldest, letter.received_after)
         return oldest
+
+
+def _beside(newest: Newest, letter: Letter, resource: Resource) -> Prospect:
+    """What the journal tells of a letter that could be registered."""
+    newer = newest.newer_than(resource, letter.received_after)
+    if newer is not None:
+        return Prospect(letter, "superseded", newer)
+    if not newest.reaches_back_to(letter.id, resource, letter.received_after):
+        return Prospect(letter, "unproven")
+    return Prospect(letter, "replayed")

@@ -54,13 +54,12 @@ def moment(
     or of a while ago: `90s`, `15m`, `2h`, `3d`, `1w`. Raises UsageError."""
     if text is None:
         return None
-    relative = _RELATIVE.fullmatch(text.strip())
-    if relative is not None:
-        ago = float(relative[1]) * _UNIT[relative[2]]
-        return max(0, int((now().timestamp() - ago) * 1_000_000))
     try:
+        if relative := _RELATIVE.fullmatch(text.strip()):
+            ago = float(relative[1]) * _UNIT[relative[2]]
+            return max(0, int((now().timestamp() - ago) * 1_000_000))
         parsed = datetime.fromisoformat(text.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"{option} must be a time such as 2026-11-23T12:00:00Z, or 2h, 3d") from None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=UTC)

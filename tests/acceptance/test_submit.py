@@ -299,9 +299,10 @@ async def test_check_tells_each_invalid_row_and_needs_no_broker_and_no_credentia
 
 
 async def test_check_is_content_with_a_valid_file(tmp_path: Path) -> None:
-    write_pages(tmp_path / "pages.csv", range(3))
-    end = await Command(Settings(amqp_url="amqp://127.0.0.1:1/"))("pages.csv", "--check")
-    assert (end.code, end.out, end.err) == (0, "3 rows: 3 valid, 0 invalid.\n", "")
+    for count, rows in ((1, "1 row"), (3, "3 rows")):
+        write_pages(tmp_path / "pages.csv", range(count))
+        end = await Command(Settings(amqp_url="amqp://127.0.0.1:1/"))("pages.csv", "--check")
+        assert (end.code, end.out, end.err) == (0, f"{rows}: {count} valid, 0 invalid.\n", "")
 
 
 async def test_no_wait_only_publishes(submit: Command, rig: Rig, tmp_path: Path) -> None:
@@ -352,6 +353,8 @@ async def test_where_no_worker_has_declared_its_queues_it_ends_with_3(
         (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
         (["-", "-"], "Standard input (-) can be read only once"),
         (["pages.csv", "--encoding", "klingon"], "--encoding must be the name of a text encoding"),
+        (["pages.csv", "--encoding", "idna"], "--encoding must be the name of a text encoding"),
+        (["pages.csv", "--encoding", "undefined"], "--encoding must be the name of a text encoding"),
         ([], "Missing argument 'FILE...'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

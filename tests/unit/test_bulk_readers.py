@@ -271,3 +271,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
     peak(10)
     assert peak(8000) < 1.5 * peak(2000)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8"])
+def test_text_in_another_encoding_than_the_one_named_is_told(tmp_path: Path, encoding: str) -> None:
+    content = "pageId,pageName\n1,Café\n".encode("cp1252")
+    with pytest.raises(Unreadable, match=rf"line [12] is not {encoding} text: save the file as UTF-8"):
+        read(tmp_path, "a.csv", content, encoding=encoding)
+
+
+def test_a_json_file_that_is_no_json_is_not_taken_for_csv(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a\.json: it is neither a JSON array nor JSON objects"):
+        read(tmp_path, "a.json", "pageId,pageName\n1,A\n")

@@ -251,9 +251,19 @@ def test_the_summary_fits_the_terminal(columns: int) -> None:
     tally.statuses.update(registered=99_999)
     text = io.StringIO()
     console = Console(file=text, width=columns, force_terminal=True, color_system=None)
-    show_summary(console, tally, 112.0, wait=True)
+    show_summary(console, tally, 0, 112.0, wait=True)
     shown = text.getvalue().splitlines()
     assert shown[0] == "100,000 rows read in 0:01:52, 893 rows/s: 99,999 registered, 1 failed."
     assert shown[1].split() == ["Status", "Rows", "Error", "First", "rows"]
     assert max(map(len, shown)) <= columns
     assert "99999" in shown[2]
+
+
+@pytest.mark.parametrize(
+    ("wait", "text"), [(True, "3 published and not answered"), (False, "0 published, 3 not confirmed by the")]
+)
+def test_the_summary_tells_what_is_still_out(*, wait: bool, text: str) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    show_summary(console, Tally(read=3), 3, 1.0, wait=wait)
+    assert shown.getvalue().startswith(f"3 rows read in 0:00:01, 0 rows/s: {text}")

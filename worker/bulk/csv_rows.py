@@ -65,12 +65,19 @@ def records(chunks: Iterable[bytes], sample: bytes, encoding: str | None = None)
     """Each row that is not blank. Raises UsageError for a header without a known attribute, Unreadable
     where the text cannot be read on."""
     encoding = encoding or encoding_of(sample)
-    head = codecs.getincrementaldecoder(encoding)(errors="replace").decode(sample)
+    head = _decoded(sample, encoding)
     reader = csv.reader(_lines(chunks, encoding), dialect_of(head))
     rows = _rows(reader)
     columns = _columns(next(rows, None))
     for row in rows:
         yield row if isinstance(row, str) else _record(columns, row)
+
+
+def _decoded(sample: bytes, encoding: str) -> str:
+    try:
+        return codecs.getincrementaldecoder(encoding)(errors="replace").decode(sample)
+    except UnicodeError:  # of UTF-16 and UTF-32 without a mark, which reading then tells
+        return ""
 
 
 def _rows(reader: Any) -> Iterator[list[str] | str]:
@@ -138,8 +145,9 @@ def _lines(chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
             if len(pending) > LONGEST_LINE:
                 raise Unreadable(f"line {number + 1} is longer than {LONGEST_LINE:,} characters")
         pending += decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        number += error.object.count(b"\n", 0, error.start)
+    except UnicodeError as error:
+        if isinstance(error, UnicodeDecodeError):
+            number += error.object.count(b"\n", 0, error.start)
         raise Unreadable(
             f"line {number + 1} is not {encoding} text: save the file as UTF-8, or name its --encoding"
         ) from None

@@ -115,7 +115,7 @@ class Reading:
 
 
 def format_of(path: str, sample: bytes) -> Format:
-    """By the file's ending, else by how it begins."""
+    """By the file's ending, else by how it begins. Raises UsageError where the two contradict each other."""
     by_ending = _BY_ENDING.get(PurePath(path).suffix.lower())
     if by_ending:
         return by_ending
@@ -124,6 +124,8 @@ def format_of(path: str, sample: bytes) -> Format:
         return Format.JSON
     if beginning[:1] == b"{":
         return Format.JSON_LINES if _is_one_line(beginning) else Format.JSON
+    if beginning and PurePath(path).suffix.lower() == ".json":
+        raise UsageError("it is neither a JSON array nor JSON objects: name its --format, or rename it")
     return Format.CSV
 
 

@@ -17,11 +17,13 @@ def console_for_results() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
-def show_summary(console: Console, tally: Tally, seconds: float, *, wait: bool) -> None:
-    """Counts and rate, then the errors with the first rows of each."""
+def show_summary(console: Console, tally: Tally, out: int, seconds: float, *, wait: bool) -> None:
+    """Counts and rate, then the errors with the first rows of each. `out` rows have not come back."""
     done = tally.answered if wait else tally.published
     rate = f", {done / seconds:,.0f} rows/s" if seconds >= 1 else ""
-    console.print(f"{_rows(tally.read)} read in {duration(seconds)}{rate}: {_by_status(tally, wait=wait)}.")
+    console.print(
+        f"{rows(tally.read)} read in {duration(seconds)}{rate}: {_by_status(tally, out, wait=wait)}."
+    )
     show_errors(console, tally.errors())
 
 
@@ -41,13 +43,16 @@ def show_errors(console: Console, groups: list[ErrorGroup]) -> None:
     console.print(table)
 
 
-def _by_status(tally: Tally, *, wait: bool) -> str:
+def _by_status(tally: Tally, out: int, *, wait: bool) -> str:
     parts = [] if wait else [f"{tally.published:,} published"]
     parts += [f"{tally.statuses[status]:,} {status}" for status in ORDER if tally.statuses[status]]
     if tally.skipped:
         parts.append(f"{tally.skipped:,} settled before")
+    if out:
+        parts.append(f"{out:,} {'published and not answered' if wait else 'not confirmed by the broker'}")
     return ", ".join(parts) or "nothing to do"
 
 
-def _rows(number: int) -> str:
+def rows(number: int) -> str:
+    """`1 row`, `2 rows`."""
     return f"{number:,} row{'' if number == 1 else 's'}"

@@ -1,6 +1,7 @@
 """`ott-worker submit`."""
 
 import asyncio
+import codecs
 import os
 import signal
 from contextlib import ExitStack, nullcontext
@@ -19,7 +20,7 @@ from worker.bulk.readers import Format, Reading
 from worker.bulk.results import INVALID, Results, read_results
 from worker.bulk.source import STANDARD_INPUT
 from worker.bulk.submission import OUTSTANDING, Plan, Submission
-from worker.bulk.summary import console_for_results, show_errors, show_summary
+from worker.bulk.summary import console_for_results, rows, show_errors, show_summary
 from worker.bulk.tally import Tally
 from worker.contract.registration import PLATFORMS
 from worker.errors import UsageError
@@ -112,7 +113,7 @@ def _check(reading: Reading, max_body_bytes: int, output: _Output) -> int:
     invalid = tally.statuses[INVALID]
     if invalid > SHOWN_ROWS and console.is_terminal:
         console.print(f"… and {invalid - SHOWN_ROWS:,} more")
-    console.print(f"{tally.read:,} rows: {tally.read - invalid:,} valid, {invalid:,} invalid.")
+    console.print(f"{rows(tally.read)}: {tally.read - invalid:,} valid, {invalid:,} invalid.")
     show_errors(console, tally.errors())
     return 1 if invalid else 0
 
@@ -137,7 +138,7 @@ async def _submit(settings: Settings, plan: Plan, output: _Output) -> int:
                 await job.run(stop)
         finally:
             if job.tally.read and not output.quiet:
-                show_summary(console_for_results(), job.tally, progress.elapsed, wait=plan.wait)
+                show_summary(console_for_results(), job.tally, len(job.out), progress.elapsed, wait=plan.wait)
     return 0 if job.tally.all_well else 1
 
 
@@ -167,11 +168,14 @@ def _known(platform: str | None) -> str | None:
 
 
 def _codec(encoding: str | None) -> str | None:
+    lines = "pageId,pageName\n" * 10  # long enough for codecs of short names, such as idna
     try:
-        "".encode(encoding or "utf-8")
-    except LookupError:
-        raise UsageError("--encoding must be the name of a text encoding, such as cp1252") from None
-    return encoding
+        decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
+        if decoder.decode(lines.encode(encoding or "utf-8"), final=True) == lines:
+            return encoding
+    except (LookupError, UnicodeError):
+        pass
+    raise UsageError("--encoding must be the name of a text encoding, such as cp1252")
 
 
 def _size(reading: Reading) -> int | None:

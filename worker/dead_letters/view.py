@@ -21,6 +21,9 @@ _PROPERTIES = (
     "user_id",
 )
 _SECRET_NAMES = frozenset(name.lower() for name in SECRET_FIELDS)
+# What is misspelt is not known as a field, and holds the same secret.
+_SECRET_WORDS = ("token", "secret", "password", "key")
+ROUTING_KEYS = "routingkeys"  # the broker's, in x-death
 
 
 def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
 
 
 def _shown(value: object, name: str, secrets: list[str], *, reveal: bool) -> Any:
-    if not reveal and name.lower() in _SECRET_NAMES and value not in (None, ""):
+    if not reveal and _is_secret(name) and value not in (None, ""):
         return MASK
     if isinstance(value, dict):
         return {str(k): _shown(v, str(k), secrets, reveal=reveal) for k, v in value.items()}
@@ -67,6 +70,11 @@ def _shown(value: object, name: str, secrets: list[str], *, reveal: bool) -> Any
             value = value.replace(secret, MASK)
         return value
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _is_secret(name: str) -> bool:
+    bare = name.lower().replace("_", "").replace("-", "")
+    return bare in _SECRET_NAMES or (bare != ROUTING_KEYS and any(word in bare for word in _SECRET_WORDS))
 
 
 def as_text(document: dict[str, Any]) -> list[str]:

@@ -25,7 +25,8 @@ async def test_the_last_records_are_printed_oldest_first(rig: Rig, requester: Re
     assert [d["id"] for d in everything.documents] == [*(f"id-{i}" for i in range(5)), "refused"]
     last = await ott_worker(rig.settings(), "journal", "--json", "-n", "2")
     assert last.documents == everything.documents[-2:]
-    assert (await ott_worker(rig.settings(), "journal", "-n", "0", "--json")).out == ""
+    for more in ([], ["--json"], ["--resource", "page-2"]):
+        assert (await ott_worker(rig.settings(), "journal", "-n", "0", *more)).out == ""
     assert {"id", "status", "ottPlatformName", "resourceId", "receivedAt", "completedAt"} <= set(
         last.documents[0]
     )

@@ -1,6 +1,7 @@
 """`run`, `check` and `demo` as a user meets them (contract §8)."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -8,10 +9,18 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+from rich.console import Console
 
 from tests.rig import Rig, environment, messenger, until
+from worker.__main__ import main
+from worker.broker import topology
+from worker.broker.connection import connect
+from worker.cli import demo
+from worker.errors import Interrupted
 from worker.settings import Settings
 
 
@@ -32,6 +41,62 @@ def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "All 6 requests were answered as expected." in done.stdout
     assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) < 80
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_demo_that_is_stopped_leaves_nothing_on_the_broker(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    async def stopped(*_: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(demo, "_answer", stopped)
+    settings = make_settings(mc_auth_url="http://127.0.0.1", mc_rest_url="http://127.0.0.1")
+    with pytest.raises(Interrupted):
+        await demo._demo(Console(file=io.StringIO()), settings)
+    connection = await connect(settings, "test")
+    assert len(await topology.missing(connection, settings)) == 6
+    await connection.close()
+
+
+@pytest.mark.parametrize("words", [[], ["dead-letters"]])
+def test_without_a_command_there_is_help_and_nothing_else(words: list[str]) -> None:
+    done = ott_worker(*words)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "Example: ott-worker" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["schema"], ["--help"], ["check"]])
+def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "ott-worker: standard output takes no more: No space left on device\n"
+
+
+def test_ctrl_c_before_a_command_has_begun_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "worker.cli.app", Slow("worker.cli.app"))
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
@@ -57,7 +122,7 @@ async def test_check_tells_line_by_line_what_works(rig: Rig, clean_broker: str) 
         ott_worker, "check", **{**_only_ott(given), "OTT_MC_CLIENT_SECRET": "wr0ng"}
     )
     assert wrong.returncode == 3
-    assert "401 invalid_client" in wrong.stdout
+    assert "401 invalid_client: check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET" in wrong.stdout
     assert "wr0ng" not in wrong.stdout + wrong.stderr
 
 

@@ -1,11 +1,12 @@
 """The commands, put together; what goes wrong becomes one line and an exit code."""
 
+import errno
 import sys
 
 import typer
 from typer._click.exceptions import ClickException
 
-from worker.cli import dead_letters
+from worker.cli import dead_letters, output
 from worker.cli.check import check
 from worker.cli.demo import demo
 from worker.cli.journal import journal
@@ -13,7 +14,7 @@ from worker.cli.run import run
 from worker.cli.sandbox import sandbox
 from worker.cli.schema import schema
 from worker.cli.submit import submit
-from worker.errors import UsageError, WorkerError
+from worker.errors import Interrupted, UsageError, WorkerError
 from worker.telemetry.log import silence_libraries
 
 app = typer.Typer(
@@ -41,17 +42,29 @@ def _root() -> None:
 
 def main() -> None:
     """Run a command. Exit codes as in contract §8."""
-    silence_libraries()
-    sys.exit(_run())
+    try:
+        silence_libraries()
+        code = _run()
+        output.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        code = Interrupted.exit_code
+    except typer.Exit as end:
+        code = end.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"ott-worker: standard output takes no more: {error.strerror}", file=sys.stderr)  # noqa: T201
+        output.abandon()
+        code = WorkerError.exit_code
+    sys.exit(code)
 
 
 def _run() -> int:
     try:
         code = app(standalone_mode=False)
-    except typer.Abort:
-        return 130
     except ClickException as error:
-        print(f"ott-worker: {error.format_message()} (see --help)", file=sys.stderr)  # noqa: T201
+        if message := error.format_message():  # else the help itself was the message
+            print(f"ott-worker: {message} (see --help)", file=sys.stderr)  # noqa: T201
         return UsageError.exit_code
     except WorkerError as error:
         print(f"ott-worker: {error}", file=sys.stderr)  # noqa: T201

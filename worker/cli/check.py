@@ -11,6 +11,7 @@ from worker.broker.connection import connect
 from worker.errors import SettingsError, WorkerError
 from worker.facts import Listener
 from worker.marketing_cloud.client import MarketingCloud
+from worker.marketing_cloud.token import TokenTrouble
 from worker.settings import Settings, load_settings
 
 Step = Callable[[Settings], Awaitable[str]]
@@ -62,7 +63,12 @@ async def _topology(settings: Settings) -> str:
 
 async def _token(settings: Settings) -> str:
     async with MarketingCloud(settings, Listener()) as marketing_cloud:
-        token = await marketing_cloud.tokens.get(None)
+        try:
+            token = await marketing_cloud.tokens.get(None)
+        except TokenTrouble as error:
+            if "was refused" not in str(error):
+                raise
+            raise TokenTrouble(f"{error}: check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET") from None
     return f"received; registrations go to {token.rest_url}"
 
 

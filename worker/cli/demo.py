@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from worker.broker.reply_queue import ReplyQueue
 from worker.broker.requests import RequestSender
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
-from worker.errors import WorkerError
+from worker.errors import Interrupted, WorkerError
 from worker.facts import Listener
 from worker.sandbox import Sandbox
 from worker.sandbox.registry import Key
@@ -125,11 +126,28 @@ def demo() -> int:
 
 
 async def _demo(console: Console, settings: Settings) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        if not task.cancelling():  # once: what is deleted then must not be left half done
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    try:
+        return await _show(console, settings)
+    except asyncio.CancelledError:
+        raise Interrupted("stopped; what it had declared is deleted") from None
+
+
+async def _show(console: Console, settings: Settings) -> int:
     async with Sandbox() as sandbox:
         settings = settings.model_copy(update={"mc_auth_url": sandbox.url, "mc_rest_url": sandbox.url})
         connection = await connect(settings, "demo")
         console.print(
-            f"RabbitMQ {connection.server_version} → ott-worker → Marketing Cloud's sandbox ({sandbox.url})\n"
+            f"RabbitMQ {connection.server_version} → ott-worker → "
+            f"Marketing Cloud's sandbox on {sandbox.url.removeprefix('http://')}\n"
         )
         try:
             played = await _play(settings, sandbox)

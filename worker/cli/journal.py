@@ -71,7 +71,7 @@ async def _journal(settings: Settings, wanted: _Wanted, *, follow: bool, as_json
                 table.print_json()
             elif records or follow:
                 table.print(output.width())
-            else:
+            elif wanted.last != 0:
                 nothing = (
                     "The journal holds no such record." if wanted.is_filtered else "The journal is empty."
                 )

@@ -31,14 +31,21 @@ def write(text: str) -> None:
 
 def flush() -> None:
     """Let out what was written."""
+    if sys.stdout is None:
+        return  # closed before the start
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _give_up()
 
 
+def abandon() -> None:
+    """Write no more: what is still held back would make the interpreter complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _give_up() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+    abandon()
     raise typer.Exit(0)
 
 

@@ -491,6 +491,16 @@ async def test_replies_that_come_after_an_interruption_are_taken_in_when_it_goes
     assert sorted(line["row"] for line in lines(results)) == list(range(1, 31))
 
 
+async def test_resume_without_any_answer_says_that_every_row_is_sent(submit: Command, tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    (tmp_path / "r.jsonl").touch()
+    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
+    assert end.code == 0
+    assert end.err == (
+        "ott-worker: r.jsonl holds no answer of an earlier run: every row is sent, as a new job\n"
+    )
+
+
 async def test_resume_after_kill_9_goes_on_past_a_torn_line(
     submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
 ) -> None:

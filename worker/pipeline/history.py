@@ -18,7 +18,7 @@ from worker.broker.journal_reader import Entry, JournalReader, Start, open_journ
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.facts import Listener
 from worker.pipeline.newest import Newest
-from worker.pipeline.request import Clock, Outcome, Request
+from worker.pipeline.request import LATEST, Clock, Outcome, Request
 from worker.settings import Settings
 
 FORCE_HEADER = "x-ott-replay-force"
@@ -79,7 +79,7 @@ class History:
                 await asyncio.sleep(RETRY)
             else:
                 break
-        if self._is_blind and latest > begun:
+        if self._is_blind and latest > self._clock.latest:
             self._doubtful = range(begun, latest + 1)
         self._is_blind = False
         self._clock.not_before(latest)
@@ -205,7 +205,8 @@ async def _last_clock(reader: JournalReader) -> int:
 
 async def _newest_clock(reader: JournalReader, begun: int) -> int:
     async with contextlib.aclosing(reader.read(_around(begun))) as entries:
-        return max([entry.clock or 0 async for entry in entries], default=0)
+        clocks = [entry.clock or 0 async for entry in entries]
+    return max((clock for clock in clocks if clock < LATEST), default=0)
 
 
 def _around(since: int) -> datetime:

@@ -128,16 +128,16 @@ async def _submit(settings: Settings, plan: Plan, output: _Output) -> int:
         if output.resume and output.results:
             earlier = stack.enter_context(Earlier())
             earlier.load(read_results(output.results))
-            if earlier.job is None and not output.quiet:
-                # Its answers would tell which job it was; without any, what it had out is sent once more.
-                typer.echo(
-                    f"ott-worker: {output.results} holds no answer of an earlier run: "
-                    "every row is sent, as a new job",
-                    err=True,
-                )
         _refuse_to_overwrite(output)
         plan.reading.probe()
         file = stack.enter_context(Results(output.results)) if output.results else None
+        if earlier is not None and earlier.job is None and not output.quiet:
+            # Its answers would tell which job it was; without any, what it had out is sent once more.
+            typer.echo(
+                f"ott-worker: {output.results} holds no answer of an earlier run: "
+                "every row is sent, as a new job",
+                err=True,
+            )
         job = Submission(settings, plan, file, earlier)
         progress = Progress(job, _size(plan.reading), wait=plan.wait)
         try:

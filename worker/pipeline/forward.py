@@ -58,6 +58,11 @@ class Forwarder:
             return policy.outcome(result.verdict, result.answer)
         return policy.exhausted(result.answer)
 
+    @property
+    def is_pausing(self) -> bool:
+        """Whether an outage keeps requests waiting."""
+        return self._gate.is_pausing
+
     def rest(self) -> None:
         """No request is under way any more."""
         self._gate.rest()

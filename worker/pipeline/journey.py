@@ -85,7 +85,10 @@ class Journeys:
 
     @property
     def attempts(self) -> dict[tuple[str, int], int]:
-        """The attempts that requests have spent so far, for `spent` of the next subscription."""
+        """The attempts that requests have spent so far, for `spent` of the next subscription. In a pause
+        none: they were the outage's."""
+        if self._forwarder.is_pausing:
+            return {}
         return {_same(request): request.attempts for request in self._lanes.items if request.attempts}
 
     async def drain(self, grace: float) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from foreground import run
+import foreground  # first of all that takes its time
 from with_broker import with_broker
 
 from worker.settings import load_settings
@@ -39,7 +39,7 @@ def checks(environment: Mapping[str, str]) -> int:
 
 
 def _python(module: tuple[str, ...], environment: Mapping[str, str]) -> int:
-    return run([sys.executable, "-m", *module], environment)
+    return foreground.run([sys.executable, "-m", *module], environment)
 
 
 def _for_tests(environment: Mapping[str, str]) -> dict[str, str]:

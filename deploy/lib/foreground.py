@@ -1,4 +1,8 @@
-"""Run a program as a shell would, and end in order whatever signal comes."""
+"""Run a program as a shell would, and end in order whatever signal comes.
+
+Import it first: from then until `end_in_order` Ctrl-C ends this program without a word, because there is
+nothing yet to put away, and the other imports take a second.
+"""
 
 import os
 import signal
@@ -10,11 +14,18 @@ from types import FrameType
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def _leave(number: int, _: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
+
+
 def end_in_order() -> None:
     """Let SIGTERM and SIGHUP unwind this program as Ctrl-C does, so that what it started is put away."""
     for number in _heeded():
-        if number != signal.SIGINT:
-            signal.signal(number, _unwind)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _unwind)
 
 
 def finish_undisturbed() -> None:

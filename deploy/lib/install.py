@@ -4,12 +4,20 @@ Runs with any Python from 3.11, before anything is installed. A stamp in .venv h
 that a second run has nothing to do. An environment that was left half made is made anew.
 """
 
+import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until there is something to put away, Ctrl-C ends it without a word: the other imports take their time.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import contextlib
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,17 +31,18 @@ LOCKS = {
 
 
 def main(what: str) -> int:
-    # One at a time, on the folder itself: no lock file to leave behind.
-    folder = os.open(ROOT, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
+        # One at a time, on the folder itself: no lock file to leave behind.
+        folder = os.open(ROOT, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX)
         if not _is_installed(what):
             _install(what)
     except subprocess.CalledProcessError:
         _say("Installing into .venv failed, for the reason above; run this again to start afresh")
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -46,7 +55,7 @@ def _install(what: str) -> None:
     if not is_usable():
         _say(f"Making .venv with Python {sys.version.split()[0]}")
         shutil.rmtree(VENV, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True, stdout=sys.stderr)
+        _run([sys.executable, "-m", "venv", str(VENV)])
     _say(f"Installing the locked dependencies ({', '.join(LOCKS[what])}): a minute or so, once")
     UNFINISHED.touch()
     _stamp("runtime").unlink(missing_ok=True)
@@ -60,9 +69,27 @@ def _install(what: str) -> None:
 
 def _pip(*arguments: str) -> None:
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "install"]
-    # pip's standard output holds nothing to pass on; a user-wide setting must not lead it out of .venv.
-    environment = os.environ | {"PIP_USER": "0"}
-    subprocess.run([*pip, *arguments], check=True, stdout=sys.stderr, env=environment)
+    # A user-wide setting must not lead it out of .venv.
+    _run([*pip, *arguments], PIP_USER="0")
+
+
+def _run(command: Sequence[str], **variables: str) -> None:
+    """Run it to its end; its standard output holds nothing to pass on. Raises CalledProcessError.
+
+    In a session of its own, so that Ctrl-C reaches this program alone, which then ends the other with all
+    that it has started: Python programs would each print a traceback.
+    """
+    with subprocess.Popen(
+        command, stdout=sys.stderr, env=os.environ | variables, start_new_session=True
+    ) as program:
+        try:
+            code = program.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGTERM)
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def is_usable() -> bool:

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable, Mapping
 
+import foreground  # first of all that takes its time
 from brokers import broker
-from foreground import end_in_order, run
 from private_broker import BrokerError
 
 from worker.errors import WorkerError
@@ -12,8 +12,8 @@ from worker.errors import WorkerError
 
 def with_broker(task: Callable[[Mapping[str, str]], int]) -> int:
     """Run the task with the environment that names a broker, and return its exit code; errors in one line."""
-    end_in_order()
     try:
+        foreground.end_in_order()
         with broker() as environment:
             return task(environment)
     except WorkerError as error:
@@ -27,4 +27,4 @@ def with_broker(task: Callable[[Mapping[str, str]], int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(with_broker(lambda environment: run(sys.argv[1:], environment)))
+    sys.exit(with_broker(lambda environment: foreground.run(sys.argv[1:], environment)))

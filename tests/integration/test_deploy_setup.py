@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,57 @@ def usable(checkout: Path) -> bool:
     ask = "import runpy, sys; sys.exit(not runpy.run_path(sys.argv[1])['is_usable']())"
     installer = checkout / "deploy" / "lib" / "install.py"
     return subprocess.run([sys.executable, "-I", "-c", ask, installer], check=False).returncode == 0
+
+
+def interrupt(
+    command: Sequence[str | Path], when: str, *, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Press Ctrl-C, which reaches the whole group, once the command's standard error tells `when`."""
+    program = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stderr is not None
+    for line in program.stderr:
+        if when in line:
+            break
+    time.sleep(0.1)  # what was told then is under way
+    os.killpg(program.pid, signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, program.returncode, out, err)
+
+
+def test_ctrl_c_while_the_environment_is_made_ends_all_of_it_without_a_traceback(checkout: Path) -> None:
+    done = interrupt(
+        [sys.executable, "-I", checkout / "deploy" / "lib" / "install.py", "runtime"], "Making .venv"
+    )
+
+    assert (done.returncode, done.stderr) == (130, "")
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(checkout).encode() in _read(p)]
+    assert left == []
+    assert "Making .venv" in set_up(checkout), "half an environment is none"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("script", ["with_broker.py", "checks.py"])
+def test_ctrl_c_while_a_script_is_still_importing_ends_it_without_a_word(checkout: Path, script: str) -> None:
+    slow = "import sys, time; print('importing', file=sys.stderr, flush=True); time.sleep(60)"
+    (checkout / "deploy" / "lib" / "brokers.py").write_text(slow)
+
+    done = interrupt([sys.executable, checkout / "deploy" / "lib" / script, "true"], "importing")
+
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 STAND_IN = """#!/bin/sh

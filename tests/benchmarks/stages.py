@@ -11,7 +11,7 @@ _STAGES = (
     ("understand", ("receive (worker/pipeline/request.py", "worker/contract/registration.py")),
     ("call: connection, request, answer", ("worker/marketing_cloud/http.py", "aiohttp/")),
     ("call: token, policy, gate, retries", ("worker/marketing_cloud/", "pipeline/forward.py")),
-    ("publish: frames and confirms", ("worker/broker/publisher.py",)),
+    ("publish: frames and confirms", ("worker/broker/publisher.py", "worker/broker/confirm_channel.py")),
     ("journal", ("worker/broker/journal.py",)),
     ("settle: reply, record", ("pipeline/settle.py", "worker/contract/reply.py")),
     ("metrics and log", ("worker/telemetry/",)),

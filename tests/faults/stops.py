@@ -24,7 +24,7 @@ import aiohttp
 import aiohttp.resolver
 
 from worker.__main__ import main
-from worker.broker.publisher import _ConfirmChannel
+from worker.broker.confirm_channel import ConfirmChannel
 from worker.broker.subscription import Subscription
 from worker.marketing_cloud import client, token
 from worker.pipeline import forward, journey, settle
@@ -109,7 +109,7 @@ POINTS: dict[str, Callable[[Passed], None]] = {
     "connecting": lambda passed: _after_await(aiohttp.TCPConnector, "connect", passed),
     "request-sent": _on_the_wire,
     "response-read": lambda passed: _after_await(client.MarketingCloud, "register", passed),
-    "reply-published": lambda passed: _before(_ConfirmChannel, "confirmed", passed),
+    "reply-published": lambda passed: _before(ConfirmChannel, "confirmed", passed),
     "confirmed": lambda passed: _before(Subscription, "ack", passed),
     "settling": lambda passed: _before(settle.Settler, "settle", passed),
     "ack-handed-over": lambda passed: _before(Subscription, "_flush", passed),

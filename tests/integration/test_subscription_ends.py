@@ -12,9 +12,10 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.rig import Rig, messenger, until
 from worker.broker import topology
+from worker.broker.confirm_channel import Message
 from worker.broker.connection import connect
 from worker.broker.properties import build
-from worker.broker.publisher import Message, Publisher
+from worker.broker.publisher import Publisher
 from worker.broker.queue_browser import depth
 from worker.broker.subscription import Delivery, Subscription
 from worker.broker.topology import Topology

@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
+from worker.broker.confirm_channel import Message
 from worker.broker.properties import build
-from worker.broker.publisher import Message, Publisher
+from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.reply import to_json
 

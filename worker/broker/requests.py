@@ -9,9 +9,10 @@ from typing import Final
 
 import aiormq.exceptions
 
+from worker.broker.confirm_channel import Message
 from worker.broker.connection import Connection, broker_errors, connect
 from worker.broker.properties import build
-from worker.broker.publisher import Message, Publisher
+from worker.broker.publisher import Publisher
 from worker.broker.topology import REQUEST_KEY, Topology
 from worker.errors import (
     OutcomeUnknown,

@@ -13,8 +13,9 @@ from typing import Any
 
 from aiolimiter import AsyncLimiter
 
+from worker.broker.confirm_channel import Message
 from worker.broker.properties import Properties
-from worker.broker.publisher import Message, Publisher
+from worker.broker.publisher import Publisher
 from worker.broker.sealing import SEALED_HEADER, why_closed
 from worker.broker.subscription import COUNTS
 from worker.broker.topology import REQUEST_KEY, Topology

@@ -5,9 +5,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from worker.broker.confirm_channel import DIRECT_REPLY_TO, Message
 from worker.broker.journal import Journal
 from worker.broker.properties import build
-from worker.broker.publisher import DIRECT_REPLY_TO, Message, Publisher
+from worker.broker.publisher import Publisher
 from worker.broker.sealing import Seals
 from worker.broker.subscription import COUNTS
 from worker.broker.topology import Topology

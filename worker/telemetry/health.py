@@ -8,7 +8,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from worker.broker.publisher import CONFIRM_TIMEOUT
+from worker.broker.confirm_channel import CONFIRM_TIMEOUT
 from worker.broker.subscription import LEASE
 from worker.service import Service
 from worker.telemetry.state import Phase, Pulse, oldest_age

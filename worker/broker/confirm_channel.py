@@ -1,0 +1,345 @@
+"""One channel in confirm mode: what is written on it, what the broker says of it, and what is written again.
+
+The broker closes a channel for a publish that it forbids or cannot take, without saying which one, and drops
+what was on its way. So what is not confirmed is kept here, and goes first on the next channel.
+"""
+
+import asyncio
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import count
+from typing import Final
+from uuid import uuid4
+
+import aiormq.exceptions
+from aiormq.channel import Channel
+
+from worker.broker import frames
+from worker.broker.connection import Connection, close_channel
+from worker.broker.properties import Properties, short_string
+from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
+from worker.facts import Listener
+
+CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
+GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
+SWEEP: Final = 1.0  # seconds between looks for confirms that are overdue
+RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
+STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
+ALONE_AFTER: Final = 2  # channels that the broker closed with a message unconfirmed on them
+RENEW_EVERY: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
+REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
+FRAME_OVERHEAD: Final = 8  # bytes
+DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One message to publish. Without a `message_id` of its own it gets a fresh one."""
+
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
+    guest: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
+
+
+@dataclass(slots=True, eq=False)
+class _Promise:
+    message: Message
+    future: "asyncio.Future[None]"
+    message_id: str = ""
+    sent_at: float = 0.0
+    refusals: int = 0
+    channel_losses: int = 0
+    overdue: int = 0
+
+
+@dataclass(eq=False)
+class ConfirmChannel:
+    """One channel in confirm mode, opened again whenever it closes; holds what is not confirmed."""
+
+    name: str
+    facts: Listener
+    confirmed_at: float = 0.0
+    missing: asyncio.Event = field(default_factory=asyncio.Event)
+    _connection: Connection | None = None
+    _tap: frames.Tap | None = None
+    _number: int = 0
+    _frame_max: int = 131072
+    _tag: int = 0
+    _outbox: deque[_Promise] = field(default_factory=deque)
+    _sent: dict[int, _Promise] = field(default_factory=dict)
+    _tags: dict[str, int] = field(default_factory=dict)
+    _later: set[_Promise] = field(default_factory=set)
+    _flushing: bool = False
+    _refused_until: float = 0.0
+    _renew_at: float = 0.0
+    _stuck: bool = False
+
+    def __len__(self) -> int:
+        return len(self._outbox) + len(self._sent) + len(self._later)
+
+    @property
+    def is_open(self) -> bool:
+        return self._tap is not None and self._tap.is_open
+
+    def send(self, message: Message) -> "asyncio.Future[None]":
+        loop = asyncio.get_running_loop()
+        if not len(self):
+            self.confirmed_at = loop.time()  # nothing was to be confirmed until now
+        promise = _Promise(message, loop.create_future())
+        if message.guest and loop.time() < self._refused_until:
+            promise.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
+        else:
+            self._queue(promise)
+        return promise.future
+
+    def abandon(self) -> None:
+        for promise in [*self._outbox, *self._sent.values(), *self._later]:
+            promise.future.cancel()
+        self._outbox.clear()
+        self._sent.clear()
+        self._tags.clear()
+        self._later.clear()
+
+    async def serve(self, connection: Connection) -> None:
+        """Keep a channel open on `connection` and write what is in the outbox, until cancelled."""
+        while connection.is_open:
+            try:
+                channel = await connection.channel(confirms=True)
+            except BrokerUnreachable:
+                await asyncio.sleep(RETRY[0])
+                continue
+            closed: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+            channel.closing.add_done_callback(partial(_tell, closed))
+            self._open(channel, connection)
+            try:
+                reason = await self._until_closed(channel, closed)
+            finally:
+                self._tap = None
+                self._take_back()
+            self._closed(reason)
+            await asyncio.sleep(RETRY[0])
+
+    def _open(self, channel: Channel, connection: Connection) -> None:
+        self._connection = connection
+        self._tap = connection.tap(channel, self._returned, self._answered)
+        self._number, self._tag = channel.number, 0
+        self._frame_max = connection.frame_max
+        self.confirmed_at = asyncio.get_running_loop().time()
+        self._flush_soon()
+
+    async def _until_closed(
+        self, channel: Channel, closed: "asyncio.Future[BaseException | None]"
+    ) -> BaseException | None:
+        while True:
+            done, _ = await asyncio.wait({closed}, timeout=SWEEP)
+            if done:
+                return closed.result()
+            self._sweep()
+            if self._stuck:
+                await self._renew(channel)
+
+    async def _renew(self, channel: Channel) -> None:
+        """Close the channel, for another to be opened. RabbitMQ's channel remembers that a quorum queue was
+        full, and goes on refusing when a higher limit has made room (seen on 3.10)."""
+        now = asyncio.get_running_loop().time()
+        if now < self._renew_at:
+            return
+        self._renew_at, self._stuck = now + RENEW_EVERY, False
+        self._tap = None  # to write on a channel that is being closed would end the connection
+        await close_channel(channel, SWEEP)
+
+    def _sweep(self) -> None:
+        """Publish again what has waited too long: a confirm can be lost with a half-dead peer."""
+        now = asyncio.get_running_loop().time()
+        if self._connection is not None and self._connection.is_blocked:
+            # It waits in the connection, and the broker reads on from there when its alarm has ended.
+            for promise in self._sent.values():
+                promise.sent_at = now
+            return
+        overdue = now - CONFIRM_TIMEOUT
+        for tag, promise in list(self._sent.items()):
+            if promise.sent_at > overdue:
+                break
+            del self._sent[tag]
+            self._tags.pop(promise.message_id, None)
+            promise.overdue += 1
+            if promise.message.guest and promise.overdue >= GIVE_UP_AFTER and not promise.future.done():
+                promise.future.set_exception(QueueFull("the queue does not confirm"))
+            else:
+                self._queue(promise)
+
+    def _flush_soon(self) -> None:
+        """Write at the end of this turn of the loop, so that all of it travels together."""
+        if self._outbox and not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self.is_open and self._connection is not None:
+            self._connection.write(self._write_outbox())
+
+    def _write_outbox(self) -> bytes:
+        """Frames of all that waits. The client's own publish takes a lock, futures and a time-out for
+        each message, and writes them one by one."""
+        now = asyncio.get_running_loop().time()
+        parts: list[bytes] = []
+        while self._outbox:
+            promise = self._outbox.popleft()
+            if promise.future.cancelled():
+                continue
+            message_id = promise.message_id = promise.message.properties.message_id or _fresh_id()
+            if message_id in self._tags:
+                # Returned messages are told apart by this id, so two must not be on their way.
+                self._send_later(promise, RETRY[0])
+                continue
+            try:
+                message = self._frames(promise.message, message_id)
+            except Exception as error:
+                promise.future.set_exception(error)
+                continue
+            self._tag += 1
+            self._tags[message_id] = self._tag
+            self._sent[self._tag] = promise
+            promise.sent_at = now
+            parts.append(message)
+        return b"".join(parts)
+
+    def _frames(self, message: Message, message_id: str) -> bytes:
+        body, limit = message.body, self._frame_max - FRAME_OVERHEAD
+        properties = message.properties.with_text("message_id", message_id)
+        encoded = properties.encoded()
+        if len(encoded) > limit - 12:
+            encoded = properties.without_large_headers(limit - 12).encoded()
+        size, number = len(body), self._number
+        parts = [
+            frames.frame(frames.METHOD, number, _publish(message.exchange, message.routing_key)),
+            frames.frame(frames.HEADER, number, frames.content_head(size) + encoded),
+        ]
+        parts += [frames.frame(frames.BODY, number, body[at : at + limit]) for at in range(0, size, limit)]
+        return b"".join(parts)
+
+    def _answered(self, tag: int, multiple: bool, taken: bool) -> None:
+        error = None if taken else QueueFull("the queue is full")
+        if not multiple:
+            self.confirmed(tag, error)
+            return
+        for earlier in [sent for sent in self._sent if sent <= tag]:
+            self.confirmed(earlier, error)
+
+    def _returned(self, _: bytes, properties: Properties, __: bytes) -> None:
+        # It is confirmed as well, and that comes after.
+        tag = self._tags.get(properties.message_id or "")
+        if tag is not None:
+            self.confirmed(tag, Unroutable("no queue took the message"))
+
+    def confirmed(self, tag: int, error: WorkerError | None) -> None:
+        """The broker has answered for one publish."""
+        promise = self._sent.pop(tag, None)
+        if promise is None:
+            return
+        self._tags.pop(promise.message_id, None)
+        if promise.future.done():
+            return
+        self.confirmed_at = asyncio.get_running_loop().time()
+        if error is None:
+            promise.future.set_result(None)
+        else:
+            self._turned_down(promise, error)
+
+    def _turned_down(self, promise: _Promise, error: WorkerError) -> None:
+        if promise.message.guest:
+            promise.future.set_exception(error)
+            return
+        # One of our own queues is full or gone. The request stays where it is until this is put right.
+        self.facts.publish_turned_down(promise.message.routing_key or promise.message.exchange, str(error))
+        if isinstance(error, Unroutable):
+            self.missing.set()
+        elif promise.refusals >= STUCK_AFTER:
+            self._stuck = True
+        wait = min(RETRY[1], RETRY[0] * 2**promise.refusals)
+        promise.refusals = min(promise.refusals + 1, 10)
+        self._send_later(promise, wait)
+
+    def _send_later(self, promise: _Promise, wait: float) -> None:
+        self._later.add(promise)
+        asyncio.get_running_loop().call_later(wait, self._retry, promise)
+
+    def _retry(self, promise: _Promise) -> None:
+        if promise in self._later:
+            self._later.discard(promise)
+            self._queue(promise)
+
+    def _queue(self, promise: _Promise) -> None:
+        self._outbox.append(promise)
+        self._flush_soon()
+
+    def _take_back(self) -> None:
+        """What the lost channel did not confirm goes first in the next one's outbox, in its order."""
+        kept: list[_Promise] = []
+        for promise in self._sent.values():
+            promise.channel_losses += 1
+            if promise.channel_losses > 1 and _ends_connections(promise.message):
+                if not promise.future.done():
+                    promise.future.set_exception(PublishRefused("the reply address ends the connection"))
+            else:
+                kept.append(promise)
+        self._outbox.extendleft(reversed(kept))
+        self._sent.clear()
+        self._tags.clear()
+
+    def _closed(self, reason: BaseException | None) -> None:
+        """Settle what the closing of the channel says about guests: the broker closes a channel for a
+        publish that it forbids, without saying which one."""
+        if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
+            return
+        self.facts.channel_closed(self.name, " ".join(str(reason).split())[:200])
+        if not isinstance(reason, aiormq.exceptions.AMQPChannelError):
+            return
+        if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):
+            self.missing.set()
+        forbidden = isinstance(reason, aiormq.exceptions.ChannelAccessRefused)
+        if forbidden:
+            self._refused_until = asyncio.get_running_loop().time() + REFUSED_FOR
+        keep: deque[_Promise] = deque()
+        for promise in self._outbox:
+            gone = promise.message.guest and (forbidden or promise.channel_losses > ALONE_AFTER)
+            if gone and not promise.future.done():
+                promise.future.set_exception(PublishRefused("the broker does not take this message"))
+            elif not gone and promise.channel_losses >= ALONE_AFTER:
+                # One of them may be what closes the channel each time (it may be larger than the broker
+                # takes): from now on each goes at a moment of its own, and the others get through.
+                self._send_later(promise, random.uniform(*RETRY))  # noqa: S311
+            elif not gone:
+                keep.append(promise)
+        self._outbox = keep
+
+
+def _ends_connections(message: Message) -> bool:
+    """Whether it may be what ended the connection: RabbitMQ fails at a direct reply address that it cannot
+    decode, and takes the whole connection down each time."""
+    return message.guest and message.routing_key.startswith(DIRECT_REPLY_TO)
+
+
+@lru_cache(maxsize=1000)
+def _publish(exchange: str, routing_key: str) -> bytes:
+    """A mandatory Basic.Publish, as many messages to one queue have it in common."""
+    return frames.PUBLISH + b"\0\0" + short_string(exchange) + short_string(routing_key) + b"\x01"
+
+
+def _tell(closed: "asyncio.Future[BaseException | None]", closing: "asyncio.Future[object]") -> None:
+    if not closed.done():
+        closed.set_result(None if closing.cancelled() else closing.exception())
+
+
+_RUN = uuid4().hex[:20]
+_NUMBERS = count()
+
+
+def _fresh_id() -> str:
+    """A message id that no other publish has: this process's own part, and a number."""
+    return f"{_RUN}{next(_NUMBERS):012x}"

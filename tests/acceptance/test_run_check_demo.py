@@ -41,7 +41,7 @@ def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "All 6 requests were answered as expected." in done.stdout
     assert done.stderr == ""
-    assert max(map(len, done.stdout.splitlines())) < 80
+    assert done.stdout.splitlines()[0].partition("sandbox on 127.0.0.1:")[2].isdigit()  # in one line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

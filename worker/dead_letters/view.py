@@ -6,10 +6,9 @@ from typing import Any
 
 from worker.broker.sealing import why_closed
 from worker.contract.registration import SECRET_FIELDS, MalformedBody, parse_object
-from worker.contract.secrets import secrets_in
+from worker.contract.secrets import MASK, secrets_in
 from worker.dead_letters.letter import Letter, open_body
 
-MASK = "***"
 _PROPERTIES = (
     "message_id",
     "correlation_id",

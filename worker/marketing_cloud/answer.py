@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from worker.contract.registration import FieldError
-from worker.contract.secrets import forms_of, mask
+from worker.contract.secrets import MASK, forms_of, mask
 
 GENERIC = 10000
 MESSAGE_LIMIT = 1000  # characters of a message that is passed on
@@ -35,10 +35,6 @@ class Answer:
     def pause(self) -> float:
         """Seconds for which Marketing Cloud asks everybody to wait, as far as that is believed."""
         return min(self.retry_after or 0.0, LONGEST_PAUSE)
-
-    @property
-    def ok(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
 
 
 def read_answer(status: int, retry_after: str | None, body: bytes, now: datetime) -> Answer:
@@ -87,7 +83,7 @@ def _without_part(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         for length in range(min(len(secret), len(text)), 2, -1):
             if text.endswith(secret[:length]):
-                return text[:-length] + "***"
+                return text[:-length] + MASK
     return text
 
 

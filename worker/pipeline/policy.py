@@ -83,11 +83,6 @@ def exhausted(answer: Answer) -> Outcome:
     return _outcome("failed", "exhausted", answer)
 
 
-def forbidden(answer: Answer) -> Outcome:
-    """The outcome where this request's account is turned down."""
-    return _outcome("failed", "forbidden", answer)
-
-
 def _outcome(status: Status, reason: Reason | None, answer: Answer) -> Outcome:
     return Outcome(
         status=status,

@@ -11,13 +11,13 @@ from uuid import uuid4
 import aio_pika
 import aio_pika.exceptions
 
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.sandbox import Sandbox
 from worker.service import Service
 from worker.settings import Settings
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
-PATIENCE = 30.0  # seconds that a condition may take
+WAIT_TIMEOUT = 30.0  # seconds that a condition may take
 
 MESSENGER: dict[str, Any] = {
     "ottPlatformName": "messenger",
@@ -57,14 +57,14 @@ async def until(
     condition: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str = "the condition"
 ) -> Any:
     """Wait until `condition()` is true and return it; fail after a while."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_TIMEOUT
     while True:
         value = condition()
         if asyncio.iscoroutine(value):
             value = await value
         if value:
             return value
-        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{what} did not come about within {WAIT_TIMEOUT} s"
         await asyncio.sleep(0.02)
 
 
@@ -156,10 +156,10 @@ class Rig:
         urls = {"mc_auth_url": self.sandbox.url, "mc_rest_url": self.sandbox.url}
         return self._make_settings(**{**urls, **overrides})
 
-    async def start(self, facts: Listener | None = None, **overrides: Any) -> Requester:
+    async def start(self, events: EventListener | None = None, **overrides: Any) -> Requester:
         """Start a worker; return a requester for its queue."""
         settings = self.settings(**overrides)
-        await self.start_worker(settings, facts)
+        await self.start_worker(settings, events)
         return await self.requester_for(settings)
 
     async def requester_for(self, settings: Settings) -> Requester:
@@ -169,8 +169,8 @@ class Rig:
             await self.requester.__aenter__()
         return self.requester
 
-    async def start_worker(self, settings: Settings, facts: Listener | None = None) -> Service:
-        service = Service(settings, facts or Listener())
+    async def start_worker(self, settings: Settings, events: EventListener | None = None) -> Service:
+        service = Service(settings, events or EventListener())
         task = asyncio.create_task(_run(service))
         self._running.append((service, task))
         await until(lambda: task.done() or service.intake.subscription, "the subscription")

@@ -4,20 +4,21 @@ import asyncio
 import time
 from typing import Self
 
-from worker.broker.connection import Connection
+from worker.amqp.connection import Connection
+from worker.amqp.consumer import Subscription
+from worker.amqp.publisher import Publisher
+from worker.broker import topology
 from worker.broker.depths import QueueDepths
+from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
-from worker.broker.publisher import Publisher
-from worker.broker.sealing import Seals
-from worker.broker.subscription import Subscription
 from worker.broker.topology import Topology
-from worker.facts import Listener, Tracing
+from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.gate import Gate
-from worker.pipeline.history import History
 from worker.pipeline.intake import Intake
 from worker.pipeline.journey import Journeys
+from worker.pipeline.replay_guard import ReplayGuard
 from worker.pipeline.request import Clock
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
@@ -26,31 +27,31 @@ from worker.settings import Settings
 class Service:
     """One worker. `run` it inside its context; `stop` drains it."""
 
-    def __init__(self, settings: Settings, facts: Listener, tracing: Tracing | None = None) -> None:
+    def __init__(self, settings: Settings, events: EventListener, tracing: Tracing | None = None) -> None:
         settings.require_marketing_cloud()
-        topology = Topology(settings.prefix)
+        names = Topology(settings.prefix)
         self.settings = settings
         self.started_at = time.monotonic()
-        self.publisher = Publisher(settings, facts)
-        self.depths = QueueDepths(topology, self._consuming_connection)
+        self.publisher = Publisher(settings, events, topology.ensure)
+        self.depths = QueueDepths(names, self._consuming_connection)
         self._background: list[asyncio.Task[None]] = []
-        self.marketing_cloud = MarketingCloud(settings, facts, tracing)
-        self.gate = Gate(settings.gate_after, settings.retry_base, facts)
-        self._facts = facts
+        self.marketing_cloud = MarketingCloud(settings, events, tracing)
+        self.gate = Gate(settings.gate_after, settings.retry_base, events)
+        self._events = events
         self._tracing = tracing
         self._clock = Clock()
-        self._history = History(settings, self._clock, facts)
+        self._history = ReplayGuard(settings, self._clock, events)
         self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
-        journal = Journal(self.publisher, topology, self._clock) if settings.journal else None
-        self._settler = Settler(self.publisher, journal, topology, Seals(settings), facts, tracing)
-        self.intake = Intake(settings, self._journeys, self._history.prepare, facts)
+        journal = Journal(self.publisher, names, self._clock) if settings.journal else None
+        self._settler = Settler(self.publisher, journal, names, Seals(settings), events, tracing)
+        self.intake = Intake(settings, self._journeys, self._history.prepare, events)
 
     async def __aenter__(self) -> Self:
         self.publisher.start()
         await self.marketing_cloud.__aenter__()
         self._background = [
             asyncio.create_task(self.depths.run(), name="depths"),
-            asyncio.create_task(self.marketing_cloud.tokens.keep_proving(), name="credentials"),
+            asyncio.create_task(self.marketing_cloud.tokens.keep_default_token(), name="credentials"),
         ]
         return self
 
@@ -81,7 +82,7 @@ class Service:
             self._settler,
             self._history,
             self._clock,
-            self._facts,
+            self._events,
             self._tracing,
         )
 

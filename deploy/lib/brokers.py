@@ -26,7 +26,7 @@ import private_broker
 from foreground import finish_undisturbed
 from private_broker import BrokerError, PrivateBroker
 
-from worker.broker.connection import connect
+from worker.amqp.connection import connect
 from worker.errors import BrokerUnreachable
 from worker.settings import environment, load_settings
 

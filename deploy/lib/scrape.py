@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ALERTS = Path(__file__).parents[1] / "prometheus" / "alerts.yml"
-PATIENCE = 60.0  # seconds
+WAIT_TIMEOUT = 60.0  # seconds
 CONFIGURATION = """
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: [{alerts}]
@@ -51,7 +51,7 @@ def scrape(url: str) -> str:
 
 
 def _look(api: str, url: str) -> str:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_TIMEOUT
     while time.monotonic() < deadline:
         try:
             up = _value(api, "up")

@@ -15,7 +15,7 @@ from typing import Any, Self
 import aio_pika
 
 from tests.rig import Requester, Rig, environment, messenger
-from worker.broker.subscription import COUNTS
+from worker.amqp.consumer import COUNTS
 from worker.sandbox.faults import Status
 from worker.settings import Settings
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.acceptance.dead_letter_commands import begin, bury, dead_queue, ott_worker, turned_down, unchanged
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
-from worker.broker.subscription import COUNTS
+from worker.amqp.consumer import COUNTS
 from worker.broker.topology import Topology
 
 

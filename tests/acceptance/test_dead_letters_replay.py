@@ -25,7 +25,7 @@ from tests.acceptance.dead_letter_commands import (
 )
 from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
-from worker.broker.subscription import COUNTS
+from worker.amqp.consumer import COUNTS
 from worker.sandbox.faults import Status
 from worker.sandbox.registry import Key
 

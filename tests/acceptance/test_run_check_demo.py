@@ -17,8 +17,8 @@ from rich.console import Console
 
 from tests.rig import Rig, environment, messenger, until
 from worker.__main__ import main
+from worker.amqp.connection import connect
 from worker.broker import topology
-from worker.broker.connection import connect
 from worker.cli import demo
 from worker.errors import Interrupted
 from worker.settings import Settings

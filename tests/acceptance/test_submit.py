@@ -569,7 +569,7 @@ async def test_resume_never_rolls_a_page_back_to_an_older_row(
 async def test_resume_sends_mended_rows_again(submit: Command, rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", ""))
     assert (await submit("pages.jsonl", "--results", "r.csv")).code == 1
-    (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", "Mended"))
+    (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", "Patched"))
     assert (await submit("pages.jsonl", "--results", "r.csv", "--resume")).code == 0
     assert pages_called(rig) == ["1", "2"]
 

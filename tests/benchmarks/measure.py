@@ -18,8 +18,8 @@ from tests.benchmarks.broker import Broker
 from tests.benchmarks.contender import Contender, messages
 from tests.benchmarks.environment import Environment
 from tests.benchmarks.process import Process
+from worker.amqp.connection import connect
 from worker.broker import topology
-from worker.broker.connection import connect
 from worker.settings import load_settings
 
 HERE = Path(__file__).parent

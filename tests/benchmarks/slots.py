@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.__main__ import main
-from worker.broker.subscription import Subscription
+from worker.amqp.consumer import Subscription
 from worker.marketing_cloud.client import MarketingCloud
 from worker.pipeline.settle import Settler
 

@@ -8,10 +8,10 @@ Stack = tuple[str, ...]
 # The first row whose words stand in the stack, innermost frame first, has it.
 _STAGES = (
     ("start of the program", ("importlib",)),
-    ("understand", ("receive (worker/pipeline/request.py", "worker/contract/registration.py")),
+    ("parse_registration", ("receive (worker/pipeline/request.py", "worker/contract/registration.py")),
     ("call: connection, request, answer", ("worker/marketing_cloud/http.py", "aiohttp/")),
     ("call: token, policy, gate, retries", ("worker/marketing_cloud/", "pipeline/forward.py")),
-    ("publish: frames and confirms", ("worker/broker/publisher.py", "worker/broker/confirm_channel.py")),
+    ("publish: frames and confirms", ("worker/amqp/publisher.py", "worker/amqp/confirm_channel.py")),
     ("journal", ("worker/broker/journal.py",)),
     ("settle: reply, record", ("pipeline/settle.py", "worker/contract/reply.py")),
     ("metrics and log", ("worker/telemetry/",)),

@@ -15,17 +15,7 @@ from tests.faults.load import wait_for
 from tests.faults.stops import POINTS
 from tests.faults.workers import Stop, Worker
 from tests.faults.world import POISON, World, wait_for_letter
-from worker.sandbox.faults import (
-    AnyFault,
-    Garbage,
-    Half,
-    Hang,
-    Redirect,
-    Reset,
-    ShortToken,
-    Status,
-    Trickle,
-)
+from worker.sandbox.faults import AnyFault, Garbage, Half, Hang, Redirect, Reset, ShortToken, Status, Trickle
 
 Strike = Callable[[World], Awaitable[float]]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds

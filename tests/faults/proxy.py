@@ -11,8 +11,10 @@ from typing import Self
 CHUNK = 65536
 SLOW_CHUNK = 1400  # bytes; about one packet
 
-Listener = Callable[[bytes], None]  # is told what passes one way, right before it does
-Wire = tuple[Listener, Listener, Callable[[], None]]  # from the client, from the server, and the end
+EventListener = Callable[[bytes], None]  # is told what passes one way, right before it does
+Wire = tuple[
+    EventListener, EventListener, Callable[[], None]
+]  # from the client, from the server, and the end
 
 
 class Proxy:
@@ -133,7 +135,7 @@ class Proxy:
         link: "_Link",
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        listener: Listener,
+        listener: EventListener,
     ) -> None:
         try:
             while data := await reader.read(SLOW_CHUNK if self.latency else CHUNK):

@@ -24,8 +24,8 @@ import aiohttp
 import aiohttp.resolver
 
 from worker.__main__ import main
-from worker.broker.confirm_channel import ConfirmChannel
-from worker.broker.subscription import Subscription
+from worker.amqp.confirm_channel import ConfirmChannel
+from worker.amqp.consumer import Subscription
 from worker.marketing_cloud import client, token
 from worker.pipeline import forward, journey, settle
 from worker.telemetry.log import Log
@@ -90,9 +90,9 @@ def _on_the_wire(passed: Passed) -> None:
     """After a registration was written, before its answer comes."""
     original = client.MarketingCloud.register
 
-    async def register(self: Any, body: bytes, token: Any, proven: Any) -> Any:
+    async def register(self: Any, body: bytes, token: Any, ensure_lease: Any) -> Any:
         async def proven_and_soon_written() -> None:
-            await proven()
+            await ensure_lease()
             asyncio.get_running_loop().call_later(ON_ITS_WAY, passed)
 
         return await original(self, body, token, proven_and_soon_written)
@@ -142,10 +142,10 @@ def poison(prefix: str) -> None:
     """Die whenever a request whose id begins so is about to be forwarded."""
     original = forward.Forwarder.forward
 
-    async def forward_or_die(self: Any, request: Any, proven: Any) -> Any:
+    async def forward_or_die(self: Any, request: Any, ensure_lease: Any) -> Any:
         if request.id.startswith(prefix):
             os.kill(os.getpid(), signal.SIGKILL)
-        return await original(self, request, proven)
+        return await original(self, request, ensure_lease)
 
     forward.Forwarder.forward = forward_or_die  # type: ignore[method-assign]
 

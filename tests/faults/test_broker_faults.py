@@ -89,7 +89,7 @@ async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(
         await (await connection.channel()).declare_queue(name, durable=True, arguments=QUORUM)
         await node.crash()
     await node.start()
-    clocks = {"FAULTS_CLOCKS": "worker.broker.confirm_channel.CONFIRM_TIMEOUT=1"}
+    clocks = {"FAULTS_CLOCKS": "worker.amqp.confirm_channel.CONFIRM_TIMEOUT=1"}
     world = await make_module_world(node, environment=clocks)
     await world.load.publish(world.plan(PREFETCH + 10), reply_to=name)
     await world.load.publish(world.plan(50))

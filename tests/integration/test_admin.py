@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker import depths
-from worker.facts import Listeners
+from worker.events import EventListeners
 from worker.sandbox.faults import Latency, Status
 from worker.service import Service
 from worker.settings import Settings
@@ -67,7 +67,7 @@ class Watched:
 async def watched(rig: Rig, **overrides: Any) -> AsyncIterator[Watched]:
     metrics, phase = Metrics(), Phase()
     settings = rig.settings(**overrides)
-    service = await rig.start_worker(settings, Listeners(metrics, phase))
+    service = await rig.start_worker(settings, EventListeners(metrics, phase))
     url = settings.amqp_url.get_secret_value()
     async with (
         Requester(url, settings.prefix) as requester,
@@ -83,7 +83,7 @@ def _with_port(settings: Settings) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depths, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(depths, "POLL_INTERVAL", 0.1)
     monkeypatch.setattr(admin_module, "PAGE_LIFE", 0.0)
 
 
@@ -174,7 +174,7 @@ async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -
 async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> None:
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", admin_port=0)
     metrics, phase = Metrics(), Phase()
-    service = Service(settings, Listeners(metrics, phase))
+    service = Service(settings, EventListeners(metrics, phase))
     async with service, Admin(settings, service, metrics, phase) as admin:
         worker = Watched(service, None, admin.url or "")  # type: ignore[arg-type]
         status, report = await worker.probe("/readyz")

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 import pytest
 
 from tests.rig import MESSENGER, Rig, messenger, until
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.sandbox.faults import Garbage, Half, Hang, Latency, Redirect, Reset, Status
 
 
@@ -143,7 +143,7 @@ async def test_a_revoked_token_under_load_is_fetched_again_by_one_caller(rig: Ri
     assert len(rig.sandbox.history.token_calls) == 2
 
 
-class GateFacts(Listener):
+class GateFacts(EventListener):
     def __init__(self) -> None:
         self.closed: list[str] = []
         self.opened = 0
@@ -156,23 +156,23 @@ class GateFacts(Listener):
 
 
 async def test_refused_credentials_pause_and_dead_letter_nothing(rig: Rig) -> None:
-    facts = GateFacts()
+    events = GateFacts()
     rig.sandbox.faults.add(Status(path="token", status=401))
-    requester = await rig.start(facts)
+    requester = await rig.start(events)
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(5)]
     await until(lambda: len(rig.sandbox.history.token_calls) >= 3, "three probes")
-    assert facts.closed
+    assert events.closed
     assert await requester.depth("dead") == 0
     rig.sandbox.heal()
     for i in ids:
         reply = await requester.reply(i)
         assert (reply["status"], reply["attempts"]) == ("registered", 1)
-    assert facts.opened == 1
+    assert events.opened == 1
 
 
 async def test_a_401_loop_pauses_and_dead_letters_nothing(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts)
+    events = GateFacts()
+    requester = await rig.start(events)
     rig.sandbox.faults.add(failing(401))
     asked = await requester.publish(messenger())
     await until(lambda: len(rig.sandbox.history.registration_calls) >= 4)
@@ -180,29 +180,29 @@ async def test_a_401_loop_pauses_and_dead_letters_nothing(rig: Rig) -> None:
     rig.sandbox.heal()
     # Two where it healed between the two calls of one attempt.
     assert (await requester.reply(asked))["attempts"] in (1, 2)
-    assert len(facts.closed) == 1
+    assert len(events.closed) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: int) -> None:
-    facts = GateFacts()
+    events = GateFacts()
     rig.sandbox.faults.add(Status(path="token", account="666", status=status))
-    requester = await rig.start(facts)
+    requester = await rig.start(events)
     wrong = await requester.publish(messenger(), headers={"x-ott-account-id": "666"})
     right = await requester.publish(messenger(), headers={"x-ott-account-id": 777})
     assert (await requester.reply(right))["status"] == "registered"
     reply = await requester.reply(wrong)
     assert (reply["status"], reply["attempts"], reply["errorcode"]) == ("failed", 0, 10000)
     assert (await requester.take("dead")).headers["x-ott-reason"] == "forbidden"
-    assert not facts.closed
+    assert not events.closed
 
 
 async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, gate_after=5, retry_attempts=6)
+    events = GateFacts()
+    requester = await rig.start(events, gate_after=5, retry_attempts=6)
     rig.sandbox.faults.add(failing(503))
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(40)]
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     calls = len(rig.sandbox.history.registration_calls)
     await until(lambda: len(rig.sandbox.history.registration_calls) >= calls + 3, "three probes")
     probed = [call for call in rig.sandbox.history.registration_calls if call.seq > calls + 60]
@@ -213,35 +213,35 @@ async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Ri
         reply = await requester.reply(i)
         assert reply["status"] == "registered"
         assert reply["attempts"] <= 6
-    assert facts.opened == 1
+    assert events.opened == 1
     assert await requester.depth("dead") == 0
 
 
 async def test_500s_of_one_resource_do_not_close_the_gate(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, gate_after=3, retry_attempts=8)
+    events = GateFacts()
+    requester = await rig.start(events, gate_after=3, retry_attempts=8)
     rig.sandbox.faults.add(failing(500, resource_id="bad"))
     assert (await requester.ask(messenger("bad")))["status"] == "failed"
-    assert not facts.closed
+    assert not events.closed
 
 
 async def test_500s_of_three_resources_close_the_gate(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, gate_after=3, retry_attempts=8)
+    events = GateFacts()
+    requester = await rig.start(events, gate_after=3, retry_attempts=8)
     rig.sandbox.faults.add(failing(500))
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(3)]
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     rig.sandbox.heal()
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
 
 
 async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, gate_after=2, retry_attempts=3)
+    events = GateFacts()
+    requester = await rig.start(events, gate_after=2, retry_attempts=3)
     rig.sandbox.faults.add(failing(503, resource_id="bad"))
     bad = await requester.publish(messenger("bad"))
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     goods = [await requester.publish(messenger(f"good-{i}")) for i in range(8)]
     for good in goods:
         assert (await requester.reply(good))["status"] == "registered"
@@ -251,34 +251,34 @@ async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig: Rig)
 
 
 async def test_blocked_without_a_hint_pauses_at_once(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, gate_after=50)
+    events = GateFacts()
+    requester = await rig.start(events, gate_after=50)
     rig.sandbox.faults.add(failing(429, errorcode=50200, count=1))
     await requester.publish(messenger())
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     assert await requester.depth("dead") == 0
 
 
 async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_domain(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, mc_rest_url=None)
+    events = GateFacts()
+    requester = await rig.start(events, mc_rest_url=None)
     await requester.publish(messenger())
-    await until(lambda: facts.closed, "the gate to close")
-    assert "marketingcloudapis.com" in facts.closed[0]
+    await until(lambda: events.closed, "the gate to close")
+    assert "marketingcloudapis.com" in events.closed[0]
     assert len(rig.sandbox.history.registration_calls) == 0
 
 
 async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_blamed_for(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts)
+    events = GateFacts()
+    requester = await rig.start(events)
     rig.sandbox.faults.add(Status(path="registration", status=401))
     ids = [await requester.publish(messenger("default"))]
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     other = {"x-ott-account-id": "777"}
     ids += [await requester.publish(messenger(f"p{n}"), headers=other) for n in range(5)]
     calls = len(rig.sandbox.history.registration_calls)
     await until(lambda: len(rig.sandbox.history.registration_calls) >= calls + 12, "probes of both accounts")
-    assert facts.opened == 0
+    assert events.opened == 0
     rig.sandbox.heal()
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
@@ -286,13 +286,13 @@ async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_b
 
 
 async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_closed(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, rate_limit=20, gate_after=3, retry_base=1000)
+    events = GateFacts()
+    requester = await rig.start(events, rate_limit=20, gate_after=3, retry_base=1000)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.3))
     rig.sandbox.faults.add(failing(503))
     for n in range(60):
         await requester.publish(messenger(f"p{n}"))
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     calls = rig.sandbox.history.registration_calls
     await until(lambda: all(call.status for call in calls), "the calls on their way")
     closed_with = len(calls)
@@ -309,8 +309,10 @@ async def test_waiting_for_the_rate_limit_does_not_spend_the_budget(rig: Rig) ->
 
 
 async def test_an_account_whose_tokens_are_turned_down_fails_alone_once_others_got_through(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, retry_attempts=1000)  # however long it takes the others to get through
+    events = GateFacts()
+    requester = await rig.start(
+        events, retry_attempts=1000
+    )  # however long it takes the others to get through
     rig.sandbox.faults.add(failing(401, account="666"))
     for number in range(10):
         await requester.ask(messenger(f"good-{number}"))
@@ -324,18 +326,18 @@ async def test_an_account_whose_tokens_are_turned_down_fails_alone_once_others_g
         reply = await requester.ask(messenger(f"bad-{number}"), headers={"x-ott-account-id": "666"})
         assert reply["status"] == "failed"
     assert len(rig.sandbox.history.token_calls) == tokens
-    assert not facts.closed
+    assert not events.closed
 
 
 async def test_where_every_token_is_turned_down_no_account_is_blamed(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, retry_attempts=6)
+    events = GateFacts()
+    requester = await rig.start(events, retry_attempts=6)
     rig.sandbox.faults.add(failing(401))
     ids = [
         await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": str(n % 3)})
         for n in range(12)
     ]
-    await until(lambda: facts.closed, "the gate to close")
+    await until(lambda: events.closed, "the gate to close")
     rig.sandbox.heal()
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
@@ -343,15 +345,15 @@ async def test_where_every_token_is_turned_down_no_account_is_blamed(rig: Rig) -
 
 
 async def test_a_secret_that_marketing_cloud_quotes_is_not_told_as_the_reason_of_a_pause(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, gate_after=1)
+    events = GateFacts()
+    requester = await rig.start(events, gate_after=1)
     secret = MESSENGER["ottPlatformAttributes"]["pageAccessToken"]
     body = json.dumps({"message": f"Blocked: {secret}", "errorcode": 50200})
     rig.sandbox.faults.add(failing(429, body=body, count=1))
     await requester.publish(messenger())
-    await until(lambda: facts.closed, "the gate to close")
-    assert "***" in str(facts.closed)
-    assert secret not in str(facts.closed)
+    await until(lambda: events.closed, "the gate to close")
+    assert "***" in str(events.closed)
+    assert secret not in str(events.closed)
 
 
 async def test_a_dead_letter_has_the_id_of_its_request(rig: Rig) -> None:
@@ -362,17 +364,17 @@ async def test_a_dead_letter_has_the_id_of_its_request(rig: Rig) -> None:
 
 
 async def test_a_probe_does_not_wait_behind_those_that_wait_for_the_rate_limit(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, rate_limit=1, gate_after=2)
+    events = GateFacts()
+    requester = await rig.start(events, rate_limit=1, gate_after=2)
     rig.sandbox.faults.add(failing(503, count=2))
     for i in range(60):
         await requester.publish(messenger(f"p{i}"))
-    await until(lambda: facts.opened, "the gate to open: in a minute, at a call a second")
+    await until(lambda: events.opened, "the gate to open: in a minute, at a call a second")
 
 
 async def test_however_many_requests_name_an_account_that_is_turned_down_the_others_go_on(rig: Rig) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts)
+    events = GateFacts()
+    requester = await rig.start(events)
     rig.sandbox.faults.add(failing(401, account="666"))
     bad = [
         await requester.publish(messenger(f"bad-{n}"), headers={"x-ott-account-id": "666"}) for n in range(50)
@@ -381,7 +383,7 @@ async def test_however_many_requests_name_an_account_that_is_turned_down_the_oth
     for i in bad:
         assert (await requester.reply(i))["status"] == "failed"
     assert (await requester.take("dead")).headers["x-ott-reason"] == "forbidden"
-    assert not facts.closed
+    assert not events.closed
 
 
 async def test_an_account_that_is_turned_down_again_and_again_fails_though_nobody_else_sends(
@@ -396,8 +398,8 @@ async def test_an_account_that_is_turned_down_again_and_again_fails_though_nobod
 
 @pytest.mark.parametrize("status", [429, 500])
 async def test_an_account_whose_token_does_not_come_waits_alone_until_it_does(rig: Rig, status: int) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts)
+    events = GateFacts()
+    requester = await rig.start(events)
     rig.sandbox.faults.add(Status(path="token", account="666", status=status))
     bad = [await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": "666"}) for n in range(9)]
     for n in range(5):
@@ -406,7 +408,7 @@ async def test_an_account_whose_token_does_not_come_waits_alone_until_it_does(ri
     rig.sandbox.heal()
     for i in bad:
         assert (await requester.reply(i))["status"] == "registered"
-    assert not facts.closed
+    assert not events.closed
 
 
 @pytest.mark.parametrize(
@@ -418,12 +420,12 @@ async def test_an_account_whose_token_does_not_come_waits_alone_until_it_does(ri
     ],
 )
 async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, answer: dict[str, object]) -> None:
-    facts = GateFacts()
-    requester = await rig.start(facts, mc_rest_url=None)
+    events = GateFacts()
+    requester = await rig.start(events, mc_rest_url=None)
     body = json.dumps({"access_token": "t", "rest_instance_url": rig.sandbox.url, **answer})
     rig.sandbox.faults.add(Status(path="token", status=200, body=body))
     await requester.publish(messenger())
-    await until(lambda: facts.closed, "a pause")
+    await until(lambda: events.closed, "a pause")
 
 
 async def test_a_secret_is_masked_however_it_is_quoted_and_a_short_one_only_where_it_stands_alone(

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
-from worker.broker import requests, topology
-from worker.broker.connection import connect
+from worker.amqp.connection import connect
+from worker.broker import request_sender, topology
 from worker.client import OutcomeUnknown, RegistrationClient, TopologyError
 from worker.errors import BrokerUnreachable, PublishRefused, SettingsError
 from worker.sandbox.faults import Latency
@@ -204,7 +204,7 @@ async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
 async def test_a_requests_queue_that_stays_away_fails_what_is_sent_there(
     requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
 ) -> None:
-    monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
+    monkeypatch.setattr(request_sender, "MISSING_FOR", 0.5)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         queue = await requester.channel.get_queue(f"{prefix}.requests", ensure=False)
         await queue.unbind(prefix, "request")

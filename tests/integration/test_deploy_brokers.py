@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from tests.rig import DEFAULT_URL, PATIENCE
+from tests.rig import DEFAULT_URL, WAIT_TIMEOUT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TELL = [sys.executable, "-c", "import os; print(os.environ.get('OTT_AMQP_URL'), flush=True)"]
@@ -53,7 +53,7 @@ def private_broker(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come about"
         time.sleep(0.05)
@@ -135,7 +135,7 @@ async def test_a_killed_node_comes_back_with_what_it_had_confirmed_and_a_stopped
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         queue = await channel.get_queue("kept")
-        message = await queue.get(no_ack=True, timeout=PATIENCE)
+        message = await queue.get(no_ack=True, timeout=WAIT_TIMEOUT)
         assert message.body == b"kept"
 
     assert private_broker("stop", folder).returncode == 0
@@ -184,7 +184,7 @@ def test_a_signal_ends_the_program_and_then_the_private_node(temporary: Path, nu
 
     process.send_signal(number)
 
-    assert process.wait(PATIENCE) == 128 + number
+    assert process.wait(WAIT_TIMEOUT) == 128 + number
     assert not listens(urlsplit(url).port or 0)
     assert list(temporary.iterdir()) == []
 
@@ -196,7 +196,7 @@ def test_a_signal_while_the_private_node_starts_leaves_nothing(temporary: Path) 
 
     process.send_signal(signal.SIGTERM)
 
-    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert process.wait(WAIT_TIMEOUT) == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
     until(lambda: not processes_of(folder), "the end of the node's helpers")
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from tests.rig import Rig, messenger, until
-from worker.facts import Listener
-from worker.pipeline.forward import Proven
+from worker.events import EventListener
+from worker.pipeline.forward import EnsureLease
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency, Reset, Status
 from worker.sandbox.registry import Key
@@ -84,7 +84,7 @@ async def test_5000_requests_over_200_resources_end_with_the_last_version_of_eac
     assert await requester.depth("dead") == 0
 
 
-class Subscriptions(Listener):
+class Subscriptions(EventListener):
     def __init__(self) -> None:
         self.returned_why: list[str] = []
 
@@ -93,11 +93,11 @@ class Subscriptions(Listener):
 
 
 async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: Rig) -> None:
-    facts = Subscriptions()
-    requester = await rig.start(facts, hold_limit=1, gate_after=2)
+    events = Subscriptions()
+    requester = await rig.start(events, hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     ids = [await requester.publish(messenger(f"p{i % 3}", f"v{i}")) for i in range(12)]
-    await until(lambda: facts.returned_why.count("held for too long") >= 2, "two returns")
+    await until(lambda: events.returned_why.count("held for too long") >= 2, "two returns")
     rig.sandbox.heal()
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
@@ -106,11 +106,11 @@ async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: 
 
 
 async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(rig: Rig) -> None:
-    facts = Subscriptions()
-    requester = await rig.start(facts, hold_limit=1, gate_after=2)
+    events = Subscriptions()
+    requester = await rig.start(events, hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
-    await until(lambda: facts.returned_why.count("held for too long") >= 4, "four returns")
+    await until(lambda: events.returned_why.count("held for too long") >= 4, "four returns")
     rig.sandbox.heal()
     made = len(rig.sandbox.history.registration_calls)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.6))
@@ -171,21 +171,21 @@ async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -
 async def test_a_defect_gives_everything_back_and_nothing_overtakes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = Subscriptions()
-    requester = await rig.start(facts)
+    events = Subscriptions()
+    requester = await rig.start(events)
     (service, _), *_ = rig._running
     forward, defects = service._forwarder.forward, iter([True])
 
-    async def sometimes(request: Request, proven: Proven) -> Outcome:
+    async def sometimes(request: Request, ensure_lease: EnsureLease) -> Outcome:
         if next(defects, False):
             raise RuntimeError("a defect")
-        return await forward(request, proven)
+        return await forward(request, ensure_lease)
 
     monkeypatch.setattr(service._forwarder, "forward", sometimes)
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
-    assert facts.returned_why == ["a journey failed"]
+    assert events.returned_why == ["a journey failed"]
     assert held(rig, "p") == "v4"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig import Requester, Rig, messenger, until
-from worker.facts import Listener, Listeners
+from worker.events import EventListener, EventListeners
 from worker.settings import load_settings
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
@@ -33,7 +33,7 @@ def _refused(rig: Rig) -> bool:
     return any(call.status == 401 for call in rig.sandbox.history if call.endpoint == "token")
 
 
-class Watched(Listener):
+class Watched(EventListener):
     """When deliveries came to a worker and when they stopped to."""
 
     def __init__(self, name: str, story: list[str]) -> None:
@@ -50,7 +50,7 @@ class Watched(Listener):
 async def test_a_rolling_update_has_one_active_worker_at_a_time_and_loses_nothing(rig: Rig) -> None:
     story: list[str] = []
     metrics, phase = Metrics(), Phase()
-    requester = await rig.start(Listeners(Watched("old", story), metrics, phase))
+    requester = await rig.start(EventListeners(Watched("old", story), metrics, phase))
     old = rig._running[0][0]
     sent = [await requester.publish(messenger(f"page-{n % 9}", f"version {n}")) for n in range(60)]
     new = await rig.start_worker(rig.settings(), Watched("new", story))

@@ -8,9 +8,10 @@ import aio_pika
 import pytest
 
 from tests.rig import until
-from worker.broker import frames, queue_browser, topology
-from worker.broker.connection import Channel, Connection, connect
-from worker.broker.queue_browser import QueueBrowser, depth, lock
+from worker.amqp import frames, queue_browser
+from worker.amqp.connection import Channel, Connection, connect
+from worker.amqp.queue_browser import QueueBrowser, depth, lock
+from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings
@@ -97,7 +98,7 @@ async def test_only_one_may_look(
     make_settings: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue_browser, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(queue_browser, "LOCK_TIMEOUT", 0.3)
     other = await connect(make_settings(), "test")
     try:
         async with lock(connection, queue):
@@ -116,7 +117,7 @@ async def test_only_one_may_look(
 async def test_a_foreign_consumer_keeps_lookers_out(
     connection: Connection, queue: str, clean_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_browser, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(queue_browser, "LOCK_TIMEOUT", 0.3)
     async with await aio_pika.connect(clean_broker) as client:
         channel = await client.channel()
         foreign = await channel.get_queue(queue, ensure=False)

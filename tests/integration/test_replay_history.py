@@ -9,12 +9,12 @@ import aio_pika
 import pytest
 
 from tests.rig import Requester, Rig, messenger, until
-from worker.broker.connection import connect
+from worker.amqp.connection import connect
 from worker.broker.journal_reader import JournalReader
 from worker.broker.topology import Topology
 from worker.contract.reply import timestamp
-from worker.facts import Listener
-from worker.pipeline import newest
+from worker.events import EventListener
+from worker.pipeline import journal_index
 from worker.pipeline.request import Clock
 from worker.sandbox.faults import Latency, Status
 from worker.sandbox.registry import Key
@@ -189,7 +189,7 @@ async def test_a_broker_whose_clock_is_far_ahead_changes_no_verdict(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the time from which the journal is read lies beyond all of it."""
-    monkeypatch.setattr("worker.pipeline.history.SKEW", -7_200_000_000)
+    monkeypatch.setattr("worker.pipeline.replay_guard.SKEW", -7_200_000_000)
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await fail(rig, requester, "q", "old")
@@ -310,7 +310,7 @@ async def test_more_resources_than_fit_into_memory_refuse_a_replay(
     await fail(rig, requester, "p", "old")
     for page in ("a", "b", "c"):
         await requester.ask(messenger(page))
-    monkeypatch.setattr(newest, "LIMIT", 3)
+    monkeypatch.setattr(journal_index, "LIMIT", 3)
     assert (await replay(requester))["status"] == "failed"
 
 
@@ -320,13 +320,13 @@ async def test_many_replays_read_the_journal_once(rig: Rig, monkeypatch: pytest.
         await fail(rig, requester, f"p{i}", "old")
     letters = [await requester.take("dead") for _ in range(20)]
     entries: list[int] = []
-    read = newest.Newest.read
+    read = journal_index.JournalIndex.read
 
-    def counted(self: newest.Newest, entry: Any, oldest: Any) -> None:
+    def counted(self: journal_index.JournalIndex, entry: Any, oldest: Any) -> None:
         entries.append(entry.offset)
         read(self, entry, oldest)
 
-    monkeypatch.setattr(newest.Newest, "read", counted)
+    monkeypatch.setattr(journal_index.JournalIndex, "read", counted)
     ids = [await publish_replay(requester, letter) for letter in letters]
     assert {(await requester.reply(i))["status"] for i in ids} == {"registered"}
     assert len(entries) == len(set(entries))
@@ -338,16 +338,16 @@ async def test_an_unreadable_journal_does_not_hold_up_requests(
     requester = await rig.start()
     await requester.ask(messenger("p"))
     await rig.stop_worker(rig._running[0][0])
-    facts = _Unreadable()
-    service = await rig.start_worker(rig.settings(), facts)
+    events = _Unreadable()
+    service = await rig.start_worker(rig.settings(), events)
     monkeypatch.setattr("worker.broker.journal_reader.connect", _hang)
-    monkeypatch.setattr("worker.pipeline.history.PREPARE_TIMEOUT", 0.1)
+    monkeypatch.setattr("worker.pipeline.replay_guard.PREPARE_TIMEOUT", 0.1)
     assert (await requester.ask(messenger("p")))["status"] == "registered"
-    assert facts.heard
+    assert events.heard
     assert service.intake.subscription is not None
 
 
-class _Unreadable(Listener):
+class _Unreadable(EventListener):
     def __init__(self) -> None:
         self.heard: list[str] = []
 
@@ -394,11 +394,11 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
     await rig.stop_worker(rig._running[0][0])
     behind = Clock(lambda: time.time_ns() // 1000 - 5_000_000)
     monkeypatch.setattr("worker.service.Clock", lambda: behind)
-    monkeypatch.setattr("worker.pipeline.history.PREPARE_TIMEOUT", 0.01)
-    monkeypatch.setattr("worker.pipeline.history.RETRY", 0.01)
+    monkeypatch.setattr("worker.pipeline.replay_guard.PREPARE_TIMEOUT", 0.01)
+    monkeypatch.setattr("worker.pipeline.replay_guard.RETRY", 0.01)
     with monkeypatch.context() as silent:
         silent.setattr("worker.broker.journal_reader.connect", _hang)
-        silent.setattr("worker.pipeline.history.READ_TIMEOUT", 0.05)
+        silent.setattr("worker.pipeline.replay_guard.READ_TIMEOUT", 0.05)
         service = await rig.start_worker(rig.settings())
         assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
         refused = await replay(requester)

@@ -6,7 +6,7 @@ import aio_pika
 import pytest
 
 from tests.rig import LINE, MESSENGER, Rig, messenger, until
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.sandbox.registry import Key
 
 
@@ -219,7 +219,7 @@ async def test_the_same_message_without_an_id_gets_the_same_id_again(rig: Rig) -
     assert second["requestId"]
 
 
-class Recorder(Listener):
+class Recorder(EventListener):
     def __init__(self) -> None:
         self.statuses: list[tuple[str, str]] = []
 
@@ -228,11 +228,11 @@ class Recorder(Listener):
 
 
 async def test_each_request_is_settled_once(rig: Rig) -> None:
-    facts = Recorder()
-    requester = await rig.start(facts)
+    events = Recorder()
+    requester = await rig.start(events)
     ids = [await requester.publish(messenger(f"page-{i % 7}"), message_id=f"m{i}") for i in range(70)]
     for i in ids:
         await requester.reply(i)
-    await until(lambda: len(facts.statuses) == 70)
-    assert sorted(facts.statuses) == sorted((f"m{i}", "registered") for i in range(70))
+    await until(lambda: len(events.statuses) == 70)
+    assert sorted(events.statuses) == sorted((f"m{i}", "registered") for i in range(70))
     assert await requester.depth("requests") == 0

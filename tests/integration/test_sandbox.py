@@ -260,7 +260,7 @@ async def test_what_is_not_there_is_answered_in_json(
     assert list(response.json) == ["message", "errorcode", "documentation"]
 
 
-# History
+# ReplayGuard
 
 
 async def test_the_history_tells_what_arrived_in_order(sandbox: Sandbox, client: SandboxClient) -> None:

@@ -11,16 +11,16 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import Rig, messenger, until
+from worker.amqp.confirm_channel import Message
+from worker.amqp.connection import connect
+from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.properties import build
+from worker.amqp.publisher import Publisher
+from worker.amqp.queue_browser import depth
 from worker.broker import topology
-from worker.broker.confirm_channel import Message
-from worker.broker.connection import connect
-from worker.broker.properties import build
-from worker.broker.publisher import Publisher
-from worker.broker.queue_browser import depth
-from worker.broker.subscription import Delivery, Subscription
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.pipeline import intake
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency
@@ -29,7 +29,7 @@ from worker.settings import Settings
 SOON = 10  # seconds; the grace of a drain is 25
 
 
-class Facts(Listener):
+class Facts(EventListener):
     def __init__(self) -> None:
         self.returned_why: list[str] = []
         self.unreachable: list[str] = []
@@ -62,11 +62,11 @@ async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
     rig: Rig, proxy: Proxy, clean_broker: str
 ) -> None:
     requester = await rig.requester_for(rig.settings())
-    facts = Facts()
-    await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5), facts)
+    events = Facts()
+    await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5), events)
     rig.sandbox.faults.add(Latency(path="registration", seconds=20, count=1))
     wanted = await requester.publish(messenger())
-    await until(lambda: facts.returned_why, "the return")
+    await until(lambda: events.returned_why, "the return")
     proxy.reset()
     async with asyncio.timeout(SOON):
         assert (await requester.reply(wanted))["status"] == "registered"
@@ -145,24 +145,24 @@ async def test_a_rotated_url_file_that_holds_no_url_is_waited_out(
     monkeypatch.setenv("OTT_AMQP_URL_FILE", str(file))
     settings = rig.settings(amqp_url=clean_broker)
     settings._given_in_code -= {"amqp_url"}
-    facts = Facts()
-    starting = asyncio.create_task(rig.start_worker(settings, facts))
+    events = Facts()
+    starting = asyncio.create_task(rig.start_worker(settings, events))
     file.write_text("amqp://user:pass@host:port")
-    await until(lambda: facts.unreachable, "the complaint")
+    await until(lambda: events.unreachable, "the complaint")
     file.write_text(clean_broker)
     await starting
     assert (await requester.ask(messenger()))["status"] == "registered"
-    assert not any("pass" in why for why in facts.unreachable)
+    assert not any("pass" in why for why in events.unreachable)
 
 
 async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
     make_settings: Callable[..., Settings],
 ) -> None:
-    settings, facts = make_settings(), Facts()
+    settings, events = make_settings(), Facts()
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)
     await connection.close()
-    publisher = Publisher(settings, facts)
+    publisher = Publisher(settings, events, topology.ensure)
     publisher.start()
     await until(lambda: publisher.ready, "the publisher")
     publisher._own._stuck = True
@@ -171,5 +171,5 @@ async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
         sent += [publisher.send(Message("", f"{settings.prefix}.replies", build(), b"x")) for _ in range(20)]
         await asyncio.sleep(0.001)
     await asyncio.gather(*sent)
-    assert not facts.lost
+    assert not events.lost
     await publisher.stop()

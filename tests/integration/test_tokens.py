@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig import until
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.marketing_cloud import token
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import AccountRefused, TokenTrouble
@@ -39,14 +39,14 @@ def settings(sandbox: Sandbox) -> Callable[..., Settings]:
 
 async def test_one_token_serves_many_callers(sandbox: Sandbox, settings: Callable[..., Settings]) -> None:
     sandbox.faults.add(Latency(path="token", seconds=0.1))
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         tokens = await asyncio.gather(*(cloud.tokens.get(None) for _ in range(100)))
     assert len({token.value for token in tokens}) == 1
     assert len(sandbox.history.token_calls) == 1
 
 
 async def test_each_account_has_its_own(sandbox: Sandbox, settings: Callable[..., Settings]) -> None:
-    async with MarketingCloud(settings(mc_account_id="1"), Listener()) as cloud:
+    async with MarketingCloud(settings(mc_account_id="1"), EventListener()) as cloud:
         default, first, second = [await cloud.tokens.get(account) for account in (None, "1", "2")]
     assert default is first
     assert first is not second
@@ -56,7 +56,7 @@ async def test_each_account_has_its_own(sandbox: Sandbox, settings: Callable[...
 async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         old = await cloud.tokens.get(None)
         sandbox.faults.add(Latency(path="token", seconds=0.3))
 
@@ -77,7 +77,7 @@ async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(
 async def test_the_old_token_lasts_while_the_refresh_fails(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         old = await cloud.tokens.get(None)
         sandbox.faults.add(Status(path="token", status=503, count=1))
 
@@ -91,7 +91,7 @@ async def test_the_old_token_lasts_while_the_refresh_fails(
 async def test_account_id_is_sent_only_where_there_is_one_and_never_an_empty_scope(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         await cloud.tokens.get(None)
         await cloud.tokens.get("7")
     assert [call.account for call in sandbox.history.token_calls] == [None, "7"]
@@ -119,7 +119,7 @@ async def test_token_trouble_of_the_default_account_is_told_without_a_secret(
     sandbox: Sandbox, settings: Callable[..., Settings], fault: Status
 ) -> None:
     sandbox.faults.add(fault)
-    async with MarketingCloud(settings(http_timeout=0.5), Listener()) as cloud:
+    async with MarketingCloud(settings(http_timeout=0.5), EventListener()) as cloud:
         with pytest.raises(TokenTrouble) as trouble:
             await cloud.tokens.get(None)
     assert "secret" not in str(trouble.value)
@@ -131,7 +131,7 @@ async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(
 ) -> None:
     body = f'{{"access_token": "token", "expires_in": {life}}}'
     sandbox.faults.add(Status(path="token", status=200, body=body))
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         for _ in range(5):
             await cloud.tokens.get(None)
     assert len(sandbox.history.token_calls) == 1
@@ -141,7 +141,7 @@ async def test_a_refused_account_is_not_asked_for_again_at_once(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
     sandbox.faults.add(Status(path="token", account="666", status=401))
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         for _ in range(20):
             with pytest.raises(AccountRefused):
                 await cloud.tokens.get("666")
@@ -152,7 +152,7 @@ async def test_a_refused_account_is_not_asked_for_again_at_once(
 async def test_where_the_credentials_are_refused_no_account_is_blamed(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
-    async with MarketingCloud(settings(mc_client_secret="rotated"), Listener()) as cloud:
+    async with MarketingCloud(settings(mc_client_secret="rotated"), EventListener()) as cloud:
         with pytest.raises(TokenTrouble):
             await cloud.tokens.get("7")
 
@@ -166,7 +166,7 @@ async def test_a_rotated_secret_file_is_taken_up(
     file = tmp_path / "secret"
     file.write_text("wrong\n")
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", str(file))
-    async with MarketingCloud(settings(mc_client_secret="wrong"), Listener()) as cloud:
+    async with MarketingCloud(settings(mc_client_secret="wrong"), EventListener()) as cloud:
         with pytest.raises(TokenTrouble):
             await cloud.tokens.get(None)
         file.write_text("secret\n")
@@ -176,7 +176,7 @@ async def test_a_rotated_secret_file_is_taken_up(
 async def test_only_the_token_that_was_turned_down_is_dropped(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         first = await cloud.tokens.get(None)
         cloud.tokens.drop(None, first)
         second = await cloud.tokens.get(None)
@@ -189,8 +189,8 @@ async def test_an_account_is_not_blamed_for_credentials_that_were_revoked_meanwh
     sandbox: Sandbox, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default account's token still works, and proves nothing any more."""
-    monkeypatch.setattr(token, "PROOF_KEPT", 0.0)
-    async with MarketingCloud(settings(), Listener()) as cloud:
+    monkeypatch.setattr(token, "CREDENTIALS_CHECK_KEPT", 0.0)
+    async with MarketingCloud(settings(), EventListener()) as cloud:
         held = await cloud.tokens.get(None)
         sandbox.faults.add(Status(path="token", status=401))
         with pytest.raises(TokenTrouble):
@@ -205,8 +205,8 @@ async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_thei
 ) -> None:
     monkeypatch.setattr(token, "REFRESH_PAUSE", 0.05)
     sandbox.faults.add(Status(path="token", status=401))
-    async with MarketingCloud(settings(), Listener()) as cloud:
-        proving = asyncio.create_task(cloud.tokens.keep_proving())
+    async with MarketingCloud(settings(), EventListener()) as cloud:
+        proving = asyncio.create_task(cloud.tokens.keep_default_token())
         await until(lambda: "401" in cloud.tokens.trouble, "the refusal")
         sandbox.heal()
         await until(lambda: cloud.tokens.had, "a token")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import aio_pika
 import pytest
 
+from worker.amqp.connection import Connection, connect
 from worker.broker import topology
-from worker.broker.connection import Connection, connect
 from worker.errors import TopologyError
 from worker.settings import Settings
 

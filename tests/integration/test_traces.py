@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 
 from tests.integration.forwarder import forwarder
 from tests.rig import Requester, Rig, messenger, until
-from worker.facts import Listeners
+from worker.events import EventListeners
 from worker.service import Service
 from worker.telemetry.traces import Traces
 
@@ -44,7 +44,7 @@ async def traced(rig: Rig) -> AsyncIterator[Traced]:
     async with forwarder(rig.sandbox.url) as (url, calls):
         settings = rig.settings(mc_auth_url=url, mc_rest_url=url)
         traces = Traces(provider, f"{settings.prefix}.requests")
-        service = Service(settings, Listeners(traces), traces)
+        service = Service(settings, EventListeners(traces), traces)
         async with service:
             running = asyncio.create_task(service.run())
             async with Requester(settings.amqp_url.get_secret_value(), settings.prefix) as requester:

@@ -15,15 +15,16 @@ FLOORS = [
     {"service"},
     {"pipeline"},
     {"broker", "marketing_cloud"},
-    {"contract", "facts"},
+    {"amqp"},
+    {"contract", "events"},
     {"settings"},
     {"errors"},
 ]
 ROOMS = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LIBRARIES = {
-    "aio_pika": {"broker"},
-    "aiormq": {"broker"},
-    "pamqp": {"broker"},
+    "aio_pika": {"amqp", "broker"},
+    "aiormq": {"amqp", "broker"},
+    "pamqp": {"amqp", "broker"},
     "aiohttp": {"marketing_cloud", "sandbox", "telemetry"},
     "typer": {"cli"},
 }

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rig import messenger
-from worker.broker.properties import Properties, build
-from worker.broker.subscription import Delivery
+from worker.amqp.consumer import Delivery
+from worker.amqp.properties import Properties, build
 from worker.pipeline.request import Clock, Resource, microseconds, receive, text_of
 
 

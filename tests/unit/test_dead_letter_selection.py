@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.rig import LINE, MESSENGER, messenger
-from worker.dead_letters.mend import Mended, Unfit, parse
+from worker.dead_letters.patch import InvalidPatch, Patched, parse
 from worker.dead_letters.selection import moment
 from worker.errors import UsageError
 
@@ -41,7 +41,7 @@ def test_a_mend_sets_attributes_the_platform_and_flags() -> None:
     mend = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"], str)
     assert mend.fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
     mended = mend.apply(messenger("p", "old"), 10_000)
-    assert isinstance(mended, Mended)
+    assert isinstance(mended, Patched)
     assert (mended.platform, mended.resource_id) == ("messenger", "p")
     assert b'"pageName":"a=b"' in mended.body
 
@@ -51,7 +51,7 @@ def test_a_mend_keeps_unknown_fields_and_the_order_of_the_rest() -> None:
         str(MESSENGER["ottPlatformAttributes"]).replace("'", '"').replace("True", "true").encode() + b"}"
     )
     mended = parse(["pageName=new"], str).apply(body, 10_000)
-    assert isinstance(mended, Mended)
+    assert isinstance(mended, Patched)
     assert mended.body.startswith(b'{"zebra":1,"ottPlatformName":"messenger"')
 
 
@@ -68,7 +68,7 @@ def test_what_is_still_wrong_is_told_in_the_words_of_the_api(
     body: bytes, problems: tuple[str, ...] | None
 ) -> None:
     unfit = parse(["pageName=new"], str).apply(body, 500)
-    assert isinstance(unfit, Unfit)
+    assert isinstance(unfit, InvalidPatch)
     if problems is None:
         assert "EndpointUrl must be provided" in unfit.problems
     else:

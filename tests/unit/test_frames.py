@@ -8,9 +8,9 @@ from pamqp import commands
 from pamqp import frame as pamqp_frame
 from pamqp.heartbeat import Heartbeat
 
-from worker.broker import frames
-from worker.broker.frames import FrameReceiver, Tap
-from worker.broker.properties import Properties, build
+from worker.amqp import frames
+from worker.amqp.frames import FrameInterceptor, FrameReceiver
+from worker.amqp.properties import Properties, build
 
 CHANNEL = 7
 
@@ -22,8 +22,8 @@ class Seen:
         self.contents: list[tuple[bytes, Properties, bytes]] = []
         self.confirms: list[tuple[int, bool, bool]] = []
 
-    def tap(self) -> Tap:
-        return Tap(
+    def tap(self) -> FrameInterceptor:
+        return FrameInterceptor(
             lambda method, properties, body: self.contents.append((method, properties, body)),
             lambda tag, multiple, taken: self.confirms.append((tag, multiple, taken)),
         )
@@ -45,7 +45,7 @@ def delivery(tag: int, body: bytes, *, parts: int = 1, redelivered: bool = False
     )
 
 
-async def receive(data: bytes, tap: Tap | None, cut: int) -> list[object]:
+async def receive(data: bytes, tap: FrameInterceptor | None, cut: int) -> list[object]:
     """All frames that are left for the client when `data` arrives in pieces of `cut` bytes."""
     reader = asyncio.StreamReader()
     receiver = FrameReceiver(reader, {} if tap is None else {CHANNEL: tap})

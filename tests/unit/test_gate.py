@@ -2,11 +2,11 @@
 
 import asyncio
 
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.pipeline.gate import Gate
 
 
-class Facts(Listener):
+class Facts(EventListener):
     def __init__(self) -> None:
         self.closed = 0
         self.opened = 0
@@ -18,8 +18,8 @@ class Facts(Listener):
         self.opened += 1
 
 
-def gate(after: int = 3, facts: Listener | None = None) -> Gate:
-    return Gate(after, 0.001, facts or Listener())
+def gate(after: int = 3, events: EventListener | None = None) -> Gate:
+    return Gate(after, 0.001, events or EventListener())
 
 
 def fail(a_gate: Gate, resource: str = "r", *, outage: bool = True, probe: bool = False) -> bool:
@@ -27,11 +27,11 @@ def fail(a_gate: Gate, resource: str = "r", *, outage: bool = True, probe: bool 
 
 
 async def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_attempt() -> None:
-    facts = Facts()
-    a_gate = gate(3, facts)
+    events = Facts()
+    a_gate = gate(3, events)
     assert [fail(a_gate) for _ in range(3)] == [False, False, True]
     assert a_gate.is_closed
-    assert facts.closed == 1
+    assert events.closed == 1
 
 
 async def test_a_success_between_breaks_the_row() -> None:
@@ -78,15 +78,15 @@ async def test_one_probe_at_a_time_goes_through_each_time_another() -> None:
 
 
 async def test_a_success_opens_it_for_all() -> None:
-    facts = Facts()
-    a_gate = gate(1, facts)
+    events = Facts()
+    a_gate = gate(1, events)
     fail(a_gate)
     waiting = [asyncio.create_task(a_gate.enter()) for _ in range(5)]
     await asyncio.sleep(0)
     a_gate.succeeded()
     assert [await w for w in waiting].count(True) <= 1
     assert not a_gate.is_closed
-    assert facts.opened == 1
+    assert events.opened == 1
 
 
 async def test_a_probe_whose_request_goes_away_leaves_its_place_to_another() -> None:
@@ -110,7 +110,7 @@ async def test_failures_while_closed_cost_no_attempt() -> None:
 
 async def test_the_time_that_it_is_closed_is_counted() -> None:
     now = 100.0
-    a_gate = Gate(1, 0.001, Listener(), lambda: now)
+    a_gate = Gate(1, 0.001, EventListener(), lambda: now)
     fail(a_gate)
     now = 107.0
     assert a_gate.paused == 7
@@ -153,7 +153,7 @@ async def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_re
     None
 ):
     now = 100.0
-    a_gate = Gate(1, 0.001, Listener(), lambda: now)
+    a_gate = Gate(1, 0.001, EventListener(), lambda: now)
     fail(a_gate)
     for _ in range(30):  # a back-off of half a minute
         a_gate.failed(outage=True, resource="r", pause=0.0, why="503", probe=True)

@@ -10,10 +10,10 @@ import pytest
 from tests.rig import MESSENGER, messenger
 from worker.contract.registration import (
     MalformedBody,
-    Refusal,
     Registration,
+    Rejection,
     parse_object,
-    understand,
+    parse_registration,
 )
 
 LIMIT = 1 << 20
@@ -22,8 +22,10 @@ VALID = messenger()
 
 def judge(
     body: bytes, content_type: str | None = None, content_encoding: str | None = None, max_bytes: int = LIMIT
-) -> Registration | Refusal:
-    return understand(body, content_type=content_type, content_encoding=content_encoding, max_bytes=max_bytes)
+) -> Registration | Rejection:
+    return parse_registration(
+        body, content_type=content_type, content_encoding=content_encoding, max_bytes=max_bytes
+    )
 
 
 def with_value(literal: bytes) -> bytes:
@@ -93,7 +95,7 @@ MALFORMED = {
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_body_is_refused_with_10004_and_no_field_errors(body: bytes) -> None:
     verdict = judge(body)
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Rejection)
     assert (verdict.reason, verdict.errorcode, verdict.errors) == ("invalid", 10004, ())
     assert (verdict.platform, verdict.resource_id) == (None, None)
     assert verdict.message.endswith(".")
@@ -126,14 +128,14 @@ def test_unusual_but_proper_json_is_accepted(literal: bytes) -> None:
 
 def test_a_body_over_the_limit_is_oversize_without_being_read() -> None:
     verdict = judge(b"x" * 101, max_bytes=100)
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Rejection)
     assert (verdict.reason, verdict.errorcode, verdict.errors) == ("oversize", 10004, ())
     assert "100 bytes" in verdict.message
 
 
 def test_a_body_of_exactly_the_limit_is_accepted() -> None:
     assert isinstance(judge(VALID, max_bytes=len(VALID)), Registration)
-    assert isinstance(judge(VALID, max_bytes=len(VALID) - 1), Refusal)
+    assert isinstance(judge(VALID, max_bytes=len(VALID) - 1), Rejection)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_json_content_types_are_accepted(content_type: str | None) -> None:
 )
 def test_another_content_type_is_refused_like_a_body_that_is_not_json(content_type: str) -> None:
     verdict = judge(VALID, content_type=content_type)
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Rejection)
     assert (verdict.reason, verdict.errorcode, verdict.errors) == ("invalid", 10004, ())
 
 
@@ -180,7 +182,7 @@ def test_the_utf_8_content_encoding_is_accepted(content_encoding: str | None) ->
 @pytest.mark.parametrize("content_encoding", ["gzip", "deflate", "utf-16", "utf8", "identity", "\ud800"])
 def test_another_content_encoding_is_refused(content_encoding: str) -> None:
     verdict = judge(VALID, content_encoding=content_encoding)
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Rejection)
     assert verdict.errorcode == 10004
 
 
@@ -201,7 +203,7 @@ def test_another_content_encoding_is_refused(content_encoding: str) -> None:
 def test_no_message_repeats_the_input(spoil: Callable[[bytes], bytes], secret: str) -> None:
     body = messenger(page_id=secret, applicationSecret=secret, pageAccessToken=secret)
     verdict = judge(spoil(body))
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Rejection)
     assert secret not in verdict.message
     assert not any(secret in error.message for error in verdict.errors)
 
@@ -221,7 +223,7 @@ def test_parse_object_gives_the_document() -> None:
 def test_the_verdict_does_not_depend_on_how_deep_the_caller_is() -> None:
     body = with_value(nested(190))
 
-    def at_depth(levels: int) -> Registration | Refusal:
+    def at_depth(levels: int) -> Registration | Rejection:
         return judge(body) if levels == 0 else at_depth(levels - 1)
 
     assert at_depth(0) == at_depth(sys.getrecursionlimit() // 2)
@@ -238,5 +240,5 @@ def test_the_verdict_does_not_depend_on_how_deep_the_caller_is() -> None:
 )
 def test_the_largest_body_is_judged_in_well_under_a_heartbeat(body: bytes) -> None:
     started = time.process_time()
-    assert isinstance(judge(body), Refusal)
+    assert isinstance(judge(body), Rejection)
     assert time.process_time() - started < 5

@@ -6,7 +6,7 @@ import logging
 import pytest
 import structlog
 
-from worker.facts import Listener, Listeners
+from worker.events import EventListener, EventListeners
 from worker.settings import load_settings
 from worker.telemetry.log import Log, configure, unexpected
 
@@ -81,14 +81,14 @@ def test_a_defect_in_the_background_is_told_by_its_kind_alone(lines: Lines) -> N
 def test_a_fact_reaches_every_listener_that_hears_it() -> None:
     heard: list[str] = []
 
-    class Hears(Listener):
+    class Hears(EventListener):
         def __init__(self, name: str) -> None:
             self._name = name
 
         def gate_closed(self, why: str) -> None:
             heard.append(f"{self._name}: {why}")
 
-    together = Listeners(Listeners(Hears("one"), Listener()), Hears("two"))
+    together = EventListeners(EventListeners(Hears("one"), EventListener()), Hears("two"))
     together.gate_closed("why")
     together.gate_opened(1.0)
     assert heard == ["one: why", "two: why"]

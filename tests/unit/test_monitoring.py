@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.service import Service
 from worker.settings import load_settings
 from worker.telemetry import metrics as known
@@ -53,7 +53,7 @@ async def exported() -> dict[str, set[str]]:
         mc_auth_url="http://localhost:1",
         mc_rest_url="http://localhost:1",
     )
-    service = Service(settings, Listener())
+    service = Service(settings, EventListener())
     everything: CollectorRegistry = registry(Metrics(), State(service, Phase(), Pulse()))
     series = {
         family.name + ending: _labels(family)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from worker.contract.registration import FieldError, Refusal, validate
+from worker.contract.registration import FieldError, Rejection, validate
 from worker.contract.reply import MalformedReply, Reply, not_registered, registered, timestamp
 from worker.contract.schema import json_schemas
 
@@ -81,7 +81,7 @@ def test_the_api_s_error_example_comes_out_byte_for_byte() -> None:
     ]
 }"""
     refusal = validate({"ottPlatformAttributes": {"isActive": True}})
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Rejection)
     envelope = json.loads(
         not_registered("rejected", refusal.message, refusal.errorcode, errors=refusal.errors, **NOWHERE)
     )

@@ -11,9 +11,9 @@ from worker.contract.registration import (
     PLATFORMS,
     SECRET_FIELDS,
     FieldError,
-    Refusal,
     Registration,
-    understand,
+    Rejection,
+    parse_registration,
     validate,
 )
 
@@ -94,10 +94,10 @@ def with_field(name: str, value: object) -> dict[str, Any]:
 
 
 def errors_of(document: dict[str, Any]) -> list[tuple[str, int]]:
-    verdict = understand(
+    verdict = parse_registration(
         json.dumps(document).encode(), content_type=None, content_encoding=None, max_bytes=1 << 20
     )
-    assert isinstance(verdict, Refusal), "it was accepted"
+    assert isinstance(verdict, Rejection), "it was accepted"
     assert (verdict.reason, verdict.message) == ("invalid", "Please fix the following errors")
     assert verdict.errorcode == 10006
     assert all(error.documentation == "" for error in verdict.errors)
@@ -116,7 +116,9 @@ def accepted(document: dict[str, Any]) -> bool:
     ],
 )
 def test_the_api_s_examples_are_valid_as_printed(body: bytes, registration: Registration) -> None:
-    assert understand(body, content_type=None, content_encoding=None, max_bytes=1 << 20) == registration
+    assert (
+        parse_registration(body, content_type=None, content_encoding=None, max_bytes=1 << 20) == registration
+    )
 
 
 def test_the_api_s_error_example_comes_out_as_printed() -> None:
@@ -246,7 +248,7 @@ def test_unknown_fields_are_no_error() -> None:
 def test_a_refusal_names_the_resource_when_it_is_known(example: dict[str, Any], field: str) -> None:
     document = with_attribute(example, "endpointUrl", None)
     refusal = validate(document)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Rejection)
     assert refusal.platform == example["ottPlatformName"]
     assert refusal.resource_id == example["ottPlatformAttributes"][field]
 
@@ -254,13 +256,13 @@ def test_a_refusal_names_the_resource_when_it_is_known(example: dict[str, Any], 
 @pytest.mark.parametrize("page_id", [7, "", None, ["x"]])
 def test_a_refusal_names_no_resource_without_a_usable_id(page_id: object) -> None:
     refusal = validate(with_attribute(MESSENGER, "pageId", page_id))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Rejection)
     assert (refusal.platform, refusal.resource_id) == ("messenger", None)
 
 
 def test_a_refusal_names_no_resource_of_an_unknown_platform() -> None:
     refusal = validate(with_field("ottPlatformName", "whatsapp"))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Rejection)
     assert (refusal.platform, refusal.resource_id) == (None, None)
 
 

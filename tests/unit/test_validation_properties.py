@@ -11,10 +11,10 @@ from jsonschema import Draft202012Validator
 from tests.rig import LINE, MESSENGER
 from worker.contract.registration import (
     SECRET_FIELDS,
-    Refusal,
     Registration,
+    Rejection,
     parse_object,
-    understand,
+    parse_registration,
     validate,
 )
 from worker.contract.reply import not_registered, timestamp
@@ -44,8 +44,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     return document
 
 
-def judge(body: bytes) -> Registration | Refusal:
-    return understand(body, content_type=None, content_encoding=None, max_bytes=1 << 20)
+def judge(body: bytes) -> Registration | Rejection:
+    return parse_registration(body, content_type=None, content_encoding=None, max_bytes=1 << 20)
 
 
 BODIES = (
@@ -61,12 +61,12 @@ BODIES = (
 def test_every_body_gets_an_answer_and_always_the_same(
     body: bytes, content_type: str | None, content_encoding: str | None
 ) -> None:
-    def answer() -> Registration | Refusal:
-        return understand(
+    def answer() -> Registration | Rejection:
+        return parse_registration(
             body, content_type=content_type, content_encoding=content_encoding, max_bytes=1 << 20
         )
 
-    assert isinstance(answer(), Registration | Refusal)
+    assert isinstance(answer(), Registration | Rejection)
     assert answer() == answer()
 
 
@@ -90,7 +90,7 @@ def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, num
         attributes["more"] = {"channelSecret": [canary], canary: canary}
     verdict = judge(json.dumps(document).encode())
     assert canary not in repr(verdict)
-    if isinstance(verdict, Refusal):
+    if isinstance(verdict, Rejection):
         envelope = not_registered(
             "rejected",
             verdict.message,

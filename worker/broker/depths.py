@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import aiormq.exceptions
 
-from worker.broker.connection import Channel, Connection, broker_errors, close_channel
+from worker.amqp.connection import Channel, Connection, broker_errors, close_channel
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 
-ASK_EVERY = 5.0  # seconds
+POLL_INTERVAL = 5.0  # seconds
 ANSWER_TIMEOUT = 5.0  # seconds
 BELIEVED_FOR = 30.0  # seconds; an older answer is no answer
 
@@ -47,7 +47,7 @@ class QueueDepths:
             for name, queue in self._queues.items():
                 await self._ask(name, queue)
             # Soon again while there is nobody to ask, so that a new connection is not told late.
-            await asyncio.sleep(ASK_EVERY if self._channel is not None else ASK_EVERY / 10)
+            await asyncio.sleep(POLL_INTERVAL if self._channel is not None else POLL_INTERVAL / 10)
 
     async def _ask(self, name: str, queue: str) -> None:
         try:

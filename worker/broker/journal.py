@@ -9,16 +9,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from worker.broker.confirm_channel import Message
-from worker.broker.properties import build
-from worker.broker.publisher import Publisher
+from worker.amqp.confirm_channel import Message
+from worker.amqp.properties import build
+from worker.amqp.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.contract.reply import to_json
+from worker.contract.words import CLOCK_HEADER, JOURNAL_TYPE
 
 BATCH_BYTES = 64_000  # of one message
 CONTENT_TYPE = "application/x-ndjson"
-TYPE = "ott.registration.journal"
-CLOCK_HEADER = "x-ott-clock"  # microseconds since the epoch
 
 Record = Mapping[str, str | int | None]
 
@@ -62,7 +61,9 @@ class Journal:
         batch, body = self._next, b"\n".join(self._lines)
         self._lines, self._size, self._next = [], 0, []
         self._on_its_way += 1
-        properties = build(content_type=CONTENT_TYPE, type=TYPE, headers={CLOCK_HEADER: self._clock.latest})
+        properties = build(
+            content_type=CONTENT_TYPE, type=JOURNAL_TYPE, headers={CLOCK_HEADER: self._clock.latest}
+        )
         sent = self._publisher.send(Message("", self._stream, properties, body))
         sent.add_done_callback(lambda sent: self._sent(sent, batch))
 

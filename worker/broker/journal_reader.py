@@ -12,10 +12,10 @@ from typing import Any, Literal
 import aiormq.abc
 import aiormq.exceptions
 
-from worker.broker.connection import Channel, Connection, broker_errors, close_channel, connect
-from worker.broker.journal import CLOCK_HEADER
-from worker.broker.properties import Properties
+from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, connect
+from worker.amqp.properties import Properties
 from worker.broker.topology import Topology
+from worker.contract.words import CLOCK_HEADER
 from worker.errors import TopologyError
 from worker.settings import Settings
 

@@ -8,11 +8,11 @@ from typing import Final, Self
 
 import aiormq.exceptions
 
-from worker.broker.connection import Connection, broker_errors, connect
-from worker.broker.subscription import Delivery, Subscription
+from worker.amqp.connection import Connection, broker_errors, connect
+from worker.amqp.consumer import Delivery, Subscription
 from worker.broker.topology import DECLARE_TIMEOUT, NO_DELIVERY_LIMIT, Arguments
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.settings import Settings
 
 PREFETCH = 500
@@ -31,14 +31,14 @@ class ReplyQueue:
     """
 
     def __init__(
-        self, settings: Settings, name: str, on_reply: OnReply, *, expires: float, facts: Listener
+        self, settings: Settings, name: str, on_reply: OnReply, *, expires: float, events: EventListener
     ) -> None:
         self.name: Final = name
         self.waiting_at_start = 0
         self._settings = settings
         self._on_reply = on_reply
         self._expires = int(expires * 1000)
-        self._facts = facts
+        self._events = events
         self._connection: Connection | None = None
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
@@ -66,13 +66,13 @@ class ReplyQueue:
             if self._subscription is not None:
                 # Shielded: to cancel this task must not end the subscription before it was closed.
                 why = await asyncio.shield(self._subscription.ended)
-                self._facts.subscription_ended(why)
+                self._events.subscription_ended(why)
                 await self._close(delete=False)
             try:
                 await self._open()
                 failures = 0
             except (BrokerUnreachable, TopologyError) as error:
-                self._facts.broker_unreachable(str(error))
+                self._events.broker_unreachable(str(error))
                 await asyncio.sleep(random.uniform(0, min(RETRY_MAX, 0.2 * 2**failures)))  # noqa: S311
                 failures = min(failures + 1, 10)
 
@@ -86,7 +86,7 @@ class ReplyQueue:
             await self._close(delete=False)
             raise
         self._subscription = subscription
-        self._facts.subscribed(PREFETCH)
+        self._events.subscribed(PREFETCH)
         return waiting
 
     async def _close(self, *, delete: bool) -> None:

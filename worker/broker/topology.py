@@ -7,11 +7,11 @@ from typing import Any
 
 import aiormq.exceptions
 
-from worker.broker.connection import Connection, broker_errors
+from worker.amqp.connection import Connection, broker_errors
+from worker.contract.words import REPLAY_KEY, REQUEST_KEY
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.settings import Settings
 
-REQUEST_KEY = "request"
 DECLARE_TIMEOUT = 30.0  # seconds
 
 # A request counts one delivery for each lost connection and each return to the queue. The limit is there
@@ -161,7 +161,7 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[
         steps.append((f"stream {names.journal}", queue(names.journal, names.journal_arguments(settings))[1]))
     steps += [exchange(names.entry, "topic"), queue(names.requests, names.requests_arguments())]
     if not passive:
-        steps.append(binding(names.requests, names.entry, REQUEST_KEY))
+        steps += [binding(names.requests, names.entry, key) for key in (REQUEST_KEY, REPLAY_KEY)]
     return steps
 
 

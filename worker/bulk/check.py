@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from worker.bulk.readers import Reading, Row
 from worker.bulk.results import INVALID, Result
-from worker.contract.registration import Refusal
+from worker.contract.registration import Rejection
 
 
 def invalid_rows(reading: Reading, max_body_bytes: int) -> Iterator[Result | int]:
@@ -21,5 +21,5 @@ def _errors(row: Row, max_body_bytes: int) -> Iterator[str]:
         yield row.problem
     if len(row.body) > max_body_bytes:
         yield f"The row is larger than {max_body_bytes} bytes."
-    if isinstance(row.understood, Refusal):
-        yield from (error.message for error in row.understood.errors)
+    if isinstance(row.parsed, Rejection):
+        yield from (error.message for error in row.parsed.errors)

@@ -1,9 +1,9 @@
 """What stands in a job's way at the moment, for the one who waits."""
 
-from worker.facts import Listener
+from worker.events import EventListener
 
 
-class Notices(Listener):
+class Notices(EventListener):
     """Hears what the broker modules state. `current` is empty while all goes well."""
 
     def __init__(self) -> None:

@@ -13,13 +13,7 @@ from typing import Any
 from worker.bulk import csv_rows, json_rows
 from worker.bulk.csv_rows import PLATFORM_COLUMN
 from worker.bulk.source import STANDARD_INPUT, Source, Unreadable
-from worker.contract.registration import (
-    MalformedBody,
-    Refusal,
-    Registration,
-    parse_object,
-    validate,
-)
+from worker.contract.registration import MalformedBody, Registration, Rejection, parse_object, validate
 from worker.errors import UsageError
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -49,16 +43,16 @@ class Row:
     number: int
     read: int
     body: bytes = b""
-    understood: Registration | Refusal | None = None
+    parsed: Registration | Rejection | None = None
     problem: str = ""
 
     @property
     def platform(self) -> str | None:
-        return self.understood.platform if self.understood else None
+        return self.parsed.platform if self.parsed else None
 
     @property
     def resource_id(self) -> str | None:
-        return self.understood.resource_id if self.understood else None
+        return self.parsed.resource_id if self.parsed else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 a row is read                                   readers.py, in a thread (feed.py)
 → left out, if an earlier run has settled it    earlier.py
-→ published, when there is room                 outstanding.py, broker/requests.py
+→ published, when there is room                 outstanding.py, broker/request_sender.py
 → answered, on the job's own queue              broker/reply_queue.py
 → written to the results file, and counted      results.py, tally.py
 """
@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
-from worker.broker.publisher import Publisher
+from worker.amqp.publisher import Publisher
+from worker.broker import topology
 from worker.broker.reply_queue import ReplyQueue
-from worker.broker.requests import RequestSender, look_for_workers
+from worker.broker.request_sender import RequestSender, look_for_workers
 from worker.bulk.earlier import Earlier, parse_request_id, request_id
 from worker.bulk.feed import Feed
 from worker.bulk.notices import Notices
@@ -33,7 +34,7 @@ OUTSTANDING: Final = 1000  # rows published and not answered
 LAST_REPLIES: Final = 5.0  # seconds to wait for replies after an interruption
 COLLECT: Final = 30.0  # seconds to take in what an earlier run left in the queue
 QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be resumed without loss
-LOOK_EVERY: Final = 10  # seconds without a reply, before it is asked whether a worker runs
+POLL_INTERVAL: Final = 10  # seconds without a reply, before it is asked whether a worker runs
 
 
 class NoReplies(WorkerError):
@@ -94,7 +95,7 @@ class Submission:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RequestSender]:
-        publisher = Publisher(self._settings, self.notices)
+        publisher = Publisher(self._settings, self.notices, topology.ensure)
         publisher.start()
         try:
             if not self._plan.wait:
@@ -102,7 +103,7 @@ class Submission:
                 return
             name = f"{self._settings.prefix}.job.{self.job}"
             async with ReplyQueue(
-                self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, facts=self.notices
+                self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, events=self.notices
             ) as self._replies:
                 yield RequestSender(publisher, self._settings.prefix)
         finally:
@@ -223,9 +224,9 @@ class Submission:
             idle = self.out.idle
             if patience is not None and idle > patience:
                 raise NoReplies(f"No reply came for {patience:g} s. {self._how_to_go_on()}")
-            if idle < LOOK_EVERY:
+            if idle < POLL_INTERVAL:
                 self.notices.job = ""
-            elif int(idle) % LOOK_EVERY == 0:
+            elif int(idle) % POLL_INTERVAL == 0:
                 try:
                     await self._look_for_workers()
                 except WorkerError as error:

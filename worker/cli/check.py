@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from rich.console import Console
 from rich.text import Text
 
+from worker.amqp.connection import connect
 from worker.broker import topology
-from worker.broker.connection import connect
 from worker.errors import SettingsError, WorkerError
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
 from worker.settings import Settings, load_settings
@@ -62,7 +62,7 @@ async def _topology(settings: Settings) -> str:
 
 
 async def _token(settings: Settings) -> str:
-    async with MarketingCloud(settings, Listener()) as marketing_cloud:
+    async with MarketingCloud(settings, EventListener()) as marketing_cloud:
         try:
             token = await marketing_cloud.tokens.get(None)
         except TokenTrouble as error:

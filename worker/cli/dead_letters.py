@@ -16,16 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from worker.cli import output
 from worker.cli.table import Column, Table
 from worker.contract.registration import PLATFORMS, SECRET_FIELDS
-from worker.dead_letters import mend
+from worker.contract.words import Reason
+from worker.dead_letters import patch
 from worker.dead_letters import replay as replaying
 from worker.dead_letters.box import open_box
-from worker.dead_letters.mend import Mend
+from worker.dead_letters.patch import Patch
 from worker.dead_letters.plan import Plan, Planner, Prospect
 from worker.dead_letters.selection import Selection, moment
 from worker.dead_letters.view import as_text, view
 from worker.errors import BrokerUnreachable, Interrupted, UsageError
-from worker.facts import Listener
-from worker.pipeline.request import Reason
+from worker.events import EventListener
 from worker.settings import Settings, load_settings
 
 app = typer.Typer(
@@ -203,7 +203,7 @@ def replay(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Mend a field first; VALUE may be @FILE, or - for standard input.",
+            help="Patch a field first; VALUE may be @FILE, or - for standard input.",
         ),
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Letters a second, at most.")] = None,
@@ -224,7 +224,7 @@ def replay(
         raise UsageError("--rate must be a number above 0")
     selection = _selection(reason, platform, resource, id_, since, until)
     _want_filter(selection, "replay", everything=all_)
-    mending = mend.parse(assignments or (), _read_value)
+    mending = patch.parse(assignments or (), _read_value)
     settings = load_settings()
     planner = Planner(settings, selection, mending, force=force)
     with Table(PROSPECT_COLUMNS) as table:
@@ -271,7 +271,7 @@ def _print_plan(table: Table, plan: Plan, *, as_json: bool) -> None:
 async def _replay(
     settings: Settings,
     selection: Selection,
-    mending: Mend,
+    mending: Patch,
     plan: Plan,
     *,
     force: bool,
@@ -356,7 +356,7 @@ async def _discard(settings: Settings, selection: Selection, plan: Plan) -> int:
     return progress.done
 
 
-class _Trouble(Listener):
+class _Trouble(EventListener):
     """Says once what holds a replay up."""
 
     def __init__(self) -> None:

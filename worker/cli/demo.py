@@ -11,21 +11,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker.amqp.connection import connect
+from worker.amqp.publisher import Publisher
 from worker.broker import topology
-from worker.broker.connection import connect
-from worker.broker.publisher import Publisher
 from worker.broker.reply_queue import ReplyQueue
-from worker.broker.requests import RequestSender
+from worker.broker.request_sender import RequestSender
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
 from worker.errors import Interrupted, WorkerError
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.sandbox import Sandbox
 from worker.sandbox.registry import Key
 from worker.service import Service, run_until
 from worker.settings import Settings, load_settings
 
-PATIENCE = 60.0  # seconds for each answer
+WAIT_TIMEOUT = 60.0  # seconds for each answer
 
 # The API document's own examples.
 MESSENGER = {
@@ -165,7 +165,7 @@ async def _show(console: Console, settings: Settings) -> int:
 
 async def _play(settings: Settings, sandbox: Sandbox) -> list[tuple[Scene, Reply]]:
     stop = asyncio.Event()
-    worker = asyncio.create_task(run_until(Service(settings, Listener()), stop))
+    worker = asyncio.create_task(run_until(Service(settings, EventListener()), stop))
     replies: dict[str, asyncio.Future[Reply]] = {}
 
     def on_reply(request_id: str, body: bytes) -> None:
@@ -173,9 +173,9 @@ async def _play(settings: Settings, sandbox: Sandbox) -> list[tuple[Scene, Reply
         if future is not None and not future.done():
             future.set_result(Reply.parse(body))
 
-    publisher = Publisher(settings, Listener())
+    publisher = Publisher(settings, EventListener(), topology.ensure)
     publisher.start()
-    queue = ReplyQueue(settings, f"{settings.prefix}.job", on_reply, expires=60, facts=Listener())
+    queue = ReplyQueue(settings, f"{settings.prefix}.job", on_reply, expires=60, events=EventListener())
     try:
         async with queue:
             sender = RequestSender(publisher, settings.prefix)
@@ -196,11 +196,11 @@ async def _play(settings: Settings, sandbox: Sandbox) -> list[tuple[Scene, Reply
 
 async def _answer(reply: "asyncio.Future[Reply]", worker: "asyncio.Task[None]") -> Reply:
     waited: set[asyncio.Future[Any]] = {reply, worker}
-    await asyncio.wait(waited, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waited, timeout=WAIT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     if worker.done():
         worker.result()
     if not reply.done():
-        raise WorkerError(f"No reply within {PATIENCE:g} s: is the broker healthy?")
+        raise WorkerError(f"No reply within {WAIT_TIMEOUT:g} s: is the broker healthy?")
     return reply.result()
 
 

@@ -8,7 +8,7 @@ import uvloop
 
 from worker.broker.topology import Topology
 from worker.errors import SettingsError
-from worker.facts import Listeners
+from worker.events import EventListeners
 from worker.service import Service, run_until
 from worker.settings import Settings, load_settings
 from worker.telemetry.admin import Admin
@@ -40,8 +40,8 @@ async def _run(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     traces = _traces(settings)
     listeners = [metrics, phase, Log(logger, debug=settings.log_level == "debug")]
-    facts = Listeners(*listeners, *([traces] if traces else []))
-    service = Service(settings, facts, traces)
+    events = EventListeners(*listeners, *([traces] if traces else []))
+    service = Service(settings, events, traces)
     try:
         async with Admin(settings, service, metrics, phase) as admin:
             if admin.url:

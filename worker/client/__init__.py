@@ -13,7 +13,8 @@ It needs a broker that the worker has declared its queues on, and for the user: 
 
 from worker.client.registration_client import RegistrationClient
 from worker.contract.registration import FieldError
-from worker.contract.reply import Reply, Status
+from worker.contract.reply import Reply
+from worker.contract.words import Status
 from worker.errors import (
     BrokerUnreachable,
     OutcomeUnknown,

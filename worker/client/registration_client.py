@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any, Self
 from uuid import uuid4
 
-from worker.broker.publisher import Publisher
+from worker.amqp.publisher import Publisher
+from worker.broker import topology
 from worker.broker.reply_queue import ReplyQueue
-from worker.broker.requests import RequestSender, look_for_workers
+from worker.broker.request_sender import RequestSender, look_for_workers
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply
 from worker.errors import OutcomeUnknown
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.settings import load_settings
 
 TIMEOUT = 60.0  # seconds
@@ -63,10 +64,10 @@ class RegistrationClient:
 
     async def __aenter__(self) -> Self:
         await look_for_workers(self._settings)
-        facts = Listener()
+        events = EventListener()
         name = f"{self._settings.prefix}.job.{uuid4().hex}"
-        publisher = Publisher(self._settings, facts)
-        self._replies = ReplyQueue(self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, facts=facts)
+        publisher = Publisher(self._settings, events, topology.ensure)
+        self._replies = ReplyQueue(self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, events=events)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._replies)
             publisher.start()
@@ -168,10 +169,10 @@ def _id(given: str | None) -> str:
 
 
 def _lane(document: dict[str, Any], account: str | None) -> Hashable:
-    understood = validate(document)
-    if understood.resource_id is None:
+    parsed = validate(document)
+    if parsed.resource_id is None:
         return None
-    return account, understood.platform, understood.resource_id
+    return account, parsed.platform, parsed.resource_id
 
 
 def _pass_on_error(answer: "asyncio.Future[Reply]", confirmed: "asyncio.Future[None]") -> None:

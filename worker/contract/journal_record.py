@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from worker.contract.reply import Status
+from worker.contract.words import Status
 
 
 class JournalRecord(BaseModel):

@@ -1,4 +1,4 @@
-"""A registration request, understood or refused (contract §3)."""
+"""A registration request, parsed or refused (contract §3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,24 +10,20 @@ from pydantic.fields import FieldInfo
 from worker.contract.fields import Attributes, is_flag
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import PLATFORMS, SECRET_FIELDS, Platform
+from worker.contract.words import AGGREGATE, INVALID_VALUE, MALFORMED, MISSING, WRONG_TYPE
 
 __all__ = [
     "PLATFORMS",
     "SECRET_FIELDS",
     "FieldError",
     "MalformedBody",
-    "Refusal",
     "Registration",
+    "Rejection",
     "parse_object",
-    "understand",
+    "parse_registration",
     "validate",
 ]
 
-WRONG_TYPE = 10001
-MISSING = 10002
-MALFORMED = 10004
-INVALID_VALUE = 10005
-AGGREGATE = 10006
 
 PLEASE_FIX = "Please fix the following errors"
 
@@ -49,7 +45,7 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Rejection:
     """An unusable request, as the error envelope words it.
 
     `errorcode` is 10006 with `errors` in the API's order, or 10004 without any for a body that is not
@@ -64,13 +60,13 @@ class Refusal:
     resource_id: str | None = None
 
 
-def understand(
+def parse_registration(
     body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int
-) -> Registration | Refusal:
+) -> Registration | Rejection:
     """What a message asks for. Never raises, and answers the same body in the same way every time."""
     if len(body) > max_bytes:
         too_large = f"The body is larger than {max_bytes} bytes; send a smaller one."
-        return Refusal("oversize", too_large, MALFORMED)
+        return Rejection("oversize", too_large, MALFORMED)
     try:
         _check_media_type(content_type, content_encoding)
         return validate(parse_object(body))
@@ -80,7 +76,7 @@ def understand(
         return _malformed("The body cannot be read.")
 
 
-def validate(document: Mapping[str, Any]) -> Registration | Refusal:
+def validate(document: Mapping[str, Any]) -> Registration | Rejection:
     """Checks a parsed body; every row of the table of contract §3 that applies, in its order."""
     name = document.get("ottPlatformName")
     attributes = document.get("ottPlatformAttributes")
@@ -97,7 +93,7 @@ def validate(document: Mapping[str, Any]) -> Registration | Refusal:
     if platform is not None and resource_id is not None and not errors:
         return Registration(platform.name, resource_id)
     known = platform.name if platform else None
-    return Refusal("invalid", PLEASE_FIX, AGGREGATE, tuple(errors), known, resource_id)
+    return Rejection("invalid", PLEASE_FIX, AGGREGATE, tuple(errors), known, resource_id)
 
 
 def _attribute_errors(platform: Platform | None, attributes: dict[str, Any]) -> list[FieldError]:
@@ -134,8 +130,8 @@ def _resource_id(platform: Platform | None, attributes: dict[str, Any]) -> str |
     return value if isinstance(value, str) and value else None
 
 
-def _malformed(message: str) -> Refusal:
-    return Refusal("invalid", message, MALFORMED)
+def _malformed(message: str) -> Rejection:
+    return Rejection("invalid", message, MALFORMED)
 
 
 def _check_media_type(content_type: str | None, content_encoding: str | None) -> None:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from worker.contract.registration import FieldError
+from worker.contract.words import Status
 
-Status = Literal["registered", "rejected", "failed", "superseded"]
 UnregisteredStatus = Literal["rejected", "failed", "superseded"]
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

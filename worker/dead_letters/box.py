@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from worker.broker.connection import Connection, connect
-from worker.broker.queue_browser import QueueBrowser, depth, lock
-from worker.broker.sealing import Seals
+from worker.amqp.connection import Connection, connect
+from worker.amqp.queue_browser import QueueBrowser, depth, lock
+from worker.broker.encryption import Seals
 from worker.broker.topology import Topology
 from worker.dead_letters.letter import Letter, opened, read
 from worker.dead_letters.selection import Selection
@@ -38,13 +38,13 @@ class DeadLetterBox:
         return await depth(self._connection, self._queue)
 
     @contextlib.asynccontextmanager
-    async def take(self, count: int, held: int) -> AsyncIterator["Takings"]:
+    async def take(self, count: int, held: int) -> AsyncIterator["Removal"]:
         """The oldest `count` letters, to remove all but about `held` of them."""
         async with QueueBrowser(self._connection, self._queue) as browser:
-            yield Takings(browser, count, held, self._default_account, self._seals)
+            yield Removal(browser, count, held, self._default_account, self._seals)
 
 
-class Takings:
+class Removal:
     """Letters that may be removed; those that are not go back to their places."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A dead letter, understood: the worker's own and those that the broker made."""
+"""A dead letter, parsed: the worker's own and those that the broker made."""
 
 import contextlib
 from collections.abc import Mapping
@@ -6,26 +6,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.broker.properties import Properties
-from worker.broker.sealing import CannotOpen, Seals, is_sealed, why_closed
-from worker.broker.subscription import Delivery
-from worker.contract.registration import understand
-from worker.pipeline.history import SKEW
-from worker.pipeline.request import (
+from worker.amqp.consumer import Delivery
+from worker.amqp.properties import Properties
+from worker.broker.encryption import CannotOpen, Seals, is_sealed, why_closed
+from worker.contract.registration import parse_registration
+from worker.contract.words import (
+    ATTEMPTS_HEADER,
+    DEAD_AT_HEADER,
+    ERROR_HEADER,
+    REASON_HEADER,
     RECEIVED_AT_HEADER,
+    REPLAY_COUNT_HEADER,
     REQUEST_ID_HEADER,
-    Resource,
-    account_of,
-    microseconds,
-    request_id,
-    text_of,
 )
+from worker.pipeline.replay_guard import SKEW
+from worker.pipeline.request import Resource, account_of, microseconds, request_id, text_of
 
-REASON_HEADER = "x-ott-reason"
-ERROR_HEADER = "x-ott-error"
-ATTEMPTS_HEADER = "x-ott-attempts"
-DEAD_AT_HEADER = "x-ott-dead-at"
-REPLAY_COUNT_HEADER = "x-ott-replay-count"
 BROKERS_HEADER = "x-death"
 
 
@@ -94,7 +90,7 @@ def read(delivery: Delivery, default_account: str | None) -> Letter:
         dead_at = death.get("time") or dead_at
     # One that is still sealed is no JSON: its headers tell what can be told.
     body = delivery.body
-    request = understand(body, content_type=None, content_encoding=None, max_bytes=len(body))
+    request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
     received_at, received_after = _received(properties, death)
     return Letter(
         delivery=delivery,

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from worker.broker.encryption import why_closed
 from worker.broker.journal_reader import open_journal
-from worker.broker.sealing import why_closed
-from worker.contract.registration import Refusal, understand
+from worker.contract.registration import Rejection, parse_registration
 from worker.dead_letters.box import DeadLetterBox
 from worker.dead_letters.letter import Letter, open_body
-from worker.dead_letters.mend import Mend, Unfit
+from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
-from worker.pipeline.history import read_into
-from worker.pipeline.newest import Newest
+from worker.pipeline.journal_index import JournalIndex
+from worker.pipeline.replay_guard import read_into
 from worker.pipeline.request import Resource
 from worker.settings import Settings
 
@@ -55,7 +55,7 @@ class Prospect:
 class Planner:
     """Looks at letters, and at the journal, before anything is published."""
 
-    def __init__(self, settings: Settings, selection: Selection, mend: Mend, *, force: bool) -> None:
+    def __init__(self, settings: Settings, selection: Selection, mend: Patch, *, force: bool) -> None:
         self._settings = settings
         self._selection = selection
         self._mend = mend
@@ -77,13 +77,13 @@ class Planner:
                 tell(prospect)
         return plan
 
-    def _prospect(self, letter: Letter, newest: Newest | None) -> Prospect:
+    def _prospect(self, letter: Letter, newest: JournalIndex | None) -> Prospect:
         resource = letter.resource
         if closed := why_closed(letter.delivery.body):
             return Prospect(letter, "unfit", closed)
         if self._mend:
             mended = self._mend.apply(open_body(letter.delivery), self._settings.max_body_bytes)
-            if isinstance(mended, Unfit):
+            if isinstance(mended, InvalidPatch):
                 return Prospect(letter, "unfit", str(mended))
             resource = Resource(letter.account, mended.platform, mended.resource_id)
         elif refusal := self._refusal(letter):
@@ -95,22 +95,22 @@ class Planner:
     def _refusal(self, letter: Letter) -> str:
         """What the worker will find wrong with a request that is not mended."""
         properties = letter.delivery.properties
-        understood = understand(
+        parsed = parse_registration(
             open_body(letter.delivery),
             content_type=properties.text("content_type"),
             content_encoding=properties.text("content_encoding"),
             max_bytes=self._settings.max_body_bytes,
         )
-        if not isinstance(understood, Refusal):
+        if not isinstance(parsed, Rejection):
             return ""
-        return "; ".join(error.message for error in understood.errors) or understood.message
+        return "; ".join(error.message for error in parsed.errors) or parsed.message
 
-    async def _read_journal(self, box: DeadLetterBox) -> Newest | None:
+    async def _read_journal(self, box: DeadLetterBox) -> JournalIndex | None:
         """The journal from the oldest letter on; of a journal that is not there, nothing is known."""
         oldest = await self._oldest(box)
         if oldest is None:
             return None
-        newest = Newest(since=oldest)
+        newest = JournalIndex(since=oldest)
         with contextlib.suppress(TopologyError):
             async with open_journal(self._settings) as reader:
                 await read_into(newest, reader, await reader.first())
@@ -124,7 +124,7 @@ class Planner:
         return oldest
 
 
-def _beside(newest: Newest, letter: Letter, resource: Resource) -> Prospect:
+def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Prospect:
     """What the journal tells of a letter that could be registered."""
     newer = newest.newer_than(resource, letter.received_after)
     if newer is not None:

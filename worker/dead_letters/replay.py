@@ -13,30 +13,33 @@ from typing import Any
 
 from aiolimiter import AsyncLimiter
 
-from worker.broker.confirm_channel import Message
-from worker.broker.properties import Properties
-from worker.broker.publisher import Publisher
-from worker.broker.sealing import SEALED_HEADER, why_closed
-from worker.broker.subscription import COUNTS
-from worker.broker.topology import REQUEST_KEY, Topology
+from worker.amqp.confirm_channel import Message
+from worker.amqp.consumer import COUNTS
+from worker.amqp.properties import Properties
+from worker.amqp.publisher import Publisher
+from worker.broker import topology
+from worker.broker.encryption import why_closed
+from worker.broker.topology import Topology
 from worker.contract.reply import timestamp
-from worker.dead_letters.box import DeadLetterBox, Takings
-from worker.dead_letters.letter import (
+from worker.contract.words import (
     ATTEMPTS_HEADER,
-    BROKERS_HEADER,
     DEAD_AT_HEADER,
+    ENCRYPTION_KEY_HEADER,
     ERROR_HEADER,
     REASON_HEADER,
+    RECEIVED_AT_HEADER,
     REPLAY_COUNT_HEADER,
-    Letter,
-    open_body,
+    REPLAY_FORCE_HEADER,
+    REQUEST_ID_HEADER,
+    REQUEST_KEY,
 )
-from worker.dead_letters.mend import Mend, Unfit
+from worker.dead_letters.box import DeadLetterBox, Removal
+from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body
+from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.dead_letters.plan import Plan
 from worker.dead_letters.selection import Selection
-from worker.facts import Listener
-from worker.pipeline.history import FORCE_HEADER
-from worker.pipeline.request import RECEIVED_AT_HEADER, REQUEST_ID_HEADER, Resource, text_of
+from worker.events import EventListener
+from worker.pipeline.request import Resource, text_of
 from worker.settings import Settings
 
 REPLAYED_AT_HEADER = "x-ott-replayed-at"
@@ -56,9 +59,9 @@ _LEFT_BEHIND = frozenset(
         DEAD_AT_HEADER,
         *COUNTS,
         ERROR_HEADER,
-        FORCE_HEADER,
+        REPLAY_FORCE_HEADER,
         REASON_HEADER,
-        SEALED_HEADER,
+        ENCRYPTION_KEY_HEADER,
         "BCC",
         "CC",
     }
@@ -68,7 +71,7 @@ AT_ONCE = 200  # letters that are published and not confirmed
 HOLD = 900.0  # seconds
 STOP_PATIENCE = 3.0  # seconds for the confirms of what was published before a stop
 TIMER = 0.01  # seconds
-LOOK_EVERY = 0.2  # seconds between looks whether to stop
+POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
 
 @dataclass(slots=True)
@@ -93,8 +96,8 @@ class Replay:
         self,
         settings: Settings,
         selection: Selection,
-        mend: Mend,
-        facts: Listener,
+        mend: Patch,
+        events: EventListener,
         *,
         force: bool,
         rate: float | None,
@@ -102,7 +105,7 @@ class Replay:
         self._settings = settings
         self._selection = selection
         self._mend = mend
-        self._facts = facts
+        self._events = events
         self._force = force
         self._rate = rate
         self._entry = Topology(settings.prefix).entry
@@ -112,7 +115,7 @@ class Replay:
         """Replay what matches of the letters that the plan counted. What comes back meanwhile, because it
         failed again, is left for another run. Raises as DeadLetterBox does."""
         limiter = None if self._rate is None else _limiter(self._rate)
-        publisher = Publisher(self._settings, self._facts)
+        publisher = Publisher(self._settings, self._events, topology.ensure)
         publisher.start()
         try:
             while not self.stop.is_set():
@@ -128,7 +131,7 @@ class Replay:
             await publisher.stop()
 
     async def _replay(
-        self, takings: Takings, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
+        self, takings: Removal, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
     ) -> bool:
         """True when all were seen, False when it is time to give back what is held."""
         give_back_at = time.monotonic() + HOLD
@@ -139,7 +142,7 @@ class Replay:
                 if letter not in self._selection:
                     continue
                 message = self._message(letter)
-                if isinstance(message, Unfit):
+                if isinstance(message, InvalidPatch):
                     progress.more(unfit=1)
                     continue
                 if limiter is not None:
@@ -156,14 +159,14 @@ class Replay:
         for task in tasks:
             task.cancel()
 
-    def _message(self, letter: Letter) -> "Message | Unfit":
+    def _message(self, letter: Letter) -> "Message | InvalidPatch":
         if closed := why_closed(letter.delivery.body):
-            return Unfit((closed,))
+            return InvalidPatch((closed,))
         body = open_body(letter.delivery)
         properties = replayed(letter, force=self._force)
         if self._mend:
             mended = self._mend.apply(body, self._settings.max_body_bytes)
-            if isinstance(mended, Unfit):
+            if isinstance(mended, InvalidPatch):
                 return mended
             body = mended.body
             properties = properties.changed(content_type="application/json", content_encoding=None)
@@ -180,7 +183,7 @@ class _Batch:
     """Letters that are published and not removed yet."""
 
     def __init__(
-        self, publisher: Publisher, takings: Takings, progress: Progress, stop: asyncio.Event
+        self, publisher: Publisher, takings: Removal, progress: Progress, stop: asyncio.Event
     ) -> None:
         self._publisher = publisher
         self._takings = takings
@@ -224,7 +227,7 @@ class _Batch:
 
     async def _wait(self) -> None:
         self._takings.check()
-        await asyncio.wait(self._open, timeout=LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(self._open, timeout=POLL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         await self.settle()
 
 
@@ -245,7 +248,7 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
         REPLAY_REASON_HEADER: letter.reason,
     }
     if force:
-        headers[FORCE_HEADER] = True
+        headers[REPLAY_FORCE_HEADER] = True
     # Without a message id of its own the publisher would give it another, and the worker would take that.
     return letter.delivery.properties.changed(
         headers, without=_LEFT_BEHIND, user_id=None, expiration=None, message_id=letter.id

@@ -4,7 +4,7 @@ import json
 from datetime import date, datetime
 from typing import Any
 
-from worker.broker.sealing import why_closed
+from worker.broker.encryption import why_closed
 from worker.contract.registration import SECRET_FIELDS, MalformedBody, parse_object
 from worker.contract.secrets import MASK, secrets_in
 from worker.dead_letters.letter import Letter, open_body

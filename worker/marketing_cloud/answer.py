@@ -9,8 +9,8 @@ from typing import Any
 
 from worker.contract.registration import FieldError
 from worker.contract.secrets import MASK, forms_of, mask
+from worker.contract.words import GENERIC
 
-GENERIC = 10000
 MESSAGE_LIMIT = 1000  # characters of a message that is passed on
 ERRORS_LIMIT = 100  # entries of validationErrors that are passed on
 HINT_LIMIT = 10**9  # seconds; what is longer is not a hint

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Self
 
-from worker.facts import Called, Listener, Tracing
+from worker.events import Called, EventListener, Tracing
 from worker.marketing_cloud.answer import Answer, read_answer, without
-from worker.marketing_cloud.http import Endpoint, Http, NoAnswer, Proven
+from worker.marketing_cloud.http import Endpoint, EnsureLease, Http, NoAnswer
 from worker.marketing_cloud.token import Token, Tokens
 from worker.settings import Settings
 
@@ -18,12 +18,12 @@ ENDPOINTS_KEPT = 100
 class MarketingCloud:
     """One tenant of Marketing Cloud. Use as a context manager."""
 
-    def __init__(self, settings: Settings, facts: Listener, tracing: Tracing | None = None) -> None:
+    def __init__(self, settings: Settings, events: EventListener, tracing: Tracing | None = None) -> None:
         self._http = Http(settings)
         self._send = self._http.send if tracing is None else partial(self._send_traced, tracing)
-        self._facts = facts
+        self._events = events
         self._endpoints: dict[Token, Endpoint] = {}
-        self.tokens = Tokens(settings, self._http, facts.token_fetched)
+        self.tokens = Tokens(settings, self._http, events.token_fetched)
 
     async def __aenter__(self) -> Self:
         return self
@@ -32,25 +32,28 @@ class MarketingCloud:
         await self.tokens.close()
         await self._http.close()
 
-    async def register(self, body: bytes, token: Token, proven: Proven) -> Answer:
-        """Send one registration and tell how it ended; never raises but on cancellation. `proven` is awaited
-        as the last thing before it is written."""
+    async def register(self, body: bytes, token: Token, ensure_lease: EnsureLease) -> Answer:
+        """Send one registration and tell how it ended; never raises but on cancellation. `ensure_lease` is
+        awaited as the last thing before it is written."""
         endpoint = self._endpoints.get(token) or self._prepare(token)
         started = time.perf_counter()
         try:
-            status, retry_after, content = await self._send(endpoint, body, proven)
+            status, retry_after, content = await self._send(endpoint, body, ensure_lease)
         except NoAnswer as error:
-            self._facts.call_ended(None, time.perf_counter() - started)
+            self._events.call_ended(None, time.perf_counter() - started)
             return Answer(None, f"Marketing Cloud gave no answer: {error}.")
-        self._facts.call_ended(status, time.perf_counter() - started)
+        self._events.call_ended(status, time.perf_counter() - started)
         if 200 <= status < 300:
             return Answer(status)
         answer = read_answer(status, retry_after, content, datetime.now(UTC))
         return without(answer, (token.value,))  # something on the way may quote the headers
 
-    async def _send_traced(self, tracing: Tracing, endpoint: Endpoint, body: bytes, proven: Proven) -> Called:
+    async def _send_traced(
+        self, tracing: Tracing, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease
+    ) -> Called:
         return await tracing.call(
-            lambda headers: self._http.send(endpoint.plus(headers), body, proven), str(endpoint.target.url)
+            lambda headers: self._http.send(endpoint.plus(headers), body, ensure_lease),
+            str(endpoint.target.url),
         )
 
     def _prepare(self, token: Token) -> Endpoint:

@@ -25,7 +25,7 @@ ANSWER_LIMIT = 262_144  # bytes of an answer that are read
 KEEP_ALIVE = 30.0  # seconds that an idle connection is kept
 _LENGTH = b"Content-Length: "
 
-Proven = Callable[[], Awaitable[None]]
+EnsureLease = Callable[[], Awaitable[None]]
 
 
 class NoAnswer(Exception):
@@ -81,13 +81,13 @@ class Http:
         return await self.send(self.endpoint(url, headers), body)
 
     async def send(
-        self, endpoint: Endpoint, body: bytes, proven: Proven | None = None
+        self, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease | None = None
     ) -> tuple[int, str | None, bytes]:
-        """POST and return status, `Retry-After` and the answer's body. `proven` is awaited when the
+        """POST and return status, `Retry-After` and the answer's body. `ensure_lease` is awaited when the
         connection stands, right before the request is written. Raises NoAnswer, in words that hold nothing
         of the request."""
         try:
-            return await self._exchange(endpoint, body, proven)
+            return await self._exchange(endpoint, body, ensure_lease)
         except TimeoutError:
             raise NoAnswer(f"no answer within {self._timeout:g} s") from None
         except aiohttp.ClientSSLError:
@@ -100,15 +100,15 @@ class Http:
             raise NoAnswer("the connection was lost before the answer was complete") from None
 
     async def _exchange(
-        self, endpoint: Endpoint, body: bytes, proven: Proven | None
+        self, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease | None
     ) -> tuple[int, str | None, bytes]:
         asked_at = self._loop.time()
         connection = await self._connector.connect(endpoint.target, [], self._connecting)
         deadline = asked_at + self._timeout
         try:
-            if proven is not None:
+            if ensure_lease is not None:
                 before = self._loop.time()
-                await proven()
+                await ensure_lease()
                 deadline += self._loop.time() - before
             protocol, transport = _ends(connection)
             # Ends the wait for the answer's head without the cost of a time-out's task bookkeeping.

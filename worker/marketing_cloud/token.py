@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from worker.errors import WorkerError
-from worker.facts import TokenResult
+from worker.events import TokenResult
 from worker.marketing_cloud.answer import read_answer
 from worker.marketing_cloud.http import Http, NoAnswer, to_json
 from worker.settings import Settings
@@ -19,7 +19,7 @@ from worker.settings import Settings
 REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetched
 REFRESH_SHARE = 0.25  # of a short token's life, instead
 REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a token that still works
-PROOF_KEPT = 300.0  # seconds for which a token that was given proves the credentials
+CREDENTIALS_CHECK_KEPT = 300.0  # seconds for which a token that was given proves the credentials
 REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
 ACCOUNTS_KEPT = 10_000
 DEFAULT_LIFE = 1080.0  # seconds
@@ -73,7 +73,7 @@ class Tokens:
         self._http = http
         self._on_fetch = on_fetch
         self._accounts: dict[str | None, _Account] = {}
-        self._is_proved = False
+        self._has_checked_credentials = False
 
     @property
     def had(self) -> bool:
@@ -103,14 +103,14 @@ class Tokens:
         task = held.fetching or self._fetch_in_background(key, held)
         return await asyncio.shield(task)
 
-    async def keep_proving(self) -> None:
+    async def keep_default_token(self) -> None:
         """Fetch the default account's first token, and again while none is given, until cancelled: so wrong
         credentials are known before a request comes, and known to be mended while none comes."""
         while True:
-            if not self._is_proved or self.trouble:
+            if not self._has_checked_credentials or self.trouble:
                 with contextlib.suppress(TokenTrouble):
                     await self.get(None)
-                    self._is_proved = True
+                    self._has_checked_credentials = True
             await asyncio.sleep(REFRESH_PAUSE)
 
     def drop(self, account: str | None, token: Token) -> None:
@@ -176,7 +176,7 @@ class Tokens:
                 raise TokenTrouble(held.trouble) from None
             # Bad credentials look the same as a bad account. Where the default account gets a token
             # with them, it is the account.
-            await self._prove_credentials()
+            await self._check_credentials()
             held.refused_until = time.monotonic() + REFUSAL_KEPT
             held.refusal = f"Marketing Cloud gives no token for this account: {refused}"
             raise AccountRefused(held.refusal) from None
@@ -188,11 +188,11 @@ class Tokens:
         held.trouble = ""
         return token
 
-    async def _prove_credentials(self) -> None:
+    async def _check_credentials(self) -> None:
         """Return if the default account has been given a token lately. Raises TokenTrouble."""
         key = self._key(None)
         held = self._account(key)
-        if held.token is None or time.monotonic() > held.token.asked_at + PROOF_KEPT:
+        if held.token is None or time.monotonic() > held.token.asked_at + CREDENTIALS_CHECK_KEPT:
             await asyncio.shield(held.fetching or self._fetch_in_background(key, held))
 
     async def _fetch(self, key: str | None) -> Token:

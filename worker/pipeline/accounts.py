@@ -8,7 +8,7 @@ at once, with no success between, it is Marketing Cloud, and the gate of all clo
 
 from dataclasses import dataclass
 
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.marketing_cloud.answer import Answer
 from worker.marketing_cloud.token import Tokens
 from worker.pipeline import policy
@@ -57,7 +57,7 @@ class Accounts:
         trouble = self._troubled.get(account)
         is_new = trouble is None
         if trouble is None:
-            trouble = _Trouble(Gate(1, self._base, Listener()), self._gate.successes)
+            trouble = _Trouble(Gate(1, self._base, EventListener()), self._gate.successes)
             self._troubled[account] = trouble
         if answer.status is not None:
             trouble.strikes += is_new or probe

@@ -23,7 +23,7 @@ from worker.pipeline.policy import Verdict
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
-Proven = Callable[[], Awaitable[None]]
+EnsureLease = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Forwarder:
             marketing_cloud.tokens, gate, patience=settings.retry_attempts, base=settings.retry_base
         )
 
-    async def forward(self, request: Request, proven: Proven) -> Outcome:
-        """The final outcome. `proven` is awaited before each call: it returns while the delivery is still
-        known to be ours. Ends otherwise only by cancellation."""
+    async def forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
+        """The final outcome. `ensure_lease` is awaited before each call: it returns while the delivery is
+        still known to be ours. Ends otherwise only by cancellation."""
         started = time.monotonic() - self._gate.paused
-        result = await self._attempt(request, proven)
+        result = await self._attempt(request, ensure_lease)
         if not result.verdict.is_final:
-            result = await self._retry(request, proven, result, started)
+            result = await self._retry(request, ensure_lease, result, started)
         if result.verdict.is_final:
             return policy.outcome(result.verdict, result.answer)
         return policy.exhausted(result.answer)
@@ -68,7 +68,7 @@ class Forwarder:
         self._gate.rest()
         self._accounts.rest()
 
-    async def _retry(self, request: Request, proven: Proven, first: _Try, started: float) -> _Try:
+    async def _retry(self, request: Request, ensure_lease: EnsureLease, first: _Try, started: float) -> _Try:
         settings, gate = self._settings, self._gate
         latest = first
 
@@ -84,7 +84,7 @@ class Forwarder:
 
         async def attempt() -> _Try:
             nonlocal latest
-            latest = await self._attempt(request, proven)
+            latest = await self._attempt(request, ensure_lease)
             return latest
 
         retrying = AsyncRetrying(
@@ -95,7 +95,7 @@ class Forwarder:
         )
         return await retrying(_after(first, attempt))
 
-    async def _attempt(self, request: Request, proven: Proven) -> _Try:
+    async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Try:
         """One attempt that counts: what falls into an outage is waited out and made again."""
         gate, accounts, account = self._gate, self._accounts, request.account
         while True:
@@ -106,7 +106,7 @@ class Forwarder:
                 if probe and not own_probe and account in accounts:
                     gate.abandoned()
                     continue
-                result = await self._call(request, proven, probe=probe)
+                result = await self._call(request, ensure_lease, probe=probe)
             except BaseException:
                 if probe:
                     gate.abandoned()
@@ -158,20 +158,20 @@ class Forwarder:
             probe=probe,
         )
 
-    async def _call(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
+    async def _call(self, request: Request, ensure_lease: EnsureLease, *, probe: bool) -> _Try:
         """One call, and a second one with a fresh token where the first token is turned down."""
-        result = await self._call_once(request, proven, probe=probe)
+        result = await self._call_once(request, ensure_lease, probe=probe)
         if result.verdict is Verdict.CREDENTIALS and result.token is not None:
             # The second one is kept: the next probe tries it, before it fetches another.
             self._marketing_cloud.tokens.drop(request.account, result.token)
-            result = await self._call_once(request, proven, probe=probe)
+            result = await self._call_once(request, ensure_lease, probe=probe)
         if result.verdict is Verdict.CREDENTIALS and not self._marketing_cloud.tokens.is_default(
             request.account
         ):
             return _Try(Verdict.ACCOUNT, result.answer)
         return result
 
-    async def _call_once(self, request: Request, proven: Proven, *, probe: bool) -> _Try:
+    async def _call_once(self, request: Request, ensure_lease: EnsureLease, *, probe: bool) -> _Try:
         tokens = self._marketing_cloud.tokens
         try:
             token = await tokens.get(request.account)
@@ -186,13 +186,13 @@ class Forwarder:
             since, paused = time.monotonic(), self._gate.paused
             await self._limiter.acquire()
             request.queued += time.monotonic() - since - (self._gate.paused - paused)
-        await proven()
+        await ensure_lease()
         if self._gate.is_closed and not probe:
             # It closed while this request waited for a token or for its turn.
             return _Try(Verdict.OUTAGE, Answer(None, self._gate.why))
         request.attempts += 1
         request.phase = "calling"
-        answer = await self._marketing_cloud.register(request.delivery.body, token, proven)
+        answer = await self._marketing_cloud.register(request.delivery.body, token, ensure_lease)
         request.phase = "waiting"
         verdict = policy.judge(answer)
         if verdict is not Verdict.REGISTERED:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 
-from worker.facts import Listener
+from worker.events import EventListener
 
 LONGEST_PROBE_WAIT = 30.0  # seconds
 MANY_RESOURCES = 3  # with 5xx in a row that may be the requests' own fault
@@ -25,12 +25,12 @@ class Gate:
         self,
         after: int,
         base: float,
-        facts: Listener,
+        events: EventListener,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._after = after
         self._base = base
-        self._facts = facts
+        self._events = events
         self._clock = clock
         self._outages = 0
         self._others = 0
@@ -124,7 +124,7 @@ class Gate:
             self._is_unsure = False
             self._probes = 0
             self.why = why
-            self._facts.gate_closed(why)
+            self._events.gate_closed(why)
             self._schedule(at_least)
         elif probe or at_least:
             self._schedule(at_least)
@@ -138,7 +138,7 @@ class Gate:
     def rest(self) -> None:
         """The requests that waited have gone back to the queue."""
         if self._closed_at is not None:
-            self._facts.gate_left(self._end_pause())
+            self._events.gate_left(self._end_pause())
             self._is_unsure = True
 
     def _end_pause(self) -> float:
@@ -156,7 +156,7 @@ class Gate:
         seconds = self._end_pause()
         self._not_before = 0.0
         self.why = ""
-        self._facts.gate_opened(seconds)
+        self._events.gate_opened(seconds)
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():

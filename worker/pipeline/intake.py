@@ -12,17 +12,17 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
+from worker.amqp.connection import Connection, connect
+from worker.amqp.consumer import Delivery, Subscription
 from worker.broker import topology
-from worker.broker.connection import Connection, connect
-from worker.broker.subscription import Delivery, Subscription
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, TopologyError
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.pipeline.journey import Journeys
 from worker.settings import Settings
 
 RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
-LOOK_EVERY = 0.1  # seconds between looks at what is held
+POLL_INTERVAL = 0.1  # seconds between looks at what is held
 HELD = "held for too long"
 DEFECT_PAUSE = 1.0  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
@@ -36,12 +36,12 @@ class Intake:
         settings: Settings,
         journeys: Callable[[Subscription], Journeys],
         prepare: Callable[[], Awaitable[None]],
-        facts: Listener,
+        events: EventListener,
     ) -> None:
         self._settings = settings
         self._journeys_for = journeys
         self._prepare = prepare
-        self._facts = facts
+        self._events = events
         self._queue = Topology(settings.prefix).requests
         self._stopping = asyncio.Event()
         self._returned = 0  # times that deliveries were held for too long
@@ -62,7 +62,7 @@ class Intake:
     def stop(self) -> None:
         """Drain and return from `run`."""
         if not self._stopping.is_set():
-            self._facts.draining()
+            self._events.draining()
             self._stopping.set()
 
     async def run(self) -> None:
@@ -73,17 +73,17 @@ class Intake:
             connection = None
             try:
                 connection = await connect(self._settings, "consumer")
-                self._facts.consumer_connected()
+                self._events.consumer_connected()
                 await topology.ensure(connection, self._settings)
                 started = True
                 await self._consume_on(connection)
                 failures = 0
             except BrokerUnreachable as error:
-                self._facts.broker_unreachable(str(error))
+                self._events.broker_unreachable(str(error))
             except TopologyError as error:
                 if not started:
                     raise
-                self._facts.topology_wrong(str(error))
+                self._events.topology_wrong(str(error))
             finally:
                 if connection is not None:
                     await connection.close()
@@ -101,9 +101,9 @@ class Intake:
         prefetch = self._settings.prefetch
         subscription = self._subscription = Subscription(connection, self._queue, prefetch)
         journeys = self._journeys = self._journeys_for(subscription)
-        journeys.forgiven, journeys.spent = self._returned, self._spent
+        journeys.own_requeues, journeys.spent = self._returned, self._spent
         watch = _Watch(self._settings, subscription, journeys, self._stopping)
-        door = _Door(self._prepare, journeys.begin, self._facts)
+        door = _ActivationBarrier(self._prepare, journeys.begin, self._events)
 
         def arrived(delivery: Delivery) -> None:
             if not watch.is_over:
@@ -111,20 +111,20 @@ class Intake:
 
         try:
             await subscription.open(arrived)
-            self._facts.subscribed(prefetch)
+            self._events.subscribed(prefetch)
             why = await watch.until_over()
             if subscription.ended.done():
-                self._facts.stale_deliveries(watch.unsettled)
-                self._facts.subscription_ended(why)
+                self._events.stale_deliveries(watch.unsettled)
+                self._events.subscription_ended(why)
                 return False
             self._returned += why == HELD
             self._spent = journeys.attempts
             door.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
             await journeys.drain(grace)
-            self._facts.returned(subscription.unsettled, why)
+            self._events.returned(subscription.unsettled, why)
             if not await subscription.close():
-                self._facts.acknowledgements_unheard()
+                self._events.acknowledgements_unheard()
         finally:
             door.close()
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.
@@ -142,15 +142,15 @@ class Intake:
             pass
 
 
-class _Door:
+class _ActivationBarrier:
     """Holds the first deliveries back, in order, until what must precede them is done."""
 
     def __init__(
-        self, prepare: Callable[[], Awaitable[None]], begin: Callable[[Delivery], None], facts: Listener
+        self, prepare: Callable[[], Awaitable[None]], begin: Callable[[Delivery], None], events: EventListener
     ) -> None:
         self._prepare = prepare
         self._begin = begin
-        self._facts = facts
+        self._events = events
         self._held: list[Delivery] | None = []
         self._opening: asyncio.Task[None] | None = None
 
@@ -160,7 +160,7 @@ class _Door:
             return
         self._held.append(delivery)
         if self._opening is None:
-            self._facts.active()
+            self._events.active()
             self._opening = asyncio.create_task(self._open(), name="prepare")
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ class _Watch:
         ended = self._subscription.ended
         while not self._why and not ended.done():
             self.unsettled = self._subscription.unsettled
-            await asyncio.wait({ended}, timeout=LOOK_EVERY)
+            await asyncio.wait({ended}, timeout=POLL_INTERVAL)
             self._why = self._reason()
         return ended.result() if ended.done() else self._why
 

@@ -1,12 +1,12 @@
 """The way of one request, on one page.
 
-    a delivery arrives                          broker/subscription.py
-    → it is understood, or refused              contract/registration.py (request.py)
+    a delivery arrives                          amqp/consumer.py
+    → it is parsed, or refused              contract/registration.py (request.py)
     → it waits for its resource's turn          lanes.py
     → a replay is held against the journal      history.py
     → it is forwarded, with retries             forward.py (gate.py, accounts.py, policy.py)
     → reply, dead letter, record: confirmed     settle.py
-    → it is acknowledged                        broker/subscription.py
+    → it is acknowledged                        amqp/consumer.py
 
 Whatever ends a journey early (the connection lost, a shutdown, a defect) leaves the delivery
 unacknowledged, and so with the broker.
@@ -17,9 +17,9 @@ import time
 from functools import partial
 from typing import Protocol
 
-from worker.broker.subscription import Delivery, Subscription
-from worker.contract.registration import Refusal
-from worker.facts import Listener, Tracing
+from worker.amqp.consumer import Delivery, Subscription
+from worker.contract.registration import Rejection
+from worker.events import EventListener, Tracing
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.lanes import Lanes
 from worker.pipeline.request import Clock, Outcome, Request, receive
@@ -28,10 +28,10 @@ from worker.settings import Settings
 
 # A request that ends the worker takes all deliveries in flight down with it, again and again, until the
 # delivery limit hits innocent ones too. What has come back this often is taken with care (lanes.py).
-SUSPICIOUS = 3
+SUSPECT_AFTER = 3
 
 
-class History(Protocol):
+class ReplayGuard(Protocol):
     """What is known of earlier settlements."""
 
     async def judge_replay(self, request: Request) -> Outcome | None:
@@ -50,9 +50,9 @@ class Journeys:
         subscription: Subscription,
         forwarder: Forwarder,
         settler: Settler,
-        history: History,
+        history: ReplayGuard,
         clock: Clock,
-        facts: Listener,
+        events: EventListener,
         tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
@@ -61,21 +61,21 @@ class Journeys:
         self._settler = settler
         self._history = history
         self._clock = clock
-        self._facts = facts
+        self._events = events
         self._lanes: Lanes[Request] = Lanes(
             self._travel if tracing is None else partial(tracing.travel, self._travel)
         )
         self.failed = asyncio.Event()
-        self.forgiven = 0  # returns that the worker itself made, alive and well
+        self.own_requeues = 0  # returns that the worker itself made, alive and well
         self.spent: dict[tuple[str, int], int] = {}  # attempts of requests that went back and come again
 
     def begin(self, delivery: Delivery) -> None:
-        """A delivery has arrived: understand it and let it wait for its turn."""
+        """A delivery has arrived: parse_registration it and let it wait for its turn."""
         settings = self._settings
         request = receive(delivery, self._clock, settings.max_body_bytes, settings.mc_account_id)
         if self.spent:
             request.attempts = self.spent.pop(_same(request), 0)
-        suspect = delivery.times_returned - self.forgiven >= SUSPICIOUS
+        suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
 
     @property
@@ -112,20 +112,20 @@ class Journeys:
         except Exception as error:
             # A defect of ours. The intake gives everything back; until then nothing may overtake this
             # request, so its lane waits here.
-            self._facts.journey_failed(request.id, type(error).__name__)
+            self._events.processing_failed(request.id, type(error).__name__)
             self.failed.set()
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
-        self._facts.settled(_Facts(request, outcome), time.monotonic() - request.delivery.arrived_at)
+        self._events.settled(_Facts(request, outcome), time.monotonic() - request.delivery.arrived_at)
 
     async def _decide(self, request: Request) -> Outcome:
-        if isinstance(request.understood, Refusal):
-            return _refused(request.understood)
+        if isinstance(request.parsed, Rejection):
+            return _refused(request.parsed)
         if request.is_replay:
             superseded = await self._history.judge_replay(request)
             if superseded is not None:
                 return superseded
-        return await self._forwarder.forward(request, self._subscription.proven)
+        return await self._forwarder.forward(request, self._subscription.ensure_lease)
 
 
 def _same(request: Request) -> tuple[str, int]:
@@ -133,7 +133,7 @@ def _same(request: Request) -> tuple[str, int]:
     return request.id, hash(request.delivery.body)
 
 
-def _refused(refusal: Refusal) -> Outcome:
+def _refused(refusal: Rejection) -> Outcome:
     return Outcome("rejected", refusal.reason, refusal.message, refusal.errorcode, "", refusal.errors)
 
 

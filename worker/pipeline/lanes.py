@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 
-LOOK_EVERY = 0.05  # seconds, while draining
+POLL_INTERVAL = 0.05  # seconds, while draining
 # What ends a worker does so at once. A journey alone that takes longer (it waits for the gate, or for its
 # next attempt) must not hold up all others.
 ALONE_FOR = 1.0  # seconds
@@ -70,7 +70,7 @@ class Lanes(Generic[Item]):
             for task, item in self._under_way.items():
                 if late or not may_go_on(item):
                     task.cancel()
-            await asyncio.wait(set(self._under_way), timeout=LOOK_EVERY)
+            await asyncio.wait(set(self._under_way), timeout=POLL_INTERVAL)
 
     async def cancel(self) -> None:
         """End everything at once."""

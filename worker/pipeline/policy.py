@@ -3,8 +3,9 @@
 import random
 from enum import Enum, auto
 
-from worker.marketing_cloud.answer import GENERIC, Answer
-from worker.pipeline.request import Outcome, Reason, Status
+from worker.contract.words import GENERIC, Reason, Status
+from worker.marketing_cloud.answer import Answer
+from worker.pipeline.request import Outcome
 
 NO_PRIVILEGE_BLOCKED = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint

@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from worker.broker.properties import Properties
-from worker.broker.subscription import Delivery
-from worker.contract.registration import FieldError, Refusal, Registration, understand
+from worker.amqp.consumer import Delivery
+from worker.amqp.properties import Properties
+from worker.contract.registration import FieldError, Registration, Rejection, parse_registration
 from worker.contract.reply import timestamp_of
+from worker.contract.words import ACCOUNT_HEADER, RECEIVED_AT_HEADER, REQUEST_ID_HEADER, Reason, Status
 
-ACCOUNT_HEADER = "x-ott-account-id"
-RECEIVED_AT_HEADER = "x-ott-received-at"
-REQUEST_ID_HEADER = "x-ott-request-id"
 ACCOUNT_LENGTH = 64  # characters
 LATEST = 4_102_444_800_000_000  # microseconds since the epoch: the year 2100
-
-Status = Literal["registered", "rejected", "failed", "superseded"]
-Reason = Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"]
 
 
 class Resource(NamedTuple):
@@ -32,14 +27,14 @@ class Resource(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One delivery, understood. `received_at` is microseconds since the epoch and grows from request to
+    """One delivery, parsed. `received_at` is microseconds since the epoch and grows from request to
     request; for a replay it is when the original was first received."""
 
     id: str
     delivery: Delivery
     account: str | None
     received_at: int
-    understood: Registration | Refusal
+    parsed: Registration | Rejection
     resource: Resource | None
     is_replay: bool
     attempts: int = 0
@@ -48,7 +43,7 @@ class Request:
 
     @property
     def platform(self) -> str | None:
-        return self.understood.platform
+        return self.parsed.platform
 
     def header(self, name: str) -> object:
         """A header of the message, or None."""
@@ -56,7 +51,7 @@ class Request:
 
     @property
     def resource_id(self) -> str | None:
-        return self.understood.resource_id
+        return self.parsed.resource_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +98,11 @@ def receive(delivery: Delivery, clock: Clock, max_body_bytes: int, default_accou
     properties = delivery.properties
     account = account_of(properties)
     if account is None:
-        understood: Registration | Refusal = Refusal(
+        parsed: Registration | Rejection = Rejection(
             "invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", 10001
         )
     else:
-        understood = understand(
+        parsed = parse_registration(
             delivery.body,
             content_type=properties.text("content_type"),
             content_encoding=properties.text("content_encoding"),
@@ -115,9 +110,7 @@ def receive(delivery: Delivery, clock: Clock, max_body_bytes: int, default_accou
         )
     account = account or default_account
     resource = (
-        Resource(account, understood.platform, understood.resource_id)
-        if isinstance(understood, Registration)
-        else None
+        Resource(account, parsed.platform, parsed.resource_id) if isinstance(parsed, Registration) else None
     )
     now = clock.stamp()
     original = _original_time(properties)
@@ -126,7 +119,7 @@ def receive(delivery: Delivery, clock: Clock, max_body_bytes: int, default_accou
         delivery=delivery,
         account=account,
         received_at=now if original is None else min(original, now),
-        understood=understood,
+        parsed=parsed,
         resource=resource,
         is_replay=original is not None,
     )

@@ -5,22 +5,27 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from worker.broker.confirm_channel import DIRECT_REPLY_TO, Message
+from worker.amqp.confirm_channel import DIRECT_REPLY_TO, Message
+from worker.amqp.consumer import COUNTS
+from worker.amqp.properties import build
+from worker.amqp.publisher import Publisher
+from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
-from worker.broker.properties import build
-from worker.broker.publisher import Publisher
-from worker.broker.sealing import Seals
-from worker.broker.subscription import COUNTS
 from worker.broker.topology import Topology
 from worker.contract import reply
+from worker.contract.words import (
+    NOT_ALLOWED,
+    RECEIVED_AT_HEADER,
+    REPLY_REFUSED_HEADER,
+    REPLY_TYPE,
+    REQUEST_ID_HEADER,
+    UNROUTABLE,
+)
 from worker.errors import PublishRefused, QueueFull, Unroutable
-from worker.facts import Listener, Tracing
-from worker.pipeline.request import RECEIVED_AT_HEADER, REQUEST_ID_HEADER, Outcome, Request, text_of
+from worker.events import EventListener, Tracing
+from worker.pipeline.request import Outcome, Request, text_of
 
-REPLY_TYPE = "ott.registration.reply"
 _REPLY = build(content_type="application/json", type=REPLY_TYPE)
-REFUSED_HEADER = "x-ott-reply-refused"
-UNROUTABLE, NOT_ALLOWED = "unroutable", "not-allowed"
 GENERATED = "amq.gen-"
 MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
 ERROR_LENGTH = 500  # characters of `x-ott-error`
@@ -38,14 +43,14 @@ class Settler:
         journal: Journal | None,
         topology: Topology,
         seals: Seals,
-        facts: Listener,
+        events: EventListener,
         tracing: Tracing | None = None,
     ) -> None:
         self._publisher = publisher
         self._journal = journal
         self._topology = topology
         self._seals = seals
-        self._facts = facts
+        self._events = events
         self._trace = None if tracing is None else tracing.headers
 
     async def settle(self, request: Request, outcome: Outcome, ack: Callable[[], None]) -> None:
@@ -72,7 +77,9 @@ class Settler:
         body = _body(request, outcome, completed_at)
         if reply_to and self._may_follow(reply_to):
             headers = self._trace() if self._trace else None
-            return self._publisher.send(_reply_message(request, reply_to, body, headers=headers, guest=True))
+            return self._publisher.send(
+                _reply_message(request, reply_to, body, headers=headers, external=True)
+            )
         return self._publisher.send(self._own_reply(request, body, NOT_ALLOWED if reply_to else None))
 
     async def _follow_reply(
@@ -87,8 +94,8 @@ class Settler:
 
     def _own_reply(self, request: Request, body: bytes, refused: str | None) -> Message:
         if refused:
-            self._facts.reply_refused(refused)
-        headers = {REFUSED_HEADER: refused} if refused else {}
+            self._events.reply_refused(refused)
+        headers = {REPLY_REFUSED_HEADER: refused} if refused else {}
         if self._trace:
             headers |= self._trace()
         return _reply_message(request, self._topology.replies, body, headers=headers)
@@ -128,13 +135,13 @@ def _reply_message(
     body: bytes,
     *,
     headers: dict[str, str] | None = None,
-    guest: bool = False,
+    external: bool = False,
 ) -> Message:
     correlation_id = request.delivery.properties.text("correlation_id") or request.id
     properties = _REPLY.with_text("correlation_id", correlation_id)
     if headers:
         properties = properties.changed(headers)
-    return Message("", queue, properties, body, guest)
+    return Message("", queue, properties, body, external)
 
 
 def _body(request: Request, outcome: Outcome, completed_at: str) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.contract.registration import FieldError, Refusal
+from worker.contract.registration import FieldError, Rejection
 
 NO_STORE = {"Cache-Control": "no-store"}
 TOKEN_ERRORS = "https://developer.salesforce.com/docs"  # noqa: S105 - the error_uri that the real one sends
@@ -42,7 +42,7 @@ def validation_error(message: str, errorcode: int, errors: Sequence[FieldError] 
     return Answer(400, document)
 
 
-def refused(refusal: Refusal) -> Answer:
+def refused(refusal: Rejection) -> Answer:
     """The 400 for a body that contract §3 refuses."""
     return validation_error(refusal.message, refusal.errorcode, refusal.errors)
 

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.contract.registration import (
-    AGGREGATE,
-    INVALID_VALUE,
-    MALFORMED,
     PLATFORMS,
     PLEASE_FIX,
-    WRONG_TYPE,
     FieldError,
     MalformedBody,
     Registration,
     parse_object,
     validate,
 )
+from worker.contract.words import AGGREGATE, INVALID_VALUE, MALFORMED, WRONG_TYPE
 from worker.sandbox.answer import (
     NO_SUCH_RESOURCE,
     NOT_AUTHORIZED,

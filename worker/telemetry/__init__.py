@@ -1,1 +1,1 @@
-"""Listeners: what the worker states, made visible as logs, metrics and health."""
+"""EventListeners: what the worker states, made visible as logs, metrics and health."""

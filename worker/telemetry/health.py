@@ -8,8 +8,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from worker.broker.confirm_channel import CONFIRM_TIMEOUT
-from worker.broker.subscription import LEASE
+from worker.amqp.confirm_channel import CONFIRM_TIMEOUT
+from worker.amqp.consumer import LEASE
 from worker.service import Service
 from worker.telemetry.state import Phase, Pulse, oldest_age
 
@@ -67,8 +67,8 @@ class Health:
             return False, "draining"
         if subscription is None:
             return False, "not subscribed"
-        if subscription.proven_ago > LEASE:
-            return False, f"the broker has not answered for {subscription.proven_ago:.0f} s"
+        if subscription.lease_age > LEASE:
+            return False, f"the broker has not answered for {subscription.lease_age:.0f} s"
         return True, "active" if self._phase.is_active else "subscribed, no delivery yet: idle or standing by"
 
     def _publisher(self) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from worker.facts import Listener, Settled, TokenResult
+from worker.events import EventListener, Settled, TokenResult
 from worker.settings import Settings
 
 ALLOWED = frozenset(
@@ -90,7 +90,7 @@ def _plain(value: object) -> object:
     return value
 
 
-class Log(Listener):
+class Log(EventListener):
     """State changes at info and above, one event for each settled request at debug."""
 
     def __init__(self, logger: Logger, *, debug: bool) -> None:
@@ -172,7 +172,7 @@ class Log(Listener):
         if not self._goes_on("the journal cannot be read", why):
             self._log.warning("the journal cannot be read", why=why)
 
-    def journey_failed(self, request_id: str, error: str) -> None:
+    def processing_failed(self, request_id: str, error: str) -> None:
         self._log.error("a defect stopped a request; it goes back", request_id=request_id, error=error)
 
     def draining(self) -> None:

@@ -17,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from worker.contract.platforms import PLATFORMS
-from worker.facts import Listener, Settled, TokenResult
+from worker.events import EventListener, Settled, TokenResult
 
 CALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)  # seconds
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)  # seconds
@@ -30,8 +30,8 @@ CONNECTIONS = ("consumer", "publisher")
 OWN_QUEUES = ("replies", "dead", "journal")
 
 
-class Metrics(Listener, Collector):
-    """Counts facts. Without a request there are zeros already where the values of a label are known, so
+class Metrics(EventListener, Collector):
+    """Counts events. Without a request there are zeros already where the values of a label are known, so
     that the first event is an increase."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Metrics(Listener, Collector):
     def publish_turned_down(self, queue: str, why: str) -> None:
         self._turned_down[queue.rpartition(".")[2]] += 1
 
-    def journey_failed(self, request_id: str, error: str) -> None:
+    def processing_failed(self, request_id: str, error: str) -> None:
         self._journey_failures += 1
 
     def gate_closed(self, why: str) -> None:

@@ -10,7 +10,7 @@ from importlib import metadata
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.service import Service
 
 PACKAGE = "ott-registration-worker"
@@ -18,8 +18,8 @@ TICK = 0.5  # seconds
 TICKS_KEPT = 60
 
 
-class Phase(Listener):
-    """Which part of its life the worker is in, as the facts tell it."""
+class Phase(EventListener):
+    """Which part of its life the worker is in, as the events tell it."""
 
     def __init__(self) -> None:
         self.is_active = False

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.facts import Call, Called, Listener, Settled, Travel, Traveller
+from worker.events import Call, Called, EventListener, Settled, TracedRequest, Travel
 
 SERVICE_NAME = "ott-registration-worker"
 HEADERS = ("traceparent", "tracestate")
@@ -38,7 +38,7 @@ def _from_environment() -> Resource:
     return Resource({k: v for k, v in given.attributes.items() if named or k != "service.name"})
 
 
-class Traces(Listener):
+class Traces(EventListener):
     """A span for each journey and for each call; hears how the journey ended."""
 
     def __init__(self, provider: TracerProvider, queue: str) -> None:
@@ -46,7 +46,7 @@ class Traces(Listener):
         self._tracer = provider.get_tracer(SERVICE_NAME)
         self._queue = queue
 
-    async def travel(self, travel: Travel, request: Traveller) -> None:
+    async def travel(self, travel: Travel, request: TracedRequest) -> None:
         """Let a request travel within its span."""
         carried = {name: request.header(name) for name in HEADERS}
         origin = _propagator.extract({k: v for k, v in carried.items() if isinstance(v, str)})

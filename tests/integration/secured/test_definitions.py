@@ -16,8 +16,8 @@ import pytest
 from tests.acceptance.dead_letter_commands import ott_worker
 from tests.integration.secured.conftest import DEPLOY, SecuredBroker
 from tests.rig import Requester, Rig, messenger, until
+from worker.amqp.connection import connect
 from worker.broker import topology
-from worker.broker.connection import connect
 from worker.broker.topology import Topology
 from worker.sandbox.faults import Status
 from worker.settings import Settings, load_settings

@@ -9,9 +9,9 @@ import pytest
 from tests.integration.forwarder import forwarder
 from tests.integration.secured.conftest import Authority, SecuredBroker
 from tests.rig import Requester, Rig, messenger
-from worker.broker.connection import connect
+from worker.amqp.connection import connect
 from worker.errors import BrokerUnreachable
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
 from worker.sandbox import Sandbox
@@ -134,13 +134,13 @@ def upstream_settings(url: str, ca: Path | None) -> Settings:
 async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
     tls_sandbox: str, authority: Authority
 ) -> None:
-    async with MarketingCloud(upstream_settings(tls_sandbox, authority.ca), Listener()) as cloud:
+    async with MarketingCloud(upstream_settings(tls_sandbox, authority.ca), EventListener()) as cloud:
         token = await cloud.tokens.get(None)
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
 
 
 async def _at_once() -> None:
-    """Nothing has to be proven first."""
+    """Nothing has to be ensure_lease first."""
 
 
 @pytest.mark.parametrize("trusted", [True, False], ids=["strange authority", "no authority"])
@@ -148,7 +148,7 @@ async def test_a_marketing_cloud_that_nobody_vouches_for_gets_no_credentials(
     tls_sandbox: str, stranger: Authority, trusted: bool
 ) -> None:
     settings = upstream_settings(tls_sandbox, stranger.ca if trusted else None)
-    async with MarketingCloud(settings, Listener()) as cloud:
+    async with MarketingCloud(settings, EventListener()) as cloud:
         with pytest.raises(TokenTrouble, match="the TLS certificate was not accepted"):
             await cloud.tokens.get(None)
 
@@ -157,6 +157,6 @@ async def test_a_marketing_cloud_with_another_host_name_gets_no_credentials(
     tls_sandbox: str, authority: Authority
 ) -> None:
     url = tls_sandbox.replace("localhost", "127.0.0.1")
-    async with MarketingCloud(upstream_settings(url, authority.ca), Listener()) as cloud:
+    async with MarketingCloud(upstream_settings(url, authority.ca), EventListener()) as cloud:
         with pytest.raises(TokenTrouble, match="the TLS certificate was not accepted"):
             await cloud.tokens.get(None)

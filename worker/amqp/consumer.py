@@ -13,16 +13,18 @@ from dataclasses import dataclass
 
 import aiormq.abc
 
-from worker.broker import frames
-from worker.broker.connection import Channel, Connection, broker_errors, close_channel, describe
-from worker.broker.properties import Properties
+from worker.amqp import frames
+from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, describe
+from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable
 
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns.
-PROOF_TIMEOUT = 30.0  # seconds
-UNPROVEN_AGAIN = 0.5  # seconds, where the queue's leader did not answer
-PROVE_EVERY = 3.0  # seconds between proofs that the broker still knows this consumer, with the longest lease
+LEASE_TIMEOUT = 30.0  # seconds
+LEASE_RETRY_INTERVAL = 0.5  # seconds, where the queue's leader did not answer
+LEASE_RENEWAL_INTERVAL = (
+    3.0  # seconds between proofs that the broker still knows this consumer, with the longest lease
+)
 # A proof counts from when it was asked for. RabbitMQ gives a silent client up after one heartbeat at the
 # earliest, so within this share of it no other consumer can have been given the deliveries.
 LEASE = 8.0  # seconds; the longest
@@ -62,14 +64,14 @@ class Subscription:
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.depth = 0
         self._channel: Channel | None = None
-        self._tap: frames.Tap | None = None
+        self._tap: frames.FrameInterceptor | None = None
         self._unsettled: dict[int, Delivery] = {}
         self._finished: list[int] = []
         self._flushing = False
         self._has_acked = False
-        self._proved_at = 0.0
+        self._lease_renewed_at = 0.0
         self._proof: asyncio.Event = asyncio.Event()
-        self._prover: asyncio.Task[None] | None = None
+        self._lease_task: asyncio.Task[None] | None = None
 
     @property
     def connection(self) -> Connection:
@@ -77,9 +79,9 @@ class Subscription:
         return self._connection
 
     @property
-    def proven_ago(self) -> float:
+    def lease_age(self) -> float:
         """Seconds since the broker last confirmed, at the earliest, that this consumer is alive."""
-        return time.monotonic() - self._proved_at
+        return time.monotonic() - self._lease_renewed_at
 
     @property
     def unsettled(self) -> int:
@@ -118,8 +120,8 @@ class Subscription:
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
                 await channel.basic_consume(self._queue, _never)
-        self._proved_at = asked_at
-        self._prover = asyncio.create_task(self._keep_proving(), name="subscription-prover")
+        self._lease_renewed_at = asked_at
+        self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-prover")
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, once; a delivery that is settled or whose subscription has ended is left alone.
@@ -131,10 +133,10 @@ class Subscription:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
-    async def proven(self) -> None:
+    async def ensure_lease(self) -> None:
         """Return at once while the broker is known to count this consumer as alive, else when that is
         proved anew. A worker that was frozen must not make a call for deliveries it has lost."""
-        while time.monotonic() - self._proved_at > self._lease:
+        while time.monotonic() - self._lease_renewed_at > self._lease:
             await self._proof.wait()
 
     async def close(self) -> bool:
@@ -145,7 +147,7 @@ class Subscription:
         if channel is not None and not self.ended.done():
             try:
                 with broker_errors("closing"):
-                    async with asyncio.timeout(PROOF_TIMEOUT):
+                    async with asyncio.timeout(LEASE_TIMEOUT):
                         self._flush()
                         await self._until_acknowledged(channel)
             except BrokerUnreachable:
@@ -167,8 +169,8 @@ class Subscription:
             self.ended.set_result(reason)
             self._unsettled.clear()
             self._finished.clear()
-            if self._prover is not None:
-                self._prover.cancel()
+            if self._lease_task is not None:
+                self._lease_task.cancel()
 
     def _flush(self) -> None:
         self._flushing = False
@@ -197,28 +199,28 @@ class Subscription:
             await channel.basic_cancel(BARRIER)
             await self._round_trip(channel)
 
-    async def _keep_proving(self) -> None:
+    async def _keep_lease(self) -> None:
         channel = self._channel
         assert channel is not None
         while True:
             asked_at = time.monotonic()
             try:
                 with broker_errors("The consumer is not proved"):
-                    async with asyncio.timeout(PROOF_TIMEOUT):
+                    async with asyncio.timeout(LEASE_TIMEOUT):
                         consumers = await self._round_trip(channel)
             except BrokerUnreachable as error:
                 self._end(str(error))
                 return
             if consumers:
-                self._proved_at = asked_at
+                self._lease_renewed_at = asked_at
                 self._proof.set()
                 self._proof.clear()
-                await asyncio.sleep(PROVE_EVERY * self._lease / LEASE)
-            elif self.proven_ago > PROOF_TIMEOUT:
+                await asyncio.sleep(LEASE_RENEWAL_INTERVAL * self._lease / LEASE)
+            elif self.lease_age > LEASE_TIMEOUT:
                 self._end("the queue's leader does not answer")
                 return
             else:
-                await asyncio.sleep(UNPROVEN_AGAIN)
+                await asyncio.sleep(LEASE_RETRY_INTERVAL)
 
     async def _round_trip(self, channel: Channel) -> int:
         """How many consumers the queue has. RabbitMQ answers with none, and no messages, where the queue's

@@ -3,7 +3,7 @@
 from typing import Any
 
 from worker.broker.journal_reader import Entry
-from worker.pipeline.newest import Newest
+from worker.pipeline.journal_index import JournalIndex
 from worker.pipeline.request import Resource, text_of
 
 PAGE = Resource(None, "messenger", "p")
@@ -22,8 +22,8 @@ def record(request_id: str, received_at: int, *, status: str = "registered", **m
     }
 
 
-def read(*entries: Entry, since: int = 0, first: Entry | None = None) -> Newest:
-    newest = Newest(since)
+def read(*entries: Entry, since: int = 0, first: Entry | None = None) -> JournalIndex:
+    newest = JournalIndex(since)
     for entry in entries:
         newest.read(entry, first or entries[0])
     newest.complete(first or entries[0])
@@ -76,7 +76,7 @@ def test_the_record_of_an_earlier_replay_proves_nothing() -> None:
 
 def test_entries_that_do_not_tell_the_clock_and_an_empty_journal_prove_nothing() -> None:
     assert not read(Entry(0, None, [record("x", 20)])).reaches_back_to("y", PAGE, 30)
-    assert not Newest(0).reaches_back_to("y", PAGE, 30)
+    assert not JournalIndex(0).reaches_back_to("y", PAGE, 30)
 
 
 def test_reading_goes_on_only_where_the_stream_is_the_same_and_has_no_gap() -> None:
@@ -93,5 +93,5 @@ def test_reading_began_early_enough_at_the_beginning_or_before_the_time_in_quest
     assert read(first, since=5).covers(first)
     assert read(Entry(7, 40, []), since=40).covers(first)
     assert not read(Entry(7, 41, []), since=40).covers(first)
-    assert not Newest(0).covers(first)
-    assert Newest(0).covers(None)
+    assert not JournalIndex(0).covers(first)
+    assert JournalIndex(0).covers(None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.contract.platforms import PLATFORMS
-from worker.contract.registration import MalformedBody, Refusal, parse_object, validate
+from worker.contract.registration import MalformedBody, Rejection, parse_object, validate
 from worker.errors import UsageError
 
 PLATFORM_NAME = "ottPlatformName"
@@ -18,7 +18,7 @@ _FLAG_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in pla
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class Patch:
     """New values of fields, by the names that the request gives them."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -26,27 +26,27 @@ class Mend:
     def __bool__(self) -> bool:
         return bool(self.fields)
 
-    def apply(self, body: bytes, max_bytes: int) -> "Mended | Unfit":
+    def apply(self, body: bytes, max_bytes: int) -> "Patched | InvalidPatch":
         """The mended request, or why it would not do, in the words of contract §3."""
         try:
             document = parse_object(body)
         except MalformedBody as problem:
-            return Unfit((str(problem),))
+            return InvalidPatch((str(problem),))
         attributes = document.get("ottPlatformAttributes")
         document["ottPlatformAttributes"] = dict(attributes) if isinstance(attributes, dict) else {}
         for name, value in self.fields.items():
             (document if name == PLATFORM_NAME else document["ottPlatformAttributes"])[name] = value
-        understood = validate(document)
-        if isinstance(understood, Refusal):
-            return Unfit(tuple(error.message for error in understood.errors))
+        parsed = validate(document)
+        if isinstance(parsed, Rejection):
+            return InvalidPatch(tuple(error.message for error in parsed.errors))
         mended = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         if len(mended) > max_bytes:
-            return Unfit((f"The body is larger than {max_bytes} bytes",))
-        return Mended(mended, understood.platform, understood.resource_id)
+            return InvalidPatch((f"The body is larger than {max_bytes} bytes",))
+        return Patched(mended, parsed.platform, parsed.resource_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
+class Patched:
     """A valid request."""
 
     body: bytes
@@ -55,7 +55,7 @@ class Mended:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfit:
+class InvalidPatch:
     """What is still wrong with a mended request."""
 
     problems: tuple[str, ...]
@@ -64,7 +64,7 @@ class Unfit:
         return "; ".join(self.problems)
 
 
-def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Mend:
+def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Patch:
     """Read `FIELD=VALUE`, `FIELD=@FILE` and `FIELD=-` (standard input, read for that field). Raises
     UsageError, which never holds a value."""
     fields: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Mend:
         elif value.startswith("@"):
             value = _text(name, value, "the file", partial(_file, value[1:]))
         fields[name] = _flag(name, value) if name in _FLAG_FIELDS else value
-    return Mend(fields)
+    return Patch(fields)
 
 
 def _text(name: str, given: str, source: str, read: Callable[[str], str]) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.broker.properties import Properties, build
-from worker.broker.sealing import SEALED_HEADER, CannotOpen, Seals
+from worker.amqp.properties import Properties, build
+from worker.broker.encryption import CannotOpen, Seals
+from worker.contract.words import ENCRYPTION_KEY_HEADER
 from worker.errors import SettingsError
 from worker.settings import load_settings
 
@@ -30,7 +31,7 @@ def test_a_sealed_body_shows_nothing_and_opens_again() -> None:
     with_keys = seals(key("one"))
     properties, sealed = with_keys.seal(letter(), BODY)
     assert b"secret" not in sealed
-    assert properties.header(SEALED_HEADER) == "one"
+    assert properties.header(ENCRYPTION_KEY_HEADER) == "one"
     assert properties.header("x-ott-reason") == "invalid"
     assert with_keys.open_body(properties, sealed) == BODY
 
@@ -43,7 +44,7 @@ def test_the_same_body_is_never_sealed_twice_alike() -> None:
 def test_without_keys_nothing_is_sealed() -> None:
     properties, body = seals(None).seal(letter(), BODY)
     assert body == BODY
-    assert not properties.has_header(SEALED_HEADER)
+    assert not properties.has_header(ENCRYPTION_KEY_HEADER)
     assert seals(None).open_body(properties, body) == BODY
 
 
@@ -63,7 +64,7 @@ def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens() -> Non
     rotated = seals(f"{new}\n{old}")
     assert rotated.open_body(*before) == BODY
     properties, sealed = rotated.seal(letter(), BODY)
-    assert properties.header(SEALED_HEADER) == "new"
+    assert properties.header(ENCRYPTION_KEY_HEADER) == "new"
     with pytest.raises(CannotOpen, match="encrypted with the key new: add it to OTT_DEAD_LETTER_KEYS"):
         seals(old).open_body(properties, sealed)
 
@@ -75,7 +76,7 @@ def test_a_rotation_by_file_needs_no_restart(tmp_path: Path, monkeypatch: pytest
     running = Seals(load_settings())
     before = running.seal(letter(), BODY)
     file.write_text(f"{new},{old}\n")
-    assert running.seal(letter(), BODY)[0].header(SEALED_HEADER) == "new"
+    assert running.seal(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "new"
     assert running.open_body(*before) == BODY
 
 
@@ -88,7 +89,7 @@ def test_a_key_file_that_is_broken_while_running_leaves_the_keys_as_they_were(
     running = Seals(load_settings())
     running.seal(letter(), BODY)
     file.write_text("half-written")
-    assert running.seal(letter(), BODY)[0].header(SEALED_HEADER) == "old"
+    assert running.seal(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "old"
 
 
 @pytest.mark.parametrize("change", ["request id", "queue", "text", "cut", "head only"])

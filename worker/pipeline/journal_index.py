@@ -13,7 +13,7 @@ LIMIT = 300_000  # resources, about 70 MB
 
 
 @dataclass(slots=True)
-class Newest:
+class JournalIndex:
     """The newest registered request of each resource, among those received after `since`.
 
     Times are microseconds since the epoch, all of the worker's own clock, whose times grow from request to

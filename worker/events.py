@@ -30,7 +30,7 @@ class Settled(Protocol):
     def http_status(self) -> int | None: ...
 
 
-class Traveller(Protocol):
+class TracedRequest(Protocol):
     """What a trace may know of a request on its way."""
 
     @property
@@ -62,7 +62,7 @@ class Tracing(Protocol):
         ...
 
 
-class Listener:
+class EventListener:
     """Hears every fact and does nothing; override what is of interest."""
 
     def consumer_connected(self) -> None:
@@ -130,25 +130,25 @@ class Listener:
     def journal_unreadable(self, why: str) -> None:
         """The journal could not be read; nothing waits for it but replays."""
 
-    def journey_failed(self, request_id: str, error: str) -> None:
+    def processing_failed(self, request_id: str, error: str) -> None:
         """A defect of ours: the request goes back to the queue."""
 
     def draining(self) -> None:
         """The worker was told to stop."""
 
 
-class Listeners(Listener):
+class EventListeners(EventListener):
     """Passes each fact on to those listeners that do something about it."""
 
-    def __init__(self, *listeners: Listener) -> None:
-        for name in (n for n in vars(Listener) if not n.startswith("_")):
+    def __init__(self, *listeners: EventListener) -> None:
+        for name in (n for n in vars(EventListener) if not n.startswith("_")):
             hearing = [listener for listener in listeners if _hears(listener, name)]
             setattr(self, name, _fan_out([getattr(listener, name) for listener in hearing]))
 
 
-def _hears(listener: Listener, name: str) -> bool:
+def _hears(listener: EventListener, name: str) -> bool:
     method = getattr(listener, name)
-    return getattr(method, "__func__", method) is not getattr(Listener, name)
+    return getattr(method, "__func__", method) is not getattr(EventListener, name)
 
 
 def _fan_out(methods: list[object]) -> object:

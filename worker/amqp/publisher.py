@@ -9,17 +9,20 @@ a minute at the latest.
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from worker.broker import topology
-from worker.broker.confirm_channel import RETRY, ConfirmChannel, Message
-from worker.broker.connection import Connection, connect
+from worker.amqp.confirm_channel import RETRY, ConfirmChannel, Message
+from worker.amqp.connection import Connection, connect
 from worker.errors import BrokerUnreachable, TopologyError
-from worker.facts import Listener
+from worker.events import EventListener
 from worker.settings import Settings
 
 STEADY: Final = 5.0  # seconds that a connection lasts before its loss counts as the first one
 MEND_PAUSE: Final = 1.0  # seconds between declaring anew what is missing
+
+Declare = Callable[[Connection, Settings], Awaitable[None]]
+"""Declares our own objects. Raises TopologyError or BrokerUnreachable."""
 
 
 class Publisher:
@@ -29,11 +32,12 @@ class Publisher:
     requesters name, so that a forbidden or broken `reply_to` disturbs nothing else.
     """
 
-    def __init__(self, settings: Settings, facts: Listener) -> None:
+    def __init__(self, settings: Settings, events: EventListener, declare: Declare) -> None:
         self._settings = settings
-        self._facts = facts
-        self._own = ConfirmChannel("own", facts)
-        self._guests = ConfirmChannel("guests", facts)
+        self._events = events
+        self._declare = declare
+        self._own = ConfirmChannel("own", events)
+        self._external = ConfirmChannel("external", events)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -54,7 +58,7 @@ class Publisher:
     @property
     def waiting(self) -> int:
         """Messages not confirmed yet."""
-        return len(self._own) + len(self._guests)
+        return len(self._own) + len(self._external)
 
     def start(self) -> None:
         """Begin to connect, in the background."""
@@ -65,13 +69,13 @@ class Publisher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for channel in (self._own, self._guests):
+        for channel in (self._own, self._external):
             channel.abandon()
 
     def send(self, message: Message) -> "asyncio.Future[None]":
         """Publish. The future is done once the broker has confirmed; for a guest message it may instead
         raise Unroutable or PublishRefused. Cancel the future to give the message up."""
-        return (self._guests if message.guest else self._own).send(message)
+        return (self._external if message.external else self._own).send(message)
 
     async def _run(self) -> None:
         failures = 0
@@ -79,7 +83,7 @@ class Publisher:
             connection = None
             try:
                 connection = await connect(self._settings, "publisher")
-                self._facts.publisher_connected()
+                self._events.publisher_connected()
                 began = asyncio.get_running_loop().time()
                 await self._serve(connection)
                 if asyncio.get_running_loop().time() - began > STEADY:
@@ -89,7 +93,7 @@ class Publisher:
             except Exception as error:
                 # Whatever it is: without its publisher the worker would hold its requests for good.
                 known = isinstance(error, BrokerUnreachable)
-                self._facts.publisher_lost(str(error) if known else type(error).__name__)
+                self._events.publisher_lost(str(error) if known else type(error).__name__)
                 await _pause(failures)
                 failures = min(failures + 1, 10)
             finally:
@@ -98,12 +102,12 @@ class Publisher:
 
     async def _serve(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
-            served = [group.create_task(channel.serve(connection)) for channel in (self._own, self._guests)]
+            served = [group.create_task(channel.serve(connection)) for channel in (self._own, self._external)]
             served.append(group.create_task(self._mend(connection)))
             await connection.lost
             for task in served:
                 task.cancel()
-        self._facts.publisher_lost("connection lost")
+        self._events.publisher_lost("connection lost")
 
     async def _mend(self, connection: Connection) -> None:
         """Declare our own objects again when a publish finds one of them gone."""
@@ -111,9 +115,9 @@ class Publisher:
             await self._own.missing.wait()
             self._own.missing.clear()
             try:
-                await topology.ensure(connection, self._settings)
+                await self._declare(connection, self._settings)
             except (TopologyError, BrokerUnreachable) as error:
-                self._facts.topology_wrong(str(error))
+                self._events.topology_wrong(str(error))
             await asyncio.sleep(MEND_PAUSE)
 
 

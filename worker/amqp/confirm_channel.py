@@ -16,11 +16,11 @@ from uuid import uuid4
 import aiormq.exceptions
 from aiormq.channel import Channel
 
-from worker.broker import frames
-from worker.broker.connection import Connection, close_channel
-from worker.broker.properties import Properties, short_string
+from worker.amqp import frames
+from worker.amqp.connection import Connection, close_channel
+from worker.amqp.properties import Properties, short_string
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
-from worker.facts import Listener
+from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
@@ -42,11 +42,11 @@ class Message:
     routing_key: str
     properties: Properties
     body: bytes
-    guest: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
+    external: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
 
 
 @dataclass(slots=True, eq=False)
-class _Promise:
+class _PendingPublish:
     message: Message
     future: "asyncio.Future[None]"
     message_id: str = ""
@@ -61,18 +61,18 @@ class ConfirmChannel:
     """One channel in confirm mode, opened again whenever it closes; holds what is not confirmed."""
 
     name: str
-    facts: Listener
+    events: EventListener
     confirmed_at: float = 0.0
     missing: asyncio.Event = field(default_factory=asyncio.Event)
     _connection: Connection | None = None
-    _tap: frames.Tap | None = None
+    _tap: frames.FrameInterceptor | None = None
     _number: int = 0
     _frame_max: int = 131072
     _tag: int = 0
-    _outbox: deque[_Promise] = field(default_factory=deque)
-    _sent: dict[int, _Promise] = field(default_factory=dict)
+    _outbox: deque[_PendingPublish] = field(default_factory=deque)
+    _sent: dict[int, _PendingPublish] = field(default_factory=dict)
     _tags: dict[str, int] = field(default_factory=dict)
-    _later: set[_Promise] = field(default_factory=set)
+    _later: set[_PendingPublish] = field(default_factory=set)
     _flushing: bool = False
     _refused_until: float = 0.0
     _renew_at: float = 0.0
@@ -89,8 +89,8 @@ class ConfirmChannel:
         loop = asyncio.get_running_loop()
         if not len(self):
             self.confirmed_at = loop.time()  # nothing was to be confirmed until now
-        promise = _Promise(message, loop.create_future())
-        if message.guest and loop.time() < self._refused_until:
+        promise = _PendingPublish(message, loop.create_future())
+        if message.external and loop.time() < self._refused_until:
             promise.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
         else:
             self._queue(promise)
@@ -167,7 +167,7 @@ class ConfirmChannel:
             del self._sent[tag]
             self._tags.pop(promise.message_id, None)
             promise.overdue += 1
-            if promise.message.guest and promise.overdue >= GIVE_UP_AFTER and not promise.future.done():
+            if promise.message.external and promise.overdue >= GIVE_UP_AFTER and not promise.future.done():
                 promise.future.set_exception(QueueFull("the queue does not confirm"))
             else:
                 self._queue(promise)
@@ -251,12 +251,12 @@ class ConfirmChannel:
         else:
             self._turned_down(promise, error)
 
-    def _turned_down(self, promise: _Promise, error: WorkerError) -> None:
-        if promise.message.guest:
+    def _turned_down(self, promise: _PendingPublish, error: WorkerError) -> None:
+        if promise.message.external:
             promise.future.set_exception(error)
             return
         # One of our own queues is full or gone. The request stays where it is until this is put right.
-        self.facts.publish_turned_down(promise.message.routing_key or promise.message.exchange, str(error))
+        self.events.publish_turned_down(promise.message.routing_key or promise.message.exchange, str(error))
         if isinstance(error, Unroutable):
             self.missing.set()
         elif promise.refusals >= STUCK_AFTER:
@@ -265,22 +265,22 @@ class ConfirmChannel:
         promise.refusals = min(promise.refusals + 1, 10)
         self._send_later(promise, wait)
 
-    def _send_later(self, promise: _Promise, wait: float) -> None:
+    def _send_later(self, promise: _PendingPublish, wait: float) -> None:
         self._later.add(promise)
         asyncio.get_running_loop().call_later(wait, self._retry, promise)
 
-    def _retry(self, promise: _Promise) -> None:
+    def _retry(self, promise: _PendingPublish) -> None:
         if promise in self._later:
             self._later.discard(promise)
             self._queue(promise)
 
-    def _queue(self, promise: _Promise) -> None:
+    def _queue(self, promise: _PendingPublish) -> None:
         self._outbox.append(promise)
         self._flush_soon()
 
     def _take_back(self) -> None:
         """What the lost channel did not confirm goes first in the next one's outbox, in its order."""
-        kept: list[_Promise] = []
+        kept: list[_PendingPublish] = []
         for promise in self._sent.values():
             promise.channel_losses += 1
             if promise.channel_losses > 1 and _ends_connections(promise.message):
@@ -297,7 +297,7 @@ class ConfirmChannel:
         publish that it forbids, without saying which one."""
         if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
             return
-        self.facts.channel_closed(self.name, " ".join(str(reason).split())[:200])
+        self.events.channel_closed(self.name, " ".join(str(reason).split())[:200])
         if not isinstance(reason, aiormq.exceptions.AMQPChannelError):
             return
         if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):
@@ -305,9 +305,9 @@ class ConfirmChannel:
         forbidden = isinstance(reason, aiormq.exceptions.ChannelAccessRefused)
         if forbidden:
             self._refused_until = asyncio.get_running_loop().time() + REFUSED_FOR
-        keep: deque[_Promise] = deque()
+        keep: deque[_PendingPublish] = deque()
         for promise in self._outbox:
-            gone = promise.message.guest and (forbidden or promise.channel_losses > ALONE_AFTER)
+            gone = promise.message.external and (forbidden or promise.channel_losses > ALONE_AFTER)
             if gone and not promise.future.done():
                 promise.future.set_exception(PublishRefused("the broker does not take this message"))
             elif not gone and promise.channel_losses >= ALONE_AFTER:
@@ -322,7 +322,7 @@ class ConfirmChannel:
 def _ends_connections(message: Message) -> bool:
     """Whether it may be what ended the connection: RabbitMQ fails at a direct reply address that it cannot
     decode, and takes the whole connection down each time."""
-    return message.guest and message.routing_key.startswith(DIRECT_REPLY_TO)
+    return message.external and message.routing_key.startswith(DIRECT_REPLY_TO)
 
 
 @lru_cache(maxsize=1000)

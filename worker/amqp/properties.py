@@ -15,9 +15,10 @@ from typing import Self
 
 from pamqp import decode, encode
 
+from worker.contract.words import OWN_HEADERS
+
 HeaderValue = str | int | bool
 
-OWN_HEADERS = "x-ott-"
 
 _SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = "shortstr", "table", "octet", "timestamp"
 _LAYOUT = (

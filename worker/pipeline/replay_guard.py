@@ -15,14 +15,13 @@ import time
 from datetime import UTC, datetime
 
 from worker.broker.journal_reader import Entry, JournalReader, Start, open_journal
+from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
-from worker.facts import Listener
-from worker.pipeline.newest import Newest
+from worker.events import EventListener
+from worker.pipeline.journal_index import JournalIndex
 from worker.pipeline.request import LATEST, Clock, Outcome, Request
 from worker.settings import Settings
 
-FORCE_HEADER = "x-ott-replay-force"
-GENERIC = 10000  # errorcode
 PREPARE_TIMEOUT = 2.0  # seconds; requests wait for this, and hardly ever need it
 READ_TIMEOUT = 10.0  # seconds
 RETRY = 1.0  # seconds
@@ -33,14 +32,14 @@ MARGIN = 3_600_000_000  # microseconds
 SKEW = 600_000_000  # microseconds between the broker's clock and ours that cost nothing
 
 
-class History:
+class ReplayGuard:
     """Looks replays up in the journal."""
 
-    def __init__(self, settings: Settings, clock: Clock, facts: Listener) -> None:
+    def __init__(self, settings: Settings, clock: Clock, events: EventListener) -> None:
         self._settings = settings
         self._clock = clock
-        self._facts = facts
-        self._newest: Newest | None = None
+        self._events = events
+        self._newest: JournalIndex | None = None
         self._loading: asyncio.Task[None] | None = None
         self._learning: asyncio.Task[None] | None = None
         self._is_blind = False
@@ -63,7 +62,7 @@ class History:
         await asyncio.wait({self._learning}, timeout=PREPARE_TIMEOUT)
         if not self._learning.done():
             self._is_blind = True
-            self._facts.journal_unreadable("no answer in time")
+            self._events.journal_unreadable("no answer in time")
 
     async def _learn(self, begun: int) -> None:
         while True:
@@ -72,10 +71,10 @@ class History:
                     # Once requests are let in, the newest entry is of this worker's own clock.
                     latest = await (_newest_clock(reader, begun) if self._is_blind else _last_clock(reader))
             except TopologyError as error:
-                self._facts.journal_unreadable(str(error))
+                self._events.journal_unreadable(str(error))
                 return
             except (TimeoutError, WorkerError) as error:
-                self._facts.journal_unreadable(str(error) or "no answer in time")
+                self._events.journal_unreadable(str(error) or "no answer in time")
                 await asyncio.sleep(RETRY)
             else:
                 break
@@ -126,7 +125,7 @@ class History:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _up_to_date(self, received_at: int) -> Newest:
+    async def _up_to_date(self, received_at: int) -> JournalIndex:
         """What the journal holds from `received_at` on, up to now."""
         self._used_at = time.monotonic()
         while True:
@@ -148,7 +147,7 @@ class History:
                 async with open_journal(self._settings) as reader:
                     await self._read(reader, received_at)
             except BrokerUnreachable as error:
-                self._facts.journal_unreadable(str(error))
+                self._events.journal_unreadable(str(error))
                 await asyncio.sleep(RETRY)
             else:
                 break
@@ -162,7 +161,7 @@ class History:
         if newest is None or newest.since > received_at or not newest.continues(first):
             if newest is not None and newest.since > received_at:
                 self._margin *= 2
-            newest = self._newest = Newest(since=max(0, received_at - self._margin))
+            newest = self._newest = JournalIndex(since=max(0, received_at - self._margin))
         await read_into(newest, reader, first)
 
     def _forget(self) -> None:
@@ -175,7 +174,7 @@ class History:
             self._margin = MARGIN
 
 
-async def read_into(newest: Newest, reader: JournalReader, first: Entry | None) -> None:
+async def read_into(newest: JournalIndex, reader: JournalReader, first: Entry | None) -> None:
     """Read on, to the end. `first` is the stream's first entry. Raises as JournalReader does."""
     last = await reader.last()
     reach = -1 if last is None else last.offset
@@ -191,7 +190,7 @@ async def read_into(newest: Newest, reader: JournalReader, first: Entry | None) 
 
 
 async def _read_from(
-    start: Start, newest: Newest, reader: JournalReader, first: Entry | None, reach: int
+    start: Start, newest: JournalIndex, reader: JournalReader, first: Entry | None, reach: int
 ) -> None:
     async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
         async for entry in entries:
@@ -214,7 +213,7 @@ def _around(since: int) -> datetime:
 
 
 def _is_forced(request: Request) -> bool:
-    return request.delivery.properties.header(FORCE_HEADER) is True
+    return request.delivery.properties.header(REPLAY_FORCE_HEADER) is True
 
 
 def _superseded(newer: str) -> Outcome:

@@ -9,13 +9,12 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from worker.broker.properties import Properties
+from worker.amqp.properties import Properties
 from worker.broker.topology import Topology
+from worker.contract.words import ENCRYPTION_KEY_HEADER, REQUEST_ID_HEADER
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings, parse_keys
 
-SEALED_HEADER = "x-ott-sealed"  # names the key, for people; opening does not rely on it
-_REQUEST_ID_HEADER = "x-ott-request-id"
 _MARK = b"\x00ott-sealed-1\x00"  # no JSON begins so
 _NONCE = 12  # bytes
 
@@ -44,7 +43,7 @@ class Seals:
         nonce = os.urandom(_NONCE)
         text = AESGCM(key).encrypt(nonce, body, self._bound_to(properties))
         head = _MARK + bytes((len(name),)) + name.encode()
-        return properties.changed({SEALED_HEADER: name}), head + nonce + text
+        return properties.changed({ENCRYPTION_KEY_HEADER: name}), head + nonce + text
 
     def open_body(self, properties: Properties, body: bytes) -> bytes:
         """The request's body, of a dead letter that is sealed or not. Raises CannotOpen."""
@@ -73,7 +72,7 @@ class Seals:
         return self._keys
 
     def _bound_to(self, properties: Properties) -> bytes:
-        return f"{properties.header(_REQUEST_ID_HEADER)}\0{self._queue}".encode(errors="replace")
+        return f"{properties.header(REQUEST_ID_HEADER)}\0{self._queue}".encode(errors="replace")
 
 
 def is_sealed(body: bytes) -> bool:

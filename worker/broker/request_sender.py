@@ -9,18 +9,13 @@ from typing import Final
 
 import aiormq.exceptions
 
-from worker.broker.confirm_channel import Message
-from worker.broker.connection import Connection, broker_errors, connect
-from worker.broker.properties import build
-from worker.broker.publisher import Publisher
-from worker.broker.topology import REQUEST_KEY, Topology
-from worker.errors import (
-    OutcomeUnknown,
-    PublishRefused,
-    QueueFull,
-    TopologyError,
-    Unroutable,
-)
+from worker.amqp.confirm_channel import Message
+from worker.amqp.connection import Connection, broker_errors, connect
+from worker.amqp.properties import build
+from worker.amqp.publisher import Publisher
+from worker.broker.topology import Topology
+from worker.contract.words import REQUEST_KEY
+from worker.errors import OutcomeUnknown, PublishRefused, QueueFull, TopologyError, Unroutable
 from worker.settings import Settings
 
 RETRY: Final = (0.1, 2.0)  # seconds; first and longest wait while the queue is full
@@ -71,7 +66,7 @@ class RequestSender:
             reply_to=reply_to,
             headers={"x-ott-account-id": account_id} if account_id else None,
         )
-        message = Message(self._entry, REQUEST_KEY, properties, body, guest=True)
+        message = Message(self._entry, REQUEST_KEY, properties, body, external=True)
         sending = _Sending(request_id, message, lane, asyncio.get_running_loop().create_future())
         sending.future.add_done_callback(partial(_give_up, sending))
         if lane is not None:

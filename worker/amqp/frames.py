@@ -16,7 +16,7 @@ import pamqp.frame
 import pamqp.header
 import pamqp.heartbeat
 
-from worker.broker.properties import MalformedProperties, Properties
+from worker.amqp.properties import MalformedProperties, Properties
 
 CHUNK = 262_144  # bytes of one read, at most
 METHOD, HEADER, BODY = 1, 2, 3
@@ -59,7 +59,7 @@ def delivered(method: bytes) -> tuple[int, bool]:
     return tag, redelivered != 0
 
 
-class Tap:
+class FrameInterceptor:
     """Takes what concerns messages from one channel.
 
     `on_content(method, properties, body)` gets each Basic.Deliver and Basic.Return with its content,
@@ -124,7 +124,7 @@ class FrameReceiver:
     """What aiormq's reading loop iterates over. One message's malformed property does not end the
     connection, as it would in aiormq's own."""
 
-    def __init__(self, reader: asyncio.StreamReader, taps: dict[int, Tap]) -> None:
+    def __init__(self, reader: asyncio.StreamReader, taps: dict[int, FrameInterceptor]) -> None:
         self._reader = reader
         self._taps = taps
         self._buffer = b""

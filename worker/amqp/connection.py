@@ -15,7 +15,7 @@ import aiormq.exceptions
 import pamqp.exceptions
 from yarl import URL
 
-from worker.broker.frames import FrameReceiver, OnConfirm, OnContent, Tap
+from worker.amqp.frames import FrameInterceptor, FrameReceiver, OnConfirm, OnContent
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
@@ -41,7 +41,7 @@ class _Connection(aiormq.Connection):
     # next version.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.taps: dict[int, Tap] = {}
+        self.taps: dict[int, FrameInterceptor] = {}
         self.writer: asyncio.StreamWriter | None = None
 
     @property
@@ -105,11 +105,13 @@ class Connection:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return cast(Channel, await self._connection.channel(publisher_confirms=confirms))
 
-    def tap(self, channel: Channel, on_content: OnContent, on_confirm: OnConfirm | None = None) -> Tap:
+    def tap(
+        self, channel: Channel, on_content: OnContent, on_confirm: OnConfirm | None = None
+    ) -> FrameInterceptor:
         """Have what concerns messages on `channel` handed over at once (frames.py), until it closes. The
         two must be quick and must not raise."""
         taps, number = self._connection.taps, channel.number
-        tap = taps[number] = Tap(on_content, on_confirm)
+        tap = taps[number] = FrameInterceptor(on_content, on_confirm)
 
         def remove(_: object) -> None:
             tap.is_open = False

@@ -15,16 +15,16 @@ from typing import Self
 import aiormq.abc
 import aiormq.exceptions
 
-from worker.broker.connection import Channel, Connection, broker_errors
-from worker.broker.subscription import Delivery, delivery_of
+from worker.amqp.connection import Channel, Connection, broker_errors
+from worker.amqp.consumer import Delivery, delivery_of
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError, WorkerError
 
 RPC_TIMEOUT = 30.0  # seconds
-LOCK_PATIENCE = 3.0  # seconds; a killed process's connection takes a moment to end
-LOOK_EVERY = 0.1  # seconds
+LOCK_TIMEOUT = 3.0  # seconds; a killed process's connection takes a moment to end
+POLL_INTERVAL = 0.1  # seconds
 QUIET = 1.0  # seconds without a delivery, then the queue is asked whether there is more
 QUIET_ROUNDS = 2  # in which it says no: what it has given out may still be on its way
-PATIENCE = 30.0  # seconds for a queue whose leader does not answer
+WAIT_TIMEOUT = 30.0  # seconds for a queue whose leader does not answer
 LARGEST_PREFETCH = 65_535
 # Looking acknowledges nothing, so a consumer gives out once its prefetch is used up, and the next
 # consumer of the channel goes on; the channel's consumers return what they hold in the order of their tags.
@@ -57,7 +57,7 @@ async def lock(connection: Connection, queue: str) -> AsyncIterator[None]:
 
 
 async def _locked(connection: Connection, name: str) -> Channel | None:
-    patience = asyncio.get_running_loop().time() + LOCK_PATIENCE
+    patience = asyncio.get_running_loop().time() + LOCK_TIMEOUT
     while True:
         channel = await connection.channel()
         with broker_errors(LOST):
@@ -67,7 +67,7 @@ async def _locked(connection: Connection, name: str) -> Channel | None:
             except aiormq.exceptions.ChannelLockedResource:
                 if asyncio.get_running_loop().time() > patience:
                     raise QueueInUse("Another dead-letters command is at work: wait until it ends") from None
-                await asyncio.sleep(LOOK_EVERY)
+                await asyncio.sleep(POLL_INTERVAL)
             except aiormq.exceptions.ChannelAccessRefused:
                 return None
             else:
@@ -76,11 +76,11 @@ async def _locked(connection: Connection, name: str) -> Channel | None:
 
 async def _until_unused(connection: Connection, queue: str) -> None:
     """A consumer that is gone has returned what it held."""
-    patience = asyncio.get_running_loop().time() + LOCK_PATIENCE
+    patience = asyncio.get_running_loop().time() + LOCK_TIMEOUT
     while (await _state(connection, queue))[1]:
         if asyncio.get_running_loop().time() > patience:
             raise QueueInUse(f"Something else consumes from {queue}: end it first, or the order is lost")
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
 async def depth(connection: Connection, queue: str) -> int:
@@ -90,7 +90,7 @@ async def depth(connection: Connection, queue: str) -> int:
 
 async def _state(connection: Connection, queue: str) -> tuple[int, int]:
     """Ready messages, and consumers."""
-    patience = asyncio.get_running_loop().time() + PATIENCE
+    patience = asyncio.get_running_loop().time() + WAIT_TIMEOUT
     while True:
         state = await _asked(connection, queue)
         if state is not None:
@@ -126,7 +126,7 @@ async def _is_empty(channel: Channel, queue: str) -> bool:
     await channel.basic_reject(message.delivery_tag, requeue=True)
     ready, consumers = 0, 0
     while ready <= (message.message_count or 0) and not consumers:
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(POLL_INTERVAL)
         ready, consumers = await _declared(channel, queue)
     return False
 
@@ -217,7 +217,7 @@ class QueueBrowser:
         then comes the rest's turn. That consumer is of a lower priority, so that it never gets anything."""
         while self._credit and await depth(self._connection, self._queue):
             self.check()
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_INTERVAL)
         if self._credit:
             await self._channel.basic_consume(
                 self._queue, _never, consumer_tag=BARRIER, arguments={"x-priority": -1}

@@ -1,0 +1,52 @@
+"""The words on the wire, each defined once: names of headers, routing keys, statuses, reasons, error codes
+(contract §2 to §5). Whoever writes one and whoever reads it import it from here."""
+
+from typing import Final, Literal
+
+Status = Literal["registered", "rejected", "failed", "superseded"]
+Reason = Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"]
+
+# Routing keys of the entry exchange. A message is believed to come from an operator on `replay` alone.
+REQUEST_KEY: Final = "request"
+REPLAY_KEY: Final = "replay"
+
+# Headers of a request.
+ACCOUNT_HEADER: Final = "x-ott-account-id"
+
+# Headers of a replay: what only an operator may say.
+RECEIVED_AT_HEADER: Final = "x-ott-received-at"
+REQUEST_ID_HEADER: Final = "x-ott-request-id"
+REPLAY_HEADERS: Final = "x-ott-replay-"  # the beginning of each of their names
+REPLAY_COUNT_HEADER: Final = "x-ott-replay-count"
+REPLAY_FORCE_HEADER: Final = "x-ott-replay-force"
+
+# Headers of a dead letter.
+REASON_HEADER: Final = "x-ott-reason"
+ERROR_HEADER: Final = "x-ott-error"
+ATTEMPTS_HEADER: Final = "x-ott-attempts"
+DEAD_AT_HEADER: Final = "x-ott-dead-at"
+ENCRYPTION_KEY_HEADER: Final = "x-ott-sealed"
+
+# Headers of a reply.
+REPLY_REFUSED_HEADER: Final = "x-ott-reply-refused"
+UNROUTABLE: Final = "unroutable"
+NOT_ALLOWED: Final = "not-allowed"
+
+# Headers of a journal record.
+CLOCK_HEADER: Final = "x-ott-clock"
+
+OWN_HEADERS: Final = "x-ott-"  # the beginning of every header of ours
+
+# Values of the property `type`.
+REPLY_TYPE: Final = "ott.registration.reply"
+JOURNAL_TYPE: Final = "ott.registration.journal"
+STATUS_TYPE: Final = "ott.registration.status"
+CONTROL_TYPE: Final = "ott.registration.control"
+
+# Error codes (API document, "Possible Errors"; contract §3).
+GENERIC: Final = 10000
+WRONG_TYPE: Final = 10001
+MISSING: Final = 10002
+MALFORMED: Final = 10004
+INVALID_VALUE: Final = 10005
+AGGREGATE: Final = 10006

@@ -146,7 +146,7 @@ async def test_a_dry_run_tells_what_would_happen_and_does_nothing(rig: Rig) -> N
     await requester.ask(messenger("q", "new q"), message_id="newer")
     calls = len(rig.sandbox.history.registration_calls)
     ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run", "--json")
-    assert [(d["id"], d["fate"], d["why"]) for d in ended.documents] == [
+    assert [(d["id"], d["outcome"], d["why"]) for d in ended.documents] == [
         ("p", "replayed", None),
         ("q", "superseded", "newer"),
     ]
@@ -161,7 +161,7 @@ async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(
     await requester.ask(messenger("p", ""), message_id="nameless")
     await requester.ask(messenger("q"), message_id="typed", content_type="text/plain")
     planned = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run", "--json")
-    assert [(d["id"], d["fate"], d["why"]) for d in planned.documents] == [
+    assert [(d["id"], d["outcome"], d["why"]) for d in planned.documents] == [
         ("nameless", "rejected", "PageName must be provided"),
         ("typed", "rejected", "The content_type is not application/json in UTF-8; send that, or none."),
     ]
@@ -435,8 +435,8 @@ async def test_a_full_requests_queue_holds_a_replay_up_until_it_is_stopped(
 
 
 async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> None:
-    fates = await kill_replays(rig, letters=450, kills=2, rate=60)
-    assert fates == {"registered": 250, "superseded": 50, "dead": 150}
+    outcomes = await kill_replays(rig, letters=450, kills=2, rate=60)
+    assert outcomes == {"registered": 250, "superseded": 50, "dead": 150}
 
 
 async def kill_replays(rig: Rig, *, letters: int, kills: int, rate: int) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Filters, times and mends of the dead-letters command, as pure functions."""
+"""Filters, times and patches of the dead-letters command, as pure functions."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,22 +37,22 @@ def test_another_time_is_wrong_usage(text: str) -> None:
         moment(text, "--until")
 
 
-def test_a_mend_sets_attributes_the_platform_and_flags() -> None:
-    mend = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"], str)
-    assert mend.fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
-    mended = mend.apply(messenger("p", "old"), 10_000)
-    assert isinstance(mended, Patched)
-    assert (mended.platform, mended.resource_id) == ("messenger", "p")
-    assert b'"pageName":"a=b"' in mended.body
+def test_a_patch_sets_attributes_the_platform_and_flags() -> None:
+    patch = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"], str)
+    assert patch.fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
+    patched = patch.apply(messenger("p", "old"), 10_000)
+    assert isinstance(patched, Patched)
+    assert (patched.platform, patched.resource_id) == ("messenger", "p")
+    assert b'"pageName":"a=b"' in patched.body
 
 
-def test_a_mend_keeps_unknown_fields_and_the_order_of_the_rest() -> None:
+def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest() -> None:
     body = b'{"zebra":1,"ottPlatformName":"messenger","ottPlatformAttributes":' + (
         str(MESSENGER["ottPlatformAttributes"]).replace("'", '"').replace("True", "true").encode() + b"}"
     )
-    mended = parse(["pageName=new"], str).apply(body, 10_000)
-    assert isinstance(mended, Patched)
-    assert mended.body.startswith(b'{"zebra":1,"ottPlatformName":"messenger"')
+    patched = parse(["pageName=new"], str).apply(body, 10_000)
+    assert isinstance(patched, Patched)
+    assert patched.body.startswith(b'{"zebra":1,"ottPlatformName":"messenger"')
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_what_is_still_wrong_is_told_in_the_words_of_the_api(
 
 def test_a_value_comes_from_a_file_or_from_standard_input_once(tmp_path: Path) -> None:
     Path(tmp_path / "token").write_text("secret\n")
-    mend = parse([f"pageAccessToken=@{tmp_path / 'token'}", "applicationSecret=-"], lambda _: "typed\r\n")
-    assert mend.fields == {"pageAccessToken": "secret", "applicationSecret": "typed"}
+    patch = parse([f"pageAccessToken=@{tmp_path / 'token'}", "applicationSecret=-"], lambda _: "typed\r\n")
+    assert patch.fields == {"pageAccessToken": "secret", "applicationSecret": "typed"}
     with pytest.raises(UsageError, match="is read for pageName already"):
         parse(["pageName=-", "pageId=-"], lambda _: "typed")
 

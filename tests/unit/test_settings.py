@@ -6,13 +6,19 @@ import pytest
 import trustme
 
 from worker.errors import SettingsError
-from worker.settings import load_settings
+from worker.settings import load_settings, split_urls, unknown_variables
 
 WRONG = [
     ("OTT_AMQP_URL", "http://user:s3cret@host", "must be an amqp:// or amqps:// URL"),
     ("OTT_AMQP_URL", "amqp://user:s3cret@host:port/", "must be a URL whose port is a number up to 65535"),
     ("OTT_AMQP_URL", "amqp://user:s3cret@[::1/", "must be"),
     ("OTT_MC_REST_URL", "https://example.com:99999", "must be a URL whose port is a number up to 65535"),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@a,b", "must be an amqp:// or amqps:// URL, or several separated"),
+    ("OTT_AMQP_URL", "amqp://a,amqp://user:s3cret@b:x/", "must be a URL whose port is a number up to 65535"),
+    ("OTT_PARTITIONS", "0", "must be greater than or equal to 1"),
+    ("OTT_PARTITIONS", "65", "must be less than or equal to 64"),
+    ("OTT_CONSOLE_PORT", "web", "must be a whole number"),
+    ("OTT_CONSOLE_READ_ONLY", "no way", "must be true or false"),
     ("OTT_PREFIX", "a b", "must be letters, digits and . _ : - only, 122 at most"),
     ("OTT_PREFIX", "p" * 123, "must be letters, digits and . _ : - only, 122 at most"),
     ("OTT_PREFIX", "amq.x", "must not begin with amq., which RabbitMQ keeps for itself"),
@@ -154,6 +160,32 @@ def test_an_empty_value_counts_as_not_given_but_for_the_admin_port(monkeypatch: 
     monkeypatch.setenv("OTT_ADMIN_PORT", "")
     settings = load_settings()
     assert (settings.rate_limit, settings.admin_port) == (None, None)
+
+
+def test_several_brokers_are_named_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTT_AMQP_URL", "amqp://u:p,w@a:5672/ott, amqps://b/ott,\tamqp://[::1]/,")
+    given = load_settings().amqp_url.get_secret_value()
+    assert split_urls(given) == ["amqp://u:p,w@a:5672/ott", "amqps://b/ott", "amqp://[::1]/"]
+
+
+@pytest.mark.parametrize(("given", "read"), [("510000001 ", "510000001"), (" \t", None), ("\n7", "7")])
+def test_space_around_the_business_unit_is_not_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, given: str, read: str | None
+) -> None:
+    monkeypatch.setenv("OTT_MC_ACCOUNT_ID", given)
+    assert load_settings().mc_account_id == read
+
+
+def test_a_variable_that_is_no_setting_is_known_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OTT_PREFECTH", "OTT_MC_CLIENT_SECRET_FIEL", "OTT_XYZZY", "OTT_PREFETCH_FILE"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == {
+        "OTT_MC_CLIENT_SECRET_FIEL": "OTT_MC_CLIENT_SECRET_FILE",
+        "OTT_PREFECTH": "OTT_PREFETCH",
+        "OTT_XYZZY": None,
+    }
 
 
 def test_the_subdomain_gives_both_urls(monkeypatch: pytest.MonkeyPatch) -> None:

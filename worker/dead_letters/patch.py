@@ -1,4 +1,4 @@
-"""Mending a dead letter's request before it is replayed."""
+"""New values for a dead letter's request before it is replayed."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +27,7 @@ class Patch:
         return bool(self.fields)
 
     def apply(self, body: bytes, max_bytes: int) -> "Patched | InvalidPatch":
-        """The mended request, or why it would not do, in the words of contract §3."""
+        """The patched request, or what is wrong with it, in the words of contract §3."""
         try:
             document = parse_object(body)
         except MalformedBody as problem:
@@ -39,10 +39,10 @@ class Patch:
         parsed = validate(document)
         if isinstance(parsed, Rejection):
             return InvalidPatch(tuple(error.message for error in parsed.errors))
-        mended = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(mended) > max_bytes:
+        patched = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(patched) > max_bytes:
             return InvalidPatch((f"The body is larger than {max_bytes} bytes",))
-        return Patched(mended, parsed.platform, parsed.resource_id)
+        return Patched(patched, parsed.platform, parsed.resource_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Patched:
 
 @dataclass(frozen=True, slots=True)
 class InvalidPatch:
-    """What is still wrong with a mended request."""
+    """What is still wrong with a patched request."""
 
     problems: tuple[str, ...]
 

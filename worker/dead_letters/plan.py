@@ -18,12 +18,12 @@ from worker.pipeline.replay_guard import read_into
 from worker.pipeline.request import Resource
 from worker.settings import Settings
 
-Fate = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "discarded"]
+Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "discarded"]
 
 
 @dataclass(slots=True)
 class Plan:
-    """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after mending,
+    """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after the patch,
     `rejected` are replayed though they are invalid as they are, and `unproven` could overwrite something
     newer, for all that the journal tells."""
 
@@ -34,31 +34,31 @@ class Plan:
     rejected: int = 0
     unproven: int = 0
 
-    def add(self, fate: Fate) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Count a matching letter."""
         self.matching += 1
-        self.unfit += fate == "unfit"
-        self.superseded += fate == "superseded"
-        self.rejected += fate == "rejected"
-        self.unproven += fate == "unproven"
+        self.unfit += outcome == "unfit"
+        self.superseded += outcome == "superseded"
+        self.rejected += outcome == "rejected"
+        self.unproven += outcome == "unproven"
 
 
 @dataclass(frozen=True, slots=True)
-class Prospect:
+class Forecast:
     """What a replay of one letter would come to, and why, or by which newer request."""
 
     letter: Letter
-    fate: Fate
+    outcome: Outcome
     why: str = ""
 
 
 class Planner:
     """Looks at letters, and at the journal, before anything is published."""
 
-    def __init__(self, settings: Settings, selection: Selection, mend: Patch, *, force: bool) -> None:
+    def __init__(self, settings: Settings, selection: Selection, patch: Patch, *, force: bool) -> None:
         self._settings = settings
         self._selection = selection
-        self._mend = mend
+        self._patch = patch
         self._force = force
         if not settings.journal and not force:
             raise UsageError(
@@ -66,34 +66,34 @@ class Planner:
                 "a newer registration: give --force to replay all the same"
             )
 
-    async def make(self, box: DeadLetterBox, tell: Callable[[Prospect], None]) -> Plan:
+    async def make(self, box: DeadLetterBox, tell: Callable[[Forecast], None]) -> Plan:
         """Look at all letters and `tell` what each matching one would come to."""
         plan = Plan(total=await box.depth())
         newest = None if self._force else await self._read_journal(box)
         async with contextlib.aclosing(box.look(self._selection)) as letters:
             async for letter in letters:
-                prospect = self._prospect(letter, newest)
-                plan.add(prospect.fate)
-                tell(prospect)
+                forecast = self._forecast(letter, newest)
+                plan.add(forecast.outcome)
+                tell(forecast)
         return plan
 
-    def _prospect(self, letter: Letter, newest: JournalIndex | None) -> Prospect:
+    def _forecast(self, letter: Letter, newest: JournalIndex | None) -> Forecast:
         resource = letter.resource
         if closed := why_closed(letter.delivery.body):
-            return Prospect(letter, "unfit", closed)
-        if self._mend:
-            mended = self._mend.apply(open_body(letter.delivery), self._settings.max_body_bytes)
-            if isinstance(mended, InvalidPatch):
-                return Prospect(letter, "unfit", str(mended))
-            resource = Resource(letter.account, mended.platform, mended.resource_id)
+            return Forecast(letter, "unfit", closed)
+        if self._patch:
+            patched = self._patch.apply(open_body(letter.delivery), self._settings.max_body_bytes)
+            if isinstance(patched, InvalidPatch):
+                return Forecast(letter, "unfit", str(patched))
+            resource = Resource(letter.account, patched.platform, patched.resource_id)
         elif refusal := self._refusal(letter):
-            return Prospect(letter, "rejected", refusal)
+            return Forecast(letter, "rejected", refusal)
         if newest is None or resource is None:
-            return Prospect(letter, "replayed")
+            return Forecast(letter, "replayed")
         return _beside(newest, letter, resource)
 
     def _refusal(self, letter: Letter) -> str:
-        """What the worker will find wrong with a request that is not mended."""
+        """What the worker will find wrong with a request that is not patched."""
         properties = letter.delivery.properties
         parsed = parse_registration(
             open_body(letter.delivery),
@@ -124,11 +124,11 @@ class Planner:
         return oldest
 
 
-def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Prospect:
+def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecast:
     """What the journal tells of a letter that could be registered."""
     newer = newest.newer_than(resource, letter.received_after)
     if newer is not None:
-        return Prospect(letter, "superseded", newer)
+        return Forecast(letter, "superseded", newer)
     if not newest.reaches_back_to(letter.id, resource, letter.received_after):
-        return Prospect(letter, "unproven")
-    return Prospect(letter, "replayed")
+        return Forecast(letter, "unproven")
+    return Forecast(letter, "replayed")

@@ -96,7 +96,7 @@ class Replay:
         self,
         settings: Settings,
         selection: Selection,
-        mend: Patch,
+        patch: Patch,
         events: EventListener,
         *,
         force: bool,
@@ -104,7 +104,7 @@ class Replay:
     ) -> None:
         self._settings = settings
         self._selection = selection
-        self._mend = mend
+        self._patch = patch
         self._events = events
         self._force = force
         self._rate = rate
@@ -121,9 +121,9 @@ class Replay:
             while not self.stop.is_set():
                 async with box.take(
                     plan.total - progress.done, plan.total - plan.matching + plan.unfit
-                ) as takings:
-                    batch = _Batch(publisher, takings, progress, self.stop)
-                    finished = await self._replay(takings, batch, limiter, progress)
+                ) as removal:
+                    batch = _Batch(publisher, removal, progress, self.stop)
+                    finished = await self._replay(removal, batch, limiter, progress)
                 if finished:
                     break
                 progress.unfit = 0  # they are counted again
@@ -131,11 +131,11 @@ class Replay:
             await publisher.stop()
 
     async def _replay(
-        self, takings: Removal, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
+        self, removal: Removal, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
     ) -> bool:
         """True when all were seen, False when it is time to give back what is held."""
         give_back_at = time.monotonic() + HOLD
-        async with contextlib.aclosing(takings.letters()) as letters, _drained(batch):
+        async with contextlib.aclosing(removal.letters()) as letters, _drained(batch):
             async for letter in letters:
                 if self.stop.is_set():
                     return True
@@ -164,11 +164,11 @@ class Replay:
             return InvalidPatch((closed,))
         body = open_body(letter.delivery)
         properties = replayed(letter, force=self._force)
-        if self._mend:
-            mended = self._mend.apply(body, self._settings.max_body_bytes)
-            if isinstance(mended, InvalidPatch):
-                return mended
-            body = mended.body
+        if self._patch:
+            patched = self._patch.apply(body, self._settings.max_body_bytes)
+            if isinstance(patched, InvalidPatch):
+                return patched
+            body = patched.body
             properties = properties.changed(content_type="application/json", content_encoding=None)
         return Message(self._entry, REQUEST_KEY, properties, body)
 
@@ -183,10 +183,10 @@ class _Batch:
     """Letters that are published and not removed yet."""
 
     def __init__(
-        self, publisher: Publisher, takings: Removal, progress: Progress, stop: asyncio.Event
+        self, publisher: Publisher, removal: Removal, progress: Progress, stop: asyncio.Event
     ) -> None:
         self._publisher = publisher
-        self._takings = takings
+        self._removal = removal
         self._progress = progress
         self._stop = stop
         self._open: dict[asyncio.Future[None], Letter] = {}
@@ -222,11 +222,11 @@ class _Batch:
             if letter.resource is not None:
                 self._resources.discard(letter.resource)
             future.result()
-            await self._takings.remove(letter)
+            await self._removal.remove(letter)
             self._progress.more(done=1)
 
     async def _wait(self) -> None:
-        self._takings.check()
+        self._removal.check()
         await asyncio.wait(self._open, timeout=POLL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         await self.settle()
 
@@ -258,10 +258,10 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
 async def discard(box: DeadLetterBox, selection: Selection, plan: Plan, progress: Progress) -> None:
     """Remove what matches of the letters that the plan counted. Raises as DeadLetterBox does."""
     async with (
-        box.take(plan.total, plan.total - plan.matching) as takings,
-        contextlib.aclosing(takings.letters()) as letters,
+        box.take(plan.total, plan.total - plan.matching) as removal,
+        contextlib.aclosing(removal.letters()) as letters,
     ):
         async for letter in letters:
             if letter in selection:
-                await takings.remove(letter)
+                await removal.remove(letter)
                 progress.more(done=1)

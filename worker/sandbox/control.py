@@ -1,24 +1,26 @@
 """The control endpoints: faults, history and registrations over HTTP."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 from pydantic import ValidationError
 
 from worker.sandbox.answer import Answer, rest_error
-from worker.sandbox.faults import FAULTS
+from worker.sandbox.faults import FAULTS, Faults
+from worker.sandbox.history import History
 from worker.sandbox.openapi import openapi
+from worker.sandbox.registry import Registry
+from worker.sandbox.tokens import Tokens
 from worker.sandbox.wire import respond
-
-if TYPE_CHECKING:
-    from worker.sandbox.server import Sandbox
 
 DEFAULT_LIMIT = 1000
 
 
-def add_routes(application: web.Application, sandbox: "Sandbox") -> None:
-    """Adds the control endpoints of `sandbox`."""
-    control = _Control(sandbox)
+def add_routes(
+    application: web.Application, history: History, registrations: Registry, faults: Faults, tokens: Tokens
+) -> None:
+    """Adds the endpoints that show and change the sandbox's state."""
+    control = _Control(history, registrations, faults, tokens)
     application.add_routes(
         [
             web.get("/sandbox/faults", control.show_faults),
@@ -35,11 +37,14 @@ def add_routes(application: web.Application, sandbox: "Sandbox") -> None:
 
 
 class _Control:
-    def __init__(self, sandbox: "Sandbox") -> None:
-        self._sandbox = sandbox
+    def __init__(self, history: History, registrations: Registry, faults: Faults, tokens: Tokens) -> None:
+        self._history = history
+        self._registrations = registrations
+        self._faults = faults
+        self._tokens = tokens
 
     async def show_faults(self, _: web.Request) -> web.Response:
-        return respond(Answer(200, self._sandbox.faults.as_json()))
+        return respond(Answer(200, self._faults.as_json()))
 
     async def add_faults(self, request: web.Request) -> web.Response:
         body = (await request.read()).strip()
@@ -47,11 +52,11 @@ class _Control:
             faults = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
         except ValidationError as invalid:
             return respond(rest_error(400, _explain(invalid), 10006))
-        self._sandbox.faults.add(*faults)
-        return respond(Answer(201, self._sandbox.faults.as_json()))
+        self._faults.add(*faults)
+        return respond(Answer(201, self._faults.as_json()))
 
     async def heal(self, _: web.Request) -> web.Response:
-        self._sandbox.heal()
+        self._faults.heal()
         return respond(Answer(204))
 
     async def show_history(self, request: web.Request) -> web.Response:
@@ -59,12 +64,12 @@ class _Control:
             after, limit = (int(request.query.get(name, default)) for name, default in _HISTORY_DEFAULTS)
         except ValueError:
             return respond(rest_error(400, "after and limit must be whole numbers", 10001))
-        calls = [call for call in self._sandbox.history if call.seq > after]
+        calls = [call for call in self._history if call.seq > after]
         shown = calls[:limit] if "after" in request.query else calls[-limit:]
         return respond(Answer(200, [call.as_json() for call in shown if limit > 0]))
 
     async def clear_history(self, _: web.Request) -> web.Response:
-        self._sandbox.history.clear()
+        self._history.clear()
         return respond(Answer(204))
 
     async def show_registrations(self, _: web.Request) -> web.Response:
@@ -77,19 +82,19 @@ class _Control:
                 "updates": entry.updates,
                 "body": entry.body,
             }
-            for key, entry in self._sandbox.registrations.items()
+            for key, entry in self._registrations.items()
         ]
         return respond(Answer(200, registrations))
 
     async def clear_registrations(self, _: web.Request) -> web.Response:
-        self._sandbox.registrations.clear()
+        self._registrations.clear()
         return respond(Answer(204))
 
     async def revoke_tokens(self, request: web.Request) -> web.Response:
-        return respond(Answer(200, {"revoked": self._sandbox.revoke_tokens(request.query.get("account"))}))
+        return respond(Answer(200, {"revoked": self._tokens.revoke(request.query.get("account"))}))
 
-    async def show_openapi(self, _: web.Request) -> web.Response:
-        return respond(Answer(200, openapi(self._sandbox.url)))
+    async def show_openapi(self, request: web.Request) -> web.Response:
+        return respond(Answer(200, openapi(str(request.url.origin()))))
 
 
 _HISTORY_DEFAULTS = (("after", "0"), ("limit", str(DEFAULT_LIMIT)))

@@ -98,7 +98,7 @@ class Sandbox:
             (REGISTRATION + "/{platform}/{resource_id}", self._endpoints.one),
         ):
             application.router.add_get(path, self._serve("registration", endpoint), allow_head=False)
-        control.add_routes(application, self)
+        control.add_routes(application, self.history, self.registrations, self.faults, self._tokens)
         application.router.add_route("*", "/{path:.*}", _unknown)
         return application
 

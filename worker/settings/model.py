@@ -1,138 +1,34 @@
-"""The settings: environment variables, `NAME_FILE` files and a `.env` file (contract §7).
+"""The settings of one process. Each field `some_name` is the variable `OTT_SOME_NAME` (contract §7)."""
 
-Each field `some_name` is the variable `OTT_SOME_NAME`. An empty value counts as not given.
-"""
-
-import base64
-import os
-import re
-import ssl
-from collections.abc import Mapping
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from worker.errors import SettingsError
+from worker.settings.checks import (
+    AccountId,
+    Age,
+    AmqpUrls,
+    Certificates,
+    HttpUrl,
+    OptionalPort,
+    Port,
+    Prefix,
+    SealingKeys,
+    Seconds,
+    Subdomain,
+    check_client_certificate,
+    explain,
+)
+from worker.settings.sources import PREFIX, EnvironmentAndFiles, environment, read_file, variable
 
-PREFIX = "OTT_"
-ENV_FILE = ".env"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _amqp_url(value: SecretStr) -> SecretStr:
-    parts = _parts(value.get_secret_value())
-    if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-        raise ValueError("must be an amqp:// or amqps:// URL")
-    _check_port(parts)
-    return value
-
-
-def _parts(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        # Its own words quote the URL, password and all.
-        raise ValueError(
-            "must be a URL that can be read: check its host, and escape what is special"
-        ) from None
-
-
-def _check_port(parts: SplitResult) -> None:
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("must be a URL whose port is a number up to 65535") from None
-
-
-def _http_url(value: str) -> str:
-    parts = _parts(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must be a plain URL: no user, query or fragment")
-    _check_port(parts)
-    return value.rstrip("/")
-
-
-def _not_reserved(value: str) -> str:
-    if value.startswith("amq."):
-        raise ValueError("must not begin with amq., which RabbitMQ keeps for itself")
-    return value
-
-
-def parse_keys(text: str) -> dict[str, bytes]:
-    """Keys by their ids, the newest first, from `ID:KEY` separated by commas or line ends, each key 32
-    bytes in base64. Raises ValueError, which says nothing of the keys."""
-    keys: dict[str, bytes] = {}
-    for entry in filter(None, re.split(r"[,\s]+", text)):
-        name, _, encoded = entry.partition(":")
-        try:
-            key = base64.b64decode(encoded.replace("-", "+").replace("_", "/"), validate=True)
-        except ValueError:
-            key = b""
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name) or len(key) != 32 or name in keys:
-            raise ValueError("must be ID:KEY, the newest first, each id once and each KEY 32 bytes in base64")
-        keys[name] = key
-    return keys
-
-
-def _sealing_keys(value: SecretStr) -> SecretStr:
-    parse_keys(value.get_secret_value())
-    return value
-
-
-def _certificates(path: Path) -> Path:
-    """Checked at the start: met at the first connection, a wrong file would be taken for an outage."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:
-        why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ValueError(f"must be a PEM file of certificates that can be read: {why}") from None
-    return path
-
-
-def _check_key(certificate: Path, key: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # or OpenSSL asks on the terminal
-    except OSError as error:
-        why = "it is not, or needs a passphrase" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ValueError(
-            f"OTT_AMQP_KEY_FILE must be the key of OTT_AMQP_CERT_FILE as a PEM file that can be read: {why}"
-        ) from None
-
-
-def _port_or_off(value: object) -> object:
-    return None if value == "" else value
-
-
-SealingKeys = Annotated[SecretStr, AfterValidator(_sealing_keys)]
-AmqpUrl = Annotated[SecretStr, AfterValidator(_amqp_url)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Prefix = Annotated[
-    str,
-    # AMQP 0-9-1 allows exchange names of 127 characters, and the longest here is PREFIX.dead.
-    StringConstraints(pattern=r"^[A-Za-z0-9._:-]+$", max_length=122),
-    AfterValidator(_not_reserved),
-]
-Subdomain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)]
-Certificates = Annotated[Path, AfterValidator(_certificates)]
-Age = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[YMDhms]$")]
+# Variables of our own tools, which stand beside the worker's in one environment.
+NOT_SETTINGS = frozenset({"OTT_BROKER", "OTT_TEST_AMQP_URLS"})
 
 
 class Settings(BaseSettings):
@@ -146,9 +42,9 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    amqp_url: AmqpUrl = Field(
+    amqp_url: AmqpUrls = Field(
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
-        description="`amqps://` for TLS",
+        description="`amqps://` for TLS; several nodes of a cluster separated by commas",
     )
     amqp_ca_file: Certificates | None = Field(
         default=None, description="CA certificates (PEM) that vouch for the broker"
@@ -170,8 +66,9 @@ class Settings(BaseSettings):
     )
     mc_client_id: str | None = Field(default=None, description="required by `run`")
     mc_client_secret: SecretStr | None = Field(default=None, description="required by `run`")
-    mc_account_id: str | None = Field(default=None, description="default business unit (MID)")
+    mc_account_id: AccountId = Field(default=None, description="default business unit (MID)")
     prefetch: int = Field(default=200, ge=1, le=65535, description="deliveries in flight")
+    partitions: int = Field(default=1, ge=1, le=64, description="queues that share the load; 1 for none")
     rate_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="calls a second; unlimited when empty"
     )
@@ -195,12 +92,15 @@ class Settings(BaseSettings):
         description="`ID:KEY` to encrypt dead letters with (32 bytes in base64); further ones only decrypt",
     )
     admin_host: str = Field(default="127.0.0.1", description="address of the admin server")
-    admin_port: Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_port_or_off)] = (
-        Field(
-            default=8080,
-            description="`/livez`, `/readyz`, `/metrics`; 0 takes a free port, empty turns it off",
-        )
+    admin_port: OptionalPort = Field(
+        default=8080, description="`/livez`, `/readyz`, `/metrics`; 0 takes a free port, empty turns it off"
     )
+    console_host: str = Field(default="127.0.0.1", description="address of the console")
+    console_port: Port = Field(default=8090, description="port of the console; 0 takes a free one")
+    console_password: SecretStr | None = Field(
+        default=None, description="asked for by the console; required beyond loopback"
+    )
+    console_read_only: bool = Field(default=False, description="the console shows, and changes nothing")
     traces: bool = Field(
         default=False, description="trace with OpenTelemetry (the extra `otel`), set by its own variables"
     )
@@ -222,14 +122,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _EnvironmentAndFiles(settings_cls)
+        return init_settings, EnvironmentAndFiles(settings_cls)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
             raise ValueError("OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be set together")
         if self.amqp_cert_file and self.amqp_key_file:
-            _check_key(self.amqp_cert_file, self.amqp_key_file)
+            check_client_certificate(self.amqp_cert_file, self.amqp_key_file)
         for name in ("mc_auth_url", "mc_rest_url"):
             url = urlsplit(getattr(self, name) or "")
             if url.scheme == "http" and url.hostname not in LOOPBACK and not self.mc_insecure_http:
@@ -265,7 +165,7 @@ class Settings(BaseSettings):
             path = environment().get(f"{variable(field)}_FILE")
             if not path:
                 return str(current)
-            return _read_file(path, variable(field)) or str(current)
+            return read_file(path, variable(field)) or str(current)
         except SettingsError:
             return str(current)
 
@@ -284,101 +184,23 @@ class Settings(BaseSettings):
             )
 
 
-class _EnvironmentAndFiles(PydanticBaseSettingsSource):
-    """The environment over `.env`, and for each variable a file named by `VARIABLE_FILE`."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # the whole mapping comes from __call__
-
-    def __call__(self) -> dict[str, Any]:
-        given = environment()
-        values: dict[str, Any] = {}
-        for field in self.settings_cls.model_fields:
-            value = _read(given, variable(field))
-            if value is not None:
-                values[field] = value
-        return values
-
-
-def environment() -> dict[str, str]:
-    """The process's environment, over what `.env` says."""
-    try:
-        from_file = dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else {}
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SettingsError(f"{ENV_FILE} must be a file that can be read: {why}") from None
-    # Of a value and its file, the environment's one wins whichever of the two it is.
-    below = {k: v for k, v in from_file.items() if v is not None and not _is_named(k, os.environ)}
-    return below | dict(os.environ)
-
-
-def _is_named(name: str, given: Mapping[str, str]) -> bool:
-    other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
-    return name in given or bool(given.get(other))
-
-
-def variable(field: str) -> str:
-    """The environment variable of a field."""
-    return PREFIX + field.upper()
-
-
-def _read(given: dict[str, str], name: str) -> str | None:
-    value = given.get(name)
-    path = "" if name.endswith("_FILE") else given.get(f"{name}_FILE", "")
-    if path and value:
-        raise SettingsError(f"{name} and {name}_FILE must not both be set: keep one of them")
-    if path:
-        return _read_file(path, name)
-    if value == "" and name != "OTT_ADMIN_PORT":
-        return None
-    return value
-
-
-def _read_file(path: str, name: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SettingsError(f"{name}_FILE must be a file that can be read: {why}") from None
-
-
 def load_settings(**overrides: Any) -> Settings:
     """Read and check all settings. Raises SettingsError: one line, no value of a secret."""
     try:
         settings = Settings(**overrides)
         settings._given_in_code = frozenset(overrides)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(explain(error)) from None
     return settings
 
 
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    return f"{variable(str(first['loc'][0]))} {_must_be(str(first['loc'][0]), first['type'], message)}"
-
-
-def _must_be(field: str, kind: str, message: str) -> str:
-    if message.startswith("must "):
-        return message
-    if kind in ("string_pattern_mismatch", "string_too_long"):
-        return f"must be {_SHAPES.get(field, 'another text')}"
-    words = {
-        "int_parsing": "a whole number",
-        "int_from_float": "a whole number",
-        "float_parsing": "a number",
-        "bool_parsing": "true or false",
-        "finite_number": "a finite number",
+def unknown_variables() -> dict[str, str | None]:
+    """Variables `OTT_…` that are no setting, each with the nearest setting's name or None (contract §7).
+    Raises SettingsError where `.env` cannot be read."""
+    known = {variable(field) for field in Settings.model_fields}
+    known |= {f"{name}_FILE" for name in known if not name.endswith("_FILE")}
+    strangers = {name for name in environment() if name.startswith(PREFIX)} - known - NOT_SETTINGS
+    return {
+        name: next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+        for name in sorted(strangers)
     }
-    if kind in words:
-        return f"must be {words[kind]}"
-    return "must be " + message.removeprefix("Input should be ")
-
-
-_SHAPES = {
-    "prefix": "letters, digits and . _ : - only, 122 at most",
-    "mc_subdomain": "the subdomain alone, such as mc563885gzs27c5t9-63k636ttgm",
-    "journal_max_age": "a number and one of Y M D h m s, such as 30D",
-}

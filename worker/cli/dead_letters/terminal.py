@@ -1,0 +1,63 @@
+"""What the commands say and ask on a terminal."""
+
+import contextlib
+import getpass
+import sys
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from worker.contract.platforms import SECRET_FIELDS
+from worker.dead_letters import replay as replaying
+from worker.errors import UsageError
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, progress: replaying.Progress) -> Iterator[None]:
+    """A progress bar on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total)
+        progress.tell = lambda: bar.update(task, completed=progress.done + progress.unfit)
+        yield
+
+
+def read_value(field: str) -> str:
+    """A value from standard input; a terminal is told what is wanted, and does not show a secret."""
+    if not sys.stdin.isatty():
+        return sys.stdin.read()
+    prompt = f"{field}: "
+    if field in SECRET_FIELDS:
+        return getpass.getpass(prompt, sys.stderr)
+    typer.echo(prompt, nl=False, err=True)
+    return sys.stdin.readline()
+
+
+def agreed(question: str) -> bool:
+    """Ask on the terminal, which need not be what standard input and output are."""
+    typer.echo(f"{question} [y/N]: ", nl=False, err=True)
+    try:
+        with contextlib.nullcontext(sys.stdin) if sys.stdin.isatty() else open("/dev/tty") as terminal:
+            answer = terminal.readline()
+    except OSError:
+        typer.echo(err=True)
+        raise UsageError("there is no terminal to ask on: give --yes") from None
+    if not answer:
+        raise typer.Abort
+    return answer.strip().lower() in ("y", "yes")
+
+
+def letters(count: int) -> str:
+    """`1 dead letter`, `2 dead letters`."""
+    return f"{count} dead letter{'' if count == 1 else 's'}"
+
+
+def say(text: str) -> None:
+    """A line of ours on standard error."""
+    typer.echo(f"ott-worker: {text}", err=True)

@@ -1,0 +1,164 @@
+"""What a setting must be: each check raises ValueError with a text that begins with "must" and never
+holds the value."""
+
+import base64
+import re
+import ssl
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
+
+from worker.settings.sources import variable
+
+
+def split_urls(text: str) -> list[str]:
+    """The broker's URLs in their order, from a list separated by commas. A comma inside a URL (a password may
+    hold one) separates nothing: only one before the next scheme does."""
+    parts = re.split(r"\s*,\s*(?=amqps?://)", text.strip().rstrip(", \t"))
+    return [part.strip() for part in parts]
+
+
+def parse_keys(text: str) -> dict[str, bytes]:
+    """Keys by their ids, the newest first, from `ID:KEY` separated by commas or line ends, each key 32
+    bytes in base64. Raises ValueError, whose text holds no key."""
+    keys: dict[str, bytes] = {}
+    for entry in filter(None, re.split(r"[,\s]+", text)):
+        name, _, encoded = entry.partition(":")
+        try:
+            key = base64.b64decode(encoded.replace("-", "+").replace("_", "/"), validate=True)
+        except ValueError:
+            key = b""
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name) or len(key) != 32 or name in keys:
+            raise ValueError("must be ID:KEY, the newest first, each id once and each KEY 32 bytes in base64")
+        keys[name] = key
+    return keys
+
+
+def check_client_certificate(certificate: Path, key: Path) -> None:
+    """The key belongs to the certificate and opens without a passphrase."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # or OpenSSL asks on the terminal
+    except OSError as error:
+        why = "it is not, or needs a passphrase" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ValueError(
+            f"OTT_AMQP_KEY_FILE must be the key of OTT_AMQP_CERT_FILE as a PEM file that can be read: {why}"
+        ) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem in one line: the variable and what it must be."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    return f"{variable(str(first['loc'][0]))} {_must_be(str(first['loc'][0]), first['type'], message)}"
+
+
+def _must_be(field: str, kind: str, message: str) -> str:
+    if message.startswith("must "):
+        return message
+    if kind in ("string_pattern_mismatch", "string_too_long"):
+        return f"must be {_SHAPES.get(field, 'another text')}"
+    words = {
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "float_parsing": "a number",
+        "bool_parsing": "true or false",
+        "finite_number": "a finite number",
+    }
+    if kind in words:
+        return f"must be {words[kind]}"
+    return "must be " + message.removeprefix("Input should be ")
+
+
+_SHAPES = {
+    "prefix": "letters, digits and . _ : - only, 122 at most",
+    "mc_subdomain": "the subdomain alone, such as mc563885gzs27c5t9-63k636ttgm",
+    "journal_max_age": "a number and one of Y M D h m s, such as 30D",
+}
+
+
+def _amqp_urls(value: SecretStr) -> SecretStr:
+    for url in split_urls(value.get_secret_value()):
+        parts = _parts(url)
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname or "," in parts.hostname:
+            raise ValueError("must be an amqp:// or amqps:// URL, or several separated by commas")
+        _check_port(parts)
+    return value
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # The text of this error quotes the URL, password included.
+        raise ValueError(
+            "must be a URL that can be read: check its host, and escape special characters"
+        ) from None
+
+
+def _check_port(parts: SplitResult) -> None:
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must be a URL whose port is a number up to 65535") from None
+
+
+def _http_url(value: str) -> str:
+    parts = _parts(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an https:// URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be a plain URL: no user, query or fragment")
+    _check_port(parts)
+    return value.rstrip("/")
+
+
+def _not_reserved(value: str) -> str:
+    if value.startswith("amq."):
+        raise ValueError("must not begin with amq., which RabbitMQ keeps for itself")
+    return value
+
+
+def _sealing_keys(value: SecretStr) -> SecretStr:
+    parse_keys(value.get_secret_value())
+    return value
+
+
+def _certificates(path: Path) -> Path:
+    # Checked at the start: at the first connection a wrong file would look like an outage.
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:
+        why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ValueError(f"must be a PEM file of certificates that can be read: {why}") from None
+    return path
+
+
+def _port_or_off(value: object) -> object:
+    return None if value == "" else value
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() or None if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+OptionalPort = Annotated[Port | None, BeforeValidator(_port_or_off)]
+AmqpUrls = Annotated[SecretStr, AfterValidator(_amqp_urls)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+AccountId = Annotated[str | None, BeforeValidator(_stripped)]
+Prefix = Annotated[
+    str,
+    # AMQP 0-9-1 allows exchange names of 127 characters, and the longest here is PREFIX.dead.
+    StringConstraints(pattern=r"^[A-Za-z0-9._:-]+$", max_length=122),
+    AfterValidator(_not_reserved),
+]
+Subdomain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)]
+Certificates = Annotated[Path, AfterValidator(_certificates)]
+SealingKeys = Annotated[SecretStr, AfterValidator(_sealing_keys)]
+Age = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[YMDhms]$")]

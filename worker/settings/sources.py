@@ -1,0 +1,74 @@
+"""Where values come from: the environment, a `.env` file below it, and for each variable the file that
+`VARIABLE_FILE` names (contract §7)."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic_settings import PydanticBaseSettingsSource
+
+from worker.errors import SettingsError
+
+PREFIX = "OTT_"
+ENV_FILE = ".env"
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+class EnvironmentAndFiles(PydanticBaseSettingsSource):
+    """All values that are given outside the code, by field. An empty value counts as not given."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the whole mapping comes from __call__
+
+    def __call__(self) -> dict[str, Any]:
+        given = environment()
+        values: dict[str, Any] = {}
+        for field in self.settings_cls.model_fields:
+            value = _read(given, variable(field))
+            if value is not None:
+                values[field] = value
+        return values
+
+
+def environment() -> dict[str, str]:
+    """The process's environment, over `.env`. Raises SettingsError where `.env` cannot be read."""
+    try:
+        from_file = dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsError(f"{ENV_FILE} must be a file that can be read: {why}") from None
+    # `.env` may say VARIABLE and the environment VARIABLE_FILE, or the other way round: the environment wins.
+    below = {k: v for k, v in from_file.items() if v is not None and not _is_named(k, os.environ)}
+    return below | dict(os.environ)
+
+
+def read_file(path: str, name: str) -> str:
+    """The text of a variable's file, without the line end. Raises SettingsError."""
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsError(f"{name}_FILE must be a file that can be read: {why}") from None
+
+
+def _is_named(name: str, given: Mapping[str, str]) -> bool:
+    other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
+    return name in given or bool(given.get(other))
+
+
+def _read(given: dict[str, str], name: str) -> str | None:
+    value = given.get(name)
+    path = "" if name.endswith("_FILE") else given.get(f"{name}_FILE", "")
+    if path and value:
+        raise SettingsError(f"{name} and {name}_FILE must not both be set: keep one of them")
+    if path:
+        return read_file(path, name)
+    if value == "" and name != "OTT_ADMIN_PORT":
+        return None
+    return value

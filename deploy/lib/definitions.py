@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker.broker.topology import REQUEST_KEY, Topology
+from worker.broker.topology import Topology
+from worker.contract.words import CONTROL_KEY, REQUEST_KEY
 from worker.settings import load_settings
 
 USERS = ("worker", "publisher", "operator", "provisioner")
@@ -46,10 +47,10 @@ def definitions(names: Topology, vhost: str, passwords: dict[str, str]) -> dict[
                 "vhost": vhost,
                 "user": f"{vhost}-{user}",
                 "exchange": names.entry,
-                "write": _exactly(REQUEST_KEY),
+                "write": _exactly(*keys),
                 "read": NOTHING,
             }
-            for user in ("publisher", "operator")
+            for user, keys in (("publisher", [REQUEST_KEY]), ("operator", [REQUEST_KEY, CONTROL_KEY]))
         ],
         "policies": [
             _policy(vhost, names.dead, "queues", DEAD_LETTERS),
@@ -64,10 +65,13 @@ def definitions(names: Topology, vhost: str, passwords: dict[str, str]) -> dict[
             _object(vhost, names.replies, names.replies_arguments()),
             _object(vhost, names.journal, names.journal_arguments(load_settings(prefix=names.prefix))),
             _object(vhost, names.requests, names.requests_arguments()),
+            _object(vhost, names.status, names.status_arguments()),
+            _object(vhost, names.control, names.control_arguments()),
         ],
         "bindings": [
             _binding(vhost, names.dead, names.dead, ""),
             _binding(vhost, names.entry, names.requests, REQUEST_KEY),
+            _binding(vhost, names.entry, names.control, CONTROL_KEY),
         ],
     }
 
@@ -78,17 +82,20 @@ def _rights(names: Topology) -> dict[str, Entry]:
     entry, dead, requests, replies, journal = (
         re.escape(name) for name in (names.entry, names.dead, names.requests, names.replies, names.journal)
     )
+    status, control = re.escape(names.status), re.escape(names.control)
     return {
         # With OTT_DECLARE=false. Replies go to queues that requests name: by the default exchange.
-        "worker": _right(write=_exactly(r"amq\.default", dead), read=_exactly(requests, journal)),
+        "worker": _right(write=_exactly(r"amq\.default", dead), read=_exactly(requests, journal, control)),
         # An upstream system, and `submit`: requests by the entry exchange, replies in queues of its own.
-        "publisher": _right(_exactly(own, jobs), _exactly(entry), _exactly(own, jobs, replies)),
-        # `dead-letters`, which keeps others out by a queue of that name, and `journal`.
-        "operator": _right(_exactly(rf"{dead}\.lock"), _exactly(entry), _exactly(dead, journal)),
+        "publisher": _right(_exactly(own, jobs), _exactly(entry), _exactly(own, jobs, replies, status)),
+        # `dead-letters`, which keeps others out by a queue of that name, `journal`, `status`, `pause`.
+        "operator": _right(
+            _exactly(rf"{dead}\.lock"), _exactly(entry), _exactly(dead, journal, status, control)
+        ),
         # Declares and binds, with OTT_DECLARE=true; to dead-letter from a queue asks for reading that queue.
         "provisioner": _right(
-            _exactly(entry, dead, requests, replies, journal),
-            _exactly(dead, requests),
+            _exactly(entry, dead, requests, replies, journal, status, control),
+            _exactly(dead, requests, control),
             _exactly(entry, dead, requests),
         ),
     }

@@ -32,7 +32,7 @@ async def test_without_the_right_to_declare_a_missing_object_is_named(
 ) -> None:
     with pytest.raises(TopologyError, match=f"^The exchange {prefix}.dead is missing: create it"):
         await topology.ensure(connection, make_settings(declare=False))
-    assert len(await topology.missing(connection, make_settings())) == 6
+    assert len(await topology.missing(connection, make_settings())) == 8
 
 
 async def test_without_a_journal_no_stream_is_declared(connection: Connection, make_settings: Make) -> None:

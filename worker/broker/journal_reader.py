@@ -92,7 +92,7 @@ class JournalReader:
         channel = await self._connection.channel()
         consumer = _Consumer(channel, prefetch)
         try:
-            with broker_errors("The journal could not be read"):
+            with broker_errors(f"The stream {self._stream} could not be read"):
                 await self._start(channel, consumer, prefetch, start)
                 yield consumer
         finally:
@@ -112,9 +112,16 @@ class JournalReader:
 @contextlib.asynccontextmanager
 async def open_journal(settings: Settings) -> AsyncIterator[JournalReader]:
     """A reader on a connection of its own. Raises BrokerUnreachable."""
-    connection = await connect(settings, "journal")
+    async with open_stream(settings, Topology(settings.prefix).journal) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def open_stream(settings: Settings, stream: str) -> AsyncIterator[JournalReader]:
+    """A reader of any stream, on a connection of its own. Raises BrokerUnreachable."""
+    connection = await connect(settings, stream.rpartition(".")[2])
     try:
-        yield JournalReader(connection, Topology(settings.prefix).journal)
+        yield JournalReader(connection, stream)
     finally:
         await connection.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 import aiormq.exceptions
 
 from worker.amqp.connection import Connection, broker_errors
-from worker.contract.words import REPLAY_KEY, REQUEST_KEY
+from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.settings import Settings
 
@@ -21,6 +21,10 @@ DELIVERY_LIMIT = 1000
 # Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean
 # unlimited on 4.x and loses messages on 3.10.
 NO_DELIVERY_LIMIT = 2**31 - 1
+# A stream is trimmed by whole segments, so small ones make an hour of records an hour.
+STATUS_AGE, STATUS_BYTES, STATUS_SEGMENT = "1h", 20_000_000, 500_000
+# Without an age: a pause stands until somebody ends it.
+CONTROL_BYTES, CONTROL_SEGMENT = 20_000_000, 2_000_000
 
 Arguments = dict[str, Any]
 
@@ -53,9 +57,17 @@ class Topology:
         return f"{self.prefix}.journal"
 
     @property
+    def status(self) -> str:
+        return f"{self.prefix}.status"
+
+    @property
+    def control(self) -> str:
+        return f"{self.prefix}.control"
+
+    @property
     def own_queues(self) -> frozenset[str]:
         """Queues that a `reply_to` may not name (contract §4)."""
-        return frozenset({self.requests, self.replies, self.dead, self.journal})
+        return frozenset({self.requests, self.replies, self.dead, self.journal, self.status, self.control})
 
     def requests_arguments(self) -> Arguments:
         return {
@@ -85,6 +97,26 @@ class Topology:
             "x-stream-max-segment-size-bytes": _segment_size(settings.journal_max_bytes),
         }
 
+    def status_arguments(self) -> Arguments:
+        return {
+            "x-queue-type": "stream",
+            "x-max-age": STATUS_AGE,
+            "x-max-length-bytes": STATUS_BYTES,
+            "x-stream-max-segment-size-bytes": STATUS_SEGMENT,
+        }
+
+    def control_arguments(self) -> Arguments:
+        return {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": CONTROL_BYTES,
+            "x-stream-max-segment-size-bytes": CONTROL_SEGMENT,
+        }
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """The steps without which a worker works all the same: it only tells nobody, and takes no orders."""
+        return frozenset({f"stream {self.status}", f"stream {self.control}", f"binding of {self.control}"})
+
 
 def _segment_size(max_bytes: int) -> int:
     # A stream is trimmed by whole segments, so the limit holds only if several fit into it.
@@ -104,19 +136,22 @@ async def ensure(connection: Connection, settings: Settings) -> None:
             await _try(connection, name, step)
         except _Differs:
             # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
-            if name != f"stream {names.journal}":
+            if not name.startswith("stream "):
+                raise
+        except TopologyError:
+            if name not in names.optional:
                 raise
 
 
 async def missing(connection: Connection, settings: Settings) -> list[str]:
     """The objects that are not there and that the worker would declare; changes nothing. Raises
     TopologyError where one is missing and `OTT_DECLARE=false`, or BrokerUnreachable."""
-    names = []
-    for name, step in _steps(Topology(settings.prefix), settings, passive=True):
+    objects, names = Topology(settings.prefix), []
+    for name, step in _steps(objects, settings, passive=True):
         try:
             await _try(connection, name, step)
         except TopologyError:
-            if not settings.declare:
+            if not settings.declare and name not in objects.optional:
                 raise
             names.append(name)
     return names
@@ -128,7 +163,7 @@ async def delete(connection: Connection, settings: Settings) -> None:
     channel = await connection.channel()
     with broker_errors(f"{names.prefix} could not be deleted"):
         async with asyncio.timeout(DECLARE_TIMEOUT):
-            for queue in (names.requests, names.replies, names.dead, names.journal):
+            for queue in names.own_queues:
                 await channel.queue_delete(queue)
             for exchange in (names.entry, names.dead):
                 await channel.exchange_delete(exchange)
@@ -162,6 +197,13 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[
     steps += [exchange(names.entry, "topic"), queue(names.requests, names.requests_arguments())]
     if not passive:
         steps += [binding(names.requests, names.entry, key) for key in (REQUEST_KEY, REPLAY_KEY)]
+    for stream, arguments in (
+        (names.status, names.status_arguments()),
+        (names.control, names.control_arguments()),
+    ):
+        steps.append((f"stream {stream}", queue(stream, arguments)[1]))
+    if not passive:
+        steps.append(binding(names.control, names.entry, CONTROL_KEY))
     return steps
 
 

@@ -6,9 +6,10 @@ from typing import Final, Literal
 Status = Literal["registered", "rejected", "failed", "superseded"]
 Reason = Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"]
 
-# Routing keys of the entry exchange. A message is believed to come from an operator on `replay` alone.
+# Routing keys of the entry exchange. A request is believed to come from an operator on `replay` alone.
 REQUEST_KEY: Final = "request"
 REPLAY_KEY: Final = "replay"
+CONTROL_KEY: Final = "control"  # reaches the control stream
 
 # Headers of a request.
 ACCOUNT_HEADER: Final = "x-ott-account-id"

@@ -1,0 +1,164 @@
+"""The streams by which workers tell what they do and operators order (contract §9)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+
+import aio_pika
+import pytest
+
+from tests.rig import until
+from worker.amqp.connection import connect
+from worker.broker import topology
+from worker.broker.control_stream import publish_order, read_orders, read_pause
+from worker.broker.status_stream import STEP, StatusPublisher, read_workers
+from worker.contract.control import Order
+from worker.contract.status import SILENT_AFTER, GateStatus, WorkerStatus
+from worker.errors import TopologyError
+from worker.settings import Settings
+
+Make = Callable[..., Settings]
+
+
+def status(worker: str = "host:1:2026-11-23T12:00:00Z", **more: object) -> WorkerStatus:
+    given = {
+        "version": "1.1.0",
+        "at": datetime.now(UTC),
+        "state": "active",
+        "gate": GateStatus(state="open"),
+        "in_flight": 3,
+        "rate_per_second": 1.5,
+        "reconnects": 0,
+    }
+    return WorkerStatus.model_validate({"worker": worker, **given, **more})
+
+
+@pytest.fixture
+async def settings(make_settings: Make) -> AsyncIterator[Settings]:
+    made = make_settings()
+    connection = await connect(made, "test")
+    await topology.ensure(connection, made)
+    yield made
+    await connection.close()
+
+
+async def publish(settings: Settings, *records: WorkerStatus) -> None:
+    connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        for record in records:
+            message = aio_pika.Message(record.to_json())
+            await channel.default_exchange.publish(message, f"{settings.prefix}.status")
+
+
+async def test_an_empty_status_stream_tells_of_no_worker(settings: Settings) -> None:
+    assert await read_workers(settings) == []
+
+
+async def test_the_newest_record_of_each_worker_counts(settings: Settings) -> None:
+    await publish(settings, status("a"), status("b"), status("a", in_flight=7))
+    assert [(each.worker, each.in_flight) for each in await read_workers(settings)] == [("a", 7), ("b", 3)]
+
+
+async def test_a_worker_that_has_fallen_silent_is_left_out(settings: Settings) -> None:
+    long_ago = datetime.now(UTC) - SILENT_AFTER - timedelta(seconds=1)
+    await publish(settings, status("gone", at=long_ago), status("alive"))
+    assert [each.worker for each in await read_workers(settings)] == ["alive"]
+
+
+async def test_a_worker_is_found_behind_many_records_of_another_one(settings: Settings) -> None:
+    await publish(settings, status("quiet"), *(status("busy", in_flight=i) for i in range(STEP * 2)))
+    assert [(each.worker, each.in_flight) for each in await read_workers(settings)] == [
+        ("busy", STEP * 2 - 1),
+        ("quiet", 3),
+    ]
+
+
+async def test_what_is_no_status_does_not_disturb_the_reader(settings: Settings) -> None:
+    connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        for body in (b"\xff", b"[]", b'{"worker": "x"}'):
+            await channel.default_exchange.publish(aio_pika.Message(body), f"{settings.prefix}.status")
+    await publish(settings, status("alive"))
+    assert [each.worker for each in await read_workers(settings)] == ["alive"]
+
+
+async def test_a_change_is_published_at_once(settings: Settings) -> None:
+    in_flight = 1
+    publisher = StatusPublisher(settings, lambda: status("alive", in_flight=in_flight))
+    task = asyncio.create_task(publisher.run())
+    try:
+        await until(lambda: _in_flight(settings, 1), "the first record")
+        in_flight = 2
+        publisher.changed()
+        async with asyncio.timeout(4):  # less than the interval between records
+            await until(lambda: _in_flight(settings, 2), "the record of the change")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _in_flight(settings: Settings, count: int) -> bool:
+    return [each.in_flight for each in await read_workers(settings)] == [count]
+
+
+async def test_a_missing_status_stream_disturbs_no_publisher(make_settings: Make) -> None:
+    publisher = StatusPublisher(make_settings(), status)
+    task = asyncio.create_task(publisher.run())
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    with pytest.raises(TopologyError, match="status is missing"):
+        await read_workers(make_settings())
+
+
+def test_a_status_has_the_names_of_the_contract() -> None:
+    document = json.loads(status().to_json())
+    assert list(document) == [
+        "worker",
+        "version",
+        "at",
+        "state",
+        "partitions",
+        "gate",
+        "paused",
+        "inFlight",
+        "ratePerSecond",
+        "reconnects",
+    ]
+    assert document["partitions"] == []
+    assert document["gate"] == {"state": "open", "why": None, "since": None}
+
+
+async def test_without_an_order_nothing_is_paused(settings: Settings) -> None:
+    assert await read_orders(settings) == []
+    assert await read_pause(settings) is None
+
+
+async def test_the_last_pause_or_resume_stands_whatever_is_recorded_after_it(settings: Settings) -> None:
+    await publish_order(settings, Order.now("pause", "rotating secrets", by="ann@host"))
+    await publish_order(settings, Order.now("replayed", "mended", by="bob@host", count=3))
+    pause = await read_pause(settings)
+    assert pause is not None
+    assert (pause.by, pause.why) == ("ann@host", "rotating secrets")
+    await publish_order(settings, Order.now("resume", ""))
+    assert await read_pause(settings) is None
+    assert [(order.order, order.count) for order in await read_orders(settings)] == [
+        ("pause", None),
+        ("replayed", 3),
+        ("resume", None),
+    ]
+
+
+async def test_an_order_without_a_control_stream_says_what_to_do(make_settings: Make) -> None:
+    with pytest.raises(TopologyError, match=r"Nothing takes orders: .* Start a worker once"):
+        await publish_order(make_settings(), Order.now("pause", "why"))
+
+
+def test_an_order_has_the_names_of_the_contract() -> None:
+    document = json.loads(Order.now("pause", "why", by="ann@host").to_json())
+    assert list(document) == ["order", "by", "why", "at"]
+    assert json.loads(Order.now("discarded", "why", count=2).to_json())["count"] == 2

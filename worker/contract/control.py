@@ -1,0 +1,62 @@
+"""What operators order and what they changed (contract §9, §11): the messages of PREFIX.control."""
+
+import getpass
+import socket
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+OrderKind = Literal["pause", "resume", "replayed", "discarded"]
+
+
+class Order(BaseModel):
+    """One message. `pause` and `resume` are obeyed; `replayed` and `discarded` are the audit trail."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    order: OrderKind
+    by: str = Field(description="user@host of the person who gave it.")
+    why: str = Field(default="", description="The reason that was given.")
+    at: AwareDatetime
+    count: int | None = Field(default=None, description="Dead letters that were replayed or discarded.")
+
+    @classmethod
+    def now(cls, order: OrderKind, why: str, *, by: str | None = None, count: int | None = None) -> Self:
+        """An order of this moment, by the person at this terminal unless `by` names another."""
+        return cls(order=order, by=by or whoami(), why=why, at=datetime.now(UTC), count=count)
+
+    def to_json(self) -> bytes:
+        """The body of its message."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class Pause(BaseModel):
+    """A pause by order, as the workers tell it."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    by: str
+    why: str
+    since: AwareDatetime
+
+
+def standing_pause(orders: Iterable[Order]) -> Pause | None:
+    """The pause that stands after these orders, the oldest first: the last `pause` or `resume` decides."""
+    pause = None
+    for order in orders:
+        if order.order == "pause":
+            pause = Pause(by=order.by, why=order.why, since=order.at)
+        elif order.order == "resume":
+            pause = None
+    return pause
+
+
+def whoami() -> str:
+    """user@host of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,52 @@
+"""What a worker says about itself (contract §9): messages of PREFIX.status."""
+
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from worker.contract.control import Pause
+
+STATUS_INTERVAL: Final = 5.0  # seconds between two records of a worker, at most
+SILENT_AFTER: Final = timedelta(seconds=3 * STATUS_INTERVAL)
+
+WorkerState = Literal["active", "standby", "draining"]
+GateState = Literal["open", "closed", "opening"]
+
+
+class GateStatus(BaseModel):
+    """The gate to Marketing Cloud (contract §6). `why` and `since` are null while it is open."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    state: GateState
+    why: str | None = None
+    since: AwareDatetime | None = None
+
+
+class WorkerStatus(BaseModel):
+    """One record of one worker. It holds no secret."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, hide_input_in_errors=True
+    )
+
+    worker: str = Field(description="host:pid:start")
+    version: str
+    at: AwareDatetime
+    state: WorkerState
+    partitions: list[int] = Field(default=[], description="Those it is the active consumer of; none without.")
+    gate: GateStatus
+    paused: Pause | None = Field(default=None, description="The pause that was ordered, while it stands.")
+    in_flight: int = Field(description="Requests that were delivered and are not settled.")
+    rate_per_second: float = Field(description="Requests settled a second, lately.")
+    reconnects: int = Field(description="Times that the consuming connection was opened again.")
+
+    def is_silent(self, now: datetime) -> bool:
+        """Whether the worker should have said something since: it has ended, or is cut off."""
+        return now - self.at > SILENT_AFTER
+
+    def to_json(self) -> bytes:
+        """The body of its message."""
+        return self.model_dump_json(by_alias=True).encode()

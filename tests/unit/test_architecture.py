@@ -16,7 +16,7 @@ FLOORS = [
     {"pipeline"},
     {"broker", "marketing_cloud"},
     {"amqp"},
-    {"contract", "events"},
+    {"contract", "events", "backoff"},
     {"settings"},
     {"errors"},
 ]

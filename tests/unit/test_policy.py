@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from worker.contract.registration import FieldError
 from worker.marketing_cloud.answer import Answer, read_answer, without
-from worker.pipeline.policy import Verdict, backoff, exhausted, judge, outcome
+from worker.pipeline.policy import Verdict, exhausted, judge, outcome, retry_wait
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -55,15 +55,15 @@ def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000() -
 
 
 @given(
-    retries=st.integers(0, 10_000),
+    failures=st.integers(0, 10_000),
     base=st.floats(0.001, 1000),
     hint=st.none() | st.floats(0, 1e12),
     remaining=st.floats(-10, 1e6),
 )
-def test_a_backoff_stays_within_the_budget_and_honours_the_hint(
-    retries: int, base: float, hint: float | None, remaining: float
+def test_the_wait_before_a_retry_stays_within_the_budget_and_honours_the_hint(
+    failures: int, base: float, hint: float | None, remaining: float
 ) -> None:
-    wait = backoff(retries, base, hint, remaining)
+    wait = retry_wait(failures, base, hint, remaining)
     assert 0 <= wait <= max(remaining, 0)
     assert wait >= min(hint or 0, max(remaining, 0))
 

@@ -77,7 +77,7 @@ class Forwarder:
 
         def wait(state: RetryCallState) -> float:
             hint = latest.answer.retry_after
-            return policy.backoff(state.attempt_number - 1, settings.retry_base, hint, remaining())
+            return policy.retry_wait(state.attempt_number, settings.retry_base, hint, remaining())
 
         def spent(_: RetryCallState) -> bool:
             return request.attempts >= settings.retry_attempts or remaining() <= 0

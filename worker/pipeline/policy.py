@@ -1,8 +1,8 @@
 """What an answer of Marketing Cloud means (contract §6): pure decisions, no clock and no I/O."""
 
-import random
 from enum import Enum, auto
 
+from worker.backoff import backoff
 from worker.contract.words import GENERIC, Reason, Status
 from worker.marketing_cloud.answer import Answer
 from worker.pipeline.request import Outcome
@@ -96,8 +96,7 @@ def _outcome(status: Status, reason: Reason | None, answer: Answer) -> Outcome:
     )
 
 
-def backoff(retries: int, base: float, hint: float | None, remaining: float) -> float:
-    """Seconds to wait before the next call: exponential with full jitter, no less than Marketing Cloud's
-    hint, and no more than what remains of the budget."""
-    ceiling = min(LONGEST_BACKOFF, base * 2 ** min(retries, 30))
-    return min(max(random.uniform(0, ceiling), hint or 0.0), max(remaining, 0.0))  # noqa: S311
+def retry_wait(failures: int, base: float, hint: float | None, remaining: float) -> float:
+    """Seconds to wait before the next call: the back-off, no less than Marketing Cloud's hint, and no more
+    than what remains of the budget."""
+    return min(max(backoff(failures, base, LONGEST_BACKOFF), hint or 0.0), max(remaining, 0.0))

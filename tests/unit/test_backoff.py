@@ -1,0 +1,15 @@
+"""The back-off: exponential, with full jitter, and never above its longest wait."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.backoff import backoff, ceiling
+
+
+def test_the_ceiling_doubles_with_each_failure_up_to_the_longest_wait() -> None:
+    assert [ceiling(failures, 0.5, 30) for failures in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+@given(failures=st.integers(0, 10**6), first=st.floats(0.001, 1000), longest=st.floats(0.001, 1000))
+def test_a_wait_lies_between_nothing_and_the_ceiling(failures: int, first: float, longest: float) -> None:
+    assert 0 <= backoff(failures, first, longest) <= min(longest, ceiling(failures, first, longest))

@@ -124,6 +124,15 @@ class EventListener:
     def gate_opened(self, seconds: float) -> None:
         """The outage is over, after so many seconds."""
 
+    def paused(self, by: str, why: str) -> None:
+        """An operator ordered a pause: no calls, and the deliveries go back."""
+
+    def resumed(self) -> None:
+        """The pause that was ordered is over."""
+
+    def control_unreadable(self, why: str) -> None:
+        """The orders could not be read; the last ones known stand."""
+
     def settled(self, outcome: Settled, seconds: float) -> None:
         """A request has left the requests queue, so many seconds after it came."""
 

@@ -4,10 +4,10 @@ import asyncio
 import time
 from typing import Self
 
-from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
+from worker.broker.control_stream import StandingOrders
 from worker.broker.depths import QueueDepths
 from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
@@ -33,7 +33,7 @@ class Service:
         self.settings = settings
         self.started_at = time.monotonic()
         self.publisher = Publisher(settings, events, topology.ensure)
-        self.depths = QueueDepths(names, self._consuming_connection)
+        self.depths = QueueDepths(names, lambda: self.intake.connection)
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
         self.gate = Gate(settings.gate_after, settings.retry_base, events)
@@ -44,7 +44,8 @@ class Service:
         self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
         journal = Journal(self.publisher, names, self._clock) if settings.journal else None
         self._settler = Settler(self.publisher, journal, names, Seals(settings), events, tracing)
-        self.intake = Intake(settings, self._journeys, self._history.prepare, events)
+        self.orders = StandingOrders(settings, events)
+        self.intake = Intake(settings, self._journeys, self._history.prepare, self.orders, events)
 
     async def __aenter__(self) -> Self:
         self.publisher.start()
@@ -69,10 +70,6 @@ class Service:
     def stop(self) -> None:
         """Drain: finish what is under way, give the rest back, and let `run` return."""
         self.intake.stop()
-
-    def _consuming_connection(self) -> Connection | None:
-        subscription = self.intake.subscription
-        return None if subscription is None else subscription.connection
 
     def _journeys(self, subscription: Subscription) -> Journeys:
         return Journeys(

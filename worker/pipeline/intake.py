@@ -1,10 +1,10 @@
 """Taking requests from the queue, subscription after subscription (contract §2, §5, §6).
 
-A subscription ends because the connection is lost, because deliveries have been held for too long, or
-because the worker is told to stop. In each case the unsettled deliveries are the broker's again before
-the next one begins, and in their order. For that, each subscription takes as many as the one before
-could hold: a quorum queue serves what was returned first, and puts what is returned again behind it,
-so giving back only a part of it would let the newer overtake the older.
+A subscription ends because the connection is lost, because deliveries have been held for too long, because
+an operator orders a pause (contract §9), or because the worker is told to stop. In each case the unsettled
+deliveries are the broker's again before the next one begins, and in their order. For that, each subscription
+takes as many as the one before could hold: a quorum queue serves what was returned first, and puts what is
+returned again behind it, so giving back only a part of it would let the newer overtake the older.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.broker import topology
+from worker.broker.control_stream import StandingOrders
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
@@ -24,6 +25,7 @@ from worker.settings import Settings
 RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
 POLL_INTERVAL = 0.1  # seconds between looks at what is held
 HELD = "held for too long"
+PAUSED = "paused by order"
 DEFECT_PAUSE = 1.0  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
@@ -36,9 +38,11 @@ class Intake:
         settings: Settings,
         journeys: Callable[[Subscription], Journeys],
         prepare: Callable[[], Awaitable[None]],
+        orders: StandingOrders,
         events: EventListener,
     ) -> None:
         self._settings = settings
+        self._orders = orders
         self._journeys_for = journeys
         self._prepare = prepare
         self._events = events
@@ -46,8 +50,15 @@ class Intake:
         self._stopping = asyncio.Event()
         self._returned = 0  # times that deliveries were held for too long
         self._spent: dict[tuple[str, int], int] = {}  # attempts of what this worker gave back
+        self._connection: Connection | None = None
         self._subscription: Subscription | None = None
         self._journeys: Journeys | None = None
+
+    @property
+    def connection(self) -> Connection | None:
+        """The consuming connection, while it is open: also during a pause, when there is no subscription."""
+        current = self._connection
+        return current if current is not None and current.is_open else None
 
     @property
     def subscription(self) -> Subscription | None:
@@ -72,7 +83,7 @@ class Intake:
         while not self._stopping.is_set():
             connection = None
             try:
-                connection = await connect(self._settings, "consumer")
+                connection = self._connection = await connect(self._settings, "consumer")
                 self._events.consumer_connected()
                 await topology.ensure(connection, self._settings)
                 started = True
@@ -92,9 +103,23 @@ class Intake:
 
     async def _consume_on(self, connection: Connection) -> None:
         """Subscribe on one connection, over and over, while nothing but our own wish ends it."""
-        while connection.is_open and not self._stopping.is_set():
-            if not await self._consume(connection):
-                return
+        async with self._orders.followed(connection):
+            while connection.is_open and not self._stopping.is_set():
+                if self._orders.pause is not None:
+                    await self._until_resumed(connection)
+                elif not await self._consume(connection):
+                    return
+
+    async def _until_resumed(self, connection: Connection) -> None:
+        """Wait until the pause ends, the worker is to stop, or the connection is lost."""
+        ends: list[asyncio.Future[object]] = [
+            asyncio.ensure_future(self._orders.until_resumed()),
+            asyncio.ensure_future(self._stopping.wait()),
+        ]
+        connection.lost.add_done_callback(lambda _: ends[0].cancel())
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
 
     async def _consume(self, connection: Connection) -> bool:
         """One subscription. True where the next one may follow on the same connection."""
@@ -102,7 +127,7 @@ class Intake:
         subscription = self._subscription = Subscription(connection, self._queue, prefetch)
         journeys = self._journeys = self._journeys_for(subscription)
         journeys.own_requeues, journeys.spent = self._returned, self._spent
-        watch = _Watch(self._settings, subscription, journeys, self._stopping)
+        watch = _Watch(self._settings, subscription, journeys, self._orders, self._stopping)
         door = _ActivationBarrier(self._prepare, journeys.begin, self._events)
 
         def arrived(delivery: Delivery) -> None:
@@ -117,7 +142,7 @@ class Intake:
                 self._events.stale_deliveries(watch.unsettled)
                 self._events.subscription_ended(why)
                 return False
-            self._returned += why == HELD
+            self._returned += why in (HELD, PAUSED)
             self._spent = journeys.attempts
             door.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
@@ -178,8 +203,14 @@ class _Watch:
     """Watches one subscription for a reason to end it."""
 
     def __init__(
-        self, settings: Settings, subscription: Subscription, journeys: Journeys, stopping: asyncio.Event
+        self,
+        settings: Settings,
+        subscription: Subscription,
+        journeys: Journeys,
+        orders: StandingOrders,
+        stopping: asyncio.Event,
     ) -> None:
+        self._orders = orders
         self._hold_limit = settings.hold_limit
         self._subscription = subscription
         self._journeys = journeys
@@ -204,6 +235,8 @@ class _Watch:
     def _reason(self) -> str:
         if self._stopping.is_set():
             return "stopping"
+        if self._orders.pause is not None:
+            return PAUSED
         if self._journeys.failed.is_set():
             return "a journey failed"
         oldest = self._subscription.oldest

@@ -16,6 +16,7 @@ ALLOWED = frozenset(
     {
         "account",
         "attempts",
+        "by",
         "count",
         "error",
         "event",
@@ -167,6 +168,16 @@ class Log(EventListener):
 
     def gate_opened(self, seconds: float) -> None:
         self._log.info("resumed: Marketing Cloud is available", seconds=round(seconds, 3))
+
+    def paused(self, by: str, why: str) -> None:
+        self._log.warning("paused by order: no calls until somebody resumes", by=by, why=why)
+
+    def resumed(self) -> None:
+        self._log.info("resumed by order")
+
+    def control_unreadable(self, why: str) -> None:
+        if not self._goes_on("orders cannot be read", why):
+            self._log.warning("orders cannot be read: pause and resume do not reach this worker", why=why)
 
     def journal_unreadable(self, why: str) -> None:
         if not self._goes_on("the journal cannot be read", why):

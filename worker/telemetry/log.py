@@ -9,7 +9,8 @@ from typing import Any
 
 import structlog
 
-from worker.events import EventListener, Settled, TokenResult
+from worker.contract.settlement import Settlement
+from worker.events import EventListener, TokenResult
 from worker.settings import Settings
 
 ALLOWED = frozenset(
@@ -189,17 +190,17 @@ class Log(EventListener):
     def draining(self) -> None:
         self._log.info("draining")
 
-    def settled(self, outcome: Settled, seconds: float) -> None:
+    def settled(self, settlement: Settlement, seconds: float) -> None:
         if self._debug:
             self._log.debug(
                 "settled",
-                request_id=outcome.request_id,
-                status=outcome.status,
-                reason=outcome.reason,
-                platform=outcome.platform,
-                resource_id=outcome.resource_id,
-                account=outcome.account,
-                attempts=outcome.attempts,
-                http_status=outcome.http_status,
+                request_id=settlement.request_id,
+                status=settlement.status,
+                reason=settlement.reason,
+                platform=settlement.platform,
+                resource_id=settlement.resource_id,
+                account=settlement.account,
+                attempts=settlement.attempts,
+                http_status=settlement.http_status,
                 seconds=round(seconds, 6),
             )

@@ -37,12 +37,12 @@ class JournalRecord(BaseModel):
     received_at: datetime
     completed_at: datetime
     superseded_by: str | None
-    replay: bool = Field(default=False, description="Whether the request was a replay of a dead letter.")
+    replay: bool = Field(description="Whether the request was a replay of a dead letter.")
 
 
 def journal_record(settlement: Settlement) -> dict[str, Any]:
-    """The record as it is written: `replay` stands in those of replays alone."""
-    record: dict[str, Any] = {
+    """The record as it is written."""
+    return {
         "id": settlement.request_id,
         "status": settlement.status,
         "reason": settlement.reason,
@@ -56,10 +56,8 @@ def journal_record(settlement: Settlement) -> dict[str, Any]:
         "receivedAt": text_of(settlement.received_at),
         "completedAt": text_of(settlement.completed_at),
         "supersededBy": settlement.superseded_by,
+        "replay": settlement.is_replay,
     }
-    if settlement.is_replay:
-        record["replay"] = True
-    return record
 
 
 def _messages(errors: Iterable[FieldError]) -> list[str]:

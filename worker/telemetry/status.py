@@ -10,8 +10,9 @@ from importlib import metadata
 from typing import Self
 
 from worker.broker.status_stream import StatusPublisher
+from worker.contract.settlement import Settlement
 from worker.contract.status import GateStatus, WorkerState, WorkerStatus
-from worker.events import EventListener, Settled
+from worker.events import EventListener
 from worker.service import Service
 from worker.settings import Settings
 from worker.telemetry.state import PACKAGE, Phase
@@ -96,7 +97,7 @@ class StatusFeed(EventListener):
     def draining(self) -> None:
         self._changed()
 
-    def settled(self, outcome: Settled, seconds: float) -> None:
+    def settled(self, settlement: Settlement, seconds: float) -> None:
         self._settled += 1
 
 

@@ -44,13 +44,12 @@ def watch_settling() -> None:
     original = Settler.settle
 
     @functools.wraps(original)
-    async def settle(self: Settler, request: Any, outcome: Any, ack: Any) -> Any:
+    async def settle(self: Settler, request: Any, outcome: Any, ack: Any) -> None:
         began = time.monotonic()
-        settlement = await original(self, request, outcome, ack)
+        await original(self, request, outcome, ack)
         if spent["settled"] >= WARM:
             spent["settlings"] += 1
             spent["settling"] += time.monotonic() - began
-        return settlement
 
     Settler.settle = settle  # type: ignore[method-assign]
 

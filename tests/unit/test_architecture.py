@@ -11,6 +11,7 @@ ROOT = Path(worker.__file__).parent
 # From the journey's top down to the ground. A module may import its own floor and those below it.
 FLOORS = [
     {"cli", "__main__"},
+    {"console"},
     {"bulk", "dead_letters", "client", "sandbox", "telemetry"},
     {"service"},
     {"pipeline"},
@@ -25,7 +26,8 @@ LIBRARIES = {
     "aio_pika": {"amqp", "broker"},
     "aiormq": {"amqp", "broker"},
     "pamqp": {"amqp", "broker"},
-    "aiohttp": {"marketing_cloud", "sandbox", "telemetry"},
+    "aiohttp": {"console", "marketing_cloud", "sandbox", "telemetry"},
+    "jinja2": {"console"},
     "typer": {"cli"},
 }
 

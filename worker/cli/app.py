@@ -8,6 +8,7 @@ from typer._click.exceptions import ClickException
 
 from worker.cli import dead_letters, output
 from worker.cli.check import check
+from worker.cli.console import console
 from worker.cli.demo import demo
 from worker.cli.journal import journal
 from worker.cli.run import run
@@ -33,6 +34,7 @@ app.command()(sandbox)
 app.command()(schema)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(journal)
+app.command()(console)
 
 
 @app.callback()

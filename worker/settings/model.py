@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     console_password: SecretStr | None = Field(
         default=None, description="asked for by the console; required beyond loopback"
     )
+    console_allowed_hosts: str | None = Field(
+        default=None, description="further host names that the console answers to, separated by commas"
+    )
     console_read_only: bool = Field(default=False, description="the console shows, and changes nothing")
     traces: bool = Field(
         default=False, description="trace with OpenTelemetry (the extra `otel`), set by its own variables"

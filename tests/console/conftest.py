@@ -1,0 +1,50 @@
+"""A console on a free port, over a real broker."""
+
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import pytest
+
+from tests.rig import Rig
+from worker.console.server import Console
+from worker.settings import Settings
+
+JSON = {"Accept": "application/json"}
+
+StartConsole = Callable[..., "Running"]
+
+
+class Running:
+    """A console and a client for it, without cookies unless `session` is used again."""
+
+    def __init__(self, console: Console, session: aiohttp.ClientSession) -> None:
+        self.console = console
+        self.session = session
+
+    async def json(self, path: str) -> dict[str, object]:
+        async with self.session.get(path, headers=JSON) as response:
+            document = await response.json()
+            assert isinstance(document, dict)
+            return document
+
+    async def html(self, path: str) -> str:
+        async with self.session.get(path) as response:
+            return await response.text()
+
+
+@pytest.fixture
+async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
+    """`await start_console(**settings)` serves the broker objects of `rig`."""
+    started: list[Running] = []
+
+    async def start(**overrides: object) -> Running:
+        settings: Settings = rig.settings(console_port=0, **overrides)
+        console = await Console(settings).__aenter__()
+        running = Running(console, aiohttp.ClientSession(console.url))
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        await running.session.close()
+        await running.console.__aexit__(None, None, None)

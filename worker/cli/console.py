@@ -1,0 +1,30 @@
+"""`ott-worker console`."""
+
+import asyncio
+import signal
+
+import typer
+import uvloop
+
+from worker.console.server import Console
+from worker.settings import Settings, load_settings
+
+
+def console() -> None:
+    """Serve a web page for operators: workers, dead letters, the journal; replay, mend, discard, pause.
+
+    It listens on OTT_CONSOLE_HOST and OTT_CONSOLE_PORT; beyond loopback it wants OTT_CONSOLE_PASSWORD.
+
+    Example: OTT_CONSOLE_PORT=0 ott-worker console
+    """
+    uvloop.run(_serve(load_settings()))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Console(settings) as server:
+        typer.echo(server.url)
+        await stop.wait()

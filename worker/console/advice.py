@@ -1,0 +1,115 @@
+"""What to do next, in one sentence: decided from what the pages know."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from worker.console.broker_state import BrokerState
+from worker.console.letters import Group
+from worker.contract.status import WorkerStatus
+
+Level = Literal["good", "notice", "warning", "bad"]
+LONG_WAIT = 15 * 60  # seconds for the backlog
+
+_BY_REASON = {
+    "invalid": "The sender must fix them; mend a single one here, or discard them.",
+    "rejected": "Open one, read what Marketing Cloud turned down, mend it and replay it.",
+    "exhausted": "Their calls failed until the attempts were spent: replay one as a canary.",
+    "forbidden": "The business unit or a scope was refused: grant it, then replay one as a canary.",
+    "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must send less; discard them.",
+    "delivery_limit": "The worker died on them over and over: look at its log before you replay one.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """How things are (`headline`), what to do (`sentence`), and where, if it is on a page."""
+
+    level: Level
+    headline: str
+    sentence: str
+    link: str = ""
+    link_text: str = ""
+
+
+def advise(state: BrokerState, groups: Sequence[Group], trouble: str, *, is_known: bool) -> Advice:
+    """The most urgent thing. `trouble` is why the broker could not be asked, empty where it could; it has
+    not answered yet where the state is not known."""
+    if trouble:
+        return Advice("bad", "RabbitMQ cannot be asked", f"{trouble}. This page tries again by itself.")
+    if not is_known:
+        return Advice("notice", "Asking RabbitMQ", "The page fills when it answers.")
+    halt = _halt(state)
+    if halt is not None:
+        return halt
+    return _letters(groups) if groups else _backlog(state)
+
+
+def _halt(state: BrokerState) -> Advice | None:
+    """Why nothing is registered at present, if so."""
+    if not state.workers:
+        return _without_worker(state)
+    if pause := state.pause:
+        why = f": “{pause.why}”." if pause.why else "."
+        return Advice(
+            "warning", "Paused", f"{pause.by} paused the workers{why} Resume them when that is over."
+        )
+    closed = next((worker for worker in state.workers if worker.gate.state == "closed"), None)
+    if closed is not None:
+        return _outage(closed)
+    if all(worker.state == "draining" for worker in state.workers):
+        return Advice("warning", "Stopping", "Every worker drains and ends: start one, or wait for it.")
+    return None
+
+
+def _without_worker(state: BrokerState) -> Advice:
+    waiting = state.depths.get("requests", 0)
+    wait = f"{waiting:,} requests wait" if waiting else "Nothing waits"
+    return Advice("bad", "No worker runs", f"{wait}: start one with ott-worker run.")
+
+
+def _outage(worker: WorkerStatus) -> Advice:
+    why = worker.gate.why or "its calls fail"
+    return Advice(
+        "bad",
+        "Marketing Cloud does not answer",
+        f"{why}. Requests wait and none is lost; the worker goes on by itself when a call succeeds. "
+        "Where this lasts, run ott-worker check.",
+    )
+
+
+def _letters(groups: Sequence[Group]) -> Advice:
+    total, largest = sum(group.count for group in groups), groups[0]
+    headline = "1 dead letter" if total == 1 else f"{total:,} dead letters"
+    advice = _BY_REASON.get(largest.reason, "Open one to see why, then replay or discard it.")
+    most = "" if len(groups) == 1 else f"Most ({largest.count:,}) are {largest.reason}. "
+    return Advice(
+        "notice",
+        headline,
+        f"{most}{advice}",
+        f"/dead-letters?group={largest.key}",
+        "Open the largest group",
+    )
+
+
+def _backlog(state: BrokerState) -> Advice:
+    waiting, rate = state.depths.get("requests", 0), state.rate
+    if waiting and rate and waiting / rate > LONG_WAIT:
+        return Advice(
+            "notice",
+            f"{waiting:,} requests wait",
+            f"At {rate:,.0f} a second they take about {waiting / rate / 60:,.0f} minutes.",
+        )
+    return Advice("good", "All is well", "Nothing to do.")
+
+
+def how_long(since: datetime | None, now: datetime) -> str:
+    """A span for people: `12 s`, `3 min`, `5 h`, `2 d`."""
+    if since is None:
+        return "-"
+    seconds = max(0, int((now - since).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,204 @@
+"""The dead letters as the pages show them: a copy of the queue, its groups by cause, and filters.
+
+To look at a queue is to consume from it, while everybody else has to wait. So the pages show a copy. It is
+made anew only while somebody looks, when the queue's depth has changed or the copy is old, and never for
+more than a small share of the time.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from multidict import MultiMapping
+
+from worker.console.kept import Kept
+from worker.dead_letters.box import open_box
+from worker.dead_letters.letter import Letter
+from worker.dead_letters.selection import Selection, moment
+from worker.settings import Settings
+
+LEAST_LIFE = 2.0  # seconds that a copy stays good, at least
+SHARE = 10  # of the time, the part that is spent on looking, at most
+LONGEST_LIFE = 30.0  # seconds; a queue of the same depth may hold other letters by then
+BODIES_KEPT = 64_000_000  # bytes; what is beyond is looked for when its page is opened
+BREATH = 100  # letters between two pauses for other pages
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A letter in the copy. `letter` has lost its body where `is_whole` is false."""
+
+    letter: Letter
+    group: str
+    is_whole: bool
+
+
+@dataclass(slots=True)
+class Group:
+    """Letters of one cause. `first` and `last` are when they died, microseconds since the epoch."""
+
+    key: str
+    reason: str
+    error: str
+    platform: str | None
+    account: str | None
+    count: int = 0
+    first: int | None = None
+    last: int | None = None
+
+    def add(self, died: int | None) -> None:
+        """Count a letter."""
+        self.count += 1
+        if died is not None:
+            self.first = died if self.first is None else min(self.first, died)
+            self.last = died if self.last is None else max(self.last, died)
+
+
+def group_key(letter: Letter) -> str:
+    """The name of a letter's group in URLs: the same wherever and whenever it is made."""
+    cause = "\x00".join((letter.reason, letter.error, letter.platform or "", letter.account or ""))
+    return hashlib.sha256(cause.encode(errors="replace")).hexdigest()[:12]
+
+
+def groups_of(rows: Iterable[Row]) -> list[Group]:
+    """The groups, the largest first."""
+    groups: dict[str, Group] = {}
+    for row in rows:
+        letter = row.letter
+        group = groups.get(row.group)
+        if group is None:
+            group = groups[row.group] = Group(
+                row.group, letter.reason, letter.error, letter.platform, letter.account
+            )
+        group.add(letter.dead_at)
+    return sorted(groups.values(), key=lambda group: (-group.count, group.key))
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What the query of a URL asks for. `given` are its words, to make further URLs of."""
+
+    selection: Selection = field(default_factory=Selection)
+    group: str = ""
+    account: str = ""
+    error: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.given)
+
+    def apply(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows that match, in their order."""
+        wanted = self.error.casefold()
+        for row in rows:
+            letter = row.letter
+            if self.group and row.group != self.group:
+                continue
+            if self.account and letter.account != self.account:
+                continue
+            if wanted and wanted not in letter.error.casefold():
+                continue
+            if letter in self.selection:
+                yield row
+
+
+FILTERS = ("reason", "platform", "resource", "account", "error", "since", "until", "id", "group")
+
+
+def filter_of(query: "MultiMapping[str]") -> Filter:
+    """The filter that a query or a form names. Raises UsageError where a time is none."""
+    given = {name: value for name in FILTERS if (value := query.get(name, "").strip())}
+
+    def words(name: str) -> frozenset[str]:
+        return frozenset({given[name]} if name in given else ())
+
+    selection = Selection(
+        reasons=words("reason"),
+        platforms=words("platform"),
+        resources=words("resource"),
+        ids=words("id"),
+        since=moment(given.get("since"), "Since"),
+        until=moment(given.get("until"), "Until"),
+    )
+    return Filter(selection, given.get("group", ""), given.get("account", ""), given.get("error", ""), given)
+
+
+class LetterCopy:
+    """The copy of the dead letter queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._renewable_at = float("-inf")
+        self.rows: Kept[list[Row]] = Kept(self._read, [], LEAST_LIFE)
+        self.seen = 0
+        self.total = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the queue was looked through at least once."""
+        return self.rows.as_of is not None
+
+    def depth_is(self, depth: int | None) -> None:
+        """What the queue holds by now: the copy is renewed when it differs."""
+        if depth is not None and depth != len(self.rows.value) and time.monotonic() > self._renewable_at:
+            self.rows.expire()
+
+    async def find(self, request_id: str) -> Letter | None:
+        """The letter of a request, with its body. Raises WorkerError where it must be looked for in vain."""
+        row = next((row for row in reversed(self.rows.value) if row.letter.id == request_id), None)
+        if row is not None and row.is_whole:
+            return row.letter
+        if row is None and self.is_complete and not self.rows.trouble:
+            return None
+        selection = Selection(ids=frozenset({request_id}))
+        async with open_box(self._settings) as box, contextlib.aclosing(box.look(selection)) as letters:
+            return await anext(letters, None)
+
+    async def _read(self) -> list[Row]:
+        started = time.monotonic()
+        rows: list[Row] = []
+        kept = 0
+        async with open_box(self._settings) as box:
+            self.seen, self.total = 0, await box.depth()
+            async with contextlib.aclosing(box.look(Selection())) as letters:
+                async for letter in letters:
+                    size = len(letter.delivery.body)
+                    is_whole = kept + size <= BODIES_KEPT
+                    kept += size if is_whole else 0
+                    rows.append(Row(letter if is_whole else _bare(letter), group_key(letter), is_whole))
+                    self.seen += 1
+                    if self.seen % BREATH == 0:
+                        await asyncio.sleep(0)
+        now = time.monotonic()
+        self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
+        self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
+        return rows
+
+
+def _bare(letter: Letter) -> Letter:
+    return replace(letter, delivery=replace(letter.delivery, body=b""))
+
+
+def as_time(micros: int | None) -> datetime | None:
+    """A moment of a letter."""
+    return None if micros is None else datetime.fromtimestamp(micros / 1_000_000, UTC)
+
+
+def group_document(group: Group) -> dict[str, Any]:
+    """A group, as JSON."""
+    first, last = as_time(group.first), as_time(group.last)
+    return {
+        "group": group.key,
+        "reason": group.reason,
+        "error": group.error,
+        "ottPlatformName": group.platform,
+        "accountId": group.account,
+        "count": group.count,
+        "first": first and first.isoformat(),
+        "last": last and last.isoformat(),
+    }

@@ -1,0 +1,298 @@
+"""The pages to look at; each is JSON for those who ask for that (contract §11)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from aiohttp import web
+
+from worker.console.advice import advise
+from worker.console.broker_state import BrokerReader, BrokerState
+from worker.console.chart import STACK, chart_of
+from worker.console.journal_search import JournalSearch, Wanted
+from worker.console.kept import Kept, refreshed
+from worker.console.last_hour import LastHour, time_of
+from worker.console.letters import (
+    LetterCopy,
+    Row,
+    as_time,
+    filter_of,
+    group_document,
+    groups_of,
+)
+from worker.console.rendering import Renderer, wants_json
+from worker.contract.journal_record import JournalRecord
+from worker.contract.platforms import PLATFORMS
+from worker.dead_letters.view import view
+from worker.settings import Settings
+
+PAINT = 0.15  # seconds that a page waits for what is being read; the rest comes with the next refresh
+ANSWER = 30.0  # seconds that a script waits, which asks once
+STATE_LIFE = 1.0  # seconds
+PAGE_SIZE = 50
+CAUSES_SHOWN = 6
+# Records that another version wrote may lack a field.
+EMPTY_RECORD = dict.fromkeys((*(str(each.alias) for each in JournalRecord.model_fields.values()), "errors"))
+
+
+@dataclass(slots=True)
+class Sources:
+    """Everything that the pages are made of."""
+
+    settings: Settings
+    state: Kept[BrokerState] = field(init=False)
+    letters: LetterCopy = field(init=False)
+    last_hour: LastHour = field(init=False)
+    journal: JournalSearch = field(init=False)
+    _reader: BrokerReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = BrokerReader(self.settings)
+        self.state = Kept(self._reader.read, BrokerState(), STATE_LIFE)
+        self.letters = LetterCopy(self.settings)
+        self.last_hour = LastHour(self.settings)
+        self.journal = JournalSearch(self.settings)
+
+    async def look(self, request: web.Request) -> None:
+        """Make the broker's state and the copy of the letters as new as they should be; a browser is shown
+        what is there in time."""
+        patience = ANSWER if wants_json(request) else PAINT
+        await refreshed(patience, self.state)
+        self.letters.depth_is(self.state.value.depths.get("dead"))
+        await refreshed(patience, self.letters.rows)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.state.close()
+        await self.letters.rows.close()
+        await self.last_hour.close()
+        await self._reader.close()
+
+
+class Pages:
+    """The handlers."""
+
+    def __init__(self, sources: Sources, render: Renderer) -> None:
+        self._sources = sources
+        self._render = render
+
+    def routes(self) -> Iterable[web.AbstractRouteDef]:
+        """Where they are."""
+        return (
+            web.get("/", self.overview),
+            web.get("/dead-letters", self.dead_letters),
+            web.get("/dead-letters/{id:.+}", self.letter),
+            web.get("/journal", self.journal),
+            web.get("/resources/{platform}/{id:.+}", self.resource),
+            web.get("/audit", self.audit),
+        )
+
+    async def overview(self, request: web.Request) -> web.Response:
+        """The state of everything, and what to do next."""
+        sources = self._sources
+        sources.last_hour.look()
+        await sources.look(request)
+        now = datetime.now(UTC)
+        state, groups = sources.state.value, groups_of(sources.letters.rows.value)
+        advice = advise(state, groups, sources.state.trouble, is_known=sources.state.as_of is not None)
+        minutes = sources.last_hour.minutes(now)
+        latency = sources.last_hour.latency(now)
+        document = {
+            "prefix": sources.settings.prefix,
+            "asOf": sources.state.as_of,
+            "state": advice.headline,
+            "next": advice.sentence,
+            "workers": [worker.model_dump(mode="json", by_alias=True) for worker in state.workers],
+            "paused": state.pause and state.pause.model_dump(mode="json"),
+            "queues": state.depths,
+            "inFlight": state.in_flight,
+            "ratePerSecond": state.rate,
+            "latencySeconds": latency and {"median": latency.median, "p95": latency.p95},
+            "lastHour": [
+                {"at": at, **{status: counts.get(status, 0) for status in STACK}} for at, counts in minutes
+            ],
+            "deadLetters": [group_document(group) for group in groups],
+            "problems": [
+                text for text in (sources.state.trouble, *state.problems, sources.last_hour.trouble) if text
+            ],
+        }
+        return self._answer(
+            request,
+            "overview.html",
+            document,
+            advice=advice,
+            state=state,
+            groups=groups[:CAUSES_SHOWN],
+            more_groups=max(0, len(groups) - CAUSES_SHOWN),
+            chart=chart_of(minutes),
+            latency=latency,
+            last_hour=sources.last_hour,
+        )
+
+    async def dead_letters(self, request: web.Request) -> web.Response:
+        """Groups by cause, and the letters that match the filters, the newest first."""
+        wanted = filter_of(request.query)
+        await self._sources.look(request)
+        copy = self._sources.letters
+        matching = list(wanted.apply(copy.rows.value))
+        groups = groups_of(matching)
+        page = _page(request, len(matching))
+        shown = list(islice(reversed(matching), (page - 1) * PAGE_SIZE, page * PAGE_SIZE))
+        document = {
+            "asOf": copy.rows.as_of,
+            "total": len(copy.rows.value),
+            "matching": len(matching),
+            "page": page,
+            "pages": _pages(len(matching)),
+            "groups": [group_document(group) for group in groups],
+            "letters": [{**row.letter.summary(), "group": row.group} for row in shown],
+            "problem": copy.rows.trouble or None,
+        }
+        return self._answer(
+            request,
+            "dead_letters.html",
+            document,
+            wanted=wanted,
+            copy=copy,
+            matching=len(matching),
+            groups=groups,
+            rows=shown,
+            page=page,
+            pages=_pages(len(matching)),
+            **_choices(copy.rows.value),
+        )
+
+    async def letter(self, request: web.Request) -> web.Response:
+        """One dead letter: why it is one, what it holds, what else is known of its resource."""
+        await self._sources.look(request)
+        letter = await self._sources.letters.find(request.match_info["id"])
+        if letter is None:
+            return await self._gone(request)
+        document = view(letter, reveal=False)
+        same = [
+            row.letter
+            for row in self._sources.letters.rows.value
+            if letter.resource is not None and row.letter.resource == letter.resource
+        ]
+        return self._answer(
+            request,
+            "letter.html",
+            document,
+            letter=letter,
+            message=document,
+            same=len(same),
+            platform=PLATFORMS.get(letter.platform or ""),
+        )
+
+    async def _gone(self, request: web.Request) -> web.Response:
+        """The letter is not there any more: what became of its request?"""
+        request_id = request.match_info["id"]
+        found = await self._sources.journal.find(Wanted(id=request_id), PAGE_SIZE)
+        document = {"id": request_id, "problem": "No dead letter has this id.", "journal": found.records}
+        response = self._answer(
+            request, "letter_gone.html", document, request_id=request_id, events=_events(found.records)
+        )
+        response.set_status(404)
+        return response
+
+    async def journal(self, request: web.Request) -> web.Response:
+        """What became of requests, the newest first."""
+        given = {
+            name: value
+            for name in ("id", "resource", "platform", "account", "status", "reason")
+            if (value := request.query.get(name, "").strip())
+        }
+        before = request.query.get("before", "")
+        wanted = Wanted(**given, before=int(before) if before.isdecimal() else None)
+        await refreshed(PAINT, self._sources.state)
+        found = await self._sources.journal.find(wanted, PAGE_SIZE)
+        document = {
+            "records": found.records,
+            "backTo": found.back_to,
+            "isAll": found.is_all,
+        }
+        return self._answer(
+            request,
+            "journal.html",
+            document,
+            given=given,
+            found=found,
+            events=_events(found.records),
+            is_first=not before,
+        )
+
+    async def resource(self, request: web.Request) -> web.Response:
+        """One page or channel: what became of its requests, and which of them lie among the dead letters."""
+        platform, resource_id = request.match_info["platform"], request.match_info["id"]
+        account = request.query.get("account", "")
+        await self._sources.look(request)
+        found = await self._sources.journal.find(
+            Wanted(platform=platform, resource=resource_id, account=account), PAGE_SIZE
+        )
+        waiting = [
+            row.letter
+            for row in self._sources.letters.rows.value
+            if (row.letter.platform, row.letter.resource_id) == (platform, resource_id)
+            and (not account or row.letter.account == account)
+        ][::-1]
+        registered = next((r for r in found.records if r.get("status") == "registered"), None)
+        document = {
+            "ottPlatformName": platform,
+            "resourceId": resource_id,
+            "registered": registered,
+            "deadLetters": [letter.summary() for letter in waiting],
+            "journal": found.records,
+            "isAll": found.is_all,
+        }
+        return self._answer(
+            request,
+            "resource.html",
+            document,
+            platform=platform,
+            resource_id=resource_id,
+            waiting=waiting,
+            registered=registered and {"record": registered, "at": time_of(registered, "completedAt")},
+            events=_events(found.records),
+            found=found,
+        )
+
+    async def audit(self, request: web.Request) -> web.Response:
+        """Who changed what, and why; the newest first."""
+        await refreshed(ANSWER if wants_json(request) else PAINT, self._sources.state)
+        orders = self._sources.state.value.orders[::-1]
+        document = {"orders": [order.model_dump(mode="json", exclude_none=True) for order in orders]}
+        return self._answer(request, "audit.html", document, orders=orders[: 10 * PAGE_SIZE])
+
+    def _answer(
+        self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
+    ) -> web.Response:
+        sources = self._sources
+        dead = sources.state.value.depths.get("dead", len(sources.letters.rows.value))
+        return self._render.answer(
+            request, template, document, dead=dead, broker=sources.state, as_time=as_time, **values
+        )
+
+
+def _events(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], datetime | None]]:
+    return [({**EMPTY_RECORD, **record}, time_of(record, "completedAt")) for record in records]
+
+
+def _page(request: web.Request, matching: int) -> int:
+    text = request.query.get("page", "1")
+    number = int(text) if text.isdecimal() and len(text) < 10 else 1
+    return min(max(1, number), _pages(matching))
+
+
+def _pages(matching: int) -> int:
+    return max(1, -(-matching // PAGE_SIZE))
+
+
+def _choices(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What the filters can be set to."""
+    return {
+        "reasons": sorted({row.letter.reason for row in rows}),
+        "platforms": sorted({row.letter.platform for row in rows if row.letter.platform}),
+        "accounts": sorted({row.letter.account for row in rows if row.letter.account}),
+    }

@@ -1,0 +1,119 @@
+"""Pages out of templates, or the same as JSON (contract §11)."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import jinja2
+from aiohttp import web
+from markupsafe import Markup
+
+from worker.console.advice import how_long
+from worker.console.chart import HEIGHT, WIDTH
+from worker.console.session import SESSION
+from worker.settings import Settings
+
+THEME_COOKIE = "ott-theme"
+THEMES = ("auto", "light", "dark")
+PACKAGE = "ott-registration-worker"
+
+
+def wants_json(request: web.Request) -> bool:
+    """Whether the caller accepts JSON and says nothing of HTML."""
+    accept = request.headers.get("Accept", "")
+    return "application/json" in accept and "text/html" not in accept
+
+
+def theme_of(request: web.Request) -> str:
+    """The theme that this browser chose."""
+    theme = request.cookies.get(THEME_COOKIE, "")
+    return theme if theme in THEMES else THEMES[0]
+
+
+class Renderer:
+    """The templates, with everything that all of them need."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("worker.console"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {
+            "ago": _ago,
+            "number": _number,
+            "path": lambda text: quote(str(text), safe=""),
+            "query": _query,
+            "seconds": _seconds,
+            "span": lambda since: how_long(since, datetime.now(UTC)),
+        }
+        self._environment.globals |= {
+            "prefix": settings.prefix,
+            "read_only": settings.console_read_only,
+            "version": metadata.version(PACKAGE),
+            "chart_width": WIDTH,
+            "chart_height": HEIGHT,
+        }
+
+    def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
+        """A page."""
+        theme = theme_of(request)
+        text = self._environment.get_template(template).render(
+            path=request.path,
+            url=request.path_qs,
+            theme=theme,
+            next_theme=THEMES[(THEMES.index(theme) + 1) % len(THEMES)],
+            can_log_out=request.get(SESSION) is not None,
+            **values,
+        )
+        return web.Response(text=text, content_type="text/html", status=status)
+
+    def answer(
+        self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
+    ) -> web.Response:
+        """The document for those that want JSON, else a page."""
+        if wants_json(request):
+            text = json.dumps(document, ensure_ascii=False, default=_plain) + "\n"
+            return web.Response(text=text, content_type="application/json", headers={"Vary": "Accept"})
+        response = self.page(request, template, **values)
+        response.headers["Vary"] = "Accept"
+        return response
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _ago(moment: datetime | None) -> Markup:
+    """How long ago, with the time itself beside it for whoever points at it."""
+    if moment is None:
+        return Markup("-")
+    iso = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Markup('<time datetime="{}" title="{}">{} ago</time>').format(
+        moment.isoformat(), iso, how_long(moment, datetime.now(UTC))
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.1f} s" if value < 60 else f"{value / 60:.0f} min"
+
+
+def _query(given: Mapping[str, str], **changes: object) -> str:
+    """The query of a URL: what is given, with changes; None leaves a name out."""
+    names = {**given, **{name: str(value) for name, value in changes.items() if value is not None}}
+    for name in (name for name, value in changes.items() if value is None):
+        names.pop(name, None)
+    return f"?{urlencode(names)}" if names else ""

@@ -16,7 +16,10 @@ _STAGES = (
     ("settle: reply, record", ("pipeline/settle.py", "worker/contract/reply.py")),
     ("metrics and log", ("worker/telemetry/",)),
     ("acknowledge", ("Subscription._flush", "Subscription.ack")),
-    ("take: frames, properties", ("worker/broker/", "aiormq/", "asyncio/streams.py", "pamqp/")),
+    (
+        "take: frames, properties",
+        ("worker/amqp/", "worker/broker/", "aiormq/", "asyncio/streams.py", "pamqp/"),
+    ),
     ("order: lanes, tasks, journey", ("worker/pipeline/",)),
 )
 LOOP = "event loop, sockets, kernel"

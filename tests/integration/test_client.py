@@ -16,7 +16,7 @@ from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import request_sender, topology
 from worker.client import OutcomeUnknown, RegistrationClient, TopologyError
-from worker.errors import BrokerUnreachable, PublishRefused, SettingsError
+from worker.errors import BrokerUnreachable, SettingsError
 from worker.sandbox.faults import Latency
 from worker.settings import Settings
 
@@ -193,11 +193,12 @@ async def test_a_full_queue_is_waited_for(
 
 
 async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
-    requester: Requester, broker_url: str, prefix: str
+    requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
 ) -> None:
+    monkeypatch.setattr(request_sender, "MISSING_FOR", 0.5)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         await requester.channel.exchange_delete(prefix)
-        with pytest.raises(PublishRefused, match=f"requests at the exchange {prefix}: it is gone"):
+        with pytest.raises(TopologyError, match=f"No queue takes requests at {prefix}: start the worker"):
             await client.register(page("1"))
 
 

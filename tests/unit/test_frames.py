@@ -1,31 +1,36 @@
 """Frames taken apart: the same is handed over however the bytes were cut on their way."""
 
 import asyncio
+import time
 
-import aiormq.exceptions
 import pytest
-from pamqp import commands
+from aiormq.connection import FrameReceiver
+from pamqp import commands, header
 from pamqp import frame as pamqp_frame
 from pamqp.heartbeat import Heartbeat
 
 from worker.amqp import frames
-from worker.amqp.frames import FrameInterceptor, FrameReceiver
+from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties, build
+from worker.amqp.transport import InterceptingReader, ProtocolViolation
 
 CHANNEL = 7
 
 
 class Seen:
-    """What a tap handed over."""
+    """What an interceptor handed over."""
 
-    def __init__(self) -> None:
-        self.contents: list[tuple[bytes, Properties, bytes]] = []
+    def __init__(self, limit: int = 1_000_000) -> None:
+        self.contents: list[tuple[bytes, Properties, bytes, int]] = []
         self.confirms: list[tuple[int, bool, bool]] = []
+        self._limit = limit
 
-    def tap(self) -> FrameInterceptor:
+    def interceptor(self) -> FrameInterceptor:
         return FrameInterceptor(
-            lambda method, properties, body: self.contents.append((method, properties, body)),
-            lambda tag, multiple, taken: self.confirms.append((tag, multiple, taken)),
+            CHANNEL,
+            lambda *content: self.contents.append(content),
+            lambda *confirm: self.confirms.append(confirm),
+            lambda size: size <= self._limit,
         )
 
 
@@ -45,53 +50,52 @@ def delivery(tag: int, body: bytes, *, parts: int = 1, redelivered: bool = False
     )
 
 
-async def receive(data: bytes, tap: FrameInterceptor | None, cut: int) -> list[object]:
-    """All frames that are left for the client when `data` arrives in pieces of `cut` bytes."""
-    reader = asyncio.StreamReader()
-    receiver = FrameReceiver(reader, {} if tap is None else {CHANNEL: tap})
-    left: list[object] = []
+def reader_for(interceptor: FrameInterceptor | None) -> InterceptingReader:
+    interceptors = {} if interceptor is None else {CHANNEL: interceptor}
+    return InterceptingReader(interceptors, asyncio.get_running_loop())
 
-    async def feed() -> None:
-        for at in range(0, len(data), cut):
-            reader.feed_data(data[at : at + cut])
-            await asyncio.sleep(0)
-        reader.feed_eof()
 
-    async def take() -> None:
-        async for _, _, frame in receiver:
-            left.append(frame)
-
-    feeding = asyncio.create_task(feed())
-    with pytest.raises(aiormq.exceptions.AMQPConnectionError):
-        await take()
-    await feeding
-    return left
+async def receive(data: bytes, interceptor: FrameInterceptor | None, cut: int) -> list[object]:
+    """All frames that aiormq's own receiver sees when `data` arrives in pieces of `cut` bytes."""
+    reader = reader_for(interceptor)
+    for at in range(0, len(data), cut):
+        reader.feed_data(data[at : at + cut])
+    reader.feed_eof()
+    return [frame async for _, _, frame in FrameReceiver(reader)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 7, 8, 13, 64, 100_000])
 async def test_a_delivery_is_whole_however_it_was_cut(cut: int) -> None:
     seen = Seen()
     data = delivery(1, b"a body", parts=3) + delivery(2, b"") + delivery(3, b"last", redelivered=True)
-    left = await receive(data, seen.tap(), cut)
-    told = [(frames.delivered(m), p.message_id, body) for m, p, body in seen.contents]
+    left = await receive(data, seen.interceptor(), cut)
+    told = [(frames.delivered(m), p.message_id, body) for m, p, body, _ in seen.contents]
     assert told == [((1, False), "id-1", b"a body"), ((2, False), "id-2", b""), ((3, True), "id-3", b"last")]
+    assert {frames.route(method) for method, *_ in seen.contents} == {("exchange", "key")}
     assert all(isinstance(frame, Heartbeat) for frame in left)
+
+
+@pytest.mark.parametrize("cut", [1, 100_000])
+async def test_a_body_beyond_the_limit_is_dropped_and_the_next_one_is_not(cut: int) -> None:
+    seen = Seen(limit=5)
+    await receive(delivery(1, b"123456", parts=3) + delivery(2, b"12345"), seen.interceptor(), cut)
+    assert [(body, dropped) for _, _, body, dropped in seen.contents] == [(b"", 6), (b"12345", 0)]
 
 
 @pytest.mark.parametrize("cut", [1, 100_000])
 async def test_confirms_are_told_in_their_order(cut: int) -> None:
     seen = Seen()
     answers = (commands.Basic.Ack(3, True), commands.Basic.Nack(4, False, False), commands.Basic.Ack(5))
-    await receive(b"".join(pamqp_frame.marshal(a, CHANNEL) for a in answers), seen.tap(), cut)
+    await receive(b"".join(pamqp_frame.marshal(a, CHANNEL) for a in answers), seen.interceptor(), cut)
     assert seen.confirms == [(3, True, True), (4, False, False), (5, False, True)]
 
 
-async def test_the_client_sees_that_the_peer_is_alive_while_a_tap_takes_everything() -> None:
-    left = await receive(delivery(1, b"x") * 5, Seen().tap(), 100_000)
+async def test_the_client_sees_that_the_peer_is_alive_while_everything_is_intercepted() -> None:
+    left = await receive(delivery(1, b"x") * 5, Seen().interceptor(), 100_000)
     assert [type(frame) for frame in left] == [Heartbeat]
 
 
-async def test_what_no_tap_takes_is_the_clients_and_keeps_its_order() -> None:
+async def test_what_is_not_intercepted_is_the_clients_and_keeps_its_order() -> None:
     seen = Seen()
     data = (
         pamqp_frame.marshal(commands.Queue.DeclareOk("q", 1, 2), CHANNEL)
@@ -99,8 +103,8 @@ async def test_what_no_tap_takes_is_the_clients_and_keeps_its_order() -> None:
         + pamqp_frame.marshal(commands.Basic.CancelOk("consumer"), CHANNEL)
         + pamqp_frame.marshal(commands.Basic.Ack(9), CHANNEL + 1)
     )
-    left = [frame for frame in await receive(data, seen.tap(), 100_000) if not isinstance(frame, Heartbeat)]
-    assert [type(frame) for frame in left] == [
+    left = await receive(data, seen.interceptor(), 100_000)
+    assert [type(frame) for frame in left if not isinstance(frame, Heartbeat)] == [
         commands.Queue.DeclareOk,
         commands.Basic.CancelOk,
         commands.Basic.Ack,
@@ -108,21 +112,75 @@ async def test_what_no_tap_takes_is_the_clients_and_keeps_its_order() -> None:
     assert len(seen.contents) == 1
 
 
+async def test_the_client_gets_no_properties_and_no_body_to_decode() -> None:
+    unreadable = b"\x20\x00" + b"\0\0\0\x03\x01ux"  # a header of the type x, which is cut short
+    data = (
+        pamqp_frame.marshal(commands.Basic.GetOk(1, False, "", "q", 0), CHANNEL)
+        + frames.frame(frames.HEADER, CHANNEL, frames.content_head(4) + unreadable)
+        + frames.frame(frames.BODY, CHANNEL, b"body")
+    )
+    got, content = await receive(data, Seen().interceptor(), 100_000)
+    assert isinstance(got, commands.Basic.GetOk)
+    assert isinstance(content, header.ContentHeader)
+    assert content.body_size == 0
+
+
 async def test_a_channel_that_the_broker_closed_is_not_written_on_any_more() -> None:
-    tap = Seen().tap()
-    assert tap.is_open
-    await receive(pamqp_frame.marshal(commands.Channel.Close(406, "no", 60, 40), CHANNEL), tap, 100_000)
-    assert not tap.is_open
+    interceptor = Seen().interceptor()
+    assert interceptor.is_open
+    await receive(pamqp_frame.marshal(commands.Channel.Close(406, "no", 60, 40), CHANNEL), interceptor, 9)
+    assert not interceptor.is_open
 
 
-async def test_a_frame_without_its_end_ends_the_connection() -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(b"\x08\0\0\0\0\0\0\0")
-    with pytest.raises(aiormq.exceptions.InvalidFrameError):
-        await anext(FrameReceiver(reader, {}))
+@pytest.mark.parametrize("offered", [0, 1_000_000, 131_072, 8_192])
+async def test_frames_are_bounded_whatever_the_broker_offers(offered: int) -> None:
+    """0 means no limit."""
+    (tune,) = await receive(pamqp_frame.marshal(commands.Connection.Tune(2047, offered, 60), 0), None, 100)
+    assert isinstance(tune, commands.Connection.Tune)
+    assert tune.frame_max == (offered if 0 < offered < frames.LARGEST else frames.LARGEST)
+    assert (tune.channel_max, tune.heartbeat) == (2047, 60)
 
 
-def test_an_acknowledgement_is_encoded_as_the_client_library_would() -> None:
+async def test_an_alarm_of_the_broker_is_noticed_until_it_is_over() -> None:
+    reader = reader_for(None)
+    reader.feed_data(pamqp_frame.marshal(commands.Connection.Blocked("low on memory"), 0))
+    assert reader.is_blocked
+    reader.feed_data(pamqp_frame.marshal(commands.Connection.Unblocked(), 0))
+    assert not reader.is_blocked
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP server"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "TLS is spoken there"),
+        (b"AMQP\x00\x01\x00\x00", "another version of AMQP"),
+        (b"220 mail.example ESMTP\r\n", "does not speak AMQP"),
+        (b"\x08\0\0\0\0\0\0\0", "without its end"),
+        (b"\x03\0\x01\x7f\0\0\0x", "larger than agreed"),
+    ],
+)
+async def test_what_is_not_amqp_ends_the_connection_and_is_named(answer: bytes, words: str) -> None:
+    reader = reader_for(None)
+    reader.feed_data(answer)
+    reader.feed_data(b"more")
+    with pytest.raises(ProtocolViolation, match=words):
+        await reader.readexactly(1)
+
+
+async def test_a_frame_that_comes_byte_by_byte_is_not_copied_for_each_byte() -> None:
+    seen = Seen()
+    reader = reader_for(seen.interceptor())
+    data = delivery(1, b"x" * 130_000)
+    began = time.process_time()
+    for at in range(len(data)):
+        reader.feed_data(data[at : at + 1])
+    assert len(seen.contents[0][2]) == 130_000
+    assert time.process_time() - began < 2  # seconds; more than 20 with a copy for each
+
+
+def test_a_settlement_is_encoded_as_the_client_library_would() -> None:
     for multiple in (False, True):
         expected = pamqp_frame.marshal(commands.Basic.Ack(2**40, multiple), CHANNEL)
         assert frames.ack(CHANNEL, 2**40, multiple=multiple) == expected
+    assert frames.reject(CHANNEL, 5) == pamqp_frame.marshal(commands.Basic.Reject(5, False), CHANNEL)

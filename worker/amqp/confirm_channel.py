@@ -1,7 +1,7 @@
-"""One channel in confirm mode: what is written on it, what the broker says of it, and what is written again.
+"""One channel in confirm mode: it publishes, hears the confirms, and publishes again what was not confirmed.
 
 The broker closes a channel for a publish that it forbids or cannot take, without saying which one, and drops
-what was on its way. So what is not confirmed is kept here, and goes first on the next channel.
+what was on its way. So every publish is kept here until it is confirmed, and goes first on the next channel.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from aiormq.channel import Channel
 
 from worker.amqp import frames
 from worker.amqp.connection import Connection, close_channel
+from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties, short_string
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
-SWEEP: Final = 1.0  # seconds between looks for confirms that are overdue
+SWEEP_INTERVAL: Final = 1.0  # seconds; when overdue confirms are found
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 ALONE_AFTER: Final = 2  # channels that the broker closed with a message unconfirmed on them
-RENEW_EVERY: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
+RENEW_INTERVAL: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
 REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
-FRAME_OVERHEAD: Final = 8  # bytes
 DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."
 
 
@@ -65,7 +65,7 @@ class ConfirmChannel:
     confirmed_at: float = 0.0
     missing: asyncio.Event = field(default_factory=asyncio.Event)
     _connection: Connection | None = None
-    _tap: frames.FrameInterceptor | None = None
+    _interceptor: FrameInterceptor | None = None
     _number: int = 0
     _frame_max: int = 131072
     _tag: int = 0
@@ -83,22 +83,22 @@ class ConfirmChannel:
 
     @property
     def is_open(self) -> bool:
-        return self._tap is not None and self._tap.is_open
+        return self._interceptor is not None and self._interceptor.is_open
 
     def send(self, message: Message) -> "asyncio.Future[None]":
         loop = asyncio.get_running_loop()
         if not len(self):
             self.confirmed_at = loop.time()  # nothing was to be confirmed until now
-        promise = _PendingPublish(message, loop.create_future())
+        pending = _PendingPublish(message, loop.create_future())
         if message.external and loop.time() < self._refused_until:
-            promise.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
+            pending.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
         else:
-            self._queue(promise)
-        return promise.future
+            self._queue(pending)
+        return pending.future
 
     def abandon(self) -> None:
-        for promise in [*self._outbox, *self._sent.values(), *self._later]:
-            promise.future.cancel()
+        for pending in [*self._outbox, *self._sent.values(), *self._later]:
+            pending.future.cancel()
         self._outbox.clear()
         self._sent.clear()
         self._tags.clear()
@@ -118,14 +118,14 @@ class ConfirmChannel:
             try:
                 reason = await self._until_closed(channel, closed)
             finally:
-                self._tap = None
+                self._interceptor = None
                 self._take_back()
             self._closed(reason)
             await asyncio.sleep(RETRY[0])
 
     def _open(self, channel: Channel, connection: Connection) -> None:
         self._connection = connection
-        self._tap = connection.tap(channel, self._returned, self._answered)
+        self._interceptor = connection.intercept(channel, self._returned, self._answered)
         self._number, self._tag = channel.number, 0
         self._frame_max = connection.frame_max
         self.confirmed_at = asyncio.get_running_loop().time()
@@ -135,7 +135,7 @@ class ConfirmChannel:
         self, channel: Channel, closed: "asyncio.Future[BaseException | None]"
     ) -> BaseException | None:
         while True:
-            done, _ = await asyncio.wait({closed}, timeout=SWEEP)
+            done, _ = await asyncio.wait({closed}, timeout=SWEEP_INTERVAL)
             if done:
                 return closed.result()
             self._sweep()
@@ -148,29 +148,29 @@ class ConfirmChannel:
         now = asyncio.get_running_loop().time()
         if now < self._renew_at:
             return
-        self._renew_at, self._stuck = now + RENEW_EVERY, False
-        self._tap = None  # to write on a channel that is being closed would end the connection
-        await close_channel(channel, SWEEP)
+        self._renew_at, self._stuck = now + RENEW_INTERVAL, False
+        self._interceptor = None  # to write on a channel that is being closed would end the connection
+        await close_channel(channel, SWEEP_INTERVAL)
 
     def _sweep(self) -> None:
         """Publish again what has waited too long: a confirm can be lost with a half-dead peer."""
         now = asyncio.get_running_loop().time()
         if self._connection is not None and self._connection.is_blocked:
             # It waits in the connection, and the broker reads on from there when its alarm has ended.
-            for promise in self._sent.values():
-                promise.sent_at = now
+            for pending in self._sent.values():
+                pending.sent_at = now
             return
         overdue = now - CONFIRM_TIMEOUT
-        for tag, promise in list(self._sent.items()):
-            if promise.sent_at > overdue:
+        for tag, pending in list(self._sent.items()):
+            if pending.sent_at > overdue:
                 break
             del self._sent[tag]
-            self._tags.pop(promise.message_id, None)
-            promise.overdue += 1
-            if promise.message.external and promise.overdue >= GIVE_UP_AFTER and not promise.future.done():
-                promise.future.set_exception(QueueFull("the queue does not confirm"))
+            self._tags.pop(pending.message_id, None)
+            pending.overdue += 1
+            if pending.message.external and pending.overdue >= GIVE_UP_AFTER and not pending.future.done():
+                pending.future.set_exception(QueueFull("the queue does not confirm"))
             else:
-                self._queue(promise)
+                self._queue(pending)
 
     def _flush_soon(self) -> None:
         """Write at the end of this turn of the loop, so that all of it travels together."""
@@ -189,28 +189,28 @@ class ConfirmChannel:
         now = asyncio.get_running_loop().time()
         parts: list[bytes] = []
         while self._outbox:
-            promise = self._outbox.popleft()
-            if promise.future.cancelled():
+            pending = self._outbox.popleft()
+            if pending.future.cancelled():
                 continue
-            message_id = promise.message_id = promise.message.properties.message_id or _fresh_id()
+            message_id = pending.message_id = pending.message.properties.message_id or _fresh_id()
             if message_id in self._tags:
                 # Returned messages are told apart by this id, so two must not be on their way.
-                self._send_later(promise, RETRY[0])
+                self._send_later(pending, RETRY[0])
                 continue
             try:
-                message = self._frames(promise.message, message_id)
+                message = self._frames(pending.message, message_id)
             except Exception as error:
-                promise.future.set_exception(error)
+                pending.future.set_exception(error)
                 continue
             self._tag += 1
             self._tags[message_id] = self._tag
-            self._sent[self._tag] = promise
-            promise.sent_at = now
+            self._sent[self._tag] = pending
+            pending.sent_at = now
             parts.append(message)
         return b"".join(parts)
 
     def _frames(self, message: Message, message_id: str) -> bytes:
-        body, limit = message.body, self._frame_max - FRAME_OVERHEAD
+        body, limit = message.body, self._frame_max - frames.OVERHEAD
         properties = message.properties.with_text("message_id", message_id)
         encoded = properties.encoded()
         if len(encoded) > limit - 12:
@@ -231,7 +231,7 @@ class ConfirmChannel:
         for earlier in [sent for sent in self._sent if sent <= tag]:
             self.confirmed(earlier, error)
 
-    def _returned(self, _: bytes, properties: Properties, __: bytes) -> None:
+    def _returned(self, _method: bytes, properties: Properties, _body: bytes, _dropped: int) -> None:
         # It is confirmed as well, and that comes after.
         tag = self._tags.get(properties.message_id or "")
         if tag is not None:
@@ -239,84 +239,106 @@ class ConfirmChannel:
 
     def confirmed(self, tag: int, error: WorkerError | None) -> None:
         """The broker has answered for one publish."""
-        promise = self._sent.pop(tag, None)
-        if promise is None:
+        pending = self._sent.pop(tag, None)
+        if pending is None:
             return
-        self._tags.pop(promise.message_id, None)
-        if promise.future.done():
+        self._tags.pop(pending.message_id, None)
+        if pending.future.done():
             return
         self.confirmed_at = asyncio.get_running_loop().time()
         if error is None:
-            promise.future.set_result(None)
+            pending.future.set_result(None)
         else:
-            self._turned_down(promise, error)
+            self._turned_down(pending, error)
 
-    def _turned_down(self, promise: _PendingPublish, error: WorkerError) -> None:
-        if promise.message.external:
-            promise.future.set_exception(error)
+    def _turned_down(self, pending: _PendingPublish, error: WorkerError) -> None:
+        if pending.message.external:
+            pending.future.set_exception(error)
             return
         # One of our own queues is full or gone. The request stays where it is until this is put right.
-        self.events.publish_turned_down(promise.message.routing_key or promise.message.exchange, str(error))
+        self.events.publish_turned_down(pending.message.routing_key or pending.message.exchange, str(error))
         if isinstance(error, Unroutable):
             self.missing.set()
-        elif promise.refusals >= STUCK_AFTER:
+        elif pending.refusals >= STUCK_AFTER:
             self._stuck = True
-        wait = min(RETRY[1], RETRY[0] * 2**promise.refusals)
-        promise.refusals = min(promise.refusals + 1, 10)
-        self._send_later(promise, wait)
+        wait = min(RETRY[1], RETRY[0] * 2**pending.refusals)
+        pending.refusals = min(pending.refusals + 1, 10)
+        self._send_later(pending, wait)
 
-    def _send_later(self, promise: _PendingPublish, wait: float) -> None:
-        self._later.add(promise)
-        asyncio.get_running_loop().call_later(wait, self._retry, promise)
+    def _send_later(self, pending: _PendingPublish, wait: float) -> None:
+        self._later.add(pending)
+        asyncio.get_running_loop().call_later(wait, self._retry, pending)
 
-    def _retry(self, promise: _PendingPublish) -> None:
-        if promise in self._later:
-            self._later.discard(promise)
-            self._queue(promise)
+    def _retry(self, pending: _PendingPublish) -> None:
+        if pending in self._later:
+            self._later.discard(pending)
+            self._queue(pending)
 
-    def _queue(self, promise: _PendingPublish) -> None:
-        self._outbox.append(promise)
+    def _queue(self, pending: _PendingPublish) -> None:
+        self._outbox.append(pending)
         self._flush_soon()
 
     def _take_back(self) -> None:
         """What the lost channel did not confirm goes first in the next one's outbox, in its order."""
         kept: list[_PendingPublish] = []
-        for promise in self._sent.values():
-            promise.channel_losses += 1
-            if promise.channel_losses > 1 and _ends_connections(promise.message):
-                if not promise.future.done():
-                    promise.future.set_exception(PublishRefused("the reply address ends the connection"))
+        for pending in self._sent.values():
+            pending.channel_losses += 1
+            if pending.channel_losses > 1 and _ends_connections(pending.message):
+                if not pending.future.done():
+                    pending.future.set_exception(PublishRefused("the reply address ends the connection"))
             else:
-                kept.append(promise)
+                kept.append(pending)
         self._outbox.extendleft(reversed(kept))
         self._sent.clear()
         self._tags.clear()
 
     def _closed(self, reason: BaseException | None) -> None:
-        """Settle what the closing of the channel says about guests: the broker closes a channel for a
-        publish that it forbids, without saying which one."""
+        """Settle what the channel's end says about external publishes: the broker closes it for one that
+        it forbids, without saying which."""
         if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
             return
         self.events.channel_closed(self.name, " ".join(str(reason).split())[:200])
         if not isinstance(reason, aiormq.exceptions.AMQPChannelError):
             return
-        if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):
+        is_missing = isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity)
+        if is_missing:
             self.missing.set()
         forbidden = isinstance(reason, aiormq.exceptions.ChannelAccessRefused)
         if forbidden:
             self._refused_until = asyncio.get_running_loop().time() + REFUSED_FOR
         keep: deque[_PendingPublish] = deque()
-        for promise in self._outbox:
-            gone = promise.message.external and (forbidden or promise.channel_losses > ALONE_AFTER)
-            if gone and not promise.future.done():
-                promise.future.set_exception(PublishRefused("the broker does not take this message"))
-            elif not gone and promise.channel_losses >= ALONE_AFTER:
+        for pending in self._outbox:
+            gone = pending.message.external and (forbidden or pending.channel_losses > ALONE_AFTER)
+            if gone and not pending.future.done():
+                pending.future.set_exception(
+                    Unroutable("the exchange is missing")
+                    if is_missing
+                    else PublishRefused("the broker does not take this message")
+                )
+            elif not gone and pending.channel_losses >= ALONE_AFTER:
                 # One of them may be what closes the channel each time (it may be larger than the broker
                 # takes): from now on each goes at a moment of its own, and the others get through.
-                self._send_later(promise, random.uniform(*RETRY))  # noqa: S311
+                self._send_later(pending, random.uniform(*RETRY))  # noqa: S311
             elif not gone:
-                keep.append(promise)
+                keep.append(pending)
         self._outbox = keep
+
+
+async def publish_once(connection: Connection, message: Message) -> None:
+    """Publish one message on a channel of its own, and return when the broker has confirmed it. Raises
+    BrokerUnreachable, and for an external message Unroutable or PublishRefused."""
+    channel = ConfirmChannel("once", EventListener())
+    serving = asyncio.create_task(channel.serve(connection), name="publish-once")
+    try:
+        published = channel.send(message)
+        await asyncio.wait({published, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if not published.done():
+            raise BrokerUnreachable("The connection to RabbitMQ was lost")
+        published.result()
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        channel.abandon()
 
 
 def _ends_connections(message: Message) -> bool:

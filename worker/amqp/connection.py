@@ -6,16 +6,17 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any, cast
+from importlib.metadata import version
+from typing import cast
 
 import aiormq
 import aiormq.channel
-import aiormq.connection
 import aiormq.exceptions
 import pamqp.exceptions
 from yarl import URL
 
-from worker.amqp.frames import FrameInterceptor, FrameReceiver, OnConfirm, OnContent
+from worker.amqp.interceptor import FrameInterceptor, KeepsBody, OnConfirm, OnContent
+from worker.amqp.transport import InterceptingTransport
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
@@ -35,38 +36,17 @@ AMQP_ERRORS = (
 )
 
 
-class _Connection(aiormq.Connection):
-    # The handshake is aiormq's own. Its loops take the ends of the stream as arguments: the reading one gets
-    # our receiver instead, and the writer is kept. tests/integration holds this against the library's
-    # next version.
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.taps: dict[int, FrameInterceptor] = {}
-        self.writer: asyncio.StreamWriter | None = None
-
-    @property
-    def is_blocked(self) -> bool:
-        return self.connected.is_set() and not self._Connection__connection_unblocked.is_set()  # type: ignore[attr-defined]
-
-    async def _Connection__reader(self, frame_receiver: Any) -> None:  # noqa: N802
-        receiver = FrameReceiver(frame_receiver.reader, self.taps)
-        await super()._Connection__reader(receiver)  # type: ignore[misc]
-
-    async def _Connection__writer(self, writer: asyncio.StreamWriter) -> None:  # noqa: N802
-        self.writer = writer
-        await super()._Connection__writer(writer)  # type: ignore[misc]
-
-
-# What aiormq lets through when the peer goes away in the middle of the handshake, as a broker does that is
-# just starting.
+# aiormq lets these through when the peer goes away in the middle of the handshake, as a broker that is
+# starting does.
 HANDSHAKE_ERRORS = (StopAsyncIteration, EOFError)
 
 
 class Connection:
     """An open connection. `lost` ends (with None) when it is gone, whoever ended it."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: aiormq.Connection, transport: InterceptingTransport) -> None:
         self._connection = connection
+        self._transport = transport
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.closing.add_done_callback(self._on_closed)
 
@@ -83,7 +63,7 @@ class Connection:
     @property
     def is_blocked(self) -> bool:
         """Whether the broker has said that it takes no publishes for now: an alarm of memory or disk."""
-        return self._connection.is_blocked
+        return self._transport.is_blocked
 
     @property
     def heartbeat(self) -> float:
@@ -105,36 +85,37 @@ class Connection:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return cast(Channel, await self._connection.channel(publisher_confirms=confirms))
 
-    def tap(
-        self, channel: Channel, on_content: OnContent, on_confirm: OnConfirm | None = None
+    def intercept(
+        self,
+        channel: Channel,
+        on_content: OnContent,
+        on_confirm: OnConfirm | None = None,
+        keeps_body: KeepsBody | None = None,
     ) -> FrameInterceptor:
-        """Have what concerns messages on `channel` handed over at once (frames.py), until it closes. The
-        two must be quick and must not raise."""
-        taps, number = self._connection.taps, channel.number
-        tap = taps[number] = FrameInterceptor(on_content, on_confirm)
+        """Have what concerns messages on `channel` handed over at once (interceptor.py), until it closes. The
+        callbacks must be quick and must not raise."""
+        interceptors, number = self._transport.interceptors, channel.number
+        interceptor = interceptors[number] = FrameInterceptor(number, on_content, on_confirm, keeps_body)
 
         def remove(_: object) -> None:
-            tap.is_open = False
-            if taps.get(number) is tap:
-                del taps[number]
+            interceptor.is_open = False
+            if interceptors.get(number) is interceptor:
+                del interceptors[number]
 
         channel.closing.add_done_callback(remove)
-        return tap
+        return interceptor
 
     def write(self, frames: bytes) -> None:
         """Write whole frames now, ahead of what the client has queued. Nothing on a lost connection."""
-        writer = self._connection.writer
-        if writer is not None and not writer.is_closing():
-            writer.write(frames)
+        self._transport.write(frames)
 
     async def close(self) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._connection.close()
-        writer = self._connection.writer
-        if writer is not None and not self._connection.closing.done():
-            writer.transport.abort()
+        if not self._connection.closing.done():
+            self._transport.abort()
         self._on_closed(self._connection.closing)
 
 
@@ -169,16 +150,21 @@ async def connect(settings: Settings, purpose: str) -> Connection:
     password. The URL is read anew each time, so that a rotated password file is taken up."""
     url = _url(settings)
     heartbeat = url.query.get("heartbeat", HEARTBEAT)
-    connection = _Connection(
+    transport = InterceptingTransport(_tls(settings) if url.scheme == "amqps" else None)
+    connection = aiormq.Connection(
         url.with_query(heartbeat=heartbeat),
-        context=_tls(settings) if url.scheme == "amqps" else None,
+        transport_factory=transport,
         client_properties={"connection_name": f"ott-worker {purpose}", "product": "ott-worker"},
     )
     where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
     with broker_errors(f"RabbitMQ at {where} cannot be reached", *HANDSHAKE_ERRORS):
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
-    return Connection(connection)
+    if not transport.is_used:
+        raise BrokerUnreachable(
+            f"aiormq {version('aiormq')} does not use its transport_factory: install the locked version"
+        )
+    return Connection(connection, transport)
 
 
 def _url(settings: Settings) -> URL:

@@ -1,7 +1,7 @@
-"""The consumer of the requests queue: one subscription, from its channel's opening to its end.
+"""The consumer of a queue: one subscription, from its channel's opening to its end.
 
-A delivery belongs to the subscription that it came in, and is settled there once or not at all: when the
-subscription has ended, the broker has the delivery back and settling it is a no-op.
+A delivery belongs to the subscription that it came in. There it is settled once, or not at all: when the
+subscription has ended, the broker has the delivery back, and settling it does nothing.
 """
 
 import asyncio
@@ -11,10 +11,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiormq.abc
-
 from worker.amqp import frames
 from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, describe
+from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable
 
@@ -22,11 +21,9 @@ RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns.
 LEASE_TIMEOUT = 30.0  # seconds
 LEASE_RETRY_INTERVAL = 0.5  # seconds, where the queue's leader did not answer
-LEASE_RENEWAL_INTERVAL = (
-    3.0  # seconds between proofs that the broker still knows this consumer, with the longest lease
-)
-# A proof counts from when it was asked for. RabbitMQ gives a silent client up after one heartbeat at the
-# earliest, so within this share of it no other consumer can have been given the deliveries.
+LEASE_RENEWAL_INTERVAL = 3.0  # seconds, with the longest lease
+# The lease counts from when the broker was asked. RabbitMQ gives a silent client up after one heartbeat at
+# the earliest, so within this share of it no other consumer can have been given the deliveries.
 LEASE = 8.0  # seconds; the longest
 LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
 
@@ -38,13 +35,26 @@ COUNTS = frozenset({DELIVERY_COUNT, "x-acquired-count"})  # the queue's own head
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One delivered request, as plain data; `tag` means something to its subscription only."""
+    """One delivered message, as plain data. `tag` means something to its subscription only."""
 
     tag: int
     body: bytes
     properties: Properties
     redelivered: bool
     arrived_at: float  # monotonic seconds
+    exchange: str = ""
+    routing_key: str = ""
+    dropped: int = 0  # bytes of a body that was not kept; `body` is empty then
+
+    @property
+    def oversize(self) -> bool:
+        """Whether its body is beyond what the subscription keeps."""
+        return self.dropped > 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body, kept or not."""
+        return self.dropped or len(self.body)
 
     @property
     def times_returned(self) -> int:
@@ -53,24 +63,36 @@ class Delivery:
         return count if isinstance(count, int) else 0
 
 
-class Subscription:
-    """Deliveries of one channel. `ended` is done when it is over, with the reason."""
+def delivery_of(method: bytes, properties: Properties, body: bytes, dropped: int) -> Delivery:
+    """A Basic.Deliver and its content, as plain data."""
+    tag, redelivered = frames.delivered(method)
+    exchange, key = frames.route(method)
+    return Delivery(tag, body, properties, redelivered, time.monotonic(), exchange, key, dropped)
 
-    def __init__(self, connection: Connection, queue: str, prefetch: int) -> None:
+
+class Subscription:
+    """Deliveries of one channel. `ended` is done when it is over, with the reason. A body larger than
+    `max_body_bytes` is dropped while it arrives (`Delivery.oversize`)."""
+
+    def __init__(
+        self, connection: Connection, queue: str, prefetch: int, max_body_bytes: float = math.inf
+    ) -> None:
         self._connection = connection
         self._queue = queue
         self.prefetch = prefetch
+        self._max_body_bytes = max_body_bytes
         self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.depth = 0
         self._channel: Channel | None = None
-        self._tap: frames.FrameInterceptor | None = None
+        self._interceptor: FrameInterceptor | None = None
         self._unsettled: dict[int, Delivery] = {}
-        self._finished: list[int] = []
+        self._acknowledged: list[int] = []
+        self._rejected: list[int] = []
         self._flushing = False
-        self._has_acked = False
+        self._has_settled = False
         self._lease_renewed_at = 0.0
-        self._proof: asyncio.Event = asyncio.Event()
+        self._lease_renewed = asyncio.Event()
         self._lease_task: asyncio.Task[None] | None = None
 
     @property
@@ -101,43 +123,50 @@ class Subscription:
 
         loop = asyncio.get_running_loop()
 
-        def arrived(method: bytes, properties: Properties, body: bytes) -> None:
+        def arrived(method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
             if self.ended.done():
                 return
-            tag, redelivered = frames.delivered(method)
-            delivery = Delivery(tag, body, properties, redelivered, time.monotonic())
-            self._unsettled[tag] = delivery
+            delivery = delivery_of(method, properties, body, dropped)
+            self._unsettled[delivery.tag] = delivery
             # Not from here: what goes wrong with one delivery must not end the connection.
-            loop.call_soon(begin, delivery)
+            loop.call_soon(hand_over, delivery)
 
-        def begin(delivery: Delivery) -> None:
+        def hand_over(delivery: Delivery) -> None:
             if not self.ended.done():
                 on_delivery(delivery)
 
-        self._tap = self._connection.tap(channel, arrived)
+        self._interceptor = self._connection.intercept(
+            channel, arrived, keeps_body=lambda size: size <= self._max_body_bytes
+        )
         asked_at = time.monotonic()
         with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
-                await channel.basic_consume(self._queue, _never)
+                await channel.basic_consume(self._queue, no_callback)
         self._lease_renewed_at = asked_at
-        self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-prover")
+        self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
 
     def ack(self, delivery: Delivery) -> None:
-        """Acknowledge, once; a delivery that is settled or whose subscription has ended is left alone.
+        """Acknowledge, once; nothing where the delivery is settled or the subscription has ended.
         Acknowledgements of one turn of the loop travel together."""
         if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
             return
-        self._finished.append(delivery.tag)
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._acknowledged.append(delivery.tag)
+        self._flush_soon()
+
+    def reject(self, delivery: Delivery) -> None:
+        """Reject, once, without requeueing: the broker dead-letters the message. Nothing where the delivery
+        is settled or the subscription has ended."""
+        if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
+            return
+        self._rejected.append(delivery.tag)
+        self._flush_soon()
 
     async def ensure_lease(self) -> None:
-        """Return at once while the broker is known to count this consumer as alive, else when that is
-        proved anew. A worker that was frozen must not make a call for deliveries it has lost."""
+        """Return at once while the broker is known to count this consumer as alive, else when the lease is
+        renewed. A worker that was frozen must not make a call for deliveries that it has lost."""
         while time.monotonic() - self._lease_renewed_at > self._lease:
-            await self._proof.wait()
+            await self._lease_renewed.wait()
 
     async def close(self) -> bool:
         """End it: unsettled deliveries go back to the queue in their order. False where the broker did not
@@ -149,7 +178,7 @@ class Subscription:
                 with broker_errors("closing"):
                     async with asyncio.timeout(LEASE_TIMEOUT):
                         self._flush()
-                        await self._until_acknowledged(channel)
+                        await self._until_settled(channel)
             except BrokerUnreachable:
                 heard = False
             self._end("closed")
@@ -168,34 +197,44 @@ class Subscription:
         if not self.ended.done():
             self.ended.set_result(reason)
             self._unsettled.clear()
-            self._finished.clear()
+            self._acknowledged.clear()
+            self._rejected.clear()
             if self._lease_task is not None:
                 self._lease_task.cancel()
 
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flushing = False
-        if self._finished and not self.ended.done() and self._tap is not None and self._tap.is_open:
-            self._has_acked = True
-            self._connection.write(self._acks())
+        if self.ended.done() or self._interceptor is None or not self._interceptor.is_open:
+            return
+        if self._acknowledged or self._rejected:
+            self._has_settled = True
+            self._connection.write(self._settlements(self._interceptor.channel))
 
-    def _acks(self) -> bytes:
-        """One `multiple` up to the lowest unsettled delivery, and one for each finished beyond it."""
-        assert self._channel is not None
-        number = self._channel.number
-        finished, self._finished = sorted(self._finished), []
+    def _settlements(self, channel: int) -> bytes:
+        """Rejections first, for a `multiple` acknowledges what is not rejected yet: one up to the lowest
+        unsettled delivery, and one acknowledgement for each beyond it."""
+        acknowledged, self._acknowledged = sorted(self._acknowledged), []
+        rejected, self._rejected = self._rejected, []
+        settlements = [frames.reject(channel, tag) for tag in rejected]
         lowest = next(iter(self._unsettled), None)
-        split = len(finished) if lowest is None else bisect_left(finished, lowest)
-        acks = [frames.ack(number, finished[split - 1], multiple=True)] if split else []
-        acks += [frames.ack(number, tag) for tag in finished[split:]]
-        return b"".join(acks)
+        split = len(acknowledged) if lowest is None else bisect_left(acknowledged, lowest)
+        if split:
+            settlements.append(frames.ack(channel, acknowledged[split - 1], multiple=True))
+        settlements += [frames.ack(channel, tag) for tag in acknowledged[split:]]
+        return b"".join(settlements)
 
-    async def _until_acknowledged(self, channel: Channel) -> None:
-        """Wait until the queue knows of all acknowledgements. Of many the broker's channel keeps some back,
-        until the queue has taken the first ones, and drops them if it is closed meanwhile. To add and to
-        cancel a consumer goes through the queue, behind those first ones, and then comes the rest's turn.
-        Cancelling the real one could let another start on what lies behind our unsettled deliveries."""
-        if self._has_acked:
-            await channel.basic_consume(self._queue, _never, consumer_tag=BARRIER)
+    async def _until_settled(self, channel: Channel) -> None:
+        """Wait until the queue knows of all acknowledgements. The broker's channel holds some of many back
+        until the queue has taken the first ones, and drops them if it is closed meanwhile. Adding and
+        cancelling a consumer goes through the queue behind the first ones; the others follow. Cancelling the
+        real consumer could let another start on what lies behind our unsettled deliveries."""
+        if self._has_settled:
+            await channel.basic_consume(self._queue, no_callback, consumer_tag=BARRIER)
             await channel.basic_cancel(BARRIER)
             await self._round_trip(channel)
 
@@ -205,7 +244,7 @@ class Subscription:
         while True:
             asked_at = time.monotonic()
             try:
-                with broker_errors("The consumer is not proved"):
+                with broker_errors("The lease could not be renewed"):
                     async with asyncio.timeout(LEASE_TIMEOUT):
                         consumers = await self._round_trip(channel)
             except BrokerUnreachable as error:
@@ -213,8 +252,8 @@ class Subscription:
                 return
             if consumers:
                 self._lease_renewed_at = asked_at
-                self._proof.set()
-                self._proof.clear()
+                self._lease_renewed.set()
+                self._lease_renewed.clear()
                 await asyncio.sleep(LEASE_RENEWAL_INTERVAL * self._lease / LEASE)
             elif self.lease_age > LEASE_TIMEOUT:
                 self._end("the queue's leader does not answer")
@@ -231,18 +270,5 @@ class Subscription:
         return declared.consumer_count or 0
 
 
-def delivery_of(message: aiormq.abc.DeliveredMessage) -> Delivery:
-    """A message that our connection delivered, as plain data."""
-    properties = message.header.properties
-    assert isinstance(properties, Properties)
-    return Delivery(
-        tag=message.delivery_tag or 0,
-        body=message.body,
-        properties=properties,
-        redelivered=bool(message.redelivered),
-        arrived_at=time.monotonic(),
-    )
-
-
-async def _never(_: object) -> None:
-    """Stands where the client wants a callback; deliveries come through the tap."""
+async def no_callback(_: object) -> None:
+    """Stands where the client library wants a callback: deliveries come through the interceptor."""

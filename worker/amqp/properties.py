@@ -9,6 +9,7 @@ on byte for byte. Layout: AMQP 0-9-1 §4.2.5 (tables) and §4.2.6.1 (property fl
 
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Self
@@ -53,10 +54,6 @@ _UNSIGNED_LONG = struct.Struct(">I")
 _TEXT_ERRORS = "surrogateescape"  # so that text which is not UTF-8 is echoed byte for byte
 
 
-class MalformedProperties(ValueError):
-    """The property list itself cannot be taken apart; only a broken broker sends one."""
-
-
 class Properties:
     """Basic properties (contract §2). Reading never raises: what is not readable is None."""
 
@@ -68,21 +65,18 @@ class Properties:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Take apart the property flags and list of a content header. Raises MalformedProperties."""
-        try:
+        """Take apart the property flags and list of a content header. Where the list is cut short, which
+        only a broken broker sends, the properties end there."""
+        raw: dict[str, bytes] = {}
+        with suppress(struct.error, IndexError):
             (flags,) = _UNSIGNED_SHORT.unpack_from(data)
-            if flags & 1:
-                raise MalformedProperties("unknown property flags")
-            raw: dict[str, bytes] = {}
             at = 2
             for name, kind in _present(flags):
                 end = at + (1 + data[at] if kind is _SHORT_STRING else _size(kind, data, at))
+                if end > len(data):
+                    break
                 raw[name] = data[at:end]
                 at = end
-        except (struct.error, IndexError):
-            raise MalformedProperties("truncated properties") from None
-        if at != len(data):
-            raise MalformedProperties("truncated properties")
         return cls(raw)
 
     def text(self, name: str) -> str | None:
@@ -199,15 +193,9 @@ def _present(flags: int) -> tuple[tuple[str, str], ...]:
 
 
 def _size(kind: str, data: bytes, at: int) -> int:
-    if kind == _SHORT_STRING:
-        size = 1 + data[at]
-    elif kind == _TABLE:
-        size = 4 + int(_UNSIGNED_LONG.unpack_from(data, at)[0])
-    else:
-        size = 8 if kind == _TIMESTAMP else 1
-    if at + size > len(data):
-        raise MalformedProperties("truncated properties")
-    return size
+    if kind == _TABLE:
+        return 4 + int(_UNSIGNED_LONG.unpack_from(data, at)[0])
+    return 8 if kind == _TIMESTAMP else 1
 
 
 def short_string(value: str) -> bytes:

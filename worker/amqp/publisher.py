@@ -1,10 +1,9 @@
 """Confirmed, mandatory publishing on a connection of its own (contract §4, §5).
 
-A promise of a publisher is a future: it is done when the broker has confirmed the message. What happens on
-the way (the connection lost, the queue full, a confirm that never comes) is ridden out here by
-publishing again, so a message may arrive twice and is never lost. Only two things end a promise with an
-error, and only for a queue that somebody else named: it does not exist, or it does not take the message, in
-a minute at the latest.
+Each publish is a future, done when the broker has confirmed the message. Where the connection is lost, the
+queue is full or a confirm never comes, the message is published again, so it may arrive twice and is never
+lost. Only an external publish, to a queue that somebody else named, can fail: the queue does not exist, or
+does not take the message within a minute.
 """
 
 import asyncio
@@ -18,8 +17,8 @@ from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
 from worker.settings import Settings
 
-STEADY: Final = 5.0  # seconds that a connection lasts before its loss counts as the first one
-MEND_PAUSE: Final = 1.0  # seconds between declaring anew what is missing
+STABLE_AFTER: Final = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
+REDECLARE_INTERVAL: Final = 1.0  # seconds
 
 Declare = Callable[[Connection, Settings], Awaitable[None]]
 """Declares our own objects. Raises TopologyError or BrokerUnreachable."""
@@ -28,8 +27,8 @@ Declare = Callable[[Connection, Settings], Awaitable[None]]
 class Publisher:
     """Publishes on its own connection, which it opens again for as long as it runs.
 
-    `send` promises in order for each of its two channels: one for our own queues, one for queues that
-    requesters name, so that a forbidden or broken `reply_to` disturbs nothing else.
+    It keeps the order of what is sent on each of its two channels: one for our own queues, one for queues
+    that requesters name, so that a forbidden or broken `reply_to` disturbs nothing else.
     """
 
     def __init__(self, settings: Settings, events: EventListener, declare: Declare) -> None:
@@ -65,7 +64,7 @@ class Publisher:
         self._task = asyncio.create_task(self._run(), name="publisher")
 
     async def stop(self) -> None:
-        """Close the connection. Promises that are open then are cancelled."""
+        """Close the connection and cancel what is not confirmed."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -73,8 +72,8 @@ class Publisher:
             channel.abandon()
 
     def send(self, message: Message) -> "asyncio.Future[None]":
-        """Publish. The future is done once the broker has confirmed; for a guest message it may instead
-        raise Unroutable or PublishRefused. Cancel the future to give the message up."""
+        """Publish. The future is done once the broker has confirmed; that of an external message may raise
+        Unroutable or PublishRefused instead. Cancel the future to give the message up."""
         return (self._external if message.external else self._own).send(message)
 
     async def _run(self) -> None:
@@ -86,12 +85,12 @@ class Publisher:
                 self._events.publisher_connected()
                 began = asyncio.get_running_loop().time()
                 await self._serve(connection)
-                if asyncio.get_running_loop().time() - began > STEADY:
+                if asyncio.get_running_loop().time() - began > STABLE_AFTER:
                     failures = 0
                 await _pause(failures)
                 failures = min(failures + 1, 10)
             except Exception as error:
-                # Whatever it is: without its publisher the worker would hold its requests for good.
+                # Any error: without its publisher the worker would hold its requests for good.
                 known = isinstance(error, BrokerUnreachable)
                 self._events.publisher_lost(str(error) if known else type(error).__name__)
                 await _pause(failures)
@@ -103,13 +102,13 @@ class Publisher:
     async def _serve(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
             served = [group.create_task(channel.serve(connection)) for channel in (self._own, self._external)]
-            served.append(group.create_task(self._mend(connection)))
+            served.append(group.create_task(self._redeclare(connection)))
             await connection.lost
             for task in served:
                 task.cancel()
         self._events.publisher_lost("connection lost")
 
-    async def _mend(self, connection: Connection) -> None:
+    async def _redeclare(self, connection: Connection) -> None:
         """Declare our own objects again when a publish finds one of them gone."""
         while True:
             await self._own.missing.wait()
@@ -118,7 +117,7 @@ class Publisher:
                 await self._declare(connection, self._settings)
             except (TopologyError, BrokerUnreachable) as error:
                 self._events.topology_wrong(str(error))
-            await asyncio.sleep(MEND_PAUSE)
+            await asyncio.sleep(REDECLARE_INTERVAL)
 
 
 async def _pause(failures: int) -> None:

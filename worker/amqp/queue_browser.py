@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Self
 
-import aiormq.abc
 import aiormq.exceptions
 
 from worker.amqp.connection import Channel, Connection, broker_errors
-from worker.amqp.consumer import Delivery, delivery_of
+from worker.amqp.consumer import Delivery, delivery_of, no_callback
+from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError, WorkerError
 
 RPC_TIMEOUT = 30.0  # seconds
@@ -153,6 +153,7 @@ class QueueBrowser:
     async def __aenter__(self) -> Self:
         self._channel = await self._connection.channel()
         self._channel.closing.add_done_callback(lambda _: self._news.set())
+        self._connection.intercept(self._channel, self._take)
         return self
 
     async def __aexit__(self, error: object, *_: object) -> None:
@@ -220,21 +221,23 @@ class QueueBrowser:
             await asyncio.sleep(POLL_INTERVAL)
         if self._credit:
             await self._channel.basic_consume(
-                self._queue, _never, consumer_tag=BARRIER, arguments={"x-priority": -1}
+                self._queue, no_callback, consumer_tag=BARRIER, arguments={"x-priority": -1}
             )
             await self._channel.queue_declare(self._queue, passive=True)
 
     async def _consume(self, number: int, prefetch: int) -> None:
-        async def take(message: aiormq.abc.DeliveredMessage) -> None:
-            self._credit -= 1
-            self._arrived.append(delivery_of(message))
-            self._news.set()
-
         self._credit += prefetch
         with broker_errors(LOST):
             async with asyncio.timeout(RPC_TIMEOUT):
                 await self._channel.basic_qos(prefetch_count=prefetch)
-                await self._channel.basic_consume(self._queue, take, consumer_tag=f"browse-{number:02d}")
+                await self._channel.basic_consume(
+                    self._queue, no_callback, consumer_tag=f"browse-{number:02d}"
+                )
+
+    def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
+        self._credit -= 1
+        self._arrived.append(delivery_of(method, properties, body, dropped))
+        self._news.set()
 
     async def _more(self) -> bool:
         """Wait for a delivery. False if there is none to come."""
@@ -255,7 +258,3 @@ class QueueBrowser:
                 if quiet == QUIET_ROUNDS and not self._arrived:
                     return False
         return True
-
-
-async def _never(_: object) -> None:
-    """Stands where the client wants a callback."""

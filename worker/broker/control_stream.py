@@ -4,16 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 
-import aiormq.exceptions
-from aiormq import spec
 from pydantic import ValidationError
 
-from worker.amqp.connection import Connection, broker_errors, connect
+from worker.amqp.confirm_channel import Message, publish_once
+from worker.amqp.connection import broker_errors, connect
+from worker.amqp.properties import build
 from worker.broker.journal_reader import Entry, JournalReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE
-from worker.errors import PublishRefused, TopologyError
+from worker.errors import PublishRefused, TopologyError, Unroutable
 from worker.settings import Settings
 
 PUBLISH_TIMEOUT = 15.0  # seconds
@@ -23,43 +23,26 @@ async def publish_order(settings: Settings, order: Order) -> None:
     """Give an order; it is confirmed by the broker when this returns. Raises PublishRefused (this user may
     give none), TopologyError (there is no control stream) or BrokerUnreachable."""
     names = Topology(settings.prefix)
+    # By the entry exchange, where topic permissions tell operators from publishers.
+    properties = build(content_type="application/json", type=CONTROL_TYPE)
+    message = Message(names.entry, CONTROL_KEY, properties, order.to_json(), external=True)
     connection = await connect(settings, "control")
     try:
         with broker_errors("The order could not be published"):
             async with asyncio.timeout(PUBLISH_TIMEOUT):
-                is_taken = await _publish(connection, names.entry, order)
-    finally:
-        await connection.close()
-    if not is_taken:
+                await publish_once(connection, message)
+    except Unroutable:
         raise TopologyError(
             f"Nothing takes orders: the stream {names.control} or its binding to the exchange {names.entry} "
             "is missing. Start a worker once with OTT_DECLARE=true, or import the definitions again"
-        )
-
-
-async def _publish(connection: Connection, exchange: str, order: Order) -> bool:
-    """Publish by the entry exchange, where topic permissions tell operators from publishers. False where no
-    queue took it."""
-    properties = spec.Basic.Properties(
-        content_type="application/json", delivery_mode=2, message_type=CONTROL_TYPE
-    )
-    channel = await connection.channel(confirms=True)
-    try:
-        answer = await channel.basic_publish(
-            order.to_json(),
-            exchange=exchange,
-            routing_key=CONTROL_KEY,
-            properties=properties,
-            mandatory=True,
-        )
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        return False
-    except aiormq.exceptions.ChannelAccessRefused:
+        ) from None
+    except PublishRefused:
         raise PublishRefused(
-            f"This user may give no orders: it needs to write to the exchange {exchange} with the "
+            f"This user may give no orders: it needs to write to the exchange {names.entry} with the "
             f"routing key {CONTROL_KEY}, which is an operator's right"
         ) from None
-    return isinstance(answer, spec.Basic.Ack)
+    finally:
+        await connection.close()
 
 
 async def read_orders(settings: Settings) -> list[Order]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-import aiormq.abc
 import aiormq.exceptions
 
 from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, connect
+from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
 from worker.broker.topology import Topology
 from worker.contract.words import CLOCK_HEADER
@@ -21,7 +21,7 @@ from worker.settings import Settings
 
 PREFETCH = 500  # messages
 RPC_TIMEOUT = 30.0  # seconds
-LAG = 0.05  # seconds between looks for what a replica of the stream does not show yet
+POLL_INTERVAL = 0.05  # seconds, for what a replica of the stream does not show yet
 OFFSET_HEADER = "x-stream-offset"
 
 Start = Literal["first", "last"] | int | datetime
@@ -77,7 +77,7 @@ class JournalReader:
                 if consumer.is_empty and (at >= reach or beyond_the_end):
                     return
                 if consumer.is_empty:
-                    await asyncio.sleep(LAG)
+                    await asyncio.sleep(POLL_INTERVAL)
 
     async def follow(self, start: Start) -> Entries:
         """The entries from `start` on, for as long as it is iterated."""
@@ -88,21 +88,21 @@ class JournalReader:
                 await consumer.more()
 
     @contextlib.asynccontextmanager
-    async def _consumer(self, start: Start, prefetch: int) -> AsyncIterator["_Consumer"]:
+    async def _consumer(self, start: Start, prefetch: int) -> AsyncIterator["_StreamConsumer"]:
         channel = await self._connection.channel()
-        consumer = _Consumer(channel, prefetch)
+        consumer = _StreamConsumer(self._connection, channel, prefetch)
         try:
             with broker_errors(f"The stream {self._stream} could not be read"):
-                await self._start(channel, consumer, prefetch, start)
+                await self._start(channel, prefetch, start)
                 yield consumer
         finally:
             await close_channel(channel, RPC_TIMEOUT)
 
-    async def _start(self, channel: Channel, consumer: "_Consumer", prefetch: int, start: Start) -> None:
+    async def _start(self, channel: Channel, prefetch: int, start: Start) -> None:
         try:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await channel.basic_qos(prefetch_count=prefetch)
-                await channel.basic_consume(self._stream, consumer.take, arguments={OFFSET_HEADER: start})
+                await channel.basic_consume(self._stream, no_callback, arguments={OFFSET_HEADER: start})
         except aiormq.exceptions.ChannelNotFoundEntity:
             raise TopologyError(f"The stream {self._stream} is missing: start the worker once") from None
         except aiormq.exceptions.ChannelAccessRefused:
@@ -126,22 +126,23 @@ async def open_stream(settings: Settings, stream: str) -> AsyncIterator[JournalR
         await connection.close()
 
 
-class _Consumer:
+class _StreamConsumer:
     """What a channel delivers, entry by entry."""
 
-    def __init__(self, channel: Channel, prefetch: int) -> None:
+    def __init__(self, connection: Connection, channel: Channel, prefetch: int) -> None:
         self._channel = channel
         self._prefetch = prefetch
-        self._messages: deque[aiormq.abc.DeliveredMessage] = deque()
+        self._messages: deque[Delivery] = deque()
         self._news = asyncio.Event()
         channel.closing.add_done_callback(lambda _: self._news.set())
+        connection.intercept(channel, self._take)
 
     @property
     def is_empty(self) -> bool:
         return not self._messages
 
-    async def take(self, message: aiormq.abc.DeliveredMessage) -> None:
-        self._messages.append(message)
+    def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
+        self._messages.append(delivery_of(method, properties, body, dropped))
         self._news.set()
 
     async def arrived(self) -> AsyncIterator[Entry]:
@@ -150,7 +151,7 @@ class _Consumer:
         taken, tag = 0, 0
         while self._messages:
             message = self._messages.popleft()
-            tag, taken = message.delivery_tag or 0, taken + 1
+            tag, taken = message.tag, taken + 1
             entry = _entry(message)
             if entry is not None:
                 yield entry
@@ -161,7 +162,6 @@ class _Consumer:
     async def round_trip(self) -> None:
         async with asyncio.timeout(RPC_TIMEOUT):
             await self._channel.basic_qos(prefetch_count=self._prefetch)
-        await asyncio.sleep(0)  # deliveries are handed over by tasks of the client
 
     async def more(self) -> None:
         """Wait for a delivery."""
@@ -172,9 +172,8 @@ class _Consumer:
             await self._news.wait()
 
 
-def _entry(message: aiormq.abc.DeliveredMessage) -> Entry | None:
-    properties = message.header.properties
-    assert isinstance(properties, Properties)
+def _entry(message: Delivery) -> Entry | None:
+    properties = message.properties
     offset, clock = properties.header(OFFSET_HEADER), properties.header(CLOCK_HEADER)
     if not isinstance(offset, int):
         return None

@@ -130,7 +130,7 @@ class RequestSender:
         if isinstance(error, PublishRefused):
             return PublishRefused(
                 f"The broker does not take requests at the exchange {self._entry}: "
-                "it is gone, or this user may not write to it"
+                "this user may not write to it, or the message is larger than the broker takes"
             )
         return error
 

@@ -1,0 +1,172 @@
+"""The connection's transport: frames are split where they arrive, before aiormq reads them.
+
+aiormq passes each frame through two queues, makes a task for each delivery, and decodes every property, where
+one that it cannot decode ends the connection. So what comes for every message (deliveries, confirms, returns)
+goes to the interceptor of its channel, at once and in order; all else goes on to aiormq. aiormq's
+`transport_factory` is made for this: it gets the ends of a stream, and the reading one is ours.
+"""
+
+import asyncio
+import ssl
+import struct
+from collections.abc import Iterable
+from typing import Any, Final, SupportsIndex
+
+from aiormq.connection import TransportFactory
+from yarl import URL
+
+from worker.amqp import frames
+from worker.amqp.interceptor import FrameInterceptor
+
+ALIVE_INTERVAL: Final = 0.5  # seconds; aiormq wants to see a frame within 3 * (heartbeat + 1)
+_ALIVE = frames.frame(frames.HEARTBEAT, 0, b"")
+_NO_PROPERTIES = b"\0\0"
+_KINDS = frozenset({frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT})
+
+
+class ProtocolViolation(ConnectionError):
+    """What came is no AMQP 0-9-1, or a frame beyond the agreed size."""
+
+
+class InterceptingReader(asyncio.StreamReader):
+    """A stream that hands the frames of intercepted channels over as they arrive, and holds the others for
+    aiormq. A frame that is not whole yet is kept aside, without copying it again for each piece."""
+
+    def __init__(self, interceptors: dict[int, FrameInterceptor], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._interceptors = interceptors
+        self._clock = loop.time
+        self._partial = bytearray()
+        self._missing = 0  # bytes until more of `_partial` can be read
+        self._alive_at = 0.0
+        self._has_failed = False
+        self.is_blocked = False
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        received = bytes(data)  # no copy: it is bytes already
+        if self._has_failed:
+            return
+        if len(received) < self._missing:
+            self._partial += received
+            self._missing -= len(received)
+            return
+        if self._partial:
+            received = b"".join((self._partial, received))
+            self._partial = bytearray()
+        try:
+            passed = self._split(received)
+        except (struct.error, IndexError):
+            self._fail("a frame that cannot be taken apart")
+        except ProtocolViolation as error:
+            self._fail(str(error))
+        else:
+            if passed:
+                super().feed_data(passed)
+
+    def _split(self, buffer: bytes) -> bytes:
+        """Hand the whole frames in `buffer` over, keep the rest, and return what is aiormq's."""
+        interceptors, passed, intercepted = self._interceptors, [], False
+        self._missing = 0
+        at, size = 0, len(buffer)
+        while at < size:
+            if buffer[at] not in _KINDS:
+                raise ProtocolViolation(_foreign(buffer[at : at + 5]))
+            if size - at < frames.OVERHEAD:
+                break
+            kind, channel, length = frames.HEAD.unpack_from(buffer, at)
+            if length > frames.LARGEST:
+                raise ProtocolViolation("a frame larger than agreed")
+            end = at + 7 + length
+            if end >= size:
+                self._missing = end + 1 - size
+                break
+            if buffer[end] != frames.END:
+                raise ProtocolViolation("a frame without its end")
+            payload = buffer[at + 7 : end]
+            interceptor = interceptors.get(channel)
+            if interceptor is not None and interceptor.intercept(kind, payload):
+                intercepted = True
+            else:
+                passed.append(self._for_the_client(kind, channel, payload))
+            at = end + 1
+        self._partial += buffer[at:]
+        if intercepted and not passed and self._clock() - self._alive_at > ALIVE_INTERVAL:
+            # aiormq gives up a connection on which it sees no frames.
+            self._alive_at = self._clock()
+            passed.append(_ALIVE)
+        return b"".join(passed)
+
+    def _for_the_client(self, kind: int, channel: int, payload: bytes) -> bytes:
+        """The frame as aiormq may have it: of a message that nobody intercepts (the answer of Basic.Get) it
+        needs to know only that it came."""
+        if kind == frames.METHOD:
+            if channel == 0:
+                payload = self._on_connection_method(payload)
+        elif kind == frames.HEADER:
+            payload = frames.content_head(0) + _NO_PROPERTIES
+        elif kind == frames.BODY:
+            return b""
+        return frames.frame(kind, channel, payload)
+
+    def _on_connection_method(self, payload: bytes) -> bytes:
+        method = payload[:4]
+        if method == frames.TUNE:
+            return frames.with_frame_max(payload, frames.LARGEST)
+        if method in (frames.BLOCKED, frames.UNBLOCKED):
+            self.is_blocked = method == frames.BLOCKED
+        return payload
+
+    def _fail(self, why: str) -> None:
+        self._has_failed = True
+        self.set_exception(ProtocolViolation(why))
+
+
+class InterceptingTransport(TransportFactory):
+    """Opens the socket for one connection of aiormq; the TLS context is all that decides whom it trusts."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        self.interceptors: dict[int, FrameInterceptor] = {}
+        self._reader: InterceptingReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the client library opened its connection through this."""
+        return self._writer is not None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker has said that it reads nothing for now."""
+        return self._reader is not None and self._reader.is_blocked
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames. Nothing where the stream is closing."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frames)
+
+    def abort(self) -> None:
+        """End the stream at once."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = self._reader = InterceptingReader(self.interceptors, loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _protocol = await loop.create_connection(
+            lambda: protocol, url.host or "", url.port or 0, ssl=self._tls
+        )
+        writer = self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        return reader, writer
+
+
+def _foreign(head: bytes) -> str:
+    """What speaks there instead, by the first bytes that it sends."""
+    if head.startswith(b"HTTP/"):
+        return "an HTTP server answers there (AMQP has another port, usually 5672 or 5671)"
+    if head[0] in (0x15, 0x16):
+        return "TLS is spoken there (use amqps://)"
+    if head.startswith(b"AMQP"):
+        return "it speaks another version of AMQP"
+    return "it does not speak AMQP"

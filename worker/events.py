@@ -6,28 +6,9 @@ A listener must be quick and must not raise. No argument ever holds a secret.
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
+from worker.contract.settlement import Settlement
+
 TokenResult = Literal["ok", "refused", "failed"]
-
-
-class Settled(Protocol):
-    """What a listener may know of a settled request."""
-
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def reason(self) -> str | None: ...
-    @property
-    def platform(self) -> str | None: ...
-    @property
-    def resource_id(self) -> str | None: ...
-    @property
-    def account(self) -> str | None: ...
-    @property
-    def attempts(self) -> int: ...
-    @property
-    def http_status(self) -> int | None: ...
 
 
 class TracedRequest(Protocol):
@@ -42,7 +23,7 @@ class TracedRequest(Protocol):
         """A header of its message, or None."""
 
 
-Travel = Callable[[Any], Awaitable[None]]
+Process = Callable[[Any], Awaitable[None]]
 Called = tuple[int, str | None, bytes]
 Call = Callable[[Mapping[str, str]], Awaitable[Called]]
 
@@ -50,8 +31,8 @@ Call = Callable[[Mapping[str, str]], Awaitable[Called]]
 class Tracing(Protocol):
     """Carries a trace from a request to its calls and its reply. Off, nothing stands in for it."""
 
-    async def travel(self, travel: Travel, request: Any) -> None:
-        """Let a request travel, traced."""
+    async def process(self, process: Process, request: Any) -> None:
+        """Process a request, traced."""
 
     async def call(self, call: Call, url: str) -> Called:
         """Make a call, traced; it gets headers to send, and returns its HTTP status first."""
@@ -124,8 +105,17 @@ class EventListener:
     def gate_opened(self, seconds: float) -> None:
         """The outage is over, after so many seconds."""
 
-    def settled(self, outcome: Settled, seconds: float) -> None:
-        """A request has left the requests queue, so many seconds after it came."""
+    def paused(self, by: str, why: str) -> None:
+        """An operator ordered a pause: no calls, and the deliveries go back."""
+
+    def resumed(self) -> None:
+        """The pause that was ordered is over."""
+
+    def control_unreadable(self, why: str) -> None:
+        """The orders could not be read; the last ones known stand."""
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        """A request has left the requests queue, `seconds` after its delivery arrived."""
 
     def journal_unreadable(self, why: str) -> None:
         """The journal could not be read; nothing waits for it but replays."""

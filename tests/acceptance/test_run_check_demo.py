@@ -59,7 +59,7 @@ async def test_a_demo_that_is_stopped_leaves_nothing_on_the_broker(
     with pytest.raises(Interrupted):
         await demo._demo(Console(file=io.StringIO()), settings)
     connection = await connect(settings, "test")
-    assert len(await topology.missing(connection, settings)) == 6
+    assert len(await topology.missing(connection, settings)) == 8
     await connection.close()
 
 

@@ -44,12 +44,13 @@ def watch_settling() -> None:
     original = Settler.settle
 
     @functools.wraps(original)
-    async def settle(self: Settler, request: Any, outcome: Any, ack: Any) -> None:
+    async def settle(self: Settler, request: Any, outcome: Any, ack: Any) -> Any:
         began = time.monotonic()
-        await original(self, request, outcome, ack)
+        settlement = await original(self, request, outcome, ack)
         if spent["settled"] >= WARM:
             spent["settlings"] += 1
             spent["settling"] += time.monotonic() - began
+        return settlement
 
     Settler.settle = settle  # type: ignore[method-assign]
 

@@ -101,7 +101,7 @@ def _on_the_wire(passed: Passed) -> None:
 
 
 POINTS: dict[str, Callable[[Passed], None]] = {
-    "received": lambda passed: _before(journey.Journeys, "begin", passed),
+    "received": lambda passed: _before(journey.Journeys, "accept", passed),
     "validated": lambda passed: _after(journey, "receive", passed),
     "token-asked": lambda passed: _before(token.Tokens, "get", passed),
     "token-received": lambda passed: _after_await(token.Tokens, "get", passed),

@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker import depths
+from worker.broker.control_stream import publish_order
+from worker.contract.control import Order
 from worker.events import EventListeners
 from worker.sandbox.faults import Latency, Status
 from worker.service import Service
@@ -146,6 +148,16 @@ async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(
         assert samples["ott_gate_closed_seconds_total", ()] > 0
         assert samples["ott_gate_closed", ()] == 0
         assert (await worker.probe("/readyz"))[1]["checks"]["gate"] == "open"
+
+
+async def test_a_pause_by_order_is_told_and_leaves_the_worker_ready(rig: Rig) -> None:
+    async with watched(rig) as worker:
+        await publish_order(worker.service.settings, Order.now("pause", "rotating secrets", by="ann@host"))
+        await until(lambda: worker.service.orders.pause, "the pause")
+        status, report = await worker.probe("/readyz")
+        assert (status, report["checks"]["consumer"]) == (200, "paused by ann@host: rotating secrets")
+        await worker.requester.publish(messenger(), reply_to="")
+        await worker.until_sample("ott_queue_messages", "requests", value=1)  # still told
 
 
 async def test_a_worker_that_stands_by_is_ready_and_says_so(rig: Rig) -> None:

@@ -10,12 +10,12 @@ import pytest
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
+from worker.broker import journal_index
 from worker.broker.journal_reader import JournalReader
 from worker.broker.topology import Topology
-from worker.contract.reply import timestamp
+from worker.contract.timestamps import now, text_of
 from worker.events import EventListener
-from worker.pipeline import journal_index
-from worker.pipeline.request import Clock
+from worker.pipeline.arrival_clock import ArrivalClock
 from worker.sandbox.faults import Latency, Status
 from worker.sandbox.registry import Key
 
@@ -158,7 +158,7 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     await fail(rig, requester, "p", "old")
     letter = await requester.take("dead")
     second = next(service for service, _ in rig._running if service is not first)
-    active, other = (first, second) if first._history._newest is not None else (second, first)
+    active, other = (first, second) if first._replay_guard._index is not None else (second, first)
     subscription = active.intake.subscription
     assert subscription is not None
     await subscription.connection.close()
@@ -189,7 +189,7 @@ async def test_a_broker_whose_clock_is_far_ahead_changes_no_verdict(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the time from which the journal is read lies beyond all of it."""
-    monkeypatch.setattr("worker.pipeline.replay_guard.SKEW", -7_200_000_000)
+    monkeypatch.setattr("worker.broker.journal_index.SKEW", -7_200_000_000)
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await fail(rig, requester, "q", "old")
@@ -205,7 +205,7 @@ async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(
     await fail(rig, requester, "p", "old")
     await rig.stop_worker(rig._running[0][0])
     service = await rig.start_worker(rig.settings())
-    monkeypatch.setattr(service._clock, "_now", lambda: 1_000_000)
+    monkeypatch.setattr(service._clock, "_wall_clock", lambda: 1_000_000)
     newer = await requester.ask(messenger("p", "new"))
     assert newer["receivedAt"] > "2026"
     assert (await replay(requester))["status"] == "superseded"
@@ -341,7 +341,7 @@ async def test_an_unreadable_journal_does_not_hold_up_requests(
     events = _Unreadable()
     service = await rig.start_worker(rig.settings(), events)
     monkeypatch.setattr("worker.broker.journal_reader.connect", _hang)
-    monkeypatch.setattr("worker.pipeline.replay_guard.PREPARE_TIMEOUT", 0.1)
+    monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.1)
     assert (await requester.ask(messenger("p")))["status"] == "registered"
     assert events.heard
     assert service.intake.subscription is not None
@@ -369,7 +369,7 @@ async def trim_journal(rig: Rig, requester: Requester) -> None:
             "status": "registered",
             "ottPlatformName": "messenger",
             "resourceId": "filler",
-            "receivedAt": timestamp(time.time()),
+            "receivedAt": text_of(now()),
         }
         body = b"\n".join([json.dumps(record).encode()] * 450)
         for _ in range(100):
@@ -392,19 +392,19 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
     for page in ("p", "q"):
         await fail(rig, requester, page, "old")
     await rig.stop_worker(rig._running[0][0])
-    behind = Clock(lambda: time.time_ns() // 1000 - 5_000_000)
-    monkeypatch.setattr("worker.service.Clock", lambda: behind)
-    monkeypatch.setattr("worker.pipeline.replay_guard.PREPARE_TIMEOUT", 0.01)
-    monkeypatch.setattr("worker.pipeline.replay_guard.RETRY", 0.01)
+    behind = ArrivalClock(lambda: time.time_ns() // 1000 - 5_000_000)
+    monkeypatch.setattr("worker.service.ArrivalClock", lambda: behind)
+    monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.01)
+    monkeypatch.setattr("worker.pipeline.arrival_clock.RETRY_INTERVAL", 0.01)
     with monkeypatch.context() as silent:
         silent.setattr("worker.broker.journal_reader.connect", _hang)
-        silent.setattr("worker.pipeline.replay_guard.READ_TIMEOUT", 0.05)
+        silent.setattr("worker.pipeline.arrival_clock.READ_TIMEOUT", 0.05)
         service = await rig.start_worker(rig.settings())
         assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
         refused = await replay(requester)
         assert (refused["status"], refused["attempts"]) == ("failed", 0)
         assert "has not answered" in refused["message"]
-    await until(service._history._learning.done, "the journal's answer")
+    await until(service._catch_up._reading.done, "the journal's answer")
     refused = await replay(requester)
     assert (refused["status"], refused["resourceId"]) == ("failed", "q")
     assert "clocks" in refused["message"]

@@ -19,6 +19,7 @@ from worker.amqp.publisher import Publisher
 from worker.amqp.queue_browser import depth
 from worker.broker import topology
 from worker.broker.topology import Topology
+from worker.contract.settlement import Settlement
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.pipeline import intake
@@ -77,10 +78,10 @@ async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: py
     (service, _), *_ = rig._running
     settle, defects = service._settler.settle, iter([True])
 
-    async def sometimes(request: Request, outcome: Outcome, ack: Callable[[], None]) -> None:
+    async def sometimes(request: Request, outcome: Outcome, ack: Callable[[], None]) -> Settlement:
         if next(defects, False):
             raise RuntimeError("a defect")
-        await settle(request, outcome, ack)
+        return await settle(request, outcome, ack)
 
     monkeypatch.setattr(service._settler, "settle", sometimes)
     async with asyncio.timeout(SOON):

@@ -7,22 +7,27 @@ from hypothesis import strategies as st
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
-from worker.pipeline.request import Clock, Resource, microseconds, receive, text_of
+from worker.contract.resource import Resource
+from worker.contract.timestamps import microseconds, text_of
+from worker.pipeline.arrival_clock import ArrivalClock
+from worker.pipeline.request import Request, parse_request
 
 
 def delivery(body: bytes = b"{}", properties: Properties | None = None) -> Delivery:
     return Delivery(1, body, properties or Properties(), redelivered=False, arrived_at=0.0)
 
 
+def received(message: Delivery, *, account: str | None = None, now: int = 2_000_000_000_000_000) -> Request:
+    return parse_request(message, ArrivalClock(lambda: now), 10**6, account)
+
+
 def test_a_message_id_is_the_requests_id() -> None:
-    assert receive(delivery(properties=build(message_id="m")), Clock(), 10**6, None).id == "m"
+    assert received(delivery(properties=build(message_id="m"))).id == "m"
 
 
 def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
-    first, again = (
-        receive(delivery(b"{}", build(correlation_id="c")), Clock(), 10**6, None).id for _ in range(2)
-    )
-    other = receive(delivery(b"{}", build(correlation_id="d")), Clock(), 10**6, None).id
+    first, again = (received(delivery(b"{}", build(correlation_id="c"))).id for _ in range(2))
+    other = received(delivery(b"{}", build(correlation_id="d"))).id
     assert first == again != other
     assert len(first) == 32
 
@@ -32,32 +37,34 @@ def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
     [({}, "default"), ({"x-ott-account-id": "42"}, "42"), ({"x-ott-account-id": 42}, "42")],
 )
 def test_the_account_comes_from_the_header_or_the_setting(headers: dict, account: str) -> None:
-    request = receive(delivery(messenger("p"), build(headers=headers)), Clock(), 10**6, "default")
+    request = parse_request(
+        delivery(messenger("p"), build(headers=headers)), ArrivalClock(), 10**6, "default"
+    )
     assert request.resource == Resource(account, "messenger", "p")
 
 
 def test_the_clock_never_repeats_or_goes_back() -> None:
     times = iter([100, 100, 50, 200])
-    clock = Clock(lambda: next(times))
+    clock = ArrivalClock(lambda: next(times))
     assert [clock.stamp() for _ in range(4)] == [100, 101, 102, 200]
 
 
 def test_the_clock_starts_after_its_floor() -> None:
-    clock = Clock(lambda: 100)
-    clock.not_before(500)
+    clock = ArrivalClock(lambda: 100)
+    clock.raise_floor(500)
     assert clock.stamp() == 501
 
 
 def test_a_replay_keeps_the_time_of_the_first_arrival() -> None:
     properties = build(headers={"x-ott-received-at": text_of(1_000_000)})
-    request = receive(delivery(properties=properties), Clock(), 10**6, None)
+    request = received(delivery(properties=properties))
     assert request.is_replay
     assert request.received_at == 1_000_000
 
 
 def test_a_time_from_the_future_is_not_believed() -> None:
     properties = build(headers={"x-ott-received-at": "2999-01-01T00:00:00.000000Z"})
-    assert receive(delivery(properties=properties), Clock(lambda: 7), 10**6, None).received_at == 7
+    assert received(delivery(properties=properties), now=7).received_at == 7
 
 
 @given(st.integers(0, 4 * 10**15))
@@ -76,18 +83,20 @@ def test_any_bytes_are_received_without_an_exception(body: bytes, tail: bytes, f
         properties = Properties.parse(flags.to_bytes(2, "big") + tail)
     except ValueError:
         properties = Properties()
-    assert receive(delivery(body, properties), Clock(), 10**6, None).id
+    assert received(delivery(body, properties)).id
 
 
 @pytest.mark.parametrize("claim", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_a_time_beyond_the_years_that_can_be_written_is_no_time(claim: str) -> None:
     assert microseconds(claim) is None
-    request = receive(delivery(properties=build(headers={"x-ott-received-at": claim})), Clock(), 10**6, None)
+    request = parse_request(
+        delivery(properties=build(headers={"x-ott-received-at": claim})), ArrivalClock(), 10**6, None
+    )
     assert not request.is_replay
     assert text_of(request.received_at)
 
 
 def test_a_floor_that_no_worker_can_have_written_is_not_believed() -> None:
-    clock = Clock(lambda: 100)
-    clock.not_before(2**62)
+    clock = ArrivalClock(lambda: 100)
+    clock.raise_floor(2**62)
     assert clock.stamp() == 100

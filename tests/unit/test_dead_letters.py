@@ -8,11 +8,11 @@ from pamqp import encode
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
+from worker.broker.journal_index import SKEW
+from worker.contract.timestamps import text_of
 from worker.dead_letters.letter import Letter, read
 from worker.dead_letters.replay import replayed
 from worker.dead_letters.view import view
-from worker.pipeline.replay_guard import SKEW
-from worker.pipeline.request import text_of
 
 NOON = 1_795_435_200_000_000
 

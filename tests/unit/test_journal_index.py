@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from worker.broker.journal_index import JournalIndex
 from worker.broker.journal_reader import Entry
-from worker.pipeline.journal_index import JournalIndex
-from worker.pipeline.request import Resource, text_of
+from worker.contract.resource import Resource
+from worker.contract.timestamps import text_of
 
 PAGE = Resource(None, "messenger", "p")
 OTHER = Resource(None, "messenger", "q")

@@ -1,29 +1,53 @@
 """Contract §4: both reply shapes, to the byte."""
 
 import json
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from datetime import UTC, datetime
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from worker.contract.registration import FieldError, Rejection, validate
-from worker.contract.reply import MalformedReply, Reply, not_registered, registered, timestamp
+from worker.contract.reply import MalformedReply, Reply, reply_body
 from worker.contract.schema import json_schemas
+from worker.contract.settlement import Settlement
+from worker.contract.timestamps import text_of
 
-RECEIVED = timestamp(1795435200.123456)
-COMPLETED = timestamp(1795435201)
-ABOUT: dict[str, Any] = {"request_id": "r-1", "received_at": RECEIVED, "completed_at": COMPLETED}
-NOWHERE: dict[str, Any] = {
-    **ABOUT,
-    "platform": None,
-    "resource_id": None,
-    "http_status": None,
-    "attempts": 0,
-}
-RESULT = registered(
-    **ABOUT, platform="messenger", resource_id="1732555047025799", http_status=201, attempts=1
+RECEIVED = 1_795_435_200_123_456
+COMPLETED = 1_795_435_201_000_000
+REGISTERED = Settlement(
+    request_id="r-1",
+    status="registered",
+    reason=None,
+    message="",
+    errorcode=0,
+    documentation="",
+    errors=(),
+    account=None,
+    platform="messenger",
+    resource_id="1732555047025799",
+    http_status=201,
+    attempts=1,
+    received_at=RECEIVED,
+    completed_at=COMPLETED,
 )
+FAILED = REGISTERED._replace(
+    status="failed",
+    reason="forbidden",
+    message="No.",
+    errorcode=10000,
+    platform=None,
+    resource_id=None,
+    http_status=None,
+    attempts=0,
+)
+REJECTED = FAILED._replace(
+    status="rejected",
+    reason="invalid",
+    message="Please fix the following errors",
+    errorcode=10006,
+    errors=(FieldError("EndpointUrl must be provided", 10002),),
+)
+RESULT = reply_body(REGISTERED)
 
 
 def test_a_result_has_the_contract_s_keys_in_order() -> None:
@@ -40,9 +64,7 @@ def test_a_result_has_the_contract_s_keys_in_order() -> None:
 
 
 def test_an_error_envelope_has_the_contract_s_keys_in_order() -> None:
-    errors = [FieldError("EndpointUrl must be provided", 10002)]
-    envelope = not_registered("rejected", "Please fix the following errors", 10006, "", errors, **NOWHERE)
-    assert list(json.loads(envelope).items()) == [
+    assert list(json.loads(reply_body(REJECTED)).items()) == [
         ("status", "rejected"),
         ("message", "Please fix the following errors"),
         ("errorcode", 10006),
@@ -56,8 +78,8 @@ def test_an_error_envelope_has_the_contract_s_keys_in_order() -> None:
         ("resourceId", None),
         ("httpStatus", None),
         ("attempts", 0),
-        ("receivedAt", RECEIVED),
-        ("completedAt", COMPLETED),
+        ("receivedAt", "2026-11-23T12:00:00.123456Z"),
+        ("completedAt", "2026-11-23T12:00:01.000000Z"),
     ]
 
 
@@ -82,54 +104,41 @@ def test_the_api_s_error_example_comes_out_byte_for_byte() -> None:
 }"""
     refusal = validate({"ottPlatformAttributes": {"isActive": True}})
     assert isinstance(refusal, Rejection)
-    envelope = json.loads(
-        not_registered("rejected", refusal.message, refusal.errorcode, errors=refusal.errors, **NOWHERE)
-    )
+    envelope = json.loads(reply_body(REJECTED._replace(message=refusal.message, errors=refusal.errors)))
     api_body = {key: envelope[key] for key in ("message", "errorcode", "documentation", "validationErrors")}
     assert list(envelope)[1:5] == list(api_body)
     assert json.dumps(api_body, indent=4) == printed
 
 
 def test_superseded_names_the_newer_request() -> None:
-    envelope = not_registered("superseded", "Superseded.", 10000, superseded_by="r-2", **NOWHERE)
+    envelope = reply_body(FAILED._replace(status="superseded", superseded_by="r-2"))
     assert list(json.loads(envelope))[-1] == "supersededBy"
     assert Reply.parse(envelope).superseded_by == "r-2"
 
 
 def test_only_superseded_names_another_request() -> None:
-    envelope = not_registered("failed", "No.", 10000, superseded_by="r-2", **NOWHERE)
+    envelope = reply_body(FAILED._replace(superseded_by="r-2"))
     assert b"supersededBy" not in envelope
 
 
 @pytest.mark.parametrize("hostile", ["\ud800", "a\udcffb", "\ude00\ud83d"])
 def test_text_that_utf_8_cannot_hold_is_replaced(hostile: str) -> None:
-    envelope = not_registered("failed", "No.", 10000, **{**NOWHERE, "request_id": hostile})
+    envelope = reply_body(FAILED._replace(request_id=hostile))
     assert "?" in json.loads(envelope.decode())["requestId"]
 
 
 def test_other_text_stands_as_it_is() -> None:
-    envelope = registered(
-        **{**ABOUT, "request_id": "ü\n\x00😀"}, platform="line", resource_id="é", http_status=200, attempts=2
-    )
+    envelope = reply_body(REGISTERED._replace(request_id="ü\n\x00😀", resource_id="é"))
     assert "é".encode() in envelope
     assert json.loads(envelope)["requestId"] == "ü\n\x00😀"
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        1795435200.123456,
-        datetime(2026, 11, 23, 12, 0, 0, 123456, UTC),
-        datetime(2026, 11, 23, 12, 0, 0, 123456),  # noqa: DTZ001
-        datetime(2026, 11, 23, 13, 0, 0, 123456, timezone(timedelta(hours=1))),
-    ],
-)
-def test_times_are_utc_with_microseconds(moment: float | datetime) -> None:
-    assert timestamp(moment) == "2026-11-23T12:00:00.123456Z"
+def test_times_are_utc_with_microseconds() -> None:
+    assert text_of(RECEIVED) == "2026-11-23T12:00:00.123456Z"
 
 
 def test_a_whole_second_keeps_its_microseconds() -> None:
-    assert timestamp(0) == "1970-01-01T00:00:00.000000Z"
+    assert text_of(0) == "1970-01-01T00:00:00.000000Z"
 
 
 def test_a_result_reads_back() -> None:
@@ -142,9 +151,10 @@ def test_a_result_reads_back() -> None:
 
 def test_an_error_envelope_reads_back() -> None:
     errors = (FieldError("PageId is invalid", 10001), FieldError("x", 1, "there"))
-    about = {**NOWHERE, "http_status": 400, "platform": "line", "attempts": 1}
-    reply = Reply.parse(not_registered("rejected", "m", 10006, "d", errors, **about))
-    assert (reply.status, reply.message, reply.errorcode, reply.errors) == ("rejected", "m", 10006, errors)
+    refused = REJECTED._replace(errors=errors, platform="line", http_status=400, attempts=1)
+    reply = Reply.parse(reply_body(refused))
+    assert (reply.status, reply.message) == ("rejected", "Please fix the following errors")
+    assert (reply.errorcode, reply.errors) == (10006, errors)
     assert (reply.http_status, reply.platform, reply.resource_id) == (400, "line", None)
 
 
@@ -160,8 +170,8 @@ def test_what_is_no_reply_is_told_in_one_line_without_its_text(body: bytes) -> N
     "body",
     [
         RESULT,
-        not_registered("rejected", "m", 10006, errors=[FieldError("x", 1)], **NOWHERE),
-        not_registered("superseded", "m", 10000, superseded_by="r-2", **NOWHERE),
+        reply_body(REJECTED),
+        reply_body(FAILED._replace(status="superseded", superseded_by="r-2")),
     ],
 )
 def test_replies_follow_their_json_schema(body: bytes) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.rig import LINE, MESSENGER
+from worker.contract.dead_letter import dead_letter_headers
+from worker.contract.journal_record import journal_record
 from worker.contract.registration import (
     SECRET_FIELDS,
     Registration,
@@ -17,8 +19,9 @@ from worker.contract.registration import (
     parse_registration,
     validate,
 )
-from worker.contract.reply import not_registered, timestamp
+from worker.contract.reply import reply_body
 from worker.contract.schema import json_schemas
+from worker.contract.settlement import Settlement
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -91,20 +94,24 @@ def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, num
     verdict = judge(json.dumps(document).encode())
     assert canary not in repr(verdict)
     if isinstance(verdict, Rejection):
-        envelope = not_registered(
-            "rejected",
-            verdict.message,
-            verdict.errorcode,
-            errors=verdict.errors,
+        settlement = Settlement(
             request_id="r",
+            status="rejected",
+            reason=verdict.reason,
+            message=verdict.message,
+            errorcode=verdict.errorcode,
+            documentation="",
+            errors=verdict.errors,
+            account=None,
             platform=verdict.platform,
             resource_id=verdict.resource_id,
             http_status=None,
             attempts=0,
-            received_at=timestamp(0),
-            completed_at=timestamp(0),
+            received_at=0,
+            completed_at=0,
         )
-        assert canary.encode() not in envelope
+        assert canary.encode() not in reply_body(settlement)
+        assert canary not in repr([dead_letter_headers(settlement), journal_record(settlement)])
 
 
 @given(st.dictionaries(st.text() | st.sampled_from(FIELDS), ANYTHING, max_size=8) | documents())

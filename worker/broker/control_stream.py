@@ -2,21 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from pydantic import ValidationError
 
 from worker.amqp.confirm_channel import Message, publish_once
-from worker.amqp.connection import broker_errors, connect
+from worker.amqp.connection import Connection, broker_errors, connect
 from worker.amqp.properties import build
 from worker.broker.journal_reader import Entry, JournalReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE
-from worker.errors import PublishRefused, TopologyError, Unroutable
+from worker.errors import BrokerUnreachable, PublishRefused, TopologyError, Unroutable
+from worker.events import EventListener
 from worker.settings import Settings
 
 PUBLISH_TIMEOUT = 15.0  # seconds
+READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders before it begins without them
+RETRY_INTERVAL = 5.0  # seconds between attempts to read on
 
 
 async def publish_order(settings: Settings, order: Order) -> None:
@@ -61,6 +64,65 @@ async def read_orders_by(reader: JournalReader) -> list[Order]:
 async def read_pause(settings: Settings) -> Pause | None:
     """The pause that stands. Raises as `read_orders`."""
     return standing_pause(await read_orders(settings))
+
+
+class StandingOrders:
+    """The pause that stands, as a worker knows it: read before it takes requests, then followed on the
+    connection that it takes them by. A stream that is missing or forbidden orders nothing."""
+
+    def __init__(self, settings: Settings, events: EventListener) -> None:
+        self._stream = Topology(settings.prefix).control
+        self._events = events
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self.pause: Pause | None = None
+
+    async def until_resumed(self) -> None:
+        """Return when no pause stands."""
+        await self._resumed.wait()
+
+    @contextlib.asynccontextmanager
+    async def followed(self, connection: Connection) -> AsyncIterator[None]:
+        """Know the orders that stand, and follow those that come, within this context. Never raises."""
+        known = asyncio.Event()
+        task = asyncio.create_task(self._follow(connection, known), name="orders")
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READ_TIMEOUT):
+                    await known.wait()
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _follow(self, connection: Connection, known: asyncio.Event) -> None:
+        reader = JournalReader(connection, self._stream)
+        while True:
+            try:
+                orders, following = await _read(reader)
+                self._stands(standing_pause(orders))
+                known.set()
+                async with contextlib.aclosing(reader.follow(following)) as entries:
+                    async for entry in entries:
+                        for order in _orders(entry):
+                            if order.order in ("pause", "resume"):
+                                self._stands(standing_pause([order]))
+            except (BrokerUnreachable, TopologyError) as error:
+                known.set()
+                if connection.is_open:
+                    self._events.control_unreadable(str(error))
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    def _stands(self, pause: Pause | None) -> None:
+        before, self.pause = self.pause, pause
+        if pause is None:
+            self._resumed.set()
+            if before is not None:
+                self._events.resumed()
+        else:
+            self._resumed.clear()
+            if pause != before:
+                self._events.paused(pause.by, pause.why)
 
 
 async def _read(reader: JournalReader) -> tuple[list[Order], int]:

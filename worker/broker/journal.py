@@ -7,19 +7,19 @@ header how far the worker's clock had come: no record up to here was received la
 
 import asyncio
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from worker.amqp.confirm_channel import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.topology import Topology
-from worker.contract.reply import to_json
+from worker.contract.json_encoder import to_json
 from worker.contract.words import CLOCK_HEADER, JOURNAL_TYPE
 
 BATCH_BYTES = 64_000  # of one message
 CONTENT_TYPE = "application/x-ndjson"
 
-Record = Mapping[str, str | int | None]
+Record = Mapping[str, Any]
 
 
 class Clock(Protocol):

@@ -14,7 +14,7 @@ from worker.amqp.connection import Connection, broker_errors, connect
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.topology import Topology
-from worker.contract.words import REQUEST_KEY
+from worker.contract.words import ACCOUNT_HEADER, REQUEST_KEY
 from worker.errors import OutcomeUnknown, PublishRefused, QueueFull, TopologyError, Unroutable
 from worker.settings import Settings
 
@@ -64,7 +64,7 @@ class RequestSender:
             message_id=request_id,
             correlation_id=request_id,
             reply_to=reply_to,
-            headers={"x-ott-account-id": account_id} if account_id else None,
+            headers={ACCOUNT_HEADER: account_id} if account_id else None,
         )
         message = Message(self._entry, REQUEST_KEY, properties, body, external=True)
         sending = _Sending(request_id, message, lane, asyncio.get_running_loop().create_future())

@@ -15,6 +15,7 @@ from worker.telemetry.admin import Admin
 from worker.telemetry.log import Log, configure, unexpected
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
+from worker.telemetry.status import StatusFeed
 
 if TYPE_CHECKING:
     from worker.telemetry.traces import Traces
@@ -33,20 +34,22 @@ def run() -> None:
 async def _run(settings: Settings) -> None:
     logger = configure(settings)
     metrics, phase = Metrics(), Phase()
+    status = StatusFeed(phase)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unexpected(logger, context))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     traces = _traces(settings)
-    listeners = [metrics, phase, Log(logger, debug=settings.log_level == "debug")]
+    listeners = [metrics, phase, status, Log(logger, debug=settings.log_level == "debug")]
     events = EventListeners(*listeners, *([traces] if traces else []))
     service = Service(settings, events, traces)
     try:
         async with Admin(settings, service, metrics, phase) as admin:
             if admin.url:
                 logger.info("admin server listening", url=admin.url)
-            await run_until(service, stop)
+            async with status.publish(settings, service):
+                await run_until(service, stop)
     finally:
         if traces:
             await traces.close()

@@ -4,6 +4,21 @@ from typing import Any
 
 from worker.contract.journal_record import JournalRecord
 from worker.contract.schema import registration_schemas, reply_schemas
+from worker.contract.words import (
+    ACCOUNT_HEADER,
+    ATTEMPTS_HEADER,
+    DEAD_AT_HEADER,
+    ERROR_HEADER,
+    JOURNAL_TYPE,
+    NOT_ALLOWED,
+    REASON_HEADER,
+    REASONS,
+    RECEIVED_AT_HEADER,
+    REPLY_REFUSED_HEADER,
+    REPLY_TYPE,
+    REQUEST_KEY,
+    UNROUTABLE,
+)
 
 Document = dict[str, Any]
 
@@ -33,7 +48,7 @@ def asyncapi(prefix: str, version: str) -> Document:
 def _channels(prefix: str) -> Document:
     return {
         "entry": {
-            "address": "request",
+            "address": REQUEST_KEY,
             "description": "The exchange that reaches the requests queue; publishing to the queue works too.",
             "messages": _message_refs("registration"),
             "bindings": {
@@ -130,7 +145,7 @@ def _messages() -> Document:
             "summary": "JSON lines: one record for each settled request.",
             "contentType": "application/x-ndjson",
             "payload": _ref("JournalRecord"),
-            "bindings": {"amqp": {"messageType": "ott.registration.journal", "bindingVersion": _BINDING}},
+            "bindings": {"amqp": {"messageType": JOURNAL_TYPE, "bindingVersion": _BINDING}},
         },
     }
 
@@ -143,7 +158,7 @@ def _reply(schema: str, summary: str) -> Document:
         "headers": _ref("ReplyHeaders"),
         "correlationId": {"location": "$message.header#/correlation_id"},
         "payload": _ref(schema),
-        "bindings": {"amqp": {"messageType": "ott.registration.reply", "bindingVersion": _BINDING}},
+        "bindings": {"amqp": {"messageType": REPLY_TYPE, "bindingVersion": _BINDING}},
     }
 
 
@@ -187,7 +202,7 @@ _REQUEST_HEADERS: Document = {
         "correlation_id": _text("AMQP property, echoed in the reply; without one the request's id is."),
         "reply_to": _text("AMQP property: the queue for the reply."),
         "content_type": _text("AMQP property: application/json, or absent."),
-        "x-ott-account-id": {
+        ACCOUNT_HEADER: {
             "type": ["string", "integer"],
             "description": "The business unit (MID) whose token is used.",
         },
@@ -197,14 +212,14 @@ _REQUEST_HEADERS: Document = {
 _DEAD_LETTER_HEADERS: Document = {
     "type": "object",
     "properties": {
-        "x-ott-reason": _text(
+        REASON_HEADER: _text(
             "Why the request was not registered.",
-            enum=["invalid", "rejected", "exhausted", "forbidden", "oversize"],
+            enum=list(REASONS),
         ),
-        "x-ott-error": _text("The code and message of the error envelope."),
-        "x-ott-attempts": {"type": "integer", "description": "Calls made."},
-        "x-ott-received-at": _text("When the request was first received.", format="date-time"),
-        "x-ott-dead-at": _text("When it was given up.", format="date-time"),
+        ERROR_HEADER: _text("The error envelope's code and message, and the messages of validationErrors."),
+        ATTEMPTS_HEADER: {"type": "integer", "description": "Calls made."},
+        RECEIVED_AT_HEADER: _text("When the request was first received.", format="date-time"),
+        DEAD_AT_HEADER: _text("When it was given up.", format="date-time"),
     },
 }
 
@@ -213,8 +228,8 @@ _REPLY_HEADERS: Document = {
     "properties": {
         "message_id": _text("AMQP property: the reply's own id."),
         "correlation_id": _text("AMQP property: the request's correlation_id, or its id."),
-        "x-ott-reply-refused": _text(
-            "Why the request's reply_to was not followed.", enum=["unroutable", "not-allowed"]
+        REPLY_REFUSED_HEADER: _text(
+            "Why the request's reply_to was not followed.", enum=[UNROUTABLE, NOT_ALLOWED]
         ),
     },
 }

@@ -1,30 +1,71 @@
-"""The record that the journal keeps of a settled request (contract §1, §8)."""
+"""The record that the journal keeps of a settled request (contract §1, §5, §8)."""
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from worker.contract.words import Status
+from worker.contract.registration import FieldError
+from worker.contract.settlement import Settlement
+from worker.contract.timestamps import text_of
+from worker.contract.words import Reason, Status
+
+ERRORS_LENGTH = 500  # characters of all messages together
 
 
 class JournalRecord(BaseModel):
-    """One line of a journal message. It holds nothing of the request's body but the resource's name."""
+    """One line of a journal message. Of the request's body it holds nothing but the resource's name."""
 
-    model_config = ConfigDict(alias_generator=to_camel, frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     id: str = Field(description="The request's id.")
     status: Status
-    reason: Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"] | None = Field(
-        description="Why it was dead-lettered, where it was."
-    )
+    reason: Reason | None = Field(description="Why it was dead-lettered, where it was.")
     account_id: str | None
     ott_platform_name: str | None
     resource_id: str | None
     http_status: int | None
-    errorcode: int | None
+    errorcode: int | None = Field(description="The error envelope's code; null for `registered`.")
+    errors: tuple[str, ...] = Field(
+        description=f"The messages of validationErrors, {ERRORS_LENGTH} characters at most together."
+    )
     attempts: int
     received_at: datetime
     completed_at: datetime
     superseded_by: str | None
+    replay: bool = Field(description="Whether the request was a replay of a dead letter.")
+
+
+def journal_record(settlement: Settlement) -> dict[str, Any]:
+    """The record as it is written."""
+    return {
+        "id": settlement.request_id,
+        "status": settlement.status,
+        "reason": settlement.reason,
+        "accountId": settlement.account,
+        "ottPlatformName": settlement.platform,
+        "resourceId": settlement.resource_id,
+        "httpStatus": settlement.http_status,
+        "errorcode": None if settlement.status == "registered" else settlement.errorcode,
+        "errors": _messages(settlement.errors) if settlement.errors else (),
+        "attempts": settlement.attempts,
+        "receivedAt": text_of(settlement.received_at),
+        "completedAt": text_of(settlement.completed_at),
+        "supersededBy": settlement.superseded_by,
+        "replay": settlement.is_replay,
+    }
+
+
+def _messages(errors: Iterable[FieldError]) -> list[str]:
+    """The messages until their characters are used up; the last one may be cut."""
+    messages, left = [], ERRORS_LENGTH
+    for error in errors:
+        if left <= 0:
+            break
+        messages.append(error.message[:left])
+        left -= len(error.message)
+    return messages

@@ -1,115 +1,40 @@
 """The two replies, result and error envelope: built fast, described for machines, read back (contract §4)."""
 
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
+from worker.contract.json_encoder import to_json
 from worker.contract.registration import FieldError
+from worker.contract.settlement import Settlement
+from worker.contract.timestamps import text_of
 from worker.contract.words import Status
 
 UnregisteredStatus = Literal["rejected", "failed", "superseded"]
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-
-def registered(
-    *,
-    request_id: str,
-    platform: str,
-    resource_id: str,
-    http_status: int,
-    attempts: int,
-    received_at: str,
-    completed_at: str,
-) -> bytes:
-    """The result for a request that Marketing Cloud took. Times as `timestamp` writes them."""
-    return to_json(
-        {
-            "status": "registered",
-            "requestId": request_id,
-            "ottPlatformName": platform,
-            "resourceId": resource_id,
-            "httpStatus": http_status,
-            "attempts": attempts,
-            "receivedAt": received_at,
-            "completedAt": completed_at,
-        }
-    )
-
-
-def not_registered(
-    status: UnregisteredStatus,
-    message: str,
-    errorcode: int,
-    documentation: str = "",
-    errors: Iterable[FieldError] = (),
-    *,
-    request_id: str,
-    platform: str | None,
-    resource_id: str | None,
-    http_status: int | None,
-    attempts: int,
-    received_at: str,
-    completed_at: str,
-    superseded_by: str | None = None,
-) -> bytes:
-    """The error envelope: the API's own error body, with the request's metadata beside it.
-
-    `superseded_by` is the id of the newer request and stands in `superseded` envelopes only.
-    """
-    envelope: dict[str, Any] = {
-        "status": status,
-        "message": message,
-        "errorcode": errorcode,
-        "documentation": documentation,
-        "validationErrors": [error._asdict() for error in errors],
-        "requestId": request_id,
-        "ottPlatformName": platform,
-        "resourceId": resource_id,
-        "httpStatus": http_status,
-        "attempts": attempts,
-        "receivedAt": received_at,
-        "completedAt": completed_at,
-    }
-    if status == "superseded":
-        envelope["supersededBy"] = superseded_by
+def reply_body(settlement: Settlement) -> bytes:
+    """The result for `registered`; else the error envelope: the API's own error body, with the request's
+    metadata beside it. `supersededBy` stands in `superseded` envelopes only."""
+    envelope: dict[str, Any] = {"status": settlement.status}
+    if settlement.status != "registered":
+        envelope["message"] = settlement.message
+        envelope["errorcode"] = settlement.errorcode
+        envelope["documentation"] = settlement.documentation
+        envelope["validationErrors"] = [error._asdict() for error in settlement.errors]
+    envelope["requestId"] = settlement.request_id
+    envelope["ottPlatformName"] = settlement.platform
+    envelope["resourceId"] = settlement.resource_id
+    envelope["httpStatus"] = settlement.http_status
+    envelope["attempts"] = settlement.attempts
+    envelope["receivedAt"] = text_of(settlement.received_at)
+    envelope["completedAt"] = text_of(settlement.completed_at)
+    if settlement.status == "superseded":
+        envelope["supersededBy"] = settlement.superseded_by
     return to_json(envelope)
-
-
-def timestamp(moment: float | datetime) -> str:
-    """``2026-11-23T12:00:00.123456Z``, from seconds since the epoch or a datetime (without a zone: UTC)."""
-    if not isinstance(moment, datetime):
-        return timestamp_of(int(moment * 1_000_000))
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(UTC)
-    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-
-
-def timestamp_of(microseconds: int) -> str:
-    """The same from microseconds since the epoch."""
-    seconds, fraction = divmod(microseconds, 1_000_000)
-    return f"{_to_the_second(seconds)}.{fraction:06d}Z"
-
-
-@lru_cache(maxsize=100)
-def _to_the_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
-
-
-def to_json(document: Mapping[str, Any]) -> bytes:
-    """A flat document as JSON, without spaces. What UTF-8 cannot hold (ids come from AMQP properties, where a
-    hostile sender can place it) becomes question marks."""
-    try:
-        return pydantic_core.to_json(document)
-    except pydantic_core.PydanticSerializationError:
-        return _encode(document).encode(errors="replace")
 
 
 class _Model(BaseModel):

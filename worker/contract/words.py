@@ -1,10 +1,12 @@
 """The words on the wire, each defined once: names of headers, routing keys, statuses, reasons, error codes
 (contract §2 to §5). Whoever writes one and whoever reads it import it from here."""
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Status = Literal["registered", "rejected", "failed", "superseded"]
 Reason = Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
 # Routing keys of the entry exchange. A request is believed to come from an operator on `replay` alone.
 REQUEST_KEY: Final = "request"
@@ -20,6 +22,9 @@ REQUEST_ID_HEADER: Final = "x-ott-request-id"
 REPLAY_HEADERS: Final = "x-ott-replay-"  # the beginning of each of their names
 REPLAY_COUNT_HEADER: Final = "x-ott-replay-count"
 REPLAY_FORCE_HEADER: Final = "x-ott-replay-force"
+REPLAY_AT_HEADER: Final = "x-ott-replay-at"
+REPLAY_OF_HEADER: Final = "x-ott-replay-of"
+REPLAY_REASON_HEADER: Final = "x-ott-replay-reason"  # what the letter died of
 
 # Headers of a dead letter.
 REASON_HEADER: Final = "x-ott-reason"

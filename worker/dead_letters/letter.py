@@ -9,7 +9,11 @@ from typing import Any
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import CannotOpen, Seals, is_sealed, why_closed
+from worker.broker.journal_index import SKEW
+from worker.broker.request_message import account_of, request_id
 from worker.contract.registration import parse_registration
+from worker.contract.resource import Resource
+from worker.contract.timestamps import microseconds, text_of
 from worker.contract.words import (
     ATTEMPTS_HEADER,
     DEAD_AT_HEADER,
@@ -19,8 +23,6 @@ from worker.contract.words import (
     REPLAY_COUNT_HEADER,
     REQUEST_ID_HEADER,
 )
-from worker.pipeline.replay_guard import SKEW
-from worker.pipeline.request import Resource, account_of, microseconds, request_id, text_of
 
 BROKERS_HEADER = "x-death"
 

@@ -1,12 +1,12 @@
 """New values for a dead letter's request before it is replayed."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from worker.contract.json_encoder import to_json
 from worker.contract.platforms import PLATFORMS
 from worker.contract.registration import MalformedBody, Rejection, parse_object, validate
 from worker.errors import UsageError
@@ -39,7 +39,7 @@ class Patch:
         parsed = validate(document)
         if isinstance(parsed, Rejection):
             return InvalidPatch(tuple(error.message for error in parsed.errors))
-        patched = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        patched = to_json(document)
         if len(patched) > max_bytes:
             return InvalidPatch((f"The body is larger than {max_bytes} bytes",))
         return Patched(patched, parsed.platform, parsed.resource_id)

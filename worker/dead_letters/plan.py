@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from worker.broker.encryption import why_closed
+from worker.broker.journal_index import JournalIndex, read_into
 from worker.broker.journal_reader import open_journal
 from worker.contract.registration import Rejection, parse_registration
+from worker.contract.resource import Resource
 from worker.dead_letters.box import DeadLetterBox
 from worker.dead_letters.letter import Letter, open_body
 from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
-from worker.pipeline.journal_index import JournalIndex
-from worker.pipeline.replay_guard import read_into
-from worker.pipeline.request import Resource
 from worker.settings import Settings
 
 Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "discarded"]

@@ -20,7 +20,8 @@ from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.encryption import why_closed
 from worker.broker.topology import Topology
-from worker.contract.reply import timestamp
+from worker.contract.resource import Resource
+from worker.contract.timestamps import now, text_of
 from worker.contract.words import (
     ATTEMPTS_HEADER,
     DEAD_AT_HEADER,
@@ -28,8 +29,11 @@ from worker.contract.words import (
     ERROR_HEADER,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
+    REPLAY_AT_HEADER,
     REPLAY_COUNT_HEADER,
     REPLAY_FORCE_HEADER,
+    REPLAY_OF_HEADER,
+    REPLAY_REASON_HEADER,
     REQUEST_ID_HEADER,
     REQUEST_KEY,
 )
@@ -39,12 +43,7 @@ from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.dead_letters.plan import Plan
 from worker.dead_letters.selection import Selection
 from worker.events import EventListener
-from worker.pipeline.request import Resource, text_of
 from worker.settings import Settings
-
-REPLAYED_AT_HEADER = "x-ott-replayed-at"
-REPLAY_OF_HEADER = "x-ott-replay-of"
-REPLAY_REASON_HEADER = "x-ott-replay-reason"  # what the letter died of
 
 # What belongs to the life that has ended, and what would route copies elsewhere (CC, BCC).
 _LEFT_BEHIND = frozenset(
@@ -243,7 +242,7 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
         RECEIVED_AT_HEADER: text_of(letter.received_after),
         REQUEST_ID_HEADER: letter.id,
         REPLAY_COUNT_HEADER: letter.replays + 1,
-        REPLAYED_AT_HEADER: timestamp(time.time()),
+        REPLAY_AT_HEADER: text_of(now()),
         REPLAY_OF_HEADER: letter.id,
         REPLAY_REASON_HEADER: letter.reason,
     }

@@ -1,10 +1,10 @@
 """Taking requests from the queue, subscription after subscription (contract §2, §5, §6).
 
-A subscription ends because the connection is lost, because deliveries have been held for too long, or
-because the worker is told to stop. In each case the unsettled deliveries are the broker's again before
-the next one begins, and in their order. For that, each subscription takes as many as the one before
-could hold: a quorum queue serves what was returned first, and puts what is returned again behind it,
-so giving back only a part of it would let the newer overtake the older.
+A subscription ends because the connection is lost, because deliveries have been held for too long, because
+an operator orders a pause (contract §9), or because the worker is told to stop. Before the next one begins,
+all unsettled deliveries are back in the queue, in their order. Each subscription has the same prefetch as the
+one before: a quorum queue delivers returned messages first, and puts those that return once more behind them,
+so a subscription that took only a part of them would let newer requests overtake older ones.
 """
 
 import asyncio
@@ -15,39 +15,50 @@ from collections.abc import Awaitable, Callable
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.broker import topology
+from worker.broker.control_stream import StandingOrders
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
-from worker.pipeline.journey import Journeys
+from worker.pipeline.journey import Attempts, Journeys
 from worker.settings import Settings
 
 RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
-POLL_INTERVAL = 0.1  # seconds between looks at what is held
+POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
 HELD = "held for too long"
+PAUSED = "paused by order"
 DEFECT_PAUSE = 1.0  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
 
 class Intake:
-    """Subscribes and subscribes again until told to stop."""
+    """Subscribes, again and again, until told to stop."""
 
     def __init__(
         self,
         settings: Settings,
         journeys: Callable[[Subscription], Journeys],
-        prepare: Callable[[], Awaitable[None]],
+        take_over: Callable[[], Awaitable[None]],
+        orders: StandingOrders,
         events: EventListener,
     ) -> None:
         self._settings = settings
+        self._orders = orders
         self._journeys_for = journeys
-        self._prepare = prepare
+        self._take_over = take_over
         self._events = events
         self._queue = Topology(settings.prefix).requests
         self._stopping = asyncio.Event()
-        self._returned = 0  # times that deliveries were held for too long
-        self._spent: dict[tuple[str, int], int] = {}  # attempts of what this worker gave back
+        self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
+        self._carried_attempts: Attempts = {}  # of the requests in them
+        self._connection: Connection | None = None
         self._subscription: Subscription | None = None
         self._journeys: Journeys | None = None
+
+    @property
+    def connection(self) -> Connection | None:
+        """The consuming connection, while it is open: also during a pause, when there is no subscription."""
+        current = self._connection
+        return current if current is not None and current.is_open else None
 
     @property
     def subscription(self) -> Subscription | None:
@@ -67,12 +78,12 @@ class Intake:
 
     async def run(self) -> None:
         """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start;
-        later, and whatever else happens, it goes on trying."""
+        after that it keeps trying, whatever happens."""
         failures, started = 0, False
         while not self._stopping.is_set():
             connection = None
             try:
-                connection = await connect(self._settings, "consumer")
+                connection = self._connection = await connect(self._settings, "consumer")
                 self._events.consumer_connected()
                 await topology.ensure(connection, self._settings)
                 started = True
@@ -91,23 +102,38 @@ class Intake:
             failures = min(failures + 1, 10)
 
     async def _consume_on(self, connection: Connection) -> None:
-        """Subscribe on one connection, over and over, while nothing but our own wish ends it."""
-        while connection.is_open and not self._stopping.is_set():
-            if not await self._consume(connection):
-                return
+        """Subscribe on one connection, again and again, as long as only this worker ends subscriptions."""
+        async with self._orders.followed(connection):
+            while connection.is_open and not self._stopping.is_set():
+                if self._orders.pause is not None:
+                    await self._until_resumed(connection)
+                elif not await self._consume(connection):
+                    return
+
+    async def _until_resumed(self, connection: Connection) -> None:
+        """Wait until the pause ends, the worker is to stop, or the connection is lost."""
+        ends: list[asyncio.Future[object]] = [
+            asyncio.ensure_future(self._orders.until_resumed()),
+            asyncio.ensure_future(self._stopping.wait()),
+        ]
+        connection.lost.add_done_callback(lambda _: ends[0].cancel())
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
 
     async def _consume(self, connection: Connection) -> bool:
-        """One subscription. True where the next one may follow on the same connection."""
+        """One subscription. True if the next one may follow on the same connection."""
         prefetch = self._settings.prefetch
         subscription = self._subscription = Subscription(connection, self._queue, prefetch)
         journeys = self._journeys = self._journeys_for(subscription)
-        journeys.own_requeues, journeys.spent = self._returned, self._spent
-        watch = _Watch(self._settings, subscription, journeys, self._stopping)
-        door = _ActivationBarrier(self._prepare, journeys.begin, self._events)
+        journeys.own_requeues = self._own_requeues
+        journeys.carried_attempts = self._carried_attempts
+        watch = _Watch(self._settings, subscription, journeys, self._orders, self._stopping)
+        barrier = _ActivationBarrier(self._take_over, journeys.accept, self._events)
 
         def arrived(delivery: Delivery) -> None:
             if not watch.is_over:
-                door.enter(delivery)
+                barrier.enter(delivery)
 
         try:
             await subscription.open(arrived)
@@ -117,16 +143,16 @@ class Intake:
                 self._events.stale_deliveries(watch.unsettled)
                 self._events.subscription_ended(why)
                 return False
-            self._returned += why == HELD
-            self._spent = journeys.attempts
-            door.close()
+            self._own_requeues += why in (HELD, PAUSED)
+            self._carried_attempts = journeys.attempts
+            barrier.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
             await journeys.drain(grace)
             self._events.returned(subscription.unsettled, why)
             if not await subscription.close():
                 self._events.acknowledgements_unheard()
         finally:
-            door.close()
+            barrier.close()
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.
             await journeys.cancel()
             await subscription.close()
@@ -143,43 +169,54 @@ class Intake:
 
 
 class _ActivationBarrier:
-    """Holds the first deliveries back, in order, until what must precede them is done."""
+    """Holds a subscription's first deliveries back, in order, until the worker has taken over."""
 
     def __init__(
-        self, prepare: Callable[[], Awaitable[None]], begin: Callable[[Delivery], None], events: EventListener
+        self,
+        take_over: Callable[[], Awaitable[None]],
+        accept: Callable[[Delivery], None],
+        events: EventListener,
     ) -> None:
-        self._prepare = prepare
-        self._begin = begin
+        self._take_over = take_over
+        self._accept = accept
         self._events = events
         self._held: list[Delivery] | None = []
-        self._opening: asyncio.Task[None] | None = None
+        self._lifting: asyncio.Task[None] | None = None
 
     def enter(self, delivery: Delivery) -> None:
+        """Let a delivery through, as soon as deliveries may pass."""
         if self._held is None:
-            self._begin(delivery)
+            self._accept(delivery)
             return
         self._held.append(delivery)
-        if self._opening is None:
+        if self._lifting is None:
             self._events.active()
-            self._opening = asyncio.create_task(self._open(), name="prepare")
+            self._lifting = asyncio.create_task(self._lift(), name="take-over")
 
     def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
+        """Let nothing more through that is held now."""
+        if self._lifting is not None:
+            self._lifting.cancel()
 
-    async def _open(self) -> None:
-        await self._prepare()
+    async def _lift(self) -> None:
+        await self._take_over()
         held, self._held = self._held or [], None
         for delivery in held:
-            self._begin(delivery)
+            self._accept(delivery)
 
 
 class _Watch:
     """Watches one subscription for a reason to end it."""
 
     def __init__(
-        self, settings: Settings, subscription: Subscription, journeys: Journeys, stopping: asyncio.Event
+        self,
+        settings: Settings,
+        subscription: Subscription,
+        journeys: Journeys,
+        orders: StandingOrders,
+        stopping: asyncio.Event,
     ) -> None:
+        self._orders = orders
         self._hold_limit = settings.hold_limit
         self._subscription = subscription
         self._journeys = journeys
@@ -189,11 +226,11 @@ class _Watch:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is to end: what still arrives goes back with the rest."""
+        """Whether the subscription is about to end: what still arrives goes back with the rest."""
         return bool(self._why)
 
     async def until_over(self) -> str:
-        """Return why the subscription is over, or is to end."""
+        """Wait until the subscription has ended or must end, and return why."""
         ended = self._subscription.ended
         while not self._why and not ended.done():
             self.unsettled = self._subscription.unsettled
@@ -204,6 +241,8 @@ class _Watch:
     def _reason(self) -> str:
         if self._stopping.is_set():
             return "stopping"
+        if self._orders.pause is not None:
+            return PAUSED
         if self._journeys.failed.is_set():
             return "a journey failed"
         oldest = self._subscription.oldest

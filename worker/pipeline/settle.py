@@ -1,8 +1,7 @@
-"""Settling: the reply, the dead letter and the journal's record are confirmed, and then the request is
+"""Settling: reply, dead letter and journal record are confirmed by the broker, and then the request is
 acknowledged (contract §4, §5)."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from worker.amqp.confirm_channel import DIRECT_REPLY_TO, Message
@@ -12,23 +11,19 @@ from worker.amqp.publisher import Publisher
 from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
 from worker.broker.topology import Topology
-from worker.contract import reply
-from worker.contract.words import (
-    NOT_ALLOWED,
-    RECEIVED_AT_HEADER,
-    REPLY_REFUSED_HEADER,
-    REPLY_TYPE,
-    REQUEST_ID_HEADER,
-    UNROUTABLE,
-)
+from worker.contract.dead_letter import dead_letter_headers
+from worker.contract.journal_record import journal_record
+from worker.contract.reply import reply_body
+from worker.contract.settlement import Settlement
+from worker.contract.timestamps import now
+from worker.contract.words import NOT_ALLOWED, REPLY_REFUSED_HEADER, REPLY_TYPE, UNROUTABLE
 from worker.errors import PublishRefused, QueueFull, Unroutable
 from worker.events import EventListener, Tracing
-from worker.pipeline.request import Outcome, Request, text_of
+from worker.pipeline.request import Outcome, Request
 
 _REPLY = build(content_type="application/json", type=REPLY_TYPE)
 GENERATED = "amq.gen-"
 MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
-ERROR_LENGTH = 500  # characters of `x-ott-error`
 
 # CC and BCC would route copies elsewhere; the counts are the requests queue's own.
 NOT_COPIED = frozenset({"CC", "BCC", *COUNTS})
@@ -53,52 +48,48 @@ class Settler:
         self._events = events
         self._trace = None if tracing is None else tracing.headers
 
-    async def settle(self, request: Request, outcome: Outcome, ack: Callable[[], None]) -> None:
+    async def settle(self, request: Request, outcome: Outcome, ack: Callable[[], None]) -> Settlement:
         """Publish what the outcome asks for, wait until the broker has confirmed all of it, then `ack`."""
-        completed_at = reply.timestamp(time.time())
-        letter = None if outcome.reason is None else self._dead_letter(request, outcome, completed_at)
-        promises = [self._reply(request, outcome, completed_at)]
-        if letter is not None:
-            promises.append(self._publisher.send(letter))
+        settlement = _settlement(request, outcome)
+        body = reply_body(settlement)
+        reply = self._publisher.send(self._reply(request, body))
+        letter = None
+        if settlement.reason is not None:
+            letter = self._publisher.send(self._dead_letter(request, settlement))
         try:
             if self._journal is not None:
-                await self._journal.append(_record(request, outcome, completed_at))
-            await self._follow_reply(promises[0], request, outcome, completed_at)
-            for promise in promises[1:]:
-                await promise
+                await self._journal.append(journal_record(settlement))
+            try:
+                await reply
+            except (Unroutable, PublishRefused) as error:
+                refused = UNROUTABLE if isinstance(error, Unroutable | QueueFull) else NOT_ALLOWED
+                await self._publisher.send(self._own_reply(request, body, refused))
+            if letter is not None:
+                await letter
         except asyncio.CancelledError:
-            for promise in promises:
-                promise.cancel()
+            reply.cancel()
+            if letter is not None:
+                letter.cancel()
             raise
         ack()
+        return settlement
 
-    def _reply(self, request: Request, outcome: Outcome, completed_at: str) -> "asyncio.Future[None]":
+    def _reply(self, request: Request, body: bytes) -> Message:
         reply_to = request.delivery.properties.text("reply_to")
-        body = _body(request, outcome, completed_at)
-        if reply_to and self._may_follow(reply_to):
-            headers = self._trace() if self._trace else None
-            return self._publisher.send(
-                _reply_message(request, reply_to, body, headers=headers, external=True)
-            )
-        return self._publisher.send(self._own_reply(request, body, NOT_ALLOWED if reply_to else None))
-
-    async def _follow_reply(
-        self, sent: "asyncio.Future[None]", request: Request, outcome: Outcome, completed_at: str
-    ) -> None:
-        try:
-            await sent
-        except (Unroutable, PublishRefused) as error:
-            refused = UNROUTABLE if isinstance(error, Unroutable | QueueFull) else NOT_ALLOWED
-            body = _body(request, outcome, completed_at)
-            await self._publisher.send(self._own_reply(request, body, refused))
+        if not reply_to:
+            return self._own_reply(request, body, None)
+        if not self._may_follow(reply_to):
+            return self._own_reply(request, body, NOT_ALLOWED)
+        headers = self._trace() if self._trace else None
+        return _reply_message(request, reply_to, body, headers, external=True)
 
     def _own_reply(self, request: Request, body: bytes, refused: str | None) -> Message:
+        """The reply in the replies queue; `refused` says why `reply_to` was not followed."""
+        headers = self._trace() if self._trace else {}
         if refused:
             self._events.reply_refused(refused)
-        headers = {REPLY_REFUSED_HEADER: refused} if refused else {}
-        if self._trace:
-            headers |= self._trace()
-        return _reply_message(request, self._topology.replies, body, headers=headers)
+            headers[REPLY_REFUSED_HEADER] = refused
+        return _reply_message(request, self._topology.replies, body, headers)
 
     def _may_follow(self, reply_to: str) -> bool:
         """Contract §4: not one of our own queues, and of RabbitMQ's only those made for replies."""
@@ -106,19 +97,9 @@ class Settler:
             return reply_to.startswith((GENERATED, DIRECT_REPLY_TO))
         return reply_to not in self._topology.own_queues
 
-    def _dead_letter(self, request: Request, outcome: Outcome, dead_at: str) -> Message:
+    def _dead_letter(self, request: Request, settlement: Settlement) -> Message:
         properties = request.delivery.properties.changed(
-            {
-                "x-ott-reason": outcome.reason or "",
-                "x-ott-error": f"{outcome.errorcode} {outcome.message}"[:ERROR_LENGTH],
-                "x-ott-attempts": request.attempts,
-                RECEIVED_AT_HEADER: text_of(request.received_at),
-                "x-ott-dead-at": dead_at,
-                REQUEST_ID_HEADER: request.id,
-            },
-            without=NOT_COPIED,
-            user_id=None,
-            expiration=None,
+            dead_letter_headers(settlement), without=NOT_COPIED, user_id=None, expiration=None
         ).persistent()
         if (
             not properties.text("message_id")
@@ -129,65 +110,32 @@ class Settler:
         return Message(self._topology.dead, "", *self._seals.seal(properties, request.delivery.body))
 
 
+def _settlement(request: Request, outcome: Outcome) -> Settlement:
+    return Settlement(
+        request_id=request.id,
+        status=outcome.status,
+        reason=outcome.reason,
+        message=outcome.message,
+        errorcode=outcome.errorcode,
+        documentation=outcome.documentation,
+        errors=outcome.errors,
+        account=request.account,
+        platform=request.platform,
+        resource_id=request.resource_id,
+        http_status=outcome.http_status,
+        attempts=request.attempts,
+        received_at=request.received_at,
+        completed_at=now(),
+        superseded_by=outcome.superseded_by,
+        is_replay=request.is_replay,
+    )
+
+
 def _reply_message(
-    request: Request,
-    queue: str,
-    body: bytes,
-    *,
-    headers: dict[str, str] | None = None,
-    external: bool = False,
+    request: Request, queue: str, body: bytes, headers: dict[str, str] | None, *, external: bool = False
 ) -> Message:
     correlation_id = request.delivery.properties.text("correlation_id") or request.id
     properties = _REPLY.with_text("correlation_id", correlation_id)
     if headers:
         properties = properties.changed(headers)
     return Message("", queue, properties, body, external)
-
-
-def _body(request: Request, outcome: Outcome, completed_at: str) -> bytes:
-    received_at = text_of(request.received_at)
-    if outcome.status == "registered":
-        return reply.registered(
-            request_id=request.id,
-            platform=request.platform or "",
-            resource_id=request.resource_id or "",
-            http_status=outcome.http_status or 0,
-            attempts=request.attempts,
-            received_at=received_at,
-            completed_at=completed_at,
-        )
-    return reply.not_registered(
-        outcome.status,
-        outcome.message,
-        outcome.errorcode,
-        outcome.documentation,
-        outcome.errors,
-        request_id=request.id,
-        platform=request.platform,
-        resource_id=request.resource_id,
-        http_status=outcome.http_status,
-        attempts=request.attempts,
-        received_at=received_at,
-        completed_at=completed_at,
-        superseded_by=outcome.superseded_by,
-    )
-
-
-def _record(request: Request, outcome: Outcome, completed_at: str) -> dict[str, str | int | None]:
-    record: dict[str, str | int | None] = {
-        "id": request.id,
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "accountId": request.account,
-        "ottPlatformName": request.platform,
-        "resourceId": request.resource_id,
-        "httpStatus": outcome.http_status,
-        "errorcode": None if outcome.status == "registered" else outcome.errorcode,
-        "attempts": request.attempts,
-        "receivedAt": text_of(request.received_at),
-        "completedAt": completed_at,
-        "supersededBy": outcome.superseded_by,
-    }
-    if request.is_replay:
-        record["replay"] = True
-    return record

@@ -65,6 +65,10 @@ class Health:
         subscription = self._service.intake.subscription
         if self._phase.draining_since is not None:
             return False, "draining"
+        pause = self._service.orders.pause
+        if pause is not None and self._service.intake.connection is not None:
+            # Ready: an order to all workers is no reason to take one of them out.
+            return True, f"paused by {pause.by}: {pause.why}"
         if subscription is None:
             return False, "not subscribed"
         if subscription.lease_age > LEASE:

@@ -9,13 +9,15 @@ from typing import Any
 
 import structlog
 
-from worker.events import EventListener, Settled, TokenResult
+from worker.contract.settlement import Settlement
+from worker.events import EventListener, TokenResult
 from worker.settings import Settings
 
 ALLOWED = frozenset(
     {
         "account",
         "attempts",
+        "by",
         "count",
         "error",
         "event",
@@ -168,6 +170,16 @@ class Log(EventListener):
     def gate_opened(self, seconds: float) -> None:
         self._log.info("resumed: Marketing Cloud is available", seconds=round(seconds, 3))
 
+    def paused(self, by: str, why: str) -> None:
+        self._log.warning("paused by order: no calls until somebody resumes", by=by, why=why)
+
+    def resumed(self) -> None:
+        self._log.info("resumed by order")
+
+    def control_unreadable(self, why: str) -> None:
+        if not self._goes_on("orders cannot be read", why):
+            self._log.warning("orders cannot be read: pause and resume do not reach this worker", why=why)
+
     def journal_unreadable(self, why: str) -> None:
         if not self._goes_on("the journal cannot be read", why):
             self._log.warning("the journal cannot be read", why=why)
@@ -178,17 +190,17 @@ class Log(EventListener):
     def draining(self) -> None:
         self._log.info("draining")
 
-    def settled(self, outcome: Settled, seconds: float) -> None:
+    def settled(self, settlement: Settlement, seconds: float) -> None:
         if self._debug:
             self._log.debug(
                 "settled",
-                request_id=outcome.request_id,
-                status=outcome.status,
-                reason=outcome.reason,
-                platform=outcome.platform,
-                resource_id=outcome.resource_id,
-                account=outcome.account,
-                attempts=outcome.attempts,
-                http_status=outcome.http_status,
+                request_id=settlement.request_id,
+                status=settlement.status,
+                reason=settlement.reason,
+                platform=settlement.platform,
+                resource_id=settlement.resource_id,
+                account=settlement.account,
+                attempts=settlement.attempts,
+                http_status=settlement.http_status,
                 seconds=round(seconds, 6),
             )

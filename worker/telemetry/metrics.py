@@ -1,7 +1,7 @@
 """Prometheus metrics (contract §7: `/metrics`).
 
-Facts are counted in plain numbers, because some are stated for each request; Prometheus' own objects are
-made when somebody asks. Every label has a bounded set of values.
+Events are counted in plain numbers, because some come with each request; Prometheus' own objects are made
+when it asks for them. Every label has a bounded set of values.
 """
 
 import time
@@ -17,29 +17,29 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from worker.contract.platforms import PLATFORMS
-from worker.events import EventListener, Settled, TokenResult
+from worker.contract.settlement import Settlement
+from worker.contract.words import NOT_ALLOWED, REASONS, STATUSES, UNROUTABLE
+from worker.events import EventListener, TokenResult
 
 CALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)  # seconds
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)  # seconds
 
-STATUSES = ("registered", "rejected", "failed", "superseded")
-REASONS = ("invalid", "rejected", "exhausted", "forbidden", "oversize")
-REPLY_REFUSALS = ("unroutable", "not-allowed")
+REPLY_REFUSALS = (UNROUTABLE, NOT_ALLOWED)
 TOKEN_RESULTS: tuple[TokenResult, ...] = ("ok", "refused", "failed")
 CONNECTIONS = ("consumer", "publisher")
 OWN_QUEUES = ("replies", "dead", "journal")
 
 
 class Metrics(EventListener, Collector):
-    """Counts events. Without a request there are zeros already where the values of a label are known, so
-    that the first event is an increase."""
+    """Counts events. Where the values of a label are known, their counters start at zero before the first
+    event, so that the first event shows as an increase."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, str | None]] = Counter()
         self._attempts = 0
         self._durations = _Histogram(REQUEST_BUCKETS)
-        self._dead_letters = Counter(dict.fromkeys(REASONS, 0))
-        self._replies_refused = Counter(dict.fromkeys(REPLY_REFUSALS, 0))
+        self._dead_letters = Counter[str](dict.fromkeys(REASONS, 0))
+        self._replies_refused = Counter[str](dict.fromkeys(REPLY_REFUSALS, 0))
         self._calls: Counter[int | None] = Counter()
         self._call_durations = _Histogram(CALL_BUCKETS)
         self._tokens = Counter[TokenResult](dict.fromkeys(TOKEN_RESULTS, 0))
@@ -52,12 +52,12 @@ class Metrics(EventListener, Collector):
         self._closed_at: float | None = None
         self._closed_for = 0.0
 
-    def settled(self, outcome: Settled, seconds: float) -> None:
-        self._requests[outcome.status, outcome.platform] += 1
-        self._attempts += outcome.attempts
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        self._requests[settlement.status, settlement.platform] += 1
+        self._attempts += settlement.attempts
         self._durations.observe(seconds)
-        if outcome.reason is not None:
-            self._dead_letters[outcome.reason] += 1
+        if settlement.reason is not None:
+            self._dead_letters[settlement.reason] += 1
 
     def call_ended(self, status: int | None, seconds: float) -> None:
         self._calls[status] += 1
@@ -105,7 +105,9 @@ class Metrics(EventListener, Collector):
         yield from self._of_the_broker()
 
     def _of_requests(self) -> Iterable[Metric]:
-        settled = {(status, platform): 0 for status in STATUSES for platform in (*PLATFORMS, "none")}
+        settled: dict[tuple[str, str], int] = {
+            (status, platform): 0 for status in STATUSES for platform in (*PLATFORMS, "none")
+        }
         settled |= {(status, platform or "none"): n for (status, platform), n in self._requests.items()}
         yield _counter("ott_requests", "Settled requests by outcome.", settled, ("status", "platform"))
         yield _counter(

@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.events import Call, Called, EventListener, Settled, TracedRequest, Travel
+from worker.contract.settlement import Settlement
+from worker.events import Call, Called, EventListener, Process, TracedRequest
 
 SERVICE_NAME = "ott-registration-worker"
 HEADERS = ("traceparent", "tracestate")
@@ -46,8 +47,8 @@ class Traces(EventListener):
         self._tracer = provider.get_tracer(SERVICE_NAME)
         self._queue = queue
 
-    async def travel(self, travel: Travel, request: TracedRequest) -> None:
-        """Let a request travel within its span."""
+    async def process(self, process: Process, request: TracedRequest) -> None:
+        """Process a request within a span of its own."""
         carried = {name: request.header(name) for name in HEADERS}
         origin = _propagator.extract({k: v for k, v in carried.items() if isinstance(v, str)})
         links: tuple[Link, ...] = ()
@@ -68,7 +69,7 @@ class Traces(EventListener):
             },
             record_exception=False,  # its text could hold anything
         ):
-            await travel(request)
+            await process(request)
 
     async def call(self, call: Call, url: str) -> Called:
         """Call within a span, with the context in the headers."""
@@ -85,25 +86,25 @@ class Traces(EventListener):
             return answer
 
     def headers(self) -> dict[str, str]:
-        """The context of the span that is under way, for whatever is sent on."""
+        """The current span's context, as headers of what is published meanwhile."""
         carried: dict[str, str] = {}
         _propagator.inject(carried)
         return carried
 
-    def settled(self, outcome: Settled, seconds: float) -> None:
+    def settled(self, settlement: Settlement, seconds: float) -> None:
         span = trace.get_current_span()
-        span.set_attribute("ott.status", outcome.status)
-        span.set_attribute("ott.attempts", outcome.attempts)
+        span.set_attribute("ott.status", settlement.status)
+        span.set_attribute("ott.attempts", settlement.attempts)
         for name, value in (
-            ("ott.reason", outcome.reason),
-            ("ott.platform", outcome.platform),
-            ("ott.resource_id", outcome.resource_id),
-            ("ott.account", outcome.account),
+            ("ott.reason", settlement.reason),
+            ("ott.platform", settlement.platform),
+            ("ott.resource_id", settlement.resource_id),
+            ("ott.account", settlement.account),
         ):
             if value is not None:
                 span.set_attribute(name, _text(value))
-        if outcome.reason is not None:
-            span.set_status(StatusCode.ERROR, outcome.reason)
+        if settlement.reason is not None:
+            span.set_status(StatusCode.ERROR, settlement.reason)
 
     async def close(self) -> None:
         """Send what has not been sent."""

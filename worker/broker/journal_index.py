@@ -1,15 +1,19 @@
-"""What the journal says about resources: the newest registration of each, and how far back that is known.
-Plain data, filled by `history.py` and by the replay command."""
+"""What the journal says about resources: the newest registration of each, and how far back that is known."""
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-from worker.broker.journal_reader import Entry
-from worker.pipeline.request import Outcome, Request, Resource, microseconds
+from worker.broker.journal_reader import Entry, JournalReader, Start
+from worker.contract.resource import Resource
+from worker.contract.settlement import Settlement
+from worker.contract.timestamps import microseconds
 
 LIMIT = 300_000  # resources, about 70 MB
+SKEW = 600_000_000  # microseconds that the broker's clock may differ from ours at no cost
 
 
 @dataclass(slots=True)
@@ -41,14 +45,16 @@ class JournalIndex:
             if oldest is not None and not record.get("replay") and received_at <= (oldest.clock or 0):
                 self._own[str(record.get("id")), received_at] = (entry.offset, digest(resource))
 
-    def settled(self, request: Request, outcome: Outcome) -> None:
+    def settled(self, settlement: Settlement) -> None:
         """Take in what this worker has recorded since the journal was read."""
-        if outcome.status == "registered" and request.resource is not None:
-            self.registered(request.resource, request.received_at, request.id)
+        resource = settlement.resource
+        if settlement.status == "registered" and resource is not None:
+            self.registered(resource, settlement.received_at, settlement.request_id)
         first = self._first
-        if first is not None and not request.is_replay and request.received_at <= (first.clock or 0):
-            own = (self.next_offset, digest(request.resource))
-            self._own[_as_recorded(request.id), request.received_at] = own
+        begins_late = first is None or settlement.received_at <= (first.clock or 0)
+        if begins_late and not settlement.is_replay:
+            own = (self.next_offset, digest(resource))
+            self._own[_as_recorded(settlement.request_id), settlement.received_at] = own
 
     def registered(self, resource: Resource, received_at: int, request_id: str) -> None:
         """A request was registered."""
@@ -108,6 +114,34 @@ class JournalIndex:
             return True
         offset, own_resource = self._own.get((_as_recorded(request_id), received_at), (-1, b""))
         return offset >= first.offset and (first.offset == 0 or own_resource == digest(resource))
+
+
+async def read_into(index: JournalIndex, reader: JournalReader, first: Entry | None) -> None:
+    """Read on, to the end of the journal, whose first entry is `first`. Raises as JournalReader does."""
+    last = await reader.last()
+    reach = -1 if last is None else last.offset
+    if index.began_at is None:
+        await _read_from(around(index.since), index, reader, first, reach)
+        if not index.covers(first):
+            # The broker's clock is far from ours, so its times do not help to find the place.
+            index.began_at = None
+            await _read_from("first", index, reader, first, reach)
+    else:
+        await _read_from(index.next_offset, index, reader, first, reach)
+    index.complete(await reader.first())
+
+
+async def _read_from(
+    start: Start, index: JournalIndex, reader: JournalReader, first: Entry | None, reach: int
+) -> None:
+    async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
+        async for entry in entries:
+            index.read(entry, first)
+
+
+def around(moment: int) -> datetime:
+    """Where to begin to read in order to find what was written from `moment` (microseconds) on."""
+    return datetime.fromtimestamp(max(0, moment - SKEW) / 1_000_000, UTC)
 
 
 def _resource(record: dict[str, Any]) -> Resource | None:

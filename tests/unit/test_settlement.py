@@ -1,0 +1,65 @@
+"""One value, and all that is told of a settled request is made from it (contract §4, §5)."""
+
+import json
+
+from tests.unit.test_replies import FAILED, REGISTERED, REJECTED
+from worker.contract.dead_letter import dead_letter_headers
+from worker.contract.journal_record import JournalRecord, journal_record
+from worker.contract.json_encoder import to_json
+from worker.contract.registration import FieldError
+from worker.contract.settlement import Settlement
+
+
+def read_back(settlement: Settlement) -> JournalRecord:
+    return JournalRecord.model_validate_json(to_json(journal_record(settlement)))
+
+
+def test_a_journal_record_has_exactly_the_fields_that_the_schema_tells() -> None:
+    told = {field.alias for field in JournalRecord.model_fields.values()}
+    assert set(journal_record(REJECTED)) == told
+
+
+def test_a_journal_record_reads_back() -> None:
+    record = read_back(REJECTED._replace(account="7", platform="line", is_replay=True))
+    assert (record.id, record.status, record.reason, record.errorcode) == (
+        "r-1",
+        "rejected",
+        "invalid",
+        10006,
+    )
+    assert (record.account_id, record.ott_platform_name, record.replay) == ("7", "line", True)
+    assert record.errors == ("EndpointUrl must be provided",)
+    assert read_back(REGISTERED).errorcode is None
+
+
+def test_the_messages_of_a_record_have_500_characters_at_most_together() -> None:
+    errors = tuple(FieldError("x" * 200, 1) for _ in range(100))
+    record = read_back(REJECTED._replace(errors=errors))
+    assert [len(message) for message in record.errors] == [200, 200, 100]
+
+
+def test_a_dead_letter_says_why_with_the_messages_of_all_errors() -> None:
+    errors = (FieldError("PageId must be provided", 10002), FieldError("IsActive is invalid", 10005))
+    headers = dead_letter_headers(REJECTED._replace(errors=errors))
+    assert headers == {
+        "x-ott-reason": "invalid",
+        "x-ott-error": "10006 Please fix the following errors: PageId must be provided; IsActive is invalid",
+        "x-ott-attempts": 0,
+        "x-ott-received-at": "2026-11-23T12:00:00.123456Z",
+        "x-ott-dead-at": "2026-11-23T12:00:01.000000Z",
+        "x-ott-request-id": "r-1",
+    }
+
+
+def test_without_errors_of_fields_a_dead_letter_says_code_and_message() -> None:
+    assert dead_letter_headers(FAILED)["x-ott-error"] == "10000 No."
+
+
+def test_the_error_of_a_dead_letter_has_500_characters_at_most() -> None:
+    errors = tuple(FieldError("x" * 100, 1) for _ in range(100))
+    error = dead_letter_headers(REJECTED._replace(errors=errors))["x-ott-error"]
+    assert len(str(error)) == 500
+
+
+def test_what_utf_8_cannot_hold_does_not_keep_a_record_from_being_written() -> None:
+    assert json.loads(to_json(journal_record(FAILED._replace(request_id="a\udcff"))))["id"] == "a?"

@@ -1,0 +1,45 @@
+"""What a request says of itself beside its body: its id, its account, its time (contract §2)."""
+
+import hashlib
+
+from worker.amqp.consumer import Delivery
+from worker.amqp.properties import Properties
+from worker.contract.timestamps import microseconds
+from worker.contract.words import ACCOUNT_HEADER, RECEIVED_AT_HEADER, REQUEST_ID_HEADER
+
+ACCOUNT_LENGTH = 64  # characters
+
+
+def request_id(delivery: Delivery) -> str:
+    """The message id; without one, the id that a replayed dead letter had; else a digest of what a
+    redelivery has in common with the first."""
+    properties = delivery.properties
+    earlier = properties.header(REQUEST_ID_HEADER) if properties.has_header(RECEIVED_AT_HEADER) else None
+    given = properties.text("message_id") or (earlier if isinstance(earlier, str) else None)
+    if given:
+        return given
+    digest = hashlib.blake2b(delivery.body, digest_size=16, person=b"ott-request-id")
+    for name in ("correlation_id", "reply_to", "timestamp"):
+        digest.update(b"\0" + properties.raw(name))
+    digest.update(b"\0" + str(properties.header(ACCOUNT_HEADER)).encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def account_of(properties: Properties) -> str | None:
+    """The account that the header names, `""` where there is none, None where it is no account id."""
+    if not properties.has_header(ACCOUNT_HEADER):
+        return ""
+    value = properties.header(ACCOUNT_HEADER)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or len(value) > ACCOUNT_LENGTH:
+        return None
+    account = value.strip()
+    return account if account.isascii() and account.isprintable() else None
+
+
+def first_received_at(properties: Properties) -> int | None:
+    """When the original of a replay was received, in microseconds since the epoch; None for a request that
+    is no replay."""
+    value = properties.header(RECEIVED_AT_HEADER) if properties.has_header(RECEIVED_AT_HEADER) else None
+    return microseconds(value) if isinstance(value, str) else None

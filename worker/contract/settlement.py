@@ -1,0 +1,44 @@
+"""A settled request as one value (contract §4, §5).
+
+The reply, the dead letter's headers, the journal record, the log line, the metrics and the trace are all
+made from it, so that they cannot tell different stories.
+"""
+
+from typing import NamedTuple
+
+from worker.contract.registration import FieldError
+from worker.contract.resource import Resource
+from worker.contract.words import Reason, Status
+
+
+class Settlement(NamedTuple):
+    """What became of a request. It holds no secret.
+
+    `reason` is set exactly where the request is dead-lettered. `message`, `errorcode`, `documentation` and
+    `errors` are those of the error envelope; they mean nothing for `registered`. Times are microseconds
+    since the epoch. (A named tuple, because a frozen dataclass takes three times as long to make.)
+    """
+
+    request_id: str
+    status: Status
+    reason: Reason | None
+    message: str
+    errorcode: int
+    documentation: str
+    errors: tuple[FieldError, ...]
+    account: str | None
+    platform: str | None
+    resource_id: str | None
+    http_status: int | None
+    attempts: int
+    received_at: int
+    completed_at: int
+    superseded_by: str | None = None
+    is_replay: bool = False
+
+    @property
+    def resource(self) -> Resource | None:
+        """The resource that the request names, as far as it could be read."""
+        if self.platform is None or self.resource_id is None:
+            return None
+        return Resource(self.account, self.platform, self.resource_id)

@@ -1,0 +1,36 @@
+"""Moments: microseconds since the epoch in the code, text on the wire (contract §4)."""
+
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now() -> int:
+    """The wall clock, in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def text_of(moment: int) -> str:
+    """``2026-11-23T12:00:00.123456Z``, from microseconds since the epoch."""
+    seconds, fraction = divmod(moment, 1_000_000)
+    return f"{_to_the_second(seconds)}.{fraction:06d}Z"
+
+
+def microseconds(text: str) -> int | None:
+    """Microseconds since the epoch of an ISO 8601 time with its offset, or None if `text` is no such time."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            return None
+        # An offset can lead out of the years that a time can be written in.
+        span = moment.astimezone(UTC) - _EPOCH
+    except (ValueError, OverflowError):
+        return None
+    return (span.days * 86400 + span.seconds) * 1_000_000 + span.microseconds
+
+
+@lru_cache(maxsize=100)
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

@@ -1,0 +1,113 @@
+"""The clock that stamps arrivals: a later arrival always has the later time (contract §2, §4).
+
+Whether a replay is older than the newest registration is decided by these times, also after a fail-over
+to a machine whose clock is behind. So a worker that takes over first learns from the journal how far the
+time of the worker before it had come.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from worker.broker.journal_index import around
+from worker.broker.journal_reader import JournalReader, open_journal
+from worker.contract.timestamps import now
+from worker.errors import TopologyError, WorkerError
+from worker.events import EventListener
+from worker.settings import Settings
+
+CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal; they hardly ever need to
+READ_TIMEOUT = 10.0  # seconds
+RETRY_INTERVAL = 1.0  # seconds
+YEAR_2100 = 4_102_444_800_000_000  # microseconds since the epoch
+
+
+class ArrivalClock:
+    """The wall clock, except that it never gives the same time twice and never one below its floor."""
+
+    def __init__(self, wall_clock: Callable[[], int] = now) -> None:
+        self._wall_clock = wall_clock
+        self._latest = 0
+
+    def stamp(self) -> int:
+        """Microseconds since the epoch."""
+        self._latest = max(self._wall_clock(), self._latest + 1)
+        return self._latest
+
+    @property
+    def latest(self) -> int:
+        """The newest stamp, or the floor if that is higher."""
+        return self._latest
+
+    def raise_floor(self, moment: int) -> None:
+        """From now on, stamps are later than `moment`. A moment beyond this century is ignored: no worker
+        can have written it, but whoever may publish can write into the journal."""
+        if moment < YEAR_2100:
+            self._latest = max(self._latest, moment)
+
+
+class CatchUp:
+    """Brings the arrival clock up to the journal's time, before a subscription's first request."""
+
+    def __init__(self, settings: Settings, clock: ArrivalClock, events: EventListener) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._events = events
+        self._reading: asyncio.Task[None] | None = None
+        self._has_timed_out = False
+        self._doubtful = range(0)
+
+    async def run(self) -> None:
+        """Takes `CATCH_UP_TIMEOUT` at most and never fails. If the journal does not answer by then, requests
+        go on and reading it goes on beside them; until it has ended, no replay is judged (`doubt`)."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read(self._clock.stamp()), name="arrival clock")
+        await asyncio.wait({self._reading}, timeout=CATCH_UP_TIMEOUT)
+        if not self._reading.done():
+            self._has_timed_out = True
+            self._events.journal_unreadable("no answer in time")
+
+    def doubt(self, received_at: int) -> str:
+        """Why it is not known what is newer than a request received then; `""` where it is known."""
+        if self._reading is not None and not self._reading.done():
+            return "the journal has not answered since this worker took over"
+        if received_at in self._doubtful:
+            return "it was received while the clocks of two workers differed"
+        return ""
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _read(self, begun: int) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(READ_TIMEOUT), open_journal(self._settings) as reader:
+                    # Once requests are let in, the newest entry shows this worker's own clock.
+                    latest = await (_latest_since(reader, begun) if self._has_timed_out else _latest(reader))
+            except TopologyError as error:
+                self._events.journal_unreadable(str(error))
+                return
+            except (TimeoutError, WorkerError) as error:
+                self._events.journal_unreadable(str(error) or "no answer in time")
+                await asyncio.sleep(RETRY_INTERVAL)
+            else:
+                break
+        if self._has_timed_out and latest > self._clock.latest:
+            # Requests received meanwhile were stamped by a clock that was behind.
+            self._doubtful = range(begun, latest + 1)
+        self._has_timed_out = False
+        self._clock.raise_floor(latest)
+
+
+async def _latest(reader: JournalReader) -> int:
+    last = await reader.last()
+    return 0 if last is None else last.clock or 0
+
+
+async def _latest_since(reader: JournalReader, begun: int) -> int:
+    async with contextlib.aclosing(reader.read(around(begun))) as entries:
+        clocks = [entry.clock or 0 async for entry in entries]
+    return max((clock for clock in clocks if clock < YEAR_2100), default=0)

@@ -1,0 +1,50 @@
+"""The partition protocol keeps its promises whatever happens, and each of its protections is needed."""
+
+import pytest
+
+from tests.models.partition_protocol import PROTECTIONS, Scenario, search, wander
+
+MOVED = (0, 1)  # the next router has another number of partitions
+LARGE = Scenario(requests=4, homes=(0, 1, 0, 1), router_takeovers=3, worker_takeovers=3)
+
+VIOLATIONS = {
+    "confirm": "lost",
+    "in order": "an older one is the last",
+    "one channel": "an older one is the last",
+    "verified claim": "lost",
+    "barrier": "an older one is the last",
+    "fence": "an older one is the last",
+    "memory": "an older one is the last",
+    "arrival times": "an older one has the later time",
+    "lease": "an older one is the last",
+}
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        Scenario(),
+        Scenario(homes=MOVED),
+        Scenario(requests=3, homes=MOVED, worker_takeovers=0),
+    ],
+    ids=["take-overs of a router and a worker", "the number of partitions changes", "three requests"],
+)
+def test_whatever_happens_nothing_is_lost_and_the_latest_wins(scenario: Scenario) -> None:
+    result = search(scenario)
+    assert result.violations == {}
+    assert result.states > 10_000
+    assert result.ends > 0
+
+
+def test_take_over_after_take_over_nothing_is_lost_and_the_latest_wins() -> None:
+    result = wander(LARGE, walks=500, seed=1)
+    assert result.violations == {}
+    assert result.ends == 500
+
+
+@pytest.mark.parametrize("protection", sorted(PROTECTIONS))
+def test_without_one_of_its_protections_the_protocol_breaks(protection: str) -> None:
+    takeovers = 0 if protection in {"barrier", "one channel"} else 1
+    scenario = Scenario(homes=MOVED, worker_takeovers=takeovers, without=protection)
+    wanted = VIOLATIONS[protection]
+    assert wanted in search(scenario, until=wanted).violations

@@ -30,6 +30,7 @@ COLUMNS = (
     "fault", "operations", "injected", "lost", "unexpected", "duplicates", "order violations",
     "recovery median s", "worst s", "peak memory MiB",
 )  # fmt: skip
+HEADING = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
     logging.disable()
     node = Node()
     broken = False
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+    print(HEADING, flush=True)
     try:
         if any(FAULTS[name].own_node for name in arguments.faults):
             node.up()
@@ -68,7 +69,7 @@ async def _row(fault: Fault, arguments: argparse.Namespace, node: Node) -> tuple
             behind_tls=fault.behind_tls,
             environment=fault.environment,
         ) as world:
-            progress = asyncio.create_task(_progress(world, fault, arguments.requests))
+            telling = asyncio.create_task(progress(world, fault, arguments.requests))
             problems: list[str] = []
             try:
                 async with fault.around(world) if fault.around else contextlib.nullcontext():
@@ -79,11 +80,12 @@ async def _row(fault: Fault, arguments: argparse.Namespace, node: Node) -> tuple
                 problems.append(str(error))
                 findings = await world.findings()
             finally:
-                progress.cancel()
-            return _line(fault, findings, world), problems + findings.broken
+                telling.cancel()
+            return line(fault, findings, world), problems + findings.broken
 
 
-def _line(fault: Fault, findings: Findings, world: World) -> str:
+def line(fault: Fault, findings: Findings, world: World) -> str:
+    """A row of the table."""
     times = world.recoveries or [0.0]
     cells = (
         fault.name, findings.operations, world.injected, findings.lost, findings.unexpected,
@@ -93,7 +95,8 @@ def _line(fault: Fault, findings: Findings, world: World) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-async def _progress(world: World, fault: Fault, requests: int) -> None:
+async def progress(world: World, fault: Fault, requests: int) -> None:
+    """Tell on standard error how far it is, until cancelled."""
     started = time.monotonic()
     while True:
         await asyncio.sleep(5)

@@ -6,9 +6,10 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from typing import Any, Self
 
 import aio_pika
@@ -18,6 +19,7 @@ from worker.contract.registration import SECRET_FIELDS
 
 IN_FLIGHT = 100  # publishes
 CONFIRM_TIMEOUT = 15.0  # seconds; then it is unknown, and published again
+CONNECT_TIMEOUT = 5.0  # seconds
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 # aiormq has many words for a peer that goes away: StopAsyncIteration and a bare Exception are among them.
 BROKER_ERRORS = (Exception,)
@@ -101,7 +103,7 @@ def version_of(body: dict[str, Any] | None) -> int:
 class Load:
     """Publishes to one prefix and reads the replies, reconnecting for as long as its context lasts."""
 
-    url: str
+    url: str  # several addresses, separated by commas, are taken in turn
     prefix: str
     elsewhere: str | None = None  # where replies are wanted instead of in `reply_queue`
     sent: list[Sent] = field(default_factory=list)
@@ -110,6 +112,7 @@ class Load:
     given_up: set[str] = field(default_factory=set)  # requests that a fault took away or dead-lettered
     may_miss: set[str] = field(default_factory=set)  # requests whose reply a fault may have taken away
     _tails: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+    _turns: Iterator[int] = field(default_factory=count)
     _connection: aio_pika.abc.AbstractConnection | None = None
     _channel: aio_pika.abc.AbstractChannel | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -213,11 +216,15 @@ class Load:
             lost = self._connection is None or self._connection.is_closed
             if lost or self._channel is None or self._channel.is_closed:
                 if lost:
-                    self._connection = await aio_pika.connect(self.url)
+                    self._connection = await self._connect()
                 assert self._connection is not None
                 self._channel = await self._connection.channel(on_return_raises=True)
                 await self._channel.declare_queue(self.reply_queue, durable=True, arguments=QUORUM)
             return self._channel
+
+    async def _connect(self) -> aio_pika.abc.AbstractConnection:
+        urls = self.url.split(",")
+        return await aio_pika.connect(urls[next(self._turns) % len(urls)], timeout=CONNECT_TIMEOUT)
 
     async def _read_replies(self) -> None:
         await asyncio.gather(self._read(self.reply_queue, declare=True), self._read(f"{self.prefix}.replies"))
@@ -226,7 +233,7 @@ class Load:
         """Consume one queue, again and again; one that the worker declares may be missing for a while."""
         while True:
             with contextlib.suppress(*BROKER_ERRORS):
-                connection = await aio_pika.connect(self.url, timeout=CONFIRM_TIMEOUT)
+                connection = await self._connect()
                 async with connection:
                     channel = await connection.channel()
                     await channel.set_qos(1000)

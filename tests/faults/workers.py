@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,7 +32,10 @@ class Stop:
 class Worker:
     """One `ott-worker run`. Its log goes to a file."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, stop: Stop | None) -> None:
+    def __init__(
+        self, number: int, process: asyncio.subprocess.Process, log: Path, stop: Stop | None
+    ) -> None:
+        self.number = number
         self.process = process
         self.log = log
         self.stop = stop
@@ -121,9 +124,16 @@ class Worker:
 class Workers:
     """The workers of one deployment; dead ones are replaced while `keep` is above what runs."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        enter: Callable[[int], Sequence[str]] = lambda number: (),
+    ) -> None:
+        """`enter(n)` is what the command of the n-th worker begins with, for one on another host."""
         self.all: list[Worker] = []
         self.environment = dict(environment)
+        self._enter = enter
         self.keep = 0
         self.stop: Callable[[], Stop] | None = None  # where each of them stops itself
         self._folder = folder
@@ -165,12 +175,14 @@ class Workers:
         await asyncio.gather(*(worker.end() for worker in self.running))
 
     async def _spawn(self, stop: Stop | None, environment: Mapping[str, str] | None = None) -> Worker:
-        log = self._folder / f"worker-{next(self._numbers)}.log"
+        number = next(self._numbers)
+        log = self._folder / f"worker-{number}.log"
         if stop is None and self.stop is not None:
             stop = self.stop()
         arguments = [stop.point, str(stop.number), stop.signal] if stop else []
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
+                *self._enter(number),
                 sys.executable,
                 str(LAUNCHER),
                 *arguments,
@@ -180,7 +192,7 @@ class Workers:
                 stdout=output,
                 stderr=output,
             )
-        worker = Worker(process, log, stop)
+        worker = Worker(number, process, log, stop)
         self.all.append(worker)
         return worker
 

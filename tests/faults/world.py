@@ -5,7 +5,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,8 @@ ENVIRONMENT = {
 class World:
     """One deployment under test, as long as its context lasts. Workers reach the broker through `proxy`."""
 
+    sandbox_host = "127.0.0.1"
+
     def __init__(
         self,
         url: str,
@@ -77,30 +79,27 @@ class World:
 
     async def __aenter__(self) -> Self:
         enter = self._stack.enter_async_context
-        parts = urlsplit(self.url)
-        self.sandbox = await enter(Sandbox(client_id="sandbox", client_secret=CLIENT_SECRET, port=0))
-        self.wiretap = Wiretap(self.prefix)
-        self.proxy = await enter(
-            Proxy(parts.hostname or "127.0.0.1", parts.port or 5672, listen=self.wiretap.wire)
+        self.sandbox = await enter(
+            Sandbox(client_id="sandbox", client_secret=CLIENT_SECRET, host=self.sandbox_host, port=0)
         )
-        user = f"{self._user}:{self._user}" if self._user else f"{parts.username}:{parts.password}"
-        through = parts._replace(netloc=f"{user}@127.0.0.1:{self.proxy.port}")
-        query = f"heartbeat={self._heartbeat}" if self._heartbeat else ""
+        self.wiretap = Wiretap(self.prefix)
+        broker = await self._way_to_the_broker()
         self.load = Load(self.url, self.prefix)
-        self._stack.push_async_callback(delete_objects, self.url, self.prefix)
+        self._stack.push_async_callback(self._delete_objects)
         self._stack.push_async_callback(self.delete_reply_queue)
         await enter(self.load)
         self.workers = Workers(
             self.folder,
             {
                 **ENVIRONMENT,
-                "OTT_AMQP_URL": through._replace(query=query).geturl(),
+                "OTT_AMQP_URL": broker,
                 "OTT_PREFIX": self.prefix,
                 "OTT_MC_AUTH_URL": self.sandbox.url,
                 "OTT_MC_REST_URL": self.sandbox.url,
                 **await self._way_to_marketing_cloud(),
                 **self._environment,
             },
+            self.enter_host,
         )
         self._stack.push_async_callback(self.workers.end)
         self.calm()
@@ -109,8 +108,29 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.proxy.heal()
+        await self.heal()
         await self._stack.aclose()
+
+    def enter_host(self, worker: int) -> Sequence[str]:
+        """What the command of a worker begins with."""
+        return ()
+
+    async def heal(self) -> None:
+        """End all faults of the wire."""
+        self.proxy.heal()
+
+    async def _way_to_the_broker(self) -> str:
+        """Put a proxy that listens between workers and broker; the workers' URL."""
+        parts = urlsplit(self.url)
+        self.proxy = await self._stack.enter_async_context(
+            Proxy(parts.hostname or "127.0.0.1", parts.port or 5672, listen=self.wiretap.wire)
+        )
+        user = f"{self._user}:{self._user}" if self._user else f"{parts.username}:{parts.password}"
+        through = parts._replace(netloc=f"{user}@127.0.0.1:{self.proxy.port}")
+        return through._replace(query=f"heartbeat={self._heartbeat}" if self._heartbeat else "").geturl()
+
+    async def _delete_objects(self) -> None:
+        await delete_objects(self.url.split(",")[0], self.prefix)
 
     async def _way_to_marketing_cloud(self) -> dict[str, str]:
         if not self._behind_tls:
@@ -230,14 +250,14 @@ class World:
 
     async def depth(self, name: str) -> int:
         """Messages that are ready in PREFIX.name."""
-        async with await aio_pika.connect(self.url) as connection:
+        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
             channel = await connection.channel()
             queue = await channel.declare_queue(f"{self.prefix}.{name}", passive=True)
             return queue.declaration_result.message_count or 0
 
     async def delete_reply_queue(self) -> None:
         """Delete the queue that requests name in reply_to."""
-        async with await aio_pika.connect(self.url) as connection:
+        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
             channel = await connection.channel()
             await channel.queue_delete(self.load.reply_queue)
 
@@ -267,7 +287,7 @@ class World:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """What the dead queue holds; it is taken out."""
-        async with await aio_pika.connect(self.url) as connection:
+        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
             channel = await connection.channel()
             queue = await channel.declare_queue(f"{self.prefix}.dead", passive=True)
             while message := await queue.get(fail=False, no_ack=True):
@@ -277,7 +297,7 @@ class World:
     async def _journal(self) -> list[str]:
         """Every record of the journal, line by line."""
         records: list[str] = []
-        async with await aio_pika.connect(self.url) as connection:
+        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
             channel = await connection.channel()
             await channel.set_qos(100)
             queue = await channel.declare_queue(f"{self.prefix}.journal", passive=True)

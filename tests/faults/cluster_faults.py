@@ -1,0 +1,180 @@
+"""Faults of a cluster of three nodes, each as one strike: done at some moment under load, healed when it
+returns. A strike returns the time (seconds since the epoch) from which recovery counts: that of the fault
+itself, because a cluster must go on without the node that was lost.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from tests.faults.cluster import TICK, ClusterNode
+from tests.faults.cluster_world import ClusterWorld
+from tests.faults.faults import Fault
+from tests.faults.load import wait_for
+from tests.faults.network import HOSTS
+
+ClusterStrike = Callable[[ClusterWorld], Awaitable[float]]
+ANSWER_TIMEOUT = 60.0  # seconds for the first reply after a fault
+# A partition is noticed within one and a quarter ticks; then a minority pauses.
+PARTED_FOR = TICK * 1.25 + 3
+
+CLUSTER_FAULTS: dict[str, Fault] = {}
+
+
+def _fault(name: str) -> Callable[[ClusterStrike], ClusterStrike]:
+    def note(strike: ClusterStrike) -> ClusterStrike:
+        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike)
+        return strike
+
+    return note
+
+
+async def _goes_on(world: ClusterWorld, since: float) -> float:
+    """Wait for the first reply made after the fault, and heal; later replies say nothing of the fault."""
+    await world.recovered(since, ANSWER_TIMEOUT)
+    await world.cluster.revive()
+    return since
+
+
+async def _crash(world: ClusterWorld, node: ClusterNode) -> float:
+    struck_at = time.time()
+    await asyncio.to_thread(node.kill)
+    return await _goes_on(world, struck_at)
+
+
+async def _stop(world: ClusterWorld, node: ClusterNode) -> float:
+    struck_at = time.time()
+    await node.stop()
+    return await _goes_on(world, struck_at)
+
+
+async def _freeze(world: ClusterWorld, seconds: float) -> float:
+    node = await world.cluster.leader(f"{world.prefix}.requests")
+    frozen_at = time.time()
+    node.freeze()
+    await asyncio.sleep(seconds)
+    node.thaw()
+    return await _goes_on(world, frozen_at)
+
+
+async def _part(world: ClusterWorld, side: Iterable[int], other: Iterable[int]) -> float:
+    parted_at = time.time()
+    await asyncio.to_thread(world.cluster.network.cut, tuple(side), tuple(other))
+    await asyncio.sleep(PARTED_FOR)
+    return await _goes_on(world, parted_at)
+
+
+def _others(*nodes: ClusterNode) -> list[int]:
+    return [host for host in HOSTS if host not in {node.number for node in nodes}]
+
+
+@_fault("kill -9 of the leader of requests")
+async def kill_requests_leader(world: ClusterWorld) -> float:
+    return await _crash(world, await world.cluster.leader(f"{world.prefix}.requests"))
+
+
+@_fault("kill -9 of the leader of the journal")
+async def kill_journal_leader(world: ClusterWorld) -> float:
+    return await _crash(world, await world.cluster.leader(f"{world.prefix}.journal"))
+
+
+@_fault("kill -9 of a follower")
+async def kill_follower(world: ClusterWorld) -> float:
+    leader = await world.cluster.leader(f"{world.prefix}.requests")
+    return await _crash(world, world.cluster.nodes[world.rng.choice(_others(leader))])
+
+
+@_fault("stop of the leader of requests")
+async def stop_requests_leader(world: ClusterWorld) -> float:
+    return await _stop(world, await world.cluster.leader(f"{world.prefix}.requests"))
+
+
+@_fault("stop of the leader of the journal")
+async def stop_journal_leader(world: ClusterWorld) -> float:
+    return await _stop(world, await world.cluster.leader(f"{world.prefix}.journal"))
+
+
+@_fault("rolling restart")
+async def rolling_restart(world: ClusterWorld) -> float:
+    begun_at = time.time()
+    for node in world.cluster.nodes.values():
+        await node.stop()
+        await world.cluster.revive()
+    return await _goes_on(world, begun_at)
+
+
+@_fault("leader frozen for 5 s")
+async def freeze_briefly(world: ClusterWorld) -> float:
+    return await _freeze(world, 5)
+
+
+@_fault("leader frozen for 40 s")
+async def freeze_long(world: ClusterWorld) -> float:
+    return await _freeze(world, 40)
+
+
+@_fault("leader transfer")
+async def transfer(world: ClusterWorld) -> float:
+    queue = f"{world.prefix}.requests"
+    leader = await world.cluster.leader(queue)
+    moved_at = time.time()
+    await world.cluster.transfer(queue, world.cluster.nodes[world.rng.choice(_others(leader))])
+    return moved_at
+
+
+@_fault("partition: leader | rest")
+async def part_leader(world: ClusterWorld) -> float:
+    leader = await world.cluster.leader(f"{world.prefix}.requests")
+    return await _part(world, [leader.number], _others(leader))
+
+
+@_fault("partition: worker on the minority's side")
+async def part_worker(world: ClusterWorld) -> float:
+    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
+    node = world.node_of(world.workers.active or world.workers.running[0])
+    return await _part(world, [node.number], _others(node))
+
+
+@_fault("partition: partial")
+async def part_partially(world: ClusterWorld) -> float:
+    """Two nodes lose each other, and the third one sees both."""
+    one, other = world.rng.sample(HOSTS, 2)
+    return await _part(world, [one], [other])
+
+
+@_fault("partition: flapping")
+async def flap(world: ClusterWorld) -> float:
+    leader = await world.cluster.leader(f"{world.prefix}.requests")
+    begun_at = time.time()
+    for _ in range(5):
+        await asyncio.to_thread(world.cluster.network.cut, [leader.number], _others(leader))
+        await asyncio.sleep(world.rng.uniform(0.5, TICK * 0.75))
+        await asyncio.to_thread(world.cluster.network.heal)
+        await asyncio.sleep(world.rng.uniform(0.5, 2))
+    return await _goes_on(world, begun_at)
+
+
+@_fault("majority lost and back")
+async def lose_majority(world: ClusterWorld) -> float:
+    for host in world.rng.sample(HOSTS, 2):
+        await asyncio.to_thread(world.cluster.nodes[host].kill)
+    await asyncio.sleep(5)
+    await world.cluster.revive()
+    return time.time()
+
+
+@_fault("all three killed")
+async def kill_all(world: ClusterWorld) -> float:
+    for node in world.cluster.nodes.values():
+        await asyncio.to_thread(node.kill)
+    await world.cluster.revive()
+    return time.time()
+
+
+@_fault("alarm on one node")
+async def alarm(world: ClusterWorld) -> float:
+    node = world.cluster.nodes[world.rng.choice(HOSTS)]
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.0001")
+    await asyncio.sleep(3)
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+    return time.time()

@@ -1,0 +1,63 @@
+"""A deployment on a cluster: each worker runs on the host of one node and knows all three addresses."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.faults.checker import Findings
+from tests.faults.cluster import Cluster, ClusterNode
+from tests.faults.network import HOSTS, HUB
+from tests.faults.workers import Worker
+from tests.faults.world import World
+
+ENVIRONMENT = {"OTT_ADMIN_PORT": "", "OTT_MC_INSECURE_HTTP": "true"}
+
+
+class ClusterWorld(World):
+    """There is no proxy on the way to the broker, and so nobody who listens: promise I3 is not looked at."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        prefix: str,
+        folder: Path,
+        *,
+        seed: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            ",".join(cluster.urls),
+            prefix,
+            folder,
+            seed=seed,
+            environment={**ENVIRONMENT, **(environment or {})},
+        )
+        self.cluster = cluster
+        self.sandbox_host = cluster.network.address(HUB)
+
+    def enter_host(self, worker: int) -> Sequence[str]:
+        return self.cluster.network.enter(_host(worker))
+
+    def node_of(self, worker: Worker) -> ClusterNode:
+        """The node on the worker's host."""
+        return self.cluster.nodes[_host(worker.number)]
+
+    async def heal(self) -> None:
+        await self.cluster.revive()
+
+    async def findings(self, *, last: bool = True) -> Findings:
+        """As for one node; and the journal holds a record of each request that was answered."""
+        findings = await super().findings(last=last)
+        recorded = {json.loads(record)["id"] for record in await self._journal()}
+        missing = self.load.answered - recorded
+        if missing:
+            findings.lost += len(missing)
+            findings.broken.append(f"{len(missing)} answered without a record, such as {sorted(missing)[:3]}")
+        return findings
+
+    async def _way_to_the_broker(self) -> str:
+        return self.url
+
+
+def _host(worker: int) -> int:
+    return HOSTS[(worker - 1) % len(HOSTS)]

@@ -37,8 +37,8 @@ async def _goes_on(world: ClusterWorld, since: float) -> float:
 
 
 async def _crash(world: ClusterWorld, node: ClusterNode) -> float:
-    struck_at = time.time()
     await asyncio.to_thread(node.kill)
+    struck_at = time.time()
     return await _goes_on(world, struck_at)
 
 

@@ -1,8 +1,12 @@
 """A deployment on a cluster: each worker runs on the host of one node and knows all three addresses."""
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import aio_pika.exceptions
 
 from tests.faults.checker import Findings
 from tests.faults.cluster import Cluster, ClusterNode
@@ -10,6 +14,7 @@ from tests.faults.network import HOSTS, HUB
 from tests.faults.workers import Worker
 from tests.faults.world import World
 
+JOURNAL_TIMEOUT = 60.0  # seconds
 ENVIRONMENT = {"OTT_ADMIN_PORT": "", "OTT_MC_INSECURE_HTTP": "true"}
 
 
@@ -55,8 +60,19 @@ class ClusterWorld(World):
             findings.broken.append(f"{len(missing)} answered without a record, such as {sorted(missing)[:3]}")
         return findings
 
+    async def _journal(self) -> list[str]:
+        """As for one node. A node that has just come back may not show its replica of a stream yet."""
+        deadline = time.monotonic() + JOURNAL_TIMEOUT
+        while True:
+            try:
+                return await super()._journal()
+            except aio_pika.exceptions.AMQPError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(1)
+
     async def _way_to_the_broker(self) -> str:
-        return self.url
+        return self.url.split(",")[0]
 
 
 def _host(worker: int) -> int:

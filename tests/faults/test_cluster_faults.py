@@ -1,0 +1,76 @@
+"""A node of a cluster is lost, or its network parts: nothing is lost, nothing overtakes, and the journal is
+whole."""
+
+import shutil
+import warnings
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from tests.faults.cluster import TREE, Cluster
+from tests.faults.cluster_faults import CLUSTER_FAULTS
+from tests.faults.cluster_world import ClusterWorld
+from tests.faults.faults import endure
+from tests.faults.network import Network, NoNamespaces
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RATE = 100  # requests a second
+REQUESTS = 100
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClusterWorld]:
+    """Three nodes and three workers that serve all tests of the module."""
+    network = Network()
+    try:
+        network.__enter__()
+    except NoNamespaces as error:
+        warnings.warn(f"the cluster tests did NOT run: {error}", stacklevel=1)
+        pytest.skip(f"this machine allows no network namespaces: {error}")
+    if not TREE and shutil.which("epmd", path="/usr/bin:/bin") is None:
+        network.__exit__()
+        warnings.warn("the cluster tests did NOT run: no installed rabbitmq-server", stacklevel=1)
+        pytest.skip("there is no installed rabbitmq-server to make three nodes of")
+    try:
+        async with Cluster(network) as cluster:
+            folder: Path = tmp_path_factory.mktemp("workers")
+            async with ClusterWorld(cluster, f"test.{uuid4().hex[:12]}", folder) as world:
+                await world.start(3)
+                yield world
+    finally:
+        network.__exit__()
+
+
+@pytest.fixture
+def world(cluster_world: ClusterWorld) -> ClusterWorld:
+    cluster_world.fresh()
+    return cluster_world
+
+
+async def _endures(world: ClusterWorld, name: str) -> None:
+    await endure(world, CLUSTER_FAULTS[name], REQUESTS, 1, RATE)
+    await world.intact()
+
+
+async def test_the_death_of_the_leader_of_requests_costs_a_moment(world: ClusterWorld) -> None:
+    await _endures(world, "kill -9 of the leader of requests")
+
+
+async def test_the_death_of_the_journal_s_leader_loses_no_record(world: ClusterWorld) -> None:
+    await _endures(world, "kill -9 of the leader of the journal")
+
+
+async def test_a_follower_s_death_is_hardly_noticed(world: ClusterWorld) -> None:
+    await _endures(world, "kill -9 of a follower")
+
+
+async def test_another_leader_changes_nothing(world: ClusterWorld) -> None:
+    await _endures(world, "leader transfer")
+
+
+async def test_a_worker_that_is_parted_from_the_majority_registers_nothing_more(world: ClusterWorld) -> None:
+    await _endures(world, "partition: worker on the minority's side")

@@ -39,6 +39,34 @@ async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig
     assert (second["id"], second["reason"], second["ottPlatformName"]) == ("second", "invalid", None)
 
 
+async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requester: Requester) -> None:
+    ids = await bury(requester, 7, reasons=("exhausted", "forbidden", "exhausted"))
+    grouped = await ott_worker(rig.settings(), "dead-letters", "list", "--by", "error", "--json")
+    assert grouped.documents == [
+        {
+            "reason": "exhausted",
+            "error": "10000 no answer",
+            "count": 5,
+            "first": "2026-11-23T12:00:00.000000Z",
+            "last": "2026-11-23T12:00:06.000006Z",
+        },
+        {
+            "reason": "forbidden",
+            "error": "10000 no answer",
+            "count": 2,
+            "first": "2026-11-23T12:00:01.000001Z",
+            "last": "2026-11-23T12:00:04.000004Z",
+        },
+    ]
+    words = await ott_worker(rig.settings(), "dead-letters", "list", "--by", "error")
+    assert words.out.splitlines()[-1] == "7 dead letters: 5 exhausted, 2 forbidden"
+    limited = await ott_worker(rig.settings(), "dead-letters", "list", "--limit", "2", "--json")
+    assert [d["id"] for d in limited.documents] == ids[:2]
+    words = await ott_worker(rig.settings(), "dead-letters", "list", "--limit", "2")
+    assert words.out.splitlines()[-1] == "The first 2 dead letters: 1 exhausted, 1 forbidden"
+    assert [m.message_id for m in await dead_queue(requester)] == ids
+
+
 async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 2500)
     for _ in range(2):

@@ -4,21 +4,43 @@ import contextlib
 import json
 import os
 import sys
+import unicodedata
 from typing import Any
 
 import typer
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_JOINERS = frozenset("\u200c\u200d")  # Persian, Hindi and emoji are written with them
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidi marks, lone surrogates, line ends
+
+
+def printable(text: str) -> str:
+    """The text with escapes such as `\\x1b` for what would command a terminal or reorder its line: controls,
+    DEL, bidirectional marks."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(c) if _is_control(c) else c for c in text)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in _CONTROLS and char not in _JOINERS
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def line(text: str) -> None:
-    """Write a line; what cannot be shown, or would command the terminal, is replaced."""
-    write("".join(c if c.isprintable() else "\ufffd" for c in text))
+    """Write a line, as `printable`."""
+    write(printable(text))
 
 
 def json_line(document: dict[str, Any]) -> None:
-    """Write one JSON object."""
-    write(_encode(document).encode(errors="replace").decode())
+    """Write one JSON object; what would command a terminal is escaped, which changes no value."""
+    text = _encode(document).encode(errors="replace").decode()
+    if not text.isprintable():
+        text = "".join(json.dumps(c)[1:-1] if _is_control(c) else c for c in text)
+    write(text)
 
 
 def write(text: str) -> None:

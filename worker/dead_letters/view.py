@@ -1,51 +1,72 @@
-"""One dead letter, for people to read: nothing of its secrets unless they ask for it."""
+"""One dead letter, for people to read. Without `reveal` only fields and headers that hold no secret show
+their values; everything else shows its type and length."""
 
 import json
+from collections.abc import Mapping
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 from worker.broker.encryption import why_closed
-from worker.contract.registration import SECRET_FIELDS, MalformedBody, parse_object
-from worker.contract.secrets import MASK, secrets_in
-from worker.dead_letters.letter import Letter, open_body
+from worker.contract import words
+from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
+from worker.contract.registration import MalformedBody, parse_object
+from worker.contract.secrets import forms_of, mask, secrets_in
+from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body
 
-_PROPERTIES = (
+ATTRIBUTES: Final = "ottPlatformAttributes"
+URL_FIELD: Final = "endpointUrl"
+PUBLIC_FIELDS: Final = (
+    frozenset(name for platform in PLATFORMS.values() for name in platform.fields) - SECRET_FIELDS
+)
+PUBLIC_PROPERTIES: Final = (
     "message_id",
     "correlation_id",
     "reply_to",
     "content_type",
     "content_encoding",
-    "type",
-    "app_id",
     "user_id",
 )
-_SECRET_NAMES = frozenset(name.lower() for name in SECRET_FIELDS)
-# What is misspelt is not known as a field, and holds the same secret.
-_SECRET_WORDS = ("token", "secret", "password", "key")
-ROUTING_KEYS = "routingkeys"  # the broker's, in x-death
+OTHER_PROPERTIES: Final = ("type", "app_id")
+OWN_HEADERS: Final = frozenset(
+    value for name, value in vars(words).items() if name.endswith("_HEADER") and isinstance(value, str)
+)
+BROKERS_HEADERS: Final = frozenset(
+    {
+        "x-acquired-count",
+        "x-delivery-count",
+        *(
+            f"x-{which}-death-{what}"
+            for which in ("first", "last")
+            for what in ("exchange", "queue", "reason")
+        ),
+    }
+)
+DEATH_FIELDS: Final = frozenset(
+    {"count", "exchange", "original-expiration", "queue", "reason", "routing-keys", "time"}
+)
 
 
 def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
-    """The summary, and all properties, headers and the body: plain JSON values. A body that is no JSON
-    object may hold a secret anywhere, so without `reveal` only its size is told."""
-    properties = letter.delivery.properties
+    """The summary, and all properties, headers and the body: plain JSON values."""
     closed = why_closed(letter.delivery.body)
     body = b"" if closed else open_body(letter.delivery)
-    secrets = [] if reveal else secrets_in(body)
-
-    def shown(value: object, name: str = "") -> Any:
-        return _shown(value, name, secrets, reveal=reveal)
-
+    shown = _Revealed() if reveal else _Guarded(body)
+    properties = letter.delivery.properties
     document: dict[str, Any] = {
-        **{name: shown(value) for name, value in letter.summary().items()},
-        "properties": {name: shown(text) for name in _PROPERTIES if (text := properties.text(name))},
-        "headers": {name: shown(properties.header(name), name) for name in properties.header_names()},
+        **{name: shown.known(value) for name, value in letter.summary().items()},
+        "properties": {
+            name: shown.known(text) if name in PUBLIC_PROPERTIES else shown.unknown(text)
+            for name in (*PUBLIC_PROPERTIES, *OTHER_PROPERTIES)
+            if (text := properties.text(name))
+        },
+        "headers": {name: shown.header(name, properties.header(name)) for name in properties.header_names()},
         "bodyBytes": len(letter.delivery.body),
     }
     if closed:
         return document | {"bodyProblem": closed}
     try:
-        document["body"] = shown(parse_object(body))
+        document["body"] = shown.body(parse_object(body))
     except MalformedBody as problem:
         document["bodyProblem"] = str(problem)
         if reveal:
@@ -53,27 +74,118 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     return document
 
 
-def _shown(value: object, name: str, secrets: list[str], *, reveal: bool) -> Any:
-    if not reveal and _is_secret(name) and value not in (None, ""):
-        return MASK
+class _Revealed:
+    """Shows everything."""
+
+    def known(self, value: object) -> Any:
+        return _plain(value)
+
+    def unknown(self, value: object) -> Any:
+        return _plain(value)
+
+    def header(self, name: str, value: object) -> Any:
+        return _plain(value)
+
+    def body(self, document: Mapping[str, Any]) -> Any:
+        return _plain(document)
+
+
+class _Guarded(_Revealed):
+    """Shows what is known to hold no secret, and even there masks the secrets of the body."""
+
+    def __init__(self, body: bytes) -> None:
+        self._secrets = [form for secret in secrets_in(body) for form in forms_of(secret)]
+
+    def known(self, value: object) -> Any:
+        if isinstance(value, str):
+            return mask(value, self._secrets)
+        return value if value is None or isinstance(value, bool | int | float) else describe(value)
+
+    def unknown(self, value: object) -> Any:
+        return describe(value)
+
+    def header(self, name: str, value: object) -> Any:
+        if name in OWN_HEADERS or name in BROKERS_HEADERS:
+            return self.known(value)
+        if name == BROKERS_HEADER and isinstance(value, list):
+            return [self._death(entry) for entry in value]
+        return describe(value)
+
+    def body(self, document: Mapping[str, Any]) -> Any:
+        return {
+            name: self._attributes(value)
+            if name == ATTRIBUTES and isinstance(value, dict)
+            else self.known(value)
+            if name == "ottPlatformName"
+            else describe(value)
+            for name, value in document.items()
+        }
+
+    def _attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._attribute(name, value) for name, value in attributes.items()}
+
+    def _attribute(self, name: str, value: object) -> Any:
+        if name not in PUBLIC_FIELDS:
+            return describe(value)
+        return self.known(without_query(value) if name == URL_FIELD and isinstance(value, str) else value)
+
+    def _death(self, entry: object) -> Any:
+        if not isinstance(entry, dict):
+            return describe(entry)
+        return {
+            str(name): self._death_field(value) if name in DEATH_FIELDS else describe(value)
+            for name, value in entry.items()
+        }
+
+    def _death_field(self, value: object) -> Any:
+        if isinstance(value, list):
+            return [self.known(item) for item in value]
+        return self.known(_plain(value) if isinstance(value, datetime) else value)
+
+
+_KINDS: Final[tuple[tuple[Any, str, str], ...]] = (
+    (bool, "boolean", ""),
+    (int | float, "number", ""),
+    (str, "string", "character"),
+    (bytes | bytearray, "bytes", "byte"),
+    (dict, "object", "field"),
+    (list | tuple, "list", "item"),
+)
+
+
+def describe(value: Any) -> Any:
+    """The type and the length of a value: `<string, 11 characters>`. None and `""` stay as they are."""
+    if value is None or value == "":
+        return value
+    for kind, name, unit in _KINDS:
+        if isinstance(value, kind):
+            return f"<{name}, {len(value)} {unit}{'s'[: len(value) != 1]}>" if unit else f"<{name}>"
+    return f"<{type(value).__name__}>"
+
+
+def without_query(url: str) -> str:
+    """The URL without what may hold a token: user, query and fragment; `<string, …>` where it is no URL."""
+    try:
+        parts = urlsplit(url)
+        if not (parts.query or parts.fragment or "@" in parts.netloc):
+            return url
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+    except ValueError:
+        return str(describe(url))
+
+
+def _plain(value: object) -> Any:
+    """A header's or a body's value as JSON."""
     if isinstance(value, dict):
-        return {str(k): _shown(v, str(k), secrets, reveal=reveal) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_shown(v, name, secrets, reveal=reveal) for v in value]
+        return [_plain(v) for v in value]
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, bytes | bytearray):
-        value = bytes(value).decode(errors="backslashreplace")
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, MASK)
-        return value
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _is_secret(name: str) -> bool:
-    bare = name.lower().replace("_", "").replace("-", "")
-    return bare in _SECRET_NAMES or (bare != ROUTING_KEYS and any(word in bare for word in _SECRET_WORDS))
+        return bytes(value).decode(errors="backslashreplace")
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def as_text(document: dict[str, Any]) -> list[str]:

@@ -1,0 +1,85 @@
+"""What a terminal is sent: nothing that commands it, in text and in JSON; and tables that fit."""
+
+import json
+
+import pytest
+
+from worker.cli import output
+from worker.cli.dead_letters.listing import LETTER_COLUMNS
+from worker.cli.table import Column, Table
+
+CONTROLS = [
+    "\x00",
+    "\x07",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\u2028",
+    "\U000e0041",
+]
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=ascii)
+def test_controls_are_escaped_in_text_and_in_json(capsys: pytest.CaptureFixture[str], control: str) -> None:
+    output.line(f"a{control}b")
+    output.json_line({f"k{control}": [f"a{control}b"]})
+    text, document = capsys.readouterr().out.splitlines()
+    assert control not in text + document
+    assert (text[:2], text[-1]) == ("a\\", "b")
+    assert json.loads(document) == {f"k{control}": [f"a{control}b"]}
+
+
+@pytest.mark.parametrize("name", ["株式会社　山田", "café", "👩‍👩‍👧", "نامه‌ای", "a\u00a0b"])
+def test_what_people_write_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    output.line(name)
+    assert capsys.readouterr().out == f"{name}\n"
+    assert output.printable(name) == name
+
+
+def test_a_lone_surrogate_is_shown_and_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    output.line("a\udcffb")
+    output.json_line({"a": "\udcff"})
+    text, document = capsys.readouterr().out.splitlines()
+    assert (text, json.loads(document)) == ("a\\udcffb", {"a": "?"})
+
+
+def printed(
+    columns: tuple[Column, ...], row: dict, width: int, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    with Table(columns) as table:
+        table.add(row)
+        table.print(width)
+    return capsys.readouterr().out.splitlines()
+
+
+LETTER = {
+    "id": "6f1c0a52-d0b1-4a5e-9c3a-0123456789ab",
+    "reason": "exhausted",
+    "deadAt": "2026-11-23T12:00:00.000001Z",
+    "ottPlatformName": "messenger",
+    "resourceId": "1732555047025799",
+    "attempts": 6,
+    "error": "10006 Please fix the following errors: PageId must be provided; IsActive is invalid",
+}
+
+
+def test_at_80_columns_reason_resource_and_error_stay_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    head, row = printed(LETTER_COLUMNS, LETTER, 80, capsys)
+    assert max(len(head), len(row)) <= 80
+    assert row.startswith("6f1c0a…6789ab  exhausted  ")
+    assert "10006 Please fix the" in row
+    assert "1732555…7025799" in row
+
+
+def test_where_there_is_room_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    _, row = printed(LETTER_COLUMNS, LETTER, 250, capsys)
+    assert [text for text in map(str, LETTER.values()) if text not in row] == [LETTER["deadAt"]]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 160])
+def test_a_row_is_no_wider_than_the_terminal(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    assert max(map(len, printed(LETTER_COLUMNS, LETTER, width, capsys))) <= width

@@ -129,10 +129,11 @@ def filter_of(query: "MultiMapping[str]") -> Filter:
 
 
 class LetterCopy:
-    """The copy of the dead letter queue."""
+    """The copy of the dead letter queue. `queue` is held while it is made."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, queue: asyncio.Lock) -> None:
         self._settings = settings
+        self._queue = queue
         self._renewable_at = float("-inf")
         self.rows: Kept[list[Row]] = Kept(self._read, [], LEAST_LIFE)
         self.seen = 0
@@ -156,14 +157,18 @@ class LetterCopy:
         if row is None and self.is_complete and not self.rows.trouble:
             return None
         selection = Selection(ids=frozenset({request_id}))
-        async with open_box(self._settings) as box, contextlib.aclosing(box.look(selection)) as letters:
+        async with (
+            self._queue,
+            open_box(self._settings) as box,
+            contextlib.aclosing(box.look(selection)) as letters,
+        ):
             return await anext(letters, None)
 
     async def _read(self) -> list[Row]:
         started = time.monotonic()
         rows: list[Row] = []
         kept = 0
-        async with open_box(self._settings) as box:
+        async with self._queue, open_box(self._settings) as box:
             self.seen, self.total = 0, await box.depth()
             async with contextlib.aclosing(box.look(Selection())) as letters:
                 async for letter in letters:

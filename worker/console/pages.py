@@ -1,5 +1,6 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +23,9 @@ from worker.console.letters import (
     group_document,
     groups_of,
 )
+from worker.console.mending import fields_of
 from worker.console.rendering import Renderer, wants_json
+from worker.console.run import BAD, STAYING, Planned, Run, Runs
 from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import PLATFORMS
 from worker.dead_letters.view import view
@@ -33,6 +36,7 @@ ANSWER = 30.0  # seconds that a script waits, which asks once
 STATE_LIFE = 1.0  # seconds
 PAGE_SIZE = 50
 CAUSES_SHOWN = 6
+LETTERS_SHOWN = 200  # of a run
 # Records that another version wrote may lack a field.
 EMPTY_RECORD = dict.fromkeys((*(str(each.alias) for each in JournalRecord.model_fields.values()), "errors"))
 
@@ -46,12 +50,16 @@ class Sources:
     letters: LetterCopy = field(init=False)
     last_hour: LastHour = field(init=False)
     journal: JournalSearch = field(init=False)
+    runs: Runs = field(init=False)
+    queue: asyncio.Lock = field(init=False)
     _reader: BrokerReader = field(init=False)
 
     def __post_init__(self) -> None:
         self._reader = BrokerReader(self.settings)
         self.state = Kept(self._reader.read, BrokerState(), STATE_LIFE)
-        self.letters = LetterCopy(self.settings)
+        self.queue = asyncio.Lock()
+        self.letters = LetterCopy(self.settings, self.queue)
+        self.runs = Runs()
         self.last_hour = LastHour(self.settings)
         self.journal = JournalSearch(self.settings)
 
@@ -63,8 +71,14 @@ class Sources:
         self.letters.depth_is(self.state.value.depths.get("dead"))
         await refreshed(patience, self.letters.rows)
 
+    def expire(self) -> None:
+        """Something was changed: read the broker's state and the letters anew at the next look."""
+        self.state.expire()
+        self.letters.rows.expire()
+
     async def close(self) -> None:
         """End what is under way."""
+        await self.runs.close()
         await self.state.close()
         await self.letters.rows.close()
         await self.last_hour.close()
@@ -87,6 +101,7 @@ class Pages:
             web.get("/journal", self.journal),
             web.get("/resources/{platform}/{id:.+}", self.resource),
             web.get("/audit", self.audit),
+            web.get("/runs/{number}", self.run),
         )
 
     async def overview(self, request: web.Request) -> web.Response:
@@ -171,6 +186,7 @@ class Pages:
         if letter is None:
             return await self._gone(request)
         document = view(letter, reveal=False)
+        platform = PLATFORMS.get(request.query.get("platform") or letter.platform or "")
         same = [
             row.letter
             for row in self._sources.letters.rows.value
@@ -183,7 +199,9 @@ class Pages:
             letter=letter,
             message=document,
             same=len(same),
-            platform=PLATFORMS.get(letter.platform or ""),
+            platform=platform,
+            platforms=sorted(PLATFORMS),
+            fields=fields_of(document, platform) if platform else [],
         )
 
     async def _gone(self, request: web.Request) -> web.Response:
@@ -265,18 +283,81 @@ class Pages:
         document = {"orders": [order.model_dump(mode="json", exclude_none=True) for order in orders]}
         return self._answer(request, "audit.html", document, orders=orders[: 10 * PAGE_SIZE])
 
+    async def run(self, request: web.Request) -> web.Response:
+        """A replay or a discard: its plan, how far it is, and what came of each letter."""
+        run = self._sources.runs.get(request.match_info["number"])
+        if run is None:
+            raise web.HTTPNotFound(reason="This run is not known any more")
+        await refreshed(PAINT, self._sources.state)
+        return self.show_run(request, run)
+
+    def show_run(self, request: web.Request, run: Run) -> web.Response:
+        """The page of a run, or the same as JSON."""
+        document = {
+            "run": run.number,
+            "kind": run.kind,
+            "phase": run.phase,
+            "stage": run.stage,
+            "problem": run.problem or None,
+            "plan": dict(run.forecasts),
+            "count": run.count,
+            "done": run.done,
+            "outcomes": dict(run.statuses),
+            "letters": [_run_letter(run, letter) for letter in run.planned],
+        }
+        return self._answer(
+            request,
+            "run.html",
+            document,
+            this=run,
+            letters=[_run_letter(run, letter) for letter in _worst_first(run)[:LETTERS_SHOWN]],
+        )
+
     def _answer(
         self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
     ) -> web.Response:
         sources = self._sources
         dead = sources.state.value.depths.get("dead", len(sources.letters.rows.value))
         return self._render.answer(
-            request, template, document, dead=dead, broker=sources.state, as_time=as_time, **values
+            request,
+            template,
+            document,
+            dead=dead,
+            broker=sources.state,
+            active=sources.runs.active,
+            as_time=as_time,
+            **values,
         )
 
 
 def _events(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], datetime | None]]:
     return [({**EMPTY_RECORD, **record}, time_of(record, "completedAt")) for record in records]
+
+
+def _run_letter(run: Run, letter: Planned) -> dict[str, Any]:
+    record = run.outcomes.get(letter.id, {})
+    return {
+        "id": letter.id,
+        "ottPlatformName": letter.platform,
+        "resourceId": letter.resource_id,
+        "forecast": letter.forecast,
+        "why": letter.why,
+        "status": record.get("status"),
+        "errors": list(record.get("errors") or ()),
+        "reason": record.get("reason"),
+    }
+
+
+def _worst_first(run: Run) -> list[Planned]:
+    """What somebody must look at comes first, then what has an outcome."""
+
+    def rank(letter: Planned) -> int:
+        status = run.outcomes.get(letter.id, {}).get("status")
+        if status in BAD or (status is None and letter.forecast in ("rejected", *STAYING)):
+            return 0
+        return 1 if letter.forecast == "superseded" else 2
+
+    return sorted(run.planned, key=rank)
 
 
 def _page(request: web.Request, matching: int) -> int:

@@ -5,6 +5,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
@@ -75,7 +76,8 @@ class Guard:
         except Exception as error:
             # Its text may quote what was typed: where it happened is enough to find it.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            print(f"console: {type(error).__name__} at {place.name}:{place.lineno}", file=sys.stderr)  # noqa: T201
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            print(f"console: {type(error).__name__} in {where}", file=sys.stderr)  # noqa: T201
             response = self._problem(request, 500, "The console failed: its standard error says where.")
         for name, value in HEADERS.items():
             response.headers[name] = value

@@ -1,10 +1,12 @@
 """The console's server: everything put together, and its address."""
 
+import os
 from pathlib import Path
 from typing import Self
 
 from aiohttp import web
 
+from worker.console.changes import Changes
 from worker.console.login import Login
 from worker.console.pages import Pages, Sources
 from worker.console.rendering import Renderer
@@ -39,7 +41,9 @@ class Console:
 
         application = web.Application(middlewares=[guarded])
         application.add_routes(Login(sessions, render).routes())
-        application.add_routes(Pages(self._sources, render).routes())
+        pages = Pages(self._sources, render)
+        application.add_routes(pages.routes())
+        application.add_routes(Changes(self._sources, pages).routes())
         application.router.add_static("/static", STATIC)
         return application
 
@@ -52,7 +56,8 @@ class Console:
         except OSError as error:
             await self._runner.cleanup()
             raise SettingsError(
-                f"OTT_CONSOLE_HOST and OTT_CONSOLE_PORT must be an address that is free: {error.strerror}"
+                f"OTT_CONSOLE_HOST and OTT_CONSOLE_PORT must be an address that is free: "
+                f"{os.strerror(error.errno or 0)}"
             ) from None
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._runner.addresses[0][1]}"
         return self

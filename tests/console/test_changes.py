@@ -1,0 +1,221 @@
+"""What an operator changes: pause, replay, mend, discard; each with a reason, each recorded."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.console.conftest import JSON, Running
+from tests.rig import LINE, Requester, Rig, messenger, until
+from worker.sandbox.faults import Status
+from worker.sandbox.registry import Key
+
+Start = Callable[..., Awaitable[Running]]
+
+
+async def post(running: Running, path: str, **form: Any) -> tuple[int, dict[str, Any]]:
+    async with running.session.post(path, headers=JSON, data=form) as response:
+        return response.status, await response.json()
+
+
+def refusal(count: int) -> Status:
+    """So many registrations are answered 404, which is not tried again."""
+    return Status(path="registration", status=404, count=count)
+
+
+async def dead(requester: Requester, page_id: str, **attributes: Any) -> str:
+    """A dead letter for a page, by default without an endpoint; returns its request's id."""
+    reply = await requester.ask(messenger(page_id, **{"endpointUrl": "", **attributes}))
+    assert reply["status"] != "registered"
+    return str(reply["requestId"])
+
+
+async def listed(running: Running, count: int) -> None:
+    """Wait until the page shows so many."""
+
+    async def shows() -> bool:
+        return (await running.json("/dead-letters"))["total"] == count
+
+    await until(shows, f"{count} letters on the page")
+
+
+async def ended(running: Running, run: dict[str, Any]) -> dict[str, Any]:
+    async def has_ended() -> dict[str, Any] | None:
+        now: dict[str, Any] = await running.json(f"/runs/{run['run']}")
+        return now if now["phase"] not in ("planning", "running") else None
+
+    document: dict[str, Any] = await until(has_ended, "the end of the run")
+    return document
+
+
+async def orders(running: Running) -> list[dict[str, Any]]:
+    document: Any = await running.json("/audit")
+    return [{k: order.get(k) for k in ("order", "why", "count")} for order in document["orders"]]
+
+
+async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig: Rig, start_console: Start) -> None:
+    await rig.start()
+    console = await start_console()
+    status, document = await post(console, "/pause", why="  ")
+    assert status == 400
+    assert "why" in str(document["problem"])
+    _, document = await post(console, "/pause", why="maintenance")
+    assert document["paused"]["why"] == "maintenance"
+    _, document = await post(console, "/resume", why="it is over")
+    assert document["paused"] is None
+    assert await orders(console) == [
+        {"order": "resume", "why": "it is over", "count": None},
+        {"order": "pause", "why": "maintenance", "count": None},
+    ]
+
+
+async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(
+    rig: Rig, start_console: Start
+) -> None:
+    requester = await rig.start()
+    rig.sandbox.faults.add(refusal(2))
+    await dead(requester, "1", endpointUrl="https://example.com")
+    await dead(requester, "2", endpointUrl="https://example.com")
+    await dead(requester, "3")
+    assert (await requester.ask(messenger("2")))["status"] == "registered"
+    console = await start_console()
+    await listed(console, 3)
+    _, run = await post(console, "/runs", do="replay")
+    assert run["phase"] == "planned"
+    assert run["plan"] == {"replayed": 1, "superseded": 1, "rejected": 1}
+    assert await requester.depth("dead") == 3
+
+
+async def test_what_was_selected_is_replayed_and_its_outcomes_are_told(
+    rig: Rig, start_console: Start
+) -> None:
+    requester = await rig.start()
+    rig.sandbox.faults.add(refusal(2))
+    good = [await dead(requester, page, endpointUrl="https://example.com") for page in ("1", "2")]
+    bad = await dead(requester, "3")
+    console = await start_console()
+    await listed(console, 3)
+    _, run = await post(console, "/runs", do="replay-picked", pick=good[0])
+    await post(console, f"/runs/{run['run']}/start", why="granted", canary="none")
+    run = await ended(console, run)
+    assert (run["phase"], run["done"], run["outcomes"]) == ("done", 1, {"registered": 1})
+    await listed(console, 2)
+    remaining: Any = await console.json("/dead-letters")
+    assert {letter["id"] for letter in remaining["letters"]} == {good[1], bad}
+    assert (await orders(console))[0] == {"order": "replayed", "why": "granted", "count": 1}
+
+
+async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    for page in ("1", "2", "3"):
+        await dead(requester, page)
+    console = await start_console()
+    await listed(console, 3)
+    _, run = await post(console, "/runs", do="replay", reason="invalid")
+    await post(console, f"/runs/{run['run']}/start", why="perhaps", canary="one")
+    run = await ended(console, run)
+    assert (run["phase"], run["done"], run["outcomes"]) == ("stopped", 1, {"rejected": 1})
+    assert (await orders(console))[0]["count"] == 1
+
+
+async def test_a_canary_that_is_registered_is_followed_by_the_others(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    rig.sandbox.faults.add(refusal(12))
+    for page in range(12):
+        await dead(requester, str(page), endpointUrl="https://example.com")
+    console = await start_console()
+    await listed(console, 12)
+    _, run = await post(console, "/runs", do="replay")
+    await post(console, f"/runs/{run['run']}/start", why="granted", canary="tenth")
+    run = await ended(console, run)
+    assert (run["phase"], run["done"], run["outcomes"]) == ("done", 12, {"registered": 12})
+
+
+async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    for page in range(20):
+        await dead(requester, str(page))
+    console = await start_console()
+    await listed(console, 20)
+    _, run = await post(console, "/runs", do="replay")
+    await post(console, f"/runs/{run['run']}/start", why="slowly", canary="none", rate="2")
+
+    async def has_begun() -> bool:
+        return bool((await console.json(f"/runs/{run['run']}"))["done"])
+
+    await until(has_begun, "the first replay")
+    await post(console, f"/runs/{run['run']}/cancel")
+    run = await ended(console, run)
+    assert run["phase"] == "cancelled"
+    assert 0 < run["done"] < 20
+    assert (await orders(console))[0]["count"] == run["done"]
+
+
+async def test_a_letter_is_mended_with_its_difference_shown_first(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    request_id = await dead(requester, "1")
+    console = await start_console()
+    await listed(console, 1)
+    form = {"do": "mend", "id": request_id, "platform": "messenger", "set.pageId": "1"}
+    form |= {"set.applicationId": "1093076390764037", "set.pageName": "SFMC Engineers"}
+    status, _ = await post(console, "/runs", **form)
+    assert status == 400  # nothing was changed
+    form |= {"set.endpointUrl": "https://example.com/new", "set.pageAccessToken": "a-new-token"}
+    _, run = await post(console, "/runs", **form)
+    page = await console.html(f"/runs/{run['run']}")
+    assert "https://example.com/new" in page
+    assert "a-new-token" not in page
+    await post(console, f"/runs/{run['run']}/start", why="the token expired")
+    run = await ended(console, run)
+    assert run["outcomes"] == {"registered": 1}
+    registered = rig.sandbox.registrations[Key(None, "messenger", "1")].body
+    assert registered["ottPlatformAttributes"]["endpointUrl"] == "https://example.com/new"
+
+
+async def test_a_change_that_leaves_a_letter_invalid_does_not_replay_it(
+    rig: Rig, start_console: Start
+) -> None:
+    requester = await rig.start()
+    body = {**LINE, "ottPlatformAttributes": {**LINE["ottPlatformAttributes"], "channelName": ["x"]}}
+    reply = await requester.ask(json.dumps(body).encode())
+    console = await start_console()
+    await listed(console, 1)
+    form = {"do": "mend", "id": str(reply["requestId"]), "platform": "line", "set.isActive": "false"}
+    form |= {"set.channelId": "23493453984234345", "set.endpointUrl": "https://example.com/x"}
+    _, run = await post(console, "/runs", **form)
+    assert run["plan"] == {"unfit": 1}
+    assert run["count"] == 0
+
+
+async def test_discarding_asks_for_the_count(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    for page in ("1", "2"):
+        await dead(requester, page)
+    rig.sandbox.faults.add(refusal(1))
+    kept = await dead(requester, "3", endpointUrl="https://example.com")
+    console = await start_console()
+    await listed(console, 3)
+    _, run = await post(console, "/runs", do="discard", reason="invalid")
+    assert run["count"] == 2
+    status, document = await post(console, f"/runs/{run['run']}/start", why="sent by mistake", count="3")
+    assert status == 400
+    assert "Type 2" in str(document["problem"])
+    await post(console, f"/runs/{run['run']}/start", why="sent by mistake", count="2")
+    assert (await ended(console, run))["phase"] == "done"
+    await listed(console, 1)
+    remaining: Any = await console.json("/dead-letters")
+    assert [letter["id"] for letter in remaining["letters"]] == [kept]
+    assert (await orders(console))[0] == {"order": "discarded", "why": "sent by mistake", "count": 2}
+
+
+@pytest.mark.parametrize("path", ["/pause", "/resume", "/runs", "/runs/x/start", "/runs/x/cancel"])
+async def test_a_read_only_console_changes_nothing_and_says_why(
+    rig: Rig, start_console: Start, path: str
+) -> None:
+    await rig.start()
+    console = await start_console(console_read_only=True)
+    status, document = await post(console, path, why="a test")
+    assert status == 403
+    assert "OTT_CONSOLE_READ_ONLY" in str(document["problem"])
+    assert "disabled" in await console.html("/")

@@ -1,0 +1,299 @@
+"""One replay or discard, from its plan to the outcome of its last letter."""
+
+import asyncio
+import contextlib
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from worker.broker.control_stream import publish_order
+from worker.console.mending import Change
+from worker.contract.control import Order
+from worker.dead_letters import replay as replaying
+from worker.dead_letters.box import open_box
+from worker.dead_letters.outcomes import Outcomes, follow_outcomes
+from worker.dead_letters.patch import Patch
+from worker.dead_letters.plan import Forecast, Outcome, Plan, Planner
+from worker.dead_letters.selection import Selection
+from worker.errors import WorkerError
+from worker.events import EventListener
+from worker.settings import Settings
+
+Kind = Literal["replay", "discard"]
+Phase = Literal["planning", "planned", "running", "done", "cancelled", "stopped", "failed"]
+Canary = Literal["one", "tenth", "none"]
+
+STAYING = frozenset({"unproven", "unfit"})
+"""Forecasts of letters that a replay leaves where they are."""
+BAD = frozenset({"rejected", "failed"})
+"""Statuses that make a canary fail."""
+
+
+_IN_WORDS = {
+    "replayed": "would be replayed",
+    "superseded": "would be answered superseded",
+    "rejected": "would be rejected again as they are",
+    "unfit": "still invalid after the change: they stay",
+    "unproven": "could overwrite something newer, since the journal does not reach back: they stay",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the plan says of one letter."""
+
+    id: str
+    platform: str | None
+    resource_id: str | None
+    forecast: Outcome
+    why: str
+
+
+class Run(EventListener):
+    """`phase` tells how far it is, `problem` why it failed, `notice` what holds it up. `queue` keeps two
+    looks of this console from meeting at the queue."""
+
+    def __init__(
+        self,
+        number: str,
+        settings: Settings,
+        queue: asyncio.Lock,
+        *,
+        kind: Kind,
+        ids: Collection[str],
+        patch: Patch,
+        changes: Sequence[Change] = (),
+    ) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._patch = patch
+        self._task: asyncio.Task[None] | None = None
+        self._replay: replaying.Replay | None = None
+        self._is_cancelled = False
+        self.number = number
+        self.kind = kind
+        self.ids = frozenset(ids)
+        self.changes = changes
+        self.made_at = datetime.now(UTC)
+        self.phase: Phase = "planning"
+        self.planned: list[Planned] = []
+        self.forecasts: Counter[str] = Counter()
+        self.outcomes: dict[str, Mapping[str, Any]] = {}
+        self.statuses: Counter[str] = Counter()
+        self.done = 0
+        self.canary = 0
+        self.stage = ""
+        self.problem = ""
+        self.notice = ""
+
+    @property
+    def count(self) -> int:
+        """Letters that it is about to replay or discard."""
+        return sum(count for forecast, count in self.forecasts.items() if forecast not in STAYING)
+
+    @property
+    def is_busy(self) -> bool:
+        return self.phase in ("planning", "running")
+
+    @property
+    def is_cancelling(self) -> bool:
+        return self._is_cancelled and self.is_busy
+
+    @property
+    def tenth(self) -> int:
+        """Letters of a canary of 10 %."""
+        return math.ceil(self.count / 10)
+
+    @property
+    def sentence(self) -> str:
+        """The plan in words."""
+        if self.kind == "discard":
+            return "They are removed for good, and nobody is told."
+        words = [
+            f"{self.forecasts[forecast]:,} {text}"
+            for forecast, text in _IN_WORDS.items()
+            if self.forecasts[forecast]
+        ]
+        return f"{', '.join(words)}." if words else "None of them lies there any more."
+
+    @property
+    def result(self) -> str:
+        """What came of it, in words."""
+        words = [f"{count:,} {status}" for status, count in self.statuses.most_common()]
+        return f"{', '.join(words)}." if words else "The journal tells what comes of them."
+
+    def plan(self) -> "asyncio.Task[None]":
+        """Begin to find out what it would do."""
+        self._task = asyncio.create_task(self._guarded(self._plan()))
+        return self._task
+
+    def start(
+        self, *, by: str, why: str, canary: Canary, rate: float | None, ended: Callable[[], None]
+    ) -> None:
+        """Begin to do it; `ended` is called at the end."""
+        self.phase = "running"
+        work = self._discard() if self.kind == "discard" else self._replay_all(canary, rate)
+        self._task = asyncio.create_task(self._guarded(self._recorded(work, by, why)))
+        self._task.add_done_callback(lambda _: ended())
+
+    def cancel(self) -> None:
+        """End it after what is under way; the letters that are left lie where they were."""
+        self._is_cancelled = True
+        if self._replay is not None:
+            self._replay.stop.set()
+        elif self._task is not None and self.kind == "replay":
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """End it, and wait for that."""
+        if self._task is not None and not self._task.done():
+            self.cancel()
+            await asyncio.wait({self._task})
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except WorkerError as error:
+            self.phase, self.problem = "failed", str(error)
+        except asyncio.CancelledError:
+            self.phase = "cancelled"
+        except BaseException:
+            self.phase, self.problem = "failed", "The console failed: its standard error says where."
+            raise
+
+    async def _plan(self) -> None:
+        if self.kind == "replay":
+            planner = Planner(self._settings, Selection(ids=self.ids), self._patch, force=False)
+            async with self._queue, open_box(self._settings) as box:
+                await planner.make(box, self._add)
+        else:
+            async with (
+                self._queue,
+                open_box(self._settings) as box,
+                contextlib.aclosing(box.look(Selection(ids=self.ids))) as letters,
+            ):
+                async for letter in letters:
+                    self._add(Forecast(letter, "discarded"))
+        self.phase = "planned"
+
+    def _add(self, forecast: Forecast) -> None:
+        letter = forecast.letter
+        self.planned.append(
+            Planned(letter.id, letter.platform, letter.resource_id, forecast.outcome, forecast.why)
+        )
+        self.forecasts[forecast.outcome] += 1
+
+    async def _recorded(self, work: Awaitable[Phase], by: str, why: str) -> None:
+        """Whatever ends it, what was done is recorded."""
+        try:
+            phase = await work
+        finally:
+            if self.done:
+                order: Literal["replayed", "discarded"] = (
+                    "discarded" if self.kind == "discard" else "replayed"
+                )
+                await asyncio.shield(
+                    publish_order(self._settings, Order.now(order, why, by=by, count=self.done))
+                )
+        self.phase = phase
+
+    async def _discard(self) -> Phase:
+        self.stage = "Discarding"
+        progress = replaying.Progress()
+        async with self._queue, open_box(self._settings) as box:
+            plan = Plan(total=await box.depth(), matching=len(self.planned))
+            progress.tell = lambda: setattr(self, "done", progress.done)
+            await replaying.discard(box, Selection(ids=self.ids), plan, progress)
+        return "done"
+
+    async def _replay_all(self, canary: Canary, rate: float | None) -> Phase:
+        going = [letter.id for letter in self.planned if letter.forecast not in STAYING]
+        self.canary = {"one": 1, "tenth": self.tenth, "none": 0}[canary]
+        self.canary = 0 if self.canary >= len(going) else self.canary
+        async with self._following(going) as outcomes:
+            # A request may lie there twice: its letters go together.
+            first = set(going[: self.canary])
+            if first:
+                self.stage = f"Canary of {len(first):,}"
+                await self._replay_some(first, rate)
+                await self._outcomes_of(outcomes, first)
+                if any(str(self.outcomes[each]["status"]) in BAD for each in first if each in self.outcomes):
+                    return "stopped"
+            if not self._is_cancelled:
+                self.stage = "Replaying"
+                await self._replay_some(set(going) - first, rate)
+                await self._outcomes_of(outcomes, going)
+        return "cancelled" if self._is_cancelled else "done"
+
+    @contextlib.asynccontextmanager
+    async def _following(self, ids: Collection[str]) -> AsyncIterator[Outcomes | None]:
+        if not self._settings.journal:
+            yield None
+            return
+        async with follow_outcomes(self._settings, ids, self._settled) as outcomes:
+            yield outcomes
+
+    def _settled(self, record: Mapping[str, Any]) -> None:
+        self.outcomes[str(record["id"])] = record
+        self.statuses[str(record.get("status"))] += 1
+
+    async def _replay_some(self, ids: Collection[str], rate: float | None) -> None:
+        wanted = set(ids)
+        selection = Selection(ids=frozenset(wanted))
+        before = self.done
+        progress = replaying.Progress()
+        progress.tell = lambda: setattr(self, "done", before + progress.done)
+        self._replay = replaying.Replay(self._settings, selection, self._patch, self, force=False, rate=rate)
+        try:
+            async with self._queue, open_box(self._settings) as box:
+                matching = sum(letter.id in wanted for letter in self.planned)
+                await self._replay.run(box, Plan(total=await box.depth(), matching=matching), progress)
+        finally:
+            self._replay = None
+
+    async def _outcomes_of(self, outcomes: Outcomes | None, ids: Collection[str]) -> None:
+        if outcomes is None or self._is_cancelled:
+            return
+        stage, self.stage = self.stage, f"{self.stage}: waiting for what becomes of them"
+        await outcomes.all_of(ids)
+        self.stage = stage
+
+    def publish_turned_down(self, queue: str, why: str) -> None:
+        self.notice = f"{queue} does not take the message ({why}): trying again."
+
+    def publisher_lost(self, why: str) -> None:
+        self.notice = f"{why}: trying again."
+
+    def publisher_connected(self) -> None:
+        self.notice = ""
+
+
+class Runs:
+    """The runs of this console, the newest last."""
+
+    KEPT = 50
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+
+    def add(self, run: Run) -> None:
+        """Keep it; the oldest that have ended are forgotten."""
+        self._runs[run.number] = run
+        for number in [number for number, each in self._runs.items() if not each.is_busy][: -self.KEPT]:
+            del self._runs[number]
+
+    def get(self, number: str) -> Run | None:
+        return self._runs.get(number)
+
+    @property
+    def active(self) -> Run | None:
+        """The one that changes something now."""
+        return next((run for run in self._runs.values() if run.phase == "running"), None)
+
+    async def close(self) -> None:
+        """End all."""
+        for run in self._runs.values():
+            await run.close()

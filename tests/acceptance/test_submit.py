@@ -168,6 +168,8 @@ async def test_a_csv_file_is_registered_with_a_line_for_each_row(
         "ottPlatformName": "messenger",
         "resourceId": "2",
         "errors": [],
+        "line": 3,
+        "file": str(pages),
     }
     assert len({line["requestId"] for line in written}) == 50
     assert sorted(pages_called(rig), key=int) == [str(number) for number in range(1, 51)]
@@ -204,6 +206,8 @@ async def test_what_is_not_registered_is_told_by_error_and_first_rows(
         "ottPlatformName": None,
         "resourceId": None,
         "errors": ["The row is not valid JSON."],
+        "line": 3,
+        "file": "pages.jsonl",
     }
     assert written[4]["errors"] == ["EndpointUrl must be provided", "PageName must be provided"]
     assert written[5]["status"] == "failed"
@@ -246,13 +250,18 @@ async def test_several_files_are_one_job_whose_rows_are_counted_on(submit: Comma
     write_pages(tmp_path / "a.csv", [1, 2])
     (tmp_path / "b.json").write_bytes(b"[" + messenger("3") + b"]")
     assert (await submit("a.csv", "b.json", "--results", "results.csv")).code == 0
-    written = list(csv.DictReader((tmp_path / "results.csv").open()))
+    written = list(csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8-sig")))
     assert sorted((line["row"], line["resourceId"]) for line in written) == [
         ("1", "1"),
         ("2", "2"),
         ("3", "3"),
     ]
-    assert list(written[0]) == ["row", "requestId", "status", "ottPlatformName", "resourceId", "errors"]
+    assert sorted((line["file"], line["line"]) for line in written) == [
+        ("a.csv", "2"),
+        ("a.csv", "3"),
+        ("b.json", "1"),
+    ]
+    assert list(written[0])[:6] == ["row", "requestId", "status", "ottPlatformName", "resourceId", "errors"]
 
 
 async def test_the_platform_and_the_account_can_be_given_for_all_rows(
@@ -282,12 +291,27 @@ async def test_check_tells_each_invalid_row_and_needs_no_broker_and_no_credentia
     command = Command(Settings(amqp_url="amqp://127.0.0.1:1/"))
     end = await command("pages.jsonl", "--check", "--results", "invalid.jsonl")
     assert (end.code, end.err) == (1, "")
-    assert end.out.splitlines()[:4] == [
-        "row 2: PageName must be provided",
-        "row 3: The row is not valid JSON.",
-        "row 4: IsActive is invalid",
-        "4 rows: 1 valid, 3 invalid.",
-    ]
+    assert (
+        end.out
+        == """\
+PageName must be provided: 1 row
+  Allowed: a text.
+  To do: Add pageName to the row.
+    pages.jsonl line 2 (row 2), column pageName
+
+The row is not valid JSON: 1 row
+  Allowed: one JSON object for each row.
+  To do: Correct the JSON, or export the row again.
+    pages.jsonl line 3 (row 3)
+
+IsActive is invalid: 1 row
+  Allowed: true or false, yes or no, y or n, on or off, 1 or 0.
+  To do: Enter one of the allowed values.
+    pages.jsonl line 4 (row 4), column isActive: "2"
+
+4 rows: 1 valid, 3 invalid.
+"""
+    )
     assert lines(tmp_path / "invalid.jsonl")[0] == {
         "row": 2,
         "requestId": None,
@@ -295,6 +319,8 @@ async def test_check_tells_each_invalid_row_and_needs_no_broker_and_no_credentia
         "ottPlatformName": "messenger",
         "resourceId": "2",
         "errors": ["PageName must be provided"],
+        "line": 2,
+        "file": "pages.jsonl",
     }
 
 

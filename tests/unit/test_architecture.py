@@ -13,6 +13,7 @@ FLOORS = [
     {"cli", "__main__"},
     {"console"},
     {"bulk", "dead_letters", "client", "sandbox", "telemetry"},
+    {"tables"},
     {"service"},
     {"pipeline"},
     {"broker", "marketing_cloud"},

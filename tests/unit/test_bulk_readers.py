@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from worker.bulk import json_rows
 from worker.bulk.readers import Format, Reading, Row, format_of
-from worker.bulk.source import Unreadable
 from worker.errors import UsageError
+from worker.tables.damage import CELL_COUNT, QUOTING
+from worker.tables.source import Unreadable
 
 
 def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[Row]:
@@ -42,7 +43,19 @@ def test_a_csv_row_becomes_the_json_object_of_the_api(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cell", "value"),
-    [("true", True), ("FALSE", False), ("0", 0), ("1", 1), (" True ", True), ("yes", "yes"), ("2", "2")],
+    [
+        ("true", True),
+        ("FALSE", False),
+        ("0", 0),
+        ("1", 1),
+        (" True ", True),
+        ("Yes", True),
+        ("n", False),
+        ("ON", True),
+        ("off", False),
+        ("2", "2"),
+        ("WAHR", "WAHR"),
+    ],
 )
 def test_a_flag_of_a_csv_row_becomes_a_json_flag(tmp_path: Path, cell: str, value: object) -> None:
     (row,) = read(tmp_path, "a.csv", f"pageId,isActive\n1,{cell}\n")
@@ -55,9 +68,22 @@ def test_numbers_in_csv_stay_text_and_empty_cells_are_absent(tmp_path: Path) -> 
     assert attributes(row) == {"pageId": "007", "applicationId": "1"}
 
 
-def test_unknown_columns_are_kept_and_dotted_or_oddly_written_names_understood(tmp_path: Path) -> None:
-    (row,) = read(tmp_path, "a.csv", "ottPlatformAttributes.pageId, PAGENAME ,internalNote\n1,A,note\n")
-    assert attributes(row) == {"pageId": "1", "pageName": "A", "internalNote": "note"}
+@pytest.mark.parametrize(
+    "header", ["Page ID,PAGENAME", "page_id, Page-Name ", "\ufeffpageId,\u00a0page name\u200b"]
+)
+def test_names_of_columns_are_matched_however_they_are_written(tmp_path: Path, header: str) -> None:
+    (row,) = read(tmp_path, "a.csv", header + "\n1,A\n")
+    assert attributes(row) == {"pageId": "1", "pageName": "A"}
+
+
+@pytest.mark.parametrize("send_unknown", [False, True])
+def test_columns_that_no_attribute_has_are_left_out_unless_asked_for(
+    tmp_path: Path, *, send_unknown: bool
+) -> None:
+    content = "ottPlatformAttributes.pageId,PAGENAME,Owner email\n1,A,a@example.com\n"
+    (row,) = read(tmp_path, "a.csv", content, send_unknown=send_unknown)
+    more = {"Owner email": "a@example.com"} if send_unknown else {}
+    assert attributes(row) == {"pageId": "1", "pageName": "A", **more}
 
 
 @pytest.mark.parametrize(
@@ -93,18 +119,19 @@ def test_quotes_escaped_by_a_backslash_are_understood(tmp_path: Path) -> None:
 
 def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.csv", 'pageId,pageName\n1,a\n2,"b"c\n3,c,d\n4,d\n')
-    assert [row.problem for row in rows] == [
-        "",
-        "The quoting in line 3 of the file is broken.",
-        "The row has 3 cells, but the header 2.",
-        "",
+    assert [(row.line, *map(str, row.problems)) for row in rows] == [
+        (2,),
+        (3, f"The row {QUOTING.what}; allowed: {QUOTING.allowed}"),
+        (4, f"The row {CELL_COUNT.what} (3 cells, the header 2); allowed: {CELL_COUNT.allowed}"),
+        (5,),
     ]
     assert attributes(rows[3])["pageId"] == "4"
 
 
 def test_text_that_is_not_utf_8_is_told_with_its_line_and_read_with_its_encoding(tmp_path: Path) -> None:
     content = "pageId,pageName\n1,a\n2,Käse\n".encode("cp1252")
-    with pytest.raises(Unreadable, match="line 3 is not utf-8 text: save the file as UTF-8, or name its"):
+    why = "line 3 is not utf-8 text: it looks like cp1252: give --encoding cp1252"
+    with pytest.raises(Unreadable, match=why):
         read(tmp_path, "a.csv", content)
     rows = read(tmp_path, "a.csv", content, encoding="cp1252")
     assert attributes(rows[1])["pageName"] == "Käse"
@@ -144,7 +171,7 @@ def test_a_json_row_that_is_broken_spoils_no_other(tmp_path: Path, name: str) ->
     bodies = ['{"a": 1}', "nonsense", '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
     content = "\n".join(bodies) if name == "a.jsonl" else f"[{','.join(bodies)}]"
     rows = read(tmp_path, name, content)
-    assert [row.problem for row in rows] == [
+    assert [row.fault for row in rows] == [
         "",
         "The row is not valid JSON.",
         "The row holds NaN or Infinity, which are not JSON.",
@@ -242,13 +269,13 @@ def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
     values: list[Any], size: int, pretty: bool
 ) -> None:
     content = json.dumps(values, indent=2 if pretty else None, ensure_ascii=False).encode()
-    assert [json.loads(element) for element in json_rows.array(cut(content, size))] == values
+    assert [json.loads(element) for _, element in json_rows.array(cut(content, size))] == values
 
 
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6), st.integers(1, 20))
 def test_objects_are_cut_apart_wherever_the_chunks_end(values: list[Any], size: int) -> None:
     content = "\n".join(json.dumps(value, indent=1) for value in values).encode()
-    assert [json.loads(document) for document in json_rows.documents(cut(content, size))] == values
+    assert [json.loads(document) for _, document in json_rows.documents(cut(content, size))] == values
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
@@ -276,7 +303,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8"])
 def test_text_in_another_encoding_than_the_one_named_is_told(tmp_path: Path, encoding: str) -> None:
     content = "pageId,pageName\n1,Café\n".encode("cp1252")
-    with pytest.raises(Unreadable, match=rf"line [12] is not {encoding} text: save the file as UTF-8"):
+    with pytest.raises(Unreadable, match=rf"line [12] is not {encoding} text: "):
         read(tmp_path, "a.csv", content, encoding=encoding)
 
 

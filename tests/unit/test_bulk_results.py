@@ -9,13 +9,22 @@ from rich.console import Console
 
 from worker.bulk.earlier import Earlier, parse_request_id, request_id
 from worker.bulk.notices import Notices
-from worker.bulk.progress import Progress
+from worker.bulk.pace import Pace
+from worker.bulk.readers import Row
 from worker.bulk.results import Result, Results, ResultsFileError, read_results
-from worker.bulk.summary import show_summary
 from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
+from worker.cli.submit.progress import Progress
+from worker.cli.submit.summary import show_summary
+from worker.contract.registration import Registration
 from worker.errors import UsageError
 
 JOB = "0123456789abcdef0123456789abcdef"
+
+
+def row(platform: str, resource_id: str) -> Row:
+    return Row(1, 0, "pages.csv", 2, parsed=Registration(platform, resource_id))
+
+
 REGISTERED = Result(2, f"{JOB}-2", "registered", "messenger", "17")
 REJECTED = Result(3, f"{JOB}-3", "rejected", None, None, ('A "name", say', "B must be provided"))
 
@@ -33,7 +42,7 @@ def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> No
         results.write(REGISTERED)
     assert (tmp_path / "r.jsonl").read_text() == (
         f'{{"row": 2, "requestId": "{JOB}-2", "status": "registered", "ottPlatformName": "messenger", '
-        '"resourceId": "17", "errors": []}\n'
+        '"resourceId": "17", "errors": [], "line": null, "file": null}\n'
     )
 
 
@@ -69,7 +78,7 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
 
 
 def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_text("row,requ")
+    (tmp_path / "r.csv").write_text("row,requ", encoding="utf-8-sig")
     with Results(tmp_path / "r.csv") as results:
         results.write(REGISTERED)
     assert list(read_results(tmp_path / "r.csv")) == [REGISTERED]
@@ -82,7 +91,7 @@ def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path: Path, name: s
     with pytest.raises(UsageError, match="holds something else in line 1"):
         list(read_results(tmp_path / name))
     if not content.endswith("\n"):
-        with pytest.raises(UsageError, match="holds something else at its end"), Results(tmp_path / name):
+        with pytest.raises(UsageError, match="holds something else"), Results(tmp_path / name):
             pass
     assert (tmp_path / name).read_text() == content
 
@@ -96,13 +105,13 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
         results.write(Result(1, f"{JOB}-1", "registered", "line", resource))
     with Earlier() as earlier:
         earlier.load(read_results(tmp_path / name))
-        assert earlier.settled(1, "line", resource)
+        assert earlier.settled(1, row("line", resource))
 
 
 def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
     with Results(tmp_path / "r.csv") as results:
         results.write(Result(1, None, "failed", "line", "a\nb", ("one\ntwo",)))
-    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "1,,failed,line,a b,one two"
+    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "1,,failed,line,a b,one two,,"
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"row": "2"}', "nonsense", '{"row": 1, "status": "registered"}'])
@@ -132,35 +141,34 @@ def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
             ]
         )
         assert earlier.job == JOB
-        assert earlier.settled(1, "line", "a")
-        assert earlier.settled(2, "line", "b")
-        assert not earlier.settled(3, "line", "c")
+        assert earlier.settled(1, row("line", "a"))
+        assert earlier.settled(2, row("line", "b"))
+        assert not earlier.settled(3, row("line", "c"))
 
 
 def test_the_newest_registered_row_of_a_resource_is_known() -> None:
     with Earlier() as earlier:
-        rows = [
+        results = [
             Result(9, None, "registered", "line", "a"),
             Result(4, None, "registered", "line", "a"),
             Result(12, None, "failed", "line", "a"),
             Result(5, None, "registered", "messenger", "a"),
         ]
-        earlier.load(rows)
-        assert earlier.newest("line", "a") == 9
-        assert earlier.newest("messenger", "a") == 5
-        assert earlier.newest("line", "b") == 0
-        assert earlier.newest(None, None) == 0
+        earlier.load(results)
+        assert earlier.newest(row("line", "a")) == 9
+        assert earlier.newest(row("messenger", "a")) == 5
+        assert earlier.newest(row("line", "b")) == 0
 
 
 def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one() -> None:
     overtaken = [Result(9, None, "registered", "line", "a"), Result(4, None, "registered", "line", "a")]
     with Earlier() as earlier:
         earlier.load(overtaken)
-        assert [earlier.must_follow(row, "line", "a") for row in (4, 9)] == [False, True]
-        assert not earlier.must_follow(9, "line", "b")
+        assert [earlier.must_follow(place, row("line", "a")) for place in (4, 9)] == [False, True]
+        assert not earlier.must_follow(9, row("line", "b"))
     with Earlier() as earlier:
         earlier.load([*overtaken, overtaken[0]])
-        assert not earlier.must_follow(9, "line", "a")
+        assert not earlier.must_follow(9, row("line", "a"))
 
 
 def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
@@ -177,7 +185,7 @@ def test_a_row_that_was_about_another_resource_is_told() -> None:
     with Earlier() as earlier:
         earlier.load([Result(1, f"{JOB}-1", "registered", "line", "a")])
         with pytest.raises(UsageError, match="Row 1 is about another resource"):
-            earlier.settled(1, "line", "b")
+            earlier.settled(1, row("line", "b"))
 
 
 def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> None:
@@ -225,7 +233,8 @@ def a_large_job() -> Job:
 def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
     text = io.StringIO()
     console = Console(file=text, width=columns, force_terminal=True, color_system=None)
-    console.print(Progress(a_large_job(), size=None).render())
+    job = a_large_job()
+    console.print(Progress(job.tally, job.notices, Pace(job.tally, None)).render())
     bar, names, numbers, notice = text.getvalue().rstrip("\n").split("\n")
     assert "90%" in bar
     assert len(bar.rstrip()) in range(columns - 2, columns + 1)
@@ -236,7 +245,8 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
 
 
 def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
-    assert Progress(a_large_job(), size=None).line() == (
+    job = a_large_job()
+    assert Progress(job.tally, job.notices, Pace(job.tally, None)).line() == (
         "1,000,000 read, 1,000,000 published, 120,000 skipped, 650,000 registered, 100,000 rejected, "
         "20,000 failed, 10,000 superseded, 0 rows/s"
     )

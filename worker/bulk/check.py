@@ -1,25 +1,105 @@
-"""`submit --check`: every row is validated here, nothing is sent."""
+"""`submit --check`: what is wrong with each row, in words that help to mend the file (contract §12)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
 
-from worker.bulk.readers import Reading, Row
-from worker.bulk.results import INVALID, Result
+from worker.bulk.readers import Row
+from worker.contract.platforms import PLATFORMS
 from worker.contract.registration import Rejection
+from worker.contract.words import MISSING
+from worker.tables.columns import FLAG_FIELDS, PLATFORM_COLUMN
+from worker.tables.damage import CELL_COUNT, Kind, Problem, shown
+
+MOST_PLACES: Final = 1000  # of one kind that are named one by one
+MOST_KINDS: Final = 200
+
+_INFOS = [info for platform in PLATFORMS.values() for info in platform.attributes.model_fields.values()]
+_FIELD_OF = {str(info.title): str(info.alias) for info in _INFOS}
+_FLAG_VALUES: Final = "true or false, yes or no, y or n, on or off, 1 or 0"
+_PLATFORM_VALUES: Final = " or ".join(PLATFORMS)
 
 
-def invalid_rows(reading: Reading, max_body_bytes: int) -> Iterator[Result | int]:
-    """For each row its result if it is invalid, else its number. Raises as `Reading.rows` does."""
-    for row in reading.rows():
-        errors = tuple(_errors(row, max_body_bytes))
-        yield (
-            Result(row.number, None, INVALID, row.platform, row.resource_id, errors) if errors else row.number
-        )
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with a row: `error` as its results line says it, `problem` for the one who mends it."""
+
+    error: str
+    problem: Problem
 
 
-def _errors(row: Row, max_body_bytes: int) -> Iterator[str]:
-    if row.problem:
-        yield row.problem
+@dataclass(slots=True)
+class Group:
+    """The rows that have one kind of problem; of the first ones it is known where they stand."""
+
+    rows: int = 0
+    places: list[tuple[str, int, int, Problem]] = field(default_factory=list)
+
+
+class Findings:
+    """Findings by kind, in no more memory for a million rows than for some thousand."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.invalid = 0
+        self.groups: dict[Kind, Group] = {}
+
+    def add(self, row: Row, wrong: Iterable[Finding]) -> tuple[str, ...]:
+        """Take a row in, with all that is wrong with it; the errors of its results line."""
+        self.rows += 1
+        errors = []
+        for finding in wrong:
+            errors.append(finding.error)
+            group = self._group(finding.problem.kind)
+            group.rows += 1
+            if len(group.places) < MOST_PLACES:
+                group.places.append((row.file, row.line, row.number, finding.problem))
+        self.invalid += bool(errors)
+        return tuple(errors)
+
+    def _group(self, kind: Kind) -> Group:
+        if kind not in self.groups and len(self.groups) >= MOST_KINDS:
+            kind = Kind(
+                "The row has another problem", "what the results file tells", "Name a --results file."
+            )
+        return self.groups.setdefault(kind, Group())
+
+
+def findings(row: Row, damaged: tuple[Problem, ...], max_body_bytes: int) -> Iterator[Finding]:
+    """All that is wrong with a row. Of shifted cells nothing more is said than that they are shifted."""
+    if row.fault:
+        kind = Kind(row.fault, "one JSON object for each row", "Correct the JSON, or export the row again.")
+        yield Finding(row.fault, Problem(kind))
+        return
+    for problem in damaged:
+        yield Finding(str(problem), problem)
+    if any(problem.kind is CELL_COUNT for problem in damaged) or not row.body:
+        return
     if len(row.body) > max_body_bytes:
-        yield f"The row is larger than {max_body_bytes} bytes."
+        error = f"The row is larger than {max_body_bytes} bytes."
+        yield Finding(error, Problem(Kind(error, "smaller rows", "Look for a cell that does not end.")))
     if isinstance(row.parsed, Rejection):
-        yield from (error.message for error in row.parsed.errors)
+        for refusal in row.parsed.errors:
+            problem = _explained(row, refusal.message, is_missing=refusal.errorcode == MISSING)
+            yield Finding(refusal.message, problem)
+
+
+def _explained(row: Row, message: str, *, is_missing: bool) -> Problem:
+    name = _FIELD_OF.get(message.partition(" ")[0], "")
+    if name:
+        column = row.headers.get(name, name)
+        value = "" if is_missing else shown(name, row.attributes.get(name), row.secrets)
+        allowed = _FLAG_VALUES if name in FLAG_FIELDS else "a text"
+        advice = _fill_in(row, name) if is_missing else "Enter one of the allowed values."
+        return Problem(Kind(message, allowed, advice), name, column, value)
+    if message.startswith("OttPlatformName"):
+        advice = f"Fill in the column {PLATFORM_COLUMN}, or give --platform for rows that name none."
+        value = "" if is_missing else shown(PLATFORM_COLUMN, row.named_platform)
+        return Problem(Kind(message, _PLATFORM_VALUES, advice), PLATFORM_COLUMN, PLATFORM_COLUMN, value)
+    return Problem(Kind(message, "an object with the attributes of the platform", "Add the attributes."))
+
+
+def _fill_in(row: Row, name: str) -> str:
+    if row.cells is None:
+        return f"Add {name} to the row."
+    return "Fill in the cell." if name in row.headers else f"Add a column {name} and fill it in."

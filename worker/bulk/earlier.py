@@ -1,14 +1,19 @@
-"""What an earlier run of the job has settled, as its results file tells, for `--resume`."""
+"""What earlier runs of the job have settled, as its results file tells, for `--resume`."""
 
 import re
 import sqlite3
 from collections.abc import Iterable
+from decimal import Decimal, localcontext
 from typing import Self
 
-from worker.bulk.results import Result, one_line
+from worker.bulk.readers import Row
+from worker.bulk.results import SETTLED, Result, one_line
+from worker.bulk.survey import Survey
 from worker.errors import UsageError
+from worker.tables.damage import EXACT_DIGITS, may_be_rounded
 
 _REQUEST_ID = re.compile(r"([0-9a-f]{32})-([0-9]+)\Z")
+_SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?E\+\d+\Z")
 
 
 def request_id(job: str, row: int) -> str:
@@ -23,20 +28,23 @@ def parse_request_id(text: str) -> tuple[str, int] | None:
 
 
 class Earlier:
-    """The last known result of each row, in a temporary SQLite database that spills to disk: a million rows
-    take no more memory than a thousand. Use as a context manager."""
+    """The last known result of each row of the job, in a temporary SQLite database that spills to disk: a
+    million rows take no more memory than a thousand. Use as a context manager."""
 
     def __init__(self) -> None:
         self.job: str | None = None
 
     def __enter__(self) -> Self:
-        self._database = sqlite3.connect("", isolation_level=None)
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.executescript(
             """
             PRAGMA journal_mode = OFF;
             CREATE TABLE result (row INTEGER PRIMARY KEY, status TEXT, resource TEXT);
             CREATE TABLE newest (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
             CREATE TABLE again (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
+            CREATE TABLE place (number INTEGER PRIMARY KEY, row INTEGER UNIQUE);
+            CREATE TABLE known (row INTEGER PRIMARY KEY, resource TEXT, account TEXT);
+            CREATE INDEX by_resource ON result (resource);
             """
         )
         return self
@@ -44,14 +52,29 @@ class Earlier:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
+    def match(self, results: Iterable[Result], survey: Survey) -> None:
+        """Find out which row of the job each row of the input is. The input may be the whole one, mended or
+        with ids that a spreadsheet has spoilt in the results; or it holds a part of the rows, such as those
+        that failed. Raises UsageError for another input. Comes before `load`."""
+        execute = self._database.execute
+        execute("BEGIN")
+        for result in results:
+            resource = _resource(result.platform, result.resource_id)
+            execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (result.row, result.status, resource))
+        if not self._is_whole(survey):
+            self._find_places(survey)
+        for number, resource, account in survey.rows():
+            execute("INSERT INTO known VALUES (?, ?, ?)", (self.place(number), resource, account))
+        execute("COMMIT")
+
     def load(self, results: Iterable[Result]) -> None:
         """Take lines in, in their order: of several for one row, the last one counts."""
         self._database.execute("BEGIN")
         for result in results:
             self.add(result)
-            resource = _resource(result.platform, result.resource_id)
-            if result.status == "registered" and result.row == self._newest(resource):
-                self._database.execute("DELETE FROM again WHERE resource = ?", (resource,))
+            key = self._key_of(result)
+            if result.status == "registered" and result.row == self._newest(key):
+                self._database.execute("DELETE FROM again WHERE resource = ?", (key,))
         self._database.execute("COMMIT")
 
     def add(self, result: Result) -> None:
@@ -61,60 +84,143 @@ class Earlier:
         resource = _resource(result.platform, result.resource_id)
         execute = self._database.execute
         execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (result.row, result.status, resource))
-        if result.status == "registered" and resource:
-            if result.row < self._newest(resource):
-                self.goes_out(result.row, result.platform, result.resource_id)
+        key = self._key_of(result)
+        if result.status == "registered" and key:
+            if result.row < self._newest(key):
+                self._goes_out(result.row, key)
             execute(
                 "INSERT INTO newest VALUES (?, ?) ON CONFLICT DO UPDATE SET row = max(row, excluded.row)",
-                (resource, result.row),
+                (key, result.row),
             )
+
+    def place(self, number: int) -> int:
+        """Which row of the job a row of the input is."""
+        found = self._database.execute("SELECT row FROM place WHERE number = ?", (number,)).fetchone()
+        return int(found[0]) if found else number
 
     def is_news(self, result: Result) -> bool:
         """Whether a repeated answer tells how a row ended, or which one of its resource is the last."""
+        key = self._key_of(result)
         return (
             self._result(result.row)[0] != "registered"
-            or result.row < self.newest(result.platform, result.resource_id)
-            or self.must_follow(result.row, result.platform, result.resource_id)
+            or result.row < self._newest(key)
+            or self._must_follow(result.row, key)
         )
 
-    def settled(self, row: int, platform: str | None, resource_id: str | None) -> bool:
+    def settled(self, place: int, row: Row) -> bool:
         """Whether the row needs nothing more. Raises UsageError if it was about another resource then."""
-        status, resource = self._result(row)
-        if status not in ("registered", "superseded"):
+        status, resource = self._result(place)
+        if status not in SETTLED:
             return False
-        if one_line(resource or "") != one_line(_resource(platform, resource_id) or ""):
-            raise UsageError(
-                f"Row {row} is about another resource than the results file says, so the input has changed: "
-                "name another --results file"
-            )
+        if not is_same(resource, _resource(row.platform, row.resource_id)):
+            raise _another_input(place)
         return True
 
-    def goes_out(self, row: int, platform: str | None, resource_id: str | None) -> None:
-        """A row goes out in this run, or was registered after a later one of its resource."""
-        if resource := _resource(platform, resource_id):
-            self._database.execute(
-                "INSERT INTO again VALUES (?, ?) ON CONFLICT DO UPDATE SET row = min(row, excluded.row)",
-                (resource, row),
-            )
+    def goes_out(self, place: int, row: Row) -> None:
+        """A row goes out in this run."""
+        if key := _key(row):
+            self._goes_out(place, key)
 
-    def must_follow(self, row: int, platform: str | None, resource_id: str | None) -> bool:
+    def must_follow(self, place: int, row: Row) -> bool:
         """Whether a row has to go out, however it ended: an earlier one of its resource went out after it,
         and would be the last."""
-        resource = _resource(platform, resource_id)
-        found = self._database.execute("SELECT 1 FROM again WHERE resource = ? AND row < ?", (resource, row))
+        return self._must_follow(place, _key(row))
+
+    def newest(self, row: Row) -> int:
+        """The last row of the job that is registered for the row's resource, 0 if none is."""
+        return self._newest(_key(row))
+
+    def _is_whole(self, survey: Survey) -> bool:
+        """Whether the input has a row for each one of the results, the settled ones for the same resource."""
+        last = self._database.execute("SELECT max(row) FROM result").fetchone()[0] or 0
+        rows = 0
+        for number, resource, _ in survey.rows():
+            rows = number
+            status, settled_for = self._result(number)
+            if status in SETTLED and not is_same(settled_for, resource):
+                return False
+        return rows >= last
+
+    def _find_places(self, survey: Survey) -> None:
+        """First each row that has the resource of a result, then the others, in order, for what is open. A
+        part may hold rows that are new; in an input of the same size, that tells another one."""
+        execute = self._database.execute
+        last = execute("SELECT max(row) FROM result").fetchone()[0] or 0
+        free = "SELECT row FROM result WHERE row NOT IN (SELECT row FROM place)"
+        rows = 0
+        for number, resource, _ in survey.rows():
+            rows = number
+            found = execute(f"{free} AND resource = ? ORDER BY row LIMIT 1", (resource,)).fetchone()
+            if found:
+                execute("INSERT INTO place VALUES (?, ?)", (number, found[0]))
+        new = last
+        for number in range(1, rows + 1):
+            if execute("SELECT 1 FROM place WHERE number = ?", (number,)).fetchone():
+                continue
+            open_row = execute(
+                f"{free} AND status NOT IN ('registered', 'superseded') ORDER BY row LIMIT 1"
+            ).fetchone()
+            if open_row is None:
+                if rows >= last:
+                    raise _another_input(number)
+                new += 1
+            execute("INSERT INTO place VALUES (?, ?)", (number, open_row[0] if open_row else new))
+
+    def _goes_out(self, row: int, key: str) -> None:
+        self._database.execute(
+            "INSERT INTO again VALUES (?, ?) ON CONFLICT DO UPDATE SET row = min(row, excluded.row)",
+            (key, row),
+        )
+
+    def _must_follow(self, row: int, key: str | None) -> bool:
+        found = self._database.execute("SELECT 1 FROM again WHERE resource = ? AND row < ?", (key, row))
         return found.fetchone() is not None
 
-    def newest(self, platform: str | None, resource_id: str | None) -> int:
-        """The last row that is registered for a resource, 0 if none is."""
-        return self._newest(_resource(platform, resource_id))
-
-    def _newest(self, resource: str | None) -> int:
-        found = self._database.execute("SELECT row FROM newest WHERE resource = ?", (resource,)).fetchone()
+    def _newest(self, key: str | None) -> int:
+        found = self._database.execute("SELECT row FROM newest WHERE resource = ?", (key,)).fetchone()
         return int(found[0]) if found else 0
 
     def _result(self, row: int) -> tuple[str | None, str | None]:
         query = "SELECT status, resource FROM result WHERE row = ?"
         return self._database.execute(query, (row,)).fetchone() or (None, None)
+
+    def _key_of(self, result: Result) -> str | None:
+        """The resource of a result; its id and its account as the input has them, where that is known."""
+        resource = _resource(result.platform, result.resource_id)
+        known = self._database.execute("SELECT resource, account FROM known WHERE row = ?", (result.row,))
+        if (found := known.fetchone()) and is_same(resource, found[0]):
+            return _of_account(*found)
+        return resource
+
+
+def is_same(saved: str | None, resource: str | None) -> bool:
+    """Whether a resource of the results is that of the input. A spreadsheet that saved the results may have
+    rounded its id."""
+    saved, resource = one_line(saved or ""), one_line(resource or "")
+    (platform, _, written), (of, _, exact) = saved.partition(" "), resource.partition(" ")
+    if saved == resource or platform != of or not exact.isdigit():
+        return saved == resource
+    if digits := _SCIENTIFIC.match(written):
+        with localcontext() as context:
+            context.prec = len(digits[1] or "") + 1
+            return +Decimal(exact) == Decimal(written.replace(",", "."))
+    kept = EXACT_DIGITS - 1  # the last digit may be rounded up
+    return may_be_rounded(written) and len(written) == len(exact) and written[:kept] == exact[:kept]
+
+
+def _another_input(row: int) -> UsageError:
+    return UsageError(
+        f"Row {row} is about another resource than the results file says, so the input has changed: "
+        "name another --results file"
+    )
+
+
+def _key(row: Row) -> str | None:
+    return _of_account(_resource(row.platform, row.resource_id), row.account_id)
+
+
+def _of_account(resource: str | None, account: str | None) -> str | None:
+    return f"{resource} of account {account}" if resource and account else resource
 
 
 def _resource(platform: str | None, resource_id: str | None) -> str | None:

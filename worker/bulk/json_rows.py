@@ -4,7 +4,7 @@ than one row is held."""
 import re
 from collections.abc import Iterable, Iterator
 
-from worker.bulk.source import LONGEST_ROW, Unreadable
+from worker.tables.source import LONGEST_ROW, Unreadable
 
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'["\\]')
@@ -14,24 +14,30 @@ _BLANK = b" \t\r\n"
 _NOT_BLANK = re.compile(rb"[^ \t\r\n]")
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+Numbered = tuple[int, bytes]
+"""The line on which a value begins, and the value."""
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[Numbered]:
     """Each line that is not blank, stripped. Raises Unreadable for an endless one."""
-    pending = b""
+    pending, number = b"", 0
     for chunk in chunks:
         *complete, rest = (pending + chunk).split(b"\n") if pending else chunk.split(b"\n")
-        yield from filter(None, (line.strip() for line in complete))
+        for number, line in enumerate(complete, number + 1):  # noqa: B020 (counted on over chunks)
+            if stripped := line.strip():
+                yield number, stripped
         pending = rest
         _check_length(len(pending))
     if pending.strip():
-        yield pending.strip()
+        yield number + 1, pending.strip()
 
 
-def array(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def array(chunks: Iterable[bytes]) -> Iterator[Numbered]:
     """Each element of one JSON array. Raises Unreadable where the array ends early or is unbalanced."""
     return _Scanner(chunks).array()
 
 
-def documents(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def documents(chunks: Iterable[bytes]) -> Iterator[Numbered]:
     """Each of several JSON objects that follow one another, over as many lines as they like."""
     return _Scanner(chunks).documents()
 
@@ -43,22 +49,26 @@ class _Scanner:
         self._chunks = iter(chunks)
         self._buffer = bytearray()
         self._at = 0
+        self._line = 1  # on which the buffer begins
 
-    def array(self) -> Iterator[bytes]:
+    def array(self) -> Iterator[Numbered]:
         self._skip_blank()
         self._at += 1  # the opening bracket, by which the format was recognised
         self._take()
         end = _COMMA
         while end == _COMMA:
+            self._skip_blank()
+            line = self._line
             element, end = self._element()
             if element or end == _COMMA:
-                yield element
+                yield line, element
         if self._skip_blank():
             raise Unreadable("there is more after the end of the array: put all rows into one array")
 
-    def documents(self) -> Iterator[bytes]:
+    def documents(self) -> Iterator[Numbered]:
         while self._skip_blank():
-            yield self._document()
+            line = self._line
+            yield line, self._document()
 
     def _element(self) -> tuple[bytes, bytes]:
         """The bytes up to the next comma of the array, or to its end; and which of the two it was."""
@@ -112,15 +122,19 @@ class _Scanner:
 
     def _take(self) -> bytes:
         taken = bytes(self._buffer[: self._at])
-        del self._buffer[: self._at]
-        self._at = 0
+        self._drop(self._at)
         return taken
+
+    def _drop(self, size: int) -> None:
+        self._line += self._buffer.count(b"\n", 0, size)
+        del self._buffer[:size]
+        self._at = 0
 
     def _skip_blank(self) -> bool:
         """Skip white space; whether anything follows."""
         while True:
             found = _NOT_BLANK.search(self._buffer)
-            del self._buffer[: found.start() if found else len(self._buffer)]
+            self._drop(found.start() if found else len(self._buffer))
             if found:
                 return True
             chunk = next(self._chunks, None)

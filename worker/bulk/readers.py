@@ -1,20 +1,31 @@
-"""The rows of a job, from its inputs in whatever format they are."""
+"""The rows of a job, from its inputs in whatever format they are (contract §12)."""
 
+import codecs
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 from itertools import count
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Final
 
-from worker.bulk import csv_rows, json_rows
-from worker.bulk.csv_rows import PLATFORM_COLUMN
-from worker.bulk.source import STANDARD_INPUT, Source, Unreadable
-from worker.contract.registration import MalformedBody, Registration, Rejection, parse_object, validate
+from worker.bulk import json_rows
+from worker.contract.registration import (
+    PLATFORMS,
+    SECRET_FIELDS,
+    MalformedBody,
+    Registration,
+    Rejection,
+    parse_object,
+    validate,
+)
 from worker.errors import UsageError
+from worker.tables.columns import ATTRIBUTES, PLATFORM_COLUMN
+from worker.tables.damage import ACCOUNT, CELL_COUNT, RESOURCE_IDS, ROUNDED, Problem, spreadsheet_marks
+from worker.tables.records import RETURNED, Record, Table, check_kind, is_workbook, open_table
+from worker.tables.source import STANDARD_INPUT, Source, Unreadable
+from worker.tables.text import decode_sample, encoding_of, lines
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -23,11 +34,12 @@ class Format(StrEnum):
     """How an input is written."""
 
     CSV = "csv"
+    XLSX = "xlsx"
     JSON_LINES = "jsonl"
     JSON = "json"
 
 
-_BY_ENDING = {
+_BY_ENDING: Final = {
     ".csv": Format.CSV,
     ".tsv": Format.CSV,
     ".jsonl": Format.JSON_LINES,
@@ -37,32 +49,65 @@ _BY_ENDING = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row. `number` counts from 1 over the data rows of all inputs; `read` is how many bytes of them
-    had been read by then. A row with a `problem` cannot be sent, and has no body."""
+    """One row. `number` counts from 1 over the data rows of all inputs, `line` in its `file`; `read` is how
+    many bytes of all inputs had been read by then.
+
+    `problems` are what is damaged; without a `body` nothing can be sent. `fault` is why a row of JSON is no
+    registration; its body is what stands in the file. `cells` are those of a table's row as they came, and
+    `headers` what the table calls each attribute.
+    """
 
     number: int
     read: int
+    file: str
+    line: int
     body: bytes = b""
     parsed: Registration | Rejection | None = None
-    problem: str = ""
+    account_id: str | None = None
+    fault: str = ""
+    problems: tuple[Problem, ...] = ()
+    named_platform: object = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cells: list[str] | None = None
 
     @property
     def platform(self) -> str | None:
+        """The platform that the row is for, None if it names none or an unknown one."""
         return self.parsed.platform if self.parsed else None
 
     @property
     def resource_id(self) -> str | None:
         return self.parsed.resource_id if self.parsed else None
 
+    @property
+    def secrets(self) -> list[str]:
+        """The row's secret values, which no text may hold."""
+        return [v for k, v in self.attributes.items() if k in SECRET_FIELDS and isinstance(v, str) and v]
+
+    @property
+    def shown_id(self) -> str | None:
+        """The resource's id, unless it is damaged: then it may as well be a secret in the wrong place."""
+        doubtful = any(
+            problem.kind is CELL_COUNT or (problem.field in RESOURCE_IDS and problem.kind is not ROUNDED)
+            for problem in self.problems
+        )
+        return None if doubtful else self.resource_id
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What to read, and how: `platform` is for rows that name none."""
+    """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
+    out unless `send_unknown`."""
 
     paths: tuple[str, ...]
     platform: str | None = None
     format: Format | None = None
     encoding: str | None = None
+    sheet: str | None = None
+    send_unknown: bool = False
+    tables: dict[str, Table] = field(default_factory=dict, compare=False)
+    """Each table that has been opened, by its path: its columns and its delimiter."""
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order, one held at a time. Raises UsageError for an input that is of no use, and
@@ -74,51 +119,134 @@ class Reading:
                 yield from self._rows(source, numbers, read)
                 read += source.read
 
+    @property
+    def rereadable(self) -> bool:
+        """Whether every input can be read more than once."""
+        return all(path != STANDARD_INPUT and Path(path).is_file() for path in self.paths)
+
     def probe(self) -> None:
-        """Look at the beginning of every file. Raises UsageError for one that is missing or of no use."""
+        """Look at the beginning of every file. Raises UsageError for one that is missing or of no use, or
+        that lacks what would tell the platform of its rows."""
         for path in self.paths:
             # What a pipe has given once it does not give again.
             if path != STANDARD_INPUT and (Path(path).is_file() or not Path(path).exists()):
                 with Source(path) as source, contextlib.suppress(Unreadable):
                     next(self._rows(source, count(1), 0), None)
+        for path, table in self.tables.items():
+            names = table.columns.names
+            if names and PLATFORM_COLUMN not in names and self.platform is None:
+                options = " or ".join(f"--platform {name}" for name in PLATFORMS)
+                raise UsageError(
+                    f"{path}: no column {PLATFORM_COLUMN} tells the platform of its rows: "
+                    f"give {options}, or add the column"
+                )
 
     def _rows(self, source: Source, numbers: Iterator[int], before: int) -> Iterator[Row]:
         number = 0
         try:
-            for make_row in self._records(source):
-                number = next(numbers)
-                yield make_row(number, before + source.read)
+            for row in self._of_any_format(source, numbers, before):
+                number = row.number
+                yield row
         except Unreadable as error:
             where = f"after row {number}" if number else "at its beginning"
             raise Unreadable(f"{source.name} cannot be read on {where}: {error}") from None
         except UsageError as error:
             raise UsageError(f"{source.name}: {error}") from None
 
-    def _records(self, source: Source) -> Iterator[Callable[[int, int], Row]]:
+    def _of_any_format(self, source: Source, numbers: Iterator[int], before: int) -> Iterator[Row]:
         sample = source.sample()
-        chunks = source.chunks()
         chosen = self.format or format_of(source.path, sample)
         if not sample.strip():
             return
-        if chosen is Format.CSV:
-            for record in csv_rows.records(chunks, sample, self.encoding):
-                yield partial(_csv_row, record, self.platform)
+        if chosen in (Format.CSV, Format.XLSX):
+            table = open_table(
+                source, encoding=self.encoding, sheet=self.sheet, also=RETURNED, unknown=self.send_unknown
+            )
+            self.tables[source.path] = table
+            headers = table.columns.headers
+            for record in table:
+                yield self._table_row(record, headers, source, next(numbers), before)
             return
-        for body in _json_bodies(chosen, chunks, sample):
-            yield partial(_json_row, body, self.platform)
+        encoding = self.encoding or encoding_of(sample)
+        for line, body in _json_bodies(chosen, source.chunks(), sample, encoding):
+            yield self._json_row(line, body, source, next(numbers), before)
+
+    def _table_row(
+        self, record: Record, headers: Mapping[str, str], source: Source, number: int, before: int
+    ) -> Row:
+        read, values = before + source.read, record.values
+        if not record.cells:
+            return Row(number, read, source.path, record.line, problems=record.problems, cells=[])
+        named = {PLATFORM_COLUMN, ACCOUNT, *RETURNED}
+        attributes = {name: value for name, value in values.items() if name not in named}
+        platform = values.get(PLATFORM_COLUMN, self.platform)
+        document = (
+            {ATTRIBUTES: attributes}
+            if platform is None
+            else {PLATFORM_COLUMN: platform, ATTRIBUTES: attributes}
+        )
+        return Row(
+            number,
+            read,
+            source.path,
+            record.line,
+            _encode(document).encode(errors="surrogatepass"),
+            validate(document),
+            values.get(ACCOUNT),
+            problems=record.problems,
+            named_platform=platform,
+            attributes=attributes,
+            headers=headers,
+            cells=record.cells,
+        )
+
+    def _json_row(self, line: int, body: bytes, source: Source, number: int, before: int) -> Row:
+        read = before + source.read
+        try:
+            document = parse_object(body)
+        except MalformedBody as error:
+            fault = str(error).replace("The body", "The row")
+            return Row(number, read, source.path, line, body, fault=fault)
+        if document.keys() >= set(RETURNED):
+            document = {name: value for name, value in document.items() if name not in RETURNED}
+            body = _encode(document).encode()
+        if self.platform and document.get(PLATFORM_COLUMN) in (None, ""):
+            document = {PLATFORM_COLUMN: self.platform} | {
+                name: value for name, value in document.items() if name != PLATFORM_COLUMN
+            }
+            body = _encode(document).encode()
+        attributes = document.get(ATTRIBUTES)
+        attributes = attributes if isinstance(attributes, dict) else {}
+        problems = tuple(spreadsheet_marks(attributes))
+        parsed = validate(document)
+        return Row(
+            number,
+            read,
+            source.path,
+            line,
+            body,
+            parsed,
+            problems=problems,
+            named_platform=document.get(PLATFORM_COLUMN),
+            attributes=attributes,
+        )
 
 
 def format_of(path: str, sample: bytes) -> Format:
-    """By the file's ending, else by how it begins. Raises UsageError where the two contradict each other."""
-    by_ending = _BY_ENDING.get(PurePath(path).suffix.lower())
-    if by_ending:
-        return by_ending
-    beginning = sample.removeprefix(b"\xef\xbb\xbf").strip()
+    """By what the file is, then by its ending, else by how it begins. Raises UsageError where they contradict
+    each other."""
+    check_kind(sample)
+    if is_workbook(sample):
+        return Format.XLSX
+    ending = PurePath(path.lower().removesuffix(".gz")).suffix
+    if ending in _BY_ENDING:
+        return _BY_ENDING[ending]
+    beginning = _in_utf8(sample, encoding_of(sample)).strip()
     if beginning[:1] == b"[":
         return Format.JSON
     if beginning[:1] == b"{":
         return Format.JSON_LINES if _is_one_line(beginning) else Format.JSON
-    if beginning and PurePath(path).suffix.lower() == ".json":
+    if beginning and ending == ".json":
         raise UsageError("it is neither a JSON array nor JSON objects: name its --format, or rename it")
     return Format.CSV
 
@@ -127,42 +255,28 @@ def _is_one_line(beginning: bytes) -> bool:
     return beginning.split(b"\n", 1)[0].rstrip().endswith(b"}")
 
 
-def _json_bodies(chosen: Format, chunks: Iterable[bytes], sample: bytes) -> Iterator[bytes]:
-    chunks = _without_mark(chunks)
+def _json_bodies(
+    chosen: Format, chunks: Iterable[bytes], sample: bytes, encoding: str
+) -> Iterator[json_rows.Numbered]:
+    chunks = _utf8_chunks(chunks, encoding)
     if chosen is Format.JSON_LINES:
         return json_rows.lines(chunks)
-    is_array = sample.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    is_array = _in_utf8(sample, encoding).lstrip()[:1] == b"["
     return json_rows.array(chunks) if is_array else json_rows.documents(chunks)
 
 
-def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    chunks = iter(chunks)
-    first = next(chunks, b"")
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError("it is UTF-16, and JSON is UTF-8: save it as UTF-8")
-    yield first.removeprefix(b"\xef\xbb\xbf")
-    yield from chunks
+def _utf8_chunks(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """The same text in UTF-8 without a mark; what is in UTF-8 stays as it is, byte for byte."""
+    if encoding.startswith("utf-8"):
+        chunks = iter(chunks)
+        yield next(chunks, b"").removeprefix(codecs.BOM_UTF8)
+        yield from chunks
+        return
+    for line in lines(chunks, encoding):
+        yield line.encode(errors="surrogatepass")
 
 
-def _csv_row(record: csv_rows.Record, platform: str | None, number: int, read: int) -> Row:
-    if isinstance(record, str):
-        return Row(number, read, problem=record)
-    document = _with_platform(record, platform)
-    return Row(number, read, _encode(document).encode(), validate(document))
-
-
-def _json_row(body: bytes, platform: str | None, number: int, read: int) -> Row:
-    try:
-        document = parse_object(body)
-    except MalformedBody as error:
-        return Row(number, read, problem=str(error).replace("The body", "The row"))
-    if platform and document.get(PLATFORM_COLUMN) in (None, ""):
-        document = _with_platform(document, platform)
-        body = _encode(document).encode()
-    return Row(number, read, body, validate(document))
-
-
-def _with_platform(document: dict[str, Any], platform: str | None) -> dict[str, Any]:
-    if platform and document.get(PLATFORM_COLUMN) in (None, ""):
-        return {PLATFORM_COLUMN: platform, **{k: v for k, v in document.items() if k != PLATFORM_COLUMN}}
-    return document
+def _in_utf8(sample: bytes, encoding: str) -> bytes:
+    if encoding.startswith("utf-8"):
+        return sample.removeprefix(codecs.BOM_UTF8)
+    return decode_sample(sample, encoding).encode(errors="replace")

@@ -1,22 +1,34 @@
 """The results file: a line for each row that has its answer, as it arrives (contract §8)."""
 
+import codecs
 import csv
 import fcntl
 import io
 import json
+import os
 import re
-from collections.abc import Iterator
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from worker.contract.reply import Reply
 from worker.errors import UsageError, WorkerError
+from worker.tables import csv_file
+from worker.tables.cells import clean, guard, unguard
+from worker.tables.damage import Problem
+from worker.tables.source import Source, Unreadable
+from worker.tables.text import decode_sample, encoding_of
 
-COLUMNS = ("row", "requestId", "status", "ottPlatformName", "resourceId", "errors")
+COLUMNS = ("row", "requestId", "status", "ottPlatformName", "resourceId", "errors", "line", "file")
 CSV_SEPARATOR = "; "  # between the messages of one cell
 INVALID = "invalid"
+SETTLED = ("registered", "superseded")
 _JSON_BEGINS = b'{"row": '
+_ROW = re.compile(rb'(?:\{"row": )?(\d+),')
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -27,7 +39,8 @@ class ResultsFileError(WorkerError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one row. `status` is that of the reply, or `invalid` from a check."""
+    """What became of one row. `status` is that of the reply, or `invalid` for a row that was not sent. `file`
+    and `line` tell where the row stands, if that is known."""
 
     row: int
     request_id: str | None
@@ -35,13 +48,17 @@ class Result:
     platform: str | None = None
     resource_id: str | None = None
     errors: tuple[str, ...] = ()
+    line: int | None = None
+    file: str | None = None
 
     @classmethod
-    def of(cls, row: int, reply: Reply) -> Self:
+    def of(cls, row: int, reply: Reply, line: int | None = None, file: str | None = None) -> Self:
         messages = tuple(error.message for error in reply.errors) or (
             (reply.message,) if reply.message else ()
         )
-        return cls(row, reply.request_id, reply.status, reply.platform, reply.resource_id, messages)
+        return cls(
+            row, reply.request_id, reply.status, reply.platform, reply.resource_id, messages, line, file
+        )
 
 
 class Results:
@@ -54,12 +71,14 @@ class Results:
 
     def __enter__(self) -> Self:
         try:
+            if self._path.is_file() and _is_resaved(self._path):
+                _replace(self._path, map(_csv_line, read_results(self._path)), _HEADER)
             self._file = self._path.open("ab", buffering=0)
             if self._path.is_file():
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _cut_torn_line(self._path)
             if _is_csv(self._path) and self._path.stat().st_size == 0:
-                self._file.write(_csv_text(COLUMNS))
+                self._file.write(_HEADER)
         except BlockingIOError:
             raise UsageError(f"--results {self._path} is being written by another job") from None
         except OSError as error:
@@ -79,11 +98,30 @@ class Results:
         except OSError as error:
             raise ResultsFileError(f"{self._path} cannot be written: {error.strerror}") from None
 
+    def keep_last_lines(self) -> None:
+        """Leave one line for each row, the last one, in the order in which they were written. The file is
+        replaced as a whole. Raises ResultsFileError."""
+        if not self._path.is_file():
+            return
+        try:
+            with self._path.open("rb") as file:
+                last = _last_lines(file)
+                if last is not None:
+                    file.seek(0)
+                    lines = enumerate(file)
+                    _replace(self._path, (line for at, line in lines if _is_last(at, line, last)))
+        except OSError as error:
+            raise ResultsFileError(f"{self._path} cannot be written: {error.strerror}") from None
+
 
 def read_results(path: Path) -> Iterator[Result]:
-    """Every line of a results file, in order; none if there is no file. A last line that was torn off is
-    left out. Raises UsageError for a file that is something else."""
+    """Every line of a results file, in order; none if there is no file. A CSV file may have been saved by a
+    spreadsheet since. A last line that was torn off is left out. Raises UsageError for a file that is
+    something else."""
     try:
+        if _is_resaved(path):
+            yield from _resaved(path)
+            return
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
@@ -98,34 +136,83 @@ def read_results(path: Path) -> Iterator[Result]:
 
 def _parse(path: Path, number: int, line: bytes) -> Iterator[Result]:
     try:
-        text = line.decode().strip()
+        text = line.decode("utf-8-sig").strip()
         if _is_csv(path):
             cells = next(csv.reader([text]), [])
-            if number == 1 and cells != list(COLUMNS):
-                raise _something_else(path, number)
             if number > 1 and cells:
-                yield _from_cells(*cells)
+                yield _from_cells(dict(zip(COLUMNS, cells, strict=True)))
         elif text:
             yield _from_document(json.loads(text))
     except (ValueError, TypeError, KeyError):
         raise _something_else(path, number) from None
 
 
+def _is_resaved(path: Path) -> bool:
+    """Whether a CSV file begins otherwise than ours: a spreadsheet has saved it, or it is something else."""
+    if not _is_csv(path):
+        return False
+    with path.open("rb") as file:
+        beginning = file.read(len(_HEADER))
+    return not _HEADER.startswith(beginning)
+
+
+def _resaved(path: Path) -> Iterator[Result]:
+    with Source(str(path)) as source:
+        sample = source.sample()
+        encoding = encoding_of(sample)
+        rows = csv_file.rows_of(
+            source.chunks(), encoding, csv_file.dialect_of(decode_sample(sample, encoding))
+        )
+        names: list[str] = []
+        try:
+            for number, cells in rows:
+                if isinstance(cells, Problem):
+                    raise _something_else(path, number)
+                if not names:
+                    names = [clean(cell) for cell in cells]
+                    if not set(names) >= set(COLUMNS[:-2]):
+                        raise _something_else(path, number)
+                elif any(map(clean, cells)):
+                    yield _from_cells(dict(zip(names, cells, strict=False)))
+        except (Unreadable, ValueError, KeyError):
+            raise _something_else(path, number if names else 1) from None
+
+
 def _something_else(path: Path, number: int) -> UsageError:
     return UsageError(f"--results {path} holds something else in line {number}: name another file")
 
 
-def _from_cells(row: str, request_id: str, status: str, platform: str, resource: str, errors: str) -> Result:
-    messages = tuple(errors.split(CSV_SEPARATOR)) if errors else ()
-    return Result(int(row), request_id or None, status, platform or None, resource or None, messages)
+def _from_cells(cells: dict[str, str]) -> Result:
+    def text(name: str) -> str | None:
+        return unguard(cells.get(name, "")) or None
+
+    errors, line = text("errors"), clean(cells.get("line", ""))
+    return Result(
+        int(clean(cells["row"])),
+        text("requestId"),
+        clean(cells["status"]),
+        text("ottPlatformName"),
+        text("resourceId"),
+        tuple(errors.split(CSV_SEPARATOR)) if errors else (),
+        int(line) if line else None,
+        text("file"),
+    )
 
 
 def _from_document(line: dict[str, Any]) -> Result:
     row, status = line["row"], line["status"]
     if type(row) is not int or not isinstance(status, str):
         raise TypeError
-    resource = line["resourceId"]
-    return Result(row, line["requestId"], status, line["ottPlatformName"], resource, tuple(line["errors"]))
+    return Result(
+        row,
+        line["requestId"],
+        status,
+        line["ottPlatformName"],
+        line["resourceId"],
+        tuple(line["errors"]),
+        line.get("line"),
+        line.get("file"),
+    )
 
 
 def _json_line(result: Result) -> bytes:
@@ -136,6 +223,8 @@ def _json_line(result: Result) -> bytes:
         "ottPlatformName": result.platform,
         "resourceId": result.resource_id,
         "errors": result.errors,
+        "line": result.line,
+        "file": result.file,
     }
     return _encode(line).encode(errors="replace") + b"\n"
 
@@ -143,7 +232,9 @@ def _json_line(result: Result) -> bytes:
 def _csv_line(result: Result) -> bytes:
     errors = CSV_SEPARATOR.join(" ".join(error.split()) for error in result.errors)
     resource = one_line(result.resource_id or "")
-    return _csv_text((result.row, result.request_id, result.status, result.platform, resource, errors))
+    about = (result.request_id, result.status, result.platform, resource, errors)
+    guarded = [guard(cell or "") for cell in about]
+    return _csv_text((result.row, *guarded, result.line, guard(one_line(result.file or ""))))
 
 
 def one_line(text: str) -> str:
@@ -157,11 +248,14 @@ def _csv_text(cells: tuple[object, ...]) -> bytes:
     return text.getvalue().encode(errors="replace")
 
 
+_HEADER = codecs.BOM_UTF8 + _csv_text(COLUMNS)
+
+
 def _is_torn(path: Path, line: bytes, *, first: bool) -> bool:
     """Whether a line without its end is the beginning of one that belongs here."""
     if not _is_csv(path):
         return line.startswith(_JSON_BEGINS) or _JSON_BEGINS.startswith(line)
-    return _csv_text(COLUMNS).startswith(line) if first else line.partition(b",")[0].isdigit()
+    return _HEADER.startswith(line) if first else line.partition(b",")[0].isdigit()
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -180,9 +274,47 @@ def _cut_torn_line(path: Path) -> None:
         if at == size:
             return
         file.seek(at)
-        if not _is_torn(path, file.read(len(_csv_text(COLUMNS))), first=at == 0):
+        if not _is_torn(path, file.read(len(_HEADER)), first=at == 0):
             raise UsageError(f"--results {path} holds something else at its end: name another file")
         file.truncate(at)
+
+
+def _last_lines(file: BinaryIO) -> "array[int] | None":
+    """For each row the number of its last line, or None if no row has two."""
+    last = array("q")
+    repeated = False
+    for at, line in enumerate(file):
+        if (row := _row_of(line)) is not None:
+            last.extend([-1] * (row + 1 - len(last)))
+            repeated = repeated or last[row] >= 0
+            last[row] = at
+    return last if repeated else None
+
+
+def _is_last(at: int, line: bytes, last: "array[int]") -> bool:
+    row = _row_of(line)
+    return row is None or last[row] == at
+
+
+def _row_of(line: bytes) -> int | None:
+    found = _ROW.match(line)
+    return int(found[1]) if found else None
+
+
+def _replace(path: Path, lines: Iterable[bytes], header: bytes = b"") -> None:
+    """Write a file anew: whoever reads it finds the old one or the new one, whole."""
+    target = path.resolve()
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            file.write(header)
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+            shutil.copymode(target, file.name)
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _is_csv(path: Path) -> bool:

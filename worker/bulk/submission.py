@@ -1,6 +1,7 @@
 """A bulk job, on one page.
 
 a row is read                                   readers.py, in a thread (feed.py)
+→ kept back, if it is damaged                   survey.py, tables/damage.py
 → left out, if an earlier run has settled it    earlier.py
 → published, when there is room                 outstanding.py, broker/request_sender.py
 → answered, on the job's own queue              broker/reply_queue.py
@@ -22,9 +23,11 @@ from worker.broker.request_sender import RequestSender, look_for_workers
 from worker.bulk.earlier import Earlier, parse_request_id, request_id
 from worker.bulk.feed import Feed
 from worker.bulk.notices import Notices
-from worker.bulk.outstanding import Outstanding
+from worker.bulk.outstanding import Outstanding, Sent
 from worker.bulk.readers import Reading, Row
-from worker.bulk.results import Result, Results, ResultsFileError
+from worker.bulk.results import INVALID, SETTLED, Result, Results, ResultsFileError
+from worker.bulk.returned import Returned
+from worker.bulk.survey import Survey
 from worker.bulk.tally import Tally
 from worker.contract.reply import MalformedReply, Reply
 from worker.errors import Interrupted, WorkerError
@@ -43,13 +46,14 @@ class NoReplies(WorkerError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job does. `patience` is how long it waits for the next reply, in seconds; None: for ever."""
+    """What a job does. It waits for the next reply for `reply_timeout` seconds, or for ever."""
 
     reading: Reading
     account_id: str | None = None
     outstanding: int = OUTSTANDING
     wait: bool = True
-    patience: float | None = None
+    reply_timeout: float | None = None
+    send_damaged: bool = False
 
 
 class Submission:
@@ -60,7 +64,13 @@ class Submission:
     """
 
     def __init__(
-        self, settings: Settings, plan: Plan, results: Results | None = None, earlier: Earlier | None = None
+        self,
+        settings: Settings,
+        plan: Plan,
+        survey: Survey,
+        results: Results | None = None,
+        earlier: Earlier | None = None,
+        returned: Returned | None = None,
     ) -> None:
         self.tally = Tally()
         self.notices = Notices()
@@ -68,8 +78,10 @@ class Submission:
         self.job = (earlier and earlier.job) or uuid4().hex
         self._settings = settings
         self._plan = plan
+        self._survey = survey
         self._results = results
         self._earlier = earlier
+        self._returned = returned
         self._late = 0
         self._replies: ReplyQueue | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -90,6 +102,7 @@ class Submission:
                 await work
             finally:
                 await _cancel(work, watch, stopped)
+                self._return_unanswered()
                 if self._replies is not None and len(self.out):
                     self._replies.keep()
 
@@ -116,8 +129,11 @@ class Submission:
             with Feed(self._plan.reading) as rows:
                 async for row in rows:
                     self.tally.read, self.tally.read_bytes = row.number, row.read
-                    if not self._left_out(row):
-                        await self._submit(row, sender)
+                    if not self._plan.reading.rereadable:
+                        self._survey.add(row)
+                    place = self._earlier.place(row.number) if self._earlier else row.number
+                    if not self._is_kept_back(place, row) and not self._is_left_out(place, row):
+                        await self._submit(place, row, sender)
         except WorkerError as error:
             problem = error
         self.tally.total = self.tally.read
@@ -134,40 +150,53 @@ class Submission:
         except TimeoutError:
             pass  # the connection is lost again; they are taken in later
 
-    def _left_out(self, row: Row) -> bool:
+    def _is_kept_back(self, place: int, row: Row) -> bool:
+        problems = self._survey.problems(row)
+        if row.fault:
+            self._record_unsent(place, row, "rejected", row.fault)
+        elif problems and not (self._plan.send_damaged and row.body):
+            self._record_unsent(place, row, INVALID, *map(str, problems))
+        else:
+            return False
+        return True
+
+    def _is_left_out(self, place: int, row: Row) -> bool:
         if self._earlier is None:
             return False
-        settled = self._earlier.settled(row.number, row.platform, row.resource_id)
-        if self._earlier.must_follow(row.number, row.platform, row.resource_id):
+        settled = self._earlier.settled(place, row)
+        if self._earlier.must_follow(place, row):
             return False
         if settled:
             self.tally.skipped += 1
             return True
-        later = self._earlier.newest(row.platform, row.resource_id)
-        if later < row.number:
+        later = self._earlier.newest(row)
+        if later < place:
             return False
         error = f"Row {later}, a later one, is registered for the same resource."
-        name = request_id(self.job, row.number)
-        self._record(Result(row.number, name, "superseded", row.platform, row.resource_id, (error,)))
+        self._record_unsent(place, row, "superseded", error)
         return True
 
-    async def _submit(self, row: Row, sender: RequestSender) -> None:
-        name = request_id(self.job, row.number)
-        if row.problem:
-            self._record(Result(row.number, name, "rejected", errors=(row.problem,)))
-            return
+    def _record_unsent(self, place: int, row: Row, status: str, *errors: str) -> None:
+        name = request_id(self.job, place)
+        result = Result(place, name, status, row.platform, row.shown_id, errors, row.line, row.file)
+        self._record(result, row)
+
+    async def _submit(self, place: int, row: Row, sender: RequestSender) -> None:
+        name = request_id(self.job, place)
         await self.out.room()
         if self._earlier is not None:
-            self._earlier.goes_out(row.number, row.platform, row.resource_id)
-        self.out.add(name, row.number, len(row.body))
-        sent = sender.send(
+            self._earlier.goes_out(place, row)
+        sent = Sent(place, row.file, row.line, row if self._returned else None)
+        self.out.add(name, sent, len(row.body))
+        account = row.account_id or self._plan.account_id
+        confirmed = sender.send(
             row.body,
             request_id=name,
             reply_to=self._replies.name if self._replies else None,
-            account_id=self._plan.account_id,
-            lane=(row.platform, row.resource_id) if row.resource_id else None,
+            account_id=account,
+            lane=(account, row.platform, row.resource_id) if row.resource_id else None,
         )
-        sent.add_done_callback(partial(self._on_confirm, name, len(row.body)))
+        confirmed.add_done_callback(partial(self._on_confirm, name, len(row.body)))
 
     def _on_confirm(self, name: str, size: int, sent: "asyncio.Future[None]") -> None:
         self.out.confirmed(size)
@@ -186,19 +215,22 @@ class Submission:
         if parts is None or parts[0] != self.job:
             return
         try:
-            result = Result.of(parts[1], Reply.parse(body))
+            reply = Reply.parse(body)
         except MalformedReply:
             return
-        if self.out.answered(name):
-            self._record(result)
+        if sent := self.out.answered(name):
+            self._record(Result.of(parts[1], reply, sent.line, sent.file), sent.row)
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
+        result = Result.of(parts[1], reply)
         if self._earlier is not None and self._earlier.is_news(result):
             self._write(result)
 
-    def _record(self, result: Result) -> None:
+    def _record(self, result: Result, row: Row | None) -> None:
         self.tally.add(result)
+        if self._returned and row is not None and result.status not in SETTLED:
+            self._returned.add(row, result.errors)
         self._write(result)
 
     def _write(self, result: Result) -> None:
@@ -211,19 +243,25 @@ class Submission:
             self._fail(error)
             raise
 
+    def _return_unanswered(self) -> None:
+        """Give the rows back too that were sent and not answered."""
+        for sent in self.out.rows():
+            if self._returned and sent.row is not None:
+                self._returned.add(sent.row, ["No reply came; it may be registered all the same."])
+
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done():
             self._failed.set_exception(error)
             self._failed.exception()  # seen, should nobody wait for it any more
 
     async def _watch(self) -> None:
-        """Tell when nothing comes back, and end the job when its patience is over."""
-        patience = self._plan.patience
+        """Tell when nothing comes back, and end the job after its time-out."""
+        timeout = self._plan.reply_timeout
         while True:
             await asyncio.sleep(1)
             idle = self.out.idle
-            if patience is not None and idle > patience:
-                raise NoReplies(f"No reply came for {patience:g} s. {self._how_to_go_on()}")
+            if timeout is not None and idle > timeout:
+                raise NoReplies(f"No reply came for {timeout:g} s. {self._how_to_go_on()}")
             if idle < POLL_INTERVAL:
                 self.notices.job = ""
             elif int(idle) % POLL_INTERVAL == 0:

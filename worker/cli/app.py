@@ -14,7 +14,7 @@ from worker.cli.journal import journal
 from worker.cli.run import run
 from worker.cli.sandbox import sandbox
 from worker.cli.schema import schema
-from worker.cli.submit import submit
+from worker.cli.submit.command import submit
 from worker.errors import Interrupted, UsageError, WorkerError
 from worker.telemetry.log import silence_libraries
 

@@ -1,0 +1,1 @@
+"""`ott-worker submit`: the command, and what it shows."""

@@ -1,0 +1,87 @@
+"""`submit --check`: the page on which a file is mended (contract §12)."""
+
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from worker.bulk.check import Findings, Group, findings
+from worker.bulk.readers import Reading
+from worker.bulk.results import INVALID, Result
+from worker.bulk.survey import Survey
+from worker.cli.submit.outputs import Outputs
+from worker.cli.submit.summary import console_for_results, rows
+from worker.tables.damage import Kind, Problem
+
+SHOWN_PLACES = 20  # of one kind, on a terminal
+
+
+def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_damaged: bool) -> int:
+    """Validate every row, show what is wrong, and return the exit code. Nothing is sent."""
+    outputs.check_results()
+    reading.probe()
+    found = Findings()
+    with ExitStack() as stack:
+        survey = stack.enter_context(Survey())
+        results = outputs.open_results(stack)
+        returned = outputs.open_failed(stack, reading)
+        if reading.rereadable:
+            survey.take(reading, stopped=lambda: False)
+        for row in reading.rows():
+            if not reading.rereadable:
+                survey.add(row)
+            damaged = () if send_damaged and row.body else survey.problems(row)
+            errors = found.add(row, findings(row, damaged, max_body_bytes))
+            if errors and results:
+                about = (row.platform, row.shown_id, errors, row.line, row.file)
+                results.write(Result(row.number, None, INVALID, *about))
+            if errors and returned:
+                returned.add(row, errors)
+        if returned:
+            returned.write()
+        if not outputs.quiet:
+            _show(found, survey, reading)
+    return 1 if found.invalid else 0
+
+
+def _show(found: Findings, survey: Survey, reading: Reading) -> None:
+    console = console_for_results()
+    show_findings(console, found)
+    for warning in survey.warnings(reading):
+        _line(console, f"Warning: {warning}")
+    _line(console, f"{rows(found.rows)}: {found.rows - found.invalid:,} valid, {found.invalid:,} invalid.")
+
+
+def show_findings(console: Console, findings: Findings) -> None:
+    """Problems by kind, the most frequent first: what is wrong, what is allowed, what to do, and where."""
+    groups = sorted(findings.groups.items(), key=lambda item: -item[1].rows)
+    for kind, group in groups:
+        _line(console, f"{_title(kind, group)}")
+        _line(console, f"  Allowed: {kind.allowed}.")
+        _line(console, f"  To do: {kind.advice}")
+        shown = group.places[:SHOWN_PLACES] if console.is_terminal else group.places
+        for file, line, row, problem in shown:
+            _line(console, f"    {file} line {line} (row {row}){_about(problem)}")
+        if group.rows > len(shown):
+            _line(console, f"    … and {group.rows - len(shown):,} more; --results FILE names all of them")
+        console.print()
+
+
+def _title(kind: Kind, group: Group) -> str:
+    what = kind.what if kind.what[:1].isupper() else f"{_subject(group)} {kind.what}"
+    rows = f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
+    return f"{what.rstrip('.')}: {rows}"
+
+
+def _subject(group: Group) -> str:
+    columns = list(dict.fromkeys(problem.column for *_, problem in group.places if problem.column))
+    return " or ".join(columns) or "The row"
+
+
+def _about(problem: Problem) -> str:
+    column = f", column {problem.column}" if problem.column else ""
+    value = f": {problem.value}" if problem.value else ""
+    return f"{column}{value}{f' ({problem.remark})' if problem.remark else ''}"
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)

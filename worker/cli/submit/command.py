@@ -1,0 +1,135 @@
+"""`ott-worker submit`."""
+
+import codecs
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from worker.bulk.readers import Format, Reading
+from worker.bulk.submission import OUTSTANDING, Plan
+from worker.cli import output
+from worker.cli.submit.check import check_rows
+from worker.cli.submit.job import run_job
+from worker.cli.submit.outputs import Outputs
+from worker.contract.platforms import PLATFORMS
+from worker.errors import UsageError
+from worker.settings import load_settings
+from worker.tables.columns import PLATFORM_COLUMN
+from worker.tables.source import STANDARD_INPUT
+
+
+def submit(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE...", help="Inputs in order; - is standard input.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Write a line for each row: JSON lines, or CSV by its ending.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out the rows that --results holds as registered.")
+    ] = False,
+    failed: Annotated[
+        Path | None,
+        typer.Option(help="Write the rows that were not registered, as they came, with error and line."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only validate; needs no broker.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only publish; follow no replies.")] = False,
+    platform: Annotated[
+        str | None, typer.Option(help=f"For rows that name none: {' or '.join(PLATFORMS)}.")
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option(help="Business unit (MID) of rows that name none in a column accountId or MID."),
+    ] = None,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print the header of a CSV file, for --platform or for all.")
+    ] = False,
+    input_format: Annotated[
+        Format | None, typer.Option("--format", help="By default, told by the content or the ending.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of files that are not Unicode, such as cp932 or cp1252.")
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(help="Of a workbook: the sheet's name. By default, the first one.")
+    ] = None,
+    send_damaged: Annotated[
+        bool, typer.Option("--send-damaged", help="Send rows that a spreadsheet seems to have spoilt, too.")
+    ] = False,
+    send_unknown: Annotated[
+        bool, typer.Option("--send-unknown", help="Send columns that no attribute has, too.")
+    ] = False,
+    outstanding: Annotated[
+        int, typer.Option(help="Rows published and not answered at one time.", min=1, max=100_000)
+    ] = OUTSTANDING,
+    timeout: Annotated[
+        float | None, typer.Option(help="Give up after so many seconds without a reply.", min=0.1)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> int:
+    """Register a file of pages and channels.
+
+    The file is CSV or a workbook (.xlsx), whose header names the attributes, JSON lines, or a JSON array;
+    gzip is unpacked. --check tells what is to be mended in it before anything is sent.
+
+    Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on. It takes the
+    input mended, or only the rows that failed.
+
+    After --resume, of several lines that --results holds for one row the last one counts.
+
+    Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
+    """
+    platform = _known(platform)
+    if template:
+        output.write(",".join(_template(platform)))
+        return 0
+    if not files:
+        raise UsageError("Missing argument 'FILE...' (see --help)")
+    reading = Reading(tuple(files), platform, input_format, _codec(encoding), sheet, send_unknown)
+    if no_wait and (results or failed or resume or check):
+        raise UsageError("--no-wait follows no replies: leave out --results, --failed, --resume and --check")
+    if resume and (not results or check):
+        raise UsageError("--resume goes on from a results file: name it with --results, without --check")
+    if files.count(STANDARD_INPUT) > 1:
+        raise UsageError("Standard input (-) can be read only once")
+    for option, path in (("--results", results), ("--failed", failed)):
+        if path and path.is_file() and any(_is_same_file(name, path) for name in files):
+            raise UsageError(f"{option} {path} is an input too: name another file")
+    outputs = Outputs(results, failed, resume=resume, quiet=quiet)
+    settings = load_settings()
+    if check:
+        return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
+    plan = Plan(reading, account, outstanding, not no_wait, timeout, send_damaged)
+    return uvloop.run(run_job(settings, plan, outputs))
+
+
+def _template(platform: str | None) -> list[str]:
+    platforms = [PLATFORMS[platform]] if platform else PLATFORMS.values()
+    return [PLATFORM_COLUMN, *dict.fromkeys(name for each in platforms for name in each.fields)]
+
+
+def _is_same_file(path: str, results: Path) -> bool:
+    try:
+        return os.path.samefile(0 if path == STANDARD_INPUT else path, results)
+    except OSError:
+        return False  # one of them is not there
+
+
+def _known(platform: str | None) -> str | None:
+    if platform is not None and platform not in PLATFORMS:
+        raise UsageError(f"--platform must be {' or '.join(PLATFORMS)}")
+    return platform
+
+
+def _codec(encoding: str | None) -> str | None:
+    lines = "pageId,pageName\n" * 10  # long enough for codecs of short names, such as idna
+    try:
+        decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
+        if decoder.decode(lines.encode(encoding or "utf-8"), final=True) == lines:
+            return encoding
+    except (LookupError, UnicodeError):
+        pass
+    raise UsageError("--encoding must be the name of a text encoding, such as cp1252")

@@ -1,0 +1,54 @@
+"""What a cell says, without what spreadsheets put around it (contract §12)."""
+
+import re
+import unicodedata
+from typing import Final
+
+# White space of every kind, the zero-width kinds, byte order marks and zero bytes among them.
+WHITE: Final = (
+    "\x00\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u200c\u200d\u200e\u200f"
+    "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u202f\u205f\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068"
+    "\u2069\u3000\u3164\ufeff\uffa0"
+)
+FORMULA_BEGINS: Final = ("=", "+", "-", "@", "\t", "\r")
+FLAGS: Final[dict[str, bool | int]] = {
+    **dict.fromkeys(("true", "yes", "y", "on"), True),
+    **dict.fromkeys(("false", "no", "n", "off"), False),
+    "1": 1,
+    "0": 0,
+}
+_AS_TEXT = re.compile(r'="((?:[^"]|"")*)"\Z')
+
+
+def clean(cell: str) -> str:
+    """The text without surrounding white space, without `="…"` or a leading `'`; `\\N`, a database's null,
+    is empty."""
+    cell = cell.strip(WHITE)
+    beginning = cell[:1]
+    if beginning == "'":
+        return cell[1:].strip(WHITE)
+    if beginning == "=" and (wrapped := _AS_TEXT.match(cell)):
+        return wrapped[1].replace('""', '"').strip(WHITE)
+    return "" if cell == "\\N" else cell
+
+
+def flag(cell: str) -> bool | int | str:
+    """A clean cell as a flag; one that is none stays as it is, for validation to refuse."""
+    return FLAGS.get(cell.lower(), cell)
+
+
+def plain(name: str) -> str:
+    """A column's name without what people write differently: case, spaces, `_` and `-`, full width."""
+    name = unicodedata.normalize("NFKC", clean(name)).casefold()
+    return "".join(c for c in name if c not in WHITE and c not in "_-")
+
+
+def guard(cell: str) -> str:
+    """The cell so that no spreadsheet takes it for a formula; `unguard` takes it back."""
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_BEGINS) else cell
+
+
+def unguard(cell: str) -> str:
+    """The cell as it was before `guard`."""
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA_BEGINS) else cell

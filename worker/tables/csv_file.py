@@ -1,0 +1,103 @@
+"""Rows of cells from CSV text: delimiter and quoting are found out (contract §12)."""
+
+import contextlib
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, product
+from typing import Any, Final
+
+from worker.tables.cells import clean
+from worker.tables.columns import known_in
+from worker.tables.damage import QUOTING, Problem
+from worker.tables.source import Unreadable
+from worker.tables.text import lines
+
+HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
+SAMPLE_ROWS: Final = 20
+
+_SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
+
+RawRow = tuple[int, list[str] | Problem]
+"""The line on which a row begins, and its cells as they came or what keeps them from being read."""
+
+
+class Dialect(csv.Dialect):
+    """How one file separates and quotes its cells."""
+
+    doublequote = True
+    lineterminator = "\n"
+    quoting = csv.QUOTE_MINIMAL
+    strict = True
+
+    def __init__(self, delimiter: str, quotechar: str, escapechar: str | None) -> None:
+        self.delimiter = delimiter
+        self.quotechar = quotechar
+        self.escapechar = escapechar
+        super().__init__()
+
+
+def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
+    """Each row of the file. Raises Unreadable where the text cannot be read on."""
+    reader = csv.reader(lines(chunks, encoding), dialect)
+    while (row := _next(reader)) is not None:
+        if not (row[0] == 1 and isinstance(row[1], list) and separator_in(row[1])):
+            yield row
+
+
+def dialect_of(text: str) -> Dialect:
+    """The dialect that a `sep=` line names, else that in which the header names most attributes and the rows
+    fit it best."""
+    first = _SEPARATOR_LINE.match(text.lstrip("\ufeff").partition("\n")[0])
+    delimiters = first[1] if first else ",;\t|"
+    quotes = '"' if '"' in text else "\"'"
+    escapes = [None, "\\"] if '\\"' in text else [None]
+    candidates = [Dialect(*parts) for parts in product(delimiters, quotes, escapes)]
+    return max(candidates, key=lambda dialect: _fitness(text, dialect))
+
+
+def separator_in(cells: Sequence[str]) -> bool:
+    """Whether this is the line that tells a spreadsheet the delimiter: `sep=;`, cut at that delimiter."""
+    return cells[:1] == ["sep="] or (len(cells) == 1 and _SEPARATOR_LINE.match(cells[0]) is not None)
+
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Whether this can be nothing else than the header."""
+    known = known_in(cells)
+    return known > 1 or (known == 1 and sum(map(bool, map(clean, cells))) == 1)
+
+
+def header_in(rows: Sequence[Sequence[str]]) -> int:
+    """Which of the first rows is the header: the one that names most attributes."""
+    return max(range(len(rows)), key=lambda at: known_in(rows[at]), default=0)
+
+
+def _next(reader: Any) -> RawRow | None:
+    first = reader.line_num + 1
+    try:
+        cells = next(reader, None)
+    except csv.Error as error:
+        last = reader.line_num
+        if "limit" in str(error) or "unexpected end" in str(error):
+            where = f"line {first}" if last <= first else f"lines {first} to {last}"
+            raise Unreadable(f"a cell in {where} does not end: is a quotation mark missing?") from None
+        return first, Problem(QUOTING)
+    return None if cells is None else (first, cells)
+
+
+def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
+    """Attributes that the header names, rows as long as it, and (less is better) quotes left over."""
+    complete, _, _ = text.rpartition("\n")
+    reader = csv.reader((complete or text).splitlines(keepends=True), dialect)
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):
+        rows.extend(islice(filter(any, reader), HEADER_WITHIN + SAMPLE_ROWS))
+    if not rows:
+        return 0, 0, 0
+    at = header_in(rows[:HEADER_WITHIN])
+    header, body = rows[at], rows[at + 1 :]
+    fitting = sum(len(row) == len(header) for row in body)
+    left_over = sum(
+        cell[:1] in "\"'" and len(cell) > 1 and cell[-1] == cell[0] for row in body for cell in row
+    )
+    return known_in(header), fitting, -left_over

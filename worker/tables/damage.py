@@ -1,0 +1,151 @@
+"""What a spreadsheet or a shifted row has spoilt, found before it is sent (contract §12)."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
+from worker.contract.secrets import MASK
+
+ACCOUNT: Final = "accountId"
+RESOURCE_IDS: Final = frozenset(platform.id_field for platform in PLATFORMS.values())
+IDS: Final = RESOURCE_IDS | {"applicationId", ACCOUNT}
+EXACT_DIGITS: Final = 15  # that a spreadsheet keeps of a number
+LONGEST_SHOWN: Final = 40  # characters
+
+_DIGITS = "digits only (0 to 9)"
+_AS_TEXT = "Format the column as Text, then enter the id again as its source has it."
+
+
+class Kind(NamedTuple):
+    """What several rows have in common: what is wrong, what is allowed, what to do in the spreadsheet."""
+
+    what: str
+    allowed: str
+    advice: str
+
+
+SCIENTIFIC: Final = Kind("is in scientific notation, which has lost digits", _DIGITS, _AS_TEXT)
+DECIMAL: Final = Kind("ends in .0", _DIGITS, "Format the column as Text and remove the .0.")
+NOT_DIGITS: Final = Kind("has characters other than digits", _DIGITS, "Remove every other character.")
+ROUNDED: Final = Kind(
+    "ends in zeros and stands in several rows: a spreadsheet has rounded different ids to one",
+    "each page or channel with its own id",
+    _AS_TEXT,
+)
+ERROR_VALUE: Final = Kind(
+    "is a spreadsheet's error value", "a value", "Correct the formula, or enter the value itself."
+)
+CELL_COUNT: Final = Kind(
+    "has another number of cells than the header",
+    "a cell for each column of the header",
+    "Look for a cell that was split in two or lost. A value that holds the delimiter needs quotation marks.",
+)
+SECRET_AS_ID: Final = Kind(
+    "is the same as one of its row's secrets",
+    _DIGITS,
+    "Look for cells that were shifted into another column.",
+)
+QUOTING: Final = Kind(
+    "has broken quotation marks",
+    "quotation marks around the whole cell, and doubled within it",
+    "Save the file again from the spreadsheet.",
+)
+
+_SCIENTIFIC = re.compile(r"[+-]?\d+(?:[.,]\d+)?E[+-]?\d+\Z", re.IGNORECASE)
+_DECIMAL = re.compile(r"\d+[.,]0+\Z")
+# In English, then as German, French, Spanish, Italian, Dutch and Portuguese spreadsheets save them.
+_ERRORS = """
+#N/A #N/A! #REF! #VALUE! #NAME? #DIV/0! #NULL! #NUM! #SPILL! #CALC! #FIELD! #BLOCKED! #CONNECT! #BUSY!
+#UNKNOWN! #EXTERNAL! #PYTHON! #GETTING_DATA #ERROR!
+#NV #BEZUG! #WERT! #ZAHL! #ÜBERLAUF! #N/D #VALEUR! #NOM? #NOMBRE! #NUL! #¡REF! #¡VALOR! #¿NOMBRE? #¡DIV/0!
+#¡NULO! #¡NUM! #RIF! #VALORE! #NOME? #N/B #WAARDE! #NAAM? #VERW! #GETAL! #LEEG! #VALOR! #N/DISP
+"""
+_ERROR_VALUES = frozenset(_ERRORS.split())
+_OTHER_ERROR = re.compile(r"#{3,}\Z|Err:\d{3}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a row: `field` is what a cell holds, `column` what the header calls it.
+    `value` may be shown."""
+
+    kind: Kind
+    field: str = ""
+    column: str = ""
+    value: str = ""
+    remark: str = ""
+
+    def __str__(self) -> str:
+        subject = f"{self.column} {self.value}".strip() or "The row"
+        remark = f" ({self.remark})" if self.remark else ""
+        return f"{subject} {self.kind.what}{remark}; allowed: {self.kind.allowed}"
+
+
+def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> list[Problem]:
+    """What is spoilt in a row of a table: its values by field, `headers` what the file calls each."""
+    found = []
+    for name, value in values.items():
+        if type(value) is not str:
+            continue
+        if name in IDS:
+            twin = _secret_like(value, values)
+            if twin:
+                found.append((SECRET_AS_ID, name, MASK, headers.get(twin, twin)))
+            elif not (value.isascii() and value.isdigit()):
+                found.append(_damaged_id(name, value))
+        elif value[0] in "#E" and is_error_value(value):
+            found.append((ERROR_VALUE, name, f'"{value}"', ""))
+    return [Problem(kind, name, headers.get(name, name), *more) for kind, name, *more in found]
+
+
+def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
+    """The same for a row of JSON: only what a spreadsheet leaves behind, since a program that writes letters
+    into an id means them."""
+    kinds = (SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID)
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
+    return [problem for problem in damaged_values(texts, {}) if problem.kind in kinds]
+
+
+def is_error_value(text: str) -> bool:
+    """Whether a cell holds what a spreadsheet shows in place of a value."""
+    return text in _ERROR_VALUES or _OTHER_ERROR.match(text) is not None
+
+
+def may_be_rounded(resource_id: str) -> bool:
+    """Whether an id has no more digits than a spreadsheet keeps, and zeros after them."""
+    beyond = len(resource_id) - EXACT_DIGITS
+    return beyond > 0 and resource_id.isdigit() and resource_id.endswith("0" * beyond)
+
+
+def shown(name: str, value: object, secrets: Iterable[object] = ()) -> str:
+    """A value for people: a secret masked, a long one shortened, invisible characters made visible."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if name in SECRET_FIELDS or text in secrets or (name in IDS and _looks_like_a_secret(text)):
+        return MASK
+    if len(text) > LONGEST_SHOWN:
+        text = text[: LONGEST_SHOWN - 1] + "…"
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text) + '"'
+
+
+def _damaged_id(name: str, value: str) -> tuple[Kind, str, str, str]:
+    visible = shown(name, value)
+    if is_error_value(value):
+        return ERROR_VALUE, name, visible, ""
+    if _SCIENTIFIC.match(value):
+        return SCIENTIFIC, name, visible, ""
+    if _DECIMAL.match(value):
+        return DECIMAL, name, visible, ""
+    digits = unicodedata.normalize("NFKC", value)
+    return NOT_DIGITS, name, visible, f"write {digits}" if digits.isascii() and digits.isdigit() else ""
+
+
+def _secret_like(value: object, values: Mapping[str, Any]) -> str | None:
+    return next((name for name in SECRET_FIELDS if name in values and values[name] == value), None)
+
+
+def _looks_like_a_secret(text: str) -> bool:
+    """Letters and digits mixed, and many: a token that stands in an id's column."""
+    return len(text) >= 16 and any(map(str.isdigit, text)) and sum(map(str.isalpha, text)) > 4

@@ -1,0 +1,117 @@
+"""The bytes of one input, read once from front to back, a chunk at a time; gzip is unpacked on the way."""
+
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, Self
+
+from worker.errors import UsageError, WorkerError
+
+STANDARD_INPUT = "-"
+CHUNK = 65536  # bytes
+SAMPLE = 65536  # bytes; what a format is recognised by
+LONGEST_ROW = 16 * 1024 * 1024  # bytes; RabbitMQ takes no larger message
+LARGEST_WORKBOOK = 256 * 1024 * 1024  # bytes of the file itself
+
+_GZIP = b"\x1f\x8b"
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's way to ask for the gzip header
+
+
+class Unreadable(WorkerError):
+    """The input cannot be read on from some row."""
+
+
+class Source:
+    """A file, or standard input for `-`: a context manager. Raises UsageError if it cannot be opened.
+
+    `read` counts the bytes taken from the file itself, compressed or not.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.name = "standard input" if path == STANDARD_INPUT else path
+        self.read = 0
+        self._head = b""
+        self._started = False
+        self._unpacked: Iterator[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            # Unbuffered: a buffer's lock, held by a thread that waits for input, would stop the exit.
+            if self.path == STANDARD_INPUT:
+                self._raw: BinaryIO = open(0, "rb", buffering=0, closefd=False)
+            else:
+                self._raw = open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise UsageError(f"{self.name} cannot be read: {error.strerror}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    def sample(self) -> bytes:
+        """The beginning: at least the first line that is not blank, if the input has one."""
+        while len(self._head) < SAMPLE and b"\n" not in self._head.lstrip():
+            chunk = self._next()
+            if not chunk:
+                break
+            self._head += chunk
+        return self._head
+
+    def chunks(self) -> Iterator[bytes]:
+        """All of it, the sample included."""
+        head, self._head = self._head, b""
+        if head:
+            yield head
+        while chunk := self._next():
+            yield chunk
+
+    def seekable(self) -> BinaryIO:
+        """All of it as a file that can be read at any place; a pipe or a packed file is copied to a temporary
+        one. Raises UsageError if it is larger than any workbook that can be read."""
+        if self._unpacked is None and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
+            self.read = os.fstat(self._raw.fileno()).st_size
+            return open(self.path if self.path != STANDARD_INPUT else 0, "rb")
+        copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+        for chunk in self.chunks():
+            if copy.tell() > LARGEST_WORKBOOK:
+                raise UsageError(f"the workbook is larger than {LARGEST_WORKBOOK >> 20} MB: save it as CSV")
+            copy.write(chunk)
+        copy.seek(0)
+        return copy
+
+    def _next(self) -> bytes:
+        if not self._started:
+            self._started = True
+            first = self._read()
+            if not first.startswith(_GZIP):
+                return first
+            self._unpacked = self._unpack(first)
+        return next(self._unpacked, b"") if self._unpacked is not None else self._read()
+
+    def _unpack(self, packed: bytes) -> Iterator[bytes]:
+        """What gzip holds, in bounded pieces. Several members may follow one another."""
+        member = zlib.decompressobj(_GZIP_WINDOW)
+        try:
+            while packed or (packed := self._read()):
+                if piece := member.decompress(packed, CHUNK):
+                    yield piece
+                packed = member.unconsumed_tail
+                if member.eof:
+                    packed = member.unused_data.lstrip(b"\0") or self._read().lstrip(b"\0")
+                    if not packed:
+                        return
+                    member = zlib.decompressobj(_GZIP_WINDOW)
+        except zlib.error:
+            raise Unreadable("the compressed file is damaged: pack it again") from None
+        raise Unreadable("the compressed file ends too early: is it complete?")
+
+    def _read(self) -> bytes:
+        try:
+            chunk = self._raw.read(CHUNK) or b""
+        except OSError as error:
+            raise Unreadable(f"{self.name} cannot be read on: {error.strerror}") from None
+        self.read += len(chunk)
+        return chunk

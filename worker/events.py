@@ -24,7 +24,7 @@ class TracedRequest(Protocol):
 
 
 Process = Callable[[Any], Awaitable[None]]
-Called = tuple[int, str | None, bytes]
+Called = tuple[int, Mapping[str, str], bytes]  # status, headers, body
 Call = Callable[[Mapping[str, str]], Awaitable[Called]]
 
 

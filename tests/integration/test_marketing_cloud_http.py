@@ -2,37 +2,23 @@
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+import struct
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from worker.marketing_cloud.http import ANSWER_LIMIT, Http, NoAnswer
+from tests.support.upstream import answering, request, upstream
+from worker.errors import SettingsError, UsageError
+from worker.marketing_cloud import http as http_module
+from worker.marketing_cloud.http import Http, NoAnswer
+from worker.marketing_cloud.response import BODY_LIMIT
 from worker.settings import load_settings
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer t"}
-
-
-@asynccontextmanager
-async def upstream(handle: Handler) -> AsyncIterator[str]:
-    tasks = set()
-
-    async def serve(reader, writer):
-        tasks.add(asyncio.current_task())
-        try:
-            await handle(reader, writer)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/path"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+REFUSED = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}"
 
 
 @asynccontextmanager
@@ -44,23 +30,6 @@ async def http(timeout: float = 5.0) -> AsyncIterator[Http]:
         await client.close()
 
 
-async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    head = await reader.readuntil(b"\r\n\r\n")
-    size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-    return head, await reader.readexactly(size)
-
-
-def answering(*answers: bytes) -> Handler:
-    async def handle(reader, writer):
-        for answer in answers:
-            await request(reader)
-            writer.write(answer)
-            await writer.drain()
-        await reader.read()
-
-    return handle
-
-
 async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() -> None:
     seen: list[tuple[bytes, bytes]] = []
 
@@ -70,7 +39,8 @@ async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() ->
         await reader.read()
 
     async with upstream(handle) as url, http() as client:
-        assert await client.post(url, b'{"a":1}', HEADERS) == (201, None, b"")
+        response = await client.post(f"{url}/path", b'{"a":1}', HEADERS)
+        assert (response.status, response.body) == (201, b"")
     head, body = seen[0]
     lines = head.decode().rstrip().split("\r\n")
     assert lines[0] == "POST /path HTTP/1.1"
@@ -79,6 +49,7 @@ async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() ->
         "Content-Type",
         "Authorization",
         "Content-Length",
+        "Accept-Encoding",
     }
     assert body == b'{"a":1}'
 
@@ -95,7 +66,8 @@ async def test_one_connection_serves_one_call_after_the_other() -> None:
 
     async with upstream(handle) as url, http() as client:
         for _ in range(5):
-            assert await client.post(url, b"x", HEADERS) == (200, None, b"{}")
+            response = await client.post(url, b"x", HEADERS)
+            assert (response.status, response.body) == (200, b"{}")
     assert connections == 1
 
 
@@ -111,7 +83,8 @@ async def test_one_connection_serves_one_call_after_the_other() -> None:
 )
 async def test_an_answer_is_read_however_its_body_is_framed(answer: bytes) -> None:
     async with upstream(answering(answer)) as url, http() as client:
-        assert await client.post(url, b"x", HEADERS) == (400, None, b"an body")
+        response = await client.post(url, b"x", HEADERS)
+        assert (response.status, response.body) == (400, b"an body")
 
 
 async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
@@ -120,7 +93,8 @@ async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
         writer.write(b"HTTP/1.1 500 Oh\r\nRetry-After: 7\r\n\r\nsorry")
 
     async with upstream(handle) as url, http() as client:
-        assert await client.post(url, b"x", HEADERS) == (500, "7", b"sorry")
+        response = await client.post(url, b"x", HEADERS)
+        assert (response.status, response.headers["retry-after"], response.body) == (500, "7", b"sorry")
 
 
 async def test_a_long_answer_is_cut_and_its_connection_not_used_again() -> None:
@@ -130,14 +104,14 @@ async def test_a_long_answer_is_cut_and_its_connection_not_used_again() -> None:
         nonlocal connections
         connections += 1
         await request(reader)
-        writer.write(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % (2 * ANSWER_LIMIT))
-        writer.write(b"x" * 2 * ANSWER_LIMIT)
+        writer.write(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % (2 * BODY_LIMIT))
+        writer.write(b"x" * 2 * BODY_LIMIT)
         await reader.read()
 
     async with upstream(handle) as url, http() as client:
         for expected in (1, 2):
             status, _, body = await client.post(url, b"x", HEADERS)
-            assert (status, len(body), connections) == (400, ANSWER_LIMIT, expected)
+            assert (status, len(body), connections) == (400, BODY_LIMIT, expected)
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -152,10 +126,10 @@ async def test_silence_ends_at_the_time_out() -> None:
             await client.post(url, b"x", HEADERS)
 
 
-async def test_an_answer_that_drips_ends_at_the_time_out_for_the_whole_call() -> None:
+async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call() -> None:
     async def handle(reader, writer):
         await request(reader)
-        writer.write(b"HTTP/1.1 400 Bad\r\nContent-Length: 100000\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 Bad\r\nX-Long: ")
         while True:
             writer.write(b"x")
             await asyncio.sleep(0.02)
@@ -171,11 +145,11 @@ async def test_an_answer_that_drips_ends_at_the_time_out_for_the_whole_call() ->
     [
         b"",
         b"HTTP/1.1 201 Crea",
-        b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\ntoo short",
+        b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n",
         b"this is not HTTP\r\n\r\n",
     ],
 )
-async def test_half_an_answer_is_no_answer(answer: bytes) -> None:
+async def test_half_a_head_is_no_answer(answer: bytes) -> None:
     async def handle(reader, writer):
         await request(reader)
         writer.write(answer)
@@ -221,8 +195,279 @@ async def test_the_proxy_that_the_environment_names_is_used(monkeypatch: pytest.
         await reader.read()
 
     async with upstream(handle) as url, http() as client:
-        monkeypatch.setenv("http_proxy", url.removesuffix("/path").replace("//", "//user:word@"))
+        monkeypatch.setenv("http_proxy", url.replace("//", "//user:word@"))
         monkeypatch.setenv("no_proxy", "")
         assert (await client.post("http://elsewhere.test/path", b"x", HEADERS))[0] == 200
     assert seen[0].startswith(b"POST http://elsewhere.test/path HTTP/1.1\r\nHost: elsewhere.test\r\n")
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk\r\n" in seen[0]
+
+
+async def test_bytes_that_nobody_asked_for_end_their_connection_and_are_the_answer_to_no_request() -> None:
+    """A second 201 on the idle connection: the next request, which is refused, is not told `registered`."""
+    connections = 0
+
+    async def handle(reader, writer):
+        nonlocal connections
+        connections += 1
+        if connections > 1:
+            await answering(REFUSED)(reader, writer)
+            return
+        await request(reader)
+        writer.write(CREATED)
+        await asyncio.sleep(0.1)
+        writer.write(CREATED)
+        await reader.read()
+
+    async with upstream(handle) as url, http() as client:
+        assert (await client.post(url, b"x", HEADERS)).status == 201
+        await asyncio.sleep(0.2)
+        assert (await client.post(url, b"x", HEADERS)).status == 400
+    assert connections == 2
+
+
+async def test_bytes_that_the_event_loop_has_not_read_yet_are_found_before_the_next_request() -> None:
+    """The loop was busy when they came: it reads them only after the next request would be written."""
+    connections = 0
+
+    async def handle(reader, writer):
+        nonlocal connections
+        connections += 1
+        await request(reader)
+        writer.write(CREATED if connections == 1 else REFUSED)
+        if connections == 1:
+            sent.append(writer)
+        await reader.read()
+
+    sent: list[asyncio.StreamWriter] = []
+    async with upstream(handle) as url, http() as client:
+        assert (await client.post(url, b"x", HEADERS)).status == 201
+        sent[0].write(CREATED)  # goes out at once, and is not read in this turn of the loop
+        assert (await client.post(url, b"x", HEADERS)).status == 400
+
+
+async def test_half_an_answer_that_nobody_asked_for_ends_its_connection_too() -> None:
+    connections = 0
+
+    async def handle(reader, writer):
+        nonlocal connections
+        connections += 1
+        await request(reader)
+        writer.write(CREATED)
+        await asyncio.sleep(0.05)
+        writer.write(CREATED[:10] if connections == 1 else b"")
+        await reader.read()
+
+    async with upstream(handle) as url, http() as client:
+        for expected in (1, 2):
+            assert (await client.post(url, b"x", HEADERS)).status == 201
+            assert connections == expected
+            await asyncio.sleep(0.1)
+
+
+async def test_an_answer_that_is_there_before_its_question_is_none() -> None:
+    async def handle(reader, writer):
+        writer.write(CREATED)
+        await reader.read()
+
+    async with upstream(handle) as url, http() as client:
+
+        async def ensure_lease() -> None:
+            await asyncio.sleep(0.1)
+
+        endpoint = client.endpoint(url, HEADERS)
+        with pytest.raises(NoAnswer):
+            await client.send(endpoint, b"x", ensure_lease)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection as a host does that has forgotten it."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("ends", [reset, lambda writer: writer.close()], ids=["reset", "closed"])
+async def test_a_hundred_kept_connections_that_the_far_end_has_forgotten_cost_no_call(ends) -> None:
+    """Each fails only when it is used; the calls are made again on fresh ones, under a fresh lease."""
+    forgotten = False
+    connections, leases = 0, 0
+    together = asyncio.Barrier(100)
+
+    async def handle(reader, writer):
+        nonlocal connections
+        connections += 1
+        is_old = not forgotten
+        while True:
+            await request(reader)
+            if is_old and forgotten:
+                ends(writer)
+                return
+            if is_old:
+                await together.wait()
+            writer.write(CREATED)
+
+    async def ensure_lease() -> None:
+        nonlocal leases
+        leases += 1
+
+    async with upstream(handle) as url, http() as client:
+        endpoint = client.endpoint(url, HEADERS)
+        await asyncio.gather(*(client.send(endpoint, b"x") for _ in range(100)))
+        assert connections == 100
+        forgotten = True
+        first = await client.send(endpoint, b"x", ensure_lease)
+        assert (first.status, connections, leases) == (201, 101, 2)
+        answers = await asyncio.gather(*(client.send(endpoint, b"x", ensure_lease) for _ in range(100)))
+        assert {answer.status for answer in answers} == {201}
+
+
+async def test_many_calls_at_once_on_forgotten_connections_all_get_their_answers() -> None:
+    forgotten = False
+    together = asyncio.Barrier(50)
+
+    async def handle(reader, writer):
+        is_old = not forgotten
+        while True:
+            await request(reader)
+            if is_old and forgotten:
+                reset(writer)
+                return
+            if is_old:
+                await together.wait()
+            writer.write(CREATED)
+
+    async with upstream(handle) as url, http() as client:
+        for _ in range(2):
+            answers = await asyncio.gather(*(client.post(url, b"x", HEADERS) for _ in range(50)))
+            assert {answer.status for answer in answers} == {201}
+            forgotten = True
+
+
+async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun() -> None:
+    calls = 0
+
+    async def handle(reader, writer):
+        nonlocal calls
+        while True:
+            await request(reader)
+            calls += 1
+            if calls == 1:
+                writer.write(CREATED)
+            elif calls == 2:
+                writer.write(CREATED[:10])
+                return
+            else:
+                return
+
+    async with upstream(handle) as url, http() as client:
+        await client.post(url, b"x", HEADERS)
+        with pytest.raises(NoAnswer):
+            await client.post(url, b"x", HEADERS)
+        assert calls == 2
+        with pytest.raises(NoAnswer):
+            await client.post(url, b"x", HEADERS)
+        assert calls == 3
+
+
+async def test_an_answer_that_comes_before_the_request_is_written_counts_and_ends_its_connection() -> None:
+    too_large = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n"
+    connections = 0
+
+    async def handle(reader, writer):
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(too_large)
+        await asyncio.sleep(5)
+
+    async with upstream(handle) as url, http() as client:
+        for expected in (1, 2):
+            assert (await client.post(url, b"x" * 30_000_000, HEADERS)).status == 413
+            assert connections == expected
+
+
+async def test_a_body_that_does_not_come_to_its_end_does_not_take_the_answer_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_module, "BODY_TIMEOUT", 0.1)
+    answer = b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\n{}"
+    async with upstream(answering(answer)) as url, http() as client:
+        response = await client.post(url, b"x", HEADERS)
+    assert (response.status, response.body) == (400, b"{}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://h:port",
+        "proxy.test:3128",
+        "https://proxy.test:3128",
+        "http://xn--zzzzzz99999.test:3128",
+        "http://pro\u200bxy.test:3128",
+        "socks5://proxy.test",
+        "http:///",
+        "http://us:er%3A:pw@proxy..test",
+    ],
+)
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy"])
+async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"^{variable} must be the URL of a proxy") as error:
+        Http(load_settings(mc_subdomain="tenant"))
+    assert value not in str(error.value)
+
+
+async def test_a_proxy_that_the_urls_do_not_use_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "nonsense:port")
+    client = Http(load_settings(mc_subdomain="tenant"))
+    await client.close()
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense:port")
+    monkeypatch.setenv("NO_PROXY", ".marketingcloudapis.com")
+    client = Http(load_settings(mc_subdomain="tenant"))
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(407, "answered 407: give it a user and password"), (502, "answered 502")]
+)
+async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(
+    monkeypatch: pytest.MonkeyPatch, status: int, told: str
+) -> None:
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d Words of the proxy\r\nContent-Length: 0\r\n\r\n" % status)
+        await reader.read()
+
+    async with upstream(handle) as url, http() as client:
+        monkeypatch.setenv("https_proxy", url)
+        with pytest.raises(NoAnswer, match=f"^the proxy of https_proxy {told}"):
+            await client.post("https://elsewhere.test/path", b"x", HEADERS)
+
+
+async def test_a_proxy_that_wants_a_password_is_told_as_the_proxys_for_plain_http_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    async with upstream(answering(wanted)) as url, http() as client:
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.setenv("no_proxy", "")
+        with pytest.raises(NoAnswer, match=r"^the proxy of http_proxy answered 407"):
+            await client.post("http://elsewhere.test/path", b"x", HEADERS)
+
+
+async def test_a_proxy_that_cannot_be_reached_is_told_as_the_proxys(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with upstream(answering(b"")) as url:
+        monkeypatch.setenv("https_proxy", url)
+    async with http() as client:
+        with pytest.raises(NoAnswer, match=r"^the proxy of https_proxy cannot be reached"):
+            await client.post("https://elsewhere.test/path", b"x", HEADERS)
+
+
+async def test_an_aiohttp_without_what_is_used_of_it_ends_the_start_with_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("aiohttp.client_proto.ResponseHandler.set_parser")
+    with pytest.raises(UsageError, match=r"^aiohttp .* lacks ResponseHandler.set_parser: install aiohttp 3"):
+        Http(load_settings())

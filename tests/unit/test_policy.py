@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from worker.contract.registration import FieldError
 from worker.marketing_cloud.answer import Answer, read_answer, without
+from worker.marketing_cloud.response import Response
 from worker.pipeline.policy import Verdict, exhausted, judge, outcome, retry_wait
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -46,7 +47,7 @@ def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000() -
         20002,
         "https://docs",
     )
-    plain = exhausted(read_answer(503, None, b"<html>", NOW))
+    plain = exhausted(read_answer(Response(503, {}, b"<html>"), NOW))
     assert (plain.reason, plain.message, plain.errorcode) == (
         "exhausted",
         "Marketing Cloud answered 503.",
@@ -92,12 +93,15 @@ def test_the_wait_before_a_retry_stays_within_the_budget_and_honours_the_hint(
 def test_the_retry_hint_is_the_longest_believable_one(
     header: str | None, body: bytes, seconds: float | None
 ) -> None:
-    assert read_answer(429, header, body, NOW).retry_after == seconds
+    assert (
+        read_answer(Response(429, {"retry-after": header} if header else {}, body), NOW).retry_after
+        == seconds
+    )
 
 
 @given(st.binary(max_size=300), st.text(max_size=40))
 def test_any_body_and_header_make_an_answer(body: bytes, header: str) -> None:
-    answer = read_answer(500, header, body, NOW)
+    answer = read_answer(Response(500, {"retry-after": header, "date": header}, body), NOW)
     assert answer.message
     assert answer.retry_after is None or answer.retry_after >= 0
 
@@ -109,4 +113,4 @@ def test_a_secret_that_marketing_cloud_quotes_is_masked() -> None:
 
 def test_a_date_without_a_zone_is_utc() -> None:
     moment = (NOW + timedelta(seconds=5)).strftime("%a, %d %b %Y %H:%M:%S -0000")
-    assert read_answer(503, moment, b"", NOW).retry_after == 5
+    assert read_answer(Response(503, {"retry-after": moment}, b""), NOW).retry_after == 5

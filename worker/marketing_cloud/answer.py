@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -10,18 +10,21 @@ from typing import Any
 from worker.contract.registration import FieldError
 from worker.contract.secrets import MASK, forms_of, mask
 from worker.contract.words import GENERIC
+from worker.marketing_cloud.response import Response
 
 MESSAGE_LIMIT = 1000  # characters of a message that is passed on
 ERRORS_LIMIT = 100  # entries of validationErrors that are passed on
 HINT_LIMIT = 10**9  # seconds; what is longer is not a hint
 LONGEST_PAUSE = 300.0  # seconds that all requests wait because of one hint
+PAGE_MESSAGE = "Marketing Cloud answered {} with a web page (text/html): a login or maintenance page?"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One call's end. `status` is the HTTP status, or None where no answer came; then `message` says why.
+    """How one call ended. `status` is the HTTP status, or None where no answer came; then `message` says why.
 
-    `retry_after` is the longest of Marketing Cloud's own hints, in seconds, or None.
+    `retry_after` is the longest of Marketing Cloud's own hints, in seconds, or None. `is_page` tells of a 2xx
+    whose body is a web page: somebody else has answered, such as a login or maintenance page.
     """
 
     status: int | None
@@ -30,6 +33,12 @@ class Answer:
     documentation: str = ""
     errors: tuple[FieldError, ...] = ()
     retry_after: float | None = None
+    is_page: bool = False
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is an error object of the API, whatever its status says."""
+        return bool(self.errorcode)
 
     @property
     def pause(self) -> float:
@@ -37,21 +46,28 @@ class Answer:
         return min(self.retry_after or 0.0, LONGEST_PAUSE)
 
 
-def read_answer(status: int, retry_after: str | None, body: bytes, now: datetime) -> Answer:
-    """Make an answer of an HTTP response. Any body is taken: what is not the API's error object is left
+def read_answer(response: Response, now: datetime) -> Answer:
+    """Make an answer of an HTTP response. Any response is taken: what is not the API's error object is left
     out, and a plain sentence stands in for it."""
+    status, headers, body = response
+    is_success = 200 <= status < 300
+    if is_success and not body:
+        return Answer(status)
+    if is_success and headers.get("content-type", "").lower().startswith("text/html"):
+        return Answer(status, PAGE_MESSAGE.format(status), is_page=True)
     document = _object(body)
-    hints = [
-        h for h in (_header_hint(retry_after, now), _seconds(document.get("retryAfter"))) if h is not None
-    ]
-    message = document.get("message")
-    errorcode = document.get("errorcode")
-    documentation = document.get("documentation")
+    message, errorcode = _text(document.get("message")), _code(document.get("errorcode"))
+    if is_success and not (message and errorcode):
+        return Answer(status)
+    hints = (
+        _header_hint(headers.get("retry-after"), _date(headers.get("date")) or now),
+        _seconds(document.get("retryAfter")),
+    )
     return Answer(
         status=status,
-        message=_text(message) or f"Marketing Cloud answered {status}.",
-        errorcode=_code(errorcode),
-        documentation=_text(documentation),
+        message=message or f"Marketing Cloud answered {status}.",
+        errorcode=errorcode,
+        documentation=_text(document.get("documentation")),
         errors=tuple(_errors(document)),
         retry_after=max((hint for hint in hints if hint is not None), default=None),
     )
@@ -66,15 +82,13 @@ def without(answer: Answer, secrets: Iterable[str]) -> Answer:
         text = mask(text, found)
         return _without_part(text, found) if was_cut else text
 
-    return Answer(
-        status=answer.status,
+    return replace(
+        answer,
         message=clean(answer.message),
-        errorcode=answer.errorcode,
         documentation=clean(answer.documentation),
         errors=tuple(
             FieldError(clean(e.message), e.errorcode, clean(e.documentation)) for e in answer.errors
         ),
-        retry_after=answer.retry_after,
     )
 
 
@@ -132,10 +146,14 @@ def _header_hint(value: str | None, now: datetime) -> float | None:
     """`Retry-After`: seconds, or a date (RFC 9110 §10.2.3)."""
     if not value:
         return None
+    moment = _date(value)
+    return _seconds(value) if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def _date(value: str | None) -> datetime | None:
+    """A date as HTTP writes it."""
     try:
-        moment = parsedate_to_datetime(value)
+        moment = parsedate_to_datetime(value or "")
     except (ValueError, TypeError, IndexError, OverflowError):
-        return _seconds(value.strip())
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - now).total_seconds())
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

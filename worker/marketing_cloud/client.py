@@ -8,6 +8,7 @@ from typing import Self
 from worker.events import Called, EventListener, Tracing
 from worker.marketing_cloud.answer import Answer, read_answer, without
 from worker.marketing_cloud.http import Endpoint, EnsureLease, Http, NoAnswer
+from worker.marketing_cloud.response import Response
 from worker.marketing_cloud.token import Token, Tokens
 from worker.settings import Settings
 
@@ -33,20 +34,19 @@ class MarketingCloud:
         await self._http.close()
 
     async def register(self, body: bytes, token: Token, ensure_lease: EnsureLease) -> Answer:
-        """Send one registration and tell how it ended; never raises but on cancellation. `ensure_lease` is
-        awaited as the last thing before it is written."""
+        """Send one registration and tell how it ended; raises nothing. `ensure_lease` is awaited
+        right before the request is written."""
         endpoint = self._endpoints.get(token) or self._prepare(token)
         started = time.perf_counter()
         try:
-            status, retry_after, content = await self._send(endpoint, body, ensure_lease)
+            response = Response(*await self._send(endpoint, body, ensure_lease))
         except NoAnswer as error:
             self._events.call_ended(None, time.perf_counter() - started)
             return Answer(None, f"Marketing Cloud gave no answer: {error}.")
-        self._events.call_ended(status, time.perf_counter() - started)
-        if 200 <= status < 300:
-            return Answer(status)
-        answer = read_answer(status, retry_after, content, datetime.now(UTC))
-        return without(answer, (token.value,))  # something on the way may quote the headers
+        self._events.call_ended(response.status, time.perf_counter() - started)
+        answer = read_answer(response, datetime.now(UTC))
+        # An error may quote the request's headers.
+        return without(answer, (token.value,)) if answer.message else answer
 
     async def _send_traced(
         self, tracing: Tracing, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease

@@ -206,17 +206,20 @@ class Tokens:
             request["account_id"] = key
         asked_at = time.monotonic()
         try:
-            status, retry_after, body = await self._http.post(
+            response = await self._http.post(
                 f"{settings.auth_url}/v2/token", to_json(request), {"Content-Type": "application/json"}
             )
         except NoAnswer as error:
             raise TokenTrouble(f"the token endpoint: {error}") from None
+        status = response.status
         if 400 <= status < 500 and status not in (408, 425, 429):
-            raise _Refused(_refusal(status, body))
+            raise _Refused(_refusal(status, response.body))
+        answer = read_answer(response, datetime.now(UTC))
+        if answer.is_page:
+            raise TokenTrouble(f"the token endpoint answered {status} with a web page (text/html)")
         if not 200 <= status < 300:
-            hint = read_answer(status, retry_after, body, datetime.now(UTC)).retry_after
-            raise TokenTrouble(f"the token endpoint answered {status}", hint)
-        return self._read(body, asked_at)
+            raise TokenTrouble(f"the token endpoint answered {status}", answer.retry_after)
+        return self._read(response.body, asked_at)
 
     def _read(self, body: bytes, asked_at: float) -> Token:
         try:

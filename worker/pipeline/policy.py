@@ -47,9 +47,11 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract Â
     status, code = answer.status, answer.errorcode
     if status is None:
         return Verdict.OUTAGE
-    if 200 <= status < 300:
+    if answer.is_page:
+        return Verdict.OUTAGE
+    if 200 <= status < 300 and not answer.is_error:
         return Verdict.REGISTERED
-    if status == 400:
+    if status == 400 or 200 <= status < 300:
         return Verdict.REJECTED
     if status == 401 or (status == 403 and code in _AUTHENTICATION):
         return Verdict.CREDENTIALS

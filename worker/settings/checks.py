@@ -2,6 +2,7 @@
 holds the value."""
 
 import base64
+import ipaddress
 import re
 import ssl
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
+from yarl import URL
 
 from worker.settings.sources import variable
+
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
 def split_urls(text: str) -> list[str]:
@@ -34,6 +38,23 @@ def parse_keys(text: str) -> dict[str, bytes]:
             raise ValueError("must be ID:KEY, the newest first, each id once and each KEY 32 bytes in base64")
         keys[name] = key
     return keys
+
+
+def check_host(url: str) -> None:
+    """The host of a URL is an address, or a name that can be looked up. Otherwise each request would fail
+    at it."""
+    try:
+        parsed = URL(url)
+        name = (parsed.host or "") and (parsed.raw_host or "")
+    except ValueError:
+        name = ""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        labels = name.removesuffix(".").split(".")
+        is_name = len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+        if not is_name:
+            raise ValueError("must be a URL whose host is a name or an address") from None
 
 
 def check_client_certificate(certificate: Path, key: Path) -> None:
@@ -114,6 +135,7 @@ def _http_url(value: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must be a plain URL: no user, query or fragment")
     _check_port(parts)
+    check_host(value)
     return value.rstrip("/")
 
 

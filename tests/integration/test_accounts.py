@@ -1,0 +1,190 @@
+"""Tokens and accounts: what is an outage, and what is one account's own trouble (contract §6)."""
+
+import json
+
+import pytest
+
+from tests.rig import Rig, messenger, until
+from tests.support.marketing_cloud import GateEvents, failing
+from worker.sandbox.faults import Latency, Status
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, 0), (403, 40001)])
+async def test_a_token_that_is_turned_down_is_replaced_once(rig: Rig, status: int, code: int) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger())
+    rig.sandbox.faults.add(failing(status, errorcode=code, count=1))
+    reply = await requester.ask(messenger())
+    assert (reply["status"], reply["attempts"]) == ("registered", 2)
+    assert len(rig.sandbox.history.token_calls) == 2
+
+
+async def test_a_revoked_token_under_load_is_fetched_again_by_one_caller(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger())
+    rig.sandbox.revoke_tokens()
+    rig.sandbox.faults.add(Latency(path="token", seconds=0.2))
+    ids = [await requester.publish(messenger(f"page-{i}")) for i in range(50)]
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert len(rig.sandbox.history.token_calls) == 2
+
+
+async def test_refused_credentials_pause_and_dead_letter_nothing(rig: Rig) -> None:
+    events = GateEvents()
+    rig.sandbox.faults.add(Status(path="token", status=401))
+    requester = await rig.start(events)
+    ids = [await requester.publish(messenger(f"page-{i}")) for i in range(5)]
+    await until(lambda: len(rig.sandbox.history.token_calls) >= 3, "three probes")
+    assert events.closed
+    assert await requester.depth("dead") == 0
+    rig.sandbox.heal()
+    for i in ids:
+        reply = await requester.reply(i)
+        assert (reply["status"], reply["attempts"]) == ("registered", 1)
+    assert events.opened == 1
+
+
+async def test_a_401_loop_pauses_and_dead_letters_nothing(rig: Rig) -> None:
+    events = GateEvents()
+    requester = await rig.start(events)
+    rig.sandbox.faults.add(failing(401))
+    asked = await requester.publish(messenger())
+    await until(lambda: len(rig.sandbox.history.registration_calls) >= 4)
+    assert await requester.depth("dead") == 0
+    rig.sandbox.heal()
+    # Two where it healed between the two calls of one attempt.
+    assert (await requester.reply(asked))["attempts"] in (1, 2)
+    assert len(events.closed) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: int) -> None:
+    events = GateEvents()
+    rig.sandbox.faults.add(Status(path="token", account="666", status=status))
+    requester = await rig.start(events)
+    wrong = await requester.publish(messenger(), headers={"x-ott-account-id": "666"})
+    right = await requester.publish(messenger(), headers={"x-ott-account-id": 777})
+    assert (await requester.reply(right))["status"] == "registered"
+    reply = await requester.reply(wrong)
+    assert (reply["status"], reply["attempts"], reply["errorcode"]) == ("failed", 0, 10000)
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "forbidden"
+    assert not events.closed
+
+
+async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_domain(rig: Rig) -> None:
+    events = GateEvents()
+    requester = await rig.start(events, mc_rest_url=None)
+    await requester.publish(messenger())
+    await until(lambda: events.closed, "the gate to close")
+    assert "marketingcloudapis.com" in events.closed[0]
+    assert len(rig.sandbox.history.registration_calls) == 0
+
+
+async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_blamed_for(rig: Rig) -> None:
+    events = GateEvents()
+    requester = await rig.start(events)
+    rig.sandbox.faults.add(Status(path="registration", status=401))
+    ids = [await requester.publish(messenger("default"))]
+    await until(lambda: events.closed, "the gate to close")
+    other = {"x-ott-account-id": "777"}
+    ids += [await requester.publish(messenger(f"p{n}"), headers=other) for n in range(5)]
+    calls = len(rig.sandbox.history.registration_calls)
+    await until(lambda: len(rig.sandbox.history.registration_calls) >= calls + 12, "probes of both accounts")
+    assert events.opened == 0
+    rig.sandbox.heal()
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert await requester.depth("dead") == 0
+
+
+async def test_an_account_whose_tokens_are_turned_down_fails_alone_once_others_got_through(rig: Rig) -> None:
+    events = GateEvents()
+    requester = await rig.start(
+        events, retry_attempts=1000
+    )  # however long it takes the others to get through
+    rig.sandbox.faults.add(failing(401, account="666"))
+    for number in range(10):
+        await requester.ask(messenger(f"good-{number}"))
+    wrong = await requester.publish(messenger("bad"), headers={"x-ott-account-id": "666"})
+    while not requester.replies.get(wrong):
+        await requester.ask(messenger("good"))
+    assert (await requester.reply(wrong))["status"] == "failed"
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "forbidden"
+    tokens = len(rig.sandbox.history.token_calls)
+    for number in range(5):
+        reply = await requester.ask(messenger(f"bad-{number}"), headers={"x-ott-account-id": "666"})
+        assert reply["status"] == "failed"
+    assert len(rig.sandbox.history.token_calls) == tokens
+    assert not events.closed
+
+
+async def test_where_every_token_is_turned_down_no_account_is_blamed(rig: Rig) -> None:
+    events = GateEvents()
+    requester = await rig.start(events, retry_attempts=6)
+    rig.sandbox.faults.add(failing(401))
+    ids = [
+        await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": str(n % 3)})
+        for n in range(12)
+    ]
+    await until(lambda: events.closed, "the gate to close")
+    rig.sandbox.heal()
+    for i in ids:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert await requester.depth("dead") == 0
+
+
+async def test_however_many_requests_name_an_account_that_is_turned_down_the_others_go_on(rig: Rig) -> None:
+    events = GateEvents()
+    requester = await rig.start(events)
+    rig.sandbox.faults.add(failing(401, account="666"))
+    bad = [
+        await requester.publish(messenger(f"bad-{n}"), headers={"x-ott-account-id": "666"}) for n in range(50)
+    ]
+    assert (await requester.ask(messenger("good")))["status"] == "registered"
+    for i in bad:
+        assert (await requester.reply(i))["status"] == "failed"
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "forbidden"
+    assert not events.closed
+
+
+async def test_an_account_that_is_turned_down_again_and_again_fails_though_nobody_else_sends(
+    rig: Rig,
+) -> None:
+    requester = await rig.start(retry_attempts=3)
+    rig.sandbox.faults.add(failing(401, account="666"))
+    reply = await requester.ask(messenger(), headers={"x-ott-account-id": "666"})
+    assert (reply["status"], reply["httpStatus"]) == ("failed", 401)
+    assert len(rig.sandbox.history.token_calls) <= 7
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_an_account_whose_token_does_not_come_waits_alone_until_it_does(rig: Rig, status: int) -> None:
+    events = GateEvents()
+    requester = await rig.start(events)
+    rig.sandbox.faults.add(Status(path="token", account="666", status=status))
+    bad = [await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": "666"}) for n in range(9)]
+    for n in range(5):
+        assert (await requester.ask(messenger(f"good-{n}")))["status"] == "registered"
+    assert not any(requester.replies.get(i) for i in bad)
+    rig.sandbox.heal()
+    for i in bad:
+        assert (await requester.reply(i))["status"] == "registered"
+    assert not events.closed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"expires_in": 10**400},
+        {"rest_instance_url": "https://[x"},
+        {"access_token": None},
+    ],
+)
+async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, answer: dict[str, object]) -> None:
+    events = GateEvents()
+    requester = await rig.start(events, mc_rest_url=None)
+    body = json.dumps({"access_token": "t", "rest_instance_url": rig.sandbox.url, **answer})
+    rig.sandbox.faults.add(Status(path="token", status=200, body=body))
+    await requester.publish(messenger())
+    await until(lambda: events.closed, "a pause")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from aiormq import spec
 from pydantic import ValidationError
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from worker.amqp.connection import Channel, Connection, broker_errors, connect
 from worker.broker.journal_reader import JournalReader, open_stream
 from worker.broker.topology import Topology
-from worker.contract.status import STATUS_INTERVAL, WorkerStatus
+from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, WorkerStatus
 from worker.contract.words import STATUS_TYPE
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
@@ -75,21 +75,22 @@ async def read_workers(settings: Settings) -> list[WorkerStatus]:
         return await read_workers_by(reader)
 
 
-async def read_workers_by(reader: JournalReader) -> list[WorkerStatus]:
-    """As `read_workers`, by an open reader of the status stream."""
+async def read_workers_by(reader: JournalReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
+    """As `read_workers`, by an open reader of the status stream; of the workers that have said something
+    `within` this time."""
     newest = await reader.last()
     if newest is None:
         return []
-    now, back = datetime.now(UTC), STEP
+    since, back = datetime.now(UTC) - within, STEP
     while True:
         start = max(0, newest.offset - back + 1)
         records = await _read(reader, start, newest.offset)
         # Far enough back when it reaches records that no longer matter.
-        if start == 0 or not records or records[0].is_silent(now):
+        if start == 0 or not records or records[0].at < since:
             break
         back *= 4
-    latest = {record.worker: record for record in records}
-    return sorted((each for each in latest.values() if not each.is_silent(now)), key=lambda each: each.worker)
+    latest = {record.worker: record for record in records if record.at >= since}
+    return sorted(latest.values(), key=lambda each: each.worker)
 
 
 async def _read(reader: JournalReader, start: int, reach: int) -> list[WorkerStatus]:

@@ -4,16 +4,17 @@ import errno
 import sys
 
 import typer
-from typer._click.exceptions import ClickException
 
 from worker.cli import dead_letters, output
 from worker.cli.check import check
 from worker.cli.console import console
 from worker.cli.demo import demo
 from worker.cli.journal import journal
+from worker.cli.pause import pause, resume
 from worker.cli.run import run
 from worker.cli.sandbox import sandbox
 from worker.cli.schema import schema
+from worker.cli.status import status
 from worker.cli.submit.command import submit
 from worker.errors import Interrupted, UsageError, WorkerError
 from worker.telemetry.log import silence_libraries
@@ -28,6 +29,9 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(check)
+app.command()(status)
+app.command()(pause)
+app.command()(resume)
 app.command()(demo)
 app.command()(submit)
 app.command()(sandbox)
@@ -64,11 +68,15 @@ def main() -> None:
 def _run() -> int:
     try:
         code = app(standalone_mode=False)
-    except ClickException as error:
-        if message := error.format_message():  # else the help itself was the message
-            print(f"ott-worker: {message} (see --help)", file=sys.stderr)  # noqa: T201
-        return UsageError.exit_code
     except WorkerError as error:
         print(f"ott-worker: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except Exception as error:
+        # Usage errors have this method in common; Typer does not export their base class.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        if message := format_message():  # else the help itself was the message
+            print(f"ott-worker: {message} (see --help)", file=sys.stderr)  # noqa: T201
+        return UsageError.exit_code
     return code if isinstance(code, int) else 0

@@ -1,0 +1,124 @@
+"""What the broker tells of one deployment at this moment: workers, standing pause, queues (contract §9)."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import aiormq.exceptions
+
+from worker.amqp.connection import Connection, broker_errors
+from worker.broker.control_stream import read_orders_by
+from worker.broker.journal_reader import JournalReader
+from worker.broker.status_stream import read_workers_by
+from worker.broker.topology import Topology
+from worker.contract.control import Pause, standing_pause
+from worker.contract.status import WorkerStatus
+from worker.errors import TopologyError
+
+REMEMBERED = timedelta(minutes=10)  # for how long a worker that ended without a word is told of
+ANSWER_TIMEOUT = 15.0  # seconds
+RATE_BUDGET = 5.0  # seconds that reading the last hour of the journal may take
+WINDOW = 500  # messages that are read at first; the next windows are twice as large each
+
+
+@dataclass(slots=True)
+class Overview:
+    """`queues` holds the messages that wait in `requests`, `replies` and `dead`. `lost` are workers that fell
+    silent without draining. `problems` says in a line each what could not be read."""
+
+    workers: list[WorkerStatus] = field(default_factory=list)
+    lost: list[WorkerStatus] = field(default_factory=list)
+    pause: Pause | None = None
+    queues: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Requests by status that were settled within `seconds`."""
+
+    seconds: float
+    counts: Mapping[str, int]
+
+    @property
+    def per_second(self) -> float:
+        return sum(self.counts.values()) / self.seconds if self.seconds else 0.0
+
+
+async def read_overview(connection: Connection, names: Topology) -> Overview:
+    """All of it; what this user may not read is left out and told. Raises BrokerUnreachable."""
+    found = Overview()
+    for name in ("requests", "replies", "dead"):
+        with _told(found):
+            found.queues[name] = await _messages(connection, getattr(names, name))
+    with _told(found):
+        now = datetime.now(UTC)
+        for each in await read_workers_by(JournalReader(connection, names.status), REMEMBERED):
+            if not each.is_silent(now):
+                found.workers.append(each)
+            elif each.state != "draining":
+                found.lost.append(each)
+    with _told(found):
+        found.pause = standing_pause(await read_orders_by(JournalReader(connection, names.control)))
+    return found
+
+
+@contextlib.contextmanager
+def _told(found: Overview) -> Iterator[None]:
+    try:
+        yield
+    except TopologyError as error:
+        found.problems.append(str(error))
+
+
+async def _messages(connection: Connection, queue: str) -> int:
+    channel = await connection.channel()
+    with broker_errors(f"{queue} could not be looked at"):
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                declared = await channel.queue_declare(queue, passive=True)
+                await channel.close()
+        except aiormq.exceptions.ChannelNotFoundEntity:
+            raise TopologyError(f"The queue {queue} is missing: start the worker once") from None
+    return declared.message_count or 0
+
+
+async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, Settled]:
+    """What was settled in the last minute and in the last hour, by the journal. Where the hour is more than
+    can be read in a few seconds, the second one tells of less than an hour. Raises TopologyError or
+    BrokerUnreachable."""
+    reader, now = JournalReader(connection, names.journal), datetime.now(UTC)
+    minute: Counter[str] = Counter()
+    hour: Counter[str] = Counter()
+    oldest, hour_ago = now, now - timedelta(hours=1)
+    newest, first = await reader.last(), await reader.first()
+    end, step = (-1 if newest is None else newest.offset), WINDOW
+    deadline = asyncio.get_running_loop().time() + RATE_BUDGET
+    # From the end backwards, so that what is read is the newest whatever the time allows.
+    while first is not None and end >= first.offset and oldest > hour_ago:
+        if asyncio.get_running_loop().time() > deadline:
+            return _settled(minute, 60.0), _settled(hour, (now - oldest).total_seconds())
+        start = max(first.offset, end - step + 1)
+        async for completed, status in _settlements(reader, start, end):
+            oldest = min(oldest, completed)
+            minute[status] += completed > now - timedelta(minutes=1)
+            hour[status] += completed > hour_ago
+        end, step = start - 1, step * 2
+    return _settled(minute, 60.0), _settled(hour, 3600.0)
+
+
+async def _settlements(reader: JournalReader, start: int, end: int) -> AsyncIterator[tuple[datetime, str]]:
+    async with contextlib.aclosing(reader.read(start, reach=end)) as entries:
+        async for entry in entries:
+            if entry.offset > end:
+                break
+            for record in entry.records:
+                with contextlib.suppress(ValueError):
+                    yield datetime.fromisoformat(str(record.get("completedAt"))), str(record.get("status"))
+
+
+def _settled(counts: Counter[str], seconds: float) -> Settled:
+    return Settled(seconds, {status: count for status, count in counts.items() if count})

@@ -1,0 +1,80 @@
+"""`ott-worker pause` and `ott-worker resume`."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from worker.broker.control_stream import publish_order, read_pause
+from worker.broker.status_stream import read_workers
+from worker.cli import output
+from worker.contract.control import Order, Pause
+from worker.contract.status import WorkerStatus
+from worker.errors import TopologyError, UsageError
+from worker.settings import Settings, load_settings
+
+OBEY_TIMEOUT = 10.0  # seconds that the workers may take to say that they obey
+POLL_INTERVAL = 0.3  # seconds
+
+
+def pause(why: Annotated[str, typer.Option("--why", help="The reason, for everybody who wonders.")]) -> None:
+    """Tell all workers of this prefix to pause: no calls, nothing taken, until somebody resumes them.
+
+    Requests wait in their queue, in order; none is lost. The order stands for workers that start later too.
+
+    Example: ott-worker pause --why "rotating the client secret"
+    """
+    if not why.strip():
+        raise UsageError("--why must say why: others will read it")
+    asyncio.run(_order(load_settings(), Order.now("pause", why.strip())))
+
+
+def resume(why: Annotated[str, typer.Option("--why", help="A remark, if there is one.")] = "") -> None:
+    """Let the workers go on after a pause.
+
+    Example: ott-worker resume
+    """
+    asyncio.run(_order(load_settings(), Order.now("resume", why.strip())))
+
+
+async def _order(settings: Settings, order: Order) -> None:
+    before = await _standing(settings)
+    await publish_order(settings, order)
+    workers = await _until_obeyed(settings, is_pause=order.order == "pause")
+    output.line(_said(order, before, workers))
+
+
+async def _standing(settings: Settings) -> Pause | None:
+    try:
+        return await read_pause(settings)
+    except TopologyError:  # who may order need not be allowed to read
+        return None
+
+
+async def _until_obeyed(settings: Settings, *, is_pause: bool) -> list[WorkerStatus] | None:
+    """The workers once all of them tell what was ordered, or when time is up. None if they cannot be read."""
+    deadline = asyncio.get_running_loop().time() + OBEY_TIMEOUT
+    while True:
+        try:
+            workers = await read_workers(settings)
+        except TopologyError:
+            return None
+        is_obeyed = all((worker.paused is not None) is is_pause for worker in workers)
+        if is_obeyed or asyncio.get_running_loop().time() > deadline:
+            return workers
+        await asyncio.sleep(POLL_INTERVAL)
+
+
+def _said(order: Order, before: Pause | None, workers: list[WorkerStatus] | None) -> str:
+    is_pause = order.order == "pause"
+    done = "Paused" if is_pause else "Resumed"
+    if workers is None:
+        return f"{done}: the order is given. Whether workers obey cannot be read by this user."
+    if not workers:
+        return f"{done}: no worker runs now; the order stands for those that start."
+    obeying = sum((worker.paused is not None) is is_pause for worker in workers)
+    count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
+    if obeying < len(workers):
+        return f"{done}: {obeying} of {count} obey so far: look at ott-worker status."
+    again = " (it was paused before)" if is_pause and before is not None else ""
+    return f"{done}: {count}{again}. " + ("Go on with: ott-worker resume" if is_pause else "They go on.")

@@ -1,0 +1,114 @@
+"""`ott-worker status`: one screen that says what goes on (contract §9)."""
+
+import asyncio
+import contextlib
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from worker.amqp.connection import Connection, connect
+from worker.broker.overview import read_overview, read_rates
+from worker.broker.topology import Topology
+from worker.cli import output
+from worker.cli.status_screen import Causes, Screen, print_screen
+from worker.dead_letters.box import open_box
+from worker.dead_letters.groups import Groups
+from worker.dead_letters.selection import Selection
+from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
+from worker.settings import Settings, load_settings
+
+WATCH_INTERVAL = 2.0  # seconds
+LETTERS_LOOKED_AT = 5_000  # the oldest; of a longer queue the causes are told of these
+LETTERS_INTERVAL = 30.0  # seconds after which --watch looks at them again although their number is the same
+CLEAR = "\x1b[2J\x1b[H"
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every two seconds.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, with --watch one after another.")
+    ] = False,
+) -> None:
+    """Show what the workers do and why, the queues, the rates, and what died of what. Changes nothing.
+
+    Example: ott-worker status --watch
+    """
+    asyncio.run(_status(load_settings(), watch=watch, as_json=as_json))
+
+
+async def _status(settings: Settings, *, watch: bool, as_json: bool) -> None:
+    causes = _CausesKept(settings)
+    _show(await _read(settings, causes), watch=watch, as_json=as_json)
+    while watch:
+        await asyncio.sleep(WATCH_INTERVAL)
+        try:
+            _show(await _read(settings, causes), watch=watch, as_json=as_json)
+        except BrokerUnreachable as error:
+            typer.echo(f"ott-worker: {error}; trying again", err=True)
+
+
+def _show(screen: Screen, *, watch: bool, as_json: bool) -> None:
+    if as_json:
+        output.json_line(screen.document())
+    else:
+        if watch and sys.stdout.isatty():
+            output.write(CLEAR)
+        print_screen(screen, output.width())
+    output.flush()
+
+
+async def _read(settings: Settings, causes: "_CausesKept") -> Screen:
+    connection = await connect(settings, "status")
+    try:
+        return await _read_by(connection, settings, causes)
+    finally:
+        await connection.close()
+
+
+async def _read_by(connection: Connection, settings: Settings, causes: "_CausesKept") -> Screen:
+    names = Topology(settings.prefix)
+    overview = await read_overview(connection, names)
+    rates = None
+    try:
+        rates = await read_rates(connection, names) if settings.journal else None
+    except TopologyError as error:
+        overview.problems.append(str(error))
+    found = await causes.read(overview.queues.get("dead", 0))
+    if found.problem:
+        overview.problems.append(found.problem)
+    broker = f"RabbitMQ {connection.server_version}"
+    return Screen(settings.prefix, broker, datetime.now(UTC), overview, rates, found)
+
+
+class _CausesKept:
+    """The causes of the dead letters, looked at again when their number changes, or now and then."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kept = Causes()
+        self._count = 0
+        self._looked_at = float("-inf")
+
+    async def read(self, count: int) -> Causes:
+        """Never raises for what a user may not do, or somebody else does at the moment."""
+        now = asyncio.get_running_loop().time()
+        if count != self._count or now - self._looked_at > LETTERS_INTERVAL:
+            self._kept = await self._look() if count else Causes()
+            self._count, self._looked_at = count, now
+        return self._kept
+
+    async def _look(self) -> Causes:
+        groups, found = Groups(), Causes()
+        try:
+            async with open_box(self._settings) as box, contextlib.aclosing(box.look(Selection())) as letters:
+                async for letter in letters:
+                    groups.add(letter)
+                    found.looked_at += 1
+                    if found.looked_at == LETTERS_LOOKED_AT:
+                        break
+        except (TopologyError, QueueInUse) as error:
+            found.problem = str(error)
+        found.groups = groups.largest_first()
+        return found

@@ -1,51 +1,231 @@
-"""The secrets that a request carries (contract §4: no reply ever carries one)."""
+"""What may be told of a request's body, and masking all else (contract §4: no reply ever carries a secret).
 
-import html
+Only fields that are known to be public may be quoted: names, ids, flags, and the endpoint URL without its
+query. Every other string of the body is a secret, whatever its field is called.
+"""
+
+import base64
 import json
 import re
-from collections.abc import Iterable
-from urllib.parse import quote, quote_plus
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, Self
+from urllib.parse import urlsplit, urlunsplit
 
-from worker.contract.registration import SECRET_FIELDS
+from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PUBLIC_FIELDS, SECRET_FIELDS
+from worker.contract.unescape import Plain, fold, unescape, without_cut_escape
 
-MASK = "***"
-SHORT = 6  # characters; what is shorter may be a part of any word
+MASK: Final = "***"
+# A secret's beginning of this length, or the whole of a shorter one, is masked anywhere; what is shorter than
+# `SHORT` may be a part of any word, and is masked where it stands alone.
+BEGINNING: Final = 8  # characters
+SHORT: Final = 6
+TAIL: Final = 3  # characters of a secret's beginning that count where a text was cut
+LONG_NAME: Final = 16  # characters; no field's name, so a value that stands in a name's place
+LONGEST: Final = 10_000  # characters of a secret that count; texts are much shorter
+# A body with so many secrets is hostile. Searching for all would take long, so texts are masked altogether.
+MANY: Final = 5_000
+MUCH: Final = 200_000  # characters
+
+_NAMES = frozenset({PLATFORM_NAME, ATTRIBUTES, *PUBLIC_FIELDS, *SECRET_FIELDS})
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
+_HEX = re.compile(r"[0-9A-Fa-f]{16,}")
+_URL_PARTS = re.compile(r"[&;=#?@:]")
+_STANDARD_ALPHABET = str.maketrans("-_", "+/")
 
 
-def secrets_in(body: bytes) -> list[str]:
-    """The values of a body's secret fields: what no text that leaves the worker may hold."""
+def without_query(url: str) -> str:
+    """The URL without what may hold a token: user, query and fragment. What is no URL is masked."""
     try:
-        attributes = json.loads(body)["ottPlatformAttributes"]
-        return [v for k, v in attributes.items() if k in SECRET_FIELDS and isinstance(v, str) and v]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+    except ValueError:
+        return MASK
 
 
-def forms_of(secret: str) -> list[str]:
-    """A secret as it may be quoted: as it is, in JSON, in a URL, in HTML; the longest first."""
-    in_json = [json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)]
-    slashed = [form.replace("/", "\\/") for form in in_json]
-    text = secret.encode(errors="replace").decode()  # a URL holds no lone surrogate
-    return sorted(
-        {
-            secret,
-            *in_json,
-            *slashed,
-            quote(text),
-            quote(text, safe=""),
-            quote_plus(text),
-            html.escape(secret),
-        },
-        key=len,
-        reverse=True,
+def secrets_of(document: object) -> Iterator[str]:
+    """Every string and number of a parsed body that may not be told."""
+    if not isinstance(document, dict):
+        yield from _strings(document)
+        return
+    for name, value in document.items():
+        yield from _name(name)
+        if name == ATTRIBUTES and isinstance(value, dict):
+            for attribute, inner in value.items():
+                yield from _name(attribute)
+                yield from _of_attribute(attribute, inner)
+        elif name != PLATFORM_NAME or not isinstance(value, str):
+            yield from _strings(value)
+
+
+def _of_attribute(name: str, value: object) -> Iterator[str]:
+    if name not in PUBLIC_FIELDS or isinstance(value, dict | list):
+        yield from _strings(value)
+    elif name == ENDPOINT_URL and isinstance(value, str):
+        yield from _parts_that_are_secret(value)
+
+
+def _parts_that_are_secret(url: str) -> Iterator[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        yield url
+        return
+    user = parts.netloc.rpartition("@")[0]
+    for part in (user, parts.query, parts.fragment):
+        yield from (piece for piece in _URL_PARTS.split(part) if piece)
+
+
+def _name(name: str) -> Iterator[str]:
+    if len(name) >= LONG_NAME and name not in _NAMES:
+        yield name
+
+
+def _strings(value: object) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            for name in value:
+                yield from _name(name)
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield str(value)
+
+
+class SecretMask:
+    """Masks secrets in texts that quote them: whole or their beginning, in any case, as they are or escaped
+    for JSON, URLs or HTML, or in base64 or hexadecimal."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        given = [secret[:LONGEST] for secret in islice(secrets, MANY)]
+        joined = "\0".join(given)
+        self._masks_all = len(given) == MANY or len(joined) > MUCH
+        if self._masks_all:
+            joined = ""
+        # Together, which is far quicker than one by one.
+        folded = fold(unescape(joined)).text.split("\0")
+        self._secrets = sorted(secret for secret in set(folded) if _has_content(secret))
+        self._beginnings = frozenset(s[:BEGINNING] for s in self._secrets if len(s) >= BEGINNING)
+        self._short: dict[int, set[str]] = {}  # by length
+        for secret in self._secrets:
+            if len(secret) < BEGINNING:
+                self._short.setdefault(len(secret), set()).add(secret)
+
+    @classmethod
+    def of_body(cls, body: bytes) -> Self:
+        """For all in a request's body that is not public. A body that is not JSON is one secret."""
+        try:
+            document: Any = json.loads(body)
+        except (ValueError, RecursionError):
+            document = body.decode(errors="replace")
+        return cls(secrets_of(document))
+
+    def __call__(self, text: str, *, was_cut: bool = False) -> str:
+        """The text with its secrets masked. Where it `was_cut`, its end may be a secret's beginning."""
+        if self._masks_all:
+            return MASK
+        if not self._secrets:
+            return text
+        plain = unescape(text)
+        folded = fold(plain)
+        spans = [*self._quoted(folded), *self._encoded(plain)]
+        if was_cut and (start := self._tail(folded)) is not None:
+            spans.append((start, len(text)))
+        return _masked(text, spans)
+
+    def _quoted(self, folded: Plain, shortest: int = 1) -> Iterator[tuple[int, int]]:
+        """Where secrets of at least `shortest` characters stand, in the original text."""
+        text, at = folded.text, 0
+        while at < len(text):
+            length = self._match(text, at)
+            if length >= shortest:
+                yield folded.starts[at], folded.ends[at + length - 1]
+            at += length or 1
+
+    def _match(self, text: str, at: int) -> int:
+        """Characters of a secret at this place."""
+        if text[at : at + BEGINNING] in self._beginnings:
+            rest = text[at : at + LONGEST]
+            # Of a sorted list, the neighbours have the most in common with it.
+            place = bisect_left(self._secrets, rest)
+            return max(
+                _common_length(secret, rest) for secret in self._secrets[max(0, place - 1) : place + 1]
+            )
+        for length, secrets in self._short.items():
+            if text[at : at + length] in secrets and (length >= SHORT or _stands_alone(text, at, length)):
+                return length
+        return 0
+
+    def _encoded(self, plain: Plain) -> Iterator[tuple[int, int]]:
+        """Runs of base64 or hexadecimal that hold a secret."""
+        for pattern, decode in ((_BASE64, _from_base64), (_HEX, _from_hexadecimal)):
+            for run in pattern.finditer(plain.text):
+                if any(self._is_in(decoded) for decoded in decode(run[0])):
+                    yield plain.starts[run.start()], plain.ends[run.end() - 1]
+
+    def _is_in(self, decoded: bytes) -> bool:
+        folded = fold(unescape(decoded.decode(errors="replace")))
+        return any(True for _ in self._quoted(folded, SHORT))
+
+    def _tail(self, folded: Plain) -> int | None:
+        """Where the beginning of a secret starts that the text ends with."""
+        text = without_cut_escape(folded.text)
+        for at in range(len(text) - TAIL + 1):
+            rest = text[at:]
+            place = bisect_left(self._secrets, rest)
+            if place < len(self._secrets) and self._secrets[place].startswith(rest):
+                return folded.starts[at]
+        return None
+
+
+def _has_content(secret: str) -> bool:
+    return len(secret) >= BEGINNING or _LETTER_OR_DIGIT.search(secret) is not None
+
+
+def _common_length(one: str, other: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
 
 
-def mask(text: str, forms: Iterable[str]) -> str:
-    """The text without any of these; a short one counts only where it stands alone."""
-    for form in forms:
-        if len(form) >= SHORT:
-            text = text.replace(form, MASK)
-        elif form in text:
-            text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", lambda _: MASK, text)
-    return text
+def _stands_alone(text: str, at: int, length: int) -> bool:
+    before, after = text[at - 1 : at] if at else "", text[at + length : at + length + 1]
+    return not _is_word(before) and not _is_word(after)
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _from_base64(run: str) -> Iterator[bytes]:
+    """What a run means, wherever in it the encoded text begins."""
+    standard = run.translate(_STANDARD_ALPHABET)
+    for offset in range(4):
+        whole = standard[offset:]
+        whole = whole[: len(whole) - 1] if len(whole) % 4 == 1 else whole
+        yield base64.b64decode(whole + "=" * (-len(whole) % 4))
+
+
+def _from_hexadecimal(run: str) -> Iterator[bytes]:
+    yield bytes.fromhex(run[: len(run) // 2 * 2])
+
+
+def _masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    parts: list[str] = []
+    at = 0
+    for start, end in sorted(spans):
+        if end <= at:
+            continue
+        if start >= at:
+            parts += (text[at:start], MASK)
+        at = end
+    parts.append(text[at:])
+    return "".join(parts)

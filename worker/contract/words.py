@@ -42,6 +42,25 @@ NOT_ALLOWED: Final = "not-allowed"
 CLOCK_HEADER: Final = "x-ott-clock"
 
 OWN_HEADERS: Final = "x-ott-"  # the beginning of every header of ours
+PUBLIC_HEADERS: Final = frozenset(
+    {
+        ACCOUNT_HEADER,
+        RECEIVED_AT_HEADER,
+        REQUEST_ID_HEADER,
+        REPLAY_COUNT_HEADER,
+        REPLAY_FORCE_HEADER,
+        REPLAY_AT_HEADER,
+        REPLAY_OF_HEADER,
+        REPLAY_REASON_HEADER,
+        REASON_HEADER,
+        ERROR_HEADER,
+        ATTEMPTS_HEADER,
+        DEAD_AT_HEADER,
+        ENCRYPTION_KEY_HEADER,
+        REPLY_REFUSED_HEADER,
+        CLOCK_HEADER,
+    }
+)  # the headers of ours, all of which may be shown
 
 # Values of the property `type`.
 REPLY_TYPE: Final = "ott.registration.reply"

@@ -5,20 +5,14 @@ import json
 from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 from worker.broker.encryption import why_closed
-from worker.contract import words
-from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
+from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PUBLIC_FIELDS
 from worker.contract.registration import MalformedBody, parse_object
-from worker.contract.secrets import forms_of, mask, secrets_in
+from worker.contract.secrets import SecretMask, without_query
+from worker.contract.words import PUBLIC_HEADERS
 from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body
 
-ATTRIBUTES: Final = "ottPlatformAttributes"
-URL_FIELD: Final = "endpointUrl"
-PUBLIC_FIELDS: Final = (
-    frozenset(name for platform in PLATFORMS.values() for name in platform.fields) - SECRET_FIELDS
-)
 PUBLIC_PROPERTIES: Final = (
     "message_id",
     "correlation_id",
@@ -28,9 +22,6 @@ PUBLIC_PROPERTIES: Final = (
     "user_id",
 )
 OTHER_PROPERTIES: Final = ("type", "app_id")
-OWN_HEADERS: Final = frozenset(
-    value for name, value in vars(words).items() if name.endswith("_HEADER") and isinstance(value, str)
-)
 BROKERS_HEADERS: Final = frozenset(
     {
         "x-acquired-count",
@@ -94,18 +85,18 @@ class _Guarded(_Revealed):
     """Shows what is known to hold no secret, and even there masks the secrets of the body."""
 
     def __init__(self, body: bytes) -> None:
-        self._secrets = [form for secret in secrets_in(body) for form in forms_of(secret)]
+        self._mask = SecretMask.of_body(body)
 
     def known(self, value: object) -> Any:
         if isinstance(value, str):
-            return mask(value, self._secrets)
+            return self._mask(value)
         return value if value is None or isinstance(value, bool | int | float) else describe(value)
 
     def unknown(self, value: object) -> Any:
         return describe(value)
 
     def header(self, name: str, value: object) -> Any:
-        if name in OWN_HEADERS or name in BROKERS_HEADERS:
+        if name in PUBLIC_HEADERS or name in BROKERS_HEADERS:
             return self.known(value)
         if name == BROKERS_HEADER and isinstance(value, list):
             return [self._death(entry) for entry in value]
@@ -116,7 +107,7 @@ class _Guarded(_Revealed):
             name: self._attributes(value)
             if name == ATTRIBUTES and isinstance(value, dict)
             else self.known(value)
-            if name == "ottPlatformName"
+            if name == PLATFORM_NAME
             else describe(value)
             for name, value in document.items()
         }
@@ -127,7 +118,7 @@ class _Guarded(_Revealed):
     def _attribute(self, name: str, value: object) -> Any:
         if name not in PUBLIC_FIELDS:
             return describe(value)
-        return self.known(without_query(value) if name == URL_FIELD and isinstance(value, str) else value)
+        return self.known(without_query(value) if name == ENDPOINT_URL and isinstance(value, str) else value)
 
     def _death(self, entry: object) -> Any:
         if not isinstance(entry, dict):
@@ -161,18 +152,6 @@ def describe(value: Any) -> Any:
         if isinstance(value, kind):
             return f"<{name}, {len(value)} {unit}{'s'[: len(value) != 1]}>" if unit else f"<{name}>"
     return f"<{type(value).__name__}>"
-
-
-def without_query(url: str) -> str:
-    """The URL without what may hold a token: user, query and fragment; `<string, …>` where it is no URL."""
-    try:
-        parts = urlsplit(url)
-        if not (parts.query or parts.fragment or "@" in parts.netloc):
-            return url
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
-    except ValueError:
-        return str(describe(url))
 
 
 def _plain(value: object) -> Any:

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from worker.contract.registration import FieldError
-from worker.contract.secrets import MASK, forms_of, mask
+from worker.contract.secrets import SecretMask
 from worker.contract.words import GENERIC
 from worker.marketing_cloud.response import Response
 
@@ -73,14 +73,11 @@ def read_answer(response: Response, now: datetime) -> Answer:
     )
 
 
-def without(answer: Answer, secrets: Iterable[str]) -> Answer:
-    """The answer with every one of `secrets` masked: Marketing Cloud may quote what it was sent."""
-    found = [form for secret in secrets if secret for form in forms_of(secret)]
+def masked(answer: Answer, mask: SecretMask) -> Answer:
+    """The answer without secrets: Marketing Cloud may quote what it was sent."""
 
     def clean(text: str) -> str:
-        was_cut = len(text) == MESSAGE_LIMIT
-        text = mask(text, found)
-        return _without_part(text, found) if was_cut else text
+        return mask(text, was_cut=len(text) == MESSAGE_LIMIT)
 
     return replace(
         answer,
@@ -90,15 +87,6 @@ def without(answer: Answer, secrets: Iterable[str]) -> Answer:
             FieldError(clean(e.message), e.errorcode, clean(e.documentation)) for e in answer.errors
         ),
     )
-
-
-def _without_part(text: str, secrets: Iterable[str]) -> str:
-    """A text that was cut may end in the beginning of a secret."""
-    for secret in secrets:
-        for length in range(min(len(secret), len(text)), 2, -1):
-            if text.endswith(secret[:length]):
-                return text[:-length] + MASK
-    return text
 
 
 def _object(body: bytes) -> dict[str, Any]:

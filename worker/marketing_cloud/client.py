@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Self
 
+from worker.contract.secrets import SecretMask
 from worker.events import Called, EventListener, Tracing
-from worker.marketing_cloud.answer import Answer, read_answer, without
+from worker.marketing_cloud.answer import Answer, masked, read_answer
 from worker.marketing_cloud.http import Endpoint, EnsureLease, Http, NoAnswer
 from worker.marketing_cloud.response import Response
 from worker.marketing_cloud.token import Token, Tokens
@@ -46,7 +47,7 @@ class MarketingCloud:
         self._events.call_ended(response.status, time.perf_counter() - started)
         answer = read_answer(response, datetime.now(UTC))
         # An error may quote the request's headers.
-        return without(answer, (token.value,)) if answer.message else answer
+        return masked(answer, SecretMask((token.value,))) if answer.message else answer
 
     async def _send_traced(
         self, tracing: Tracing, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
-from worker.contract.secrets import secrets_in
-from worker.marketing_cloud.answer import Answer, without
+from worker.contract.secrets import SecretMask
+from worker.marketing_cloud.answer import Answer, masked
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import AccountRefused, Token, TokenTrouble
 from worker.pipeline import policy
@@ -197,7 +197,7 @@ class Forwarder:
         verdict = policy.judge(answer)
         if verdict is not Verdict.REGISTERED:
             # Here and not later: the text goes to the log and the admin server too, as why the gate closed.
-            answer = without(answer, secrets_in(request.delivery.body))
+            answer = masked(answer, SecretMask.of_body(request.delivery.body))
         return _Try(verdict, answer, token)
 
 

@@ -21,4 +21,21 @@ PLATFORMS: Mapping[str, Platform] = MappingProxyType(
 SECRET_FIELDS: frozenset[str] = frozenset().union(*(platform.secrets for platform in PLATFORMS.values()))
 """The attributes, as named in the body, that no log, reply, header or metric may ever show."""
 
-__all__ = ["PLATFORMS", "SECRET_FIELDS", "Platform"]
+PUBLIC_FIELDS: frozenset[str] = frozenset(
+    name for platform in PLATFORMS.values() for name in platform.fields if name not in SECRET_FIELDS
+)
+"""The attributes that may be shown: names, ids, flags, and the endpoint URL without its query."""
+
+PLATFORM_NAME = "ottPlatformName"
+ATTRIBUTES = "ottPlatformAttributes"
+ENDPOINT_URL = "endpointUrl"
+
+__all__ = [
+    "ATTRIBUTES",
+    "ENDPOINT_URL",
+    "PLATFORMS",
+    "PLATFORM_NAME",
+    "PUBLIC_FIELDS",
+    "SECRET_FIELDS",
+    "Platform",
+]

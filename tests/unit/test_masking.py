@@ -17,6 +17,7 @@ from tests.rig import LINE, MESSENGER, messenger
 from worker.contract.platforms import PUBLIC_FIELDS, SECRET_FIELDS
 from worker.contract.secrets import BEGINNING, SecretMask, without_query
 from worker.marketing_cloud.answer import MESSAGE_LIMIT, masked, read_answer
+from worker.marketing_cloud.response import Response
 
 SECRET = "a-secret-of-some-length"
 WRITTEN: dict[str, Callable[[str], str]] = {
@@ -42,7 +43,7 @@ WRITTEN: dict[str, Callable[[str], str]] = {
 
 def answered(message: str, body: bytes) -> str:
     document = {"message": message, "documentation": message, "validationErrors": [{"message": message}]}
-    answer = read_answer(400, None, json.dumps(document).encode(), datetime.now(UTC))
+    answer = read_answer(Response(400, {}, json.dumps(document).encode()), datetime.now(UTC))
     answer = masked(answer, SecretMask.of_body(body))
     assert answer.message == answer.documentation == answer.errors[0].message
     return answer.message

@@ -235,3 +235,34 @@ async def test_a_connection_that_is_lost_after_removing_is_told(
     await other.close()
     with pytest.raises(BrokerUnreachable, match="may be there again"):
         await browser.__aexit__(None)
+
+
+async def test_letters_that_nobody_has_looked_at_yet_do_not_fill_the_memory(
+    connection: Connection, prefix: str, clean_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_browser, "HELD_BYTES", 1_000_000)
+    name, large = Topology(prefix).dead, 300_000
+    async with await aio_pika.connect(clean_broker) as client:
+        channel = await client.channel()
+        for number in range(100):
+            message = aio_pika.Message(b"%d" % number + b"x" * large)
+            await channel.default_exchange.publish(message, name)
+    async with QueueBrowser(connection, name) as browser:
+        looking, sizes = browser.look(100), []
+        for _ in range(100):
+            await anext(looking)
+            await asyncio.sleep(0.005)
+            sizes.append(browser._arrived_bytes)
+        await looking.aclose()
+    assert 0 < max(sizes) < 3_000_000
+    assert await depth(connection, name) == 100
+    async with QueueBrowser(connection, name) as browser:
+        await anext(browser.look(100))
+    assert await depth(connection, name) == 100
+
+
+async def test_a_letter_beyond_the_limit_is_told_without_its_body(connection: Connection, queue: str) -> None:
+    async with QueueBrowser(connection, queue, 1) as browser:
+        found = [delivery async for delivery in browser.look(COUNT)]
+    assert [delivery.oversize for delivery in found] == [False] * 10 + [True] * 190
+    assert {delivery.size for delivery in found} == {1, 2, 3}

@@ -6,6 +6,7 @@ import aio_pika
 import pytest
 
 from tests.rig import LINE, MESSENGER, Rig, messenger, until
+from worker.amqp import consumer
 from worker.events import EventListener
 from worker.sandbox.registry import Key
 
@@ -192,11 +193,40 @@ async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig:
     assert letter.headers["x-ott-dead-at"] == reply["completedAt"]
 
 
-async def test_an_oversize_request_is_refused_as_oversize(rig: Rig) -> None:
+async def test_an_oversize_request_is_refused_and_dead_lettered_by_the_broker(rig: Rig) -> None:
     requester = await rig.start(max_body_bytes=2000)
-    reply = await requester.ask(messenger(padding="x" * 2000))
+    body = messenger(padding="x" * 2000)
+    reply = await requester.ask(body)
     assert (reply["status"], reply["errorcode"]) == ("rejected", 10004)
-    assert (await requester.take("dead")).headers["x-ott-reason"] == "oversize"
+    letter = await requester.take("dead")
+    assert letter.body == body
+    assert letter.headers["x-first-death-reason"] == "rejected"
+    assert "x-ott-reason" not in letter.headers
+
+
+async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 200_000  # bytes
+    monkeypatch.setattr(consumer, "HELD_BYTES", limit)
+    requester = await rig.requester_for(rig.settings())
+    service = await rig.start_worker(rig.settings(prefetch=100))
+    names = [f"{number:03d}" for number in range(60)]
+    for name in names:
+        await requester.publish(messenger(f"1{int(name) % 7}", name, padding="x" * 20_000))
+    held: list[int] = []
+
+    async def are_answered() -> bool:
+        subscription = service.intake.subscription
+        held.append(0 if subscription is None else subscription.held_bytes)
+        return len(requester.order) >= len(names)
+
+    await until(are_answered, "all replies")
+    assert 0 < max(held) <= limit
+    bodies = [call.body for call in rig.sandbox.history.registration_calls]
+    called = [body["ottPlatformAttributes"]["pageName"] for body in bodies if body]
+    for page in range(7):
+        assert [name for name in called if int(name) % 7 == page] == names[page::7]
 
 
 async def test_a_registered_request_leaves_no_dead_letter_and_a_journal_record(rig: Rig) -> None:

@@ -109,8 +109,18 @@ class Connection:
         """Write whole frames now, ahead of what the client has queued. Nothing on a lost connection."""
         self._transport.write(frames)
 
+    def pause_reading(self) -> None:
+        """Read nothing more for a moment, so that what arrives does not fill the memory. The broker gives a
+        client up that does not read for 15 s."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
+
     async def close(self) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
+        self.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._connection.close()

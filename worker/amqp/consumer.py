@@ -17,6 +17,7 @@ from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable
 
+HELD_BYTES = 64 * 2**20  # of unsettled deliveries, in memory; the bodies beyond it are withheld
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns.
 LEASE_TIMEOUT = 30.0  # seconds
@@ -45,6 +46,7 @@ class Delivery:
     exchange: str = ""
     routing_key: str = ""
     dropped: int = 0  # bytes of a body that was not kept; `body` is empty then
+    held: int = 0  # bytes that count towards the subscription's limit
 
     @property
     def oversize(self) -> bool:
@@ -71,8 +73,13 @@ def delivery_of(method: bytes, properties: Properties, body: bytes, dropped: int
 
 
 class Subscription:
-    """Deliveries of one channel. `ended` is done when it is over, with the reason. A body larger than
-    `max_body_bytes` is dropped while it arrives (`Delivery.oversize`)."""
+    """Deliveries of one channel. `ended` is done when it is over, with the reason.
+
+    Memory is bounded whatever the messages. A body larger than `max_body_bytes` is dropped while it arrives
+    (`Delivery.oversize`). When what is unsettled comes to HELD_BYTES, further deliveries are withheld: they
+    stay unsettled, without their bodies, and are not handed over. To give back only those would let newer
+    messages overtake them, so they come again with the next subscription: end this one when it `is_spent`.
+    """
 
     def __init__(
         self, connection: Connection, queue: str, prefetch: int, max_body_bytes: float = math.inf
@@ -89,6 +96,8 @@ class Subscription:
         self._unsettled: dict[int, Delivery] = {}
         self._acknowledged: list[int] = []
         self._rejected: list[int] = []
+        self._held_bytes = 0
+        self._is_withholding = False
         self._flushing = False
         self._has_settled = False
         self._lease_renewed_at = 0.0
@@ -111,6 +120,16 @@ class Subscription:
         return len(self._unsettled)
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of unsettled deliveries in memory."""
+        return self._held_bytes
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether deliveries are withheld, and most of the others are settled."""
+        return self._is_withholding and self._held_bytes <= HELD_BYTES / 4
+
+    @property
     def oldest(self) -> Delivery | None:
         """The unsettled delivery that is held longest."""
         return next(iter(self._unsettled.values()), None)
@@ -128,6 +147,10 @@ class Subscription:
                 return
             delivery = delivery_of(method, properties, body, dropped)
             self._unsettled[delivery.tag] = delivery
+            if self._is_withholding:
+                return
+            delivery.held = len(body) + len(properties.raw("headers"))
+            self._held_bytes += delivery.held
             # Not from here: what goes wrong with one delivery must not end the connection.
             loop.call_soon(hand_over, delivery)
 
@@ -135,9 +158,7 @@ class Subscription:
             if not self.ended.done():
                 on_delivery(delivery)
 
-        self._interceptor = self._connection.intercept(
-            channel, arrived, keeps_body=lambda size: size <= self._max_body_bytes
-        )
+        self._interceptor = self._connection.intercept(channel, arrived, keeps_body=self._keeps_body)
         asked_at = time.monotonic()
         with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
@@ -149,18 +170,16 @@ class Subscription:
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, once; nothing where the delivery is settled or the subscription has ended.
         Acknowledgements of one turn of the loop travel together."""
-        if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
-            return
-        self._acknowledged.append(delivery.tag)
-        self._flush_soon()
+        if self._is_settled_now(delivery):
+            self._acknowledged.append(delivery.tag)
+            self._flush_soon()
 
     def reject(self, delivery: Delivery) -> None:
         """Reject, once, without requeueing: the broker dead-letters the message. Nothing where the delivery
         is settled or the subscription has ended."""
-        if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
-            return
-        self._rejected.append(delivery.tag)
-        self._flush_soon()
+        if self._is_settled_now(delivery):
+            self._rejected.append(delivery.tag)
+            self._flush_soon()
 
     async def ensure_lease(self) -> None:
         """Return at once while the broker is known to count this consumer as alive, else when the lease is
@@ -185,6 +204,19 @@ class Subscription:
             await close_channel(channel, RPC_TIMEOUT)
         self._end("closed")
         return heard
+
+    def _keeps_body(self, size: int) -> bool:
+        if size > self._max_body_bytes:
+            return False
+        if self._held_bytes and self._held_bytes + size > HELD_BYTES:
+            self._is_withholding = True
+        return not self._is_withholding
+
+    def _is_settled_now(self, delivery: Delivery) -> bool:
+        if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
+            return False
+        self._held_bytes -= delivery.held
+        return True
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         reason = None if closing.cancelled() else closing.exception()

@@ -8,6 +8,7 @@ others out, and what a killed process held is waited for.
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Self
@@ -31,6 +32,8 @@ LARGEST_PREFETCH = 65_535
 # (That is a small map of the broker's, which keeps its keys sorted up to 32 of them.)
 FIRST_WINDOW = 2_000
 WINDOWS = 32
+TAKE_WINDOW = 100  # more deliveries than are to be held, while others are removed
+HELD_BYTES = 16 * 2**20  # of deliveries that have arrived and nobody has looked at yet
 LOST = "The connection to RabbitMQ was lost"
 BARRIER = "browse-barrier"  # consumer tag
 
@@ -141,11 +144,21 @@ class QueueBrowser:
     its place when the context ends. Raises TopologyError or BrokerUnreachable, also at the end, where it is
     not known that what was removed is gone."""
 
-    def __init__(self, connection: Connection, queue: str, *, window: int = FIRST_WINDOW) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        queue: str,
+        max_body_bytes: float = math.inf,
+        *,
+        window: int = FIRST_WINDOW,
+    ) -> None:
+        """A body larger than `max_body_bytes` is not kept: `Delivery.oversize`."""
         self._connection = connection
         self._queue = queue
+        self._max_body_bytes = max_body_bytes
         self._window = window
         self._arrived: deque[Delivery] = deque()
+        self._arrived_bytes = 0
         self._news = asyncio.Event()
         self._credit = 0
         self._has_removed = False
@@ -153,10 +166,14 @@ class QueueBrowser:
     async def __aenter__(self) -> Self:
         self._channel = await self._connection.channel()
         self._channel.closing.add_done_callback(lambda _: self._news.set())
-        self._connection.intercept(self._channel, self._take)
+        self._connection.intercept(
+            self._channel, self._take, keeps_body=lambda size: size <= self._max_body_bytes
+        )
         return self
 
     async def __aexit__(self, error: object, *_: object) -> None:
+        self._max_body_bytes = -1  # what arrives from now on goes back unseen
+        self._connection.resume_reading()
         try:
             if self._has_removed:
                 with broker_errors(LOST):
@@ -185,17 +202,17 @@ class QueueBrowser:
             if not await self._more():
                 return
             while self._arrived and seen < count:
-                yield self._arrived.popleft()
+                yield self._next()
                 seen += 1
 
     async def take(self, count: int, held: int) -> Deliveries:
         """As `look`, where all but `held` of them will be removed while it goes on. One consumer does it:
         what is removed makes room for others, and order would be lost between two."""
-        await self._consume(0, min(LARGEST_PREFETCH, held + self._window))
+        await self._consume(0, min(LARGEST_PREFETCH, held + min(self._window, TAKE_WINDOW)))
         for _ in range(count):
             if not await self._more():
                 return
-            yield self._arrived.popleft()
+            yield self._next()
 
     async def remove(self, delivery: Delivery) -> None:
         """Take one that was looked at out of the queue, for good."""
@@ -237,7 +254,17 @@ class QueueBrowser:
     def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
         self._credit -= 1
         self._arrived.append(delivery_of(method, properties, body, dropped))
+        self._arrived_bytes += len(body)
+        if self._arrived_bytes > HELD_BYTES:
+            self._connection.pause_reading()
         self._news.set()
+
+    def _next(self) -> Delivery:
+        delivery = self._arrived.popleft()
+        self._arrived_bytes -= len(delivery.body)
+        if self._arrived_bytes <= HELD_BYTES:
+            self._connection.resume_reading()
+        return delivery
 
     async def _more(self) -> bool:
         """Wait for a delivery. False if there is none to come."""

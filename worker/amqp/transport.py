@@ -129,6 +129,7 @@ class InterceptingTransport(TransportFactory):
         self.interceptors: dict[int, FrameInterceptor] = {}
         self._reader: InterceptingReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.ReadTransport | None = None
 
     @property
     def is_used(self) -> bool:
@@ -145,6 +146,16 @@ class InterceptingTransport(TransportFactory):
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frames)
 
+    def pause_reading(self) -> None:
+        """Leave what arrives in the socket."""
+        if self._reading is not None and not self._reading.is_closing():
+            self._reading.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._reading is not None and not self._reading.is_closing():
+            self._reading.resume_reading()
+
     def abort(self) -> None:
         """End the stream at once."""
         if self._writer is not None:
@@ -157,6 +168,7 @@ class InterceptingTransport(TransportFactory):
         transport, _protocol = await loop.create_connection(
             lambda: protocol, url.host or "", url.port or 0, ssl=self._tls
         )
+        self._reading = transport
         writer = self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         return reader, writer
 

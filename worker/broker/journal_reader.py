@@ -20,6 +20,7 @@ from worker.errors import TopologyError
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
+LARGEST_MESSAGE = 262_144  # bytes; the records of a larger one, which nobody of ours wrote, are not read
 RPC_TIMEOUT = 30.0  # seconds
 POLL_INTERVAL = 0.05  # seconds, for what a replica of the stream does not show yet
 OFFSET_HEADER = "x-stream-offset"
@@ -135,7 +136,7 @@ class _StreamConsumer:
         self._messages: deque[Delivery] = deque()
         self._news = asyncio.Event()
         channel.closing.add_done_callback(lambda _: self._news.set())
-        connection.intercept(channel, self._take)
+        connection.intercept(channel, self._take, keeps_body=lambda size: size <= LARGEST_MESSAGE)
 
     @property
     def is_empty(self) -> bool:

@@ -19,6 +19,8 @@ def request_id(delivery: Delivery) -> str:
     if given:
         return given
     digest = hashlib.blake2b(delivery.body, digest_size=16, person=b"ott-request-id")
+    if delivery.oversize:
+        digest.update(b"%d" % delivery.size)
     for name in ("correlation_id", "reply_to", "timestamp"):
         digest.update(b"\0" + properties.raw(name))
     digest.update(b"\0" + str(properties.header(ACCOUNT_HEADER)).encode(errors="replace"))

@@ -60,13 +60,17 @@ class Rejection:
     resource_id: str | None = None
 
 
+def oversize(max_bytes: int) -> Rejection:
+    """What becomes of a body that is larger than `max_bytes`."""
+    return Rejection("oversize", f"The body is larger than {max_bytes} bytes; send a smaller one.", MALFORMED)
+
+
 def parse_registration(
     body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int
 ) -> Registration | Rejection:
     """What a message asks for. Never raises, and answers the same body in the same way every time."""
     if len(body) > max_bytes:
-        too_large = f"The body is larger than {max_bytes} bytes; send a smaller one."
-        return Rejection("oversize", too_large, MALFORMED)
+        return oversize(max_bytes)
     try:
         _check_media_type(content_type, content_encoding)
         return validate(parse_object(body))

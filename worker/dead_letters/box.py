@@ -11,6 +11,8 @@ from worker.dead_letters.letter import Letter, opened, read
 from worker.dead_letters.selection import Selection
 from worker.settings import Settings
 
+SEAL_BYTES = 1024  # more than encryption adds to a body
+
 Letters = AsyncGenerator[Letter, None]
 
 
@@ -22,10 +24,11 @@ class DeadLetterBox:
         self._queue = Topology(settings.prefix).dead
         self._default_account = settings.mc_account_id
         self._seals = Seals(settings)
+        self._max_body_bytes = settings.max_body_bytes + SEAL_BYTES
 
     async def look(self, selection: Selection) -> Letters:
         """The letters of a selection, oldest first; the queue is as before when this has ended."""
-        async with QueueBrowser(self._connection, self._queue) as browser:
+        async with QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser:
             count = await depth(self._connection, self._queue)
             async with contextlib.aclosing(browser.look(count)) as deliveries:
                 async for delivery in deliveries:
@@ -40,7 +43,7 @@ class DeadLetterBox:
     @contextlib.asynccontextmanager
     async def take(self, count: int, held: int) -> AsyncIterator["Removal"]:
         """The oldest `count` letters, to remove all but about `held` of them."""
-        async with QueueBrowser(self._connection, self._queue) as browser:
+        async with QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser:
             yield Removal(browser, count, held, self._default_account, self._seals)
 
 

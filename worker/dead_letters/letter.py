@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
-from worker.broker.encryption import CannotOpen, Seals, is_sealed, why_closed
+from worker.broker.encryption import CannotOpen, Seals, why_closed
 from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, request_id
 from worker.contract.registration import parse_registration
@@ -76,10 +76,17 @@ def opened(delivery: Delivery, seals: Seals) -> Delivery:
     return delivery
 
 
+def why_unreadable(delivery: Delivery) -> str:
+    """Why the body of a dead letter cannot be read, in one line; `""` where it can."""
+    if delivery.oversize:
+        return f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
+    return why_closed(delivery.body)
+
+
 def open_body(delivery: Delivery) -> bytes:
-    """The body of the request that a dead letter holds. Raises CannotOpen where it is still sealed."""
-    if is_sealed(delivery.body):
-        raise CannotOpen(why_closed(delivery.body))
+    """The body of the request that a dead letter holds. Raises CannotOpen where it cannot be read."""
+    if why := why_unreadable(delivery):
+        raise CannotOpen(why)
     return delivery.body
 
 
@@ -97,7 +104,7 @@ def read(delivery: Delivery, default_account: str | None) -> Letter:
     return Letter(
         delivery=delivery,
         id=_text(properties, REQUEST_ID_HEADER) or request_id(delivery),
-        reason=_text(properties, REASON_HEADER) or str(death.get("reason") or "unknown"),
+        reason=_text(properties, REASON_HEADER) or _brokers_reason(death),
         error=_text(properties, ERROR_HEADER) or "",
         attempts=_number(properties, ATTEMPTS_HEADER),
         account=account_of(properties) or default_account,
@@ -141,6 +148,12 @@ def _broker_made(properties: Properties) -> dict[str, Any]:
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
     return {"reason": newest.get("reason"), "time": int(time.timestamp()) * 1_000_000}
+
+
+def _brokers_reason(death: Mapping[str, Any]) -> str:
+    """The worker rejects a request itself only where its body was too large to keep (contract §5)."""
+    reason = str(death.get("reason") or "unknown")
+    return "oversize" if reason == "rejected" else reason
 
 
 def _text(properties: Properties, name: str) -> str | None:

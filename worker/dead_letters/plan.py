@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.broker.encryption import why_closed
 from worker.broker.journal_index import JournalIndex, read_into
 from worker.broker.journal_reader import open_journal
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.resource import Resource
 from worker.dead_letters.box import DeadLetterBox
-from worker.dead_letters.letter import Letter, open_body
+from worker.dead_letters.letter import Letter, open_body, why_unreadable
 from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
@@ -78,7 +77,7 @@ class Planner:
 
     def _forecast(self, letter: Letter, newest: JournalIndex | None) -> Forecast:
         resource = letter.resource
-        if closed := why_closed(letter.delivery.body):
+        if closed := why_unreadable(letter.delivery):
             return Forecast(letter, "unfit", closed)
         if self._patch:
             patched = self._patch.apply(open_body(letter.delivery), self._settings.max_body_bytes)

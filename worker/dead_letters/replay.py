@@ -18,7 +18,6 @@ from worker.amqp.consumer import COUNTS
 from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
-from worker.broker.encryption import why_closed
 from worker.broker.topology import Topology
 from worker.contract.resource import Resource
 from worker.contract.timestamps import now, text_of
@@ -38,7 +37,7 @@ from worker.contract.words import (
     REQUEST_KEY,
 )
 from worker.dead_letters.box import DeadLetterBox, Removal
-from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body
+from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body, why_unreadable
 from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.dead_letters.plan import Plan
 from worker.dead_letters.selection import Selection
@@ -159,7 +158,7 @@ class Replay:
             task.cancel()
 
     def _message(self, letter: Letter) -> "Message | InvalidPatch":
-        if closed := why_closed(letter.delivery.body):
+        if closed := why_unreadable(letter.delivery):
             return InvalidPatch((closed,))
         body = open_body(letter.delivery)
         properties = replayed(letter, force=self._force)

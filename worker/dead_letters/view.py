@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any, Final
 
-from worker.broker.encryption import why_closed
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PUBLIC_FIELDS
 from worker.contract.registration import MalformedBody, parse_object
 from worker.contract.secrets import SecretMask, without_query
 from worker.contract.words import PUBLIC_HEADERS
-from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body
+from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body, why_unreadable
 
 PUBLIC_PROPERTIES: Final = (
     "message_id",
@@ -40,7 +39,7 @@ DEATH_FIELDS: Final = frozenset(
 
 def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     """The summary, and all properties, headers and the body: plain JSON values."""
-    closed = why_closed(letter.delivery.body)
+    closed = why_unreadable(letter.delivery)
     body = b"" if closed else open_body(letter.delivery)
     shown = _Revealed() if reveal else _Guarded(body)
     properties = letter.delivery.properties

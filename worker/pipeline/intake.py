@@ -1,10 +1,11 @@
 """Taking requests from the queue, subscription after subscription (contract §2, §5, §6).
 
-A subscription ends because the connection is lost, because deliveries have been held for too long, because
-an operator orders a pause (contract §9), or because the worker is told to stop. Before the next one begins,
-all unsettled deliveries are back in the queue, in their order. Each subscription has the same prefetch as the
-one before: a quorum queue delivers returned messages first, and puts those that return once more behind them,
-so a subscription that took only a part of them would let newer requests overtake older ones.
+A subscription ends because the connection is lost, because deliveries have been held for too long or are too
+large to hold all of them at once, because an operator orders a pause (contract §9), or because the worker is
+told to stop. Before the next one begins, all unsettled deliveries are back in the queue, in their order.
+Each subscription has the same prefetch as the one before: a quorum queue delivers returned messages first,
+and puts those that return once more behind them, so a subscription that took only a part of them would let
+newer requests overtake older ones.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
 HELD = "held for too long"
 PAUSED = "paused by order"
+SPENT = "as many bytes as are held at once"
 DEFECT_PAUSE = 1.0  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
@@ -124,7 +126,9 @@ class Intake:
     async def _consume(self, connection: Connection) -> bool:
         """One subscription. True if the next one may follow on the same connection."""
         prefetch = self._settings.prefetch
-        subscription = self._subscription = Subscription(connection, self._queue, prefetch)
+        subscription = self._subscription = Subscription(
+            connection, self._queue, prefetch, self._settings.max_body_bytes
+        )
         journeys = self._journeys = self._journeys_for(subscription)
         journeys.own_requeues = self._own_requeues
         journeys.carried_attempts = self._carried_attempts
@@ -143,7 +147,7 @@ class Intake:
                 self._events.stale_deliveries(watch.unsettled)
                 self._events.subscription_ended(why)
                 return False
-            self._own_requeues += why in (HELD, PAUSED)
+            self._own_requeues += why in (HELD, PAUSED, SPENT)
             self._carried_attempts = journeys.attempts
             barrier.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
@@ -245,6 +249,8 @@ class _Watch:
             return PAUSED
         if self._journeys.failed.is_set():
             return "a journey failed"
+        if self._subscription.is_spent:
+            return SPENT
         oldest = self._subscription.oldest
         if oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit:
             return HELD

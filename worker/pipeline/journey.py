@@ -101,9 +101,7 @@ class Journeys:
         try:
             outcome = await self._decide(request)
             request.phase = "settling"
-            settlement = await self._settler.settle(
-                request, outcome, lambda: self._subscription.ack(request.delivery)
-            )
+            settlement = await self._settler.settle(request, outcome, self._end)
             self._replay_guard.settled(settlement)
         except Exception as error:
             # A defect of ours. The intake gives everything back; until then nothing may overtake this
@@ -113,6 +111,14 @@ class Journeys:
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
+
+    def _end(self, delivery: Delivery) -> None:
+        """Take a settled request out of the queue. The body of an oversize one is with the broker alone, so
+        the broker dead-letters it."""
+        if delivery.oversize:
+            self._subscription.reject(delivery)
+        else:
+            self._subscription.ack(delivery)
 
     async def _decide(self, request: Request) -> Outcome:
         if isinstance(request.parsed, Rejection):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from worker.amqp.consumer import Delivery
 from worker.broker.request_message import account_of, first_received_at, request_id
-from worker.contract.registration import FieldError, Registration, Rejection, parse_registration
+from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
 from worker.contract.resource import Resource
 from worker.contract.words import ACCOUNT_HEADER, WRONG_TYPE, Reason, Status
 from worker.pipeline.arrival_clock import ArrivalClock
@@ -61,10 +61,11 @@ def parse_request(
     message."""
     properties = delivery.properties
     account = account_of(properties)
-    if account is None:
-        parsed: Registration | Rejection = Rejection(
-            "invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", WRONG_TYPE
-        )
+    parsed: Registration | Rejection
+    if delivery.oversize:
+        parsed = oversize(max_body_bytes)
+    elif account is None:
+        parsed = Rejection("invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", WRONG_TYPE)
     else:
         parsed = parse_registration(
             delivery.body,

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable
 
 from worker.amqp.confirm_channel import DIRECT_REPLY_TO, Message
-from worker.amqp.consumer import COUNTS
+from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.encryption import Seals
@@ -48,13 +48,14 @@ class Settler:
         self._events = events
         self._trace = None if tracing is None else tracing.headers
 
-    async def settle(self, request: Request, outcome: Outcome, ack: Callable[[], None]) -> Settlement:
-        """Publish what the outcome asks for, wait until the broker has confirmed all of it, then `ack`."""
+    async def settle(self, request: Request, outcome: Outcome, end: Callable[[Delivery], None]) -> Settlement:
+        """Publish what the outcome asks for, wait until the broker has confirmed all of it, then `end` the
+        delivery."""
         settlement = _settlement(request, outcome)
         body = reply_body(settlement)
         reply = self._publisher.send(self._reply(request, body))
         letter = None
-        if settlement.reason is not None:
+        if settlement.reason is not None and not request.delivery.oversize:
             letter = self._publisher.send(self._dead_letter(request, settlement))
         try:
             if self._journal is not None:
@@ -71,7 +72,7 @@ class Settler:
             if letter is not None:
                 letter.cancel()
             raise
-        ack()
+        end(request.delivery)
         return settlement
 
     def _reply(self, request: Request, body: bytes) -> Message:

@@ -4,8 +4,9 @@ acknowledged (contract §4, §5)."""
 import asyncio
 from collections.abc import Callable
 
-from worker.amqp.confirm_channel import DIRECT_REPLY_TO, Message
+from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import COUNTS, Delivery
+from worker.amqp.direct_reply import DIRECT_REPLY_TO
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.encryption import Seals

@@ -66,12 +66,16 @@ class _PendingPublish:
 @dataclass(eq=False)
 class ConfirmChannel:
     """One channel in confirm mode, opened again whenever it closes; holds what is not confirmed. `missing` is
-    set when one of our own objects is not there."""
+    set when one of our own objects is not there.
+
+    With `publishes_again=False` it is opened once. A publish whose confirm does not come, or that is on its
+    way when the channel closes, ends in BrokerUnreachable: whether the broker took it is unknown."""
 
     name: str
     events: EventListener
     missing: asyncio.Event = field(default_factory=asyncio.Event)
     is_for_streams: bool = False
+    publishes_again: bool = True
     confirmed_at: float = 0.0
     _connection: Connection | None = None
     _interceptor: FrameInterceptor | None = None
@@ -132,6 +136,8 @@ class ConfirmChannel:
                 self._interceptor = None
                 self._take_back()
             self._closed(reason)
+            if not self.publishes_again:
+                return
             await asyncio.sleep(RETRY[0])
 
     def _open(self, channel: Channel, connection: Connection) -> None:
@@ -195,6 +201,9 @@ class ConfirmChannel:
                 break
             del self._sent[tag]
             self._tags.pop(pending.key, None)
+            if not self.publishes_again:
+                _fail(pending, BrokerUnreachable("RabbitMQ did not confirm in time"))
+                continue
             pending.overdue += 1
             if pending.message.external and pending.overdue >= GIVE_UP_AFTER and not pending.future.done():
                 pending.future.set_exception(QueueFull("the queue does not confirm"))
@@ -322,6 +331,14 @@ class ConfirmChannel:
 
     def _take_back(self) -> None:
         """What the lost channel did not confirm goes first in the next one's outbox, in its order."""
+        if not self.publishes_again:
+            for pending in [*self._sent.values(), *self._outbox, *self._later]:
+                _fail(pending, BrokerUnreachable("The channel was lost"))
+            self._later.clear()
+            self._outbox.clear()
+            self._sent.clear()
+            self._tags.clear()
+            return
         kept: list[_PendingPublish] = []
         for pending in self._sent.values():
             pending.channel_losses += 1
@@ -382,6 +399,11 @@ async def publish_once(connection: Connection, message: Message) -> None:
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
         channel.abandon()
+
+
+def _fail(pending: _PendingPublish, error: WorkerError) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
 
 
 @lru_cache(maxsize=1000)

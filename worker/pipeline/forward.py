@@ -7,6 +7,7 @@ again within attempts and budget (`_retry`).
 
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
@@ -40,6 +41,7 @@ class Forwarder:
 
     def __init__(self, settings: Settings, marketing_cloud: MarketingCloud, gate: Gate) -> None:
         self._settings = settings
+        self._may_rest: Callable[[], bool] = lambda: True
         self._marketing_cloud = marketing_cloud
         self._gate = gate
         self._limiter = _limiter(settings.rate_limit)
@@ -63,10 +65,20 @@ class Forwarder:
         """Whether an outage keeps requests waiting."""
         return self._gate.is_pausing
 
+    def share(self, share: float, may_rest: Callable[[], bool]) -> "Forwarder":
+        """One of several that forward side by side, with one gate and so large a share of the rate limit.
+        `may_rest` tells whether the others have no request under way either."""
+        other = copy(self)
+        rate = self._settings.rate_limit
+        other._limiter = None if rate is None else _limiter(rate * share)
+        other._may_rest = may_rest
+        return other
+
     def rest(self) -> None:
         """No request is under way any more."""
-        self._gate.rest()
-        self._accounts.rest()
+        if self._may_rest():
+            self._gate.rest()
+            self._accounts.rest()
 
     async def _retry(self, request: Request, ensure_lease: EnsureLease, first: _Try, started: float) -> _Try:
         settings, gate = self._settings, self._gate

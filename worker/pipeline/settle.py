@@ -97,7 +97,7 @@ class Settler:
         """Contract §4: not one of our own queues, and of RabbitMQ's only those made for replies."""
         if reply_to.startswith("amq."):
             return reply_to.startswith((GENERATED, DIRECT_REPLY_TO))
-        return reply_to not in self._topology.own_queues
+        return not self._topology.is_own(reply_to)
 
     def _dead_letter(self, request: Request, settlement: Settlement) -> Message:
         properties = request.delivery.properties.changed(

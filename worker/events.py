@@ -92,8 +92,9 @@ class EventListener:
     def call_ended(self, status: int | None, seconds: float) -> None:
         """A registration call ended with an HTTP status, or with none."""
 
-    def token_fetched(self, result: TokenResult) -> None:
-        """A token request ended: `ok`, `refused` (the credentials or the account) or `failed` (no answer)."""
+    def token_fetched(self, result: TokenResult, why: str) -> None:
+        """A token request ended: `ok`, `refused` (the credentials or the account) or `failed` (no answer);
+        `why` tells what the endpoint said, without the credentials."""
 
     def gate_closed(self, why: str) -> None:
         """An outage of Marketing Cloud: the worker pauses."""
@@ -101,6 +102,12 @@ class EventListener:
     def gate_left(self, seconds: float) -> None:
         """The deliveries went back during a pause, `seconds` long so far: another worker may have them next,
         and whether the outage goes on is not known here."""
+
+    def gate_opening(self) -> None:
+        """Marketing Cloud answers again: requests go on, few at first."""
+
+    def gate_closed_again(self, why: str) -> None:
+        """The outage goes on: a request failed while the gate was opening."""
 
     def gate_opened(self, seconds: float) -> None:
         """The outage is over, after so many seconds."""
@@ -116,27 +123,6 @@ class EventListener:
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
         """A request has left the requests queue, `seconds` after its delivery arrived."""
-
-    def epoch_began(self, epoch: int, partitions: int, seconds: float) -> None:
-        """This worker routes requests into so many partitions; the barrier took so many seconds."""
-
-    def epoch_ended(self, why: str) -> None:
-        """This worker stops routing, and begins anew if it is still the router."""
-
-    def routed(self, partition: int) -> None:
-        """A partition has taken a request."""
-
-    def partition_taken(self, partition: int) -> None:
-        """A delivery came: this worker is the partition's active consumer."""
-
-    def partition_left(self, partition: int, why: str) -> None:
-        """This worker's subscription to a partition has ended."""
-
-    def late_request_ignored(self, partition: int) -> None:
-        """A router that had lost its role went on publishing; the router after it was given the request."""
-
-    def partition_log_unreadable(self, why: str) -> None:
-        """The stream of epochs and barriers cannot be read; no partition is taken over until it can."""
 
     def journal_unreadable(self, why: str) -> None:
         """The journal could not be read; nothing waits for it but replays."""

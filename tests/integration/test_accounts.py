@@ -98,7 +98,7 @@ async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_b
     assert await requester.depth("dead") == 0
 
 
-async def test_an_account_whose_tokens_are_turned_down_fails_alone_once_others_got_through(rig: Rig) -> None:
+async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig: Rig) -> None:
     events = GateEvents()
     requester = await rig.start(
         events, retry_attempts=1000
@@ -119,21 +119,6 @@ async def test_an_account_whose_tokens_are_turned_down_fails_alone_once_others_g
     assert not events.closed
 
 
-async def test_where_every_token_is_turned_down_no_account_is_blamed(rig: Rig) -> None:
-    events = GateEvents()
-    requester = await rig.start(events, retry_attempts=6)
-    rig.sandbox.faults.add(failing(401))
-    ids = [
-        await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": str(n % 3)})
-        for n in range(12)
-    ]
-    await until(lambda: events.closed, "the gate to close")
-    rig.sandbox.heal()
-    for i in ids:
-        assert (await requester.reply(i))["status"] == "registered"
-    assert await requester.depth("dead") == 0
-
-
 async def test_however_many_requests_name_an_account_that_is_turned_down_the_others_go_on(rig: Rig) -> None:
     events = GateEvents()
     requester = await rig.start(events)
@@ -148,7 +133,7 @@ async def test_however_many_requests_name_an_account_that_is_turned_down_the_oth
     assert not events.closed
 
 
-async def test_an_account_that_is_turned_down_again_and_again_fails_though_nobody_else_sends(
+async def test_an_account_that_is_turned_down_fails_though_nobody_else_sends(
     rig: Rig,
 ) -> None:
     requester = await rig.start(retry_attempts=3)
@@ -156,21 +141,6 @@ async def test_an_account_that_is_turned_down_again_and_again_fails_though_nobod
     reply = await requester.ask(messenger(), headers={"x-ott-account-id": "666"})
     assert (reply["status"], reply["httpStatus"]) == ("failed", 401)
     assert len(rig.sandbox.history.token_calls) <= 7
-
-
-@pytest.mark.parametrize("status", [429, 500])
-async def test_an_account_whose_token_does_not_come_waits_alone_until_it_does(rig: Rig, status: int) -> None:
-    events = GateEvents()
-    requester = await rig.start(events)
-    rig.sandbox.faults.add(Status(path="token", account="666", status=status))
-    bad = [await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": "666"}) for n in range(9)]
-    for n in range(5):
-        assert (await requester.ask(messenger(f"good-{n}")))["status"] == "registered"
-    assert not any(requester.replies.get(i) for i in bad)
-    rig.sandbox.heal()
-    for i in bad:
-        assert (await requester.reply(i))["status"] == "registered"
-    assert not events.closed
 
 
 @pytest.mark.parametrize(
@@ -188,3 +158,61 @@ async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, answer:
     rig.sandbox.faults.add(Status(path="token", status=200, body=body))
     await requester.publish(messenger())
     await until(lambda: events.closed, "a pause")
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nobody(
+    rig: Rig, status: int
+) -> None:
+    """They are exhausted; the first after all attempts, the others soon."""
+    events = GateEvents()
+    requester = await rig.start(events, prefetch=50, retry_attempts=3)
+    rig.sandbox.faults.add(Status(path="token", account="666", status=status))
+    bad = [
+        await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": "666"}) for n in range(250)
+    ]
+    assert (await requester.ask(messenger("good")))["status"] == "registered"
+    replies = [await requester.reply(i) for i in bad]
+    assert {(reply["status"], reply["httpStatus"]) for reply in replies} == {("failed", None)}
+    assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"
+    assert not events.closed
+    rig.sandbox.heal()
+    reply = await requester.ask(messenger("p1"), headers={"x-ott-account-id": "666"})
+    assert reply["status"] == "registered"
+
+
+@pytest.mark.parametrize("status", [401, 503])
+async def test_where_the_default_account_is_given_no_token_either_it_is_an_outage(
+    rig: Rig, status: int
+) -> None:
+    """Even though the token that the default account was given before is still good."""
+    events = GateEvents()
+    requester = await rig.start(events)
+    await requester.ask(messenger())
+    rig.sandbox.faults.add(Status(path="token", status=status))
+    asked = await requester.publish(messenger(), headers={"x-ott-account-id": "777"})
+    await until(lambda: events.closed, "the gate to close")
+    assert await requester.depth("dead") == 0
+    rig.sandbox.heal()
+    assert (await requester.reply(asked))["status"] == "registered"
+
+
+async def test_a_scope_that_was_granted_after_a_403_is_taken_up_by_the_next_request(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger())
+    tokens = len(rig.sandbox.history.token_calls)
+    rig.sandbox.faults.add(failing(403, errorcode=20002, count=1))
+    reply = await requester.ask(messenger())
+    assert (reply["status"], reply["attempts"]) == ("registered", 2)
+    rig.sandbox.faults.add(failing(403, errorcode=20002))
+    for _ in range(5):
+        assert (await requester.ask(messenger()))["status"] == "failed"
+    assert len(rig.sandbox.history.token_calls) == tokens + 1
+
+
+async def test_an_account_id_with_white_space_around_it_is_the_same_account(rig: Rig) -> None:
+    requester = await rig.start(mc_account_id="510000001 ")
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    reply = await requester.ask(messenger("2"), headers={"x-ott-account-id": " 510000001"})
+    assert reply["status"] == "registered"
+    assert [call.account for call in rig.sandbox.history.token_calls] == ["510000001"]

@@ -139,7 +139,7 @@ async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(
         await worker.until_sample("ott_gate_closed", value=1)
         status, report = await worker.probe("/readyz")
         assert status == 200
-        assert report["checks"]["gate"] == "closed: Marketing Cloud answered 503: Down for repair"
+        assert report["checks"]["gate"] == "closed: Marketing Cloud answered 503: not available"
         rig.sandbox.heal()
         for correlation_id in sent:
             await worker.requester.reply(correlation_id)
@@ -178,7 +178,10 @@ async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -
         status, report = await worker.probe("/readyz")
         assert status == 503
         assert report["status"] == "not ready"
-        assert report["reasons"] == {"token": "the token was refused: 401 invalid_client"}
+        assert report["reasons"] == {
+            "token": "the token was refused: 401 invalid_client: Invalid client ID or client secret. "
+            "Use those in Marketing Cloud Installed Packages."
+        }
         assert (await worker.probe("/livez"))[0] == 200
         assert (await worker.samples())["ott_token_fetches_total", ("refused",)] >= 1
 

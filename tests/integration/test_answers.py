@@ -33,7 +33,7 @@ async def test_400_is_rejected_with_marketing_clouds_own_errors(rig: Rig) -> Non
 
 async def test_403_is_failed_as_forbidden(rig: Rig) -> None:
     requester = await rig.start()
-    rig.sandbox.faults.add(failing(403, errorcode=20002, message="Insufficient privileges", count=1))
+    rig.sandbox.faults.add(failing(403, errorcode=20002, message="Insufficient privileges"))
     reply = await requester.ask(messenger())
     assert (reply["status"], reply["errorcode"], reply["message"]) == (
         "failed",

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.contract.registration import FieldError
-from worker.marketing_cloud.answer import Answer, read_answer, without
+from worker.contract.secrets import SecretMask
+from worker.marketing_cloud.answer import Answer, masked, read_answer
 from worker.marketing_cloud.response import Response
-from worker.pipeline.policy import Verdict, exhausted, judge, outcome, retry_wait
+from worker.pipeline.policy import Verdict, exhausted, judge, outcome, retry_wait, why
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -108,9 +109,32 @@ def test_any_body_and_header_make_an_answer(body: bytes, header: str) -> None:
 
 def test_a_secret_that_marketing_cloud_quotes_is_masked() -> None:
     answer = Answer(400, "bad s3cret", 1, "see s3cret", (FieldError("s3cret is wrong", 2, "s3cret"),))
-    assert "s3cret" not in repr(without(answer, ["s3cret", ""]))
+    assert "s3cret" not in repr(masked(answer, SecretMask(["s3cret", ""])))
 
 
 def test_a_date_without_a_zone_is_utc() -> None:
     moment = (NOW + timedelta(seconds=5)).strftime("%a, %d %b %Y %H:%M:%S -0000")
     assert read_answer(Response(503, {"retry-after": moment}, b""), NOW).retry_after == 5
+
+
+def test_a_retry_after_date_is_counted_from_the_answers_own_date() -> None:
+    ahead = "Mon, 23 Nov 2026 12:10:{} GMT"
+    headers = {"date": ahead.format("00"), "retry-after": ahead.format("05")}
+    assert read_answer(Response(503, headers, b""), NOW).retry_after == 5
+
+
+@pytest.mark.parametrize("status", [200, 201, 299])
+def test_what_a_2xx_is_depends_on_its_body_only_where_it_is_a_page_or_an_error(status: int) -> None:
+    page = Response(status, {"content-type": "text/html; charset=utf-8"}, b"<html>")
+    error = Response(status, {}, b'{"message": "No", "errorcode": 10006}')
+    assert judge(read_answer(page, NOW)) is Verdict.OUTAGE
+    assert judge(read_answer(error, NOW)) is Verdict.REJECTED
+    for body in (b"", b"<html>", b"null", b'{"message": "OK", "errorcode": 0}', b'{"errorcode": 5}'):
+        assert judge(read_answer(Response(status, {}, body), NOW)) is Verdict.REGISTERED
+
+
+@given(st.text(), st.integers(100, 599), st.none() | st.integers())
+def test_why_a_gate_closes_is_told_in_words_of_our_own(text: str, status: int, code: int | None) -> None:
+    said = why(Answer(status, text, code))
+    assert said.startswith(f"Marketing Cloud answered {status}: ")
+    assert said == why(Answer(status, "other", code))

@@ -64,7 +64,7 @@ async def _topology(settings: Settings) -> str:
 async def _token(settings: Settings) -> str:
     async with MarketingCloud(settings, EventListener()) as marketing_cloud:
         try:
-            token = await marketing_cloud.tokens.get(None)
+            token = await marketing_cloud.accounts.get(None)
         except TokenTrouble as error:
             if "was refused" not in str(error):
                 raise

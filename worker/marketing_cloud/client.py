@@ -7,10 +7,11 @@ from typing import Self
 
 from worker.contract.secrets import SecretMask
 from worker.events import Called, EventListener, Tracing
+from worker.marketing_cloud.accounts import Accounts
 from worker.marketing_cloud.answer import Answer, masked, read_answer
 from worker.marketing_cloud.http import Endpoint, EnsureLease, Http, NoAnswer
 from worker.marketing_cloud.response import Response
-from worker.marketing_cloud.token import Token, Tokens
+from worker.marketing_cloud.token import Token
 from worker.settings import Settings
 
 REGISTRATION = "/ott/v1/registration"
@@ -25,13 +26,13 @@ class MarketingCloud:
         self._send = self._http.send if tracing is None else partial(self._send_traced, tracing)
         self._events = events
         self._endpoints: dict[Token, Endpoint] = {}
-        self.tokens = Tokens(settings, self._http, events.token_fetched)
+        self.accounts = Accounts(settings, self._http, events.token_fetched)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.tokens.close()
+        await self.accounts.close()
         await self._http.close()
 
     async def register(self, body: bytes, token: Token, ensure_lease: EnsureLease) -> Answer:

@@ -1,39 +1,38 @@
 """Forwarding one request to Marketing Cloud, until the answer is final (contract §6).
 
-Three loops, each with its own meaning: a token that was turned down is replaced once (`_call`), an outage
-is waited out and costs nothing (`_attempt`), and what may be this request's own fault is tried
-again within attempts and budget (`_retry`).
+`forward` makes attempts within their number and the budget. An attempt (`_attempt`) waits until an outage is
+over, and replaces a token that was turned down once.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from copy import copy
 from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
+from worker.backoff import backoff
 from worker.contract.secrets import SecretMask
 from worker.marketing_cloud.answer import Answer, masked
 from worker.marketing_cloud.client import MarketingCloud
-from worker.marketing_cloud.token import AccountRefused, Token, TokenTrouble
+from worker.marketing_cloud.http import EnsureLease
+from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble
 from worker.pipeline import policy
-from worker.pipeline.accounts import Accounts
-from worker.pipeline.gate import Gate
+from worker.pipeline.gate import LONGEST_PROBE_WAIT, Gate, Passage, State
+from worker.pipeline.given_up import GivenUp
 from worker.pipeline.policy import Verdict
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
-EnsureLease = Callable[[], Awaitable[None]]
-
 
 @dataclass(frozen=True, slots=True)
-class _Try:
-    """What one attempt came to."""
+class _Result:
+    """What one attempt came to. `token` is the one that the call was made with, if a call was made.
+    `is_account` tells of an account's own trouble, which says nothing about an outage."""
 
     verdict: Verdict
     answer: Answer
-    token: Token | None = None  # the one that the call was made with, if one was made
+    token: Token | None = None
+    is_account: bool = False
 
 
 class Forwarder:
@@ -41,190 +40,164 @@ class Forwarder:
 
     def __init__(self, settings: Settings, marketing_cloud: MarketingCloud, gate: Gate) -> None:
         self._settings = settings
-        self._may_rest: Callable[[], bool] = lambda: True
         self._marketing_cloud = marketing_cloud
+        self._accounts = marketing_cloud.accounts
         self._gate = gate
         self._limiter = _limiter(settings.rate_limit)
-        self._accounts = Accounts(
-            marketing_cloud.tokens, gate, patience=settings.retry_attempts, base=settings.retry_base
-        )
-
-    async def forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
-        """The final outcome. `ensure_lease` is awaited before each call: it returns while the delivery is
-        still known to be ours. Ends otherwise only by cancellation."""
-        started = time.monotonic() - self._gate.paused
-        result = await self._attempt(request, ensure_lease)
-        if not result.verdict.is_final:
-            result = await self._retry(request, ensure_lease, result, started)
-        if result.verdict.is_final:
-            return policy.outcome(result.verdict, result.answer)
-        return policy.exhausted(result.answer)
+        self._limiter_closings = gate.closings  # when the limiter was made
+        self._given_up = GivenUp()
 
     @property
     def is_pausing(self) -> bool:
         """Whether an outage keeps requests waiting."""
         return self._gate.is_pausing
 
-    def share(self, share: float, may_rest: Callable[[], bool]) -> "Forwarder":
-        """One of several that forward side by side, with one gate and so large a share of the rate limit.
-        `may_rest` tells whether the others have no request under way either."""
-        other = copy(self)
-        rate = self._settings.rate_limit
-        other._limiter = None if rate is None else _limiter(rate * share)
-        other._may_rest = may_rest
-        return other
+    def leave(self) -> None:
+        """The deliveries go back to the queue: no request is under way any more."""
+        self._gate.leave()
 
-    def rest(self) -> None:
-        """No request is under way any more."""
-        if self._may_rest():
-            self._gate.rest()
-            self._accounts.rest()
-
-    async def _retry(self, request: Request, ensure_lease: EnsureLease, first: _Try, started: float) -> _Try:
+    async def forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
+        """The final outcome. `ensure_lease` is awaited before each call: it returns while the delivery is
+        still known to be ours. Ends otherwise only by cancellation."""
         settings, gate = self._settings, self._gate
-        latest = first
-
-        def remaining() -> float:
-            return settings.retry_budget - (time.monotonic() - gate.paused - request.queued - started)
-
-        def wait(state: RetryCallState) -> float:
-            hint = latest.answer.retry_after
-            return policy.retry_wait(state.attempt_number, settings.retry_base, hint, remaining())
-
-        def spent(_: RetryCallState) -> bool:
-            return request.attempts >= settings.retry_attempts or remaining() <= 0
-
-        async def attempt() -> _Try:
-            nonlocal latest
-            latest = await self._attempt(request, ensure_lease)
-            return latest
-
-        retrying = AsyncRetrying(
-            retry=retry_if_result(lambda result: not result.verdict.is_final),
-            wait=wait,
-            stop=spent,
-            retry_error_callback=lambda _: latest,
-        )
-        return await retrying(_after(first, attempt))
-
-    async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Try:
-        """One attempt that counts: what falls into an outage is waited out and made again."""
-        gate, accounts, account = self._gate, self._accounts, request.account
+        started, failures = time.monotonic() - gate.paused, 0
         while True:
-            own_probe = account in accounts and await accounts.enter(account)
-            probe, before = False, request.attempts
-            try:
-                probe = gate.is_closed and await gate.enter()
-                if probe and not own_probe and account in accounts:
-                    gate.abandoned()
+            result = await self._attempt(request, ensure_lease)
+            if result.verdict.is_final:
+                if result.verdict is Verdict.REGISTERED:
+                    self._given_up.forgive(request)
+                return policy.outcome(result.verdict, result.answer)
+            failures += 1
+            allowed = 1 if request in self._given_up else settings.retry_attempts
+            remaining = settings.retry_budget - (time.monotonic() - gate.paused - request.queued - started)
+            if request.attempts >= allowed or remaining <= 0:
+                self._given_up.add(request, is_account=result.is_account)
+                return policy.exhausted(result.answer)
+            hint = result.answer.retry_after
+            await asyncio.sleep(policy.retry_wait(failures, settings.retry_base, hint, remaining))
+
+    async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Result:
+        """One attempt that counts. What fails in an outage is made again after it, and costs nothing."""
+        before, has_new_token = request.attempts, False
+        while True:
+            trouble = await self._wait_for_token(request)
+            if trouble is not None:
+                return trouble
+            async with self._gate.passage() as passage:
+                result = await self._call(request, ensure_lease, passage)
+                if result is not None and not has_new_token and self._drops_token(request, result):
+                    has_new_token = True
+                    result = await self._call(request, ensure_lease, passage)
+                if result is None:
                     continue
-                result = await self._call(request, ensure_lease, probe=probe)
-            except BaseException:
-                if probe:
-                    gate.abandoned()
-                if own_probe:
-                    accounts.abandoned(account)
-                raise
-            if account in accounts or result.verdict is Verdict.ACCOUNT:
-                result = self._tell_accounts(result, account, own_probe)
-            if not self._is_outage(result, request, probe):
-                return result
-            request.attempts = before
+                is_own = self._is_turned_down(request, result) and not passage.is_probe
+                if not is_own and not self._is_outage(request, result, passage):
+                    return result
+            refusal = await self._refuse(request, result) if is_own else None
+            if refusal is not None:
+                return refusal
+            request.attempts, has_new_token = before, False
 
-    def _tell_accounts(self, result: _Try, account: str | None, own_probe: bool) -> _Try:
+    async def _wait_for_token(self, request: Request) -> _Result | None:
+        """Fetch the token of an account other than the default, if there is none. This happens in front of
+        the gate, since it may have to wait for its turn: a probe that waits would keep the gate closed.
+        Returns the account's own trouble, or None."""
+        outages = 0
+        while self._accounts.must_fetch(request.account):
+            try:
+                await self._accounts.get(request.account)
+            except AccountRefused as refused:
+                return _Result(Verdict.FORBIDDEN, Answer(None, f"{refused}."), is_account=True)
+            except AccountTrouble as trouble:
+                request.attempts += 1
+                answer = Answer(None, f"No access token: {trouble}.", retry_after=trouble.retry_after)
+                return _Result(Verdict.RETRY, answer, is_account=True)
+            except TokenTrouble as trouble:
+                outages += 1
+                self._gate.close(trouble.summary)
+                await asyncio.sleep(backoff(outages, self._settings.retry_base, LONGEST_PROBE_WAIT))
+        return None
+
+    async def _call(self, request: Request, ensure_lease: EnsureLease, passage: Passage) -> _Result | None:
+        """One call. None where it was not made: the gate has closed, or the account's token is gone."""
         accounts = self._accounts
-        if result.verdict is Verdict.ACCOUNT:
-            if accounts.in_trouble(account, result.answer, probe=own_probe):
-                return _Try(Verdict.FORBIDDEN, result.answer)
-        elif result.answer.status is not None or result.verdict is Verdict.FORBIDDEN:
-            accounts.is_over(account)
-        elif own_probe:
-            accounts.abandoned(account)
-        return result
-
-    def _is_outage(self, result: _Try, request: Request, probe: bool) -> bool:
-        """Tell the gate how it went. True where the attempt does not count."""
-        gate, verdict, answer = self._gate, result.verdict, result.answer
-        if verdict.is_final:
-            # What the worker found out by itself, and a token turned down, say nothing about an outage.
-            if answer.status is not None and not _is_blamed(result):
-                gate.succeeded(probe=probe)
-            elif probe:
-                gate.abandoned()
-            return False
-        if verdict is Verdict.ACCOUNT:
-            if probe:
-                gate.abandoned()
-            return True
-        if verdict is Verdict.CREDENTIALS:
-            gate.close(policy.why(answer), answer.pause, probe=probe)
-            return True
-        if verdict is Verdict.BLOCKED:
-            gate.close(policy.why(answer), policy.BLOCKED_PAUSE, probe=probe)
-            return True
-        return gate.failed(
-            outage=verdict is Verdict.OUTAGE,
-            resource=request.resource,
-            pause=answer.pause,
-            why=policy.why(answer),
-            probe=probe,
-        )
-
-    async def _call(self, request: Request, ensure_lease: EnsureLease, *, probe: bool) -> _Try:
-        """One call, and a second one with a fresh token where the first token is turned down."""
-        result = await self._call_once(request, ensure_lease, probe=probe)
-        if result.verdict is Verdict.CREDENTIALS and result.token is not None:
-            # The second one is kept: the next probe tries it, before it fetches another.
-            self._marketing_cloud.tokens.drop(request.account, result.token)
-            result = await self._call_once(request, ensure_lease, probe=probe)
-        if result.verdict is Verdict.CREDENTIALS and not self._marketing_cloud.tokens.is_default(
-            request.account
-        ):
-            return _Try(Verdict.ACCOUNT, result.answer)
-        return result
-
-    async def _call_once(self, request: Request, ensure_lease: EnsureLease, *, probe: bool) -> _Try:
-        tokens = self._marketing_cloud.tokens
+        if accounts.must_fetch(request.account):
+            return None
         try:
-            token = await tokens.get(request.account)
-        except AccountRefused as error:
-            return _Try(Verdict.FORBIDDEN, Answer(None, f"{error}."))
-        except TokenTrouble as error:
-            default = tokens.is_default(request.account)
-            verdict = Verdict.CREDENTIALS if default else Verdict.ACCOUNT
-            answer = Answer(None, f"No access token: {error}.", retry_after=error.retry_after)
-            return _Try(verdict, answer)
-        if self._limiter is not None and not probe:  # which must not wait behind those that may not call
-            since, paused = time.monotonic(), self._gate.paused
-            await self._limiter.acquire()
-            request.queued += time.monotonic() - since - (self._gate.paused - paused)
+            token = await accounts.get(request.account)
+        except TokenTrouble as trouble:
+            answer = Answer(None, f"No access token: {trouble.summary}.", retry_after=trouble.retry_after)
+            return _Result(Verdict.CREDENTIALS, answer)
+        if self._limiter is not None and not await self._wait_for_rate(request):
+            return None
         await ensure_lease()
-        if self._gate.is_closed and not probe:
-            # It closed while this request waited for a token or for its turn.
-            return _Try(Verdict.OUTAGE, Answer(None, self._gate.why))
+        if not passage.may_call:
+            return None
         request.attempts += 1
         request.phase = "calling"
         answer = await self._marketing_cloud.register(request.delivery.body, token, ensure_lease)
         request.phase = "waiting"
         verdict = policy.judge(answer)
         if verdict is not Verdict.REGISTERED:
-            # Here and not later: the text goes to the log and the admin server too, as why the gate closed.
             answer = masked(answer, SecretMask.of_body(request.delivery.body))
-        return _Try(verdict, answer, token)
+        return _Result(verdict, answer, token)
 
+    async def _wait_for_rate(self, request: Request) -> bool:
+        """Wait for the rate limit, which spends no budget. False where the gate has closed meanwhile: after
+        a pause all queue anew, so that those that may call do not wait behind those that may not."""
+        gate = self._gate
+        if self._limiter_closings != gate.closings:
+            self._limiter, self._limiter_closings = _limiter(self._settings.rate_limit), gate.closings
+        limiter, since, paused = self._limiter, time.monotonic(), gate.paused
+        if limiter is not None:
+            await limiter.acquire()
+            request.queued += time.monotonic() - since - (gate.paused - paused)
+        return limiter is self._limiter
 
-def _is_blamed(result: _Try) -> bool:
-    return result.verdict is Verdict.FORBIDDEN and policy.judge(result.answer) is Verdict.CREDENTIALS
+    def _drops_token(self, request: Request, result: _Result) -> bool:
+        """Drop a token that was turned down, or that lacks a scope. Returns whether another one is worth a
+        try."""
+        if result.token is None:
+            return False
+        if result.verdict is Verdict.CREDENTIALS:
+            self._accounts.drop(request.account, result.token)
+            return True
+        if result.verdict is Verdict.FORBIDDEN and policy.lacks_scope(result.answer):
+            return self._accounts.drop_for_scope(request.account, result.token)
+        return False
 
+    def _is_turned_down(self, request: Request, result: _Result) -> bool:
+        """Whether the fresh token of an account other than the default was turned down."""
+        is_credentials = result.verdict is Verdict.CREDENTIALS and result.token is not None
+        return is_credentials and not self._accounts.is_default(request.account)
 
-def _after(first: _Try, attempt: Callable[[], Awaitable[_Try]]) -> Callable[[], Awaitable[_Try]]:
-    """`attempt`, but the first time what came of the attempt that was made already."""
-    made: list[_Try] = [first]
+    async def _refuse(self, request: Request, result: _Result) -> _Result | None:
+        """The end of a request whose account's tokens are turned down; None where this is an outage."""
+        try:
+            await self._accounts.refuse(request.account, result.answer.status)
+        except TokenTrouble as trouble:
+            self._gate.close(trouble.summary)
+        if self._gate.state is State.CLOSED:
+            return None
+        return _Result(Verdict.FORBIDDEN, result.answer, is_account=True)
 
-    async def again() -> _Try:
-        return made.pop() if made else await attempt()
-
-    return again
+    def _is_outage(self, request: Request, result: _Result, passage: Passage) -> bool:
+        """Tell the gate how a call went. Returns whether an outage is to blame, so that the attempt does not
+        count."""
+        verdict, answer = result.verdict, result.answer
+        if verdict.is_final:
+            passage.succeeded(request.resource)
+            return False
+        if verdict is Verdict.CREDENTIALS:
+            passage.close(policy.why(answer), answer.pause)
+            return True
+        if verdict is Verdict.BLOCKED:
+            passage.close(policy.why(answer), max(policy.BLOCKED_PAUSE, answer.pause))
+            return True
+        if request in self._given_up and not passage.is_probe:
+            return False  # it fails as it did before, which says nothing new
+        outage = verdict is Verdict.OUTAGE
+        return passage.failed(request.resource, policy.why(answer), outage=outage, pause=answer.pause)
 
 
 def _limiter(rate: float | None) -> AsyncLimiter | None:

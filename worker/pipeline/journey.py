@@ -4,7 +4,7 @@
     → it is parsed, or rejected                 request.py (contract/registration.py)
     → it waits for its resource's turn          lanes.py
     → a replay is checked against the journal   replay_guard.py
-    → it is forwarded, with retries             forward.py (gate.py, accounts.py, policy.py)
+    → it is forwarded, with retries             forward.py (gate.py, policy.py, given_up.py)
     → reply, dead letter, record: confirmed     settle.py
     → it is acknowledged                        amqp/consumer.py
 
@@ -32,9 +32,6 @@ from worker.settings import Settings
 SUSPECT_AFTER = 3
 
 Attempts = dict[tuple[str, int], int]
-Common = tuple[
-    Settings, Subscription, Forwarder, Settler, ReplayGuard, ArrivalClock, EventListener, Tracing | None
-]
 
 
 class Journeys:
@@ -62,17 +59,14 @@ class Journeys:
             self._process if tracing is None else partial(tracing.process, self._process)
         )
         self.failed = asyncio.Event()
-        self.over = ""  # why the subscription must end, though nothing failed
         # Of the requests that come again after the worker itself, in good health, gave them back:
         self.own_requeues = 0  # how often it has done so
         self.carried_attempts: Attempts = {}  # the attempts that they had made by then
 
-    def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
-        """Take in a delivery that has arrived: parse it, and let it wait for its turn. `arrival` tells when,
-        if that is not now."""
+    def accept(self, delivery: Delivery) -> None:
+        """Take in a delivery that has arrived: parse it, and let it wait for its turn."""
         settings = self._settings
-        clock = arrival or self._clock
-        request = parse_request(delivery, clock, settings.max_body_bytes, settings.mc_account_id)
+        request = parse_request(delivery, self._clock, settings.max_body_bytes, settings.mc_account_id)
         if self.carried_attempts:
             request.attempts = self.carried_attempts.pop(_identity(request), 0)
         suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
@@ -101,7 +95,7 @@ class Journeys:
     async def cancel(self) -> None:
         """End all of them at once, calls on the wire included."""
         await self._lanes.cancel()
-        self._forwarder.rest()
+        self._forwarder.leave()
 
     async def _process(self, request: Request) -> None:
         try:

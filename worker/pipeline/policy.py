@@ -11,6 +11,7 @@ NO_PRIVILEGE_BLOCKED = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
 LONGEST_BACKOFF = 60.0  # seconds
 _AUTHENTICATION = range(40000, 40004)
+_AUTHORIZATION = range(20000, 20003)
 _OUTAGE = frozenset({429, 502, 503, 504})
 _RETRY = frozenset({408, 425})
 
@@ -22,8 +23,7 @@ class Verdict(Enum):
     REJECTED = auto()
     FORBIDDEN = auto()
     FAILED = auto()
-    CREDENTIALS = auto()  # the token was turned down
-    ACCOUNT = auto()  # so it was, or there was none, and only some messages name this account
+    CREDENTIALS = auto()  # the token was turned down, or there is none
     OUTAGE = auto()  # retry; and enough of these in a row mean that Marketing Cloud is down
     RETRY = auto()  # retry; the fault may lie with this one request
     BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while
@@ -33,6 +33,14 @@ class Verdict(Enum):
         return self in _FINAL
 
 
+_MEANINGS = {
+    401: "the access token was turned down",
+    403: "the access token was turned down",
+    429: "too many requests",
+    502: "bad gateway",
+    503: "not available",
+    504: "gateway time-out",
+}
 _FINAL = frozenset({Verdict.REGISTERED, Verdict.REJECTED, Verdict.FORBIDDEN, Verdict.FAILED})
 _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
     Verdict.REGISTERED: ("registered", None),
@@ -68,11 +76,18 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract Â
 
 
 def why(answer: Answer) -> str:
-    """What an answer says of an outage, its status included."""
-    plain = f"Marketing Cloud answered {answer.status}"
-    if answer.status is None or answer.message.startswith(plain):
+    """Why the gate closes, in words of our own: what Marketing Cloud says may quote a request."""
+    if answer.status is None or answer.is_page:
         return answer.message
-    return f"{plain}: {answer.message}"
+    meaning = _MEANINGS.get(answer.status, "a failure on its side")
+    if judge(answer) is Verdict.BLOCKED:
+        meaning = "this client is blocked for a while"
+    return f"Marketing Cloud answered {answer.status}: {meaning}"
+
+
+def lacks_scope(answer: Answer) -> bool:
+    """Whether the token lacks a permission, which may be granted while the token lives."""
+    return answer.status == 403 and answer.errorcode in _AUTHORIZATION
 
 
 def outcome(verdict: Verdict, answer: Answer) -> Outcome:

@@ -85,15 +85,15 @@ class Health:
         return True, "connected"
 
     def _token(self) -> tuple[bool, str]:
-        tokens = self._service.marketing_cloud.tokens
-        if tokens.had:
+        accounts = self._service.marketing_cloud.accounts
+        if accounts.has_token:
             return True, "held"
-        return not tokens.trouble, tokens.trouble or "not needed yet, or since it expired"
+        return not accounts.trouble, accounts.trouble or "not needed yet, or since it expired"
 
     def _gate(self) -> tuple[bool, str]:
         # A pause is not a reason to be taken out: it ends by itself, and another replica would pause as well.
         gate = self._service.gate
-        return True, f"closed: {gate.why}" if gate.is_pausing else "open"
+        return True, f"{gate.state.value}: {gate.why}" if gate.is_pausing else "open"
 
 
 def _report(**checks: tuple[bool, str]) -> Report:

@@ -158,11 +158,11 @@ class Log(EventListener):
     def reply_refused(self, why: str) -> None:
         self._log.debug("a reply_to was not followed", why=why)
 
-    def token_fetched(self, result: TokenResult) -> None:
+    def token_fetched(self, result: TokenResult, why: str) -> None:
         if result == "ok":
             self._log.info("token fetched")
         else:
-            self._log.warning("no token", why=result)
+            self._log.warning("no token", why=why)
 
     def gate_closed(self, why: str) -> None:
         self._log.warning("paused: Marketing Cloud is not available", why=why)

@@ -66,7 +66,7 @@ class Metrics(EventListener, Collector):
     def reply_refused(self, why: str) -> None:
         self._replies_refused[why] += 1
 
-    def token_fetched(self, result: TokenResult) -> None:
+    def token_fetched(self, result: TokenResult, why: str) -> None:
         self._tokens[result] += 1
 
     def consumer_connected(self) -> None:

@@ -102,7 +102,7 @@ class State(Collector):
         depths = "Messages that wait in a queue; left out where the broker has not told lately."
         yield _gauge("ott_queue_messages", depths, service.depths.known(), "queue")
         yield _gauge("ott_gate_closed", "1 while an outage pauses the worker.", service.gate.is_pausing)
-        held = service.marketing_cloud.tokens.had
+        held = service.marketing_cloud.accounts.has_token
         yield _gauge("ott_token_held", "1 while the default account has a good token.", held)
         yield _gauge(
             "ott_event_loop_lag_seconds",

@@ -80,6 +80,14 @@ class StatusFeed(EventListener):
         self._gate = GateStatus(state="closed", why=why, since=datetime.now(UTC))
         self._changed()
 
+    def gate_opening(self) -> None:
+        self._gate = self._gate.model_copy(update={"state": "opening"})
+        self._changed()
+
+    def gate_closed_again(self, why: str) -> None:
+        self._gate = self._gate.model_copy(update={"state": "closed", "why": why})
+        self._changed()
+
     def gate_left(self, seconds: float) -> None:
         self._gate = OPEN
         self._changed()

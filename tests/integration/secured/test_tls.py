@@ -135,7 +135,7 @@ async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
     tls_sandbox: str, authority: Authority
 ) -> None:
     async with MarketingCloud(upstream_settings(tls_sandbox, authority.ca), EventListener()) as cloud:
-        token = await cloud.tokens.get(None)
+        token = await cloud.accounts.get(None)
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
 
 
@@ -150,7 +150,7 @@ async def test_a_marketing_cloud_that_nobody_vouches_for_gets_no_credentials(
     settings = upstream_settings(tls_sandbox, stranger.ca if trusted else None)
     async with MarketingCloud(settings, EventListener()) as cloud:
         with pytest.raises(TokenTrouble, match="the TLS certificate was not accepted"):
-            await cloud.tokens.get(None)
+            await cloud.accounts.get(None)
 
 
 async def test_a_marketing_cloud_with_another_host_name_gets_no_credentials(
@@ -159,4 +159,4 @@ async def test_a_marketing_cloud_with_another_host_name_gets_no_credentials(
     url = tls_sandbox.replace("localhost", "127.0.0.1")
     async with MarketingCloud(upstream_settings(url, authority.ca), EventListener()) as cloud:
         with pytest.raises(TokenTrouble, match="the TLS certificate was not accepted"):
-            await cloud.tokens.get(None)
+            await cloud.accounts.get(None)

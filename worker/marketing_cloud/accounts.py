@@ -1,0 +1,253 @@
+"""The accounts (business units) and their tokens: one token for each, shared, refreshed ahead (contract §6).
+
+Trouble of the default account is an outage. Trouble of another account is its own, as long as the default
+account is given a token that was asked for after that trouble began.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+
+from aiolimiter import AsyncLimiter
+
+from worker.events import TokenResult
+from worker.marketing_cloud.http import Http, NoAnswer, to_json
+from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble, read_token
+from worker.settings import Settings
+
+REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a token that still works
+REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
+SCOPE_PAUSE = 60.0  # seconds between tokens that are dropped because a scope may have been granted since
+ACCOUNTS_KEPT = 10_000
+TOKEN_REQUESTS = (20, 20.0)  # for accounts other than the default: bursts of so many, in so many seconds
+CHECK_KEPT = 60.0  # seconds for which a token of the default account proves the credentials
+CHECKS = (4, 60.0)  # of the credentials: so many tokens of the default account at once, in so many seconds
+
+
+class Account:
+    """One account: its token, and what is wrong with it."""
+
+    __slots__ = (
+        "fetching",
+        "id",
+        "next_refresh",
+        "refusal",
+        "refused_until",
+        "scope_dropped_at",
+        "token",
+        "trouble",
+        "trouble_since",
+    )
+
+    def __init__(self, account_id: str | None) -> None:
+        self.id = account_id
+        self.token: Token | None = None
+        self.fetching: asyncio.Task[Token] | None = None
+        self.next_refresh = 0.0
+        self.refusal = ""
+        self.refused_until = 0.0
+        self.trouble = ""  # why the last token request brought none
+        self.trouble_since: float | None = None
+        self.scope_dropped_at = -SCOPE_PAUSE
+
+    def good_token(self, now: float) -> Token | None:
+        """The token, while it lasts."""
+        token = self.token
+        return token if token is not None and now < token.expires_at else None
+
+    def is_in_trouble(self, since: float) -> float:
+        """Note that there is trouble since then, if it is not known already. Returns since when."""
+        if self.trouble_since is None:
+            self.trouble_since = since
+        return self.trouble_since
+
+    def refuse(self, why: str) -> AccountRefused:
+        """Ask for no token for a while."""
+        self.token = None
+        self.refusal = why
+        self.refused_until = time.monotonic() + REFUSAL_KEPT
+        return AccountRefused(why)
+
+
+class Accounts:
+    """All accounts. `None` stands for the default one."""
+
+    def __init__(
+        self, settings: Settings, http: Http, on_fetch: Callable[[TokenResult, str], None] = lambda *_: None
+    ) -> None:
+        self._settings = settings
+        self._http = http
+        self._on_fetch = on_fetch
+        self._default = Account(settings.mc_account_id)
+        self._others: dict[str, Account] = {}
+        self._requests = AsyncLimiter(*TOKEN_REQUESTS)
+        self._checks = AsyncLimiter(*CHECKS)
+        self._checking: asyncio.Task[Token] | None = None
+        self._has_had_token = False
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the default account holds a token that is still good."""
+        return self._default.good_token(time.monotonic()) is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why the default account's last token request brought none, `""` if it did or none was made."""
+        return self._default.trouble
+
+    def is_default(self, account: str | None) -> bool:
+        """Whether `account` is the default business unit."""
+        return not account or account == self._default.id
+
+    def must_fetch(self, account: str | None) -> bool:
+        """Whether a request of this account, which is not the default, has to wait for a token."""
+        return not self.is_default(account) and self._account(account).good_token(time.monotonic()) is None
+
+    async def get(self, account: str | None) -> Token:
+        """A token that is good now. One caller fetches while the others wait, or use the old one as long
+        as it lasts. Raises TokenTrouble, AccountTrouble or AccountRefused."""
+        held = self._account(account)
+        now = time.monotonic()
+        token = held.good_token(now)
+        if token is not None:
+            if now >= token.refresh_at and now >= held.next_refresh and held.fetching is None:
+                held.next_refresh = now + REFRESH_PAUSE
+                self._fetch_in_background(held)
+            return token
+        if now < held.refused_until:
+            raise AccountRefused(held.refusal)
+        return await asyncio.shield(held.fetching or self._fetch_in_background(held))
+
+    async def keep_default_token(self) -> None:
+        """Fetch the default account's first token, and again while none is given, until cancelled. So wrong
+        credentials are known before a request comes, and their correction before the next one."""
+        while True:
+            if not self._has_had_token or self.trouble:
+                with contextlib.suppress(TokenTrouble):
+                    await self.get(None)
+                    self._has_had_token = True
+            await asyncio.sleep(REFRESH_PAUSE)
+
+    def drop(self, account: str | None, token: Token) -> None:
+        """Forget a token that Marketing Cloud turned down, unless it has been replaced already."""
+        held = self._account(account)
+        if held.token is token:
+            held.token = None
+
+    def drop_for_scope(self, account: str | None, token: Token) -> bool:
+        """Forget a token that lacks a permission: it may have been granted since. Returns whether another
+        token is worth a try; at most one is fetched in a minute."""
+        held = self._account(account)
+        if held.token is token:
+            now = time.monotonic()
+            if now - held.scope_dropped_at < SCOPE_PAUSE:
+                return False
+            held.scope_dropped_at = now
+            held.token = None
+        return True
+
+    async def refuse(self, account: str | None, status: int | None) -> AccountRefused:
+        """Fresh tokens of an account, which is not the default, were turned down with `status`. Returns what
+        its requests fail with. Raises TokenTrouble where the default account is given no token either."""
+        held = self._account(account)
+        await self._check_credentials(held.is_in_trouble(time.monotonic()))
+        return held.refuse(f"Marketing Cloud turns down the tokens of this account: it answered {status}")
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = [a.fetching for a in (self._default, *self._others.values()) if a.fetching is not None]
+        tasks += [self._checking] if self._checking is not None else []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _account(self, account: str | None) -> Account:
+        if account is None or self.is_default(account):
+            return self._default
+        held = self._others.get(account)
+        if held is None:
+            if len(self._others) >= ACCOUNTS_KEPT:
+                self._forget_one()
+            held = self._others[account] = Account(account)
+        return held
+
+    def _forget_one(self) -> None:
+        for key, held in self._others.items():
+            if held.fetching is None:
+                del self._others[key]
+                return
+
+    def _fetch_in_background(self, held: Account) -> "asyncio.Task[Token]":
+        async def fetch() -> Token:
+            try:
+                return await (self._fetch_default() if held is self._default else self._fetch_other(held))
+            finally:
+                held.fetching = None
+
+        held.fetching = _task(fetch())
+        return held.fetching
+
+    async def _fetch_default(self) -> Token:
+        return await self._fetch(self._default)
+
+    async def _fetch_other(self, held: Account) -> Token:
+        await self._requests.acquire()
+        began = time.monotonic()
+        try:
+            return await self._fetch(held)
+        except TokenTrouble as trouble:
+            # Wrong credentials look the same as a wrong account, and an outage the same as trouble of one.
+            await self._check_credentials(held.is_in_trouble(began))
+            if trouble.is_refused:
+                raise held.refuse(f"Marketing Cloud gives no token for this account: {trouble}") from None
+            raise AccountTrouble(trouble) from None
+
+    async def _check_credentials(self, since: float) -> None:
+        """Return if the default account has been given a token lately, and after the trouble of another
+        account began. Raises TokenTrouble."""
+        default = self._default
+        since = max(since, time.monotonic() - CHECK_KEPT)
+        while default.token is None or default.token.asked_at < since:
+            if self._checking is None or self._checking.done():
+                self._checking = _task(self._check())
+            await asyncio.shield(self._checking)
+
+    async def _check(self) -> Token:
+        await self._checks.acquire()
+        return await asyncio.shield(self._default.fetching or self._fetch_in_background(self._default))
+
+    async def _fetch(self, held: Account) -> Token:
+        settings = self._settings
+        client_id, client_secret = settings.now("mc_client_id"), settings.now("mc_client_secret")
+        request = {
+            "grant_type": "client_credentials",
+            "client_id": client_id,
+            "client_secret": client_secret,
+        }
+        if held.id:
+            # Its documentation calls it a number, but all examples send a text, and both are taken.
+            request["account_id"] = held.id
+        asked_at = time.monotonic()
+        try:
+            try:
+                response = await self._http.post(
+                    f"{settings.auth_url}/v2/token", to_json(request), {"Content-Type": "application/json"}
+                )
+            except NoAnswer as error:
+                raise TokenTrouble(f"the token endpoint: {error}") from None
+            held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))
+        except TokenTrouble as trouble:
+            held.trouble = str(trouble)
+            self._on_fetch("refused" if trouble.is_refused else "failed", held.trouble)
+            raise
+        held.trouble, held.trouble_since = "", None
+        self._on_fetch("ok", "")
+        return held.token
+
+
+def _task(fetching: Coroutine[None, None, Token]) -> "asyncio.Task[Token]":
+    """A task whose failure nobody has to hear of."""
+    task = asyncio.create_task(fetching, name="token")
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return task

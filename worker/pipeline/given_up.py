@@ -1,0 +1,36 @@
+"""What was given up: one page that fails, or one account without tokens, cannot fill the prefetch for long
+(contract §6)."""
+
+from collections.abc import Hashable
+
+from worker.pipeline.request import Request
+
+KEPT = 10_000  # resources and accounts
+
+
+class GivenUp:
+    """Resources and accounts whose last request was given up. Each further request of theirs gets one
+    attempt, until one succeeds."""
+
+    def __init__(self) -> None:
+        self._keys: dict[Hashable, None] = {}  # the oldest first
+
+    def __contains__(self, request: Request) -> bool:
+        keys = self._keys
+        return bool(keys) and (request.resource in keys or _account(request) in keys)
+
+    def add(self, request: Request, *, is_account: bool) -> None:
+        """A request was given up, for the sake of its account or of its resource."""
+        self._keys[_account(request) if is_account else request.resource] = None
+        if len(self._keys) > KEPT:
+            del self._keys[next(iter(self._keys))]
+
+    def forgive(self, request: Request) -> None:
+        """A request succeeded."""
+        if self._keys:
+            self._keys.pop(request.resource, None)
+            self._keys.pop(_account(request), None)
+
+
+def _account(request: Request) -> Hashable:
+    return "account", request.account

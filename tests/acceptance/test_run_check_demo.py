@@ -105,27 +105,6 @@ def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
     assert done.stderr == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
 
 
-async def test_check_tells_line_by_line_what_works(rig: Rig, clean_broker: str) -> None:
-    given = environment(rig.settings())
-    fresh = await asyncio.to_thread(ott_worker, "check", **_only_ott(given))
-    assert fresh.returncode == 0, fresh.stdout
-    assert [line.split()[:2] for line in fresh.stdout.splitlines()] == [
-        ["ok", "settings"],
-        ["ok", "broker"],
-        ["ok", "topology"],
-        ["ok", "token"],
-    ]
-    strict = await asyncio.to_thread(ott_worker, "check", **_only_ott(given), OTT_DECLARE="false")
-    assert strict.returncode == 3
-    assert "is missing" in strict.stdout
-    wrong = await asyncio.to_thread(
-        ott_worker, "check", **{**_only_ott(given), "OTT_MC_CLIENT_SECRET": "wr0ng"}
-    )
-    assert wrong.returncode == 3
-    assert "401 invalid_client: check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET" in wrong.stdout
-    assert "wr0ng" not in wrong.stdout + wrong.stderr
-
-
 def test_a_wrong_setting_ends_every_command_with_2_and_one_line() -> None:
     for words in (["run"], ["demo"], ["submit", "-"], ["dead-letters", "list"], ["journal"]):
         done = ott_worker(*words, OTT_PREFETCH="many")
@@ -134,13 +113,8 @@ def test_a_wrong_setting_ends_every_command_with_2_and_one_line() -> None:
         )
 
 
-def test_check_with_a_wrong_setting_exits_2() -> None:
-    done = ott_worker("check", OTT_PREFETCH="many")
-    assert done.returncode == 2
-    assert "OTT_PREFETCH must be a whole number" in done.stdout
-
-
-COMMANDS = ["", "run", "demo", "check", "submit", "journal", "sandbox", "schema", "dead-letters"]
+COMMANDS = ["", "run", "demo", "check", "status", "pause", "resume", "submit", "journal", "sandbox", "schema"]
+COMMANDS += ["dead-letters", "console"]
 COMMANDS += [f"dead-letters {command}" for command in ("list", "show", "replay", "discard")]
 
 
@@ -185,7 +159,3 @@ def _get(url: str) -> tuple[int, bytes]:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-
-
-def _only_ott(given: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in given.items() if name.startswith("OTT_")}

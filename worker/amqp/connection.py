@@ -168,8 +168,20 @@ async def connect(settings: Settings, purpose: str) -> Connection:
     )
     where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
     with broker_errors(f"RabbitMQ at {where} cannot be reached", *HANDSHAKE_ERRORS):
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            await connection.connect()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect()
+        except aiormq.exceptions.InvalidFrameError:
+            raise BrokerUnreachable(
+                f"RabbitMQ at {where} turned the connection down: {_refusal(transport.close_text, url)}"
+            ) from None
+        except (aiormq.exceptions.AMQPError, *HANDSHAKE_ERRORS):
+            if transport.is_silent and url.scheme == "amqp":
+                raise BrokerUnreachable(
+                    f"RabbitMQ at {where} cannot be reached: it ended the connection without a word. Either "
+                    "the port speaks TLS (use amqps:// in OTT_AMQP_URL), or the broker is just starting"
+                ) from None
+            raise
     if not transport.is_used:
         raise BrokerUnreachable(
             f"aiormq {version('aiormq')} does not use its transport_factory: install the locked version"
@@ -206,6 +218,8 @@ def describe(error: BaseException) -> str:
     for kind, words in _WORDS:
         if isinstance(cause, kind):
             return words
+    if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
+        return "the port does not speak TLS: use amqp://, or the TLS port, usually 5671 (check OTT_AMQP_URL)"
     if isinstance(cause, ssl.SSLError):
         return f"TLS failed: {cause.reason or 'handshake'} (check OTT_AMQP_CA_FILE and the host name)"
     text = str(cause.args[-1] if cause.args else cause)
@@ -214,7 +228,7 @@ def describe(error: BaseException) -> str:
     return _plain(text) or type(error).__name__
 
 
-_NO_VHOST = "the virtual host does not exist or is not allowed (check OTT_AMQP_URL)"
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # OpenSSL's word for what is no TLS
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "no answer in time"),
     (asyncio.CancelledError, "the connection was lost"),
@@ -224,9 +238,25 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
         aiormq.exceptions.ProbableAuthenticationError,
         "user name, password or virtual host refused (check OTT_AMQP_URL)",
     ),
-    (aiormq.exceptions.ConnectionNotAllowed, _NO_VHOST),
-    (aiormq.exceptions.InvalidFrameError, _NO_VHOST),  # how the client tells of a refused connection.open
 )
+
+
+def _refusal(text: str, url: URL) -> str:
+    """What to do about a refused connection.open."""
+    vhost = url.raw_path.removeprefix("/") or "/"
+    if "limit" in text:
+        return (
+            f"a connection limit is reached: {_plain(text.removeprefix('NOT_ALLOWED - '))} "
+            "(close connections, or raise it with rabbitmqctl set_vhost_limits or set_user_limits)"
+        )
+    if "not found" in text:
+        return f"the virtual host {vhost} does not exist (check the end of OTT_AMQP_URL)"
+    if "refused for user" in text:
+        return (
+            f"user {url.user or 'guest'} may not use the virtual host {vhost} "
+            "(check OTT_AMQP_URL, or grant it with rabbitmqctl set_permissions)"
+        )
+    return _plain(text) or "it did not say why"
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,7 @@ LARGEST: Final = 131_072  # bytes of a frame, which a broker may lower; RabbitMQ
 
 TUNE = struct.pack(">HH", 10, 30)
 BLOCKED, UNBLOCKED = (struct.pack(">HH", 10, method) for method in (60, 61))
+CONNECTION_CLOSE = struct.pack(">HH", 10, 50)
 CHANNEL_CLOSE = struct.pack(">HH", 20, 40)
 PUBLISH, RETURN, DELIVER, ACK, REJECT, NACK = (
     struct.pack(">HH", 60, method) for method in (40, 50, 60, 80, 90, 120)
@@ -74,6 +75,11 @@ def _route(names: bytes) -> tuple[str, str]:
     size = names[0]
     exchange, key = names[1 : 1 + size], names[2 + size :]
     return exchange.decode("utf-8", "replace"), key.decode("utf-8", "replace")
+
+
+def close_text(method: bytes) -> str:
+    """Why the broker closes, in its own words, by a Connection.Close."""
+    return method[7 : 7 + method[6]].decode("utf-8", "replace")
 
 
 def with_frame_max(tune: bytes, largest: int) -> bytes:

@@ -41,9 +41,12 @@ class InterceptingReader(asyncio.StreamReader):
         self._alive_at = 0.0
         self._has_failed = False
         self.is_blocked = False
+        self.has_received = False
+        self.close_text = ""
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         received = bytes(data)  # no copy: it is bytes already
+        self.has_received = True
         if self._has_failed:
             return
         if len(received) < self._missing:
@@ -112,6 +115,8 @@ class InterceptingReader(asyncio.StreamReader):
         method = payload[:4]
         if method == frames.TUNE:
             return frames.with_frame_max(payload, frames.LARGEST)
+        if method == frames.CONNECTION_CLOSE:
+            self.close_text = frames.close_text(payload)
         if method in (frames.BLOCKED, frames.UNBLOCKED):
             self.is_blocked = method == frames.BLOCKED
         return payload
@@ -140,6 +145,17 @@ class InterceptingTransport(TransportFactory):
     def is_blocked(self) -> bool:
         """Whether the broker has said that it reads nothing for now."""
         return self._reader is not None and self._reader.is_blocked
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the far end took the connection and has sent nothing."""
+        return self._reader is not None and self.is_used and not self._reader.has_received
+
+    @property
+    def close_text(self) -> str:
+        """Why the broker closed the connection, in its own words, which the client library does not pass on
+        during the handshake; empty where it did not say."""
+        return "" if self._reader is None else self._reader.close_text
 
     def write(self, frames: bytes) -> None:
         """Write whole frames. Nothing where the stream is closing."""
@@ -178,7 +194,7 @@ def _foreign(head: bytes) -> str:
     if head.startswith(b"HTTP/"):
         return "an HTTP server answers there (AMQP has another port, usually 5672 or 5671)"
     if head[0] in (0x15, 0x16):
-        return "TLS is spoken there (use amqps://)"
+        return "TLS is spoken there (begin OTT_AMQP_URL with amqps)"
     if head.startswith(b"AMQP"):
         return "it speaks another version of AMQP"
     return "it does not speak AMQP"

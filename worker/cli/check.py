@@ -1,77 +1,197 @@
-"""`ott-worker check`."""
+"""`ott-worker check`: what works, and the true cause of what does not."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.text import Text
 
-from worker.amqp.connection import connect
+from worker.amqp.connection import Connection, connect
 from worker.broker import topology
-from worker.errors import SettingsError, WorkerError
+from worker.broker.overview import Overview, read_overview
+from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
+from worker.broker.topology import Topology
+from worker.cli import token_cause
+from worker.errors import BrokerUnreachable, SettingsError, WorkerError
 from worker.events import EventListener
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, load_settings, split_urls
 
-Step = Callable[[Settings], Awaitable[str]]
+Mark = Literal["ok", "note", "FAIL"]
+STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
+MARKETING_CLOUD = ("mc_subdomain", "mc_auth_url", "mc_rest_url", "mc_client_id", "mc_client_secret")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. A `note` is no failure: it says why nothing happens. `code` is the exit code of a failure."""
+
+    mark: Mark
+    name: str
+    text: str
+    code: int = 3
 
 
 def check() -> int:
-    """Tell what works and what does not: settings, broker, topology, token. Changes nothing.
+    """Tell what works and what does not, each in a line with its cause. Changes nothing.
+
+    Looks at the settings, each address of the broker, what this user may do there, the queues, the token and
+    its scope, and the workers. What is not set is left out: without Marketing Cloud's settings it is an
+    operator's check of the broker.
 
     Example: ott-worker check
     """
-    return asyncio.run(_check(Console(highlight=False, soft_wrap=True)))
+    return asyncio.run(report(Console(highlight=False, soft_wrap=True)))
 
 
-async def _check(console: Console) -> int:
-    try:
-        settings = load_settings()
-        settings.require_marketing_cloud()
-    except SettingsError as error:
-        _line(console, "settings", str(error), ok=False)
-        return error.exit_code
-    _line(console, "settings", "complete", ok=True)
+async def report(console: Console) -> int:
+    """Print the findings as they come; the exit code."""
     code = 0
-    steps: list[tuple[str, Step]] = [("broker", _broker), ("topology", _topology), ("token", _token)]
-    for name, step in steps:
-        try:
-            _line(console, name, await step(settings), ok=True)
-        except WorkerError as error:
-            _line(console, name, str(error), ok=False)
-            code = code or 3
+    async for finding in _findings():
+        mark = (f"{finding.mark:<4}", STYLES[finding.mark])
+        console.print(Text.assemble(mark, f"  {finding.name:<11} {finding.text}"))
+        if finding.mark == "FAIL":
+            code = code or finding.code
     return code
 
 
-async def _broker(settings: Settings) -> str:
-    connection = await connect(settings, "check")
-    await connection.close()
-    return f"RabbitMQ {connection.server_version} answers"
-
-
-async def _topology(settings: Settings) -> str:
-    connection = await connect(settings, "check")
+async def _findings() -> AsyncIterator[Finding]:
     try:
-        missing = await topology.missing(connection, settings)
-    finally:
-        await connection.close()
-    if not missing:
-        return f"all queues and exchanges of {settings.prefix} are there"
-    return f"not there yet, the worker will declare it: {', '.join(missing)}"
-
-
-async def _token(settings: Settings) -> str:
-    async with MarketingCloud(settings, EventListener()) as marketing_cloud:
+        settings = load_settings()
+    except SettingsError as error:
+        yield Finding("FAIL", "settings", str(error), error.exit_code)
+        return
+    with_marketing_cloud = any(getattr(settings, name) for name in MARKETING_CLOUD)
+    if not with_marketing_cloud:
+        yield Finding("ok", "settings", "Marketing Cloud is not set: this is an operator's check")
+    else:
         try:
+            settings.require_marketing_cloud()
+            yield Finding("ok", "settings", "complete")
+        except SettingsError as error:
+            with_marketing_cloud = False
+            yield Finding("FAIL", "settings", str(error), error.exit_code)
+    async for finding in _broker(settings, as_worker=with_marketing_cloud):
+        yield finding
+    if with_marketing_cloud:
+        yield await _token(settings)
+
+
+async def _broker(settings: Settings, *, as_worker: bool) -> AsyncIterator[Finding]:
+    """Each address by itself, and all else by the first one that answers."""
+    connection: Connection | None = None
+    urls = split_urls(settings.amqp_url.get_secret_value())
+    try:
+        for url in urls:
+            try:
+                opened = await connect(load_settings(amqp_url=url), "check")
+            except BrokerUnreachable as error:
+                yield Finding("FAIL", "broker", f"{error}{_of_several(url, urls)}")
+                continue
+            yield Finding("ok", "broker", f"RabbitMQ {opened.server_version} answers at {_where(url)}")
+            if connection is None:
+                connection, answering = opened, url
+            else:
+                await opened.close()
+        if connection is not None:
+            async for finding in _inside(connection, settings, answering, as_worker=as_worker):
+                yield finding
+    finally:
+        if connection is not None:
+            await connection.close()
+
+
+async def _inside(
+    connection: Connection, settings: Settings, url: str, *, as_worker: bool
+) -> AsyncIterator[Finding]:
+    for name, step in (
+        ("permissions", _permissions(connection, settings, url, as_worker=as_worker)),
+        ("topology", _topology(connection, settings)),
+        ("workers", _workers(connection, settings)),
+    ):
+        try:
+            yield await step
+        except WorkerError as error:
+            yield Finding("FAIL", name, str(error))
+
+
+async def _permissions(connection: Connection, settings: Settings, url: str, *, as_worker: bool) -> Finding:
+    rights = workers_rights(settings) if as_worker else operators_rights(settings)
+    role = "a worker" if as_worker else "an operator"
+    user, vhost = _user_and_vhost(url)
+    missing = await lacking(connection, rights)
+    if not missing:
+        return Finding("ok", "permissions", f"user {user} may do what {role} does")
+    return Finding(
+        "FAIL",
+        "permissions",
+        f"user {user} may not {', '.join(map(str, missing))}, as {role} does: "
+        f"grant it {patterns(missing)} in the virtual host {vhost}",
+    )
+
+
+async def _topology(connection: Connection, settings: Settings) -> Finding:
+    missing = await topology.missing(connection, settings)
+    if not missing:
+        return Finding("ok", "topology", f"all queues and exchanges of {settings.prefix} are there")
+    return Finding("ok", "topology", f"not there yet, the worker will declare it: {', '.join(missing)}")
+
+
+async def _workers(connection: Connection, settings: Settings) -> Finding:
+    overview = await read_overview(connection, Topology(settings.prefix))
+    return _judge(overview, settings.prefix)
+
+
+def _judge(overview: Overview, prefix: str) -> Finding:
+    pause, workers = overview.pause, overview.workers
+    if pause is not None:
+        why = f"{pause.why or 'no reason given'} (ott-worker resume ends it)"
+        return Finding("note", "workers", f"paused by {pause.by} since {_minute(pause.since)}: {why}")
+    if not workers:
+        hidden = next((problem for problem in overview.problems if "may not be read" in problem), None)
+        if hidden is not None:
+            return Finding("FAIL", "workers", hidden)
+        text = f"no worker runs for {prefix}: start one with ott-worker run, or check OTT_PREFIX"
+        return Finding("note", "workers", text)
+    for worker in workers:
+        gate = worker.gate
+        if gate.state != "open" and gate.since is not None:
+            text = f"the gate of {worker.place} is {gate.state} since {_minute(gate.since)}: {gate.why}"
+            return Finding("FAIL", "workers", text)
+    return Finding("ok", "workers", ", ".join(f"{worker.place} is {worker.state}" for worker in workers))
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+async def _token(settings: Settings) -> Finding:
+    try:
+        async with MarketingCloud(settings, EventListener()) as marketing_cloud:
             token = await marketing_cloud.accounts.get(None)
-        except TokenTrouble as error:
-            if "was refused" not in str(error):
-                raise
-            raise TokenTrouble(f"{error}: check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET") from None
-    return f"received; registrations go to {token.rest_url}"
+    except TokenTrouble as error:
+        return Finding("FAIL", "token", await token_cause.of(error, settings))
+    except SettingsError as error:
+        return Finding("FAIL", "token", str(error), error.exit_code)
+    if trouble := token_cause.of_scope(token.scope):
+        return Finding("FAIL", "token", trouble)
+    return Finding("ok", "token", f"received; registrations go to {token.rest_url}")
 
 
-def _line(console: Console, name: str, text: str, *, ok: bool) -> None:
-    mark = ("ok  ", "green") if ok else ("FAIL", "bold red")
-    console.print(Text.assemble(mark, f"  {name:<9} {text}"))
+def _where(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+
+
+def _of_several(url: str, urls: list[str]) -> str:
+    return f" (address {urls.index(url) + 1} of {len(urls)} in OTT_AMQP_URL)" if len(urls) > 1 else ""
+
+
+def _user_and_vhost(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return unquote(parts.username or "guest"), unquote(parts.path.removeprefix("/")) or "/"

@@ -99,21 +99,16 @@ def _headline(screen: Screen) -> Iterator[str]:
 def _whys(overview: Overview, now: datetime) -> Iterator[str]:
     for worker in overview.workers:
         if worker.gate.why and worker.gate.state != "open":
-            yield f"{_place(worker)}: gate {worker.gate.state}: {worker.gate.why}"
+            yield f"{worker.place}: gate {worker.gate.state}: {worker.gate.why}"
     for worker in overview.lost:
-        yield f"{_place(worker)}: last heard {_ago(worker.at, now)}: killed, or cut off from RabbitMQ"
-
-
-def _place(worker: WorkerStatus) -> str:
-    """host:pid"""
-    return worker.worker.rpartition(":")[0]
+        yield f"{worker.place}: last heard {_ago(worker.at, now)}: killed, or cut off from RabbitMQ"
 
 
 def _worker(worker: WorkerStatus, now: datetime) -> dict[str, Any]:
     since = worker.gate.since
     gate = worker.gate.state if since is None else f"{worker.gate.state} {_span(since, now)}"
     return {
-        "worker": _place(worker),
+        "worker": worker.place,
         "state": "paused" if worker.paused is not None and worker.state != "draining" else worker.state,
         "gate": gate,
         "partitions": _ranges(worker.partitions),

@@ -43,6 +43,11 @@ class WorkerStatus(BaseModel):
     rate_per_second: float = Field(description="Requests settled a second, lately.")
     reconnects: int = Field(description="Times that the consuming connection was opened again.")
 
+    @property
+    def place(self) -> str:
+        """host:pid"""
+        return self.worker.rpartition(":")[0]
+
     def is_silent(self, now: datetime) -> bool:
         """Whether the worker should have said something since: it has ended, or is cut off."""
         return now - self.at > SILENT_AFTER

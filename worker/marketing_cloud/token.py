@@ -28,16 +28,24 @@ class TokenTrouble(WorkerError):
     """There is no token for now, and the default account has this trouble too: an outage.
 
     The text holds what the endpoint said. `summary` is in words of our own. `retry_after` is the endpoint's
-    own hint, in seconds, or None. `is_refused` tells of a refusal (4xx).
+    own hint, in seconds, or None. `is_refused` tells of a refusal (4xx). `status` is what the endpoint
+    answered, None where that is no matter.
     """
 
     def __init__(
-        self, summary: str, said: str = "", retry_after: float | None = None, *, is_refused: bool = False
+        self,
+        summary: str,
+        said: str = "",
+        retry_after: float | None = None,
+        *,
+        is_refused: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(f"{summary}: {said}" if said else summary)
         self.summary = summary
         self.retry_after = retry_after
         self.is_refused = is_refused
+        self.status = status
 
 
 class AccountTrouble(WorkerError):
@@ -83,10 +91,10 @@ def read_token(
         error = document.get("error")
         known = f" {error}" if error in _OAUTH_ERRORS else ""
         said = _said(document, secrets)
-        raise TokenTrouble(f"the token was refused: {status}{known}", said, is_refused=True)
+        raise TokenTrouble(f"the token was refused: {status}{known}", said, is_refused=True, status=status)
     if not is_success:
         said = _said(document, secrets)
-        raise TokenTrouble(f"the token endpoint answered {status}", said, answer.retry_after)
+        raise TokenTrouble(f"the token endpoint answered {status}", said, answer.retry_after, status=status)
     value = document.get("access_token")
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
         raise TokenTrouble("the token endpoint's answer is not a token")

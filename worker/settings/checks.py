@@ -136,6 +136,9 @@ def _http_url(value: str) -> str:
         raise ValueError("must be a plain URL: no user, query or fragment")
     _check_port(parts)
     check_host(value)
+    for path in ("/v2/token", "/ott/v1"):
+        if path in parts.path:
+            raise ValueError(f"must be the base URL, without {path}: the worker adds the API's paths")
     return value.rstrip("/")
 
 

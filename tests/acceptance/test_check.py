@@ -1,0 +1,257 @@
+"""`check` names the true cause of what does not work, each in one line (contract §8)."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from rich.console import Console
+
+from tests.rig import Rig, environment
+from worker.broker.control_stream import publish_order
+from worker.cli.check import report
+from worker.contract.control import Order
+from worker.contract.status import GateStatus, WorkerStatus
+from worker.sandbox.faults import Status
+from worker.settings import Settings
+
+Make = Callable[..., Settings]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` said."""
+
+    code: int
+    out: str
+
+    def line(self, name: str) -> str:
+        """The only line about this."""
+        (found,) = [line for line in self.out.splitlines() if line.split()[1] == name]
+        return found
+
+    def failure(self, name: str) -> str:
+        """That line, which tells of a failure."""
+        assert self.code != 0, self.out
+        line = self.line(name)
+        assert line.startswith("FAIL"), self.out
+        return line
+
+
+async def check(settings: Settings, **variables: str) -> Checked:
+    """In this process: to start one for each cause would take minutes."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment(settings), **variables}.items():
+            patch.setenv(name, value)
+        code = await report(Console(file=out, soft_wrap=True))
+    return Checked(code, out.getvalue())
+
+
+def operator(make_settings: Make, **overrides: object) -> Settings:
+    """Without Marketing Cloud."""
+    return make_settings(mc_client_id=None, mc_client_secret=None, **overrides)
+
+
+async def test_all_that_works_is_told_line_by_line(rig: Rig) -> None:
+    await rig.start()
+    checked = await check(rig.settings())
+    assert checked.code == 0, checked.out
+    assert [line.split()[:2] for line in checked.out.splitlines()] == [
+        ["ok", "settings"],
+        ["ok", "broker"],
+        ["ok", "permissions"],
+        ["ok", "topology"],
+        ["note", "workers"],  # the library's parts alone publish no status
+        ["ok", "token"],
+    ]
+
+
+async def test_before_the_first_start_nothing_is_wrong(rig: Rig) -> None:
+    checked = await check(rig.settings())
+    assert checked.code == 0, checked.out
+    assert "the worker will declare it" in checked.line("topology")
+    assert "no worker runs" in checked.line("workers")
+    strict = await check(rig.settings(declare=False))
+    assert "is missing: create it" in strict.failure("topology")
+
+
+async def test_what_is_not_set_is_left_out(make_settings: Make) -> None:
+    checked = await check(operator(make_settings))
+    assert checked.code == 0, checked.out
+    assert "Marketing Cloud is not set" in checked.line("settings")
+    assert "may do what an operator does" in checked.line("permissions")
+    assert "token" not in [line.split()[1] for line in checked.out.splitlines()]
+
+
+async def test_half_of_marketing_cloud_s_settings_is_a_failure_and_the_broker_is_checked_all_the_same(
+    make_settings: Make,
+) -> None:
+    checked = await check(make_settings(mc_client_secret=None, mc_subdomain="mc1"))
+    assert checked.code == 2
+    assert "OTT_MC_CLIENT_SECRET must be set" in checked.failure("settings")
+    assert checked.line("broker").startswith("ok")
+
+
+async def test_a_wrong_setting_is_named(make_settings: Make) -> None:
+    checked = await check(make_settings(), OTT_PREFETCH="many")
+    assert (checked.code, checked.out) == (2, "FAIL  settings    OTT_PREFETCH must be a whole number\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "path"),
+    [("OTT_MC_REST_URL", "/ott/v1/registration"), ("OTT_MC_AUTH_URL", "/v2/token")],
+)
+async def test_a_url_with_a_path_of_the_api_in_it_is_named(
+    make_settings: Make, variable: str, path: str
+) -> None:
+    checked = await check(make_settings(), **{variable: f"https://mc1.marketingcloudapis.com{path}"})
+    assert checked.code == 2
+    assert f"{variable} must be the base URL, without" in checked.failure("settings")
+
+
+# Marketing Cloud
+
+
+async def test_wrong_credentials(rig: Rig) -> None:
+    checked = await check(rig.settings(mc_client_secret="wr0ng-one"))
+    assert checked.code == 3
+    line = checked.failure("token")
+    assert "401 invalid_client: Invalid client ID or client secret." in line
+    assert "check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET" in line
+    assert "wr0ng-one" not in checked.out
+
+
+async def test_a_wrong_business_unit(rig: Rig) -> None:
+    body = json.dumps({"error": "invalid_request", "error_description": "The account is not valid."})
+    rig.sandbox.faults.add(Status(path="token", status=400, account="42", body=body))
+    line = (await check(rig.settings(mc_account_id="42"))).failure("token")
+    assert "400 invalid_request: The account is not valid." in line
+    assert "check OTT_MC_ACCOUNT_ID (42), for without it a token is given" in line
+
+
+@pytest.mark.parametrize("status", [404, 405])
+async def test_a_wrong_authentication_url(rig: Rig, status: int) -> None:
+    rig.sandbox.faults.add(Status(path="token", status=status))
+    line = (await check(rig.settings())).failure("token")
+    assert str(status) in line
+    assert f"check OTT_MC_AUTH_URL, which gives {rig.sandbox.url}" in line
+
+
+async def test_a_wrong_subdomain(rig: Rig) -> None:
+    nowhere = rig.settings(mc_auth_url=None, mc_rest_url=None, mc_subdomain=f"none-{uuid4().hex[:8]}")
+    line = (await check(nowhere)).failure("token")
+    assert "check OTT_MC_SUBDOMAIN, which gives https://none-" in line
+
+
+async def test_an_address_that_is_not_allowed(rig: Rig) -> None:
+    body = json.dumps(
+        {
+            "error": "unauthorized_client",
+            "error_description": "The client IP address is unauthorized for this account. Allowlist it.",
+        }
+    )
+    rig.sandbox.faults.add(Status(path="token", status=401, body=body))
+    line = (await check(rig.settings())).failure("token")
+    assert "401 unauthorized_client: The client IP address is unauthorized" in line
+    assert "add this machine's public IP address to the allowlist" in line
+
+
+async def test_a_package_without_the_scope(rig: Rig) -> None:
+    body = json.dumps({"access_token": "t", "expires_in": 1079, "scope": "ott_channels_read offline"})
+    rig.sandbox.faults.add(Status(path="token", status=200, body=body))
+    line = (await check(rig.settings())).failure("token")
+    assert "the token lacks the scope ott_channels_write: grant it" in line
+
+
+async def test_trouble_on_marketing_cloud_s_side(rig: Rig) -> None:
+    rig.sandbox.faults.add(Status(path="token", status=503))
+    assert "this is Marketing Cloud's side" in (await check(rig.settings())).failure("token")
+
+
+# The broker
+
+
+async def test_an_address_where_nobody_listens(make_settings: Make) -> None:
+    checked = await check(operator(make_settings, amqp_url="amqp://guest:s3cret-one@127.0.0.1:1/"))
+    assert checked.code == 3
+    assert "RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused" in checked.failure("broker")
+    assert "s3cret-one" not in checked.out
+
+
+async def test_each_of_several_addresses_is_named(make_settings: Make, clean_broker: str) -> None:
+    several = f"amqp://guest:guest@127.0.0.1:1/,{clean_broker}"
+    checked = await check(operator(make_settings), OTT_AMQP_URL=several)
+    lines = [line for line in checked.out.splitlines() if line.split()[1] == "broker"]
+    assert checked.code == 3
+    assert lines[0].startswith("FAIL")
+    assert "127.0.0.1:1" in lines[0]
+    assert "address 1 of 2 in OTT_AMQP_URL" in lines[0]
+    assert lines[1].startswith("ok")
+    assert "may do what an operator does" in checked.line("permissions")
+
+
+async def test_tls_spoken_to_a_plain_port(make_settings: Make, clean_broker: str) -> None:
+    tls = clean_broker.replace("amqp://", "amqps://")
+    tls = tls if ":" in tls.rpartition("@")[2] else tls.rstrip("/") + ":5672/"
+    line = (await check(operator(make_settings, amqp_url=tls))).failure("broker")
+    assert "the port does not speak TLS: use amqp://" in line
+
+
+async def test_an_http_port(rig: Rig, make_settings: Make) -> None:
+    http = rig.sandbox.url.replace("http://", "amqp://guest:guest@")
+    line = (await check(operator(make_settings, amqp_url=http))).failure("broker")
+    assert "an HTTP server answers there" in line
+
+
+# The workers
+
+
+async def tell(rig: Rig, **more: object) -> None:
+    """A worker says this of itself."""
+    requester = await rig.start()
+    given = {
+        "worker": "host:7:20261125T080000Z",
+        "version": "1.1.0",
+        "at": datetime.now(UTC),
+        "state": "active",
+        "gate": GateStatus(state="open"),
+        "in_flight": 0,
+        "rate_per_second": 0,
+        "reconnects": 0,
+    }
+    message = aio_pika.Message(WorkerStatus.model_validate({**given, **more}).to_json())
+    await requester.channel.default_exchange.publish(message, f"{requester.prefix}.status")
+
+
+async def test_a_worker_that_runs(rig: Rig) -> None:
+    await tell(rig)
+    assert (await check(rig.settings())).line("workers") == "ok    workers     host:7 is active"
+
+
+async def test_no_worker(rig: Rig) -> None:
+    await rig.start()
+    checked = await check(rig.settings())
+    assert checked.line("workers").startswith(
+        f"note  workers     no worker runs for {rig.settings().prefix}: start"
+    )
+
+
+async def test_paused(rig: Rig) -> None:
+    await tell(rig)
+    await publish_order(rig.settings(), Order.now("pause", "rotating secrets", by="ann@host"))
+    line = (await check(rig.settings())).line("workers")
+    assert "paused by ann@host since" in line
+    assert "rotating secrets (ott-worker resume ends it)" in line
+
+
+async def test_a_closed_gate(rig: Rig) -> None:
+    why = "Marketing Cloud answered 503: Down for repair"
+    await tell(rig, gate=GateStatus(state="closed", why=why, since=datetime.now(UTC)))
+    line = (await check(rig.settings())).failure("workers")
+    assert "the gate of host:7 is closed since" in line
+    assert line.endswith(why)

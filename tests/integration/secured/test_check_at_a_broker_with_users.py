@@ -1,0 +1,165 @@
+"""What `check` finds out about a broker that has users, virtual hosts and limits (contract §8)."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+from rich.console import Console
+
+from tests.integration.secured.conftest import SecuredBroker
+from worker.amqp.connection import connect
+from worker.broker import topology
+from worker.cli.check import report
+from worker.settings import load_settings
+
+PREFIX = "ott.check"
+
+
+class Tenant:
+    """A virtual host with a user, who may do what `allow` says."""
+
+    def __init__(self, broker: SecuredBroker) -> None:
+        self._broker = broker
+        self.vhost, self.user = f"check-{uuid4().hex[:8]}", f"user-{uuid4().hex[:8]}"
+        self.ctl("add_vhost", self.vhost)
+        self.ctl("add_user", self.user, "s3cret-one")
+        self.ctl("set_permissions", "-p", self.vhost, "guest", ".*", ".*", ".*")
+        self.allow(".*", ".*", ".*")
+
+    def ctl(self, *arguments: str) -> None:
+        self._broker.ctl(*arguments)
+
+    def allow(self, configure: str, write: str, read: str) -> None:
+        self.ctl("set_permissions", "-p", self.vhost, self.user, configure, write, read)
+
+    def url(self, user: str = "", password: str = "s3cret-one", vhost: str = "") -> str:
+        return self._broker.url_of(user or self.user, password, vhost or self.vhost)
+
+    async def declare(self) -> None:
+        """Let all objects be there."""
+        settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)
+        connection = await connect(settings, "test")
+        await topology.ensure(connection, settings)
+        await connection.close()
+
+    async def messages(self) -> list[int]:
+        settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)
+        connection = await connect(settings, "test")
+        channel = await connection.channel()
+        names = topology.Topology(PREFIX)
+        counts = [
+            (await channel.queue_declare(queue, passive=True)).message_count or 0
+            for queue in (names.requests, names.replies, names.dead)
+        ]
+        await connection.close()
+        return counts
+
+
+@pytest.fixture
+def tenant(secured: SecuredBroker) -> Iterator[Tenant]:
+    made = Tenant(secured)
+    yield made
+    made.ctl("delete_vhost", made.vhost)
+    made.ctl("delete_user", made.user)
+
+
+@dataclass(frozen=True)
+class Checked:
+    code: int
+    out: str
+
+    def line(self, name: str) -> str:
+        assert "s3cret-one" not in self.out
+        (found,) = [line for line in self.out.splitlines() if line.split()[1] == name]
+        return found
+
+
+async def check(url: str, **variables: str) -> Checked:
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"OTT_AMQP_URL": url, "OTT_PREFIX": PREFIX, **variables}.items():
+            patch.setenv(name, value)
+        code = await report(Console(file=out, soft_wrap=True))
+    return Checked(code, out.getvalue())
+
+
+WORKER = {
+    "OTT_MC_AUTH_URL": "http://127.0.0.1:1",
+    "OTT_MC_REST_URL": "http://127.0.0.1:1",
+    "OTT_MC_CLIENT_ID": "id",
+    "OTT_MC_CLIENT_SECRET": "secret",
+}
+
+
+async def test_an_operator_who_may_do_all_of_it(tenant: Tenant) -> None:
+    await tenant.declare()
+    done = await check(tenant.url())
+    assert done.code == 0, done.out
+    assert done.line("permissions") == f"ok    permissions user {tenant.user} may do what an operator does"
+    assert await tenant.messages() == [0, 0, 0]
+
+
+async def test_an_operator_who_may_not_order_nor_read_the_dead_letters(tenant: Tenant) -> None:
+    await tenant.declare()
+    tenant.allow(".*", "^$", r"^(ott\.check\.(journal|status|control))$")
+    done = await check(tenant.url())
+    assert done.code == 3
+    found = done.line("permissions")
+    assert found.startswith(f"FAIL  permissions user {tenant.user} may not read ott.check.dead, ")
+    assert "write ott.check with the routing key control" in found
+    assert r"read ^(ott\.check\.dead)$, write ^(ott\.check)$" in found
+    assert f"in the virtual host {tenant.vhost}" in found
+
+
+async def test_a_worker_who_may_not_take_requests(tenant: Tenant) -> None:
+    await tenant.declare()
+    tenant.allow("^$", r"^(amq\.default)$", r"^(ott\.check\.(journal|control))$")
+    done = await check(tenant.url(), **WORKER, OTT_DECLARE="false")
+    found = done.line("permissions")
+    assert "may not read ott.check.requests, write ott.check.dead, as a worker does" in found
+    assert r"grant it read ^(ott\.check\.requests)$, write ^(ott\.check\.dead)$" in found
+    assert await tenant.messages() == [0, 0, 0]
+
+
+async def test_a_worker_who_shall_declare_and_may_not(tenant: Tenant) -> None:
+    tenant.allow("^$", ".*", ".*")
+    done = await check(tenant.url(), **WORKER)
+    assert "may not configure ott.check.requests, " in done.line("permissions")
+
+
+async def test_a_virtual_host_that_does_not_exist(tenant: Tenant) -> None:
+    done = await check(tenant.url(vhost="nowhere"))
+    assert (done.code, done.out.count("FAIL")) == (3, 1)
+    assert "the virtual host nowhere does not exist (check the end of OTT_AMQP_URL)" in done.line("broker")
+
+
+async def test_a_virtual_host_that_the_user_may_not_use(tenant: Tenant) -> None:
+    tenant.ctl("clear_permissions", "-p", tenant.vhost, tenant.user)
+    done = await check(tenant.url())
+    assert f"user {tenant.user} may not use the virtual host {tenant.vhost}" in done.line("broker")
+
+
+async def test_a_wrong_password(tenant: Tenant) -> None:
+    done = await check(tenant.url(password="wr0ng-one"))
+    assert "user name, password or virtual host refused (check OTT_AMQP_URL)" in done.line("broker")
+    assert "wr0ng-one" not in done.out
+
+
+@pytest.mark.parametrize("of", ["vhost", "user"])
+async def test_a_connection_limit(tenant: Tenant, of: str) -> None:
+    if of == "vhost":
+        tenant.ctl("set_vhost_limits", "-p", tenant.vhost, '{"max-connections": 0}')
+    else:
+        tenant.ctl("set_user_limits", tenant.user, '{"max-connections": 0}')
+    done = await check(tenant.url())
+    assert (done.code, done.out.count("FAIL")) == (3, 1)
+    found = done.line("broker")
+    assert "a connection limit is reached: " in found
+    assert "virtual host" not in found.partition("(close")[0] or of == "vhost"
+
+
+async def test_a_plain_url_for_the_port_that_speaks_tls(secured: SecuredBroker) -> None:
+    done = await check(f"amqp://guest:guest@localhost:{secured.tls_port}/")
+    assert "TLS is spoken there (begin OTT_AMQP_URL with amqps)" in done.line("broker")

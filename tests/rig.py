@@ -195,7 +195,17 @@ async def delete_objects(url: str, prefix: str) -> None:
     """Delete every queue and exchange of a prefix."""
     connection = await aio_pika.connect(url)
     async with connection:
-        for name in ("requests", "replies", "dead", "journal", "status", "control"):
+        partitions = [f"requests.{number}" for number in range(1, 9)]
+        for name in (
+            "requests",
+            *partitions,
+            "partitions",
+            "replies",
+            "dead",
+            "journal",
+            "status",
+            "control",
+        ):
             channel = await connection.channel()
             await channel.queue_delete(f"{prefix}.{name}")
             await channel.close()

@@ -124,6 +124,27 @@ class EventListener:
     def settled(self, settlement: Settlement, seconds: float) -> None:
         """A request has left the requests queue, `seconds` after its delivery arrived."""
 
+    def epoch_began(self, epoch: int, partitions: int, seconds: float) -> None:
+        """This worker routes requests into so many partitions; the barrier took so many seconds."""
+
+    def epoch_ended(self, why: str) -> None:
+        """This worker stops routing, and begins anew if it is still the router."""
+
+    def routed(self, partition: int) -> None:
+        """A partition has taken a request."""
+
+    def partition_taken(self, partition: int) -> None:
+        """A delivery came: this worker is the partition's active consumer."""
+
+    def partition_left(self, partition: int, why: str) -> None:
+        """This worker's subscription to a partition has ended."""
+
+    def late_request_ignored(self, partition: int) -> None:
+        """A router that had lost its role went on publishing; the router after it was given the request."""
+
+    def partition_log_unreadable(self, why: str) -> None:
+        """The stream of epochs and barriers cannot be read; no partition is taken over until it can."""
+
     def journal_unreadable(self, why: str) -> None:
         """The journal could not be read; nothing waits for it but replays."""
 

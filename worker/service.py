@@ -11,15 +11,21 @@ from worker.broker.control_stream import StandingOrders
 from worker.broker.depths import QueueDepths
 from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
+from worker.broker.partition_log import PartitionLog
+from worker.broker.router_channel import RouterChannel
 from worker.broker.topology import Topology
+from worker.errors import BrokerUnreachable
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
-from worker.pipeline.arrival_clock import ArrivalClock, CatchUp
+from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.gate import Gate
-from worker.pipeline.intake import Intake
-from worker.pipeline.journey import Journeys
+from worker.pipeline.intake import Intake, QueueIntake
+from worker.pipeline.journey import Common, Journeys
+from worker.pipeline.partition import PartitionJourneys
+from worker.pipeline.partitions import Partitions
 from worker.pipeline.replay_guard import ReplayGuard
+from worker.pipeline.router import Router
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
@@ -33,20 +39,31 @@ class Service:
         self.settings = settings
         self.started_at = time.monotonic()
         self.publisher = Publisher(settings, events, topology.ensure)
+        self._names = names
         self.depths = QueueDepths(names, lambda: self.intake.connection)
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
         self.gate = Gate(settings.gate_after, settings.retry_base, events)
         self._events = events
         self._tracing = tracing
-        self._clock = ArrivalClock()
+        self._clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
         self._catch_up = CatchUp(settings, self._clock, events)
         self._replay_guard = ReplayGuard(settings, self._catch_up, events)
         self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
         journal = Journal(self.publisher, names, self._clock) if settings.journal else None
         self._settler = Settler(self.publisher, journal, names, Seals(settings), events, tracing)
         self.orders = StandingOrders(settings, events)
-        self.intake = Intake(settings, self._journeys, self._take_over, self.orders, events)
+        stopping = self._stopping = asyncio.Event()
+        self._log = PartitionLog(settings, self.publisher, events)
+        self.partitions = Partitions(
+            settings, self._log, self._partition_journeys, self.orders, stopping, events
+        )
+        self._requests = QueueIntake(
+            settings, names.requests, self._journeys, self._take_over, self.orders, stopping, events
+        )
+        self.intake = Intake(
+            settings, self._requests, self.partitions.consumed, self.orders, stopping, events
+        )
 
     async def __aenter__(self) -> Self:
         self.publisher.start()
@@ -73,22 +90,63 @@ class Service:
         """Drain: finish what is under way, give the rest back, and let `run` return."""
         self.intake.stop()
 
-    async def _take_over(self) -> None:
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """All that stand now."""
+        requests = self.intake.subscription
+        return [*([] if requests is None else [requests]), *self.partitions.subscriptions]
+
+    @property
+    def lanes(self) -> int:
+        """Resources with a request under way."""
+        return self.intake.lanes + self.partitions.lanes
+
+    async def _take_over(self, journeys: Journeys) -> None:
         """Before the first request of a subscription: take note of what other workers have done."""
+        if isinstance(journeys, Router):
+            await journeys.take_over()
+        elif await self._has_new_partitions():
+            await self._reconnect()
         self._replay_guard.subscription_began()
         if self.settings.journal:
             await self._catch_up.run()
 
+    async def _reconnect(self) -> None:
+        """Have the subscription end, and begin anew with partitions."""
+        if self.intake.connection is not None:
+            await self.intake.connection.close()
+        await asyncio.get_running_loop().create_future()
+
+    async def _has_new_partitions(self) -> bool:
+        """Whether a worker with partitions has been active since this one connected without."""
+        connection = self.intake.connection
+        try:
+            return connection is None or await self.partitions.exist(connection)
+        except BrokerUnreachable:
+            return True
+
     def _journeys(self, subscription: Subscription) -> Journeys:
-        return Journeys(
+        if not self.partitions.in_use:
+            return Journeys(*self._common(subscription, self._forwarder, self._tracing))
+        channel = RouterChannel(self.settings, self._events)
+        common = self._common(subscription, self._forwarder, None)
+        return Router(self.settings.partitions, self._log, channel, common)
+
+    def _partition_journeys(self, number: int, subscription: Subscription, shared: bool) -> Journeys:
+        forwarder = self._forwarder.share(1 / self.settings.partitions, lambda: not self.partitions.lanes)
+        common = self._common(subscription, forwarder, self._tracing)
+        return PartitionJourneys(number, self._log, shared=shared, common=common)
+
+    def _common(self, subscription: Subscription, forwarder: Forwarder, tracing: Tracing | None) -> Common:
+        return (
             self.settings,
             subscription,
-            self._forwarder,
+            forwarder,
             self._settler,
             self._replay_guard,
             self._clock,
             self._events,
-            self._tracing,
+            tracing,
         )
 
 

@@ -1,11 +1,24 @@
 """The command line is tried on one broker; what differs between brokers is tested below it."""
 
+from collections.abc import AsyncIterator
+
 import pytest
 
+from tests.acceptance.submit_command import Command
 from tests.conftest import BROKER_URLS
+from tests.rig import Rig
 
 
 @pytest.fixture
 def broker_url() -> str:
     """The first broker that `OTT_TEST_AMQP_URLS` names."""
     return BROKER_URLS[0]
+
+
+@pytest.fixture
+async def submit(rig: Rig, broker_url: str, prefix: str) -> AsyncIterator[Command]:
+    """The command, beside a worker that runs."""
+    await rig.start()
+    command = Command(rig.settings())
+    yield command
+    command.kill()

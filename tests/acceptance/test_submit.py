@@ -7,80 +7,27 @@ import os
 import pty
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 
+from tests.acceptance.submit_command import (
+    ATTRIBUTES,
+    Command,
+    ended,
+    lines,
+    pages_called,
+    told,
+    write_pages,
+)
 from tests.faults.proxy import Proxy
-from tests.rig import MESSENGER, Rig, environment, messenger, until
+from tests.rig import Rig, messenger, until
 from worker.cli.app import main
 from worker.sandbox.faults import Latency, Status
 from worker.settings import Settings
-
-ATTRIBUTES: dict[str, Any] = MESSENGER["ottPlatformAttributes"]
-HEADER = ["ottPlatformName", *ATTRIBUTES]
-
-
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-class Command:
-    """Runs `ott-worker submit` in a process of its own, with the settings of a rig."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.environment = environment(settings)
-        self._started: list[asyncio.subprocess.Process] = []
-
-    async def start(self, *arguments: str | Path, **more: str) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker", "submit", *map(str, arguments)),
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            env={**self.environment, **more},
-        )
-        self._started.append(process)
-        return process
-
-    async def __call__(self, *arguments: str | Path, stdin: bytes = b"", **more: str) -> Ended:
-        return await ended(await self.start(*arguments, **more), stdin)
-
-    def kill(self) -> None:
-        for process in self._started:
-            if process.returncode is None:
-                process.kill()
-
-
-async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
-    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
-    return Ended(process.returncode or 0, out.decode(), err.decode())
-
-
-async def told(process: asyncio.subprocess.Process, text: str) -> None:
-    """Wait until the command says this on standard error."""
-    assert process.stderr is not None
-    async with asyncio.timeout(30):
-        while text not in (await process.stderr.readline()).decode():
-            pass
-
-
-@pytest.fixture
-async def submit(rig: Rig, broker_url: str, prefix: str) -> AsyncIterator[Command]:
-    """The command, beside a worker that runs."""
-    await rig.start()
-    command = Command(rig.settings())
-    yield command
-    command.kill()
 
 
 class WorkerByHand:
@@ -118,23 +65,6 @@ class WorkerByHand:
         message = aio_pika.Message(json.dumps(reply).encode(), correlation_id=request.correlation_id)
         assert request.reply_to is not None
         await self._rig.requester.channel.default_exchange.publish(message, request.reply_to)
-
-
-def write_pages(path: Path, ids: Iterable[object], **more: Any) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        for page_id in ids:
-            writer.writerow(["messenger", *{**ATTRIBUTES, "pageId": page_id, **more}.values()])
-    return path
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def pages_called(rig: Rig) -> list[str]:
-    return [str(call.resource_id) for call in rig.sandbox.history.registration_calls]
 
 
 async def job_queues(url: str, results: Path, prefix: str) -> AsyncIterator[str]:

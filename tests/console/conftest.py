@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
-import pytest
+import pytest_asyncio
 
+from tests.console.browser import OpenPage, browser
 from tests.rig import Rig
 from worker.console.server import Console
 from worker.settings import Settings
@@ -32,7 +33,14 @@ class Running:
             return await response.text()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
+async def rig(make_settings: Callable[..., Settings]) -> AsyncIterator[Rig]:
+    """As everywhere, in the loop that the tests of a module share with their browser."""
+    async with Rig(make_settings) as a_rig:
+        yield a_rig
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
     """`await start_console(**settings)` serves the broker objects of `rig`."""
     started: list[Running] = []
@@ -48,3 +56,10 @@ async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
     for running in started:
         await running.session.close()
         await running.console.__aexit__(None, None, None)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def open_page() -> AsyncIterator[OpenPage]:
+    """Opens pages in one browser, which the tests of a module share."""
+    async with browser() as opens:
+        yield opens

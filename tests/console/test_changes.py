@@ -12,6 +12,7 @@ from worker.sandbox.faults import Status
 from worker.sandbox.registry import Key
 
 Start = Callable[..., Awaitable[Running]]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def post(running: Running, path: str, **form: Any) -> tuple[int, dict[str, Any]]:

@@ -17,6 +17,7 @@ from worker.errors import SettingsError
 from worker.settings import Settings
 
 Start = Callable[..., Awaitable[Running]]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 PASSWORD = "correct horse battery staple"
 FORM = {"why": "a test"}
 

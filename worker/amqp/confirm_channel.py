@@ -18,12 +18,17 @@ from aiormq.channel import Channel
 
 from worker.amqp import frames
 from worker.amqp.connection import Connection, close_channel
+from worker.amqp.direct_reply import is_direct_reply
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties, short_string
+from worker.backoff import ceiling
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
+# A stream whose leader died may leave a channel without its confirms; another channel gets them. Records that
+# are published twice do no harm. Doubled with each attempt, so that a slow broker can keep up.
+STREAM_CONFIRM_TIMEOUT: Final = 3.0  # seconds
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
 SWEEP_INTERVAL: Final = 1.0  # seconds; when overdue confirms are found
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
@@ -31,7 +36,8 @@ STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 ALONE_AFTER: Final = 2  # channels that the broker closed with a message unconfirmed on them
 RENEW_INTERVAL: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
 REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
-DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."
+WRITE_BYTES: Final = 1_048_576  # written at once; then the socket must take most of it
+PUBLISH_HEADER: Final = "x-ott-publish"  # tells publishes apart that are on their way with one message id
 
 
 @dataclass(slots=True, eq=False)
@@ -43,13 +49,14 @@ class Message:
     properties: Properties
     body: bytes
     external: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
+    stream: bool = False  # to a stream: goes on a channel that carries nothing else
 
 
 @dataclass(slots=True, eq=False)
 class _PendingPublish:
     message: Message
     future: "asyncio.Future[None]"
-    message_id: str = ""
+    key: str = ""  # by which a returned message is recognized
     sent_at: float = 0.0
     refusals: int = 0
     channel_losses: int = 0
@@ -58,12 +65,18 @@ class _PendingPublish:
 
 @dataclass(eq=False)
 class ConfirmChannel:
-    """One channel in confirm mode, opened again whenever it closes; holds what is not confirmed."""
+    """One channel in confirm mode, opened again whenever it closes; holds what is not confirmed. `missing` is
+    set when one of our own objects is not there.
+
+    With `publishes_again=False` it is opened once. A publish whose confirm does not come, or that is on its
+    way when the channel closes, ends in BrokerUnreachable: whether the broker took it is unknown."""
 
     name: str
     events: EventListener
-    confirmed_at: float = 0.0
     missing: asyncio.Event = field(default_factory=asyncio.Event)
+    is_for_streams: bool = False
+    publishes_again: bool = True
+    confirmed_at: float = 0.0
     _connection: Connection | None = None
     _interceptor: FrameInterceptor | None = None
     _number: int = 0
@@ -76,7 +89,9 @@ class ConfirmChannel:
     _flushing: bool = False
     _refused_until: float = 0.0
     _renew_at: float = 0.0
+    _draining: set["asyncio.Task[None]"] = field(default_factory=set)
     _stuck: bool = False
+    _overdue_rounds: int = 0
 
     def __len__(self) -> int:
         return len(self._outbox) + len(self._sent) + len(self._later)
@@ -121,6 +136,8 @@ class ConfirmChannel:
                 self._interceptor = None
                 self._take_back()
             self._closed(reason)
+            if not self.publishes_again:
+                return
             await asyncio.sleep(RETRY[0])
 
     def _open(self, channel: Channel, connection: Connection) -> None:
@@ -139,18 +156,18 @@ class ConfirmChannel:
             if done:
                 return closed.result()
             self._sweep()
-            if self._stuck:
-                await self._renew(channel)
+            if self._stuck and asyncio.get_running_loop().time() >= self._renew_at:
+                await self._renew(channel, closed)
 
-    async def _renew(self, channel: Channel) -> None:
+    async def _renew(self, channel: Channel, closed: "asyncio.Future[BaseException | None]") -> None:
         """Close the channel, for another to be opened. RabbitMQ's channel remembers that a quorum queue was
         full, and goes on refusing when a higher limit has made room (seen on 3.10)."""
-        now = asyncio.get_running_loop().time()
-        if now < self._renew_at:
-            return
-        self._renew_at, self._stuck = now + RENEW_INTERVAL, False
+        self._renew_at, self._stuck = asyncio.get_running_loop().time() + RENEW_INTERVAL, False
         self._interceptor = None  # to write on a channel that is being closed would end the connection
         await close_channel(channel, SWEEP_INTERVAL)
+        await asyncio.wait({closed}, timeout=SWEEP_INTERVAL)
+        if not closed.done() and self._connection is not None:
+            self._connection.abort()
 
     def _sweep(self) -> None:
         """Publish again what has waited too long: a confirm can be lost with a half-dead peer."""
@@ -160,12 +177,33 @@ class ConfirmChannel:
             for pending in self._sent.values():
                 pending.sent_at = now
             return
-        overdue = now - CONFIRM_TIMEOUT
+        oldest = next(iter(self._sent.values()), None)
+        if oldest is None or oldest.sent_at > now - self._confirm_timeout or self._connection is None:
+            return
+        if self._connection.heard_at < oldest.sent_at:
+            # The peer is gone, and without heartbeats nothing else tells.
+            self._connection.abort()
+        elif self.is_for_streams:
+            self._overdue_rounds += 1
+            self._stuck, self._renew_at = True, now
+        else:
+            self._publish_overdue_again(now - self._confirm_timeout)
+
+    @property
+    def _confirm_timeout(self) -> float:
+        if not self.is_for_streams:
+            return CONFIRM_TIMEOUT
+        return ceiling(self._overdue_rounds + 1, STREAM_CONFIRM_TIMEOUT, CONFIRM_TIMEOUT)
+
+    def _publish_overdue_again(self, sent_before: float) -> None:
         for tag, pending in list(self._sent.items()):
-            if pending.sent_at > overdue:
+            if pending.sent_at > sent_before:
                 break
             del self._sent[tag]
-            self._tags.pop(pending.message_id, None)
+            self._tags.pop(pending.key, None)
+            if not self.publishes_again:
+                _fail(pending, BrokerUnreachable("RabbitMQ did not confirm in time"))
+                continue
             pending.overdue += 1
             if pending.message.external and pending.overdue >= GIVE_UP_AFTER and not pending.future.done():
                 pending.future.set_exception(QueueFull("the queue does not confirm"))
@@ -182,36 +220,47 @@ class ConfirmChannel:
         self._flushing = False
         if self.is_open and self._connection is not None:
             self._connection.write(self._write_outbox())
+            if self._outbox:
+                self._flushing = True
+                task = asyncio.create_task(self._flush_when_drained(self._connection))
+                self._draining.add(task)
+                task.add_done_callback(self._draining.discard)
+
+    async def _flush_when_drained(self, connection: Connection) -> None:
+        await connection.drain()
+        self._flush()
 
     def _write_outbox(self) -> bytes:
-        """Frames of all that waits. The client's own publish takes a lock, futures and a time-out for
-        each message, and writes them one by one."""
-        now = asyncio.get_running_loop().time()
+        """Frames of what waits, a bounded number of bytes. The client's own publish takes a lock, futures and
+        a time-out for each message, and writes them one by one."""
+        now, written = asyncio.get_running_loop().time(), 0
         parts: list[bytes] = []
-        while self._outbox:
+        while self._outbox and written < WRITE_BYTES:
             pending = self._outbox.popleft()
             if pending.future.cancelled():
                 continue
-            message_id = pending.message_id = pending.message.properties.message_id or _fresh_id()
-            if message_id in self._tags:
-                # Returned messages are told apart by this id, so two must not be on their way.
-                self._send_later(pending, RETRY[0])
-                continue
             try:
-                message = self._frames(pending.message, message_id)
+                message = self._frames(pending)
             except Exception as error:
                 pending.future.set_exception(error)
                 continue
             self._tag += 1
-            self._tags[message_id] = self._tag
+            self._tags[pending.key] = self._tag
             self._sent[self._tag] = pending
             pending.sent_at = now
             parts.append(message)
+            written += len(message)
         return b"".join(parts)
 
-    def _frames(self, message: Message, message_id: str) -> bytes:
+    def _frames(self, pending: _PendingPublish) -> bytes:
+        message = pending.message
         body, limit = message.body, self._frame_max - frames.OVERHEAD
-        properties = message.properties.with_text("message_id", message_id)
+        pending.key = message.properties.message_id or _fresh_id()
+        if pending.key in self._tags:
+            pending.key = _fresh_id()
+            properties = message.properties.changed({PUBLISH_HEADER: pending.key})
+        else:
+            properties = message.properties.with_text("message_id", pending.key)
         encoded = properties.encoded()
         if len(encoded) > limit - 12:
             encoded = properties.without_large_headers(limit - 12).encoded()
@@ -233,7 +282,8 @@ class ConfirmChannel:
 
     def _returned(self, _method: bytes, properties: Properties, _body: bytes, _dropped: int) -> None:
         # It is confirmed as well, and that comes after.
-        tag = self._tags.get(properties.message_id or "")
+        header = properties.header(PUBLISH_HEADER)
+        tag = self._tags.get(header if isinstance(header, str) else properties.message_id or "")
         if tag is not None:
             self.confirmed(tag, Unroutable("no queue took the message"))
 
@@ -242,7 +292,8 @@ class ConfirmChannel:
         pending = self._sent.pop(tag, None)
         if pending is None:
             return
-        self._tags.pop(pending.message_id, None)
+        self._tags.pop(pending.key, None)
+        self._overdue_rounds = 0
         if pending.future.done():
             return
         self.confirmed_at = asyncio.get_running_loop().time()
@@ -280,10 +331,19 @@ class ConfirmChannel:
 
     def _take_back(self) -> None:
         """What the lost channel did not confirm goes first in the next one's outbox, in its order."""
+        if not self.publishes_again:
+            for pending in [*self._sent.values(), *self._outbox, *self._later]:
+                _fail(pending, BrokerUnreachable("The channel was lost"))
+            self._later.clear()
+            self._outbox.clear()
+            self._sent.clear()
+            self._tags.clear()
+            return
         kept: list[_PendingPublish] = []
         for pending in self._sent.values():
             pending.channel_losses += 1
-            if pending.channel_losses > 1 and _ends_connections(pending.message):
+            if pending.channel_losses > 1 and is_direct_reply(pending.message.routing_key):
+                # It may be what ended the connection, and direct replies may be lost (contract §2).
                 if not pending.future.done():
                     pending.future.set_exception(PublishRefused("the reply address ends the connection"))
             else:
@@ -341,10 +401,9 @@ async def publish_once(connection: Connection, message: Message) -> None:
         channel.abandon()
 
 
-def _ends_connections(message: Message) -> bool:
-    """Whether it may be what ended the connection: RabbitMQ fails at a direct reply address that it cannot
-    decode, and takes the whole connection down each time."""
-    return message.external and message.routing_key.startswith(DIRECT_REPLY_TO)
+def _fail(pending: _PendingPublish, error: WorkerError) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
 
 
 @lru_cache(maxsize=1000)

@@ -109,6 +109,19 @@ class Connection:
         """Write whole frames now, ahead of what the client has queued. Nothing on a lost connection."""
         self._transport.write(frames)
 
+    async def drain(self) -> None:
+        """Wait until the socket has taken most of what was written, or the connection is lost."""
+        await self._transport.drain()
+
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last bytes from the broker."""
+        return self._transport.heard_at
+
+    def abort(self) -> None:
+        """End it at once, as if the peer had gone."""
+        self._transport.abort()
+
     def pause_reading(self) -> None:
         """Read nothing more for a moment, so that what arrives does not fill the memory. The broker gives a
         client up that does not read for 15 s."""

@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from worker.amqp import frames
 from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, describe
@@ -82,12 +83,18 @@ class Subscription:
     """
 
     def __init__(
-        self, connection: Connection, queue: str, prefetch: int, max_body_bytes: float = math.inf
+        self,
+        connection: Connection,
+        queue: str,
+        prefetch: int,
+        max_body_bytes: float = math.inf,
+        priority: int | None = None,
     ) -> None:
         self._connection = connection
         self._queue = queue
         self.prefetch = prefetch
         self._max_body_bytes = max_body_bytes
+        self._arguments: dict[str, Any] | None = None if priority is None else {"x-priority": priority}
         self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.depth = 0
@@ -163,7 +170,7 @@ class Subscription:
         with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
-                await channel.basic_consume(self._queue, no_callback)
+                await channel.basic_consume(self._queue, no_callback, arguments=self._arguments)
         self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
 
@@ -186,6 +193,21 @@ class Subscription:
         renewed. A worker that was frozen must not make a call for deliveries that it has lost."""
         while time.monotonic() - self._lease_renewed_at > self._lease:
             await self._lease_renewed.wait()
+
+    async def renew_lease(self) -> None:
+        """Return when the broker has answered, to a question asked from now on, that this consumer is alive.
+        Raises BrokerUnreachable: it has ended, or the broker does not answer."""
+        channel = self._channel
+        while channel is not None and not self.ended.done():
+            asked_at = time.monotonic()
+            with broker_errors("The lease could not be renewed"):
+                async with asyncio.timeout(LEASE_TIMEOUT):
+                    consumers = await self._round_trip(channel)
+            if consumers:
+                self._lease_renewed_at = asked_at
+                return
+            await asyncio.sleep(LEASE_RETRY_INTERVAL)
+        raise BrokerUnreachable("The subscription has ended")
 
     async def close(self) -> bool:
         """End it: unsettled deliveries go back to the queue in their order. False where the broker did not

@@ -136,13 +136,18 @@ class Properties:
     def without_large_headers(self, limit: int) -> "Properties":
         """A copy whose encoding fits in `limit` bytes: a content header is one frame and cannot be
         split, so the largest headers of others go first."""
-        copy = self
-        while len(copy.encoded()) > limit and copy._entries():
-            entries = copy._entries()
-            # The worker's own go last: a sealed body does not open without its request id.
-            largest = max(entries, key=lambda name: (not name.startswith(OWN_HEADERS), len(entries[name])))
-            copy = copy.changed(without=frozenset({largest}))
-        return copy
+        excess = len(self.encoded()) - limit
+        if excess <= 0:
+            return self
+        entries = self._entries()
+        dropped = set()
+        # The worker's own go last: a sealed body does not open without its request id.
+        for name in sorted(entries, key=lambda name: (name.startswith(OWN_HEADERS), -len(entries[name]))):
+            if excess <= 0:
+                break
+            dropped.add(name)
+            excess -= len(short_string(name)) + len(entries[name])
+        return self.changed(without=frozenset(dropped))
 
     def with_text(self, name: str, value: str) -> "Properties":
         """A copy with this short string."""

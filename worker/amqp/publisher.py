@@ -7,37 +7,48 @@ does not take the message within a minute.
 """
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from worker.amqp.confirm_channel import RETRY, ConfirmChannel, Message
+from worker.amqp.confirm_channel import ConfirmChannel, Message
 from worker.amqp.connection import Connection, connect
-from worker.errors import BrokerUnreachable, TopologyError
+from worker.amqp.direct_reply import is_direct_reply, is_well_formed
+from worker.backoff import backoff
+from worker.errors import BrokerUnreachable, PublishRefused, TopologyError
 from worker.events import EventListener
 from worker.settings import Settings
 
 STABLE_AFTER: Final = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
+RECONNECT: Final = (0.05, 5.0)  # seconds; first and longest wait
 REDECLARE_INTERVAL: Final = 1.0  # seconds
 
 Declare = Callable[[Connection, Settings], Awaitable[None]]
 """Declares our own objects. Raises TopologyError or BrokerUnreachable."""
+Serve = Callable[[Connection], Awaitable[None]]
+"""Serves channels on a connection until it is lost."""
 
 
 class Publisher:
     """Publishes on its own connection, which it opens again for as long as it runs.
 
-    It keeps the order of what is sent on each of its two channels: one for our own queues, one for queues
-    that requesters name, so that a forbidden or broken `reply_to` disturbs nothing else.
+    It keeps the order of what is sent on each of its channels. One is for our own queues, one for queues
+    that requesters name, so that a forbidden or broken `reply_to` disturbs nothing else, and one for
+    streams: before RabbitMQ 4.0, a stream's leader takes confirmed records with it if their channel serves
+    queues too. Direct replies have a connection of their own, for RabbitMQ ends it where it cannot decode
+    an address.
     """
 
     def __init__(self, settings: Settings, events: EventListener, declare: Declare) -> None:
         self._settings = settings
         self._events = events
         self._declare = declare
-        self._own = ConfirmChannel("own", events)
+        self._missing = asyncio.Event()
+        self._own = ConfirmChannel("own", events, self._missing)
         self._external = ConfirmChannel("external", events)
+        self._streams = ConfirmChannel("streams", events, self._missing, is_for_streams=True)
+        self._direct = ConfirmChannel("direct replies", events)
         self._task: asyncio.Task[None] | None = None
+        self._direct_task: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -57,69 +68,80 @@ class Publisher:
     @property
     def waiting(self) -> int:
         """Messages not confirmed yet."""
-        return len(self._own) + len(self._external)
+        return sum(len(channel) for channel in (self._own, self._external, self._streams, self._direct))
 
     def start(self) -> None:
         """Begin to connect, in the background."""
-        self._task = asyncio.create_task(self._run(), name="publisher")
+        serve = self._keep_serving("publisher", self._serve, self._events)
+        self._task = asyncio.create_task(serve, name="publisher")
 
     async def stop(self) -> None:
-        """Close the connection and cancel what is not confirmed."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        for channel in (self._own, self._external):
+        """Close the connections and cancel what is not confirmed."""
+        tasks = [task for task in (self._task, self._direct_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for channel in (self._own, self._external, self._streams, self._direct):
             channel.abandon()
 
     def send(self, message: Message) -> "asyncio.Future[None]":
         """Publish. The future is done once the broker has confirmed; that of an external message may raise
         Unroutable or PublishRefused instead. Cancel the future to give the message up."""
+        if message.external and is_direct_reply(message.routing_key):
+            return self._send_direct(message)
+        if message.stream:
+            return self._streams.send(message)
         return (self._external if message.external else self._own).send(message)
 
-    async def _run(self) -> None:
+    def _send_direct(self, message: Message) -> "asyncio.Future[None]":
+        if not is_well_formed(message.routing_key):
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(PublishRefused("the reply address is malformed"))
+            return refused
+        if self._direct_task is None:
+            serve = self._keep_serving("direct replies", self._direct.serve, EventListener())
+            self._direct_task = asyncio.create_task(serve, name="direct-replies")
+        return self._direct.send(message)
+
+    async def _keep_serving(self, purpose: str, serve: Serve, events: EventListener) -> None:
+        """Open a connection and serve on it, again and again."""
         failures = 0
         while True:
             connection = None
             try:
-                connection = await connect(self._settings, "publisher")
-                self._events.publisher_connected()
+                connection = await connect(self._settings, purpose)
+                events.publisher_connected()
                 began = asyncio.get_running_loop().time()
-                await self._serve(connection)
+                await serve(connection)
+                events.publisher_lost("connection lost")
                 if asyncio.get_running_loop().time() - began > STABLE_AFTER:
                     failures = 0
-                await _pause(failures)
-                failures = min(failures + 1, 10)
             except Exception as error:
                 # Any error: without its publisher the worker would hold its requests for good.
                 known = isinstance(error, BrokerUnreachable)
-                self._events.publisher_lost(str(error) if known else type(error).__name__)
-                await _pause(failures)
-                failures = min(failures + 1, 10)
+                events.publisher_lost(str(error) if known else type(error).__name__)
             finally:
                 if connection is not None:
                     await connection.close()
+            failures += 1
+            await asyncio.sleep(backoff(failures, *RECONNECT))
 
     async def _serve(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
-            served = [group.create_task(channel.serve(connection)) for channel in (self._own, self._external)]
+            channels = (self._own, self._external, self._streams)
+            served = [group.create_task(channel.serve(connection)) for channel in channels]
             served.append(group.create_task(self._redeclare(connection)))
             await connection.lost
             for task in served:
                 task.cancel()
-        self._events.publisher_lost("connection lost")
 
     async def _redeclare(self, connection: Connection) -> None:
         """Declare our own objects again when a publish finds one of them gone."""
         while True:
-            await self._own.missing.wait()
-            self._own.missing.clear()
+            await self._missing.wait()
+            self._missing.clear()
             try:
                 await self._declare(connection, self._settings)
             except (TopologyError, BrokerUnreachable) as error:
                 self._events.topology_wrong(str(error))
             await asyncio.sleep(REDECLARE_INTERVAL)
-
-
-async def _pause(failures: int) -> None:
-    """Wait before connecting again, longer from failure to failure."""
-    await asyncio.sleep(random.uniform(0, min(RETRY[1], 0.05 * 2**failures)))  # noqa: S311

@@ -7,6 +7,7 @@ goes to the interceptor of its channel, at once and in order; all else goes on t
 """
 
 import asyncio
+import contextlib
 import ssl
 import struct
 from collections.abc import Iterable
@@ -41,11 +42,13 @@ class InterceptingReader(asyncio.StreamReader):
         self._alive_at = 0.0
         self._has_failed = False
         self.is_blocked = False
+        self.heard_at = loop.time()
         self.has_received = False
         self.close_text = ""
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         received = bytes(data)  # no copy: it is bytes already
+        self.heard_at = self._clock()
         self.has_received = True
         if self._has_failed:
             return
@@ -93,9 +96,9 @@ class InterceptingReader(asyncio.StreamReader):
                 passed.append(self._for_the_client(kind, channel, payload))
             at = end + 1
         self._partial += buffer[at:]
-        if intercepted and not passed and self._clock() - self._alive_at > ALIVE_INTERVAL:
+        if intercepted and not passed and self.heard_at - self._alive_at > ALIVE_INTERVAL:
             # aiormq gives up a connection on which it sees no frames.
-            self._alive_at = self._clock()
+            self._alive_at = self.heard_at
             passed.append(_ALIVE)
         return b"".join(passed)
 
@@ -145,6 +148,17 @@ class InterceptingTransport(TransportFactory):
     def is_blocked(self) -> bool:
         """Whether the broker has said that it reads nothing for now."""
         return self._reader is not None and self._reader.is_blocked
+
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last bytes that came."""
+        return 0.0 if self._reader is None else self._reader.heard_at
+
+    async def drain(self) -> None:
+        """Wait until the socket has taken most of what was written, or the stream has ended."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
 
     @property
     def is_silent(self) -> bool:

@@ -13,6 +13,7 @@ from worker.errors import BrokerUnreachable, TopologyError
 from worker.settings import Settings
 
 DECLARE_TIMEOUT = 30.0  # seconds
+MOST_PARTITIONS = 64
 
 # A request counts one delivery for each lost connection and each return to the queue. The limit is there
 # for a message that ends the worker, whose neighbours are settled meanwhile (see pipeline/lanes.py), so
@@ -25,6 +26,8 @@ NO_DELIVERY_LIMIT = 2**31 - 1
 STATUS_AGE, STATUS_BYTES, STATUS_SEGMENT = "1h", 20_000_000, 500_000
 # Without an age: a pause stands until somebody ends it.
 CONTROL_BYTES, CONTROL_SEGMENT = 20_000_000, 2_000_000
+# Each record states all that its writer knows, so the newest ones are enough.
+PARTITION_LOG_BYTES, PARTITION_LOG_SEGMENT = 4_000_000, 500_000
 
 Arguments = dict[str, Any]
 
@@ -65,9 +68,32 @@ class Topology:
         return f"{self.prefix}.control"
 
     @property
+    def partition_log(self) -> str:
+        return f"{self.prefix}.partitions"
+
+    def partition(self, number: int) -> str:
+        """The queue of a partition, counted from 1."""
+        return f"{self.requests}.{number}"
+
+    def is_own(self, queue: str) -> bool:
+        """Whether a `reply_to` may not name it (contract §4)."""
+        number = queue.removeprefix(f"{self.requests}.")
+        return queue in self.own_queues or (number != queue and number.isdecimal())
+
+    @property
     def own_queues(self) -> frozenset[str]:
-        """Queues that a `reply_to` may not name (contract §4)."""
-        return frozenset({self.requests, self.replies, self.dead, self.journal, self.status, self.control})
+        """All of them but the partitions."""
+        return frozenset(
+            {
+                self.requests,
+                self.replies,
+                self.dead,
+                self.journal,
+                self.status,
+                self.control,
+                self.partition_log,
+            }
+        )
 
     def requests_arguments(self) -> Arguments:
         return {
@@ -110,6 +136,13 @@ class Topology:
             "x-queue-type": "stream",
             "x-max-length-bytes": CONTROL_BYTES,
             "x-stream-max-segment-size-bytes": CONTROL_SEGMENT,
+        }
+
+    def partition_log_arguments(self) -> Arguments:
+        return {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": PARTITION_LOG_BYTES,
+            "x-stream-max-segment-size-bytes": PARTITION_LOG_SEGMENT,
         }
 
     @property
@@ -157,13 +190,22 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
     return names
 
 
+async def exists(connection: Connection, queue: str) -> bool:
+    """Whether there is such a queue. Raises BrokerUnreachable."""
+    try:
+        await _try(connection, f"queue {queue}", lambda channel: channel.queue_declare(queue, passive=True))
+    except TopologyError:
+        return False
+    return True
+
+
 async def delete(connection: Connection, settings: Settings) -> None:
     """Delete every object of the prefix, and all that is in it. Raises BrokerUnreachable."""
     names = Topology(settings.prefix)
     channel = await connection.channel()
     with broker_errors(f"{names.prefix} could not be deleted"):
         async with asyncio.timeout(DECLARE_TIMEOUT):
-            for queue in names.own_queues:
+            for queue in (*names.own_queues, *map(names.partition, range(1, MOST_PARTITIONS + 1))):
                 await channel.queue_delete(queue)
             for exchange in (names.entry, names.dead):
                 await channel.exchange_delete(exchange)
@@ -204,6 +246,15 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[
         steps.append((f"stream {stream}", queue(stream, arguments)[1]))
     if not passive:
         steps.append(binding(names.control, names.entry, CONTROL_KEY))
+    if settings.partitions > 1:
+        steps.append(
+            (
+                f"stream {names.partition_log}",
+                queue(names.partition_log, names.partition_log_arguments())[1],
+            )
+        )
+        partitions = (names.partition(number) for number in range(1, settings.partitions + 1))
+        steps += [queue(partition, names.requests_arguments()) for partition in partitions]
     return steps
 
 

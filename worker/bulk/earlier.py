@@ -112,7 +112,7 @@ class Earlier:
         status, resource = self._result(place)
         if status not in SETTLED:
             return False
-        if not is_same(resource, _resource(row.platform, row.resource_id)):
+        if not row.problems and not is_same(resource, _resource(row.platform, row.resource_id)):
             raise _another_input(place)
         return True
 
@@ -137,7 +137,7 @@ class Earlier:
         for number, resource, _ in survey.rows():
             rows = number
             status, settled_for = self._result(number)
-            if status in SETTLED and not is_same(settled_for, resource):
+            if status in SETTLED and resource and not is_same(settled_for, resource):
                 return False
         return rows >= last
 

@@ -1,5 +1,8 @@
 """What stands in a job's way at the moment, for the one who waits."""
 
+from collections.abc import Iterable
+
+from worker.contract.status import WorkerStatus
 from worker.events import EventListener
 
 
@@ -9,11 +12,16 @@ class Notices(EventListener):
     def __init__(self) -> None:
         self._publishing = ""
         self._replies = ""
+        self._workers = ""
         self.job = ""
 
     @property
     def current(self) -> str:
-        return self._publishing or self._replies or self.job
+        return self._publishing or self._replies or self.job or self._workers
+
+    def workers_told(self, workers: Iterable[WorkerStatus]) -> None:
+        """What the workers say of themselves: whether one is paused, or waits for Marketing Cloud."""
+        self._workers = next(filter(None, map(_obstacle, workers)), "")
 
     def publisher_connected(self) -> None:
         self._publishing = ""
@@ -29,6 +37,14 @@ class Notices(EventListener):
 
     def broker_unreachable(self, why: str) -> None:
         self._replies = _trying(why)
+
+
+def _obstacle(worker: WorkerStatus) -> str:
+    if worker.paused:
+        return f"The worker is paused by {worker.paused.by}: {worker.paused.why or 'no reason given'}."
+    if worker.state == "active" and worker.gate.state == "closed":
+        return f"The worker waits for Marketing Cloud: {worker.gate.why or 'its gate is closed'}."
+    return ""
 
 
 def _trying(why: str) -> str:

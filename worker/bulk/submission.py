@@ -1,8 +1,8 @@
 """A bulk job, on one page.
 
 a row is read                                   readers.py, in a thread (feed.py)
-→ kept back, if it is damaged                   survey.py, tables/damage.py
 → left out, if an earlier run has settled it    earlier.py
+→ kept back, if it is damaged                   survey.py, tables/damage.py
 → published, when there is room                 outstanding.py, broker/request_sender.py
 → answered, on the job's own queue              broker/reply_queue.py
 → written to the results file, and counted      results.py, tally.py
@@ -10,7 +10,7 @@ a row is read                                   readers.py, in a thread (feed.py
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -20,6 +20,7 @@ from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.reply_queue import ReplyQueue
 from worker.broker.request_sender import RequestSender, look_for_workers
+from worker.broker.status_stream import read_workers
 from worker.bulk.earlier import Earlier, parse_request_id, request_id
 from worker.bulk.feed import Feed
 from worker.bulk.notices import Notices
@@ -37,7 +38,9 @@ OUTSTANDING: Final = 1000  # rows published and not answered
 LAST_REPLIES: Final = 5.0  # seconds to wait for replies after an interruption
 COLLECT: Final = 30.0  # seconds to take in what an earlier run left in the queue
 QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be resumed without loss
-POLL_INTERVAL: Final = 10  # seconds without a reply, before it is asked whether a worker runs
+ASK_AFTER: Final = 2  # seconds without a reply, before the workers are asked why
+ASK_INTERVAL: Final = 3  # seconds
+ASK_TIMEOUT: Final = 10.0  # seconds
 
 
 class NoReplies(WorkerError):
@@ -132,7 +135,7 @@ class Submission:
                     if not self._plan.reading.rereadable:
                         self._survey.add(row)
                     place = self._earlier.place(row.number) if self._earlier else row.number
-                    if not self._is_kept_back(place, row) and not self._is_left_out(place, row):
+                    if not self._is_left_out(place, row) and not self._is_kept_back(place, row):
                         await self._submit(place, row, sender)
         except WorkerError as error:
             problem = error
@@ -255,20 +258,28 @@ class Submission:
             self._failed.exception()  # seen, should nobody wait for it any more
 
     async def _watch(self) -> None:
-        """Tell when nothing comes back, and end the job after its time-out."""
+        """Tell why nothing comes back, and end the job after its time-out."""
         timeout = self._plan.reply_timeout
         while True:
             await asyncio.sleep(1)
             idle = self.out.idle
             if timeout is not None and idle > timeout:
                 raise NoReplies(f"No reply came for {timeout:g} s. {self._how_to_go_on()}")
-            if idle < POLL_INTERVAL:
+            if idle < ASK_AFTER:
                 self.notices.job = ""
-            elif int(idle) % POLL_INTERVAL == 0:
-                try:
-                    await self._look_for_workers()
-                except WorkerError as error:
-                    self.notices.job = str(error)
+                self.notices.workers_told([])
+            elif int(idle) % ASK_INTERVAL == 0:
+                await self._ask_workers()
+
+    async def _ask_workers(self) -> None:
+        try:
+            await self._look_for_workers()
+        except WorkerError as error:
+            self.notices.job = str(error)
+            return
+        with suppress(WorkerError, TimeoutError):  # this user may not be allowed to read it
+            async with asyncio.timeout(ASK_TIMEOUT):
+                self.notices.workers_told(await read_workers(self._settings))
 
     async def _look_for_workers(self) -> None:
         queue = f"{self._settings.prefix}.requests"

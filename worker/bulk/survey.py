@@ -56,7 +56,7 @@ class Survey:
 
     def add(self, row: Row) -> None:
         """Take one row in."""
-        resource = f"{row.platform} {row.resource_id}" if row.platform and row.resource_id else None
+        resource = f"{row.platform} {row.shown_id}" if row.platform and row.shown_id else None
         execute = self._database.execute
         about = (row.number, resource, row.account_id, row.file, row.line)
         execute("INSERT INTO row VALUES (?, ?, ?, ?, ?)", about)
@@ -66,7 +66,7 @@ class Survey:
                 (f"{row.platform} {row.resource_id}",),
             )
         url = row.attributes.get("endpointUrl")
-        if isinstance(url, str) and url and not _URL.match(url):
+        if isinstance(url, str) and url and not row.problems and not _URL.match(url):
             self._bad_urls += 1
             if len(self._first_bad_urls) < NAMED:
                 value = shown("endpointUrl", url, row.secrets)
@@ -78,7 +78,7 @@ class Survey:
         return self._database.execute("SELECT 1 FROM row LIMIT 1").fetchone() is not None
 
     def rows(self) -> Iterator[tuple[int, str | None, str | None]]:
-        """The number, resource and account of each row, in order."""
+        """The number, resource and account of each row, in order; no resource where its id is damaged."""
         yield from self._database.execute("SELECT number, resource, account FROM row ORDER BY number")
 
     def problems(self, row: Row) -> tuple[Problem, ...]:
@@ -105,6 +105,7 @@ class Survey:
     def _repeated(self) -> Iterator[str]:
         query = (
             "SELECT resource, account, count(*) FROM row WHERE resource IS NOT NULL "
+            "AND resource NOT IN (SELECT id FROM doubtful WHERE rows > 1) "
             "GROUP BY resource, account HAVING count(*) > 1 ORDER BY min(number)"
         )
         repeated = self._database.execute(query).fetchmany(NAMED)

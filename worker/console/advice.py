@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from worker.console.broker_state import BrokerState
-from worker.console.letters import Group
+from worker.console.letters import Cause
 from worker.contract.status import WorkerStatus
 
 Level = Literal["good", "notice", "warning", "bad"]
@@ -33,7 +33,7 @@ class Advice:
     link_text: str = ""
 
 
-def advise(state: BrokerState, groups: Sequence[Group], trouble: str, *, is_known: bool) -> Advice:
+def advise(state: BrokerState, causes: Sequence[Cause], trouble: str, *, is_known: bool) -> Advice:
     """The most urgent thing. `trouble` is why the broker could not be asked, empty where it could; it has
     not answered yet where the state is not known."""
     if trouble:
@@ -43,7 +43,7 @@ def advise(state: BrokerState, groups: Sequence[Group], trouble: str, *, is_know
     halt = _halt(state)
     if halt is not None:
         return halt
-    return _letters(groups) if groups else _backlog(state)
+    return _letters(causes) if causes else _backlog(state)
 
 
 def _halt(state: BrokerState) -> Advice | None:
@@ -79,17 +79,17 @@ def _outage(worker: WorkerStatus) -> Advice:
     )
 
 
-def _letters(groups: Sequence[Group]) -> Advice:
-    total, largest = sum(group.count for group in groups), groups[0]
+def _letters(causes: Sequence[Cause]) -> Advice:
+    total, largest = sum(cause.group.count for cause in causes), causes[0]
     headline = "1 dead letter" if total == 1 else f"{total:,} dead letters"
-    advice = _BY_REASON.get(largest.reason, "Open one to see why, then replay or discard it.")
-    most = "" if len(groups) == 1 else f"Most ({largest.count:,}) are {largest.reason}. "
+    advice = _BY_REASON.get(largest.group.reason, "Open one to see why, then replay or discard it.")
+    most = "" if len(causes) == 1 else f"Most ({largest.group.count:,}) are {largest.group.reason}. "
     return Advice(
         "notice",
         headline,
         f"{most}{advice}",
-        f"/dead-letters?group={largest.key}",
-        "Open the largest group",
+        f"/dead-letters?cause={largest.key}",
+        "Open the most frequent",
     )
 
 

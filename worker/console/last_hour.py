@@ -24,7 +24,7 @@ STATUSES = ("registered", "superseded", "rejected", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
+class Latencies:
     """Seconds from a request's arrival to its outcome, over the last minutes."""
 
     median: float
@@ -65,13 +65,13 @@ class LastHour:
             for minute in range(newest - MINUTES + 1, newest + 1)
         ]
 
-    def latency(self, now: datetime) -> Latency | None:
+    def latency(self, now: datetime) -> Latencies | None:
         """Of the last minutes; None where nothing was settled."""
         since = now.timestamp() - LATENCY_MINUTES * 60
         recent = [seconds for at, seconds in self._latencies if at >= since]
         if len(recent) < 2:
-            return Latency(recent[0], recent[0]) if recent else None
-        return Latency(statistics.median(recent), statistics.quantiles(recent, n=20)[-1])
+            return Latencies(recent[0], recent[0]) if recent else None
+        return Latencies(statistics.median(recent), statistics.quantiles(recent, n=20)[-1])
 
     async def _run(self) -> None:
         while time.monotonic() - self._looked_at < IDLE:

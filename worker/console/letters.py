@@ -18,65 +18,64 @@ from multidict import MultiMapping
 
 from worker.console.kept import Kept
 from worker.dead_letters.box import open_box
+from worker.dead_letters.groups import Group
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.selection import Selection, moment
 from worker.settings import Settings
 
 LEAST_LIFE = 2.0  # seconds that a copy stays good, at least
-SHARE = 10  # of the time, the part that is spent on looking, at most
+SHARE = 5  # a fifth of the time, at most, is spent on looking
 LONGEST_LIFE = 30.0  # seconds; a queue of the same depth may hold other letters by then
 BODIES_KEPT = 64_000_000  # bytes; what is beyond is looked for when its page is opened
 BREATH = 100  # letters between two pauses for other pages
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LetterRow:
     """A letter in the copy. `letter` has lost its body where `is_whole` is false."""
 
     letter: Letter
-    group: str
+    cause: str
     is_whole: bool
 
 
-@dataclass(slots=True)
-class Group:
-    """Letters of one cause. `first` and `last` are when they died, microseconds since the epoch."""
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Letters that died of the same on one platform and account. `key` names it in URLs, the same whenever it
+    is made."""
 
     key: str
-    reason: str
-    error: str
     platform: str | None
     account: str | None
-    count: int = 0
-    first: int | None = None
-    last: int | None = None
+    group: Group
 
-    def add(self, died: int | None) -> None:
-        """Count a letter."""
-        self.count += 1
-        if died is not None:
-            self.first = died if self.first is None else min(self.first, died)
-            self.last = died if self.last is None else max(self.last, died)
-
-
-def group_key(letter: Letter) -> str:
-    """The name of a letter's group in URLs: the same wherever and whenever it is made."""
-    cause = "\x00".join((letter.reason, letter.error, letter.platform or "", letter.account or ""))
-    return hashlib.sha256(cause.encode(errors="replace")).hexdigest()[:12]
+    def document(self) -> dict[str, Any]:
+        """The cause, as JSON."""
+        return {
+            "cause": self.key,
+            **self.group.summary(),
+            "ottPlatformName": self.platform,
+            "accountId": self.account,
+        }
 
 
-def groups_of(rows: Iterable[Row]) -> list[Group]:
-    """The groups, the largest first."""
-    groups: dict[str, Group] = {}
+def cause_key(letter: Letter) -> str:
+    """The key of a letter's cause."""
+    words = "\x00".join((letter.reason, letter.error, letter.platform or "", letter.account or ""))
+    return hashlib.sha256(words.encode(errors="replace")).hexdigest()[:12]
+
+
+def causes_of(rows: Iterable[LetterRow]) -> list[Cause]:
+    """The causes, the one with the most letters first."""
+    causes: dict[str, Cause] = {}
     for row in rows:
         letter = row.letter
-        group = groups.get(row.group)
-        if group is None:
-            group = groups[row.group] = Group(
-                row.group, letter.reason, letter.error, letter.platform, letter.account
-            )
-        group.add(letter.dead_at)
-    return sorted(groups.values(), key=lambda group: (-group.count, group.key))
+        cause = causes.get(row.cause)
+        if cause is None:
+            group = Group(letter.reason, letter.error)
+            cause = causes[row.cause] = Cause(row.cause, letter.platform, letter.account, group)
+        cause.group.add(letter)
+    return sorted(causes.values(), key=lambda cause: (-cause.group.count, cause.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Filter:
     """What the query of a URL asks for. `given` are its words, to make further URLs of."""
 
     selection: Selection = field(default_factory=Selection)
-    group: str = ""
+    cause: str = ""
     account: str = ""
     error: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
@@ -92,12 +91,12 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.given)
 
-    def apply(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def apply(self, rows: Iterable[LetterRow]) -> Iterator[LetterRow]:
         """The rows that match, in their order."""
         wanted = self.error.casefold()
         for row in rows:
             letter = row.letter
-            if self.group and row.group != self.group:
+            if self.cause and row.cause != self.cause:
                 continue
             if self.account and letter.account != self.account:
                 continue
@@ -107,7 +106,7 @@ class Filter:
                 yield row
 
 
-FILTERS = ("reason", "platform", "resource", "account", "error", "since", "until", "id", "group")
+FILTERS = ("reason", "platform", "resource", "account", "error", "since", "until", "id", "cause")
 
 
 def filter_of(query: "MultiMapping[str]") -> Filter:
@@ -125,7 +124,7 @@ def filter_of(query: "MultiMapping[str]") -> Filter:
         since=moment(given.get("since"), "Since"),
         until=moment(given.get("until"), "Until"),
     )
-    return Filter(selection, given.get("group", ""), given.get("account", ""), given.get("error", ""), given)
+    return Filter(selection, given.get("cause", ""), given.get("account", ""), given.get("error", ""), given)
 
 
 class LetterCopy:
@@ -135,7 +134,7 @@ class LetterCopy:
         self._settings = settings
         self._queue = queue
         self._renewable_at = float("-inf")
-        self.rows: Kept[list[Row]] = Kept(self._read, [], LEAST_LIFE)
+        self.rows: Kept[list[LetterRow]] = Kept(self._read, [], LEAST_LIFE)
         self.seen = 0
         self.total = 0
 
@@ -164,22 +163,22 @@ class LetterCopy:
         ):
             return await anext(letters, None)
 
-    async def _read(self) -> list[Row]:
-        started = time.monotonic()
-        rows: list[Row] = []
+    async def _read(self) -> list[LetterRow]:
+        rows: list[LetterRow] = []
         kept = 0
         async with self._queue, open_box(self._settings) as box:
+            started = time.monotonic()
             self.seen, self.total = 0, await box.depth()
             async with contextlib.aclosing(box.look(Selection())) as letters:
                 async for letter in letters:
                     size = len(letter.delivery.body)
                     is_whole = kept + size <= BODIES_KEPT
                     kept += size if is_whole else 0
-                    rows.append(Row(letter if is_whole else _bare(letter), group_key(letter), is_whole))
+                    rows.append(LetterRow(letter if is_whole else _bare(letter), cause_key(letter), is_whole))
                     self.seen += 1
                     if self.seen % BREATH == 0:
                         await asyncio.sleep(0)
-        now = time.monotonic()
+            now = time.monotonic()
         self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
         self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
         return rows
@@ -192,18 +191,3 @@ def _bare(letter: Letter) -> Letter:
 def as_time(micros: int | None) -> datetime | None:
     """A moment of a letter."""
     return None if micros is None else datetime.fromtimestamp(micros / 1_000_000, UTC)
-
-
-def group_document(group: Group) -> dict[str, Any]:
-    """A group, as JSON."""
-    first, last = as_time(group.first), as_time(group.last)
-    return {
-        "group": group.key,
-        "reason": group.reason,
-        "error": group.error,
-        "ottPlatformName": group.platform,
-        "accountId": group.account,
-        "count": group.count,
-        "first": first and first.isoformat(),
-        "last": last and last.isoformat(),
-    }

@@ -17,11 +17,10 @@ from worker.console.kept import Kept, refreshed
 from worker.console.last_hour import LastHour, time_of
 from worker.console.letters import (
     LetterCopy,
-    Row,
+    LetterRow,
     as_time,
+    causes_of,
     filter_of,
-    group_document,
-    groups_of,
 )
 from worker.console.mending import fields_of
 from worker.console.rendering import Renderer, wants_json
@@ -110,8 +109,8 @@ class Pages:
         sources.last_hour.look()
         await sources.look(request)
         now = datetime.now(UTC)
-        state, groups = sources.state.value, groups_of(sources.letters.rows.value)
-        advice = advise(state, groups, sources.state.trouble, is_known=sources.state.as_of is not None)
+        state, causes = sources.state.value, causes_of(sources.letters.rows.value)
+        advice = advise(state, causes, sources.state.trouble, is_known=sources.state.as_of is not None)
         minutes = sources.last_hour.minutes(now)
         latency = sources.last_hour.latency(now)
         document = {
@@ -128,7 +127,7 @@ class Pages:
             "lastHour": [
                 {"at": at, **{status: counts.get(status, 0) for status in STACK}} for at, counts in minutes
             ],
-            "deadLetters": [group_document(group) for group in groups],
+            "deadLetters": [cause.document() for cause in causes],
             "problems": [
                 text for text in (sources.state.trouble, *state.problems, sources.last_hour.trouble) if text
             ],
@@ -139,20 +138,20 @@ class Pages:
             document,
             advice=advice,
             state=state,
-            groups=groups[:CAUSES_SHOWN],
-            more_groups=max(0, len(groups) - CAUSES_SHOWN),
+            causes=causes[:CAUSES_SHOWN],
+            more_causes=max(0, len(causes) - CAUSES_SHOWN),
             chart=chart_of(minutes),
             latency=latency,
             last_hour=sources.last_hour,
         )
 
     async def dead_letters(self, request: web.Request) -> web.Response:
-        """Groups by cause, and the letters that match the filters, the newest first."""
+        """Causes, and the letters that match the filters, the newest first."""
         wanted = filter_of(request.query)
         await self._sources.look(request)
         copy = self._sources.letters
         matching = list(wanted.apply(copy.rows.value))
-        groups = groups_of(matching)
+        causes = causes_of(matching)
         page = _page(request, len(matching))
         shown = list(islice(reversed(matching), (page - 1) * PAGE_SIZE, page * PAGE_SIZE))
         document = {
@@ -161,8 +160,8 @@ class Pages:
             "matching": len(matching),
             "page": page,
             "pages": _pages(len(matching)),
-            "groups": [group_document(group) for group in groups],
-            "letters": [{**row.letter.summary(), "group": row.group} for row in shown],
+            "groups": [cause.document() for cause in causes],
+            "letters": [{**row.letter.summary(), "cause": row.cause} for row in shown],
             "problem": copy.rows.trouble or None,
         }
         return self._answer(
@@ -172,7 +171,7 @@ class Pages:
             wanted=wanted,
             copy=copy,
             matching=len(matching),
-            groups=groups,
+            causes=causes,
             rows=shown,
             page=page,
             pages=_pages(len(matching)),
@@ -370,7 +369,7 @@ def _pages(matching: int) -> int:
     return max(1, -(-matching // PAGE_SIZE))
 
 
-def _choices(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _choices(rows: Sequence[LetterRow]) -> dict[str, list[str]]:
     """What the filters can be set to."""
     return {
         "reasons": sorted({row.letter.reason for row in rows}),

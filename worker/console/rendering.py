@@ -21,6 +21,10 @@ THEMES = ("auto", "light", "dark")
 PACKAGE = "ott-registration-worker"
 
 
+# The API wraps every list of errors in the same words.
+_AGGREGATE = "10006 Please fix the following errors: "
+
+
 def wants_json(request: web.Request) -> bool:
     """Whether the caller accepts JSON and says nothing of HTML."""
     accept = request.headers.get("Accept", "")
@@ -46,6 +50,7 @@ class Renderer:
         )
         self._environment.filters |= {
             "ago": _ago,
+            "brief": lambda error: error.removeprefix(_AGGREGATE),
             "number": _number,
             "path": lambda text: quote(str(text), safe=""),
             "query": _query,

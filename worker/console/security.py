@@ -131,7 +131,9 @@ class Guard:
     def _problem(self, request: web.Request, status: int, text: str) -> web.StreamResponse:
         if wants_json(request):
             return web.json_response({"problem": text}, status=status)
-        return self._render.page(request, "problem.html", status=status, title=str(status), text=text)
+        return self._render.page(
+            request, "problem.html", status=status, live=False, title=str(status), text=text
+        )
 
 
 def _is_same_origin(request: web.Request) -> bool:

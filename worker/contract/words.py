@@ -62,11 +62,21 @@ PUBLIC_HEADERS: Final = frozenset(
     }
 )  # the headers of ours, all of which may be shown
 
+# Headers of what the router puts into a partition: its epoch; when the request arrived, in microseconds
+# since the epoch; the routing key that it came by; and whether it came without a message id.
+EPOCH_HEADER: Final = "x-ott-epoch"
+ARRIVED_AT_HEADER: Final = "x-ott-arrived-at"
+CAME_BY_HEADER: Final = "x-ott-came-by"
+NO_MESSAGE_ID_HEADER: Final = "x-ott-no-message-id"
+ROUTED_HEADERS: Final = frozenset({EPOCH_HEADER, ARRIVED_AT_HEADER, CAME_BY_HEADER, NO_MESSAGE_ID_HEADER})
+
 # Values of the property `type`.
 REPLY_TYPE: Final = "ott.registration.reply"
 JOURNAL_TYPE: Final = "ott.registration.journal"
 STATUS_TYPE: Final = "ott.registration.status"
 CONTROL_TYPE: Final = "ott.registration.control"
+BARRIER_TYPE: Final = "ott.registration.barrier"
+PARTITIONS_TYPE: Final = "ott.registration.partitions"
 
 # Error codes (API document, "Possible Errors"; contract §3).
 GENERIC: Final = 10000

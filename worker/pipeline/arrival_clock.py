@@ -46,6 +46,15 @@ class ArrivalClock:
             self._latest = max(self._latest, moment)
 
 
+class SharedClock(ArrivalClock):
+    """The clock of one of several workers that settle requests side by side. Its `latest` is what the others
+    may have given by now, too."""
+
+    @property
+    def latest(self) -> int:
+        return max(self._wall_clock(), self._latest)
+
+
 class CatchUp:
     """Brings the arrival clock up to the journal's time, before a subscription's first request."""
 

@@ -6,6 +6,8 @@ over, and replaces a token that was turned down once.
 
 import asyncio
 import time
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
@@ -40,6 +42,7 @@ class Forwarder:
 
     def __init__(self, settings: Settings, marketing_cloud: MarketingCloud, gate: Gate) -> None:
         self._settings = settings
+        self._may_leave: Callable[[], bool] = lambda: True
         self._marketing_cloud = marketing_cloud
         self._accounts = marketing_cloud.accounts
         self._gate = gate
@@ -52,9 +55,19 @@ class Forwarder:
         """Whether an outage keeps requests waiting."""
         return self._gate.is_pausing
 
+    def share(self, share: float, may_leave: Callable[[], bool]) -> "Forwarder":
+        """One of several that forward side by side, with one gate and so large a share of the rate limit.
+        `may_leave` tells whether the others have no request under way either."""
+        other = copy(self)
+        rate = self._settings.rate_limit
+        other._limiter = None if rate is None else _limiter(rate * share)
+        other._may_leave = may_leave
+        return other
+
     def leave(self) -> None:
         """The deliveries go back to the queue: no request is under way any more."""
-        self._gate.leave()
+        if self._may_leave():
+            self._gate.leave()
 
     async def forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
         """The final outcome. `ensure_lease` is awaited before each call: it returns while the delivery is

@@ -12,12 +12,12 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
-from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
 from worker.pipeline.journey import Attempts, Journeys
@@ -29,32 +29,33 @@ HELD = "held for too long"
 PAUSED = "paused by order"
 SPENT = "as many bytes as are held at once"
 DEFECT_PAUSE = 1.0  # seconds
+EPOCH_PAUSE = 0.5  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
 
+TakeOver = Callable[[Journeys], Awaitable[None]]
+
+
 class Intake:
-    """Subscribes, again and again, until told to stop."""
+    """Connects, and connects again, until told to stop; on each connection it has the requests queue
+    consumed, and what belongs beside it."""
 
     def __init__(
         self,
         settings: Settings,
-        journeys: Callable[[Subscription], Journeys],
-        take_over: Callable[[], Awaitable[None]],
+        requests: "QueueIntake",
+        beside: Callable[[Connection], AbstractAsyncContextManager[None]],
         orders: StandingOrders,
+        stopping: asyncio.Event,
         events: EventListener,
     ) -> None:
         self._settings = settings
+        self._requests = requests
+        self._beside = beside
         self._orders = orders
-        self._journeys_for = journeys
-        self._take_over = take_over
         self._events = events
-        self._queue = Topology(settings.prefix).requests
-        self._stopping = asyncio.Event()
-        self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
-        self._carried_attempts: Attempts = {}  # of the requests in them
+        self._stopping = stopping
         self._connection: Connection | None = None
-        self._subscription: Subscription | None = None
-        self._journeys: Journeys | None = None
 
     @property
     def connection(self) -> Connection | None:
@@ -64,13 +65,12 @@ class Intake:
 
     @property
     def subscription(self) -> Subscription | None:
-        """The subscription that stands now."""
-        current = self._subscription
-        return current if current is not None and not current.ended.done() else None
+        """The subscription to the requests queue that stands now."""
+        return self._requests.subscription
 
     @property
     def lanes(self) -> int:
-        return self._journeys.lanes if self._journeys is not None else 0
+        return self._requests.lanes
 
     def stop(self) -> None:
         """Drain and return from `run`."""
@@ -104,13 +104,58 @@ class Intake:
             failures = min(failures + 1, 10)
 
     async def _consume_on(self, connection: Connection) -> None:
+        async with self._orders.followed(connection), self._beside(connection):
+            await self._requests.consume_on(connection)
+
+    async def _pause(self, seconds: float) -> None:
+        await _wait(self._stopping, seconds)
+
+
+class QueueIntake:
+    """Subscribes to one queue, again and again. `take_over` is awaited before a subscription's first
+    request. With a `priority` RabbitMQ 4 prefers this consumer to those of lower priority."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: str,
+        journeys: Callable[[Subscription], Journeys],
+        take_over: TakeOver,
+        orders: StandingOrders,
+        stopping: asyncio.Event,
+        events: EventListener,
+        priority: int | None = None,
+    ) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._journeys_for = journeys
+        self._take_over = take_over
+        self._orders = orders
+        self._stopping = stopping
+        self._events = events
+        self._priority = priority
+        self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
+        self._carried_attempts: Attempts = {}  # of the requests in them
+        self._subscription: Subscription | None = None
+        self._journeys: Journeys | None = None
+
+    @property
+    def subscription(self) -> Subscription | None:
+        """The subscription that stands now."""
+        current = self._subscription
+        return current if current is not None and not current.ended.done() else None
+
+    @property
+    def lanes(self) -> int:
+        return self._journeys.lanes if self._journeys is not None else 0
+
+    async def consume_on(self, connection: Connection) -> None:
         """Subscribe on one connection, again and again, as long as only this worker ends subscriptions."""
-        async with self._orders.followed(connection):
-            while connection.is_open and not self._stopping.is_set():
-                if self._orders.pause is not None:
-                    await self._until_resumed(connection)
-                elif not await self._consume(connection):
-                    return
+        while connection.is_open and not self._stopping.is_set():
+            if self._orders.pause is not None:
+                await self._until_resumed(connection)
+            elif not await self._consume(connection):
+                return
 
     async def _until_resumed(self, connection: Connection) -> None:
         """Wait until the pause ends, the worker is to stop, or the connection is lost."""
@@ -127,13 +172,13 @@ class Intake:
         """One subscription. True if the next one may follow on the same connection."""
         prefetch = self._settings.prefetch
         subscription = self._subscription = Subscription(
-            connection, self._queue, prefetch, self._settings.max_body_bytes
+            connection, self._queue, prefetch, self._settings.max_body_bytes, self._priority
         )
         journeys = self._journeys = self._journeys_for(subscription)
         journeys.own_requeues = self._own_requeues
         journeys.carried_attempts = self._carried_attempts
         watch = _Watch(self._settings, subscription, journeys, self._orders, self._stopping)
-        barrier = _ActivationBarrier(self._take_over, journeys.accept, self._events)
+        barrier = _ActivationBarrier(lambda: self._take_over(journeys), journeys.accept, self._events)
 
         def arrived(delivery: Delivery) -> None:
             if not watch.is_over:
@@ -147,7 +192,7 @@ class Intake:
                 self._events.stale_deliveries(watch.unsettled)
                 self._events.subscription_ended(why)
                 return False
-            self._own_requeues += why in (HELD, PAUSED, SPENT)
+            self._own_requeues += why in (HELD, PAUSED, SPENT, journeys.over)
             self._carried_attempts = journeys.attempts
             barrier.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
@@ -161,15 +206,19 @@ class Intake:
             await journeys.cancel()
             await subscription.close()
         if journeys.failed.is_set():
-            await self._pause(DEFECT_PAUSE)
+            await _wait(self._stopping, DEFECT_PAUSE)
+        if journeys.over:
+            await _wait(self._stopping, EPOCH_PAUSE)
         return True
 
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
+
+async def _wait(stopping: asyncio.Event, seconds: float) -> None:
+    """Wait so long, or until it is time to stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+    except TimeoutError:
+        pass
 
 
 class _ActivationBarrier:
@@ -178,7 +227,7 @@ class _ActivationBarrier:
     def __init__(
         self,
         take_over: Callable[[], Awaitable[None]],
-        accept: Callable[[Delivery], None],
+        accept: Callable[[Delivery], object],
         events: EventListener,
     ) -> None:
         self._take_over = take_over
@@ -247,11 +296,11 @@ class _Watch:
             return "stopping"
         if self._orders.pause is not None:
             return PAUSED
-        if self._journeys.failed.is_set():
-            return "a journey failed"
         if self._subscription.is_spent:
             return SPENT
+        if self._journeys.failed.is_set():
+            return "a journey failed"
         oldest = self._subscription.oldest
         if oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit:
             return HELD
-        return ""
+        return self._journeys.over

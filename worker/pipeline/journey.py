@@ -32,6 +32,9 @@ from worker.settings import Settings
 SUSPECT_AFTER = 3
 
 Attempts = dict[tuple[str, int], int]
+Common = tuple[
+    Settings, Subscription, Forwarder, Settler, ReplayGuard, ArrivalClock, EventListener, Tracing | None
+]
 
 
 class Journeys:
@@ -59,14 +62,17 @@ class Journeys:
             self._process if tracing is None else partial(tracing.process, self._process)
         )
         self.failed = asyncio.Event()
+        self.over = ""  # why the subscription must end, though nothing failed
         # Of the requests that come again after the worker itself, in good health, gave them back:
         self.own_requeues = 0  # how often it has done so
         self.carried_attempts: Attempts = {}  # the attempts that they had made by then
 
-    def accept(self, delivery: Delivery) -> None:
-        """Take in a delivery that has arrived: parse it, and let it wait for its turn."""
+    def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
+        """Take in a delivery that has arrived: parse it, and let it wait for its turn. `arrival` tells when,
+        if that is not now."""
         settings = self._settings
-        request = parse_request(delivery, self._clock, settings.max_body_bytes, settings.mc_account_id)
+        clock = arrival or self._clock
+        request = parse_request(delivery, clock, settings.max_body_bytes, settings.mc_account_id)
         if self.carried_attempts:
             request.attempts = self.carried_attempts.pop(_identity(request), 0)
         suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER

@@ -4,8 +4,9 @@ acknowledged (contract §4, §5)."""
 import asyncio
 from collections.abc import Callable
 
-from worker.amqp.confirm_channel import DIRECT_REPLY_TO, Message
+from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import COUNTS, Delivery
+from worker.amqp.direct_reply import DIRECT_REPLY_TO
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.encryption import Seals
@@ -96,7 +97,7 @@ class Settler:
         """Contract §4: not one of our own queues, and of RabbitMQ's only those made for replies."""
         if reply_to.startswith("amq."):
             return reply_to.startswith((GENERATED, DIRECT_REPLY_TO))
-        return reply_to not in self._topology.own_queues
+        return not self._topology.is_own(reply_to)
 
     def _dead_letter(self, request: Request, settlement: Settlement) -> Message:
         properties = request.delivery.properties.changed(

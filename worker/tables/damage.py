@@ -15,6 +15,7 @@ IDS: Final = RESOURCE_IDS | {"applicationId", ACCOUNT}
 EXACT_DIGITS: Final = 15  # that a spreadsheet keeps of a number
 LONGEST_SHOWN: Final = 40  # characters
 
+_NAMES = frozenset({"pageName", "channelName"})
 _DIGITS = "digits only (0 to 9)"
 _AS_TEXT = "Format the column as Text, then enter the id again as its source has it."
 
@@ -123,7 +124,7 @@ def may_be_rounded(resource_id: str) -> bool:
 def shown(name: str, value: object, secrets: Iterable[object] = ()) -> str:
     """A value for people: a secret masked, a long one shortened, invisible characters made visible."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    if name in SECRET_FIELDS or text in secrets or (name in IDS and _looks_like_a_secret(text)):
+    if name in SECRET_FIELDS or text in secrets or (name not in _NAMES and _may_be_a_secret(text)):
         return MASK
     if len(text) > LONGEST_SHOWN:
         text = text[: LONGEST_SHOWN - 1] + "…"
@@ -146,6 +147,8 @@ def _secret_like(value: object, values: Mapping[str, Any]) -> str | None:
     return next((name for name in SECRET_FIELDS if name in values and values[name] == value), None)
 
 
-def _looks_like_a_secret(text: str) -> bool:
-    """Letters and digits mixed, and many: a token that stands in an id's column."""
-    return len(text) >= 16 and any(map(str.isdigit, text)) and sum(map(str.isalpha, text)) > 4
+def _may_be_a_secret(text: str) -> bool:
+    """Whether this is as long and as dense as a token: a cell may have slid into another column."""
+    return (
+        len(text) >= 16 and sum(map(str.isalpha, text)) > 4 and not any(c.isspace() or c == "." for c in text)
+    )

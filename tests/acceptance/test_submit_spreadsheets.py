@@ -1,0 +1,277 @@
+"""`ott-worker submit` with files that come from spreadsheets, are mended there, and come back."""
+
+import csv
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.acceptance.submit_command import (
+    ATTRIBUTES,
+    HEADER,
+    Command,
+    ended,
+    lines,
+    pages_called,
+    told,
+    write_pages,
+)
+from tests.rig import Rig, messenger, until
+from worker.contract.control import Pause
+from worker.contract.status import GateStatus, WorkerStatus
+from worker.sandbox.faults import Latency
+from worker.settings import Settings
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OFFLINE = Settings(amqp_url="amqp://127.0.0.1:1/")
+
+
+def rows_of(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+def save(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> None:
+    """As a spreadsheet does: without a mark, with its own delimiter and line ends."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def page(page_id: str, **more: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in {**ATTRIBUTES, "pageId": page_id, **more}.items()}
+
+
+def write_three(path: Path) -> None:
+    """A page that is well, one without its name, and one whose id a spreadsheet has spoilt."""
+    save(path, [page("1"), page("2", pageName=""), page("1.73256E+15")], ";")
+
+
+async def test_rows_that_failed_come_back_with_their_error_and_are_mended_and_submitted_again(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    write_three(tmp_path / "pages.csv")
+    end = await submit("pages.csv", "--platform", "messenger", "--failed", "failed.csv")
+    assert end.code == 1
+    assert end.err == ""
+    failed = rows_of(tmp_path / "failed.csv", ";")
+    assert [(row["line"], row["error"]) for row in failed] == [
+        ("3", "PageName must be provided"),
+        (
+            "4",
+            'pageId "1.73256E+15" is in scientific notation, which has lost digits; '
+            "allowed: digits only (0 to 9)",
+        ),
+    ]
+    assert {name: failed[0][name] for name in ATTRIBUTES} == page("2", pageName="")
+    assert stat.S_IMODE((tmp_path / "failed.csv").stat().st_mode) == 0o600
+    assert pages_called(rig) == ["1"]
+
+    mended = [{**failed[0], "pageName": "Support"}, {**failed[1], "pageId": "1732555047025799"}]
+    save(tmp_path / "failed.csv", mended, "\t")
+    end = await submit("failed.csv", "--platform", "messenger", "--failed", "again.csv")
+    assert (end.code, end.err) == (0, "")
+    assert sorted(pages_called(rig)) == ["1", "1732555047025799", "2"]
+    assert rows_of(tmp_path / "again.csv", "\t") == []
+
+
+@pytest.mark.parametrize("results", ["results.jsonl", "results.csv"])
+async def test_resume_takes_an_input_that_holds_only_the_mended_rows(
+    submit: Command, rig: Rig, tmp_path: Path, results: str
+) -> None:
+    write_three(tmp_path / "pages.csv")
+    first = ("--platform", "messenger", "--results", results, "--failed", "failed.csv")
+    assert (await submit("pages.csv", *first)).code == 1
+    failed = rows_of(tmp_path / "failed.csv", ";")
+    mended = [{**failed[0], "pageName": "Support"}, {**failed[1], "pageId": "1732555047025799"}]
+    save(tmp_path / "failed.csv", mended, ";")
+    end = await submit("failed.csv", "--platform", "messenger", "--results", results, "--resume")
+    assert (end.code, end.err) == (0, "")
+    assert sorted(pages_called(rig)) == ["1", "1732555047025799", "2"]
+    if results.endswith(".csv"):
+        written = [
+            (int(line["row"]), line["status"], line["resourceId"]) for line in rows_of(tmp_path / results)
+        ]
+    else:
+        written = [(line["row"], line["status"], line["resourceId"]) for line in lines(tmp_path / results)]
+    assert sorted(written) == [
+        (1, "registered", "1"),
+        (2, "registered", "2"),
+        (3, "registered", "1732555047025799"),
+    ]
+
+
+async def test_results_that_a_spreadsheet_has_saved_are_taken_back(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    ids = ["1732555047025799", "1732555047025800", "1732555047025801"]
+    save(tmp_path / "pages.csv", [page(ids[0]), page(ids[1], pageName=""), page(ids[2])])
+    given = ("pages.csv", "--platform", "messenger", "--results", "results.csv")
+    assert (await submit(*given)).code == 1
+    assert (tmp_path / "results.csv").read_bytes().startswith(b"\xef\xbb\xbfrow,")
+    saved = [{**row, "resourceId": "1.73256E+15"} for row in rows_of(tmp_path / "results.csv")]
+    save(tmp_path / "results.csv", saved, ";")
+    save(tmp_path / "pages.csv", [page(ids[0]), page(ids[1], pageName="Support"), page(ids[2])])
+    end = await submit(*given, "--resume")
+    assert (end.code, end.err) == (0, "")
+    assert sorted(pages_called(rig)) == ids
+    assert (tmp_path / "results.csv").read_bytes().startswith(b"\xef\xbb\xbfrow,")
+    written = rows_of(tmp_path / "results.csv")
+    assert sorted((line["row"], line["status"], line["line"]) for line in written) == [
+        ("1", "registered", "2"),
+        ("2", "registered", "3"),
+        ("3", "registered", "4"),
+    ]
+
+
+async def test_a_row_that_is_registered_stays_so_when_a_spreadsheet_has_spoilt_its_id_since(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    save(tmp_path / "pages.csv", [page("1732555047025799"), page("2", pageName="")])
+    given = ("pages.csv", "--platform", "messenger", "--results", "r.jsonl")
+    assert (await submit(*given)).code == 1
+    save(tmp_path / "pages.csv", [page("1.73256E+15"), page("2", pageName="Support")])
+    assert (await submit(*given, "--resume")).code == 0
+    assert {line["row"]: line["status"] for line in lines(tmp_path / "r.jsonl")} == {
+        1: "registered",
+        2: "registered",
+    }
+
+
+async def test_a_damaged_row_is_named_and_not_sent_unless_asked_for(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    save(tmp_path / "pages.csv", [page("1"), page("\uff12")])
+    end = await submit("pages.csv", "--platform", "messenger", "--results", "r.jsonl")
+    assert end.code == 1
+    assert end.out.splitlines()[0].endswith(": 1 registered, 1 invalid.")
+    assert pages_called(rig) == ["1"]
+    (line,) = [line for line in lines(tmp_path / "r.jsonl") if line["status"] == "invalid"]
+    assert (line["row"], line["line"], line["file"], line["resourceId"]) == (2, 3, "pages.csv", None)
+    assert line["errors"] == [
+        'pageId "\uff12" has characters other than digits (write 2); allowed: digits only (0 to 9)'
+    ]
+    end = await submit("pages.csv", "--platform", "messenger", "--send-damaged")
+    assert end.code == 0
+    assert sorted(pages_called(rig)) == ["1", "1", "\uff12"]
+
+
+async def test_each_row_may_name_its_business_unit(submit: Command, rig: Rig, tmp_path: Path) -> None:
+    save(tmp_path / "pages.csv", [{**page("1"), "MID": "510001"}, {**page("1"), "MID": ""}])
+    end = await submit("pages.csv", "--platform", "messenger", "--account", "510002")
+    assert (end.code, end.err) == (0, "")
+    called = rig.sandbox.history.registration_calls
+    assert sorted((call.account, call.resource_id) for call in called) == [("510001", "1"), ("510002", "1")]
+
+
+async def test_it_warns_once_of_what_the_author_may_not_expect(submit: Command, tmp_path: Path) -> None:
+    rows = [{**page("1"), "Notes": "a"}, {**page("1", endpointUrl="none"), "Notes": "b"}]
+    save(tmp_path / "pages.csv", rows)
+    end = await submit("pages.csv", "--platform", "messenger")
+    assert end.code == 0
+    assert end.err.splitlines() == [
+        "ott-worker: pages.csv: columns that no attribute has are left out "
+        "(--send-unknown sends them): Notes",
+        "ott-worker: messenger 1 stands in 2 rows, and the last one wins: pages.csv line 2, pages.csv line 3",
+        'ott-worker: endpointUrl is no URL (http:// or https://): "none" in pages.csv line 3',
+    ]
+
+
+async def test_a_workbook_is_submitted_like_csv(submit: Command, rig: Rig) -> None:
+    end = await submit(EXAMPLES / "files" / "workbook.xlsx", "--platform", "messenger")
+    assert (end.code, end.err) == (0, "")
+    assert sorted(pages_called(rig)) == ["1732555047025799", "1732555047025800"]
+
+
+async def test_failed_rows_of_json_come_back_as_json_lines(submit: Command, rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "pages.json").write_bytes(b"[" + messenger("1") + b",\n" + messenger("2", "") + b"]")
+    assert (await submit("pages.json", "--failed", "failed.jsonl")).code == 1
+    (failed,) = lines(tmp_path / "failed.jsonl")
+    assert (failed["line"], failed["error"]) == (2, "PageName must be provided")
+    text = (tmp_path / "failed.jsonl").read_text().replace('"pageName": ""', '"pageName": "Support"')
+    (tmp_path / "failed.jsonl").write_text(text)
+    assert (await submit("failed.jsonl")).code == 0
+    call = rig.sandbox.history.registration_calls[-1]
+    assert call.body is not None
+    assert sorted(call.body) == ["ottPlatformAttributes", "ottPlatformName"]
+
+
+async def test_check_is_the_page_on_which_a_file_is_mended(tmp_path: Path) -> None:
+    rows = [page("1"), page("2", isActive="WAHR"), page("1.73256E+15"), page("4", isActive="maybe")]
+    save(tmp_path / "pages.csv", [{**row, "Notes": ""} for row in rows], ";")
+    end = await Command(OFFLINE)("pages.csv", "--platform", "messenger", "--check", "--failed", "failed.csv")
+    assert (end.code, end.err) == (1, "")
+    assert (
+        end.out
+        == """\
+IsActive is invalid: 2 rows
+  Allowed: true or false, yes or no, y or n, on or off, 1 or 0.
+  To do: Enter one of the allowed values.
+    pages.csv line 3 (row 2), column isActive: "WAHR"
+    pages.csv line 5 (row 4), column isActive: "maybe"
+
+pageId is in scientific notation, which has lost digits: 1 row
+  Allowed: digits only (0 to 9).
+  To do: Format the column as Text, then enter the id again as its source has it.
+    pages.csv line 4 (row 3), column pageId: "1.73256E+15"
+
+Warning: pages.csv: columns that no attribute has are left out (--send-unknown sends them): Notes
+4 rows: 1 valid, 3 invalid.
+"""
+    )
+    assert [row["line"] for row in rows_of(tmp_path / "failed.csv", ";")] == ["3", "4", "5"]
+
+
+@pytest.mark.parametrize("more", [["--check"], []])
+async def test_a_file_whose_rows_name_no_platform_is_told_what_is_missing(more: list[str]) -> None:
+    end = await Command(OFFLINE)(EXAMPLES / "pages.csv", *more)
+    assert (end.code, end.out) == (2, "")
+    assert "no column ottPlatformName tells the platform of its rows: give --platform messenger" in end.err
+
+
+@pytest.mark.parametrize(
+    ("platform", "header"),
+    [
+        (["--platform", "messenger"], HEADER),
+        ([], [*HEADER, "channelId", "isTestChannel"]),
+    ],
+)
+async def test_the_template_is_the_header_of_a_file(
+    tmp_path: Path, platform: list[str], header: list[str]
+) -> None:
+    end = await Command(OFFLINE)("--template", *platform)
+    assert end.code == 0
+    assert set(header) <= set(end.out.strip().split(","))
+    (tmp_path / "pages.csv").write_text(end.out)
+    checked = await Command(OFFLINE)("pages.csv", "--check")
+    assert (checked.code, checked.out) == (0, "0 rows: 0 valid, 0 invalid.\n")
+
+
+async def test_it_says_that_the_worker_is_paused_and_why(
+    submit: Command, rig: Rig, tmp_path: Path, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=8))
+    write_pages(tmp_path / "pages.csv", [1])
+    process = await submit.start("pages.csv")
+    await until(lambda: pages_called(rig) == ["1"])
+    now = datetime.now(UTC)
+    status = WorkerStatus(
+        worker="host:1:0",
+        version="1.0.0",
+        at=now,
+        state="active",
+        gate=GateStatus(state="open"),
+        paused=Pause(by="kim@host", why="Marketing Cloud is upgraded", since=now),
+        in_flight=0,
+        rate_per_second=0,
+        reconnects=0,
+    )
+    exchange = rig.requester.channel.default_exchange
+    await exchange.publish(aio_pika.Message(status.to_json()), f"{prefix}.status")
+    await told(process, "The worker is paused by kim@host: Marketing Cloud is upgraded.")
+    end = await ended(process)
+    assert end.out.endswith("1 registered.\n")

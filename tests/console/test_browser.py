@@ -1,0 +1,264 @@
+"""The console as an operator uses it, in a real browser."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.console.browser import (
+    NARROW,
+    WIDE,
+    OpenPage,
+    needs_chromium,
+    violations,
+)
+from tests.console.conftest import Running
+from tests.console.test_changes import dead, refusal
+from tests.rig import Rig, messenger, until
+
+Start = Callable[..., Awaitable[Running]]
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
+SECRET = "the-new-token-that-nobody-may-see"
+
+
+async def test_what_happens_appears_by_itself_and_disturbs_nobody(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    requester = await rig.start()
+    for page_id in range(12):
+        await dead(requester, str(page_id))
+    console = await start_console()
+    async with open_page(console.console.url, viewport={"width": 1280, "height": 500}) as page:
+        await page.goto("/dead-letters")
+        await expect(page.locator("#letters tbody tr")).to_have_count(12)
+        await page.check("#letters tbody tr >> nth=4 >> input")
+        picked = await page.locator("input[name=pick]:checked").get_attribute("value")
+        await page.fill("#filter-error", "half a wo")
+        await page.evaluate("scrollTo(0, 150)")
+        await dead(requester, "13")
+        await expect(page.locator("h1")).to_contain_text("13")
+        await expect(page.locator("input[name=pick]:checked")).to_have_attribute("value", str(picked))
+        await expect(page.locator("#filter-error")).to_be_focused()
+        await expect(page.locator("#filter-error")).to_have_value("half a wo")
+        assert await page.evaluate("scrollY") == 150
+
+
+async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    await rig.start()
+    console = await start_console()
+    async with open_page(console.console.url) as page:
+        await page.clock.install()
+        await page.goto("/")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.clock.run_for(2_100)
+        await until(lambda: asked, "a refresh")
+        await page.click("#live-toggle")
+        await expect(page.locator("#live-toggle")).to_have_attribute("aria-pressed", "false")
+        before = len(asked)
+        await page.clock.run_for(10_000)
+        assert len(asked) == before
+        await page.click("#live-toggle")
+        await page.evaluate("Object.defineProperty(document, 'hidden', {get: () => true})")
+        before = len(asked)
+        await page.clock.run_for(10_000)
+        assert len(asked) == before
+
+
+async def test_a_cause_is_replayed_by_plan_and_canary(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    requester = await rig.start()
+    rig.sandbox.faults.add(refusal(3))
+    for page_id in ("1", "2", "3"):
+        await dead(requester, page_id, endpointUrl="https://example.com")
+    await dead(requester, "4")
+    console = await start_console()
+    async with open_page(console.console.url) as page:
+        await page.goto("/")
+        await page.get_by_role("link", name="3 rejected").click()
+        await expect(page.locator("#letters tbody tr")).to_have_count(3)
+        await page.get_by_role("button", name="Replay all 3…").click()
+        await expect(page.locator("h1")).to_have_text("Replay 3 letters?")
+        await expect(page.get_by_text("3 would be replayed")).to_be_visible()
+        await expect(page.get_by_label("1 letter")).to_be_checked()
+        await page.get_by_role("button", name="Replay 3").click()
+        await expect(page.locator("h1")).to_have_text("Replay 3 letters?")  # it wants a reason
+        await page.get_by_label("Why?").fill("the scope was granted")
+        await page.get_by_role("button", name="Replay 3").click()
+        await expect(page.locator("h1")).to_have_text("3 replayed")
+        await expect(page.locator("tbody .status.registered")).to_have_count(3)
+        await page.get_by_role("link", name="Audit").click()
+        await expect(page.locator("tbody tr").first).to_contain_text("the scope was granted")
+        await page.goto("/resources/messenger/1")
+        await expect(page.locator(".timeline li")).to_have_count(2)
+        await expect(page.locator(".timeline li").first).to_contain_text("registered")
+
+
+async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    requester = await rig.start()
+    request_id = await dead(requester, "1")
+    console = await start_console()
+    async with open_page(console.console.url) as page:
+        await page.goto(f"/dead-letters/{request_id}")
+        await page.locator("#mend summary").click()
+        await page.get_by_label("endpointUrl").fill("https://example.com/new")
+        await page.get_by_label("pageAccessToken").fill(SECRET)
+        await page.get_by_role("button", name="Show the difference…").click()
+        difference = page.locator(".difference")
+        await expect(difference).to_contain_text("https://example.com/new")
+        assert SECRET not in await page.content()
+        assert SECRET not in page.url
+        await page.get_by_label("Why?").fill("the token expired")
+        await page.get_by_role("button", name="Replay 1").click()
+        await expect(page.locator("tbody .status.registered")).to_have_count(1)
+
+
+async def test_letters_that_were_selected_are_discarded_when_their_count_is_typed(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    requester = await rig.start()
+    for page_id in ("1", "2", "3"):
+        await dead(requester, page_id)
+    console = await start_console()
+    async with open_page(console.console.url) as page:
+        await page.goto("/dead-letters")
+        button = page.get_by_role("button", name="Discard selected…")
+        await expect(button).to_be_disabled()
+        await page.check("#letters tbody tr >> nth=0 >> input")
+        await page.check("#letters tbody tr >> nth=1 >> input")
+        await button.click()
+        await page.get_by_label("Type 2").fill("2")
+        await page.get_by_label("Why?").fill("sent by mistake")
+        await page.get_by_role("button", name="Discard 2").click()
+        await expect(page.locator("h1")).to_have_text("2 discarded")
+        await page.goto("/dead-letters")
+        await expect(page.locator("#letters tbody tr")).to_have_count(1)
+
+
+async def test_the_workers_are_paused_and_resumed(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    await rig.start()
+    console = await start_console()
+    async with open_page(console.console.url) as page:
+        await page.goto("/")
+        await page.locator("#pause-box summary").click()
+        await page.get_by_label("Why?").fill("maintenance")
+        await page.get_by_role("button", name="Pause all workers").click()
+        await page.locator("#resume-box summary").click()
+        await page.get_by_label("Why?").fill("it is over")
+        await page.get_by_role("button", name="Resume all workers").click()
+        await expect(page.locator("#pause-box summary")).to_be_visible()
+
+
+async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
+    requester = await rig.start()
+    newest = [await dead(requester, page_id) for page_id in ("1", "2", "3")][::-1]
+    console = await start_console()
+    async with open_page(console.console.url) as page:
+        await page.goto("/")
+        await page.keyboard.press("?")
+        await expect(page.locator("#help")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#help")).to_be_hidden()
+        await page.keyboard.press("g")
+        await page.keyboard.press("d")
+        await expect(page.locator("#letters tbody tr")).to_have_count(3)
+        await page.keyboard.press("j")  # the row of the cause
+        await page.keyboard.press("j")
+        await page.keyboard.press("j")
+        await page.keyboard.press("x")
+        await expect(page.locator("input[name=pick]:checked")).to_have_attribute("value", newest[1])
+        await page.keyboard.press("k")
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(f"{console.console.url}/dead-letters/{newest[0]}")
+
+
+async def test_the_theme_is_kept(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
+    await rig.start()
+    console = await start_console()
+    async with open_page(console.console.url, color_scheme="dark") as page:
+        await page.goto("/audit")
+        assert await _brightness(page) < 100
+        await page.click("#theme")
+        await expect(page.locator("html")).to_have_attribute("data-theme", "light")
+        await page.goto("/")
+        assert await _brightness(page) > 200
+
+
+async def _brightness(page: Page) -> int:
+    colour: str = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return int(colour.removeprefix("rgb(").split(",")[0])
+
+
+async def test_pages_can_be_looked_at_and_used_without_a_script(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    requester = await rig.start()
+    request_id = await dead(requester, "1")
+    console = await start_console()
+    async with open_page(console.console.url, java_script_enabled=False) as page:
+        await page.goto("/dead-letters")
+        await page.get_by_role("link", name=request_id).click()
+        await expect(page.locator("h1")).to_contain_text("invalid")
+        await page.get_by_role("button", name="Discard…").click()
+        await page.get_by_label("Type 1").fill("1")
+        await page.get_by_label("Why?").fill("a test")
+        await page.get_by_role("button", name="Discard 1").click()
+        await expect(page.locator("h1")).to_have_text("1 discarded")
+
+
+async def test_a_password_is_asked_for(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
+    await rig.start()
+    console = await start_console(console_password="correct horse")
+    async with open_page(console.console.url) as page:
+        await page.goto("/audit")
+        await page.get_by_label("Your name").fill("Ada")
+        await page.get_by_label("Password").fill("correct horse")
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.locator("h1")).to_contain_text("Audit")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.locator("h1")).to_have_text("Log in")
+
+
+async def test_a_read_only_console_shows_its_buttons_disabled(
+    rig: Rig, start_console: Start, open_page: OpenPage
+) -> None:
+    requester = await rig.start()
+    await dead(requester, "1")
+    console = await start_console(console_read_only=True)
+    async with open_page(console.console.url) as page:
+        await page.goto("/dead-letters")
+        await expect(page.get_by_role("button", name="Replay all 1…")).to_be_disabled()
+        await expect(page.get_by_text("Read-only: buttons are disabled")).to_be_visible()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_pages_are_for_everybody(
+    rig: Rig, start_console: Start, open_page: OpenPage, theme: str
+) -> None:
+    requester = await rig.start()
+    request_id = await dead(requester, "1732555047025799")
+    await requester.ask(messenger("1932555047025799"))
+    console = await start_console()
+    async with open_page(console.console.url, color_scheme=theme) as page:
+        for path in (
+            "/",
+            "/dead-letters",
+            f"/dead-letters/{request_id}",
+            "/journal",
+            "/resources/messenger/1732555047025799",
+            "/audit",
+        ):
+            await page.set_viewport_size(WIDE)
+            await page.goto(path)
+            await expect(page.locator("h1")).to_be_visible()
+            assert (path, await violations(page)) == (path, [])
+            await page.set_viewport_size(NARROW)
+            assert (path, await page.evaluate("document.documentElement.scrollWidth")) == (path, 360)
+            assert (path, await violations(page)) == (path, [])

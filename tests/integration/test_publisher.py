@@ -1,0 +1,187 @@
+"""The publisher: what is confirmed has arrived, and one bad message or peer holds up nobody else."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+
+from tests.faults.proxy import Proxy
+from tests.rig import Rig, messenger, until
+from worker.amqp import confirm_channel
+from worker.amqp.confirm_channel import Message
+from worker.amqp.connection import connect
+from worker.amqp.direct_reply import DIRECT_REPLY_TO, is_well_formed
+from worker.amqp.properties import Properties, build
+from worker.amqp.publisher import Publisher
+from worker.broker import topology
+from worker.broker.topology import Topology
+from worker.events import EventListener
+from worker.settings import Settings
+
+Make = Callable[..., Settings]
+
+
+class Losses(EventListener):
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self.closed: list[str] = []
+
+    def publisher_lost(self, why: str) -> None:
+        self.lost.append(why)
+
+    def channel_closed(self, name: str, why: str) -> None:
+        self.closed.append(name)
+
+
+@pytest.fixture
+def events() -> Losses:
+    return Losses()
+
+
+@pytest.fixture
+async def declared(make_settings: Make) -> Settings:
+    settings = make_settings()
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    await connection.close()
+    return settings
+
+
+@pytest.fixture
+async def publisher(declared: Settings, events: Losses) -> AsyncIterator[Publisher]:
+    a_publisher = Publisher(declared, events, topology.ensure)
+    a_publisher.start()
+    await until(lambda: a_publisher.ready, "the publisher")
+    yield a_publisher
+    await a_publisher.stop()
+
+
+async def direct_address(channel: aio_pika.abc.AbstractChannel) -> str:
+    """An address of a requester that waits for direct replies."""
+    direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+    await direct.consume(_ignore, no_ack=True)
+    inbox = await channel.declare_queue(exclusive=True)
+    request = aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to")
+    await channel.default_exchange.publish(request, inbox.name)
+    message = await until(lambda: inbox.get(no_ack=True, fail=False), "the request")
+    return str(message.reply_to)
+
+
+async def _ignore(_: aio_pika.abc.AbstractIncomingMessage) -> None:
+    pass
+
+
+async def test_the_address_of_a_direct_reply_is_well_formed_and_a_broken_one_is_not(
+    clean_broker: str,
+) -> None:
+    async with await aio_pika.connect(clean_broker) as client:
+        address = await direct_address(await client.channel())
+    assert is_well_formed(address)
+    pid, key = address.removeprefix(DIRECT_REPLY_TO).split(".")
+    for broken in ("", "x", "AAAA.BBBB", "!!!.BBBB", f"{pid[:-4]}.{key}", f"{pid}.", f"{pid}.{key}.x", pid):
+        assert not is_well_formed(DIRECT_REPLY_TO + broken)
+
+
+async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: Losses) -> None:
+    requester = await rig.start(events)
+    hostile = base64.b64encode(b"\x83Xv\x00\x01@" + b"\0" * 12).decode()
+    for address in ("AAAA.BBBB", "!!!.BBBB", f"{hostile}.BBBB"):
+        await requester.publish(messenger(), reply_to=f"{DIRECT_REPLY_TO}{address}", correlation_id="broken")
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    for _ in range(3):
+        reply = await requester.take("replies")
+        assert (reply.correlation_id, reply.headers["x-ott-reply-refused"]) == ("broken", "not-allowed")
+    assert not events.lost
+
+
+async def test_a_direct_reply_arrives(rig: Rig) -> None:
+    requester = await rig.start()
+    replies: list[bytes] = []
+    channel = await requester._connection.channel()
+    direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+
+    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        replies.append(message.body)
+
+    await direct.consume(take, no_ack=True)
+    request = aio_pika.Message(messenger(), reply_to="amq.rabbitmq.reply-to")
+    await channel.default_exchange.publish(request, f"{requester.prefix}.requests")
+    await until(lambda: replies, "the direct reply")
+    assert b'"registered"' in replies[0]
+
+
+async def test_thousands_of_messages_with_one_message_id_are_published_at_once(
+    publisher: Publisher, declared: Settings
+) -> None:
+    names = Topology(declared.prefix)
+    began = time.monotonic()
+    properties = build(message_id="the same")
+    sent = [publisher.send(Message(names.dead, "", properties, b"%d" % n)) for n in range(2000)]
+    unroutable = publisher.send(Message("", "test.nowhere", properties, b"", external=True))
+    await asyncio.gather(*sent)
+    assert type((await asyncio.gather(unroutable, return_exceptions=True))[0]).__name__ == "Unroutable"
+    assert time.monotonic() - began < 20  # seconds; 200 where each waits for the one before
+
+
+async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
+    declared: Settings, events: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirm_channel, "CONFIRM_TIMEOUT", 1.5)
+    url = declared.amqp_url.get_secret_value()
+    where = urlsplit(url)
+    async with Proxy(where.hostname or "", where.port or 5672) as proxy:
+        through = where._replace(netloc=f"guest:guest@127.0.0.1:{proxy.port}", query="heartbeat=0").geturl()
+        settings = declared.model_copy(update={"amqp_url": type(declared.amqp_url)(through)})
+        publisher = Publisher(settings, events, topology.ensure)
+        publisher.start()
+        await until(lambda: publisher.ready, "the publisher")
+        proxy.black_hole()
+        sent = publisher.send(Message("", f"{declared.prefix}.replies", build(), b"x"))
+        await until(lambda: events.lost, "the loss")
+        proxy.heal()
+        async with asyncio.timeout(20):
+            await sent
+        await publisher.stop()
+
+
+async def test_a_stream_that_does_not_confirm_gets_another_channel(
+    publisher: Publisher, declared: Settings, events: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirm_channel, "STREAM_CONFIRM_TIMEOUT", 0.5)
+    await until(lambda: publisher._streams.is_open, "the channel")
+    first = publisher._streams._interceptor
+    assert first is not None
+    first._on_confirm = lambda *_: None  # as if the confirm had been lost on its way
+    sent = publisher.send(Message("", Topology(declared.prefix).journal, build(), b"{}", stream=True))
+    async with asyncio.timeout(10):
+        await sent
+    assert publisher._streams._interceptor is not first
+    assert not events.lost
+
+
+async def test_much_that_is_sent_at_once_leaves_in_pieces_and_arrives_in_order(
+    publisher: Publisher, declared: Settings, clean_broker: str
+) -> None:
+    queue = Topology(declared.prefix).replies
+    padding = b"x" * 100_000
+    sent = [publisher.send(Message("", queue, build(), b"%03d" % n + padding)) for n in range(100)]
+    await asyncio.gather(*sent)
+    async with await aio_pika.connect(clean_broker) as client:
+        channel = await client.channel()
+        taken = await channel.get_queue(queue, ensure=False)
+        bodies = [(await taken.get(no_ack=True)).body[:3] for _ in range(100)]
+    assert bodies == [b"%03d" % n for n in range(100)]
+
+
+def test_headers_that_fill_a_frame_are_trimmed_in_one_pass() -> None:
+    entries = {f"h{n:05d}": n for n in range(8_000)}
+    properties = Properties.parse(build(headers={**entries, "x-ott-request-id": "id"}).encoded())
+    began = time.process_time()
+    trimmed = Properties.parse(properties.without_large_headers(100_000).encoded())
+    assert time.process_time() - began < 1  # second; 4 s and more where each header is trimmed by itself
+    assert 90_000 < len(trimmed.encoded()) <= 100_000
+    assert trimmed.header("x-ott-request-id") == "id"

@@ -1,0 +1,181 @@
+"""The partition log: the stream PREFIX.partitions, in which routers claim epochs and workers record barriers
+(contract §10; tests/models/partition_protocol.py tells the protocol and proves it).
+
+There is one kind of record. It states everything that its writer knows, and bears a mark: a writer that reads
+its own mark back knows all that was confirmed before.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from worker.amqp.confirm_channel import Message
+from worker.amqp.properties import build
+from worker.amqp.publisher import Publisher
+from worker.broker.journal_reader import Entry, JournalReader, open_stream
+from worker.broker.topology import Topology
+from worker.contract.words import PARTITIONS_TYPE
+from worker.errors import BrokerUnreachable, TopologyError
+from worker.events import EventListener
+from worker.settings import Settings
+
+RETRY_INTERVAL = 0.5  # seconds between attempts to read on
+
+_PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
+
+Record = dict[str, Any]
+
+
+class Barrier(NamedTuple):
+    """The newest barrier that is settled in a partition. No request that was settled before it arrived later
+    than `newest_arrival` (microseconds since the epoch)."""
+
+    epoch: int = 0
+    newest_arrival: int = 0
+
+
+@dataclass
+class PartitionState:
+    """What the records that were read so far say."""
+
+    next_offset: int = 0
+    epoch: int = 0  # the newest that was claimed
+    partitions: int = 0  # so many that router routes into
+
+    def __post_init__(self) -> None:
+        self.barriers: dict[int, Barrier] = {}
+        self._claimed_by: object = None
+
+    def read(self, entry: Entry) -> None:
+        """Take in an entry."""
+        self.next_offset = entry.offset + 1
+        for record in entry.records:
+            for partition, barrier in _barriers(record):
+                known = self.barriers.get(partition, Barrier())
+                self.barriers[partition] = max(known, barrier)
+                self.epoch = max(self.epoch, barrier.epoch)
+            claimed, mark = record.get("claim"), record.get("mark")
+            if isinstance(claimed, int) and mark != self._claimed_by:  # published again by its writer
+                self._claimed_by = mark
+                # The offset grows from claim to claim, unless somebody has deleted the stream.
+                self.epoch = max(self.epoch + 1, entry.offset + 1)
+                self.partitions = claimed
+
+
+class PartitionLog:
+    """Follows the stream while `followed`, and writes into it through a publisher."""
+
+    def __init__(self, settings: Settings, publisher: Publisher, events: EventListener) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._events = events
+        self._stream = Topology(settings.prefix).partition_log
+        self._state = PartitionState()
+        self._marks: dict[str, asyncio.Future[int]] = {}
+        self._looking: asyncio.Task[int] | None = None
+        self._changed = asyncio.Event()
+
+    def barrier(self, partition: int) -> Barrier:
+        """The newest one that is known to be settled."""
+        return self._state.barriers.get(partition, Barrier())
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """All that ever had a barrier: only those can hold requests."""
+        return frozenset(self._state.barriers)
+
+    async def claim(self, partitions: int) -> int:
+        """Claim an epoch, for a router with so many partitions: higher than all that were claimed before."""
+        return await self._write({"claim": partitions})
+
+    async def look(self) -> None:
+        """Know all that was confirmed before this call. Calls of one turn of the loop look together."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name="partition log")
+        await asyncio.shield(self._looking)
+
+    async def settled(self, partition: int, barrier: Barrier) -> None:
+        """Record that a barrier is settled, with all that came before it; confirmed when this returns."""
+        self._state.barriers[partition] = max(self.barrier(partition), barrier)
+        await self._write({})
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; it is tested whenever something was read."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Read the stream, and read on, within this context."""
+        task = asyncio.create_task(self._follow(), name="partition log")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _look(self) -> int:
+        await asyncio.sleep(0)
+        self._looking = None
+        return await self._write({})
+
+    async def _write(self, record: Record) -> int:
+        """Write a record and read up to it; the newest epoch as of then."""
+        mark = uuid4().hex
+        barriers = {str(partition): list(known) for partition, known in self._state.barriers.items()}
+        body = json.dumps({"mark": mark, "settled": barriers} | record).encode()
+        read: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._marks[mark] = read
+        try:
+            await self._publisher.send(Message("", self._stream, _PROPERTIES, body, stream=True))
+            return await read
+        finally:
+            self._marks.pop(mark, None)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with open_stream(self._settings, self._stream) as reader:
+                    await self._read_on(reader)
+            except (BrokerUnreachable, TopologyError) as error:
+                self._events.partition_log_unreadable(str(error))
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _read_on(self, reader: JournalReader) -> None:
+        async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
+            async for entry in entries:
+                self._state.read(entry)
+                for record in entry.records:
+                    waiting = self._marks.get(str(record.get("mark")))
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(self._state.epoch)
+                self._changed.set()
+
+
+async def read_partition_state(settings: Settings) -> PartitionState:
+    """What the log says now. Raises TopologyError (there is no such stream, or it may not be read) or
+    BrokerUnreachable."""
+    state = PartitionState()
+    async with (
+        open_stream(settings, Topology(settings.prefix).partition_log) as reader,
+        contextlib.aclosing(reader.read("first")) as entries,
+    ):
+        async for entry in entries:
+            state.read(entry)
+    return state
+
+
+def _barriers(record: Record) -> list[tuple[int, Barrier]]:
+    settled = record.get("settled")
+    if not isinstance(settled, dict):
+        return []
+    found = []
+    for partition, known in settled.items():
+        if partition.isdecimal() and isinstance(known, list) and [type(x) for x in known] == [int, int]:
+            found.append((int(partition), Barrier(*known)))
+    return found

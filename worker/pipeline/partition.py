@@ -1,0 +1,108 @@
+"""One partition, as its active consumer works on it (contract §10). The protocol is told, and proved, in
+tests/models/partition_protocol.py.
+
+Requests travel as those of an undivided queue do (journey.py), in the order in which the partition holds
+them. Beside that, barriers are settled and recorded, and what a router published behind the barrier of its
+successor is ignored: the successor was given it too.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+
+from worker.amqp.consumer import Delivery
+from worker.broker.partition_log import Barrier, PartitionLog
+from worker.contract.words import (
+    ARRIVED_AT_HEADER,
+    BARRIER_TYPE,
+    CAME_BY_HEADER,
+    EPOCH_HEADER,
+    NO_MESSAGE_ID_HEADER,
+    REPLAY_KEY,
+    REQUEST_KEY,
+    ROUTED_HEADERS,
+)
+from worker.pipeline.arrival_clock import ArrivalClock
+from worker.pipeline.journey import Common, Journeys
+
+POLL_INTERVAL = 0.01  # seconds, while a barrier waits for what came before it
+
+
+class PartitionJourneys(Journeys):
+    """The journeys of one subscription to one partition."""
+
+    def __init__(self, partition: int, log: PartitionLog, *, shared: bool, common: Common) -> None:
+        """`shared`: a worker of higher priority can have the partition in between."""
+        super().__init__(*common)
+        self._partition = partition
+        self._log = log
+        self._shared = shared
+        self._epoch: int | None = None  # of the newest barrier
+        self._held: list[Delivery] | None = None  # until the log is read
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
+        """Take in a delivery. RabbitMQ may have given the partition to another worker in between if nothing
+        was unsettled when it came: then first read what that one recorded."""
+        if self._held is not None:
+            self._held.append(delivery)
+        elif self._epoch is None or (self._shared and self._subscription.oldest is delivery):
+            self._held = [delivery]
+            self._run(self._look())
+        else:
+            self._admit(delivery)
+
+    async def cancel(self) -> None:
+        """End all of them at once."""
+        for task in self._tasks:
+            task.cancel()
+        await super().cancel()
+
+    async def _look(self) -> None:
+        await self._log.look()
+        self._epoch = max(self._epoch or 0, self._log.barrier(self._partition).epoch)
+        self._replay_guard.subscription_began()
+        held, self._held = self._held or [], None
+        for delivery in held:
+            self._admit(delivery)
+
+    def _admit(self, delivery: Delivery) -> None:
+        properties, newest = delivery.properties, self._epoch or 0
+        header = properties.header(EPOCH_HEADER)
+        epoch = header if isinstance(header, int) else newest
+        if properties.text("type") == BARRIER_TYPE:
+            self._epoch = max(newest, epoch)
+            self._run(self._settle_barrier(delivery, epoch))
+        elif epoch < newest:
+            self._events.late_request_ignored(self._partition)
+            self._subscription.ack(delivery)
+        else:
+            arrived_at = properties.header(ARRIVED_AT_HEADER)
+            moment = arrived_at if isinstance(arrived_at, int) else self._clock.stamp()
+            self._clock.raise_floor(moment)
+            super().accept(self._as_it_came(delivery), ArrivalClock(lambda: moment))
+
+    async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
+        while self._subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
+            await asyncio.sleep(POLL_INTERVAL)
+        # One that is older than the newest is recorded too: its router learns that it has lost its role.
+        newest = max(epoch, self._log.barrier(self._partition).epoch)
+        await self._log.settled(self._partition, Barrier(newest, self._clock.latest))
+        self._subscription.ack(delivery)
+
+    def _as_it_came(self, delivery: Delivery) -> Delivery:
+        """The request as the router was given it."""
+        properties = delivery.properties
+        by_replay = properties.header(CAME_BY_HEADER) == REPLAY_KEY
+        without_id = {"message_id": None} if properties.header(NO_MESSAGE_ID_HEADER) is True else {}
+        return replace(
+            delivery,
+            properties=properties.changed(without=ROUTED_HEADERS, **without_id),
+            exchange=self._settings.prefix,
+            routing_key=REPLAY_KEY if by_replay else REQUEST_KEY,
+        )
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name=f"partition {self._partition}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

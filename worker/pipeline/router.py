@@ -1,0 +1,191 @@
+"""The router: the active consumer of PREFIX.requests, which puts each request into the partition of its
+resource (contract §10). The protocol is told, and proved, in tests/models/partition_protocol.py.
+
+Requests of one resource go one after the other: one is acknowledged once its partition has confirmed it, and
+only then is the next one published. What validation rejects is settled here.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from hashlib import blake2b
+
+from worker.amqp.confirm_channel import Message
+from worker.amqp.consumer import COUNTS
+from worker.amqp.properties import Properties, build
+from worker.broker.partition_log import PartitionLog
+from worker.broker.router_channel import RouterChannel
+from worker.broker.topology import Topology
+from worker.contract.registration import Rejection
+from worker.contract.resource import Resource
+from worker.contract.words import (
+    ARRIVED_AT_HEADER,
+    BARRIER_TYPE,
+    CAME_BY_HEADER,
+    EPOCH_HEADER,
+    NO_MESSAGE_ID_HEADER,
+    REPLAY_KEY,
+    REQUEST_KEY,
+    ROUTED_HEADERS,
+)
+from worker.errors import QueueFull, Unroutable, WorkerError
+from worker.pipeline.journey import Common, Journeys
+from worker.pipeline.request import Request
+
+ROOM_INTERVAL = 0.05  # seconds between looks at a partition that is full
+# Copies of a request would go elsewhere by CC and BCC; the counts are the requests queue's own.
+NOT_ROUTED = frozenset({"CC", "BCC", *COUNTS, *ROUTED_HEADERS})
+
+
+def partition_of(resource: Resource, partitions: int) -> int:
+    """The partition of a resource, from 1 to `partitions`."""
+    digest = blake2b(digest_size=8, person=b"ott-partition")
+    for part in (resource.account or "", resource.platform, resource.id):
+        encoded = part.encode(errors="surrogatepass")
+        digest.update(len(encoded).to_bytes(4) + encoded)
+    return 1 + int.from_bytes(digest.digest()) % partitions
+
+
+class Router(Journeys):
+    """The router of one subscription: one epoch, on one channel."""
+
+    def __init__(self, partitions: int, log: PartitionLog, channel: RouterChannel, common: Common) -> None:
+        super().__init__(*common)
+        self._epoch = 0
+        self._partitions = partitions
+        self._log = log
+        self._channel = channel
+        self._names = Topology(self._settings.prefix)
+        self._room = {number: _Room(self._settings.prefetch) for number in range(1, partitions + 1)}
+
+    async def take_over(self) -> None:
+        """Claim an epoch, and return when every partition has settled all that earlier routers put there.
+        Where that fails, the epoch is over before it began."""
+        started = time.monotonic()
+        try:
+            await self._channel.open()
+            self._channel.lost.add_done_callback(lambda lost: self._end_epoch(lost.result()))
+            self._epoch = await self._log.claim(self._partitions)
+            # A worker that was frozen meanwhile must not claim an epoch behind the one of its successor.
+            await self._subscription.renew_lease()
+            await self._pass_barrier()
+        except WorkerError as error:
+            self._end_epoch(str(error))
+        if self.over:
+            await asyncio.get_running_loop().create_future()  # until the subscription ends
+        self._events.epoch_began(self._epoch, self._partitions, time.monotonic() - started)
+
+    async def cancel(self) -> None:
+        """End all of it at once. What was published and not acknowledged comes again."""
+        await self._lanes.cancel()
+        await self._channel.close()
+
+    async def _pass_barrier(self) -> None:
+        barrier = build(type=BARRIER_TYPE, headers={EPOCH_HEADER: self._epoch})
+        waiting = set(range(1, self._partitions + 1)) | self._log.partitions
+        for partition in sorted(waiting):
+            message = Message("", self._names.partition(partition), barrier, b"", external=True)
+            try:
+                await self._channel.send(message)
+            except Unroutable:
+                if partition <= self._partitions:
+                    raise
+                waiting.discard(partition)  # it was pruned
+        log, epoch = self._log, self._epoch
+        await log.until(lambda: all(log.barrier(partition).epoch >= epoch for partition in waiting))
+        for partition in waiting:
+            self._clock.raise_floor(log.barrier(partition).newest_arrival)
+        if any(log.barrier(partition).epoch > epoch for partition in waiting):
+            raise WorkerError("another worker is the router")
+
+    async def _process(self, request: Request) -> None:
+        if isinstance(request.parsed, Rejection) or request.resource is None:
+            await super()._process(request)
+            return
+        partition = partition_of(request.resource, self._partitions)
+        queue = self._names.partition(partition)
+        message = Message("", queue, self._routed(request), request.delivery.body, external=True)
+        try:
+            async with self._room[partition].for_one(self._channel, queue):
+                await self._publish(message, request)
+        except WorkerError as error:
+            self._end_epoch(str(error))
+            await self._until_the_end(request)
+        except Exception as error:
+            self._events.processing_failed(request.id, type(error).__name__)
+            self.failed.set()
+            await self._until_the_end(request)
+        self._subscription.ack(request.delivery)
+        self._events.routed(partition)
+
+    async def _until_the_end(self, request: Request) -> None:
+        """Let no newer request of the resource overtake this one before the subscription ends."""
+        request.phase = "waiting"
+        await asyncio.get_running_loop().create_future()
+
+    async def _publish(self, message: Message, request: Request) -> None:
+        while True:
+            await self._subscription.ensure_lease()
+            request.phase = "settling"
+            try:
+                await self._channel.send(message)
+            except QueueFull as error:
+                # On the same channel, and before any newer request of the resource.
+                self._events.publish_turned_down(message.routing_key, str(error))
+                request.phase = "waiting"
+                await asyncio.sleep(ROOM_INTERVAL)
+            else:
+                return
+
+    def _routed(self, request: Request) -> Properties:
+        """The request's properties in the partition: as they came, and what the router says of it. Without a
+        priority, by which RabbitMQ 4 would let it overtake others, and without an expiration, since its place
+        in the order is taken."""
+        delivery = request.delivery
+        by_replay = delivery.exchange == self._names.entry and delivery.routing_key == REPLAY_KEY
+        headers: dict[str, str | int | bool] = {
+            EPOCH_HEADER: self._epoch,
+            ARRIVED_AT_HEADER: self._clock.stamp() if request.is_replay else request.received_at,
+            CAME_BY_HEADER: REPLAY_KEY if by_replay else REQUEST_KEY,
+        }
+        if not delivery.properties.text("message_id"):
+            headers[NO_MESSAGE_ID_HEADER] = True
+        properties = delivery.properties.changed(
+            headers, without=NOT_ROUTED, user_id=None, expiration=None, priority=None
+        )
+        return properties.persistent()
+
+    def _end_epoch(self, why: str) -> None:
+        if not self.over:
+            self.over = f"the epoch has ended: {why}"
+            self._events.epoch_ended(why)
+
+
+class _Room:
+    """How many requests a partition takes: as many wait there as its worker may hold, and no more, so that
+    the backlog stays in PREFIX.requests."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._left = 0
+        self._on_their_way = 0
+        self._looking = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def for_one(self, channel: RouterChannel, queue: str) -> AsyncIterator[None]:
+        """Wait until there is room for one more, which is on its way within this context. Raises
+        BrokerUnreachable."""
+        while self._left <= 0:
+            async with self._looking:
+                if self._left > 0:
+                    break
+                self._left = self._limit - self._on_their_way - await channel.depth(queue)
+                if self._left <= 0:
+                    await asyncio.sleep(ROOM_INTERVAL)
+        self._left -= 1
+        self._on_their_way += 1
+        try:
+            yield
+        finally:
+            self._on_their_way -= 1

@@ -59,7 +59,7 @@ class EventListener:
         """The connection, channel or consumer is gone; unsettled deliveries are the broker's again."""
 
     def stale_deliveries(self, count: int) -> None:
-        """Deliveries of a lost connection were thrown away; the broker delivers them again."""
+        """Deliveries were in flight on a connection that is lost; the broker redelivers them."""
 
     def acknowledgements_unheard(self) -> None:
         """The broker did not answer in time at the end of a subscription: what was acknowledged last may be

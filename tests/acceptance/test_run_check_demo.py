@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -129,7 +130,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 async def test_run_serves_requests_and_probes_and_drains_on_a_signal(
     rig: Rig, make_settings: Callable[..., Settings], number: signal.Signals
 ) -> None:
-    given = {**environment(rig.settings()), "OTT_ADMIN_PORT": "0", "OTT_LOG_LEVEL": "debug"}
+    given = {**environment(rig.settings()), "OTT_ADMIN_PORT": "0", "OTT_PREFECTH": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "worker", "run"], env=given, stderr=subprocess.PIPE, text=True
     )
@@ -138,6 +139,12 @@ async def test_run_serves_requests_and_probes_and_drains_on_a_signal(
         lines = []
         while not lines or not lines[-1]["event"].startswith("subscribed"):
             lines.append(json.loads(await asyncio.to_thread(process.stderr.readline)))
+        assert lines[0]["event"] == "ott-worker starts"
+        assert lines[0]["version"] == metadata.version("ott-registration-worker")
+        assert (lines[0]["prefix"], lines[0]["url"]) == (rig.settings().prefix, rig.sandbox.url)
+        assert lines[0]["broker"].endswith(":5672")
+        assert (lines[1]["level"], lines[1]["variable"]) == ("warning", "OTT_PREFECTH")
+        assert "the nearest is OTT_PREFETCH" in lines[1]["why"]
         admin = next(line["url"] for line in lines if line["event"] == "admin server listening")
         requester = await rig.requester_for(rig.settings())
         assert (await requester.ask(messenger()))["status"] == "registered"
@@ -147,7 +154,10 @@ async def test_run_serves_requests_and_probes_and_drains_on_a_signal(
         process.send_signal(number)
         _, rest = await asyncio.to_thread(process.communicate, timeout=30)
         assert process.returncode == 0
-        assert [json.loads(line)["event"] for line in rest.splitlines()][-1] == "stopped"
+        ended = [json.loads(line) for line in rest.splitlines()]
+        assert ended[-1]["event"] == "stopped"
+        (summary,) = [line for line in ended if line["event"] == "requests settled"]
+        assert (summary["registered"], summary["failed"]) == (1, 0)
     finally:
         process.kill()
         process.wait()

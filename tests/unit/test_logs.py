@@ -1,14 +1,18 @@
 """Logs: what is written, in which form, and what never is."""
 
+import asyncio
 import json
 import logging
 
 import pytest
 import structlog
 
+from worker.contract.registration import FieldError
+from worker.contract.settlement import Settlement
 from worker.events import EventListener, EventListeners
 from worker.settings import load_settings
 from worker.telemetry.log import Log, configure, unexpected
+from worker.telemetry.summary import Summary
 
 
 @pytest.fixture
@@ -46,6 +50,64 @@ def test_a_state_change_is_one_json_line_with_time_and_level(lines: Lines) -> No
     assert line["event"] == "paused: Marketing Cloud is not available"
     assert (line["level"], line["why"]) == ("warning", "Down for repair")
     assert str(line["timestamp"]).endswith("Z")
+
+
+def settlement(status: str, reason: str | None = None, attempts: int = 1, errorcode: int = 0) -> Settlement:
+    return Settlement(
+        request_id="id",
+        status=status,  # type: ignore[arg-type]
+        reason=reason,  # type: ignore[arg-type]
+        message="Please fix the following errors",
+        errorcode=errorcode,
+        documentation="",
+        errors=(FieldError("PageId must be provided", 10002),) if reason == "invalid" else (),
+        account=None,
+        platform="messenger",
+        resource_id="1",
+        http_status=None,
+        attempts=attempts,
+        received_at=0,
+        completed_at=0,
+    )
+
+
+async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(lines: Lines) -> None:
+    summary = Summary(configure(load_settings(log_format="json")), interval=0.2)
+    for each in (
+        *[settlement("registered")] * 3,
+        settlement("registered", attempts=4),
+        *[settlement("rejected", "invalid", attempts=0, errorcode=10006)] * 2,
+        settlement("failed", "exhausted", attempts=6),
+    ):
+        summary.settled(each, 0.1)
+    assert lines() == []
+    await asyncio.sleep(0.4)
+    (line,) = lines()
+    assert (line["event"], line["level"]) == ("requests settled", "info")
+    told = {name: line[name] for name in ("registered", "rejected", "failed", "superseded", "retried")}
+    assert told == {"registered": 4, "rejected": 2, "failed": 1, "superseded": 0, "retried": 2}
+    assert line["reasons"] == {"invalid": 2, "exhausted": 1}
+    assert line["examples"]["invalid"] == (  # type: ignore[index]
+        "10006 Please fix the following errors: PageId must be provided"
+    )
+    await asyncio.sleep(0.4)
+    assert lines() == []
+
+
+async def test_what_was_counted_is_told_at_the_end(lines: Lines) -> None:
+    summary = Summary(configure(load_settings(log_format="json")))
+    summary.settled(settlement("registered"), 0.1)
+    summary.tell()
+    summary.tell()
+    (line,) = lines()
+    assert line["registered"] == 1
+
+
+def test_a_redelivery_is_no_warning(lines: Lines) -> None:
+    Log(configure(load_settings(log_format="json")), debug=False).stale_deliveries(3)
+    (line,) = lines()
+    assert (line["level"], line["count"]) == ("info", 3)
+    assert "redelivers" in str(line["event"])
 
 
 def test_a_field_that_is_not_on_the_list_is_never_written(lines: Lines) -> None:

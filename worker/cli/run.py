@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
+from importlib import metadata
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -10,15 +12,18 @@ from worker.broker.topology import Topology
 from worker.errors import SettingsError
 from worker.events import EventListeners
 from worker.service import Service, run_until
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, load_settings, split_urls, unknown_variables
 from worker.telemetry.admin import Admin
-from worker.telemetry.log import Log, configure, unexpected
+from worker.telemetry.log import Log, Logger, configure, unexpected
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase
+from worker.telemetry.state import PACKAGE, Phase
 from worker.telemetry.status import StatusFeed
+from worker.telemetry.summary import Summary
 
 if TYPE_CHECKING:
     from worker.telemetry.traces import Traces
+
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 def run() -> None:
@@ -41,8 +46,10 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     traces = _traces(settings)
-    listeners = [metrics, phase, status, Log(logger, debug=settings.log_level == "debug")]
+    summary = Summary(logger)
+    listeners = [metrics, phase, status, summary, Log(logger, debug=settings.log_level == "debug")]
     events = EventListeners(*listeners, *([traces] if traces else []))
+    _introduce(logger, settings)
     service = Service(settings, events, traces)
     try:
         async with Admin(settings, service, metrics, phase) as admin:
@@ -51,9 +58,26 @@ async def _run(settings: Settings) -> None:
             async with status.publish(settings, service):
                 await run_until(service, stop)
     finally:
+        summary.tell()
         if traces:
             await traces.close()
     logger.info("stopped")
+
+
+def _introduce(logger: Logger, settings: Settings) -> None:
+    """Say in one line what runs and with what it works, and warn of variables that nothing reads."""
+    urls = [urlsplit(url) for url in split_urls(settings.amqp_url.get_secret_value())]
+    logger.info(
+        "ott-worker starts",
+        version=metadata.version(PACKAGE),
+        prefix=settings.prefix,
+        broker=", ".join(f"{url.hostname}:{url.port or DEFAULT_PORTS[url.scheme]}" for url in urls),
+        account=settings.mc_account_id,
+        url=settings.rest_url or settings.auth_url,
+    )
+    for name, nearest in unknown_variables().items():
+        why = f"no setting has this name; the nearest is {nearest}" if nearest else "no setting has this name"
+        logger.warning("a variable is not read", variable=name, why=why)
 
 
 def _traces(settings: Settings) -> "Traces | None":

@@ -17,23 +17,34 @@ ALLOWED = frozenset(
     {
         "account",
         "attempts",
+        "broker",
         "by",
         "count",
         "error",
         "event",
+        "examples",
+        "failed",
         "http_status",
         "level",
         "logger",
         "platform",
         "prefetch",
+        "prefix",
         "queue",
         "reason",
+        "reasons",
+        "registered",
+        "rejected",
         "request_id",
         "resource_id",
+        "retried",
         "seconds",
         "status",
+        "superseded",
         "timestamp",
         "url",
+        "variable",
+        "version",
         "why",
     }
 )
@@ -87,6 +98,8 @@ def _only_allowed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()[:500]
     return value
@@ -127,7 +140,7 @@ class Log(EventListener):
 
     def stale_deliveries(self, count: int) -> None:
         if count:
-            self._log.warning("deliveries of a lost connection thrown away", count=count)
+            self._log.info("RabbitMQ redelivers what was in flight on the lost connection", count=count)
 
     def returned(self, count: int, why: str) -> None:
         self._log.info("deliveries go back to the queue", count=count, why=why)
@@ -166,6 +179,12 @@ class Log(EventListener):
 
     def gate_closed(self, why: str) -> None:
         self._log.warning("paused: Marketing Cloud is not available", why=why)
+
+    def gate_opening(self) -> None:
+        self._log.info("Marketing Cloud answers again: calls grow step by step")
+
+    def gate_closed_again(self, why: str) -> None:
+        self._log.info("still paused: Marketing Cloud failed again", why=why)
 
     def gate_opened(self, seconds: float) -> None:
         self._log.info("resumed: Marketing Cloud is available", seconds=round(seconds, 3))

@@ -143,7 +143,7 @@ class Metrics(EventListener, Collector):
     def _of_the_broker(self) -> Iterable[Metric]:
         again = {name: max(0, number - 1) for name, number in self._connected.items()}
         yield _counter("ott_broker_reconnects", "Connections opened after the first.", again, ("connection",))
-        stale = "Deliveries of lost connections that were thrown away; the broker delivers them again."
+        stale = "Deliveries that were in flight on a lost connection; the broker redelivers them."
         yield _counter("ott_stale_deliveries", stale, self._stale)
         yield _counter("ott_returned_deliveries", "Deliveries given back to the queue.", self._returned)
         turned_down = "Messages that a queue of the worker's own did not take; each is tried again."

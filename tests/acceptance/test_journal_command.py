@@ -48,6 +48,33 @@ async def test_a_request_has_a_fate(rig: Rig, requester: Requester) -> None:
     assert (nothing.code, nothing.out) == (0, "The journal holds no such record.\n")
 
 
+async def test_records_are_found_by_bare_id_status_reason_and_time(rig: Rig, requester: Requester) -> None:
+    for words, found in (
+        (["refused"], ["refused"]),
+        (["id-1", "--id", "id-3"], ["id-1", "id-3"]),
+        (["--status", "failed"], ["refused"]),
+        (["--reason", "forbidden", "--status", "failed"], ["refused"]),
+        (["--reason", "invalid"], []),
+        (["--since", "1h", "--status", "registered", "-n", "1"], ["id-4"]),
+        (["--since", "2036-01-01"], []),
+    ):
+        ended = await ott_worker(rig.settings(), "journal", "--json", *words)
+        assert [d["id"] for d in ended.documents] == found, words
+
+
+async def test_what_was_wrong_is_shown(rig: Rig, requester: Requester) -> None:
+    await requester.ask(messenger("page-9", endpointUrl=""), message_id="wrong")
+    ended = await ott_worker(rig.settings(), "journal", "wrong")
+    assert "10006 EndpointUrl must be provided" in ended.out
+
+
+@pytest.mark.parametrize("option", ["--status", "--reason"])
+async def test_a_word_that_is_none_of_these_is_told(rig: Rig, option: str) -> None:
+    ended = await ott_worker(rig.settings(), "journal", option, "dead")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"{option} must be one of re" in ended.err or f"{option} must be one of in" in ended.err
+
+
 async def test_follow_prints_what_is_settled_from_now_on(rig: Rig, requester: Requester) -> None:
     process = await begin(rig.settings(), "journal", "--follow", "--json", "-n", "1")
     assert process.stdout is not None

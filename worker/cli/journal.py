@@ -4,61 +4,110 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, get_args
 
 import typer
 
 from worker.broker.journal_reader import Entries, Entry, JournalReader, Start, open_journal
 from worker.cli import output
 from worker.cli.table import Column, Table
+from worker.contract.timestamps import microseconds
+from worker.contract.words import Reason, Status
+from worker.dead_letters.selection import moment
+from worker.errors import UsageError
 from worker.settings import Settings, load_settings
 
 DEFAULT_LAST = 20
+CLOCKS_DIFFER = timedelta(minutes=5)  # the broker's and the workers'; the stream is read from so much earlier
 
 FIELDS = ("id", "status", "ottPlatformName", "resourceId", "receivedAt", "completedAt")
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """The records that were asked for; `last` of them, or all."""
+    """The records that were asked for; `last` of them, or all. `since` is in microseconds since the epoch."""
 
-    resources: frozenset[str]
-    ids: frozenset[str]
     last: int | None
+    resources: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
+    statuses: frozenset[str] = frozenset()
+    reasons: frozenset[str] = frozenset()
+    since: int | None = None
 
     def of(self, entry: Entry) -> Iterator[dict[str, Any]]:
         for record in entry.records:
-            if self.resources and record.get("resourceId") not in self.resources:
-                continue
-            if self.ids and record.get("id") not in self.ids:
-                continue
-            yield {**dict.fromkeys(FIELDS), **record}
+            if self._matches(record):
+                yield {**dict.fromkeys(FIELDS), **record}
+
+    def _matches(self, record: dict[str, Any]) -> bool:
+        completed = microseconds(str(record.get("completedAt"))) if self.since is not None else None
+        return (
+            (not self.resources or record.get("resourceId") in self.resources)
+            and (not self.ids or record.get("id") in self.ids)
+            and (not self.statuses or record.get("status") in self.statuses)
+            and (not self.reasons or record.get("reason") in self.reasons)
+            and (self.since is None or (completed is not None and completed >= self.since))
+        )
 
     @property
     def is_filtered(self) -> bool:
-        return bool(self.resources or self.ids)
+        return self != _Wanted(self.last)
+
+    def start(self, newest: int) -> Start:
+        """Where to begin in a stream that ends with the offset `newest`."""
+        if self.since is not None:
+            return datetime.fromtimestamp(self.since / 1_000_000, UTC) - CLOCKS_DIFFER
+        if self.is_filtered:
+            return "first"
+        return max(0, newest - (self.last or 0) + 1)  # each message holds at least one record
 
 
 def journal(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Requests' ids.")] = None,
     last: Annotated[
         int | None,
         typer.Option("--last", "-n", min=0, help="Records; by default 20, or all that a filter finds."),
     ] = None,
     resource: Annotated[list[str] | None, typer.Option("--resource", help="pageId or channelId.")] = None,
-    id_: Annotated[list[str] | None, typer.Option("--id", help="The request's id.")] = None,
+    id_: Annotated[list[str] | None, typer.Option("--id", help="A request's id.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", help="registered, rejected, failed or superseded.")
+    ] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option("--reason", help="invalid, rejected, exhausted, forbidden or oversize."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="Settled since a time (UTC), or a while ago: 2h, 3d."),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as requests are settled.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Show what became of requests, oldest first: registered, rejected, failed or superseded.
+    """Show what became of requests, oldest first: registered, rejected, failed or superseded, and why.
 
-    Example: ott-worker journal --resource 1732555047025799
+    Example: ott-worker journal --resource 1732555047025799 --since 2d
     """
-    filtered = bool(resource or id_)
-    count = DEFAULT_LAST if last is None and not filtered else last
-    wanted = _Wanted(frozenset(resource or ()), frozenset(id_ or ()), count)
+    wanted = _Wanted(
+        last=last,
+        resources=frozenset(resource or ()),
+        ids=frozenset([*(ids or ()), *(id_ or ())]),
+        statuses=_known("--status", status, get_args(Status)),
+        reasons=_known("--reason", reason, get_args(Reason)),
+        since=moment(since, "--since"),
+    )
+    if last is None and not wanted.is_filtered:
+        wanted = replace(wanted, last=DEFAULT_LAST)
     asyncio.run(_journal(load_settings(), wanted, follow=follow, as_json=as_json))
     output.flush()
+
+
+def _known(option: str, given: list[str] | None, known: tuple[str, ...]) -> frozenset[str]:
+    if not set(known).issuperset(given or ()):
+        raise UsageError(f"{option} must be one of {', '.join(known)}")
+    return frozenset(given or ())
 
 
 async def _journal(settings: Settings, wanted: _Wanted, *, follow: bool, as_json: bool) -> None:
@@ -88,11 +137,8 @@ async def _so_far(reader: JournalReader, wanted: _Wanted) -> tuple[deque[dict[st
     newest = await reader.last()
     if newest is None:
         return records, 0
-    start: Start = "first"
-    if not wanted.is_filtered:
-        # Each message holds at least one record.
-        start = max(0, newest.offset - (wanted.last or 0) + 1)
     following = newest.offset + 1
+    start = wanted.start(newest.offset)
     async with contextlib.aclosing(reader.read(start, reach=newest.offset)) as entries:
         async for entry in entries:
             following = entry.offset + 1
@@ -114,21 +160,27 @@ def _time(text: object) -> str:
     return text[:19].replace("T", " ") if isinstance(text, str) else "-"
 
 
+def _error(row: dict[str, Any]) -> str:
+    errors = row.get("errors")
+    messages = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
+    return f"{row.get('errorcode') or ''} {messages}".strip() or "-"
+
+
 COLUMNS = (
     Column(
         "DONE (UTC)",
         lambda row: _time(row.get("completedAt")),
-        rank=3,
+        rank=4,
         shrink_to=11,
         short=lambda row: _time(row.get("completedAt"))[5:16],
     ),
     Column("STATUS", lambda row: str(row.get("status") or "-")),
-    Column("ID", lambda row: str(row.get("id") or "-")),
-    Column("RESOURCE", lambda row: str(row.get("resourceId") or "-"), rank=1, shrink_to=8),
-    Column("PLATFORM", lambda row: str(row.get("ottPlatformName") or "-"), rank=5),
-    Column("ACCOUNT", lambda row: str(row.get("accountId") or "-"), rank=8),
-    Column("REASON", lambda row: str(row.get("reason") or "-"), rank=4),
-    Column("TRIES", lambda row: str(row.get("attempts", "-")), rank=6),
-    Column("CODE", lambda row: str(row.get("errorcode") or "-"), rank=6),
-    Column("RECEIVED (UTC)", lambda row: _time(row.get("receivedAt")), rank=7),
+    Column("ID", lambda row: str(row.get("id") or "-"), rank=5, shrink_to=13, middle=True),
+    Column("RESOURCE", lambda row: str(row.get("resourceId") or "-"), rank=1, shrink_to=13, middle=True),
+    Column("PLATFORM", lambda row: str(row.get("ottPlatformName") or "-"), rank=7),
+    Column("ACCOUNT", lambda row: str(row.get("accountId") or "-"), rank=10),
+    Column("REASON", lambda row: str(row.get("reason") or "-"), rank=3, shrink_to=9),
+    Column("ERROR", _error, rank=2, shrink_to=24),
+    Column("TRIES", lambda row: str(row.get("attempts", "-")), rank=8),
+    Column("RECEIVED (UTC)", lambda row: _time(row.get("receivedAt")), rank=9),
 )

@@ -16,7 +16,7 @@ DECLARE_TIMEOUT = 30.0  # seconds
 MOST_PARTITIONS = 64
 
 # A request counts one delivery for each lost connection and each return to the queue. The limit is there
-# for a message that ends the worker, whose neighbours are settled meanwhile (see pipeline/lanes.py), so
+# for a message that ends the worker, whose neighbours are settled meanwhile (see pipeline/suspects.py), so
 # it can be far above what an outage of days costs.
 DELIVERY_LIMIT = 1000
 # Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean

@@ -28,7 +28,7 @@ from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
 # A request that ends the worker takes all deliveries in flight down with it, again and again, until
-# innocent ones reach the delivery limit too. One that came back this often is a suspect (lanes.py).
+# innocent ones reach the delivery limit too. One that came back this often is a suspect (suspects.py).
 SUSPECT_AFTER = 3
 
 Attempts = dict[tuple[str, int], int]

@@ -1,35 +1,26 @@
 """Lanes: requests for one resource go one after the other, those for different resources side by side
-(contract §2).
-
-A request that may be what ended the worker before is a suspect. While there is one, journeys begin one
-after the other, in an order drawn by chance: so a request that ends the worker each time takes the others
-down less and less often, and soon they are all settled and it is alone.
-"""
+(contract §2)."""
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from worker.pipeline.suspects import Suspects
+
 Item = TypeVar("Item", bound=Hashable)
 
 POLL_INTERVAL = 0.05  # seconds, while draining
-# What ends a worker does so at once. A journey alone that takes longer (it waits for the gate, or for its
-# next attempt) must not hold up all others.
-ALONE_FOR = 1.0  # seconds
 
 
 class Lanes(Generic[Item]):
-    """Runs `travel(item)` for each item, in order within a lane; a lane exists while it has items."""
+    """Runs `process(item)` for each item, in order within a lane. A lane exists while it has items."""
 
-    def __init__(self, travel: Callable[[Item], Awaitable[None]]) -> None:
-        self._travel = travel
+    def __init__(self, process: Callable[[Item], Awaitable[None]]) -> None:
+        self._process = process
         self._waiting: dict[Hashable, deque[Item]] = {}
         self._under_way: dict[asyncio.Task[None], Item] = {}
-        self._suspects: set[Item] = set()
-        self._young: set[asyncio.Task[None]] = set()  # others wait for these, while there are suspects
-        self._held: list[Hashable] = []
+        self._suspects = Suspects(self._start)
         self._stopped = False
 
     def __len__(self) -> int:
@@ -42,28 +33,28 @@ class Lanes(Generic[Item]):
         return [item for waiting in self._waiting.values() for item in waiting]
 
     def put(self, lane: Hashable | None, item: Item, *, suspect: bool = False) -> None:
-        """Add an item to the end of its lane; without a lane it waits for nobody."""
+        """Add an item to the end of its lane; without a lane it waits for nobody. A `suspect` may be what
+        ended the worker before (suspects.py)."""
         if self._stopped:
             return
         key = object() if lane is None else lane
         if suspect:
-            if not self._suspects:
-                self._wait_for(*self._under_way)
-            self._suspects.add(item)
+            self._suspects.add(item, self._under_way)
         waiting = self._waiting.get(key)
         if waiting is not None:
             waiting.append(item)
             return
         self._waiting[key] = deque((item,))
         if self._suspects:
-            self._hold(key)
+            self._suspects.hold(key)
         else:
             self._start(key)
 
     async def drain(self, may_go_on: Callable[[Item], bool], grace: float) -> None:
-        """Start nothing more, end what `may_go_on` says no to, and return when the rest has ended; what
-        takes longer than `grace` seconds is ended too."""
+        """Start nothing more, and return when all have ended. Those that `may_go_on` get `grace` seconds for
+        it; the others are cancelled at once."""
         self._stopped = True
+        self._suspects.stop()
         deadline = asyncio.get_running_loop().time() + grace
         while self._under_way:
             late = asyncio.get_running_loop().time() >= deadline
@@ -73,7 +64,7 @@ class Lanes(Generic[Item]):
             await asyncio.wait(set(self._under_way), timeout=POLL_INTERVAL)
 
     async def cancel(self) -> None:
-        """End everything at once."""
+        """Cancel all at once."""
         await self.drain(lambda _: False, 0)
 
     def _start(self, key: Hashable) -> "asyncio.Task[None]":
@@ -85,11 +76,11 @@ class Lanes(Generic[Item]):
     async def _run(self, key: Hashable) -> None:
         waiting = self._waiting[key]
         while True:
-            await self._travel(waiting[0])
+            await self._process(waiting[0])
             done = waiting.popleft()
             if self._suspects:
-                self._suspects.discard(done)
-                break
+                self._suspects.clear(done)
+                break  # the lane's next item waits for its turn among the other lanes
             if not waiting or self._stopped:
                 break
             task = asyncio.current_task()
@@ -98,34 +89,8 @@ class Lanes(Generic[Item]):
         if not waiting:
             del self._waiting[key]
         elif not self._stopped:
-            self._hold(key)
+            self._suspects.hold(key)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._under_way[task]
-        self._young.discard(task)
-        if self._held:
-            self._release()
-
-    def _hold(self, key: Hashable) -> None:
-        self._held.append(key)
-        asyncio.get_running_loop().call_soon(self._release)
-
-    def _release(self) -> None:
-        if self._stopped:
-            return
-        if not self._suspects:
-            held, self._held = self._held, []
-            for key in held:
-                self._start(key)
-        elif self._held and not self._young:
-            chosen = random.randrange(len(self._held))  # noqa: S311
-            self._wait_for(self._start(self._held.pop(chosen)))
-
-    def _wait_for(self, *tasks: "asyncio.Task[None]") -> None:
-        """Start no other until these have ended, or have shown that they do not end the worker."""
-        self._young.update(tasks)
-        asyncio.get_running_loop().call_later(ALONE_FOR, self._no_longer, tasks)
-
-    def _no_longer(self, tasks: tuple["asyncio.Task[None]", ...]) -> None:
-        self._young.difference_update(tasks)
-        self._release()
+        self._suspects.ended(task)

@@ -42,11 +42,12 @@ class Forwarder:
 
     def __init__(self, settings: Settings, marketing_cloud: MarketingCloud, gate: Gate) -> None:
         self._settings = settings
+        self._rate = settings.rate_limit
         self._may_leave: Callable[[], bool] = lambda: True
         self._marketing_cloud = marketing_cloud
         self._accounts = marketing_cloud.accounts
         self._gate = gate
-        self._limiter = _limiter(settings.rate_limit)
+        self._limiter = _limiter(self._rate)
         self._limiter_closings = gate.closings  # when the limiter was made
         self._given_up = GivenUp()
 
@@ -59,8 +60,8 @@ class Forwarder:
         """One of several that forward side by side, with one gate and so large a share of the rate limit.
         `may_leave` tells whether the others have no request under way either."""
         other = copy(self)
-        rate = self._settings.rate_limit
-        other._limiter = None if rate is None else _limiter(rate * share)
+        other._rate = None if self._rate is None else self._rate * share
+        other._limiter = _limiter(other._rate)
         other._may_leave = may_leave
         return other
 
@@ -160,7 +161,7 @@ class Forwarder:
         a pause all queue anew, so that those that may call do not wait behind those that may not."""
         gate = self._gate
         if self._limiter_closings != gate.closings:
-            self._limiter, self._limiter_closings = _limiter(self._settings.rate_limit), gate.closings
+            self._limiter, self._limiter_closings = _limiter(self._rate), gate.closings
         limiter, since, paused = self._limiter, time.monotonic(), gate.paused
         if limiter is not None:
             await limiter.acquire()

@@ -92,12 +92,17 @@ class Requester:
         self.replies.setdefault(message.correlation_id or "", []).append(message)
         self.order.append(message.correlation_id or "")
 
-    async def publish(self, body: bytes, **properties: Any) -> str:
-        """Publish a request and return its correlation id; its replies come to this requester."""
+    async def publish(self, body: bytes, *, key: str | None = None, **properties: Any) -> str:
+        """Publish a request and return its correlation id; its replies come to this requester. It goes to
+        the queue by its name, or with a routing key to the entry exchange."""
         properties.setdefault("correlation_id", uuid4().hex)
         properties.setdefault("reply_to", self.queue.name)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties)
-        await self.channel.default_exchange.publish(message, f"{self.prefix}.requests")
+        if key is None:
+            await self.channel.default_exchange.publish(message, f"{self.prefix}.requests")
+        else:
+            entry = await self.channel.get_exchange(self.prefix, ensure=False)
+            await entry.publish(message, key)
         return str(properties["correlation_id"])
 
     async def reply(self, correlation_id: str) -> dict[str, Any]:
@@ -130,6 +135,23 @@ class Requester:
             return queue.declaration_result.message_count or 0
         finally:
             await channel.close()
+
+
+async def journal_records(requester: Requester, count: int) -> list[dict[str, Any]]:
+    """The first records of the journal."""
+    records: list[dict[str, Any]] = []
+
+    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        assert (message.content_type, message.type) == ("application/x-ndjson", "ott.registration.journal")
+        records.extend(json.loads(line) for line in message.body.splitlines())
+        await message.ack()
+
+    await requester.channel.set_qos(10)
+    queue = await requester.channel.get_queue(f"{requester.prefix}.journal", ensure=False)
+    tag = await queue.consume(take, arguments={"x-stream-offset": "first"})
+    await until(lambda: len(records) >= count, "the journal's records")
+    await queue.cancel(tag)
+    return records
 
 
 class Rig:

@@ -25,6 +25,7 @@ from worker.pipeline.journey import Common, Journeys
 from worker.pipeline.partition import PartitionJourneys
 from worker.pipeline.partitions import Partitions
 from worker.pipeline.replay_guard import ReplayGuard
+from worker.pipeline.request import RequestParser
 from worker.pipeline.router import Router
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
@@ -51,7 +52,9 @@ class Service:
         self._replay_guard = ReplayGuard(settings, self._catch_up, events)
         self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
         journal = Journal(self.publisher, names, self._clock) if settings.journal else None
-        self._settler = Settler(self.publisher, journal, names, Seals(settings), events, tracing)
+        seals = Seals(settings)
+        self._parser = RequestParser(settings, seals)
+        self._settler = Settler(self.publisher, journal, names, seals, events, tracing)
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
         self._log = PartitionLog(settings, self.publisher, events)
@@ -141,6 +144,7 @@ class Service:
         return (
             self.settings,
             subscription,
+            self._parser,
             forwarder,
             self._settler,
             self._replay_guard,

@@ -44,9 +44,9 @@ def watch_settling() -> None:
     original = Settler.settle
 
     @functools.wraps(original)
-    async def settle(self: Settler, request: Any, outcome: Any, ack: Any) -> Any:
+    async def settle(self: Settler, request: Any, outcome: Any) -> Any:
         began = time.monotonic()
-        settlement = await original(self, request, outcome, ack)
+        settlement = await original(self, request, outcome)
         if spent["settled"] >= WARM:
             spent["settlings"] += 1
             spent["settling"] += time.monotonic() - began

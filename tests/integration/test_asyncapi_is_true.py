@@ -1,35 +1,17 @@
 """What travels on a real broker follows the AsyncAPI document, and its objects are there."""
 
-import json
 from typing import Any
 
 import aio_pika
 from jsonschema import Draft7Validator
 
-from tests.rig import Requester, Rig, messenger, until
+from tests.rig import Rig, journal_records, messenger
 from worker.contract.asyncapi import asyncapi
 
 
 def validator(document: dict[str, Any], message: str, part: str = "payload") -> Draft7Validator:
     schema = document["components"]["messages"][message][part]
     return Draft7Validator({**schema, "components": document["components"]})
-
-
-async def journal_records(requester: Requester, count: int) -> list[dict[str, Any]]:
-    """The first records of the journal."""
-    records: list[dict[str, Any]] = []
-
-    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        assert (message.content_type, message.type) == ("application/x-ndjson", "ott.registration.journal")
-        records.extend(json.loads(line) for line in message.body.splitlines())
-        await message.ack()
-
-    await requester.channel.set_qos(10)
-    queue = await requester.channel.get_queue(f"{requester.prefix}.journal", ensure=False)
-    tag = await queue.consume(take, arguments={"x-stream-offset": "first"})
-    await until(lambda: len(records) >= count, "the journal's records")
-    await queue.cancel(tag)
-    return records
 
 
 async def test_replies_dead_letters_and_journal_records_follow_the_document(rig: Rig) -> None:

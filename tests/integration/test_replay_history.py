@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_pika
@@ -11,7 +12,7 @@ import pytest
 from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import journal_index
-from worker.broker.journal_reader import JournalReader
+from worker.broker.journal_reader import Entry, JournalReader
 from worker.broker.topology import Topology
 from worker.contract.timestamps import now, text_of
 from worker.events import EventListener
@@ -43,7 +44,7 @@ async def publish_replay(
     requester: Requester, letter: aio_pika.abc.AbstractIncomingMessage, *, force: bool = False
 ) -> str:
     headers = {**letter.headers, **({"x-ott-replay-force": True} if force else {})}
-    return await requester.publish(letter.body, headers=headers, message_id=letter.message_id)
+    return await requester.publish(letter.body, key="replay", headers=headers, message_id=letter.message_id)
 
 
 async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig: Rig) -> None:
@@ -236,10 +237,64 @@ async def test_a_replay_that_claims_to_be_ancient_is_refused(rig: Rig) -> None:
     requester = await rig.start()
     await requester.ask(messenger("p", "new"))
     for claim in ("0001-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"):
-        reply = await requester.ask(messenger("q", "old"), headers={"x-ott-received-at": claim})
+        headers = {"x-ott-received-at": claim}
+        reply = await requester.ask(messenger("q", "old"), key="replay", headers=headers)
         assert (reply["status"], reply["attempts"]) == ("failed", 0)
-        reply = await requester.ask(messenger("p", "old"), headers={"x-ott-received-at": claim})
+        reply = await requester.ask(messenger("p", "old"), key="replay", headers=headers)
         assert reply["status"] == "superseded"
+
+
+async def test_a_publishers_claim_to_be_ancient_is_not_believed(rig: Rig) -> None:
+    requester = await rig.start()
+    ancient = {"x-ott-received-at": "1970-01-01T00:00:00.000000Z", "x-ott-replay-force": True}
+    await fail(rig, requester, "p", "older")
+    reply = await requester.ask(messenger("p", "newer"), headers=ancient)
+    assert (reply["status"], reply["receivedAt"] > "2026") == ("registered", True)
+    assert (await replay(requester))["status"] == "superseded"
+    assert held(rig, "p") == "newer"
+
+
+async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is dropped when idle. It is read anew, slowly, while replays of other pages ask for it."""
+    requester = await rig.start()
+    (service, _), *_ = rig._running
+    await requester.ask(messenger("first"))
+    pages = [f"p{number}" for number in range(12)]
+    for page in pages:
+        await fail(rig, requester, page, "old")
+    monkeypatch.setattr("worker.pipeline.replay_guard.IDLE_TIMEOUT", 0.2)
+    assert (await replay(requester))["status"] == "registered"
+    guard = service._replay_guard
+    await until(lambda: guard._index is None and guard._idle_timer is None, "the index to be dropped")
+
+    whole = JournalReader.read
+
+    async def slowly(self: JournalReader, *args: Any, **more: Any) -> AsyncIterator[Entry]:
+        async for entry in whole(self, *args, **more):
+            await asyncio.sleep(0.02)
+            yield entry
+
+    monkeypatch.setattr(JournalReader, "read", slowly)
+    letters = [await requester.take("dead") for _ in pages[1:]]
+    ids = [await publish_replay(requester, letter) for letter in letters]
+    replies = [await requester.reply(each) for each in ids]
+    assert [(reply["status"], reply.get("message")) for reply in replies] == [("registered", None)] * 11
+
+
+async def test_a_replay_that_reaches_further_back_does_not_disturb_the_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pipeline.replay_guard.MARGIN", 0)
+    requester = await rig.start()
+    await requester.ask(messenger("first"))
+    for page in ("oldest", *(f"p{number}" for number in range(10))):
+        await fail(rig, requester, page, "old")
+    letters = [await requester.take("dead") for _ in range(11)]
+    in_turn = (letters[5], *letters[6:], *letters[:5])
+    ids = [await publish_replay(requester, letter) for letter in in_turn]
+    assert {(await requester.reply(each))["status"] for each in ids} == {"registered"}
 
 
 async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig: Rig) -> None:

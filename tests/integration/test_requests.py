@@ -5,7 +5,7 @@ import json
 import aio_pika
 import pytest
 
-from tests.rig import LINE, MESSENGER, Rig, messenger, until
+from tests.rig import LINE, MESSENGER, Rig, journal_records, messenger, until
 from worker.amqp import consumer
 from worker.events import EventListener
 from worker.sandbox.registry import Key
@@ -193,15 +193,46 @@ async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig:
     assert letter.headers["x-ott-dead-at"] == reply["completedAt"]
 
 
-async def test_an_oversize_request_is_refused_and_dead_lettered_by_the_broker(rig: Rig) -> None:
+async def test_what_only_an_operator_may_say_is_not_passed_on_for_a_publisher(rig: Rig) -> None:
+    requester = await rig.start()
+    forged = {
+        "x-ott-received-at": "1970-01-01T00:00:00.000000Z",
+        "x-ott-request-id": "forged",
+        "x-ott-replay-count": 7,
+        "x-ott-replay-force": True,
+        "x-ott-sealed": "one",
+        "x-ott-anything": "else",
+    }
+    headers = {**forged, "x-ott-account-id": "7", "tenant": "blue"}
+    reply = await requester.ask(b"{}", key="request", message_id="the-id", headers=headers)
+    assert reply["requestId"] == "the-id"
+    assert reply["receivedAt"] > "2026"
+    letter = await requester.take("dead")
+    assert (letter.headers["x-ott-account-id"], letter.headers["tenant"]) == ("7", "blue")
+    assert letter.headers["x-ott-received-at"] == reply["receivedAt"]
+    assert letter.headers["x-ott-request-id"] == "the-id"
+    assert {"x-ott-replay-count", "x-ott-replay-force", "x-ott-sealed", "x-ott-anything"}.isdisjoint(
+        letter.headers
+    )
+
+
+async def test_an_oversize_request_is_answered_and_dead_lettered_by_the_broker(rig: Rig) -> None:
     requester = await rig.start(max_body_bytes=2000)
     body = messenger(padding="x" * 2000)
-    reply = await requester.ask(body)
-    assert (reply["status"], reply["errorcode"]) == ("rejected", 10004)
+    reply = await requester.ask(body, message_id="large")
+    assert (reply["status"], reply["errorcode"], reply["requestId"]) == ("rejected", 10004, "large")
+    assert reply["message"] == "The body is larger than 2000 bytes; send a smaller one."
     letter = await requester.take("dead")
-    assert letter.body == body
-    assert letter.headers["x-first-death-reason"] == "rejected"
+    assert (letter.body, letter.message_id, letter.routing_key) == (
+        body,
+        "large",
+        f"{requester.prefix}.requests",
+    )
+    assert letter.headers["x-death"][0]["reason"] == "rejected"
     assert "x-ott-reason" not in letter.headers
+    assert await requester.depth("dead") == 0
+    (record,) = await journal_records(requester, 1)
+    assert (record["id"], record["status"], record["reason"]) == ("large", "rejected", "oversize")
 
 
 async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(

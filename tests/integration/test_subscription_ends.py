@@ -78,10 +78,10 @@ async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: py
     (service, _), *_ = rig._running
     settle, defects = service._settler.settle, iter([True])
 
-    async def sometimes(request: Request, outcome: Outcome, ack: Callable[[], None]) -> Settlement:
+    async def sometimes(request: Request, outcome: Outcome) -> Settlement:
         if next(defects, False):
             raise RuntimeError("a defect")
-        return await settle(request, outcome, ack)
+        return await settle(request, outcome)
 
     monkeypatch.setattr(service._settler, "settle", sometimes)
     async with asyncio.timeout(SOON):

@@ -92,7 +92,7 @@ async def test_requests_of_one_resource_keep_their_traces_apart(traced: Traced) 
 
 async def test_a_replay_is_a_trace_of_its_own_linked_to_the_original(traced: Traced) -> None:
     replayed = {**CONTEXT, "x-ott-received-at": "2026-11-23T12:00:00.123456Z"}
-    await traced.requester.ask(messenger(), headers=replayed)
+    await traced.requester.ask(messenger(), key="replay", headers=replayed)
     await until(lambda: any(s.kind is SpanKind.CONSUMER for s in traced.exporter.get_finished_spans()))
     journey = (await traced.spans(1))[-1]
     assert journey.parent is None

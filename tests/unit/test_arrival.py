@@ -1,5 +1,8 @@
 """How a request is read from a delivery: its id, its account, its time."""
 
+import base64
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,18 +10,26 @@ from hypothesis import strategies as st
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
+from worker.broker.encryption import Seals
+from worker.contract.registration import Rejection
 from worker.contract.resource import Resource
 from worker.contract.timestamps import microseconds, text_of
 from worker.pipeline.arrival_clock import ArrivalClock
-from worker.pipeline.request import Request, parse_request
+from worker.pipeline.request import Request, RequestParser
+from worker.settings import load_settings
+
+PREFIX = "ott.registration"
+NOW = 2_000_000_000_000_000
 
 
-def delivery(body: bytes = b"{}", properties: Properties | None = None) -> Delivery:
-    return Delivery(1, body, properties or Properties(), redelivered=False, arrived_at=0.0)
+def delivery(body: bytes = b"{}", properties: Properties | None = None, key: str = "request") -> Delivery:
+    given = properties or Properties()
+    return Delivery(1, body, given, redelivered=False, arrived_at=0.0, exchange=PREFIX, routing_key=key)
 
 
-def received(message: Delivery, *, account: str | None = None, now: int = 2_000_000_000_000_000) -> Request:
-    return parse_request(message, ArrivalClock(lambda: now), 10**6, account)
+def received(message: Delivery, *, now: int = NOW, **settings: Any) -> Request:
+    given = load_settings(prefix=PREFIX, **settings)
+    return RequestParser(given, Seals(given)).parse(message, ArrivalClock(lambda: now))
 
 
 def test_a_message_id_is_the_requests_id() -> None:
@@ -37,9 +48,7 @@ def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
     [({}, "default"), ({"x-ott-account-id": "42"}, "42"), ({"x-ott-account-id": 42}, "42")],
 )
 def test_the_account_comes_from_the_header_or_the_setting(headers: dict, account: str) -> None:
-    request = parse_request(
-        delivery(messenger("p"), build(headers=headers)), ArrivalClock(), 10**6, "default"
-    )
+    request = received(delivery(messenger("p"), build(headers=headers)), mc_account_id="default")
     assert request.resource == Resource(account, "messenger", "p")
 
 
@@ -55,16 +64,66 @@ def test_the_clock_starts_after_its_floor() -> None:
     assert clock.stamp() == 501
 
 
-def test_a_replay_keeps_the_time_of_the_first_arrival() -> None:
-    properties = build(headers={"x-ott-received-at": text_of(1_000_000)})
-    request = received(delivery(properties=properties))
-    assert request.is_replay
-    assert request.received_at == 1_000_000
+OPERATORS = {
+    "x-ott-received-at": text_of(1_000_000),
+    "x-ott-request-id": "the-id",
+    "x-ott-replay-count": 2,
+    "x-ott-replay-force": True,
+}
+
+
+def test_a_replay_keeps_the_time_and_the_id_of_its_original() -> None:
+    request = received(delivery(properties=build(headers=OPERATORS), key="replay"))
+    assert (request.is_replay, request.received_at, request.id) == (True, 1_000_000, "the-id")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key"),
+    [
+        (PREFIX, "request"),
+        ("", f"{PREFIX}.requests"),
+        ("", "replay"),
+        ("another", "replay"),
+        (PREFIX, "Replay"),
+    ],
+)
+def test_what_only_an_operator_may_say_is_believed_on_the_key_of_replays_alone(
+    exchange: str, key: str
+) -> None:
+    message = delivery(properties=build(headers=OPERATORS), key=key)
+    message.exchange = exchange
+    request = received(message)
+    assert (request.is_replay, request.received_at) == (False, NOW)
+    assert request.id != "the-id"
 
 
 def test_a_time_from_the_future_is_not_believed() -> None:
     properties = build(headers={"x-ott-received-at": "2999-01-01T00:00:00.000000Z"})
-    assert received(delivery(properties=properties), now=7).received_at == 7
+    assert received(delivery(properties=properties, key="replay"), now=7).received_at == 7
+
+
+def test_a_sealed_body_opens_on_the_key_of_replays_alone() -> None:
+    keys = f"one:{base64.b64encode(bytes(32)).decode()}"
+    seals = Seals(load_settings(prefix=PREFIX, dead_letter_keys=keys))
+    properties, sealed = seals.seal(build(headers=OPERATORS), messenger("p"))
+    opened = received(delivery(sealed, properties, "replay"), dead_letter_keys=keys)
+    assert opened.resource == Resource(None, "messenger", "p")
+    assert opened.delivery.body == messenger("p")
+    for closed in (
+        received(delivery(sealed, properties), dead_letter_keys=keys),
+        received(delivery(sealed, properties, "replay")),
+    ):
+        assert isinstance(closed.parsed, Rejection)
+        assert (closed.parsed.reason, closed.parsed.errorcode) == ("invalid", 10004)
+
+
+def test_a_body_that_was_not_kept_is_oversize() -> None:
+    message = delivery(b"")
+    message.dropped = 5_000_000
+    request = received(message)
+    assert isinstance(request.parsed, Rejection)
+    assert (request.parsed.reason, request.parsed.errorcode) == ("oversize", 10004)
+    assert request.id != received(delivery(b"")).id
 
 
 @given(st.integers(0, 4 * 10**15))
@@ -89,11 +148,8 @@ def test_any_bytes_are_received_without_an_exception(body: bytes, tail: bytes, f
 @pytest.mark.parametrize("claim", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_a_time_beyond_the_years_that_can_be_written_is_no_time(claim: str) -> None:
     assert microseconds(claim) is None
-    request = parse_request(
-        delivery(properties=build(headers={"x-ott-received-at": claim})), ArrivalClock(), 10**6, None
-    )
-    assert not request.is_replay
-    assert text_of(request.received_at)
+    properties = build(headers={"x-ott-received-at": claim})
+    assert received(delivery(properties=properties, key="replay")).received_at == NOW
 
 
 def test_a_floor_that_no_worker_can_have_written_is_not_believed() -> None:

@@ -14,6 +14,12 @@ from worker.settings import load_settings
 
 BODY = b'{"ottPlatformAttributes": {"channelSecret": "the-secret"}}'
 
+OLD = (
+    "006f74742d7365616c65642d3100036f6c64764c1180719a709102ba9e30c8a22e8d2ffbdf9abb525678da6893b0c916"
+    "1dc5056138d4f6cbdba094a04117a8f528ad1bea1131c916b40bdbed4dd9c8839812b0513b1501fef8c2a6198efbb3a5"
+    "7f87f764f8fdf92c"
+)
+
 
 def key(name: str) -> str:
     return f"{name}:{base64.b64encode(os.urandom(32)).decode()}"
@@ -23,8 +29,9 @@ def seals(keys: str | None, prefix: str = "ott.registration") -> Seals:
     return Seals(load_settings(dead_letter_keys=keys, prefix=prefix))
 
 
-def letter(request_id: str = "request-1") -> Properties:
-    return build(headers={"x-ott-request-id": request_id, "x-ott-reason": "invalid"})
+def letter(**headers: str) -> Properties:
+    about = {"x-ott-request-id": "request-1", "x-ott-received-at": "2026-11-23T12:00:00.000000Z"}
+    return build(headers={**about, "x-ott-account-id": "7", "x-ott-reason": "invalid", **headers})
 
 
 def test_a_sealed_body_shows_nothing_and_opens_again() -> None:
@@ -52,10 +59,21 @@ def test_what_was_never_sealed_opens_with_keys_too() -> None:
     assert seals(key("one")).open_body(letter(), BODY) == BODY
 
 
-def test_what_is_sealed_already_is_not_sealed_again() -> None:
+def test_what_looks_sealed_is_sealed_like_any_other_body() -> None:
     with_keys = seals(key("one"))
-    once = with_keys.seal(letter(), BODY)
-    assert with_keys.seal(*once)[1] == once[1]
+    properties, looks_sealed = with_keys.seal(letter(), BODY)
+    again = with_keys.seal(properties, looks_sealed)[1]
+    assert again != looks_sealed
+    assert with_keys.open_body(properties, again) == looks_sealed
+
+
+def test_a_letter_that_an_earlier_version_has_sealed_still_opens() -> None:
+    """Made by the version before, with a key of 32 zero bytes."""
+    zeros = f"old:{base64.b64encode(bytes(32)).decode()}"
+    sealed = bytes.fromhex(OLD)
+    assert seals(zeros).open_body(letter(), sealed) == BODY
+    with pytest.raises(CannotOpen, match="does not open with the key old"):
+        seals(zeros).open_body(letter(**{"x-ott-request-id": "request-2"}), sealed)
 
 
 def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens() -> None:
@@ -92,17 +110,41 @@ def test_a_key_file_that_is_broken_while_running_leaves_the_keys_as_they_were(
     assert running.seal(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "old"
 
 
-@pytest.mark.parametrize("change", ["request id", "queue", "text", "cut", "head only"])
-def test_a_sealed_body_opens_only_as_it_was_and_where_it_was(change: str) -> None:
+WHY = {
+    "request id": "does not belong here",
+    "account": "does not belong here",
+    "time of arrival": "does not belong here",
+    "queue": "does not belong here",
+    "key": "another key of the name one",
+    "text": "damaged: its encrypted body was changed",
+    "cut": "damaged",
+    "head only": "damaged: its encrypted body was cut off",
+    "mark only": "damaged: its encrypted body was cut off",
+}
+
+
+@pytest.mark.parametrize("change", WHY)
+def test_a_sealed_body_opens_only_as_it_was_and_where_it_was_and_says_why_not(change: str) -> None:
     keys = key("one")
     properties, sealed = seals(keys).seal(letter(), BODY)
-    opener = seals(keys, "another.prefix") if change == "queue" else seals(keys)
-    if change == "request id":
-        properties = properties.changed({"x-ott-request-id": "request-2"})
-    changed = {"text": sealed[:-1] + bytes([sealed[-1] ^ 1]), "cut": sealed[:-20], "head only": sealed[:15]}
-    with pytest.raises(CannotOpen) as caught:
-        opener.open_body(properties, changed.get(change, sealed))
+    headers = {
+        "request id": {"x-ott-request-id": "request-2"},
+        "account": {"x-ott-account-id": "8"},
+        "time of arrival": {"x-ott-received-at": "2026-11-23T12:00:00.000001Z"},
+    }
+    bodies = {
+        "text": sealed[:-1] + bytes([sealed[-1] ^ 1]),
+        "cut": sealed[:-20],
+        "head only": sealed[:15],
+        "mark only": sealed[:14],
+    }
+    opener = seals(
+        key("one") if change == "key" else keys, "another.prefix" if change == "queue" else "ott.registration"
+    )
+    with pytest.raises(CannotOpen, match=WHY[change]) as caught:
+        opener.open_body(properties.changed(headers.get(change, {})), bodies.get(change, sealed))
     assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,42 @@
 """Encryption at rest of what dead letters hold, for a request carries secrets (`OTT_DEAD_LETTER_KEYS`).
 
-A sealed body is a mark, the id of its key, a nonce and the AES-256-GCM text, bound to the request's id and
-the queue, so that it opens nowhere else. Headers and properties hold no secret and stay readable.
+A sealed body is a mark, the id of its key, a check of the key, a check of where it belongs, a nonce and the
+AES-256-GCM text. It is bound to the request's id, account and time of arrival and to the queue, so that it
+opens nowhere else. Headers and properties hold no secret and stay readable.
+
+Bodies that were sealed by earlier versions bear another mark. They are bound to id and queue alone, and open
+as before.
 """
 
+import hashlib
+import json
 import os
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from worker.amqp.properties import Properties
 from worker.broker.topology import Topology
-from worker.contract.words import ENCRYPTION_KEY_HEADER, REQUEST_ID_HEADER
+from worker.contract.words import (
+    ACCOUNT_HEADER,
+    ENCRYPTION_KEY_HEADER,
+    RECEIVED_AT_HEADER,
+    REQUEST_ID_HEADER,
+)
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings, parse_keys
 
-_MARK = b"\x00ott-sealed-1\x00"  # no JSON begins so
+# No JSON begins with these.
+_MARK = b"\x00ott-sealed-2\x00"
+_FIRST_MARK = b"\x00ott-sealed-1\x00"
+_CHECK = 8  # bytes of a check
 _NONCE = 12  # bytes
+_TAG = 16  # bytes that AES-GCM adds
 
 
 class CannotOpen(WorkerError):
-    """A sealed body whose key is not given, or that was changed or moved."""
+    """A sealed body that cannot be read; the text says why and what helps."""
 
 
 class Seals:
@@ -35,30 +51,32 @@ class Seals:
             self._keys = parse_keys(settings.dead_letter_keys.get_secret_value())
 
     def seal(self, properties: Properties, body: bytes) -> tuple[Properties, bytes]:
-        """The dead letter's properties and body as they are to be kept; without keys, as they are."""
+        """The dead letter's properties and body as they are to be kept; without keys, as they are. A body
+        that looks sealed is sealed too: a publisher can make one look so."""
         keys = self._current()
-        if not keys or is_sealed(body):
+        if not keys:
             return properties, body
         name, key = next(iter(keys.items()))
-        nonce = os.urandom(_NONCE)
-        text = AESGCM(key).encrypt(nonce, body, self._bound_to(properties))
-        head = _MARK + bytes((len(name),)) + name.encode()
+        nonce, place = os.urandom(_NONCE), self._place(properties)
+        text = AESGCM(key).encrypt(nonce, body, place)
+        head = _MARK + bytes((len(name),)) + name.encode() + _check(key, b"") + _check(key, place)
         return properties.changed({ENCRYPTION_KEY_HEADER: name}), head + nonce + text
 
     def open_body(self, properties: Properties, body: bytes) -> bytes:
         """The request's body, of a dead letter that is sealed or not. Raises CannotOpen."""
         if not is_sealed(body):
             return body
-        name, rest = _parted(body)
-        key = self._current().get(name)
+        sealed = _Sealed.parse(body)
+        key = self._current().get(sealed.key_name)
         if key is None:
-            raise CannotOpen(_no_key(name))
-        try:
-            return AESGCM(key).decrypt(rest[:_NONCE], rest[_NONCE:], self._bound_to(properties))
-        except (InvalidTag, ValueError):
             raise CannotOpen(
-                f"The dead letter does not open with the key {name}: it was changed or moved to another queue"
-            ) from None
+                f"The dead letter is encrypted with the key {sealed.key_name}: add it to OTT_DEAD_LETTER_KEYS"
+            )
+        place = self._first_place(properties) if sealed.is_first else self._place(properties)
+        try:
+            return AESGCM(key).decrypt(sealed.nonce, sealed.text, place)
+        except (InvalidTag, ValueError):
+            raise CannotOpen(_why_not(sealed, key, place)) from None
 
     def _current(self) -> dict[str, bytes]:
         given = self._settings.now("dead_letter_keys")
@@ -71,25 +89,78 @@ class Seals:
             self._read = given
         return self._keys
 
-    def _bound_to(self, properties: Properties) -> bytes:
+    def _place(self, properties: Properties) -> bytes:
+        """Where a letter belongs."""
+        headers = (REQUEST_ID_HEADER, ACCOUNT_HEADER, RECEIVED_AT_HEADER)
+        return json.dumps([self._queue, *(str(properties.header(name)) for name in headers)]).encode()
+
+    def _first_place(self, properties: Properties) -> bytes:
         return f"{properties.header(REQUEST_ID_HEADER)}\0{self._queue}".encode(errors="replace")
 
 
+class _Sealed(NamedTuple):
+    """A sealed body, taken apart."""
+
+    key_name: str
+    key_check: bytes
+    place_check: bytes
+    nonce: bytes
+    text: bytes
+    is_first: bool  # by an earlier version, without checks
+
+    @classmethod
+    def parse(cls, body: bytes) -> "_Sealed":
+        """Raises CannotOpen where something is missing."""
+        is_first = body.startswith(_FIRST_MARK)
+        length = body[len(_MARK)] if len(body) > len(_MARK) else 0
+        begin = len(_MARK) + 1
+        sizes = [length, *((0, 0) if is_first else (_CHECK, _CHECK)), _NONCE]
+        if len(body) < begin + sum(sizes) + _TAG:
+            raise CannotOpen("The dead letter is damaged: its encrypted body was cut off")
+        parts = []
+        for size in sizes:
+            parts.append(body[begin : begin + size])
+            begin += size
+        name, key_check, place_check, nonce = parts
+        return cls(name.decode(errors="replace"), key_check, place_check, nonce, body[begin:], is_first)
+
+
 def is_sealed(body: bytes) -> bool:
-    """Whether a body was sealed."""
-    return body.startswith(_MARK)
+    """Whether a body looks sealed. A publisher can make one look so: only in a letter of the worker's own, or
+    in an operator's replay, does that mean anything."""
+    return body.startswith((_MARK, _FIRST_MARK))
 
 
 def why_closed(body: bytes) -> str:
     """Why a body that is still sealed cannot be read, in one line; `""` where it is not sealed."""
-    return _no_key(_parted(body)[0]) if is_sealed(body) else ""
-
-
-def _no_key(name: str) -> str:
+    if not is_sealed(body):
+        return ""
+    try:
+        name = _Sealed.parse(body).key_name
+    except CannotOpen as error:
+        return str(error)
     return f"The dead letter is encrypted with the key {name}: add it to OTT_DEAD_LETTER_KEYS"
 
 
-def _parted(body: bytes) -> tuple[str, bytes]:
-    at = len(_MARK)
-    length = body[at] if len(body) > at else 0
-    return body[at + 1 : at + 1 + length].decode(errors="replace"), body[at + 1 + length :]
+def _why_not(sealed: _Sealed, key: bytes, place: bytes) -> str:
+    if sealed.is_first:
+        return (
+            f"The dead letter does not open with the key {sealed.key_name}: it was changed or moved to "
+            "another queue, or the key is another one of the same name"
+        )
+    if sealed.key_check != _check(key, b""):
+        return (
+            f"The dead letter is encrypted with another key of the name {sealed.key_name} than the one in "
+            "OTT_DEAD_LETTER_KEYS: restore the key that it was encrypted with"
+        )
+    if sealed.place_check != _check(key, place):
+        return (
+            "The dead letter does not belong here: it was encrypted for another request, account, time of "
+            "arrival or queue"
+        )
+    return "The dead letter is damaged: its encrypted body was changed"
+
+
+def _check(key: bytes, what: bytes) -> bytes:
+    """Tells whether key or place are the same, and nothing else of them."""
+    return hashlib.blake2b(what, digest_size=_CHECK, key=key, person=b"ott-seal-check").digest()

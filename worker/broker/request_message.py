@@ -5,16 +5,34 @@ import hashlib
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
 from worker.contract.timestamps import microseconds
-from worker.contract.words import ACCOUNT_HEADER, RECEIVED_AT_HEADER, REQUEST_ID_HEADER
+from worker.contract.words import (
+    ACCOUNT_HEADER,
+    OWN_HEADERS,
+    RECEIVED_AT_HEADER,
+    REPLAY_KEY,
+    REQUEST_ID_HEADER,
+)
 
 ACCOUNT_LENGTH = 64  # characters
 
 
-def request_id(delivery: Delivery) -> str:
+def is_from_operator(delivery: Delivery, entry: str) -> bool:
+    """Whether it came on the routing key of replays, on which only operators may publish. On any other,
+    headers that only an operator may set mean nothing, and are not passed on."""
+    return delivery.routing_key == REPLAY_KEY and delivery.exchange == entry
+
+
+def operator_headers(properties: Properties) -> frozenset[str]:
+    """The headers of a request that only an operator may set."""
+    own = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
+    return frozenset(own) - {ACCOUNT_HEADER}
+
+
+def request_id(delivery: Delivery, *, from_operator: bool = False) -> str:
     """The message id; without one, the id that a replayed dead letter had; else a digest of what a
     redelivery has in common with the first."""
     properties = delivery.properties
-    earlier = properties.header(REQUEST_ID_HEADER) if properties.has_header(RECEIVED_AT_HEADER) else None
+    earlier = properties.header(REQUEST_ID_HEADER) if from_operator else None
     given = properties.text("message_id") or (earlier if isinstance(earlier, str) else None)
     if given:
         return given
@@ -41,7 +59,7 @@ def account_of(properties: Properties) -> str | None:
 
 
 def first_received_at(properties: Properties) -> int | None:
-    """When the original of a replay was received, in microseconds since the epoch; None for a request that
-    is no replay."""
-    value = properties.header(RECEIVED_AT_HEADER) if properties.has_header(RECEIVED_AT_HEADER) else None
+    """When the original of a replay was received, in microseconds since the epoch, or None where it does not
+    say."""
+    value = properties.header(RECEIVED_AT_HEADER)
     return microseconds(value) if isinstance(value, str) else None

@@ -19,6 +19,7 @@ __all__ = [
     "MalformedBody",
     "Registration",
     "Rejection",
+    "oversize",
     "parse_object",
     "parse_registration",
     "validate",
@@ -61,14 +62,14 @@ class Rejection:
 
 
 def oversize(max_bytes: int) -> Rejection:
-    """What becomes of a body that is larger than `max_bytes`."""
+    """The rejection of a body that is larger than `max_bytes`."""
     return Rejection("oversize", f"The body is larger than {max_bytes} bytes; send a smaller one.", MALFORMED)
 
 
 def parse_registration(
     body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int
 ) -> Registration | Rejection:
-    """What a message asks for. Never raises, and answers the same body in the same way every time."""
+    """What a message asks for. Never raises, and says the same of the same body every time."""
     if len(body) > max_bytes:
         return oversize(max_bytes)
     try:
@@ -76,7 +77,7 @@ def parse_registration(
         return validate(parse_object(body))
     except MalformedBody as problem:
         return _malformed(str(problem))
-    except Exception:  # whatever hostile bytes still find: it is the body that is refused
+    except Exception:  # hostile bytes found a defect of ours or of a parser: the body is refused all the same
         return _malformed("The body cannot be read.")
 
 

@@ -31,10 +31,10 @@ from worker.contract.words import (
     REPLAY_AT_HEADER,
     REPLAY_COUNT_HEADER,
     REPLAY_FORCE_HEADER,
+    REPLAY_KEY,
     REPLAY_OF_HEADER,
     REPLAY_REASON_HEADER,
     REQUEST_ID_HEADER,
-    REQUEST_KEY,
 )
 from worker.dead_letters.box import DeadLetterBox, Removal
 from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body, why_unreadable
@@ -168,7 +168,7 @@ class Replay:
                 return patched
             body = patched.body
             properties = properties.changed(content_type="application/json", content_encoding=None)
-        return Message(self._entry, REQUEST_KEY, properties, body)
+        return Message(self._entry, REPLAY_KEY, properties, body)
 
 
 def _limiter(rate: float) -> AsyncLimiter:

@@ -23,7 +23,7 @@ from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.lanes import Lanes
 from worker.pipeline.replay_guard import ReplayGuard
-from worker.pipeline.request import Outcome, Request, parse_request
+from worker.pipeline.request import Outcome, Request, RequestParser
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
@@ -33,7 +33,15 @@ SUSPECT_AFTER = 3
 
 Attempts = dict[tuple[str, int], int]
 Common = tuple[
-    Settings, Subscription, Forwarder, Settler, ReplayGuard, ArrivalClock, EventListener, Tracing | None
+    Settings,
+    Subscription,
+    RequestParser,
+    Forwarder,
+    Settler,
+    ReplayGuard,
+    ArrivalClock,
+    EventListener,
+    Tracing | None,
 ]
 
 
@@ -44,6 +52,7 @@ class Journeys:
         self,
         settings: Settings,
         subscription: Subscription,
+        parser: RequestParser,
         forwarder: Forwarder,
         settler: Settler,
         replay_guard: ReplayGuard,
@@ -53,6 +62,7 @@ class Journeys:
     ) -> None:
         self._settings = settings
         self._subscription = subscription
+        self._parser = parser
         self._forwarder = forwarder
         self._settler = settler
         self._replay_guard = replay_guard
@@ -70,9 +80,7 @@ class Journeys:
     def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
         """Take in a delivery that has arrived: parse it, and let it wait for its turn. `arrival` tells when,
         if that is not now."""
-        settings = self._settings
-        clock = arrival or self._clock
-        request = parse_request(delivery, clock, settings.max_body_bytes, settings.mc_account_id)
+        request = self._parser.parse(delivery, arrival or self._clock)
         if self.carried_attempts:
             request.attempts = self.carried_attempts.pop(_identity(request), 0)
         suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
@@ -107,7 +115,8 @@ class Journeys:
         try:
             outcome = await self._decide(request)
             request.phase = "settling"
-            settlement = await self._settler.settle(request, outcome, self._end)
+            settlement = await self._settler.settle(request, outcome)
+            self._finish(request.delivery)
             self._replay_guard.settled(settlement)
         except Exception as error:
             # A defect of ours. The intake gives everything back; until then nothing may overtake this
@@ -118,11 +127,9 @@ class Journeys:
             await asyncio.get_running_loop().create_future()
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
 
-    def _end(self, delivery: Delivery) -> None:
-        """Take a settled request out of the queue. The body of an oversize one is with the broker alone, so
-        the broker dead-letters it."""
+    def _finish(self, delivery: Delivery) -> None:
         if delivery.oversize:
-            self._subscription.reject(delivery)
+            self._subscription.reject(delivery)  # so that the broker, which has the body, dead-letters it
         else:
             self._subscription.ack(delivery)
 

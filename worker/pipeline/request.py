@@ -4,17 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from worker.amqp.consumer import Delivery
-from worker.broker.request_message import account_of, first_received_at, request_id
+from worker.broker.encryption import CannotOpen, Seals, is_sealed
+from worker.broker.request_message import account_of, first_received_at, is_from_operator, request_id
+from worker.broker.topology import Topology
 from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
 from worker.contract.resource import Resource
-from worker.contract.words import ACCOUNT_HEADER, WRONG_TYPE, Reason, Status
+from worker.contract.words import ACCOUNT_HEADER, MALFORMED, WRONG_TYPE, Reason, Status
 from worker.pipeline.arrival_clock import ArrivalClock
+from worker.settings import Settings
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """One delivery, parsed. `received_at` is microseconds since the epoch and grows from request to
-    request; for a replay it is when the original was first received."""
+    request; for a replay it is when the original was received."""
 
     id: str
     delivery: Delivery
@@ -54,37 +57,52 @@ class Outcome:
     superseded_by: str | None = None
 
 
-def parse_request(
-    delivery: Delivery, clock: ArrivalClock, max_body_bytes: int, default_account: str | None
-) -> Request:
-    """The request that a delivery holds, stamped with its time of arrival. Never raises, whatever the
-    message."""
-    properties = delivery.properties
-    account = account_of(properties)
-    parsed: Registration | Rejection
-    if delivery.oversize:
-        parsed = oversize(max_body_bytes)
-    elif account is None:
-        parsed = Rejection("invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", WRONG_TYPE)
-    else:
-        parsed = parse_registration(
+class RequestParser:
+    """Reads requests from deliveries."""
+
+    def __init__(self, settings: Settings, seals: Seals) -> None:
+        self._entry = Topology(settings.prefix).entry
+        self._max_body_bytes = settings.max_body_bytes
+        self._default_account = settings.mc_account_id
+        self._seals = seals
+
+    def parse(self, delivery: Delivery, clock: ArrivalClock) -> Request:
+        """The request that a delivery holds, received now. Never raises, whatever the message."""
+        properties, now = delivery.properties, clock.stamp()
+        is_replay = is_from_operator(delivery, self._entry)
+        original = first_received_at(properties) if is_replay else None
+        account = account_of(properties)
+        parsed = self._parse_body(delivery, account, is_replay=is_replay)
+        account = account or self._default_account
+        resource = None
+        if isinstance(parsed, Registration):
+            resource = Resource(account, parsed.platform, parsed.resource_id)
+        return Request(
+            id=request_id(delivery, from_operator=is_replay),
+            delivery=delivery,
+            account=account,
+            received_at=now if original is None else min(original, now),
+            parsed=parsed,
+            resource=resource,
+            is_replay=is_replay,
+        )
+
+    def _parse_body(
+        self, delivery: Delivery, account: str | None, *, is_replay: bool
+    ) -> Registration | Rejection:
+        if delivery.oversize:
+            return oversize(self._max_body_bytes)
+        if account is None:
+            return Rejection("invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", WRONG_TYPE)
+        properties = delivery.properties
+        if is_replay and is_sealed(delivery.body):
+            try:
+                delivery.body = self._seals.open_body(properties, delivery.body)
+            except CannotOpen as error:
+                return Rejection("invalid", f"{error}.", MALFORMED)
+        return parse_registration(
             delivery.body,
             content_type=properties.text("content_type"),
             content_encoding=properties.text("content_encoding"),
-            max_bytes=max_body_bytes,
+            max_bytes=self._max_body_bytes,
         )
-    account = account or default_account
-    resource = (
-        Resource(account, parsed.platform, parsed.resource_id) if isinstance(parsed, Registration) else None
-    )
-    now = clock.stamp()
-    original = first_received_at(properties)
-    return Request(
-        id=request_id(delivery),
-        delivery=delivery,
-        account=account,
-        received_at=now if original is None else min(original, now),
-        parsed=parsed,
-        resource=resource,
-        is_replay=original is not None,
-    )

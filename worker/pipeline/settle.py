@@ -1,16 +1,16 @@
-"""Settling: reply, dead letter and journal record are confirmed by the broker, and then the request is
-acknowledged (contract §4, §5)."""
+"""Settling: reply, dead letter and journal record are published, and confirmed by the broker (contract §4,
+§5). Only then may the request be acknowledged."""
 
 import asyncio
-from collections.abc import Callable
 
 from worker.amqp.confirm_channel import Message
-from worker.amqp.consumer import COUNTS, Delivery
+from worker.amqp.consumer import COUNTS
 from worker.amqp.direct_reply import DIRECT_REPLY_TO
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
+from worker.broker.request_message import operator_headers
 from worker.broker.topology import Topology
 from worker.contract.dead_letter import dead_letter_headers
 from worker.contract.journal_record import journal_record
@@ -49,9 +49,8 @@ class Settler:
         self._events = events
         self._trace = None if tracing is None else tracing.headers
 
-    async def settle(self, request: Request, outcome: Outcome, end: Callable[[Delivery], None]) -> Settlement:
-        """Publish what the outcome asks for, wait until the broker has confirmed all of it, then `end` the
-        delivery."""
+    async def settle(self, request: Request, outcome: Outcome) -> Settlement:
+        """Publish what the outcome asks for; returns when the broker has confirmed all of it."""
         settlement = _settlement(request, outcome)
         body = reply_body(settlement)
         reply = self._publisher.send(self._reply(request, body))
@@ -73,7 +72,6 @@ class Settler:
             if letter is not None:
                 letter.cancel()
             raise
-        end(request.delivery)
         return settlement
 
     def _reply(self, request: Request, body: bytes) -> Message:
@@ -100,8 +98,10 @@ class Settler:
         return not self._topology.is_own(reply_to)
 
     def _dead_letter(self, request: Request, settlement: Settlement) -> Message:
-        properties = request.delivery.properties.changed(
-            dead_letter_headers(settlement), without=NOT_COPIED, user_id=None, expiration=None
+        properties = request.delivery.properties
+        without = NOT_COPIED if request.is_replay else NOT_COPIED | operator_headers(properties)
+        properties = properties.changed(
+            dead_letter_headers(settlement), without=without, user_id=None, expiration=None
         ).persistent()
         if (
             not properties.text("message_id")

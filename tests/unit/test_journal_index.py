@@ -4,6 +4,7 @@ from typing import Any
 
 from worker.broker.journal_index import JournalIndex
 from worker.broker.journal_reader import Entry
+from worker.contract.journal_record import recorded_id
 from worker.contract.resource import Resource
 from worker.contract.timestamps import text_of
 
@@ -96,3 +97,10 @@ def test_reading_began_early_enough_at_the_beginning_or_before_the_time_in_quest
     assert not read(Entry(7, 41, []), since=40).covers(first)
     assert not JournalIndex(0).covers(first)
     assert JournalIndex(0).covers(None)
+
+
+def test_a_resource_whose_id_was_cut_is_found_by_its_whole_id() -> None:
+    page = Resource(None, "messenger", "7" * 1000)
+    newest = read(Entry(0, 50, [record("x" * 300, 40, resourceId=recorded_id(page.id))]))
+    assert newest.newer_than(page, 39) == "x" * 300
+    assert newest.newer_than(Resource(None, "messenger", "7" * 1001), 39) is None

@@ -4,7 +4,7 @@ import json
 
 from tests.unit.test_replies import FAILED, REGISTERED, REJECTED
 from worker.contract.dead_letter import dead_letter_headers
-from worker.contract.journal_record import JournalRecord, journal_record
+from worker.contract.journal_record import JournalRecord, journal_record, recorded_id
 from worker.contract.json_encoder import to_json
 from worker.contract.registration import FieldError
 from worker.contract.settlement import Settlement
@@ -63,3 +63,15 @@ def test_the_error_of_a_dead_letter_has_500_characters_at_most() -> None:
 
 def test_what_utf_8_cannot_hold_does_not_keep_a_record_from_being_written() -> None:
     assert json.loads(to_json(journal_record(FAILED._replace(request_id="a\udcff"))))["id"] == "a?"
+
+
+def test_ids_beyond_255_characters_are_cut_and_marked_in_records_and_stay_apart() -> None:
+    long = [f"{'7' * 100_000}{end}" for end in "ab"]
+    records = [journal_record(REGISTERED._replace(request_id=each, resource_id=each)) for each in long]
+    assert records[0]["id"] != records[1]["id"]
+    for record in records:
+        assert len(record["id"]) == len(record["resourceId"]) == 255
+        assert "7…" in record["id"]
+        assert len(to_json(record)) < 1000
+    assert recorded_id("7" * 255) == "7" * 255
+    assert recorded_id(records[0]["id"]) == records[0]["id"]

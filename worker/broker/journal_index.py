@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.broker.journal_reader import Entry, JournalReader, Start
+from worker.contract.journal_record import recorded_id
 from worker.contract.resource import Resource
 from worker.contract.settlement import Settlement
 from worker.contract.timestamps import microseconds
@@ -153,10 +154,10 @@ def _resource(record: dict[str, Any]) -> Resource | None:
 
 def digest(resource: Resource | None) -> bytes:
     """A short key, so that memory does not grow with the length of ids."""
-    text = json.dumps(resource).encode()
+    text = json.dumps(resource and resource._replace(id=recorded_id(resource.id))).encode()
     return hashlib.blake2b(text, digest_size=16, person=b"ott-resource").digest()
 
 
 def _as_recorded(request_id: str) -> str:
     """Ids come from AMQP properties and may hold what UTF-8 cannot; the journal replaces that."""
-    return request_id.encode(errors="replace").decode()
+    return recorded_id(request_id).encode(errors="replace").decode()

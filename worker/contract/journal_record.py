@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +14,7 @@ from worker.contract.timestamps import text_of
 from worker.contract.words import Reason, Status
 
 ERRORS_LENGTH = 500  # characters of all messages together
+ID_LENGTH = 255  # characters
 
 
 class JournalRecord(BaseModel):
@@ -22,7 +24,7 @@ class JournalRecord(BaseModel):
         alias_generator=to_camel, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    id: str = Field(description="The request's id.")
+    id: str = Field(description="The request's id; like every id here cut and marked beyond 255 characters.")
     status: Status
     reason: Reason | None = Field(description="Why it was dead-lettered, where it was.")
     account_id: str | None
@@ -43,21 +45,30 @@ class JournalRecord(BaseModel):
 def journal_record(settlement: Settlement) -> dict[str, Any]:
     """The record as it is written."""
     return {
-        "id": settlement.request_id,
+        "id": recorded_id(settlement.request_id),
         "status": settlement.status,
         "reason": settlement.reason,
         "accountId": settlement.account,
         "ottPlatformName": settlement.platform,
-        "resourceId": settlement.resource_id,
+        "resourceId": None if settlement.resource_id is None else recorded_id(settlement.resource_id),
         "httpStatus": settlement.http_status,
         "errorcode": None if settlement.status == "registered" else settlement.errorcode,
         "errors": _messages(settlement.errors) if settlement.errors else (),
         "attempts": settlement.attempts,
         "receivedAt": text_of(settlement.received_at),
         "completedAt": text_of(settlement.completed_at),
-        "supersededBy": settlement.superseded_by,
+        "supersededBy": settlement.superseded_by and recorded_id(settlement.superseded_by),
         "replay": settlement.is_replay,
     }
+
+
+def recorded_id(given: str) -> str:
+    """An id as records hold it. One beyond 255 characters is cut and marked: 238 of its characters, `…`, and
+    16 hexadecimal digits that tell it from others which begin alike."""
+    if len(given) <= ID_LENGTH:
+        return given
+    digest = blake2b(given.encode(errors="replace"), digest_size=8, person=b"ott-long-id").hexdigest()
+    return f"{given[: ID_LENGTH - 1 - len(digest)]}…{digest}"
 
 
 def _messages(errors: Iterable[FieldError]) -> list[str]:

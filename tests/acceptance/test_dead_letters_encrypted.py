@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.dead_letter_commands import ott_worker
+from tests.acceptance.dead_letter_commands import bury, ott_worker
 from tests.rig import Requester, Rig, messenger, until
 from worker.sandbox.faults import Status
 from worker.settings import Settings
@@ -80,3 +80,25 @@ async def test_a_replay_that_fails_again_is_encrypted_again_with_the_newest_key(
     letter = await requester.take("dead")
     assert letter.headers["x-ott-sealed"] == "new"
     assert b"messenger" not in letter.body
+
+
+async def test_a_letter_in_the_clear_is_replayed_only_if_the_broker_made_it_or_on_a_flag(rig: Rig) -> None:
+    requester, operator = await bury_one(rig, key("one"))
+    await requester.take("dead")
+    for service, _ in list(rig._running):
+        await rig.stop_worker(service)
+    await bury(requester, 1)
+    await requester.publish(messenger("q"), expiration=0.05, message_id="brokers")
+    await until(lambda: _has_two(requester), "the broker's letter")
+    given = {"OTT_DEAD_LETTER_KEYS": key("one")}
+    command = ("dead-letters", "replay", "--all", "--force", "--yes")
+    refused = await ott_worker(operator, *command, **given)
+    assert (refused.code, refused.out) == (1, "1 dead letter replayed, 1 left.\n")
+    planned = await ott_worker(operator, *command, "--dry-run", **given)
+    assert "lies in the clear" in planned.out
+    accepted = await ott_worker(operator, *command, "--accept-unencrypted", **given)
+    assert (accepted.code, await requester.depth("dead")) == (0, 0)
+
+
+async def _has_two(requester: Requester) -> bool:
+    return await requester.depth("dead") == 2

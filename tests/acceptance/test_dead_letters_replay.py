@@ -1,9 +1,11 @@
 """Replaying and discarding dead letters (contract §7, §8)."""
 
 import asyncio
+import getpass
 import json
 import re
 import signal
+import socket
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -50,11 +52,11 @@ async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(ri
     await turned_down(rig, requester, "q", "old q", correlation_id="q", message_id="q")
     await requester.ask(messenger("q", "new q"))
     ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
-    assert (ended.code, ended.out) == (
-        0,
-        "2 dead letters replayed, 0 left. ott-worker journal shows what came of them.\n",
-    )
     await until(lambda: len(requester.replies["p"]) == 2 and len(requester.replies["q"]) == 2, "the replies")
+    newest = json.loads(requester.replies["q"][1].body)["supersededBy"]
+    first, *outcomes = ended.out.splitlines()
+    assert (ended.code, first) == (0, "2 dead letters replayed, 0 left.")
+    assert sorted(outcomes) == ["p  p  registered", f"q  q  superseded by {newest}"]
     statuses = [json.loads(requester.replies[name][1].body)["status"] for name in ("p", "q")]
     assert statuses == ["registered", "superseded"]
     assert (held(rig, "p")["pageName"], held(rig, "q")["pageName"]) == ("old p", "new q")
@@ -290,14 +292,11 @@ async def test_an_invalid_request_can_be_mended_into_a_resource_of_its_own(rig: 
 
 async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 2)
-    ended = await ott_worker(
-        rig.settings(), "dead-letters", "replay", "--all", "--force", "--set", "pageName=", "--dry-run"
-    )
+    command = ("dead-letters", "replay", "--all", "--force", "--same-for-all", "--set", "pageName=")
+    ended = await ott_worker(rig.settings(), *command, "--dry-run")
     assert ended.code == 1
     assert "left where it is: PageName must be provided" in ended.out
-    ended = await ott_worker(
-        rig.settings(), "dead-letters", "replay", "--all", "--force", "--set", "pageName="
-    )
+    ended = await ott_worker(rig.settings(), *command)
     assert (ended.code, ended.out) == (1, "0 dead letters replayed, 2 left.\n")
     assert [m.message_id for m in await dead_queue(requester)] == ids
     assert await requester.depth("requests") == 0
@@ -348,6 +347,83 @@ async def test_letters_that_the_journal_does_not_reach_back_to_are_not_published
     assert (await requester.depth("dead"), await requester.depth("requests")) == (2, 0)
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+async def test_one_value_for_several_pages_is_refused_unless_it_is_meant(
+    rig: Rig, requester: Requester, more: list[str]
+) -> None:
+    await bury(requester, 2)
+    command = ("dead-letters", "replay", "--all", "--force", *more)
+    for field in ("pageAccessToken=T", "pageId=42"):
+        refused = await ott_worker(rig.settings(), *command, "--set", field)
+        assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert "would give 2 pages or channels the same value" in refused.err
+    assert (await requester.depth("dead"), await requester.depth("requests")) == (2, 0)
+    common = await ott_worker(rig.settings(), *command, "--set", "isActive=false")
+    assert common.code == 0
+    assert await requester.depth("requests") == (0 if more else 2)
+
+
+async def test_a_field_that_the_platform_of_a_letter_does_not_have_leaves_it_where_it_is(
+    rig: Rig, requester: Requester
+) -> None:
+    await bury(requester, 1)
+    ended = await ott_worker(
+        rig.settings(), "dead-letters", "replay", "letter-00000", "--force", "--set=channelId=1", "--dry-run"
+    )
+    assert ended.code == 1
+    assert "left where it is: messenger has no channelId" in ended.out
+
+
+async def test_without_waiting_a_replay_only_publishes(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(b"{}", message_id="hopeless")
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--no-wait", "--all", "--json")
+    assert ended.documents == [{"replayed": 1, "left": 0, "unfit": 0}]
+
+
+async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig: Rig) -> None:
+    requester = await rig.start()
+    for i in range(22):
+        await turned_down(rig, requester, f"p-{i}", "name")
+    rig.sandbox.faults.add(Status(path="registration", resource_id="p-7", status=403, errorcode=20002))
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    assert (ended.code, ended.out.splitlines()) == (
+        1,
+        ["22 dead letters replayed, 0 left.", "21 registered", "1 failed (forbidden): error 20002"],
+    )
+
+
+async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_told(
+    rig: Rig, requester: Requester
+) -> None:
+    ids = await bury(requester, 100)
+    process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force", "--rate", "5")
+    try:
+        await until(lambda: requester.depth("requests"), "the first replay")
+        listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+        assert listed.code == 0, listed.err
+        assert 0 < len(listed.documents) < 100
+        assert [d["id"] for d in listed.documents] == ids[-len(listed.documents) :]
+        waiting = await begin(rig.settings(), "dead-letters", "discard", "--all", "--yes")
+        try:
+            assert waiting.stderr is not None
+            line = (await asyncio.wait_for(waiting.stderr.readline(), 30)).decode()
+        finally:
+            waiting.kill()
+            await waiting.communicate()
+        user = re.escape(f"{getpass.getuser()}@{socket.gethostname()}")
+        assert re.fullmatch(
+            rf"ott-worker: {user} has been replaying dead letters since [\d-]+ [\d:]+ UTC: "
+            "waiting until that ends\n",
+            line,
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    left = [m.message_id for m in await dead_queue(requester)]
+    assert left == ids[-len(left) :]
+
+
 async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 30, reasons=("exhausted", "invalid"))
     ended = await ott_worker(
@@ -361,8 +437,9 @@ async def test_a_letter_that_fails_again_is_left_for_another_run(rig: Rig) -> No
     requester = await rig.start()
     await requester.ask(b"{}", message_id="hopeless")
     ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--json")
-    assert ended.documents == [{"replayed": 1, "left": 0, "unfit": 0}]
-    await until(lambda: requester.depth("dead"), "the dead letter's return")
+    record, summary = ended.documents
+    assert (record["id"], record["status"], record["reason"]) == ("hopeless", "rejected", "invalid")
+    assert (ended.code, summary) == (1, {"replayed": 1, "left": 0, "unfit": 0})
     (again,) = (await ott_worker(rig.settings(), "dead-letters", "list", "--json")).documents
     assert (again["id"], again["replays"]) == ("hopeless", 1)
 

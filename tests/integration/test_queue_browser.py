@@ -103,7 +103,7 @@ async def test_only_one_may_look(
     try:
         async with lock(connection, queue):
             with pytest.raises(QueueInUse, match="Another dead-letters command is at work"):
-                async with lock(other, queue):
+                async with lock(other, queue, timeout=0.5):
                     pass
         async with lock(other, queue), QueueBrowser(other, queue) as browser:
             await anext(browser.look(1))

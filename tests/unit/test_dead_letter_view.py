@@ -10,13 +10,13 @@ from pamqp import encode
 from tests.rig import MESSENGER, messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
-from worker.dead_letters.letter import read
+from worker.dead_letters.letter import parse_letter
 from worker.dead_letters.view import as_text, view
 
 
 def shown(body: bytes, properties: Properties | None = None, *, reveal: bool = False) -> dict:
     delivery = Delivery(1, body, properties or Properties(), redelivered=False, arrived_at=0.0)
-    return view(read(delivery, None), reveal=reveal)
+    return view(parse_letter(delivery, None), reveal=reveal)
 
 
 def registration(**attributes: object) -> bytes:

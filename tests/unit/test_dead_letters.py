@@ -9,14 +9,14 @@ from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.journal_index import SKEW
 from worker.contract.timestamps import text_of
-from worker.dead_letters.letter import Letter, read
+from worker.dead_letters.letter import Letter, parse_letter
 from worker.dead_letters.replay import replayed
 
 NOON = 1_795_435_200_000_000
 
 
 def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
-    return read(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), None)
+    return parse_letter(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), None)
 
 
 def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay() -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Self
 
 import aiormq.exceptions
@@ -22,6 +22,7 @@ from worker.errors import BrokerUnreachable, QueueInUse, TopologyError, WorkerEr
 
 RPC_TIMEOUT = 30.0  # seconds
 LOCK_TIMEOUT = 3.0  # seconds; a killed process's connection takes a moment to end
+LOOK_TIMEOUT = 60.0  # seconds that a look waits for another one
 POLL_INTERVAL = 0.1  # seconds
 QUIET = 1.0  # seconds without a delivery, then the queue is asked whether there is more
 QUIET_ROUNDS = 2  # in which it says no: what it has given out may still be on its way
@@ -41,26 +42,55 @@ Deliveries = AsyncGenerator[Delivery, None]
 
 
 @contextlib.asynccontextmanager
-async def lock(connection: Connection, queue: str) -> AsyncIterator[None]:
-    """Keep other browsers of the queue out, for as long as this connection lives. Raises QueueInUse,
-    TopologyError (there is no such queue) or BrokerUnreachable.
+async def lock(
+    connection: Connection,
+    queue: str,
+    on_wait: Callable[[str], None] = lambda _: None,
+    *,
+    timeout: float = LOOK_TIMEOUT,
+) -> AsyncIterator[None]:
+    """Keep other browsers of the queue out, for as long as this connection lives. Waits for the one that is
+    there, which `on_wait` is told. Raises QueueInUse (it lasts too long), TopologyError (there is no such
+    queue) or BrokerUnreachable.
 
     Where the user may not declare the lock (an exclusive queue), only the queue's consumers are looked at.
     """
-    channel = await _locked(connection, f"{queue}.lock")
-    try:
+
+    async def tell() -> None:
+        on_wait("Another dead-letters command looks at the queue: waiting until it ends")
+
+    async with hold(connection, f"{queue}.lock", tell, timeout=timeout):
         await _until_unused(connection, queue)
         yield
+
+
+@contextlib.asynccontextmanager
+async def hold(
+    connection: Connection,
+    name: str,
+    on_wait: Callable[[], Awaitable[None]],
+    *,
+    timeout: float = math.inf,
+) -> AsyncIterator[bool]:
+    """Hold the exclusive queue `name`. While another connection holds it this waits, at most `timeout`
+    seconds, and calls `on_wait` once; True where it has waited. Where the user may not declare the queue,
+    nothing is held."""
+    channel, has_waited = await _declared_alone(connection, name, on_wait, timeout)
+    try:
+        yield has_waited
     finally:
         with contextlib.suppress(BrokerUnreachable), broker_errors(LOST):
             async with asyncio.timeout(RPC_TIMEOUT):
                 if channel is not None:
-                    await channel.queue_delete(f"{queue}.lock")
+                    await channel.queue_delete(name)
                     await channel.close()
 
 
-async def _locked(connection: Connection, name: str) -> Channel | None:
-    patience = asyncio.get_running_loop().time() + LOCK_TIMEOUT
+async def _declared_alone(
+    connection: Connection, name: str, on_wait: Callable[[], Awaitable[None]], timeout: float
+) -> tuple[Channel | None, bool]:
+    clock = asyncio.get_running_loop().time
+    begun, has_waited, has_told = clock(), False, False
     while True:
         channel = await connection.channel()
         with broker_errors(LOST):
@@ -68,13 +98,17 @@ async def _locked(connection: Connection, name: str) -> Channel | None:
                 async with asyncio.timeout(RPC_TIMEOUT):
                     await channel.queue_declare(name, exclusive=True)
             except aiormq.exceptions.ChannelLockedResource:
-                if asyncio.get_running_loop().time() > patience:
-                    raise QueueInUse("Another dead-letters command is at work: wait until it ends") from None
-                await asyncio.sleep(POLL_INTERVAL)
+                has_waited = True
             except aiormq.exceptions.ChannelAccessRefused:
-                return None
+                return None, has_waited
             else:
-                return channel
+                return channel, has_waited
+        if clock() - begun > timeout:
+            raise QueueInUse("Another dead-letters command is at work: wait until it ends")
+        if clock() - begun > LOCK_TIMEOUT and not has_told:
+            has_told = True
+            await on_wait()
+        await asyncio.sleep(POLL_INTERVAL)
 
 
 async def _until_unused(connection: Connection, queue: str) -> None:

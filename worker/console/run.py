@@ -13,9 +13,9 @@ from worker.broker.control_stream import publish_order
 from worker.console.mending import Change
 from worker.contract.control import Order
 from worker.dead_letters import replay as replaying
-from worker.dead_letters.box import open_box
-from worker.dead_letters.outcomes import Outcomes, follow_outcomes
-from worker.dead_letters.patch import Patch
+from worker.dead_letters.box import Progress, open_box
+from worker.dead_letters.outcomes import OutcomeFollower
+from worker.dead_letters.patch import Patch, SamePatch
 from worker.dead_letters.plan import Forecast, Outcome, Plan, Planner
 from worker.dead_letters.selection import Selection
 from worker.errors import WorkerError
@@ -166,7 +166,7 @@ class Run(EventListener):
 
     async def _plan(self) -> None:
         if self.kind == "replay":
-            planner = Planner(self._settings, Selection(ids=self.ids), self._patch, force=False)
+            planner = Planner(self._settings, Selection(ids=self.ids), SamePatch(self._patch))
             async with self._queue, open_box(self._settings) as box:
                 await planner.make(box, self._add)
         else:
@@ -202,8 +202,8 @@ class Run(EventListener):
 
     async def _discard(self) -> Phase:
         self.stage = "Discarding"
-        progress = replaying.Progress()
-        async with self._queue, open_box(self._settings) as box:
+        progress = Progress()
+        async with self._queue, open_box(self._settings) as box, box.change("discarding"):
             plan = Plan(total=await box.depth(), matching=len(self.planned))
             progress.tell = lambda: setattr(self, "done", progress.done)
             await replaying.discard(box, Selection(ids=self.ids), plan, progress)
@@ -213,53 +213,62 @@ class Run(EventListener):
         going = [letter.id for letter in self.planned if letter.forecast not in STAYING]
         self.canary = {"one": 1, "tenth": self.tenth, "none": 0}[canary]
         self.canary = 0 if self.canary >= len(going) else self.canary
-        async with self._following(going) as outcomes:
+        async with self._following() as follower:
             # A request may lie there twice: its letters go together.
             first = set(going[: self.canary])
             if first:
                 self.stage = f"Canary of {len(first):,}"
-                await self._replay_some(first, rate)
-                await self._outcomes_of(outcomes, first)
+                await self._replay_some(first, rate, follower)
+                if not await self._outcomes_of(follower):
+                    return "stopped"
                 if any(str(self.outcomes[each]["status"]) in BAD for each in first if each in self.outcomes):
                     return "stopped"
             if not self._is_cancelled:
                 self.stage = "Replaying"
-                await self._replay_some(set(going) - first, rate)
-                await self._outcomes_of(outcomes, going)
+                await self._replay_some(set(going) - first, rate, follower)
+                await self._outcomes_of(follower)
         return "cancelled" if self._is_cancelled else "done"
 
     @contextlib.asynccontextmanager
-    async def _following(self, ids: Collection[str]) -> AsyncIterator[Outcomes | None]:
+    async def _following(self) -> AsyncIterator[OutcomeFollower | None]:
         if not self._settings.journal:
             yield None
             return
-        async with follow_outcomes(self._settings, ids, self._settled) as outcomes:
-            yield outcomes
+        async with OutcomeFollower(self._settings, self._settled) as follower:
+            yield follower
 
     def _settled(self, record: Mapping[str, Any]) -> None:
         self.outcomes[str(record["id"])] = record
         self.statuses[str(record.get("status"))] += 1
 
-    async def _replay_some(self, ids: Collection[str], rate: float | None) -> None:
+    async def _replay_some(
+        self, ids: Collection[str], rate: float | None, follower: OutcomeFollower | None
+    ) -> None:
         wanted = set(ids)
         selection = Selection(ids=frozenset(wanted))
         before = self.done
-        progress = replaying.Progress()
+        progress = Progress()
         progress.tell = lambda: setattr(self, "done", before + progress.done)
-        self._replay = replaying.Replay(self._settings, selection, self._patch, self, force=False, rate=rate)
+        self._replay = replaying.Replay(
+            self._settings, selection, SamePatch(self._patch), self, rate=rate, follower=follower
+        )
         try:
-            async with self._queue, open_box(self._settings) as box:
+            async with self._queue, open_box(self._settings) as box, box.change("replaying"):
                 matching = sum(letter.id in wanted for letter in self.planned)
                 await self._replay.run(box, Plan(total=await box.depth(), matching=matching), progress)
         finally:
             self._replay = None
 
-    async def _outcomes_of(self, outcomes: Outcomes | None, ids: Collection[str]) -> None:
-        if outcomes is None or self._is_cancelled:
-            return
+    async def _outcomes_of(self, follower: OutcomeFollower | None) -> bool:
+        """Wait for the outcomes of what was replayed so far; False where there is no worker to wait for."""
+        if follower is None or self._is_cancelled:
+            return True
         stage, self.stage = self.stage, f"{self.stage}: waiting for what becomes of them"
-        await outcomes.all_of(ids)
+        are_known = await follower.wait(asyncio.Event(), lambda notice: setattr(self, "notice", notice))
+        if not are_known:
+            self.notice = "No worker takes requests: start one to know what becomes of the letters."
         self.stage = stage
+        return are_known
 
     def publish_turned_down(self, queue: str, why: str) -> None:
         self.notice = f"{queue} does not take the message ({why}): trying again."

@@ -8,11 +8,12 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-OrderKind = Literal["pause", "resume", "replayed", "discarded"]
+OrderKind = Literal["pause", "resume", "replaying", "replayed", "discarding", "discarded"]
 
 
 class Order(BaseModel):
-    """One message. `pause` and `resume` are obeyed; `replayed` and `discarded` are the audit trail."""
+    """One message. `pause` and `resume` are obeyed; the others are the audit trail: a change of the
+    dead letters begins, and has ended."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 

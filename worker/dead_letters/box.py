@@ -1,38 +1,71 @@
-"""The dead letter queue, opened for one command at a time."""
+"""The dead letter queue, opened for one command."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Literal, get_args
 
 from worker.amqp.connection import Connection, connect
-from worker.amqp.queue_browser import QueueBrowser, depth, lock
+from worker.amqp.queue_browser import QueueBrowser, depth, hold, lock
+from worker.broker.control_stream import publish_order, read_orders
 from worker.broker.encryption import Seals
 from worker.broker.topology import Topology
-from worker.dead_letters.letter import Letter, opened, read
+from worker.contract.control import Order
+from worker.dead_letters.letter import Letter, open_letter
 from worker.dead_letters.selection import Selection
+from worker.errors import WorkerError
 from worker.settings import Settings
 
 SEAL_BYTES = 1024  # more than encryption adds to a body
 
 Letters = AsyncGenerator[Letter, None]
+OnWait = Callable[[str], None]
+"""Told once, in words, what a command waits for."""
+
+Change = Literal["replaying", "discarding"]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Letters done so far: `done` are replayed or discarded, `unfit` stay where they are."""
+
+    done: int = 0
+    unfit: int = 0
+    tell: Callable[[], None] = field(default=lambda: None)
+
+    def more(self, done: int = 0, unfit: int = 0) -> None:
+        """Count, and tell."""
+        self.done += done
+        self.unfit += unfit
+        self.tell()
 
 
 class DeadLetterBox:
-    """All dead letters. Every method raises TopologyError, QueueInUse or BrokerUnreachable."""
+    """All dead letters. Every method raises TopologyError, QueueInUse or BrokerUnreachable.
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    One look at a time goes through the queue, and each takes a few seconds at most. What changes the queue
+    keeps other changes out from its beginning to its end, and lets looks pass in between.
+    """
+
+    def __init__(self, connection: Connection, settings: Settings, on_wait: OnWait) -> None:
         self._connection = connection
+        self._settings = settings
         self._queue = Topology(settings.prefix).dead
-        self._default_account = settings.mc_account_id
+        self._on_wait = on_wait
         self._seals = Seals(settings)
         self._max_body_bytes = settings.max_body_bytes + SEAL_BYTES
 
     async def look(self, selection: Selection) -> Letters:
         """The letters of a selection, oldest first; the queue is as before when this has ended."""
-        async with QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser:
+        async with (
+            lock(self._connection, self._queue, self._on_wait),
+            QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
+        ):
             count = await depth(self._connection, self._queue)
             async with contextlib.aclosing(browser.look(count)) as deliveries:
                 async for delivery in deliveries:
-                    letter = read(opened(delivery, self._seals), self._default_account)
+                    letter = open_letter(delivery, self._seals, self._settings.mc_account_id)
                     if letter in selection:
                         yield letter
 
@@ -43,27 +76,50 @@ class DeadLetterBox:
     @contextlib.asynccontextmanager
     async def take(self, count: int, held: int) -> AsyncIterator["Removal"]:
         """The oldest `count` letters, to remove all but about `held` of them."""
-        async with QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser:
-            yield Removal(browser, count, held, self._default_account, self._seals)
+        async with (
+            lock(self._connection, self._queue, self._on_wait),
+            QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
+        ):
+            yield Removal(browser, count, held, self._seals, self._settings.mc_account_id)
+
+    @contextlib.asynccontextmanager
+    async def change(self, change: Change, *, by: str | None = None, why: str = "") -> AsyncIterator[bool]:
+        """Keep other changes out, and say in the control stream who makes this one. While somebody else
+        changes the letters, wait for that to end; True where that was so. `by` is this terminal's user by
+        default."""
+        async with hold(self._connection, f"{self._queue}.change", self._tell_who) as has_waited:
+            with contextlib.suppress(WorkerError):  # the change itself matters more
+                await publish_order(self._settings, Order.now(change, why, by=by))
+            yield has_waited
+
+    async def _tell_who(self) -> None:
+        who = "Another command changes the dead letters"
+        with contextlib.suppress(WorkerError):
+            orders = [each for each in await read_orders(self._settings) if each.order in get_args(Change)]
+            if orders:
+                last = orders[-1]
+                since = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+                who = f"{last.by} has been {last.order} dead letters since {since}"
+        self._on_wait(f"{who}: waiting until that ends")
 
 
 class Removal:
     """Letters that may be removed; those that are not go back to their places."""
 
     def __init__(
-        self, browser: QueueBrowser, count: int, held: int, default_account: str | None, seals: Seals
+        self, browser: QueueBrowser, count: int, held: int, seals: Seals, default_account: str | None
     ) -> None:
         self._browser = browser
         self._count = count
         self._held = held
-        self._default_account = default_account
         self._seals = seals
+        self._default_account = default_account
 
     async def letters(self) -> Letters:
         """All of them, oldest first, one at a time."""
         async with contextlib.aclosing(self._browser.take(self._count, self._held)) as deliveries:
             async for delivery in deliveries:
-                yield read(opened(delivery, self._seals), self._default_account)
+                yield open_letter(delivery, self._seals, self._default_account)
 
     def check(self) -> None:
         """Raise BrokerUnreachable if the letters are not ours any more."""
@@ -75,11 +131,10 @@ class Removal:
 
 
 @contextlib.asynccontextmanager
-async def open_box(settings: Settings) -> AsyncIterator[DeadLetterBox]:
-    """The dead letters, and nobody else at them meanwhile."""
+async def open_box(settings: Settings, on_wait: OnWait = lambda _: None) -> AsyncIterator[DeadLetterBox]:
+    """The dead letters, on a connection of their own. `on_wait` is told what a method waits for."""
     connection = await connect(settings, "dead-letters")
     try:
-        async with lock(connection, Topology(settings.prefix).dead):
-            yield DeadLetterBox(connection, settings)
+        yield DeadLetterBox(connection, settings, on_wait)
     finally:
         await connection.close()

@@ -1,39 +1,47 @@
 """A dead letter, parsed: the worker's own and those that the broker made."""
 
-import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
-from worker.broker.encryption import CannotOpen, Seals, why_closed
+from worker.broker.encryption import CannotOpen, Seals, is_sealed
 from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, request_id
 from worker.contract.registration import parse_registration
 from worker.contract.resource import Resource
 from worker.contract.timestamps import microseconds, text_of
 from worker.contract.words import (
+    ACCOUNT_HEADER,
     ATTEMPTS_HEADER,
     DEAD_AT_HEADER,
     ERROR_HEADER,
+    OWN_HEADERS,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
     REPLAY_COUNT_HEADER,
     REQUEST_ID_HEADER,
+    REQUEST_KEY,
 )
 
 BROKERS_HEADER = "x-death"
+REQUESTS_SUFFIX = ".requests"  # of the queue that publishers reach by its name
+# The broker's words for why it dead-lettered a message, where contract §5 has another one.
+BROKERS_REASONS = {"rejected": "oversize"}
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
     """One dead letter. `received_at` and `dead_at` are microseconds since the epoch, None where nothing
     tells them. `received_after` is what a replay goes by: never later than the request was received.
-    `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`)."""
+    `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`).
+
+    `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
+    the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
 
     delivery: Delivery
+    properties: Properties
     id: str
     reason: str
     error: str
@@ -45,6 +53,14 @@ class Letter:
     received_after: int
     dead_at: int | None
     replays: int
+    was_sealed: bool = False
+    closed: str = ""
+
+    @property
+    def is_brokers(self) -> bool:
+        """Whether the broker dead-lettered the message itself, with its routing key; the worker publishes
+        its dead letters without one."""
+        return bool(self.delivery.exchange and self.delivery.routing_key)
 
     @property
     def resource(self) -> Resource | None:
@@ -69,42 +85,35 @@ class Letter:
         }
 
 
-def opened(delivery: Delivery, seals: Seals) -> Delivery:
-    """The delivery with its body in the clear; where no key opens it, it stays as it is."""
-    with contextlib.suppress(CannotOpen):
-        delivery.body = seals.open_body(delivery.properties, delivery.body)
-    return delivery
-
-
-def why_unreadable(delivery: Delivery) -> str:
-    """Why the body of a dead letter cannot be read, in one line; `""` where it can."""
+def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -> Letter:
+    """Parse a dead letter, its body decrypted where a key opens it. Never raises, whatever it holds."""
+    was_sealed, closed = is_sealed(delivery.body), ""
     if delivery.oversize:
-        return f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
-    return why_closed(delivery.body)
+        closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
+    try:
+        delivery.body = seals.open_body(delivery.properties, delivery.body)
+    except CannotOpen as error:
+        closed = str(error)
+    return replace(parse_letter(delivery, default_account), was_sealed=was_sealed, closed=closed)
 
 
-def open_body(delivery: Delivery) -> bytes:
-    """The body of the request that a dead letter holds. Raises CannotOpen where it cannot be read."""
-    if why := why_unreadable(delivery):
-        raise CannotOpen(why)
-    return delivery.body
-
-
-def read(delivery: Delivery, default_account: str | None) -> Letter:
-    """Understand a dead letter. Never raises, whatever it holds."""
-    properties = delivery.properties
-    death = _broker_made(properties)
+def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
+    """Parse a dead letter whose body is in the clear; of one that is sealed the headers tell what they can.
+    Never raises, whatever it holds."""
+    properties = _believed(delivery)
+    death = _newest_death(properties)
     dead_at = _moment(properties, DEAD_AT_HEADER)
-    if dead_at is None or _text(properties, REASON_HEADER) is None:
-        dead_at = death.get("time") or dead_at
-    # One that is still sealed is no JSON: its headers tell what can be told.
+    reason = _text(properties, REASON_HEADER)
+    if dead_at is None or reason is None:
+        dead_at = death.at or dead_at
     body = delivery.body
     request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
-    received_at, received_after = _received(properties, death)
+    received_at, received_after = _received(properties, death.at)
     return Letter(
         delivery=delivery,
-        id=_text(properties, REQUEST_ID_HEADER) or request_id(delivery),
-        reason=_text(properties, REASON_HEADER) or _brokers_reason(death),
+        properties=properties,
+        id=_text(properties, REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties)),
+        reason=reason or BROKERS_REASONS.get(death.reason, death.reason),
         error=_text(properties, ERROR_HEADER) or "",
         attempts=_number(properties, ATTEMPTS_HEADER),
         account=account_of(properties) or default_account,
@@ -117,17 +126,26 @@ def read(delivery: Delivery, default_account: str | None) -> Letter:
     )
 
 
-def _received(properties: Properties, death: Mapping[str, Any]) -> tuple[int | None, int]:
+def _believed(delivery: Delivery) -> Properties:
+    """What the broker dead-lettered as a publisher sent it has the publisher's headers: of ours only the
+    account is a publisher's to name."""
+    properties, key = delivery.properties, delivery.routing_key
+    if not delivery.exchange or (key != REQUEST_KEY and not key.endswith(REQUESTS_SUFFIX)):
+        return properties
+    forged = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
+    return properties.changed(without=frozenset(forged) - {ACCOUNT_HEADER})
+
+
+def _received(properties: Properties, died_at: int | None) -> tuple[int | None, int]:
     """When the request was received, and how early that may have been. Where the worker never settled it,
     the time of its death comes near: no newer request for its resource was settled before. Else when it
     was published."""
     stamped = _moment(properties, RECEIVED_AT_HEADER)
     if stamped is not None:
         return stamped, max(0, stamped)
-    time = death.get("time")
-    near = time if isinstance(time, int) else _published_at(properties)
-    # Another machine's clock: a replay that counts as too new would overwrite what is newer. Without any
-    # time nothing can be newer for sure, so it counts as the oldest of all.
+    near = died_at or _published_at(properties)
+    # The time is of another machine's clock: a replay that counts as too new would overwrite what is newer.
+    # Without any time a newer request cannot be excluded, so the letter counts as the oldest of all.
     return near, max(0, (near or 0) - SKEW)
 
 
@@ -136,24 +154,21 @@ def _published_at(properties: Properties) -> int | None:
     return int.from_bytes(raw, "big") * 1_000_000 if 0 < int.from_bytes(raw, "big") < 2**33 else None
 
 
-def _broker_made(properties: Properties) -> dict[str, Any]:
-    """The newest death that the broker tells of: its reason, and its time to the second."""
+class _Death(NamedTuple):
+    """A death that the broker tells of; `at` is to the second."""
+
+    reason: str = "unknown"
+    at: int | None = None
+
+
+def _newest_death(properties: Properties) -> _Death:
     deaths = properties.header(BROKERS_HEADER)
     newest = deaths[0] if isinstance(deaths, list) and deaths else None
     if not isinstance(newest, dict):
-        return {}
-    time = newest.get("time")
-    if not isinstance(time, datetime):
-        return {"reason": newest.get("reason")}
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    return {"reason": newest.get("reason"), "time": int(time.timestamp()) * 1_000_000}
-
-
-def _brokers_reason(death: Mapping[str, Any]) -> str:
-    """The worker rejects a request itself only where its body was too large to keep (contract §5)."""
-    reason = str(death.get("reason") or "unknown")
-    return "oversize" if reason == "rejected" else reason
+        return _Death()
+    reason, time = newest.get("reason"), newest.get("time")
+    at = int(time.replace(tzinfo=UTC).timestamp()) * 1_000_000 if isinstance(time, datetime) else None
+    return _Death(str(reason or "unknown"), at)
 
 
 def _text(properties: Properties, name: str) -> str | None:

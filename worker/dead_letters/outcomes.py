@@ -1,68 +1,115 @@
-"""What becomes of requests that were replayed, as the journal tells."""
+"""What becomes of replays, read from the journal while the worker settles them (contract §8).
+
+The reply of a replay goes to whoever sent the request. So a command that replays follows the journal, which
+holds a record of each settled request.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Self
 
 from worker.broker.journal_reader import JournalReader, open_journal
+from worker.broker.request_sender import look_for_workers
+from worker.broker.status_stream import read_workers
+from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings
 
-Record = Mapping[str, Any]
+POLL_INTERVAL = 0.1  # seconds
+LOOK_INTERVAL = 1.0  # seconds without an outcome, then it is asked whether a worker is there
+ABSENT_LOOKS = 2  # that find no worker
+RECONNECT_INTERVAL = 1.0  # seconds
+
+Record = dict[str, Any]
 
 
-class Outcomes:
-    """The first journal record of each awaited request, by its id. `tell` hears each of them once."""
+class OutcomeFollower:
+    """Follows the journal while its context lasts. `records` are those of the expected replays, as they
+    came; `tell` hears each of them. Entering raises TopologyError (there is no journal) or
+    BrokerUnreachable."""
 
-    def __init__(self, ids: Collection[str], tell: Callable[[Record], None]) -> None:
-        self._ids = frozenset(ids)
+    def __init__(self, settings: Settings, tell: Callable[[Record], None] = lambda _: None) -> None:
+        self.records: list[Record] = []
         self._tell = tell
-        self._news = asyncio.Event()
-        self._following: asyncio.Task[None] | None = None
-        self.records: dict[str, Record] = {}
+        self._settings = settings
+        self._expected: Counter[str] = Counter()
+        self._next = 0
+        self._task: asyncio.Task[None] | None = None
 
-    async def all_of(self, ids: Collection[str]) -> None:
-        """Wait until each of these has its outcome. Raises TopologyError or BrokerUnreachable where the
-        journal can be read no more."""
-        wanted = set(ids)
-        while not self.records.keys() >= wanted:
-            self._news.clear()
-            if self._following is not None and self._following.done():
-                self._following.result()
-            await self._news.wait()
+    async def __aenter__(self) -> Self:
+        async with open_journal(self._settings) as reader:
+            newest = await reader.last()
+        self._next = 0 if newest is None else newest.offset + 1
+        self._task = asyncio.create_task(self._follow(), name="outcomes")
+        return self
 
-    def follow(self, reader: JournalReader, start: int) -> "asyncio.Task[None]":
-        """Take the records from an offset on, until cancelled."""
-        self._following = asyncio.create_task(self._follow(reader, start))
-        self._following.add_done_callback(lambda _: self._news.set())
-        return self._following
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _follow(self, reader: JournalReader, start: int) -> None:
-        async with contextlib.aclosing(reader.follow(start)) as entries:
+    @property
+    def missing(self) -> int:
+        """Replays whose outcome is not known yet."""
+        return self._expected.total()
+
+    def expect(self, request_id: str) -> None:
+        """Look out for one replay of this request."""
+        self._expected[request_id] += 1
+
+    async def wait(self, stop: asyncio.Event, say: Callable[[str], None]) -> bool:
+        """Wait until all outcomes are known, and `say` once what this waits for. False where `stop` was set,
+        or no worker is there to settle them."""
+        clock = asyncio.get_running_loop().time
+        known, look_at, absent = 0, clock() + LOOK_INTERVAL, 0
+        said = {""}
+        while self._expected and not stop.is_set() and absent < ABSENT_LOOKS:
+            await asyncio.sleep(POLL_INTERVAL)
+            if len(self.records) > known:
+                known, look_at, absent = len(self.records), clock() + LOOK_INTERVAL, 0
+            elif clock() > look_at:
+                look_at = clock() + LOOK_INTERVAL
+                is_there, why = await self._workers()
+                absent = 0 if is_there else absent + 1
+                if why not in said:
+                    said.add(why)
+                    say(why)
+        return not self._expected
+
+    async def _workers(self) -> tuple[bool, str]:
+        """Whether any worker is there, and why it takes its time."""
+        with contextlib.suppress(WorkerError):
+            for worker in await read_workers(self._settings):
+                if worker.paused is not None:
+                    why = worker.paused.why or "no reason given"
+                    return True, f"the worker is paused by {worker.paused.by}: {why}"
+                if worker.state == "active" and worker.gate.state == "closed":
+                    return True, f"the worker waits for Marketing Cloud: {worker.gate.why}"
+        try:
+            return await look_for_workers(self._settings) > 0, ""
+        except BrokerUnreachable:
+            return True, "RabbitMQ does not answer: waiting"
+
+    async def _follow(self) -> None:
+        while True:
+            with contextlib.suppress(WorkerError, ConnectionError):
+                async with open_journal(self._settings) as reader:
+                    await self._read(reader)
+            await asyncio.sleep(RECONNECT_INTERVAL)
+
+    async def _read(self, reader: JournalReader) -> None:
+        async with contextlib.aclosing(reader.follow(self._next)) as entries:
             async for entry in entries:
+                self._next = entry.offset + 1
                 for record in entry.records:
                     self._take(record)
-                self._news.set()
 
     def _take(self, record: Record) -> None:
-        request_id = str(record.get("id"))
-        if request_id in self._ids and request_id not in self.records:
-            self.records[request_id] = record
-            self._tell(record)
-
-
-@contextlib.asynccontextmanager
-async def follow_outcomes(
-    settings: Settings, ids: Collection[str], tell: Callable[[Record], None]
-) -> AsyncIterator[Outcomes]:
-    """The outcomes of these requests from now on: open it before they are replayed. Raises TopologyError or
-    BrokerUnreachable."""
-    outcomes = Outcomes(ids, tell)
-    async with open_journal(settings) as reader:
-        newest = await reader.last()
-        following = outcomes.follow(reader, 0 if newest is None else newest.offset + 1)
-        try:
-            yield outcomes
-        finally:
-            following.cancel()
-            await asyncio.wait({following})
+        request_id = record.get("id")
+        if record.get("replay") is not True or not self._expected.get(str(request_id)):
+            return
+        self._expected[str(request_id)] -= 1
+        self._expected += Counter()  # drops what is no longer expected
+        self.records.append(record)
+        self._tell(record)

@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from worker.contract.json_encoder import to_json
 from worker.contract.platforms import PLATFORMS
 from worker.contract.registration import MalformedBody, Rejection, parse_object, validate
+from worker.dead_letters.letter import Letter
 from worker.errors import UsageError
 
 PLATFORM_NAME = "ottPlatformName"
+# What several resources may have in common; ids, names, tokens and secrets belong to one.
+_COMMON_FIELDS = frozenset({PLATFORM_NAME, "endpointUrl"}).union(*(p.flags for p in PLATFORMS.values()))
 _FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
 _FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.fields)
 _FLAG_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.flags)
@@ -26,6 +29,11 @@ class Patch:
     def __bool__(self) -> bool:
         return bool(self.fields)
 
+    @property
+    def of_one_resource(self) -> list[str]:
+        """The fields whose value belongs to one resource: to set them for several damages all but one."""
+        return [name for name in self.fields if name not in _COMMON_FIELDS]
+
     def apply(self, body: bytes, max_bytes: int) -> "Patched | InvalidPatch":
         """The patched request, or what is wrong with it, in the words of contract §3."""
         try:
@@ -36,6 +44,9 @@ class Patch:
         document["ottPlatformAttributes"] = dict(attributes) if isinstance(attributes, dict) else {}
         for name, value in self.fields.items():
             (document if name == PLATFORM_NAME else document["ottPlatformAttributes"])[name] = value
+        platform = PLATFORMS.get(str(document.get(PLATFORM_NAME)))
+        if platform and (strangers := self.fields.keys() - {PLATFORM_NAME, *platform.fields}):
+            return InvalidPatch((f"{platform.name} has no {', '.join(sorted(strangers))}",))
         parsed = validate(document)
         if isinstance(parsed, Rejection):
             return InvalidPatch(tuple(error.message for error in parsed.errors))
@@ -43,6 +54,23 @@ class Patch:
         if len(patched) > max_bytes:
             return InvalidPatch((f"The body is larger than {max_bytes} bytes",))
         return Patched(patched, parsed.platform, parsed.resource_id)
+
+
+class Patches(Protocol):
+    """A patch for each letter."""
+
+    def of(self, letter: Letter) -> Patch | None:
+        """The letter's patch, or None where it is replayed as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamePatch:
+    """One patch for all letters."""
+
+    patch: Patch = field(default_factory=Patch)
+
+    def of(self, letter: Letter) -> Patch | None:
+        return self.patch or None
 
 
 @dataclass(frozen=True, slots=True)

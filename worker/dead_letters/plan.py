@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from worker.broker.journal_index import JournalIndex, read_into
@@ -10,8 +10,8 @@ from worker.broker.journal_reader import open_journal
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.resource import Resource
 from worker.dead_letters.box import DeadLetterBox
-from worker.dead_letters.letter import Letter, open_body, why_unreadable
-from worker.dead_letters.patch import InvalidPatch, Patch
+from worker.dead_letters.letter import Letter
+from worker.dead_letters.patch import InvalidPatch, Patches
 from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings
@@ -23,7 +23,8 @@ Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "di
 class Plan:
     """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after the patch,
     `rejected` are replayed though they are invalid as they are, and `unproven` could overwrite something
-    newer, for all that the journal tells."""
+    newer, for all that the journal tells. `resources` are those of the matching letters; one that names none
+    counts as one of its own."""
 
     total: int = 0
     matching: int = 0
@@ -31,10 +32,12 @@ class Plan:
     superseded: int = 0
     rejected: int = 0
     unproven: int = 0
+    resources: set[Resource | str] = field(default_factory=set)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, letter: Letter) -> None:
         """Count a matching letter."""
         self.matching += 1
+        self.resources.add(letter.resource or letter.id)
         self.unfit += outcome == "unfit"
         self.superseded += outcome == "superseded"
         self.rejected += outcome == "rejected"
@@ -53,11 +56,20 @@ class Forecast:
 class Planner:
     """Looks at letters, and at the journal, before anything is published."""
 
-    def __init__(self, settings: Settings, selection: Selection, patch: Patch, *, force: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        selection: Selection,
+        patches: Patches,
+        *,
+        force: bool = False,
+        accept_unencrypted: bool = False,
+    ) -> None:
         self._settings = settings
         self._selection = selection
-        self._patch = patch
+        self._patches = patches
         self._force = force
+        self._accept_unencrypted = accept_unencrypted
         if not settings.journal and not force:
             raise UsageError(
                 "Without a journal (OTT_JOURNAL=false) nobody knows whether a replay would overwrite "
@@ -71,16 +83,16 @@ class Planner:
         async with contextlib.aclosing(box.look(self._selection)) as letters:
             async for letter in letters:
                 forecast = self._forecast(letter, newest)
-                plan.add(forecast.outcome)
+                plan.add(forecast.outcome, letter)
                 tell(forecast)
         return plan
 
     def _forecast(self, letter: Letter, newest: JournalIndex | None) -> Forecast:
         resource = letter.resource
-        if closed := why_unreadable(letter.delivery):
-            return Forecast(letter, "unfit", closed)
-        if self._patch:
-            patched = self._patch.apply(open_body(letter.delivery), self._settings.max_body_bytes)
+        if why := why_not_replayable(letter, self._settings, accept_unencrypted=self._accept_unencrypted):
+            return Forecast(letter, "unfit", why)
+        if patch := self._patches.of(letter):
+            patched = patch.apply(letter.delivery.body, self._settings.max_body_bytes)
             if isinstance(patched, InvalidPatch):
                 return Forecast(letter, "unfit", str(patched))
             resource = Resource(letter.account, patched.platform, patched.resource_id)
@@ -94,7 +106,7 @@ class Planner:
         """What the worker will find wrong with a request that is not patched."""
         properties = letter.delivery.properties
         parsed = parse_registration(
-            open_body(letter.delivery),
+            letter.delivery.body,
             content_type=properties.text("content_type"),
             content_encoding=properties.text("content_encoding"),
             max_bytes=self._settings.max_body_bytes,
@@ -130,3 +142,19 @@ def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecas
     if not newest.reaches_back_to(letter.id, resource, letter.received_after):
         return Forecast(letter, "unproven")
     return Forecast(letter, "replayed")
+
+
+def why_not_replayable(letter: Letter, settings: Settings, *, accept_unencrypted: bool) -> str:
+    """Why a letter stays where it is, whatever it is patched with; `""` where it may go.
+
+    With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. One in the clear is the broker's, or
+    somebody else put it into the queue.
+    """
+    if letter.closed:
+        return letter.closed
+    if settings.dead_letter_keys is None or letter.was_sealed or letter.is_brokers or accept_unencrypted:
+        return ""
+    return (
+        "The dead letter lies in the clear, though OTT_DEAD_LETTER_KEYS is set: look at it (show), and give "
+        "--accept-unencrypted to replay it all the same"
+    )

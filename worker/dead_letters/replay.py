@@ -7,8 +7,7 @@ other, so that their order is kept whatever the broker turns down on the way.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from aiolimiter import AsyncLimiter
@@ -36,10 +35,11 @@ from worker.contract.words import (
     REPLAY_REASON_HEADER,
     REQUEST_ID_HEADER,
 )
-from worker.dead_letters.box import DeadLetterBox, Removal
-from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body, why_unreadable
-from worker.dead_letters.patch import InvalidPatch, Patch
-from worker.dead_letters.plan import Plan
+from worker.dead_letters.box import DeadLetterBox, Progress, Removal
+from worker.dead_letters.letter import BROKERS_HEADER, Letter
+from worker.dead_letters.outcomes import OutcomeFollower
+from worker.dead_letters.patch import InvalidPatch, Patches
+from worker.dead_letters.plan import Plan, why_not_replayable
 from worker.dead_letters.selection import Selection
 from worker.events import EventListener
 from worker.settings import Settings
@@ -65,47 +65,38 @@ _LEFT_BEHIND = frozenset(
     }
 )
 AT_ONCE = 200  # letters that are published and not confirmed
-# RabbitMQ gives a consumer up that holds a delivery for 30 minutes. What is held goes back before that.
-HOLD = 900.0  # seconds
+# Letters are held in turns. Between two of them they lie in the queue again, and others can look at them.
+TURN = 5.0  # seconds
+BETWEEN_TURNS = 0.3  # seconds; a command that waits to look asks more often than that
 STOP_PATIENCE = 3.0  # seconds for the confirms of what was published before a stop
 TIMER = 0.01  # seconds
 POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
 
-@dataclass(slots=True)
-class Progress:
-    """Letters done so far: `done` are replayed or discarded, `unfit` stay where they are."""
-
-    done: int = 0
-    unfit: int = 0
-    tell: Callable[[], None] = field(default=lambda: None)
-
-    def more(self, done: int = 0, unfit: int = 0) -> None:
-        """Count, and tell."""
-        self.done += done
-        self.unfit += unfit
-        self.tell()
-
-
 class Replay:
-    """One run. `stop` ends it after what is under way."""
+    """One run. `stop` ends it after what is under way. `follower`, where there is one, is told which letters
+    to look out for."""
 
     def __init__(
         self,
         settings: Settings,
         selection: Selection,
-        patch: Patch,
+        patches: Patches,
         events: EventListener,
         *,
-        force: bool,
-        rate: float | None,
+        force: bool = False,
+        accept_unencrypted: bool = False,
+        rate: float | None = None,
+        follower: OutcomeFollower | None = None,
     ) -> None:
         self._settings = settings
         self._selection = selection
-        self._patch = patch
+        self._patches = patches
         self._events = events
         self._force = force
+        self._accept_unencrypted = accept_unencrypted
         self._rate = rate
+        self._follower = follower
         self._entry = Topology(settings.prefix).entry
         self.stop = asyncio.Event()
 
@@ -120,19 +111,20 @@ class Replay:
                 async with box.take(
                     plan.total - progress.done, plan.total - plan.matching + plan.unfit
                 ) as removal:
-                    batch = _Batch(publisher, removal, progress, self.stop)
+                    batch = _Batch(publisher, removal, progress, self.stop, self._follower)
                     finished = await self._replay(removal, batch, limiter, progress)
                 if finished:
                     break
                 progress.unfit = 0  # they are counted again
+                await asyncio.sleep(BETWEEN_TURNS)
         finally:
             await publisher.stop()
 
     async def _replay(
         self, removal: Removal, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
     ) -> bool:
-        """True when all were seen, False when it is time to give back what is held."""
-        give_back_at = time.monotonic() + HOLD
+        """True when all were seen, False when the turn is over."""
+        ends_at = time.monotonic() + TURN
         async with contextlib.aclosing(removal.letters()) as letters, _drained(batch):
             async for letter in letters:
                 if self.stop.is_set():
@@ -147,7 +139,7 @@ class Replay:
                     await batch.settle()
                     await self._unless_stopped(limiter.acquire())
                 await batch.publish(letter, message)
-                if time.monotonic() > give_back_at:
+                if time.monotonic() > ends_at:
                     return False
         return True
 
@@ -158,12 +150,12 @@ class Replay:
             task.cancel()
 
     def _message(self, letter: Letter) -> "Message | InvalidPatch":
-        if closed := why_unreadable(letter.delivery):
-            return InvalidPatch((closed,))
-        body = open_body(letter.delivery)
+        if why := why_not_replayable(letter, self._settings, accept_unencrypted=self._accept_unencrypted):
+            return InvalidPatch((why,))
+        body = letter.delivery.body
         properties = replayed(letter, force=self._force)
-        if self._patch:
-            patched = self._patch.apply(body, self._settings.max_body_bytes)
+        if patch := self._patches.of(letter):
+            patched = patch.apply(body, self._settings.max_body_bytes)
             if isinstance(patched, InvalidPatch):
                 return patched
             body = patched.body
@@ -181,12 +173,18 @@ class _Batch:
     """Letters that are published and not removed yet."""
 
     def __init__(
-        self, publisher: Publisher, removal: Removal, progress: Progress, stop: asyncio.Event
+        self,
+        publisher: Publisher,
+        removal: Removal,
+        progress: Progress,
+        stop: asyncio.Event,
+        follower: OutcomeFollower | None,
     ) -> None:
         self._publisher = publisher
         self._removal = removal
         self._progress = progress
         self._stop = stop
+        self._follower = follower
         self._open: dict[asyncio.Future[None], Letter] = {}
         self._resources: set[Resource] = set()
 
@@ -199,6 +197,8 @@ class _Batch:
         if self._stop.is_set():
             return
         self._open[self._publisher.send(message)] = letter
+        if self._follower is not None:
+            self._follower.expect(message.properties.text("message_id") or "")
         if letter.resource is not None:
             self._resources.add(letter.resource)
 
@@ -248,7 +248,7 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
     if force:
         headers[REPLAY_FORCE_HEADER] = True
     # Without a message id of its own the publisher would give it another, and the worker would take that.
-    return letter.delivery.properties.changed(
+    return letter.properties.changed(
         headers, without=_LEFT_BEHIND, user_id=None, expiration=None, message_id=letter.id
     ).persistent()
 

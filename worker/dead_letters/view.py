@@ -10,7 +10,7 @@ from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, P
 from worker.contract.registration import MalformedBody, parse_object
 from worker.contract.secrets import SecretMask, without_query
 from worker.contract.words import PUBLIC_HEADERS
-from worker.dead_letters.letter import BROKERS_HEADER, Letter, open_body, why_unreadable
+from worker.dead_letters.letter import BROKERS_HEADER, Letter
 
 PUBLIC_PROPERTIES: Final = (
     "message_id",
@@ -39,8 +39,8 @@ DEATH_FIELDS: Final = frozenset(
 
 def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     """The summary, and all properties, headers and the body: plain JSON values."""
-    closed = why_unreadable(letter.delivery)
-    body = b"" if closed else open_body(letter.delivery)
+    closed = letter.closed
+    body = b"" if closed else letter.delivery.body
     shown = _Revealed() if reveal else _Guarded(body)
     properties = letter.delivery.properties
     document: dict[str, Any] = {
@@ -51,7 +51,7 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
             if (text := properties.text(name))
         },
         "headers": {name: shown.header(name, properties.header(name)) for name in properties.header_names()},
-        "bodyBytes": len(letter.delivery.body),
+        "bodyBytes": letter.delivery.size,
     }
     if closed:
         return document | {"bodyProblem": closed}

@@ -7,6 +7,7 @@ import sys
 from worker.cli import output
 from worker.cli.dead_letters.options import (
     All,
+    BareIds,
     Ids,
     Json,
     Platforms,
@@ -18,9 +19,9 @@ from worker.cli.dead_letters.options import (
     require_filter,
     select,
 )
-from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, say
+from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, record, say
 from worker.dead_letters import replay as replaying
-from worker.dead_letters.box import open_box
+from worker.dead_letters.box import DeadLetterBox, Progress, open_box
 from worker.dead_letters.plan import Plan
 from worker.dead_letters.selection import Selection
 from worker.errors import UsageError
@@ -28,6 +29,7 @@ from worker.settings import Settings, load_settings
 
 
 def discard(
+    bare_ids: BareIds = None,
     reason: Reasons = None,
     platform: Platforms = None,
     resource: Resources = None,
@@ -42,7 +44,7 @@ def discard(
 
     Example: ott-worker dead-letters discard --reason invalid --until 30d --yes
     """
-    selection = select(reason, platform, resource, id_, since, until)
+    selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
     require_filter(selection, "discard", everything=all_)
     if not yes and not sys.stdin.isatty():
         raise UsageError("discard removes for good and cannot ask here: give --yes")
@@ -63,17 +65,24 @@ def discard(
 
 
 async def _count(settings: Settings, selection: Selection) -> Plan:
-    async with open_box(settings) as box:
-        plan = Plan(total=await box.depth())
-        async with contextlib.aclosing(box.look(selection)) as letters:
-            async for _ in letters:
-                plan.add("discarded")
-        return plan
+    async with open_box(settings, say) as box:
+        return await _look(box, selection)
+
+
+async def _look(box: DeadLetterBox, selection: Selection) -> Plan:
+    plan = Plan(total=await box.depth())
+    async with contextlib.aclosing(box.look(selection)) as found:
+        async for letter in found:
+            plan.add("discarded", letter)
+    return plan
 
 
 async def _discard(settings: Settings, selection: Selection, plan: Plan) -> int:
-    progress = replaying.Progress()
-    async with open_box(settings) as box:
+    progress = Progress()
+    async with open_box(settings, say) as box, box.change("discarding") as has_waited:
+        if has_waited:  # somebody else has changed the queue since
+            plan = await _look(box, selection)
         with progress_bar("Discarding", plan.matching, progress):
             await replaying.discard(box, selection, plan, progress)
+    await record("discarded", progress.done, settings)
     return progress.done

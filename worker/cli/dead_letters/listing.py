@@ -9,7 +9,7 @@ import typer
 
 from worker.cli import output
 from worker.cli.dead_letters.options import Ids, Json, Platforms, Reasons, Resources, Since, Until, select
-from worker.cli.dead_letters.terminal import letters
+from worker.cli.dead_letters.terminal import letters, say
 from worker.cli.table import Column, Table
 from worker.dead_letters.box import open_box
 from worker.dead_letters.groups import Groups
@@ -31,7 +31,8 @@ def _time_column(title: str, name: str, rank: int) -> Column:
     )
 
 
-def _resource(row: dict[str, Any]) -> str:
+def resource_of(row: dict[str, Any]) -> str:
+    """The resource's id, or `-`."""
     return row["resourceId"] or "-"
 
 
@@ -41,7 +42,7 @@ LETTER_COLUMNS = (
     Column("REASON", lambda row: row["reason"], rank=1, shrink_to=10),
     _time_column("DIED (UTC)", "deadAt", rank=6),
     Column("PLATFORM", lambda row: row["ottPlatformName"] or "-", rank=7),
-    Column("RESOURCE", _resource, rank=2, shrink_to=13, middle=True),
+    Column("RESOURCE", resource_of, rank=2, shrink_to=13, middle=True),
     Column("TRIES", lambda row: str(row["attempts"]), rank=8),
     Column("ERROR", lambda row: row["error"] or "-", rank=4, shrink_to=24),
 )
@@ -94,7 +95,7 @@ async def _list(
     """Fill the table; the depth of the queue, and the letters shown by their reasons."""
     reasons: Counter[str] = Counter()
     groups = Groups()
-    async with open_box(settings) as box:
+    async with open_box(settings, say) as box:
         total = await box.depth()
         async with contextlib.aclosing(box.look(selection)) as found:
             async for letter in found:

@@ -18,6 +18,7 @@ Reasons = Annotated[
 ]
 Platforms = Annotated[list[str] | None, typer.Option("--platform", help="messenger or line.")]
 Resources = Annotated[list[str] | None, typer.Option("--resource", help="pageId or channelId.")]
+BareIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of requests.")]
 Ids = Annotated[list[str] | None, typer.Option("--id", help="The request's id.")]
 Since = Annotated[
     str | None, typer.Option("--since", help="Died at this time (UTC) or later; or a while ago: 2h, 3d.")

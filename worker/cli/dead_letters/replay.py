@@ -1,15 +1,20 @@
 """`ott-worker dead-letters replay`."""
 
 import asyncio
+import contextlib
 import signal
 import sys
-from typing import Annotated
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
 from worker.cli import output
+from worker.cli.dead_letters.listing import ID, resource_of
 from worker.cli.dead_letters.options import (
     All,
+    BareIds,
     Ids,
     Json,
     Platforms,
@@ -21,15 +26,16 @@ from worker.cli.dead_letters.options import (
     require_filter,
     select,
 )
-from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, read_value, say
+from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, read_value, record, say
 from worker.cli.table import Column, Table
 from worker.dead_letters import patch
 from worker.dead_letters import replay as replaying
-from worker.dead_letters.box import open_box
-from worker.dead_letters.patch import Patch
+from worker.dead_letters.box import Progress, open_box
+from worker.dead_letters.outcomes import OutcomeFollower
+from worker.dead_letters.patch import Patch, SamePatch
 from worker.dead_letters.plan import Forecast, Plan, Planner
 from worker.dead_letters.selection import Selection
-from worker.errors import BrokerUnreachable, Interrupted, UsageError
+from worker.errors import BrokerUnreachable, Interrupted, TopologyError, UsageError
 from worker.events import EventListener
 from worker.settings import Settings, load_settings
 
@@ -41,18 +47,31 @@ OUTCOMES = {
     "unfit": "left where it is:",
 }
 FORECAST_COLUMNS = (
-    Column("ID", lambda row: row["id"]),
-    Column("REASON", lambda row: row["reason"], rank=3),
-    Column("RESOURCE", lambda row: row["resourceId"] or "-", rank=2, shrink_to=8),
+    ID,
+    Column("REASON", lambda row: row["reason"], rank=3, shrink_to=10),
+    Column("RESOURCE", resource_of, rank=2, shrink_to=13, middle=True),
     Column("WOULD BE", lambda row: _outcome(row["outcome"], row["why"]), rank=1, shrink_to=16),
 )
+TOLD_ONE_BY_ONE = 20  # letters; more are told in groups
 
 
 def _outcome(outcome: str, why: str | None) -> str:
     return f"{OUTCOMES[outcome]} {why or ''}".rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How the letters are replayed."""
+
+    force: bool
+    accept_unencrypted: bool
+    rate: float | None
+    wait: bool
+    as_json: bool
+
+
 def replay(
+    bare_ids: BareIds = None,
     reason: Reasons = None,
     platform: Platforms = None,
     resource: Resources = None,
@@ -68,29 +87,43 @@ def replay(
             help="Patch a field first; VALUE may be @FILE, or - for standard input.",
         ),
     ] = None,
+    same_for_all: Annotated[
+        bool, typer.Option("--same-for-all", help="Let --set give several pages or channels the same value.")
+    ] = False,
     rate: Annotated[float | None, typer.Option(help="Letters a second, at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would happen.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Even if that overwrites a newer registration.")
     ] = False,
+    accept_unencrypted: Annotated[
+        bool,
+        typer.Option("--accept-unencrypted", help="Also letters in the clear, though letters are encrypted."),
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Only publish; do not follow what becomes of them.")
+    ] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> int:
-    """Send dead letters through the worker again, oldest first.
+    """Send dead letters through the worker again, oldest first, and tell what became of them.
 
     One that a newer registration of its resource has overtaken is answered "superseded" instead.
 
-    Example: ott-worker dead-letters replay --reason rejected --set pageAccessToken=@token.txt
+    Examples: ott-worker dead-letters replay --reason exhausted --since 2h --dry-run
+
+    ott-worker dead-letters replay 6f1c0a52d0b14a5e --set pageAccessToken=@token.txt
     """
     if rate is not None and not 0 < rate < 1e6:
         raise UsageError("--rate must be a number above 0")
-    selection = select(reason, platform, resource, id_, since, until)
+    selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
     require_filter(selection, "replay", everything=all_)
     patching = patch.parse(assignments or (), read_value)
     settings = load_settings()
-    planner = Planner(settings, selection, patching, force=force)
+    ways = _Ways(force, accept_unencrypted, rate, not no_wait and settings.journal, as_json)
     with Table(FORECAST_COLUMNS) as table:
-        plan = asyncio.run(_plan(settings, planner, table if dry_run else None))
+        plan = asyncio.run(_plan(settings, selection, patching, ways, table if dry_run else None))
+        if not same_for_all:
+            _refuse_one_for_all(patching, plan)
         if dry_run:
             _print_plan(table, plan, as_json=as_json)
             return 1 if plan.unfit or plan.rejected or plan.unproven else 0
@@ -103,20 +136,42 @@ def replay(
     if not plan.matching:
         say("no dead letter matches")
         return 1 if selection.ids else 0
-    mended_by_stdin = any(assignment.endswith("=-") for assignment in assignments or ())
-    asks = not yes and (sys.stdin.isatty() or (mended_by_stdin and sys.stderr.isatty()))
+    patched_by_stdin = any(assignment.endswith("=-") for assignment in assignments or ())
+    asks = not yes and (sys.stdin.isatty() or (patched_by_stdin and sys.stderr.isatty()))
     if asks and not agreed(f"{_in_words(plan)} Go on?"):
         say("nothing was replayed")
         return 1
-    return asyncio.run(_replay(settings, selection, patching, plan, force=force, rate=rate, as_json=as_json))
+    return asyncio.run(_replay(settings, selection, patching, plan, ways))
 
 
-async def _plan(settings: Settings, planner: Planner, table: Table | None) -> Plan:
+def _refuse_one_for_all(patching: Patch, plan: Plan) -> None:
+    fields = patching.of_one_resource
+    if fields and len(plan.resources) > 1:
+        raise UsageError(
+            f"--set {fields[0]} would give {len(plan.resources)} pages or channels the same value: narrow "
+            "the filter to one of them, or give --same-for-all if that is meant"
+        )
+
+
+def _planner(settings: Settings, selection: Selection, patching: Patch, ways: _Ways) -> Planner:
+    return Planner(
+        settings,
+        selection,
+        SamePatch(patching),
+        force=ways.force,
+        accept_unencrypted=ways.accept_unencrypted,
+    )
+
+
+async def _plan(
+    settings: Settings, selection: Selection, patching: Patch, ways: _Ways, table: Table | None
+) -> Plan:
     def tell(forecast: Forecast) -> None:
         if table is not None:
             table.add({**forecast.letter.summary(), "outcome": forecast.outcome, "why": forecast.why or None})
 
-    async with open_box(settings) as box:
+    planner = _planner(settings, selection, patching, ways)
+    async with open_box(settings, say) as box:
         return await planner.make(box, tell)
 
 
@@ -130,39 +185,98 @@ def _print_plan(table: Table, plan: Plan, *, as_json: bool) -> None:
     output.flush()
 
 
-async def _replay(
-    settings: Settings,
-    selection: Selection,
-    patching: Patch,
-    plan: Plan,
-    *,
-    force: bool,
-    rate: float | None,
-    as_json: bool,
-) -> int:
-    run = replaying.Replay(settings, selection, patching, _Trouble(), force=force, rate=rate)
-    progress = replaying.Progress()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, run.stop.set)
+async def _replay(settings: Settings, selection: Selection, patching: Patch, plan: Plan, ways: _Ways) -> int:
+    progress = Progress()
     lost = None
-    try:
-        async with open_box(settings) as box:
-            with progress_bar("Replaying", plan.matching, progress):
-                await run.run(box, plan, progress)
-    except BrokerUnreachable as error:
-        lost = error
-    left = max(0, plan.matching - progress.done)
-    if as_json:
+    async with contextlib.AsyncExitStack() as stack:
+        follower = await _follow(settings, stack) if ways.wait else None
+        run = replaying.Replay(
+            settings,
+            selection,
+            SamePatch(patching),
+            _Trouble(),
+            force=ways.force,
+            accept_unencrypted=ways.accept_unencrypted,
+            rate=ways.rate,
+            follower=follower,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, run.stop.set)
+        try:
+            async with open_box(settings, say) as box, box.change("replaying") as has_waited:
+                if has_waited:  # somebody else has changed the queue since
+                    plan = await _planner(settings, selection, patching, ways).make(box, lambda _: None)
+                with progress_bar("Replaying", plan.matching, progress):
+                    await run.run(box, plan, progress)
+        except BrokerUnreachable as error:
+            lost = error
+        await record("replayed", progress.done, settings)
+        left = max(0, plan.matching - progress.done)
+        if not ways.as_json:
+            output.line(
+                f"{letters(progress.done)} replayed, {left} left.{_hint(progress, settings, follower)}"
+            )
+            output.flush()
+        all_known = True
+        if follower is not None and lost is None:
+            all_known = await follower.wait(run.stop, say)
+        records = follower.records if follower is not None else []
+        missing = follower.missing if follower is not None else 0
+    _tell_outcomes(records, missing, as_json=ways.as_json)
+    if ways.as_json:
         output.json_line({"replayed": progress.done, "left": left, "unfit": progress.unfit})
-    else:
-        journal = " ott-worker journal shows what came of them." if progress.done and settings.journal else ""
-        output.line(f"{letters(progress.done)} replayed, {left} left.{journal}")
     if lost is not None:
         raise BrokerUnreachable(f"{lost}: run it again for the letters that are left")
     if run.stop.is_set():
-        raise Interrupted("stopped: the letters that are left lie where they were")
-    return 1 if left or plan.rejected else 0
+        rest = (
+            "the letters that are left lie where they were" if left else "see ott-worker journal for the rest"
+        )
+        raise Interrupted(f"stopped: {rest}")
+    if not all_known:
+        say(f"no worker takes requests: {letters(missing)} wait in the queue until one is started")
+    failed = any(each["status"] in ("rejected", "failed") for each in records)
+    return 1 if left or failed or (plan.rejected and not records) else 0
+
+
+async def _follow(settings: Settings, stack: contextlib.AsyncExitStack) -> OutcomeFollower | None:
+    """Follow the outcomes, where there is a journal to read them from."""
+    try:
+        return await stack.enter_async_context(OutcomeFollower(settings))
+    except TopologyError as error:
+        say(f"{error}. What becomes of the letters is not followed")
+        return None
+
+
+def _hint(progress: Progress, settings: Settings, follower: OutcomeFollower | None) -> str:
+    is_told_elsewhere = progress.done and settings.journal and follower is None
+    return " ott-worker journal shows what came of them." if is_told_elsewhere else ""
+
+
+def _tell_outcomes(records: list[dict[str, Any]], missing: int, *, as_json: bool) -> None:
+    """Each letter, or groups of them where there are many."""
+    if as_json:
+        for each in records:
+            output.json_line(each)
+        return
+    if len(records) <= TOLD_ONE_BY_ONE:
+        for each in records:
+            output.line(f"{each['id']}  {each.get('resourceId') or '-'}  {_became(each)}")
+    else:
+        for became, count in Counter(map(_became, records)).most_common():
+            output.line(f"{count} {became}")
+    if missing and records:
+        output.line(f"{missing} not known yet")
+
+
+def _became(settled: dict[str, Any]) -> str:
+    status = settled["status"]
+    if status == "superseded":
+        return f"superseded by {settled.get('supersededBy')}" if settled.get("supersededBy") else status
+    if status == "registered":
+        return str(status)
+    why = "; ".join(settled.get("errors") or ()) or f"error {settled.get('errorcode')}"
+    return f"{status} ({settled.get('reason')}): {why}"
 
 
 class _Trouble(EventListener):
@@ -190,7 +304,7 @@ def _in_words(plan: Plan) -> str:
     if plan.rejected:
         parts.append(f"{plan.rejected} will be rejected again as they are.")
     if plan.unfit:
-        parts.append(f"{plan.unfit} cannot be replayed as mended.")
+        parts.append(f"{plan.unfit} cannot be replayed.")
     if plan.unproven:
         parts.append(f"{plan.unproven} need --force.")
     return " ".join(parts)

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli import output
-from worker.cli.dead_letters.options import Ids, Json, Platforms, Reasons, Resources, Since, Until, select
+from worker.cli.dead_letters.options import (
+    BareIds,
+    Ids,
+    Json,
+    Platforms,
+    Reasons,
+    Resources,
+    Since,
+    Until,
+    select,
+)
+from worker.cli.dead_letters.terminal import say
 from worker.dead_letters.box import open_box
 from worker.dead_letters.selection import Selection
 from worker.dead_letters.view import as_text, view
@@ -16,21 +27,23 @@ from worker.settings import Settings, load_settings
 
 
 def show(
-    request_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...")] = None,
+    bare_ids: BareIds = None,
     reason: Reasons = None,
     platform: Platforms = None,
     resource: Resources = None,
     id_: Ids = None,
     since: Since = None,
     until: Until = None,
-    reveal: Annotated[bool, typer.Option("--reveal", help="Print the values of secret fields.")] = False,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Print all values, secrets too.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show dead letters whole: properties, headers, body. Secret values are masked. Changes nothing.
+    """Show dead letters whole: properties, headers, body. Changes nothing.
+
+    Values of fields that may hold a secret show their type and length only.
 
     Example: ott-worker dead-letters show 6f1c0a52d0b14a5e
     """
-    selection = select(reason, platform, resource, [*(request_ids or ()), *(id_ or ())], since, until)
+    selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
     if selection.is_everything:
         raise UsageError("show wants the id of a dead letter, or a filter: see ott-worker dead-letters list")
     documents = asyncio.run(_show(load_settings(), selection, reveal=reveal))
@@ -50,5 +63,5 @@ def show(
 
 
 async def _show(settings: Settings, selection: Selection, *, reveal: bool) -> list[dict[str, Any]]:
-    async with open_box(settings) as box, contextlib.aclosing(box.look(selection)) as letters:
+    async with open_box(settings, say) as box, contextlib.aclosing(box.look(selection)) as letters:
         return [view(letter, reveal=reveal) async for letter in letters]

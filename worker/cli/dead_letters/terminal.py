@@ -4,25 +4,34 @@ import contextlib
 import getpass
 import sys
 from collections.abc import Iterator
+from typing import Literal
 
 import typer
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from worker.broker.control_stream import publish_order
+from worker.contract.control import Order
 from worker.contract.platforms import SECRET_FIELDS
-from worker.dead_letters import replay as replaying
-from worker.errors import UsageError
+from worker.dead_letters.box import Progress
+from worker.errors import UsageError, WorkerError
+from worker.settings import Settings
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, progress: replaying.Progress) -> Iterator[None]:
+def progress_bar(title: str, total: int, progress: Progress) -> Iterator[None]:
     """A progress bar on standard error, where that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total)
         progress.tell = lambda: bar.update(task, completed=progress.done + progress.unfit)
         yield
@@ -56,6 +65,14 @@ def agreed(question: str) -> bool:
 def letters(count: int) -> str:
     """`1 dead letter`, `2 dead letters`."""
     return f"{count} dead letter{'' if count == 1 else 's'}"
+
+
+async def record(order: Literal["replayed", "discarded"], count: int, settings: Settings) -> None:
+    """Note in the control stream what this user changed (contract §11). A user who may not write there, or a
+    broker without that stream, makes the change no less done."""
+    if count:
+        with contextlib.suppress(WorkerError):
+            await publish_order(settings, Order.now(order, "", count=count))
 
 
 def say(text: str) -> None:

@@ -1,11 +1,14 @@
 """RabbitMQ definitions for one deployment: vhost, users, what each may do, policies, queues and exchanges.
 
-    definitions.py PASSWORDS [--vhost NAME] [--prefix PREFIX] > definitions.json
+    definitions.py PASSWORDS [--vhost NAME] [--prefix PREFIX] [--publisher NAME]... > definitions.json
 
-PASSWORDS is a folder with one file for each user (worker, publisher, operator, provisioner), which holds its
-password; what is missing is made up and written there, readable by its owner only. The definitions
+PASSWORDS is a folder with one file for each user (worker, publisher, operator, observer, provisioner), which
+holds its password; what is missing is made up and written there, readable by its owner only. The definitions
 hold salted hashes, which RabbitMQ keeps too, and no password. Import them with
 `rabbitmqctl import_definitions`; a second import changes nothing but what has changed here.
+
+With `--publisher NAME`, repeatable, each upstream system gets a user of its own instead of the common one
+named publisher. Its replies come to queues that no other publisher can read, empty or delete.
 """
 
 import argparse
@@ -16,14 +19,16 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from worker.broker.topology import Topology
-from worker.contract.words import CONTROL_KEY, REQUEST_KEY
+from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
 from worker.settings import load_settings
 
-USERS = ("worker", "publisher", "operator", "provisioner")
+PUBLISHER = "publisher"
+USERS = ("worker", PUBLISHER, "operator", "observer", "provisioner")
 NOTHING = "^$"
 
 # Length and age of what holds secrets, or grows. A dead letter queue that is full turns messages down, so
@@ -34,23 +39,29 @@ JOURNAL = {"max-age": "30D", "max-length-bytes": 1_000_000_000}
 Entry = dict[str, Any]
 
 
-def definitions(names: Topology, vhost: str, passwords: dict[str, str]) -> dict[str, list[Entry]]:
+def definitions(
+    names: Topology, vhost: str, passwords: dict[str, str], publishers: Sequence[str] = (PUBLISHER,)
+) -> dict[str, list[Entry]]:
     """The whole document; `passwords` by user. The users' names begin with the vhost's: `ott-worker`."""
+    users = users_with(publishers)
+    rights = _rights(names) | {each: _publisher(names, f"{vhost}-{each}") for each in publishers}
+    if publishers == (PUBLISHER,):
+        rights[PUBLISHER] = _publisher(names)
+    keys = {each: [REQUEST_KEY] for each in publishers} | {"operator": [REPLAY_KEY, CONTROL_KEY]}
     return {
         "vhosts": [{"name": vhost}],
-        "users": [_user(f"{vhost}-{user}", passwords[user]) for user in USERS],
-        "permissions": [
-            {"vhost": vhost, "user": f"{vhost}-{user}"} | rights for user, rights in _rights(names).items()
-        ],
+        "users": [_user(f"{vhost}-{user}", passwords[user]) for user in users],
+        "permissions": [{"vhost": vhost, "user": f"{vhost}-{user}"} | rights[user] for user in users],
         "topic_permissions": [
             {
                 "vhost": vhost,
                 "user": f"{vhost}-{user}",
                 "exchange": names.entry,
-                "write": _exactly(*keys),
+                "write": _exactly(*keys[user]),
                 "read": NOTHING,
             }
-            for user, keys in (("publisher", [REQUEST_KEY]), ("operator", [REQUEST_KEY, CONTROL_KEY]))
+            for user in users
+            if user in keys
         ],
         "policies": [
             _policy(vhost, names.dead, "queues", DEAD_LETTERS),
@@ -71,27 +82,43 @@ def definitions(names: Topology, vhost: str, passwords: dict[str, str]) -> dict[
         "bindings": [
             _binding(vhost, names.dead, names.dead, ""),
             _binding(vhost, names.entry, names.requests, REQUEST_KEY),
+            _binding(vhost, names.entry, names.requests, REPLAY_KEY),
             _binding(vhost, names.entry, names.control, CONTROL_KEY),
         ],
     }
 
 
+def users_with(publishers: Sequence[str]) -> list[str]:
+    """All users, where these are the publishers."""
+    return [each for user in USERS for each in (publishers if user == PUBLISHER else (user,))]
+
+
 def _rights(names: Topology) -> dict[str, Entry]:
     """What each user needs, and nothing else. To look at an object (a passive declare) needs no right."""
-    own, jobs = r"amq\.gen-.*", rf"{re.escape(names.prefix)}\.job\..*"
-    entry, dead, requests, replies, journal = (
-        re.escape(name) for name in (names.entry, names.dead, names.requests, names.replies, names.journal)
+    entry, dead, requests, replies, journal, status, control = (
+        re.escape(name)
+        for name in (
+            names.entry,
+            names.dead,
+            names.requests,
+            names.replies,
+            names.journal,
+            names.status,
+            names.control,
+        )
     )
-    status, control = re.escape(names.status), re.escape(names.control)
     return {
-        # With OTT_DECLARE=false. Replies go to queues that requests name: by the default exchange.
+        # With OTT_DECLARE=false. Replies go to queues that requests name: by the default exchange, as does
+        # what the worker tells of itself.
         "worker": _right(write=_exactly(r"amq\.default", dead), read=_exactly(requests, journal, control)),
-        # An upstream system, and `submit`: requests by the entry exchange, replies in queues of its own.
-        "publisher": _right(_exactly(own, jobs), _exactly(entry), _exactly(own, jobs, replies, status)),
-        # `dead-letters`, which keeps others out by a queue of that name, `journal`, `status`, `pause`.
+        # `dead-letters`, which keeps others out by two queues, `journal`, `status`, `pause`, the console.
         "operator": _right(
-            _exactly(rf"{dead}\.lock"), _exactly(entry), _exactly(dead, journal, status, control)
+            _exactly(rf"{dead}\.(lock|change)"),
+            _exactly(entry),
+            _exactly(dead, replies, journal, status, control),
         ),
+        # `status` and `journal`: it sees no request, and changes nothing.
+        "observer": _right(read=_exactly(journal, status, control)),
         # Declares and binds, with OTT_DECLARE=true; to dead-letter from a queue asks for reading that queue.
         "provisioner": _right(
             _exactly(entry, dead, requests, replies, journal, status, control),
@@ -99,6 +126,14 @@ def _rights(names: Topology) -> dict[str, Entry]:
             _exactly(entry, dead, requests),
         ),
     }
+
+
+def _publisher(names: Topology, user: str | None = None) -> Entry:
+    """An upstream system, and `submit`: requests by the entry exchange, replies in queues of its own. `user`
+    is the beginning of those queues' names, where there are other publishers."""
+    jobs = re.escape(f"{names.prefix}.job.{user}." if user else f"{names.prefix}.job.") + ".*"
+    own = (r"amq\.gen-.*", jobs)
+    return _right(_exactly(*own), _exactly(re.escape(names.entry)), _exactly(*own, re.escape(names.status)))
 
 
 def _right(configure: str = NOTHING, write: str = NOTHING, read: str = NOTHING) -> Entry:
@@ -153,14 +188,20 @@ def _binding(vhost: str, source: str, queue: str, key: str) -> Entry:
     }
 
 
-def passwords_in(folder: Path) -> dict[str, str]:
+def passwords_in(folder: Path, users: Sequence[str]) -> dict[str, str]:
     """The users' passwords; those that are missing are made and kept in `folder`."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for user in USERS:
+    for user in users:
         if not (folder / user).exists():
             with open(os.open(folder / user, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_urlsafe(32))
-    return {user: (folder / user).read_text().rstrip("\r\n") for user in USERS}
+    return {user: (folder / user).read_text().rstrip("\r\n") for user in users}
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text) or text in set(USERS) - {PUBLISHER}:
+        raise argparse.ArgumentTypeError("must be letters, digits, _ and -, and no other user's name")
+    return text
 
 
 def main() -> None:
@@ -170,8 +211,11 @@ def main() -> None:
     parser.add_argument("passwords", type=Path, metavar="PASSWORDS")
     parser.add_argument("--vhost", default="ott")
     parser.add_argument("--prefix", default="ott.registration")
+    parser.add_argument("--publisher", action="append", type=_name, metavar="NAME", dest="publishers")
     arguments = parser.parse_args()
-    document = definitions(Topology(arguments.prefix), arguments.vhost, passwords_in(arguments.passwords))
+    publishers = tuple(dict.fromkeys(arguments.publishers or (PUBLISHER,)))
+    passwords = passwords_in(arguments.passwords, users_with(publishers))
+    document = definitions(Topology(arguments.prefix), arguments.vhost, passwords, publishers)
     json.dump(document, sys.stdout, indent=2)
     print()
 

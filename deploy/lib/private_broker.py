@@ -36,6 +36,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 NODE = "broker@localhost"
+# As in deploy/rabbitmq/ott.conf, which says why.
+MAX_MESSAGE_SIZE = "max_message_size = 16777216"
 START_LIMIT = 60.0  # seconds
 STOP_LIMIT = 30.0  # seconds, then it is killed
 POLL = 0.05  # seconds
@@ -137,7 +139,11 @@ class PrivateBroker:
         (self.folder / "enabled_plugins").write_text("[].\n")
         config = self.folder / "rabbitmq.conf"
         if settings or not config.exists():
-            lines = [f"listeners.tcp.1 = 127.0.0.1:{self._ports()['amqp']}", *settings]
+            lines = [
+                f"listeners.tcp.1 = 127.0.0.1:{self._ports()['amqp']}",
+                MAX_MESSAGE_SIZE,
+                *settings,
+            ]
             config.write_text("".join(f"{line}\n" for line in lines))
 
     def _ports(self) -> dict[str, int]:

@@ -496,7 +496,7 @@ async def test_a_full_requests_queue_holds_a_replay_up_until_it_is_stopped(
     await requester.channel.queue_delete(name)
     arguments = {"x-queue-type": "quorum", "x-overflow": "reject-publish", "x-max-length": 1}
     queue = await requester.channel.declare_queue(name, durable=True, arguments=arguments)
-    await queue.bind(requester.prefix, "request")
+    await queue.bind(requester.prefix, "replay")
     ids = await bury(requester, 600)
     process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force")
     assert process.stderr is not None

@@ -12,10 +12,11 @@ from tests.sandbox_client import SandboxClient
 from worker.contract.registration import SECRET_FIELDS
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
+from worker.sandbox.faults import Scopes
 from worker.sandbox.registry import Key
 
 PAGE = "1732555047025799"
-NOT_AUTHORIZED = {"message": "Not Authorized", "errorcode": 0, "documentation": ""}
+NOT_AUTHORIZED = {"message": "Not Authorized", "errorcode": 40004, "documentation": ""}
 
 
 @pytest.fixture
@@ -207,6 +208,54 @@ async def test_a_registration_is_shown_with_booleans_and_without_secrets(client:
     assert response.json["ottPlatformAttributes"]["isTransactional"] is True
 
 
+async def test_a_list_shows_a_version_that_nobody_has_registered(client: SandboxClient) -> None:
+    await client.register()
+    (item,) = (await client.look("messenger")).json["items"]
+    assert item["ottPlatformAttributes"]["apiVersion"] == "v2.0"
+    assert "apiVersion" not in (await client.look(f"messenger/{PAGE}")).json["ottPlatformAttributes"]
+
+
+async def test_a_token_keeps_the_scopes_that_it_was_fetched_with(
+    sandbox: Sandbox, client: SandboxClient
+) -> None:
+    sandbox.faults.add(Scopes(scopes=("ott_channels_read",)))
+    token = (await client.get_token()).json
+    assert token["scope"] == "ott_channels_read"
+    sandbox.heal()
+    client.token = token["access_token"]
+    refused = await client.register()
+    assert (refused.status, refused.json["errorcode"]) == (403, 20001)
+    assert (await client.look("messenger")).status == 200
+    client.token = (await client.get_token()).json["access_token"]
+    assert (await client.register()).status == 201
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1", ""])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_the_control_endpoints_answer_to_no_name_that_a_web_page_can_have(
+    sandbox: Sandbox, client: SandboxClient, host: str, method: str
+) -> None:
+    sandbox.faults.add(Scopes())
+    response = await client.call(method, "/sandbox/faults", json=[], headers={"Host": host})
+    assert response.status in (400, 403)
+    assert len(sandbox.faults) == 1
+
+
+@pytest.mark.parametrize("host", ["localhost:8081", "127.0.0.1", "[::1]:1", "sandbox:8081", "a.localhost"])
+async def test_the_control_endpoints_answer_to_names_of_this_machine(
+    client: SandboxClient, host: str
+) -> None:
+    assert (await client.call("GET", "/sandbox/faults", headers={"Host": host})).status == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+async def test_faults_come_as_json_alone(sandbox: Sandbox, client: SandboxClient, kind: str) -> None:
+    response = await client.call(
+        "POST", "/sandbox/faults", data=b'{"kind": "hang"}', headers={"Content-Type": kind}
+    )
+    assert (response.status, len(sandbox.faults)) == (415, 0)
+
+
 async def test_an_unknown_resource_is_404_with_30003(client: SandboxClient) -> None:
     response = await client.look("messenger/4711")
     assert (response.status, response.json["errorcode"]) == (404, 30003)
@@ -250,7 +299,12 @@ async def test_looking_needs_a_token(client: SandboxClient, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v2/token", 405), ("DELETE", "/ott/v1/registration", 405), ("GET", "/", 404)],
+    [
+        ("GET", "/v2/token", 405),
+        ("DELETE", "/ott/v1/registration", 405),
+        ("GET", "/", 404),
+        ("POST", "/ott/v1/registration/ott/v1/registration", 596),
+    ],
 )
 async def test_what_is_not_there_is_answered_in_json(
     client: SandboxClient, method: str, path: str, status: int

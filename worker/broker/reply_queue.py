@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self
+from urllib.parse import unquote, urlsplit
 
 import aiormq.exceptions
 
@@ -13,12 +14,22 @@ from worker.amqp.consumer import Delivery, Subscription
 from worker.broker.topology import DECLARE_TIMEOUT, NO_DELIVERY_LIMIT, Arguments
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
-from worker.settings import Settings
+from worker.settings import Settings, split_urls
 
 PREFETCH = 500
+GUEST = "guest"
 RETRY_MAX = 5.0  # seconds between attempts to connect
 
 OnReply = Callable[[str, bytes], None]
+
+
+def job_queue(settings: Settings, job: str) -> str:
+    """The name of a job's reply queue: `PREFIX.job.USER.JOB`, so that permissions can keep the publishers'
+    queues apart (deploy/rabbitmq/definitions --publisher), and `PREFIX.job.JOB` for RabbitMQ's user guest."""
+    first, *_ = split_urls(settings.now("amqp_url"))
+    user = unquote(urlsplit(first).username or GUEST)
+    own = "" if user == GUEST else f"{user}."
+    return f"{settings.prefix}.job.{own}{job}"
 
 
 class ReplyQueue:
@@ -119,7 +130,7 @@ class ReplyQueue:
             except aiormq.exceptions.ChannelAccessRefused:
                 raise TopologyError(
                     f"The reply queue {self.name} may not be declared by this user: "
-                    f"grant configure and read on {self._settings.prefix}.job.*"
+                    "grant configure and read on it (see deploy/rabbitmq/definitions --publisher)"
                 ) from None
         return declared.message_count or 0
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
-from worker.broker.reply_queue import ReplyQueue
+from worker.broker.reply_queue import ReplyQueue, job_queue
 from worker.broker.request_sender import RequestSender, look_for_workers
 from worker.broker.status_stream import read_workers
 from worker.bulk.earlier import Earlier, parse_request_id, request_id
@@ -117,7 +117,7 @@ class Submission:
             if not self._plan.wait:
                 yield RequestSender(publisher, self._settings.prefix)
                 return
-            name = f"{self._settings.prefix}.job.{self.job}"
+            name = job_queue(self._settings, self.job)
             async with ReplyQueue(
                 self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, events=self.notices
             ) as self._replies:

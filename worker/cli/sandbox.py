@@ -38,7 +38,8 @@ def sandbox(
     """Run a local Marketing Cloud: tokens, registrations, and faults on request.
 
     Example: ott-worker sandbox --port 8081, and then for three failures:
-    curl -d '[{"kind": "status", "status": 503, "count": 3}]' localhost:8081/sandbox/faults
+    curl -H 'Content-Type: application/json' -d '[{"kind": "status", "status": 503, "count": 3}]'
+    localhost:8081/sandbox/faults
     """
     if not client_id or not client_secret:
         raise UsageError("The client id and secret must not be empty.")

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
-from worker.broker.reply_queue import ReplyQueue
+from worker.broker.reply_queue import ReplyQueue, job_queue
 from worker.broker.request_sender import RequestSender, look_for_workers
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply
@@ -65,7 +65,7 @@ class RegistrationClient:
     async def __aenter__(self) -> Self:
         await look_for_workers(self._settings)
         events = EventListener()
-        name = f"{self._settings.prefix}.job.{uuid4().hex}"
+        name = job_queue(self._settings, uuid4().hex)
         publisher = Publisher(self._settings, events, topology.ensure)
         self._replies = ReplyQueue(self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, events=events)
         async with AsyncExitStack() as stack:

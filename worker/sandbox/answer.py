@@ -47,6 +47,8 @@ def refused(refusal: Rejection) -> Answer:
     return validation_error(refusal.message, refusal.errorcode, refusal.errors)
 
 
-NOT_AUTHORIZED = rest_error(401, "Not Authorized")
+NOT_AUTHORIZED = rest_error(401, "Not Authorized", 40004)
+INSUFFICIENT_SCOPE = rest_error(403, "Insufficient Privileges", 20001)
+NO_SUCH_SERVICE = rest_error(596, "Service Not Found")  # the gateway before the REST API says so
 UNSUPPORTED_MEDIA_TYPE = rest_error(415, "Unsupported Media Type")
 NO_SUCH_RESOURCE = rest_error(404, "Resource not found", 30003)

@@ -1,6 +1,10 @@
 """The control endpoints: faults, history and registrations over HTTP."""
 
+import re
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -13,14 +17,20 @@ from worker.sandbox.registry import Registry
 from worker.sandbox.tokens import Tokens
 from worker.sandbox.wire import respond
 
+CONTROL = "/sandbox/"
 DEFAULT_LIMIT = 1000
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def add_routes(
     application: web.Application, history: History, registrations: Registry, faults: Faults, tokens: Tokens
 ) -> None:
-    """Adds the endpoints that show and change the sandbox's state."""
+    """Adds the endpoints that show and change the sandbox's state.
+
+    A web page in a browser on the same machine cannot use them: they answer only to a name that no page can
+    have, and take only JSON, for which a browser would ask first."""
     control = _Control(history, registrations, faults, tokens)
+    application.middlewares.append(_guard)
     application.add_routes(
         [
             web.get("/sandbox/faults", control.show_faults),
@@ -34,6 +44,30 @@ def add_routes(
             web.get("/openapi.json", control.show_openapi),
         ]
     )
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.path.startswith(CONTROL):
+        if not _is_own(request.host):
+            return respond(rest_error(403, "The sandbox is controlled by its own address only"))
+        if request.can_read_body and request.content_type != "application/json":
+            return respond(rest_error(415, "Send JSON, with the header Content-Type: application/json"))
+    return await handler(request)
+
+
+def _is_own(host: str) -> bool:
+    """Whether a Host header names an address, localhost or a container. A page whose own name was made to
+    lead here (DNS rebinding) has a name with dots."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ip_address(name)
+    except ValueError:
+        return bool(re.fullmatch(r"[a-z0-9_-]+(\.localhost)?", name))
+    return True
 
 
 class _Control:

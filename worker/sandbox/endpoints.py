@@ -17,6 +17,7 @@ from worker.contract.registration import (
 )
 from worker.contract.words import AGGREGATE, INVALID_VALUE, MALFORMED, WRONG_TYPE
 from worker.sandbox.answer import (
+    INSUFFICIENT_SCOPE,
     NO_SUCH_RESOURCE,
     NOT_AUTHORIZED,
     UNSUPPORTED_MEDIA_TYPE,
@@ -27,8 +28,8 @@ from worker.sandbox.answer import (
 )
 from worker.sandbox.faults import Faults
 from worker.sandbox.history import Call
-from worker.sandbox.registry import Key, Registry, masked, public_view
-from worker.sandbox.tokens import Token, Tokens, account_of
+from worker.sandbox.registry import Key, Registry, listed, masked, public_view
+from worker.sandbox.tokens import WRITE, Token, Tokens, account_of
 
 REGISTRATION = "/ott/v1/registration"
 DEFAULT_PAGE_SIZE = 50
@@ -65,7 +66,9 @@ class Endpoints:
         except MalformedBody:
             return lambda: token_error(400, "invalid_request", "The request body must be a JSON object.")
         call.account = account_of(document)
-        return lambda: self._tokens.issue(document, time.monotonic(), self._faults.token_lifetime(call))
+        return lambda: self._tokens.issue(
+            document, time.monotonic(), self._faults.token_lifetime(call), self._faults.token_scopes(call)
+        )
 
     def register(self, request: Request, call: Call) -> CarryOut:
         """`POST /ott/v1/registration`"""
@@ -103,8 +106,11 @@ class Endpoints:
 
     def _checked(self, request: Request, call: Call) -> Answer | None:
         # Checked again when the call is carried out: a token may end while the call waits.
-        if self._bearer(request, call) is None:
+        token = self._bearer(request, call)
+        if token is None:
             return NOT_AUTHORIZED
+        if WRITE not in token.scopes:
+            return INSUFFICIENT_SCOPE
         return None if request.content_type == "application/json" else UNSUPPORTED_MEDIA_TYPE
 
     def _upsert(self, call: Call, registration: Registration) -> Answer:
@@ -140,7 +146,7 @@ class Endpoints:
                 "page": page,
                 "pageSize": size,
                 "links": _links(platform, page, size, len(entries)),
-                "items": [public_view(entry) for entry in shown],
+                "items": [listed(entry) for entry in shown],
             },
         )
 

@@ -122,7 +122,15 @@ class ShortToken(Fault):
     seconds: Seconds
 
 
-AnyFault = Latency | Status | Hang | Reset | Half | Trickle | Garbage | Redirect | ShortToken
+class Scopes(Fault):
+    """A token that carries only `scopes`, as while a package lacks the others. It keeps them when the fault
+    is healed: a scope that was granted is in the tokens that are fetched from then on."""
+
+    kind: Literal["scopes"] = "scopes"
+    scopes: tuple[str, ...] = ()
+
+
+AnyFault = Latency | Status | Hang | Reset | Half | Trickle | Garbage | Redirect | ShortToken | Scopes
 
 FAULTS: TypeAdapter[list[AnyFault]] = TypeAdapter(list[Annotated[AnyFault, Field(discriminator="kind")]])
 
@@ -170,6 +178,11 @@ class Faults:
         """Seconds after which the token ends that this call fetches, where a fault says so."""
         hit = next(self._hits(call, ShortToken), None)
         return hit.seconds if hit else None
+
+    def token_scopes(self, call: Call) -> tuple[str, ...] | None:
+        """The scopes of the token that this call fetches, where a fault says so."""
+        hit = next(self._hits(call, Scopes), None)
+        return hit.scopes if hit else None
 
     def _hits(self, call: Call, kind: type[Kind]) -> Iterator[Kind]:
         for entry in tuple(self._faults):

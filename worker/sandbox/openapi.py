@@ -70,6 +70,7 @@ def _marketing_cloud() -> Document:
                     "201": {"description": "Registered"},
                     "400": invalid,
                     "401": not_authorized,
+                    "403": _json("The token lacks the scope ott_channels_write", _ref("Error")),
                     "415": _json("The content type is not application/json", _ref("Error")),
                 },
                 body=_ref("Registration"),
@@ -119,7 +120,11 @@ def _control() -> Document:
             "post": control(
                 "Add faults",
                 "addFaults",
-                {"201": _json("The faults in force", faults), "400": _json("Not a fault", _ref("Error"))},
+                {
+                    "201": _json("The faults in force", faults),
+                    "400": _json("Not a fault", _ref("Error")),
+                    "415": _json("The content type is not application/json", _ref("Error")),
+                },
                 body=_ref("Faults"),
             ),
             "delete": control("Heal: end all faults", "heal", done),

@@ -81,3 +81,9 @@ def public_view(entry: Registered) -> dict[str, Any]:
         if name not in SECRET_FIELDS
     }
     return {"ottPlatformName": platform.name, "ottPlatformAttributes": attributes}
+
+
+def listed(entry: Registered) -> dict[str, Any]:
+    """A registration as the API lists it: with a version that nobody has registered."""
+    view = public_view(entry)
+    return {**view, "ottPlatformAttributes": {**view["ottPlatformAttributes"], "apiVersion": "v2.0"}}

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from worker.errors import UsageError
 from worker.sandbox import control
-from worker.sandbox.answer import rest_error
+from worker.sandbox.answer import NO_SUCH_SERVICE, rest_error
 from worker.sandbox.endpoints import DEFAULT_PAGE_SIZE, REGISTRATION, CarryOut, Endpoints, Request
 from worker.sandbox.faults import Faults
 from worker.sandbox.history import Call, History
@@ -19,6 +19,7 @@ from worker.sandbox.tokens import Tokens
 from worker.sandbox.wire import misbehave, respond
 
 TOKEN = "/v2/token"  # noqa: S105
+REST = "/ott/"
 MAX_BODY = 16 * 1024 * 1024
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -144,4 +145,6 @@ async def _read(request: web.Request) -> Request:
 async def _unknown(request: web.Request) -> web.StreamResponse:
     if request.path in (TOKEN, REGISTRATION):
         return respond(rest_error(405, "Method Not Allowed"))
+    if request.path.startswith(REST):
+        return respond(NO_SUCH_SERVICE)
     return respond(rest_error(404, "Not Found"))

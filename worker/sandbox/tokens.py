@@ -8,6 +8,8 @@ from typing import Any
 
 from worker.sandbox.answer import NO_STORE, Answer, token_error
 
+READ, WRITE = "ott_channels_read", "ott_channels_write"
+SCOPES = (READ, WRITE, "ott_chat_messaging_read", "ott_chat_messaging_send")
 _KEPT = 10_000
 """Tokens before the expired ones are thrown away."""
 
@@ -18,6 +20,7 @@ class Token:
 
     account: str | None
     ends_at: float
+    scopes: tuple[str, ...]
 
 
 class Tokens:
@@ -37,10 +40,17 @@ class Tokens:
         self._tokens: dict[str, Token] = {}
         self.rest_url = ""
 
-    def issue(self, request: object, now: float, lifetime: float | None = None) -> Answer:
+    def issue(
+        self,
+        request: object,
+        now: float,
+        lifetime: float | None = None,
+        scopes: tuple[str, ...] | None = None,
+    ) -> Answer:
         """Answers the parsed body of `POST /v2/token`.
 
-        A `lifetime` makes the token end then, although its `expires_in` does not say so.
+        A `lifetime` makes the token end then, although its `expires_in` does not say so. `scopes` are all by
+        default.
         """
         if not isinstance(request, Mapping):
             return token_error(400, "invalid_request", "The request body must be a JSON object.")
@@ -55,7 +65,8 @@ class Tokens:
         account = account_of(request)
         if account is not None and self._account_ids is not None and account not in self._account_ids:
             return token_error(400, "invalid_request", "The account_id is not one that this client may use.")
-        return self._issue(account, now, self._lifetime if lifetime is None else lifetime)
+        lifetime = self._lifetime if lifetime is None else lifetime
+        return self._issue(Token(account, now + lifetime, SCOPES if scopes is None else scopes), now)
 
     def find(self, authorization: str | None, now: float) -> Token | None:
         """The token in force that an `Authorization` header bears."""
@@ -77,16 +88,16 @@ class Tokens:
             request.get("client_secret"), self._client_secret
         )
 
-    def _issue(self, account: str | None, now: float, lifetime: float) -> Answer:
+    def _issue(self, token: Token, now: float) -> Answer:
         if len(self._tokens) >= _KEPT:
             self._tokens = {value: token for value, token in self._tokens.items() if now < token.ends_at}
         value = secrets.token_urlsafe(64)
-        self._tokens[value] = Token(account, now + lifetime)
+        self._tokens[value] = token
         document = {
             "access_token": value,
             "token_type": "Bearer",
             "expires_in": max(1, round(self._lifetime) - 1),
-            "scope": "ott_channels_read ott_channels_write ott_chat_messaging_read ott_chat_messaging_send",
+            "scope": " ".join(token.scopes),
             "rest_instance_url": f"{self.rest_url}/",
         }
         return Answer(200, document, NO_STORE)

@@ -19,13 +19,14 @@ from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.topology import Topology
+from worker.client import RegistrationClient
 from worker.sandbox.faults import Status
 from worker.settings import Settings, load_settings
 
 VHOST = "ott-test"
 PREFIX = "ott.registration"
 NAMES = Topology(PREFIX)
-QUEUES = ("requests", "replies", "dead", "journal")
+QUEUES = ("requests", "replies", "dead", "journal", "status", "control")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Deployment:
     broker: SecuredBroker
     passwords: Path
     document: Path
+    vhost: str = VHOST
 
     def url(self, user: str) -> str:
-        return self.broker.url_of(f"{VHOST}-{user}", (self.passwords / user).read_text(), VHOST)
+        return self.broker.url_of(f"{self.vhost}-{user}", (self.passwords / user).read_text(), self.vhost)
 
     def make_anew(self) -> None:
         """Undo what a user has done to it."""
@@ -68,9 +70,9 @@ def deployment(secured: SecuredBroker, tmp_path_factory: pytest.TempPathFactory)
     return Deployment(secured, folder / "passwords", document)
 
 
-def written_by_the_script(passwords: Path) -> str:
+def written_by_the_script(passwords: Path, *more: str, vhost: str = VHOST) -> str:
     done = subprocess.run(
-        [DEPLOY / "rabbitmq" / "definitions", passwords, "--vhost", VHOST],
+        [DEPLOY / "rabbitmq" / "definitions", passwords, "--vhost", vhost, *more],
         capture_output=True,
         text=True,
         check=True,
@@ -205,6 +207,8 @@ def new_exchange(name: str) -> Operation:
 
 OPERATIONS: dict[str, Operation] = {
     "publish a request": publish(PREFIX, "request"),
+    "publish a replay": publish(PREFIX, "replay"),
+    "give an order": publish(PREFIX, "control"),
     "publish with another key": publish(PREFIX, "other"),
     "publish a dead letter": publish(NAMES.dead, ""),
     "publish to any queue": publish("", "nobody"),
@@ -212,8 +216,9 @@ OPERATIONS: dict[str, Operation] = {
     **{f"read {name}": read(f"{PREFIX}.{name}") for name in QUEUES},
     "purge requests": purge(NAMES.requests),
     "purge dead": purge(NAMES.dead),
+    "purge replies": purge(NAMES.replies),
     "declare a job's queue": declare(f"{PREFIX}.job.x"),
-    "declare the operators' lock": declare(f"{NAMES.dead}.lock"),
+    "declare the operators' locks": declare(f"{NAMES.dead}.change"),
     "declare another queue": declare("another"),
     "declare an exchange": new_exchange("another"),
     "bind dead to the entry": bind(NAMES.dead, PREFIX, "request"),
@@ -227,21 +232,29 @@ MAY: dict[str, set[str]] = {
         "publish to any queue",
         "read requests",
         "read journal",
+        "read control",
         "purge requests",
     },
-    "publisher": {"publish a request", "read replies", "declare a job's queue"},
+    "publisher": {"publish a request", "read status", "declare a job's queue"},
     "operator": {
-        "publish a request",
+        "publish a replay",
+        "give an order",
         "read dead",
+        "read replies",
         "read journal",
+        "read status",
+        "read control",
         "purge dead",
-        "declare the operators' lock",
+        "purge replies",
+        "declare the operators' locks",
     },
+    "observer": {"read journal", "read status", "read control"},
     # It makes the queues, and so may unmake them; it sends no request.
     "provisioner": {
         "publish a dead letter",
         "read requests",
         "read dead",
+        "read control",
         "purge requests",
         "purge dead",
         "bind dead to the entry",
@@ -274,6 +287,44 @@ async def _is_allowed(connection: aio_pika.abc.AbstractConnection, operation: Op
         if not channel.is_closed:
             await channel.close()
     return True
+
+
+async def test_publishers_with_users_of_their_own_cannot_touch_each_others_replies(
+    secured: SecuredBroker, tmp_path: Path
+) -> None:
+    vhost = f"{VHOST}-two"
+    document = tmp_path / "definitions.json"
+    publishers = ("--publisher", "crm", "--publisher", "onboarding")
+    document.write_text(written_by_the_script(tmp_path / "passwords", *publishers, vhost=vhost))
+    secured.ctl("import_definitions", str(document))
+    two = Deployment(secured, tmp_path / "passwords", document, vhost)
+    async with Rig(lambda **given: two.settings("worker", **given)) as rig:
+        await rig.start_worker(rig.settings())
+        async with RegistrationClient(two.url("crm"), prefix=PREFIX) as client:
+            assert (await client.register(json.loads(messenger()))).status == "registered"
+            replies = client._replies.name
+            assert replies.startswith(f"{PREFIX}.job.{vhost}-crm.")
+            connection = await aio_pika.connect(two.url("onboarding"))
+            async with connection:
+                forbidden = {
+                    "read": read(replies),
+                    "empty": purge(replies),
+                    "delete": delete(replies),
+                    "make": declare(f"{PREFIX}.job.{vhost}-crm.other"),
+                    "read what names no queue": read(NAMES.replies),
+                    "empty what names no queue": purge(NAMES.replies),
+                    "replay": publish(PREFIX, "replay"),
+                }
+                done = [name for name, each in forbidden.items() if await _is_allowed(connection, each)]
+                assert done == []
+            assert (await client.register(json.loads(messenger()))).status == "registered"
+    secured.ctl("delete_vhost", vhost)
+
+
+def test_a_publisher_may_not_take_the_name_of_another_user(tmp_path: Path) -> None:
+    for name in ("operator", "a b", ".*"):
+        with pytest.raises(subprocess.CalledProcessError):
+            written_by_the_script(tmp_path / "passwords", "--publisher", name)
 
 
 @pytest.mark.parametrize("user", MAY)

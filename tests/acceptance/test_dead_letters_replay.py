@@ -396,18 +396,18 @@ async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig: 
 async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_told(
     rig: Rig, requester: Requester
 ) -> None:
-    ids = await bury(requester, 100)
+    ids = await bury(requester, 400)
     process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force", "--rate", "5")
     try:
         await until(lambda: requester.depth("requests"), "the first replay")
         listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
         assert listed.code == 0, listed.err
-        assert 0 < len(listed.documents) < 100
+        assert 0 < len(listed.documents) < 400
         assert [d["id"] for d in listed.documents] == ids[-len(listed.documents) :]
         waiting = await begin(rig.settings(), "dead-letters", "discard", "--all", "--yes")
         try:
             assert waiting.stderr is not None
-            line = (await asyncio.wait_for(waiting.stderr.readline(), 30)).decode()
+            line = (await asyncio.wait_for(waiting.stderr.readline(), 60)).decode()
         finally:
             waiting.kill()
             await waiting.communicate()

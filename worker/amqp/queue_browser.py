@@ -33,7 +33,7 @@ LARGEST_PREFETCH = 65_535
 # (That is a small map of the broker's, which keeps its keys sorted up to 32 of them.)
 FIRST_WINDOW = 2_000
 WINDOWS = 32
-TAKE_WINDOW = 100  # more deliveries than are to be held, while others are removed
+TAKE_WINDOW = 100  # more deliveries than are known of
 HELD_BYTES = 16 * 2**20  # of deliveries that have arrived and nobody has looked at yet
 LOST = "The connection to RabbitMQ was lost"
 BARRIER = "browse-barrier"  # consumer tag
@@ -41,25 +41,24 @@ BARRIER = "browse-barrier"  # consumer tag
 Deliveries = AsyncGenerator[Delivery, None]
 
 
+OnWait = Callable[[], Awaitable[None]]
+
+
+async def _silently() -> None:
+    """Nobody is told of a wait."""
+
+
 @contextlib.asynccontextmanager
 async def lock(
-    connection: Connection,
-    queue: str,
-    on_wait: Callable[[str], None] = lambda _: None,
-    *,
-    timeout: float = LOOK_TIMEOUT,
+    connection: Connection, queue: str, on_wait: OnWait = _silently, *, timeout: float = LOOK_TIMEOUT
 ) -> AsyncIterator[None]:
     """Keep other browsers of the queue out, for as long as this connection lives. Waits for the one that is
-    there, which `on_wait` is told. Raises QueueInUse (it lasts too long), TopologyError (there is no such
-    queue) or BrokerUnreachable.
+    there, and calls `on_wait` where that takes a while. Raises QueueInUse (it lasts too long), TopologyError
+    (there is no such queue) or BrokerUnreachable.
 
     Where the user may not declare the lock (an exclusive queue), only the queue's consumers are looked at.
     """
-
-    async def tell() -> None:
-        on_wait("Another dead-letters command looks at the queue: waiting until it ends")
-
-    async with hold(connection, f"{queue}.lock", tell, timeout=timeout):
+    async with hold(connection, f"{queue}.lock", on_wait, timeout=timeout):
         await _until_unused(connection, queue)
         yield
 
@@ -68,7 +67,7 @@ async def lock(
 async def hold(
     connection: Connection,
     name: str,
-    on_wait: Callable[[], Awaitable[None]],
+    on_wait: OnWait,
     *,
     timeout: float = math.inf,
 ) -> AsyncIterator[bool]:
@@ -87,7 +86,7 @@ async def hold(
 
 
 async def _declared_alone(
-    connection: Connection, name: str, on_wait: Callable[[], Awaitable[None]], timeout: float
+    connection: Connection, name: str, on_wait: OnWait, timeout: float
 ) -> tuple[Channel | None, bool]:
     clock = asyncio.get_running_loop().time
     begun, has_waited, has_told = clock(), False, False
@@ -241,8 +240,9 @@ class QueueBrowser:
 
     async def take(self, count: int, held: int) -> Deliveries:
         """As `look`, where all but `held` of them will be removed while it goes on. One consumer does it:
-        what is removed makes room for others, and order would be lost between two."""
-        await self._consume(0, min(LARGEST_PREFETCH, held + min(self._window, TAKE_WINDOW)))
+        what is removed makes room for others, and order would be lost between two. It is given all of them at
+        once where it may be: what comes back goes behind others that have been looked at before."""
+        await self._consume(0, min(LARGEST_PREFETCH, max(count, held) + TAKE_WINDOW))
         for _ in range(count):
             if not await self._more():
                 return

@@ -24,6 +24,7 @@ OnWait = Callable[[str], None]
 """Told once, in words, what a command waits for."""
 
 Change = Literal["replaying", "discarding"]
+_CHANGES = frozenset({*get_args(Change), "replayed", "discarded"})
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class DeadLetterBox:
     async def look(self, selection: Selection) -> Letters:
         """The letters of a selection, oldest first; the queue is as before when this has ended."""
         async with (
-            lock(self._connection, self._queue, self._on_wait),
+            lock(self._connection, self._queue, self._tell_who),
             QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
         ):
             count = await depth(self._connection, self._queue)
@@ -77,7 +78,7 @@ class DeadLetterBox:
     async def take(self, count: int, held: int) -> AsyncIterator["Removal"]:
         """The oldest `count` letters, to remove all but about `held` of them."""
         async with (
-            lock(self._connection, self._queue, self._on_wait),
+            lock(self._connection, self._queue, self._tell_who),
             QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
         ):
             yield Removal(browser, count, held, self._seals, self._settings.mc_account_id)
@@ -93,11 +94,11 @@ class DeadLetterBox:
             yield has_waited
 
     async def _tell_who(self) -> None:
-        who = "Another command changes the dead letters"
+        who = "Another dead-letters command is at work"
         with contextlib.suppress(WorkerError):
-            orders = [each for each in await read_orders(self._settings) if each.order in get_args(Change)]
-            if orders:
-                last = orders[-1]
+            changes = [each for each in await read_orders(self._settings) if each.order in _CHANGES]
+            if changes and changes[-1].order in get_args(Change):
+                last = changes[-1]
                 since = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
                 who = f"{last.by} has been {last.order} dead letters since {since}"
         self._on_wait(f"{who}: waiting until that ends")

@@ -187,7 +187,6 @@ def _print_plan(table: Table, plan: Plan, *, as_json: bool) -> None:
 
 async def _replay(settings: Settings, selection: Selection, patching: Patch, plan: Plan, ways: _Ways) -> int:
     progress = Progress()
-    lost = None
     async with contextlib.AsyncExitStack() as stack:
         follower = await _follow(settings, stack) if ways.wait else None
         run = replaying.Replay(
@@ -203,15 +202,8 @@ async def _replay(settings: Settings, selection: Selection, patching: Patch, pla
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, run.stop.set)
-        try:
-            async with open_box(settings, say) as box, box.change("replaying") as has_waited:
-                if has_waited:  # somebody else has changed the queue since
-                    plan = await _planner(settings, selection, patching, ways).make(box, lambda _: None)
-                with progress_bar("Replaying", plan.matching, progress):
-                    await run.run(box, plan, progress)
-        except BrokerUnreachable as error:
-            lost = error
-        await record("replayed", progress.done, settings)
+        planner = _planner(settings, selection, patching, ways)
+        plan, lost = await _publish(settings, run, planner, plan, progress)
         left = max(0, plan.matching - progress.done)
         if not ways.as_json:
             output.line(
@@ -237,6 +229,22 @@ async def _replay(settings: Settings, selection: Selection, patching: Patch, pla
         say(f"no worker takes requests: {letters(missing)} wait in the queue until one is started")
     failed = any(each["status"] in ("rejected", "failed") for each in records)
     return 1 if left or failed or (plan.rejected and not records) else 0
+
+
+async def _publish(
+    settings: Settings, run: replaying.Replay, planner: Planner, plan: Plan, progress: Progress
+) -> tuple[Plan, BrokerUnreachable | None]:
+    """Publish what the plan counted; the plan as it was in the end, and what cut it short."""
+    try:
+        async with open_box(settings, say) as box, box.change("replaying") as has_waited:
+            if has_waited:  # somebody else has changed the queue since
+                plan = await planner.make(box, lambda _: None)
+            with progress_bar("Replaying", plan.matching, progress):
+                await run.run(box, plan, progress)
+    except BrokerUnreachable as error:
+        return plan, error
+    await record("replayed", progress.done, settings)
+    return plan, None
 
 
 async def _follow(settings: Settings, stack: contextlib.AsyncExitStack) -> OutcomeFollower | None:

@@ -70,9 +70,8 @@ def letters(count: int) -> str:
 async def record(order: Literal["replayed", "discarded"], count: int, settings: Settings) -> None:
     """Note in the control stream what this user changed (contract §11). A user who may not write there, or a
     broker without that stream, makes the change no less done."""
-    if count:
-        with contextlib.suppress(WorkerError):
-            await publish_order(settings, Order.now(order, "", count=count))
+    with contextlib.suppress(WorkerError):
+        await publish_order(settings, Order.now(order, "", count=count))
 
 
 def say(text: str) -> None:

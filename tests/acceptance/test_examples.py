@@ -32,6 +32,11 @@ async def test_register_tells_what_became_of_each_page(rig: Rig) -> None:
     )
 
 
+async def test_register_sync_tells_what_became_of_the_page(rig: Rig) -> None:
+    await rig.start()
+    assert await run(rig, EXAMPLES / "register_sync.py") == "messenger 1732555047025799 is registered\n"
+
+
 async def test_publish_hands_a_registration_over(rig: Rig) -> None:
     requester = await rig.start()
     out = await run(rig, EXAMPLES / "publish.py")

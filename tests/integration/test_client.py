@@ -3,7 +3,10 @@
 import asyncio
 import json
 import logging
+import os
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +18,7 @@ from tests.faults.proxy import Proxy
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import request_sender, topology
-from worker.client import OutcomeUnknown, RegistrationClient, TopologyError
+from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationClient, TopologyError
 from worker.errors import BrokerUnreachable, SettingsError
 from worker.sandbox.faults import Latency
 from worker.settings import Settings
@@ -286,3 +289,77 @@ async def test_its_queue_is_deleted_at_the_end(requester: Requester, broker_url:
         name = client._replies.name
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await requester.channel.declare_queue(name, passive=True)
+
+
+async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    client = RegistrationClient(broker_url, prefix=prefix)
+    for call in (client.register, client.publish):
+        with pytest.raises(RuntimeError, match="not open yet"):
+            await call(MESSENGER)
+    async with client:
+        pass
+    for call in (client.register, client.publish):
+        with pytest.raises(RuntimeError, match="is closed"):
+            await call(MESSENGER)
+    with pytest.raises(RuntimeError, match="entered once"):
+        await client.__aenter__()
+
+
+async def test_a_client_in_another_event_loop_says_so_at_once(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, client.register(MESSENGER))
+        assert (await client.register(MESSENGER)).status == "registered"
+
+
+async def test_threads_share_a_client_that_blocks(requester: Requester, broker_url: str, prefix: str) -> None:
+    def register_all() -> list[str]:
+        with SyncRegistrationClient(broker_url, prefix=prefix) as client, ThreadPoolExecutor(8) as threads:
+            replies = list(threads.map(client.register, [page(str(number)) for number in range(1, 25)]))
+            assert client.publish(page("25"), request_id="the-id") == "the-id"
+        assert [reply.resource_id for reply in replies] == [str(number) for number in range(1, 25)]
+        return [reply.status for reply in replies]
+
+    assert set(await asyncio.to_thread(register_all)) == {"registered"}
+    assert not [thread for thread in threading.enumerate() if thread.name == "ott-client"]
+
+
+async def test_a_blocking_client_says_at_once_what_is_wrong(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    def misuse() -> None:
+        client = SyncRegistrationClient(broker_url, prefix=prefix)
+        with pytest.raises(RuntimeError, match="not open yet"):
+            client.register(MESSENGER)
+        with client:
+            client._process = -1  # as after a fork
+            with pytest.raises(RuntimeError, match="before a fork"):
+                client.register(MESSENGER)
+            client._process = os.getpid()
+        client.close()
+        with pytest.raises(RuntimeError, match="is closed"):
+            client.register(MESSENGER)
+        with pytest.raises(RuntimeError, match="opened once"):
+            client.open()
+        with pytest.raises(BrokerUnreachable), SyncRegistrationClient("amqp://127.0.0.1:1/"):
+            pass
+
+    await asyncio.to_thread(misuse)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ott-client"]
+
+
+async def test_a_blocking_call_that_is_under_way_when_the_client_closes_is_unknown(
+    rig: Rig, requester: Requester, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=30))
+    client = SyncRegistrationClient(broker_url, prefix=prefix)
+    await asyncio.to_thread(client.open)
+    call = asyncio.create_task(asyncio.to_thread(client.register, MESSENGER))
+    await until(lambda: rig.sandbox.history.registration_calls, "the call")
+    await asyncio.to_thread(client.close)
+    with pytest.raises(OutcomeUnknown):
+        await call

@@ -7,11 +7,23 @@
         if reply.status != "registered":
             print(reply.message, reply.errors)
 
-It needs a broker that the worker has declared its queues on, and for the user: write on the exchange
-`PREFIX`, and configure and read on `PREFIX.job.*`.
+In code without an event loop, such as Django's and Flask's views, SyncRegistrationClient is the same with
+calls that block:
+
+    from worker.client import SyncRegistrationClient
+
+    with SyncRegistrationClient("amqp://user:password@broker/") as client:
+        reply = client.register({"ottPlatformName": "messenger", "ottPlatformAttributes": {...}})
+
+It needs a broker that the worker has declared its queues on, and a user as `deploy/rabbitmq/definitions
+--publisher NAME` makes: write on the exchange `PREFIX`, configure and read on `PREFIX.job.USER.*`.
+
+An upstream project installs it from a checkout of this repository, or a wheel of it: `pip install PATH`. The
+package that is imported is `worker`; what is not exported here may change.
 """
 
 from worker.client.registration_client import RegistrationClient
+from worker.client.sync_client import SyncRegistrationClient
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
 from worker.contract.words import Status
@@ -33,6 +45,7 @@ __all__ = [
     "Reply",
     "SettingsError",
     "Status",
+    "SyncRegistrationClient",
     "TopologyError",
     "WorkerError",
 ]

@@ -46,6 +46,9 @@ class RegistrationClient:
     declared its queues there) or SettingsError. Many requests may be under way at once; those of one
     resource reach the worker in the order of the calls. A lost connection is opened again, and nothing that
     was sent is lost by it.
+
+    A client can be entered once, and used inside its context by the event loop that it was entered in.
+    Anything else is a RuntimeError at once; threads use SyncRegistrationClient.
     """
 
     def __init__(
@@ -61,8 +64,13 @@ class RegistrationClient:
         self._account_id = account_id
         self._timeout = timeout
         self._answers: dict[str, asyncio.Future[Reply]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_open = False
 
     async def __aenter__(self) -> Self:
+        if self._loop is not None:
+            raise RuntimeError("A RegistrationClient can be entered once: make another one")
+        self._loop = asyncio.get_running_loop()
         await look_for_workers(self._settings)
         events = EventListener()
         name = job_queue(self._settings, uuid4().hex)
@@ -72,15 +80,17 @@ class RegistrationClient:
             await stack.enter_async_context(self._replies)
             publisher.start()
             stack.push_async_callback(publisher.stop)
-            self._open = stack.pop_all()
+            self._resources = stack.pop_all()
         self._sender = RequestSender(publisher, self._settings.prefix)
+        self._is_open = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_open = False
         for request_id, answer in self._answers.items():
             if not answer.done():
                 answer.set_exception(OutcomeUnknown(request_id, "The client was closed"))
-        await self._open.aclose()
+        await self._resources.aclose()
 
     async def register(
         self,
@@ -97,6 +107,7 @@ class RegistrationClient:
         TopologyError or PublishRefused when the broker does not take the request, TypeError or ValueError
         when the registration is not JSON.
         """
+        self._check_open()
         request_id = _id(request_id)
         if request_id in self._answers:
             raise ValueError(f"request {request_id} is under way already")
@@ -127,6 +138,7 @@ class RegistrationClient:
         """Send one registration and return its request id once the broker has it safe. The reply goes to the
         queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
         not confirmed."""
+        self._check_open()
         request_id = _id(request_id)
         confirmed = self._send(registration, request_id, account_id, reply_to=None)
         try:
@@ -135,6 +147,16 @@ class RegistrationClient:
         except TimeoutError:
             raise OutcomeUnknown(request_id, "The broker did not confirm in time") from None
         return request_id
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise RuntimeError("The client is not open yet: use it inside its `async with` block")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "The client belongs to another event loop: make one in each, or use SyncRegistrationClient"
+            )
+        if not self._is_open:
+            raise RuntimeError("The client is closed: its `async with` block has ended")
 
     def _send(
         self,

@@ -5,6 +5,8 @@ ones on which the broker tests run too; the tests get it with the first one adde
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,8 @@ LINT = {
     "mypy deploy": ("mypy", "deploy/lib"),
 }
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
 # Tests mostly wait; a file keeps to one process, for the brokers of its own that it may have started.
 SIDE_BY_SIDE = ("-n", "4", "--dist", "loadfile")
 
@@ -31,11 +35,28 @@ def checks(environment: Mapping[str, str]) -> int:
         for name, command in LINT.items():
             print(f"== {name}", flush=True)
             outcome[name] = _python(command, environment)
+    if not sys.argv[1:] or any("console" in argument for argument in sys.argv[1:]):
+        _want_browser()
     print("== pytest", flush=True)
     outcome["pytest"] = _python(("pytest", *(sys.argv[1:] or SIDE_BY_SIDE)), _for_tests(environment))
     if len(outcome) > 1:
         print("==", " · ".join(f"{name}: {'failed' if code else 'ok'}" for name, code in outcome.items()))
     return outcome["pytest"] or max(outcome.values())
+
+
+def _want_browser() -> None:
+    """The console is tested in a real browser, where there is one or the system can install it."""
+    if any(shutil.which(name) for name in BROWSERS):
+        return
+    installer = Path(__file__).parent / "system-install"
+    code = subprocess.run(
+        [installer, BROWSERS[0], "the console's tests in a browser"], check=False
+    ).returncode
+    if code:
+        print(
+            f"== NO BROWSER: the console is NOT tested in one. Install {BROWSERS[0]} and run this again.",
+            flush=True,
+        )
 
 
 def _python(module: tuple[str, ...], environment: Mapping[str, str]) -> int:

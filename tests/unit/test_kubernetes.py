@@ -21,6 +21,7 @@ MANIFESTS = ROOT / "deploy" / "kubernetes"
 OVERLAY = MANIFESTS / "overlays" / "production"
 PATCH = "dead-letter-keys.yaml"
 PREFIX = "ott.registration"
+CONSOLE = "ott-console"
 
 sys.path.insert(0, str(ROOT / "deploy" / "lib"))
 from definitions import USERS, definitions  # noqa: E402 - a script's module
@@ -90,8 +91,13 @@ def all_of(kind: str) -> list[Document]:
     ]
 
 
-def the(kind: str) -> Document:
-    (document,) = all_of(kind)
+def the(kind: str, folder: str = "base") -> Document:
+    """The only resource of a kind, whether of the workers, of their broker, or of the console."""
+    if folder != "base":
+        paths = [path for path in files() if path.parent.name == folder]
+        (document,) = [d for path in paths for d in documents(path) if d["kind"] == kind]
+        return document
+    (document,) = [d for d in all_of(kind) if d["metadata"]["name"] != CONSOLE]
     return document
 
 
@@ -163,18 +169,19 @@ def test_every_setting_in_the_manifests_is_one_of_the_workers() -> None:
     } == set()
 
 
-def container() -> Document:
-    (only,) = the("Deployment")["spec"]["template"]["spec"]["containers"]
+def container(folder: str = "base") -> Document:
+    (only,) = the("Deployment", folder)["spec"]["template"]["spec"]["containers"]
     return dict(only)
 
 
-def test_the_pod_is_restricted() -> None:
-    pod = the("Deployment")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("folder", ["base", "console"])
+def test_the_pod_is_restricted(folder: str) -> None:
+    pod = the("Deployment", folder)["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
-    assert the("ServiceAccount")["automountServiceAccountToken"] is False
+    assert the("ServiceAccount", folder)["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container()["securityContext"] == {
+    assert container(folder)["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "runAsNonRoot": True,
@@ -185,7 +192,7 @@ def test_the_pod_is_restricted() -> None:
 
 
 def test_secrets_come_as_files_only() -> None:
-    for entry in container()["env"]:
+    for entry in container()["env"] + container("console")["env"]:
         assert entry["name"].endswith("_FILE")
         assert entry["value"].startswith("/run/secrets/")
     assert all("secretKeyRef" not in path.read_text() for path in files())
@@ -279,6 +286,18 @@ def test_every_selector_finds_the_pods() -> None:
         the("NetworkPolicy")["spec"]["podSelector"],
     ]
     assert all(selector["matchLabels"].items() <= labels.items() for selector in found)
+
+
+def test_the_console_is_reached_by_its_service_and_reaches_rabbitmq_alone() -> None:
+    pod = the("Deployment", "console")["spec"]["template"]
+    assert the("Service", "console")["spec"]["selector"] == pod["metadata"]["labels"]
+    policy = the("NetworkPolicy", "console")["spec"]
+    assert policy["podSelector"]["matchLabels"] == pod["metadata"]["labels"]
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5671, 5672}
+    assert (
+        pod["spec"]["securityContext"]["runAsUser"]
+        != (the("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"])
+    )
 
 
 def test_the_topology_is_the_one_that_the_worker_declares() -> None:

@@ -14,7 +14,7 @@ from worker.broker.control_stream import read_orders_by
 from worker.broker.journal_reader import JournalReader
 from worker.broker.status_stream import read_workers_by
 from worker.broker.topology import Topology
-from worker.contract.control import Pause, standing_pause
+from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.status import WorkerStatus
 from worker.errors import TopologyError
 
@@ -27,11 +27,13 @@ WINDOW = 500  # messages that are read at first; the next windows are twice as l
 @dataclass(slots=True)
 class Overview:
     """`queues` holds the messages that wait in `requests`, `replies` and `dead`. `lost` are workers that fell
-    silent without draining. `problems` says in a line each what could not be read."""
+    silent without draining. `orders` are all that are kept, the oldest first. `problems` says in a line each
+    what could not be read."""
 
     workers: list[WorkerStatus] = field(default_factory=list)
     lost: list[WorkerStatus] = field(default_factory=list)
     pause: Pause | None = None
+    orders: list[Order] = field(default_factory=list)
     queues: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -62,7 +64,8 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
             elif each.state != "draining":
                 found.lost.append(each)
     with _told(found):
-        found.pause = standing_pause(await read_orders_by(JournalReader(connection, names.control)))
+        found.orders = await read_orders_by(JournalReader(connection, names.control))
+        found.pause = standing_pause(found.orders)
     return found
 
 

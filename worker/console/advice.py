@@ -5,21 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from worker.console.broker_state import BrokerState
+from worker.broker.overview import Overview
 from worker.console.letters import Cause
 from worker.contract.status import WorkerStatus
+from worker.dead_letters.hints import hint
 
 Level = Literal["good", "notice", "warning", "bad"]
 LONG_WAIT = 15 * 60  # seconds for the backlog
-
-_BY_REASON = {
-    "invalid": "The sender must fix them; mend a single one here, or discard them.",
-    "rejected": "Open one, read what Marketing Cloud turned down, mend it and replay it.",
-    "exhausted": "Their calls failed until the attempts were spent: replay one as a canary.",
-    "forbidden": "The business unit or a scope was refused: grant it, then replay one as a canary.",
-    "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must send less; discard them.",
-    "delivery_limit": "The worker died on them over and over: look at its log before you replay one.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +25,7 @@ class Advice:
     link_text: str = ""
 
 
-def advise(state: BrokerState, causes: Sequence[Cause], trouble: str, *, is_known: bool) -> Advice:
+def advise(state: Overview, causes: Sequence[Cause], trouble: str, *, is_known: bool) -> Advice:
     """The most urgent thing. `trouble` is why the broker could not be asked, empty where it could; it has
     not answered yet where the state is not known."""
     if trouble:
@@ -46,7 +38,7 @@ def advise(state: BrokerState, causes: Sequence[Cause], trouble: str, *, is_know
     return _letters(causes) if causes else _backlog(state)
 
 
-def _halt(state: BrokerState) -> Advice | None:
+def _halt(state: Overview) -> Advice | None:
     """Why nothing is registered at present, if so."""
     if not state.workers:
         return _without_worker(state)
@@ -63,8 +55,8 @@ def _halt(state: BrokerState) -> Advice | None:
     return None
 
 
-def _without_worker(state: BrokerState) -> Advice:
-    waiting = state.depths.get("requests", 0)
+def _without_worker(state: Overview) -> Advice:
+    waiting = state.queues.get("requests", 0)
     wait = f"{waiting:,} requests wait" if waiting else "Nothing waits"
     return Advice("bad", "No worker runs", f"{wait}: start one with ott-worker run.")
 
@@ -82,19 +74,19 @@ def _outage(worker: WorkerStatus) -> Advice:
 def _letters(causes: Sequence[Cause]) -> Advice:
     total, largest = sum(cause.group.count for cause in causes), causes[0]
     headline = "1 dead letter" if total == 1 else f"{total:,} dead letters"
-    advice = _BY_REASON.get(largest.group.reason, "Open one to see why, then replay or discard it.")
     most = "" if len(causes) == 1 else f"Most ({largest.group.count:,}) are {largest.group.reason}. "
     return Advice(
         "notice",
         headline,
-        f"{most}{advice}",
+        f"{most}{hint(largest.group.reason)}",
         f"/dead-letters?cause={largest.key}",
         "Open the most frequent",
     )
 
 
-def _backlog(state: BrokerState) -> Advice:
-    waiting, rate = state.depths.get("requests", 0), state.rate
+def _backlog(state: Overview) -> Advice:
+    waiting = state.queues.get("requests", 0)
+    rate = sum(worker.rate_per_second for worker in state.workers)
     if waiting and rate and waiting / rate > LONG_WAIT:
         return Advice(
             "notice",

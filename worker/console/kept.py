@@ -60,4 +60,4 @@ async def refreshed(patience: float, *kept: Kept[Any]) -> None:
     """Wait until these are as new as they should be, or for `patience` seconds."""
     tasks = {task for each in kept if (task := each.refresh()) is not None}
     if tasks:
-        await asyncio.wait(tasks, timeout=patience)
+        await asyncio.wait(tasks, timeout=max(0, patience))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -137,6 +137,8 @@ class LetterCopy:
         self.rows: Kept[list[LetterRow]] = Kept(self._read, [], LEAST_LIFE)
         self.seen = 0
         self.total = 0
+        self.causes: list[Cause] = []
+        self.choices = _choices([])
 
     @property
     def is_complete(self) -> bool:
@@ -179,9 +181,19 @@ class LetterCopy:
                     if self.seen % BREATH == 0:
                         await asyncio.sleep(0)
             now = time.monotonic()
+        self.causes, self.choices = causes_of(rows), _choices(rows)
         self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
         self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
         return rows
+
+
+def _choices(rows: Sequence[LetterRow]) -> dict[str, list[str]]:
+    """What the filters can be set to."""
+    return {
+        "reasons": sorted({row.letter.reason for row in rows}),
+        "platforms": sorted({row.letter.platform for row in rows if row.letter.platform}),
+        "accounts": sorted({row.letter.account for row in rows if row.letter.account}),
+    }
 
 
 def _bare(letter: Letter) -> Letter:

@@ -1,6 +1,7 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,20 +10,20 @@ from typing import Any
 
 from aiohttp import web
 
+from worker.broker.overview import Overview
 from worker.console.advice import advise
-from worker.console.broker_state import BrokerReader, BrokerState
 from worker.console.chart import STACK, chart_of
 from worker.console.journal_search import JournalSearch, Wanted
 from worker.console.kept import Kept, refreshed
 from worker.console.last_hour import LastHour, time_of
 from worker.console.letters import (
     LetterCopy,
-    LetterRow,
     as_time,
     causes_of,
     filter_of,
 )
 from worker.console.mending import fields_of
+from worker.console.overview_reader import OverviewReader
 from worker.console.rendering import Renderer, wants_json
 from worker.console.run import BAD, STAYING, Planned, Run, Runs
 from worker.contract.journal_record import JournalRecord
@@ -45,17 +46,17 @@ class Sources:
     """Everything that the pages are made of."""
 
     settings: Settings
-    state: Kept[BrokerState] = field(init=False)
+    state: Kept[Overview] = field(init=False)
     letters: LetterCopy = field(init=False)
     last_hour: LastHour = field(init=False)
     journal: JournalSearch = field(init=False)
     runs: Runs = field(init=False)
     queue: asyncio.Lock = field(init=False)
-    _reader: BrokerReader = field(init=False)
+    _reader: OverviewReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._reader = BrokerReader(self.settings)
-        self.state = Kept(self._reader.read, BrokerState(), STATE_LIFE)
+        self._reader = OverviewReader(self.settings)
+        self.state = Kept(self._reader.read, Overview(), STATE_LIFE)
         self.queue = asyncio.Lock()
         self.letters = LetterCopy(self.settings, self.queue)
         self.runs = Runs()
@@ -65,10 +66,10 @@ class Sources:
     async def look(self, request: web.Request) -> None:
         """Make the broker's state and the copy of the letters as new as they should be; a browser is shown
         what is there in time."""
-        patience = ANSWER if wants_json(request) else PAINT
-        await refreshed(patience, self.state)
-        self.letters.depth_is(self.state.value.depths.get("dead"))
-        await refreshed(patience, self.letters.rows)
+        until = time.monotonic() + (ANSWER if wants_json(request) else PAINT)
+        await refreshed(until - time.monotonic(), self.state)
+        self.letters.depth_is(self.state.value.queues.get("dead"))
+        await refreshed(until - time.monotonic(), self.letters.rows)
 
     def expire(self) -> None:
         """Something was changed: read the broker's state and the letters anew at the next look."""
@@ -109,8 +110,10 @@ class Pages:
         sources.last_hour.look()
         await sources.look(request)
         now = datetime.now(UTC)
-        state, causes = sources.state.value, causes_of(sources.letters.rows.value)
+        state, causes = sources.state.value, sources.letters.causes
         advice = advise(state, causes, sources.state.trouble, is_known=sources.state.as_of is not None)
+        in_flight = sum(worker.in_flight for worker in state.workers)
+        rate = sum(worker.rate_per_second for worker in state.workers)
         minutes = sources.last_hour.minutes(now)
         latency = sources.last_hour.latency(now)
         document = {
@@ -118,11 +121,12 @@ class Pages:
             "asOf": sources.state.as_of,
             "state": advice.headline,
             "next": advice.sentence,
+            "lost": [worker.model_dump(mode="json", by_alias=True) for worker in state.lost],
             "workers": [worker.model_dump(mode="json", by_alias=True) for worker in state.workers],
             "paused": state.pause and state.pause.model_dump(mode="json"),
-            "queues": state.depths,
-            "inFlight": state.in_flight,
-            "ratePerSecond": state.rate,
+            "queues": state.queues,
+            "inFlight": in_flight,
+            "ratePerSecond": rate,
             "latencySeconds": latency and {"median": latency.median, "p95": latency.p95},
             "lastHour": [
                 {"at": at, **{status: counts.get(status, 0) for status in STACK}} for at, counts in minutes
@@ -138,6 +142,8 @@ class Pages:
             document,
             advice=advice,
             state=state,
+            in_flight=in_flight,
+            rate=rate,
             causes=causes[:CAUSES_SHOWN],
             more_causes=max(0, len(causes) - CAUSES_SHOWN),
             chart=chart_of(minutes),
@@ -151,7 +157,7 @@ class Pages:
         await self._sources.look(request)
         copy = self._sources.letters
         matching = list(wanted.apply(copy.rows.value))
-        causes = causes_of(matching)
+        causes = causes_of(matching) if wanted else copy.causes
         page = _page(request, len(matching))
         shown = list(islice(reversed(matching), (page - 1) * PAGE_SIZE, page * PAGE_SIZE))
         document = {
@@ -175,7 +181,7 @@ class Pages:
             rows=shown,
             page=page,
             pages=_pages(len(matching)),
-            **_choices(copy.rows.value),
+            **copy.choices,
         )
 
     async def letter(self, request: web.Request) -> web.Response:
@@ -316,7 +322,7 @@ class Pages:
         self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
     ) -> web.Response:
         sources = self._sources
-        dead = sources.state.value.depths.get("dead", len(sources.letters.rows.value))
+        dead = sources.state.value.queues.get("dead", len(sources.letters.rows.value))
         return self._render.answer(
             request,
             template,
@@ -367,12 +373,3 @@ def _page(request: web.Request, matching: int) -> int:
 
 def _pages(matching: int) -> int:
     return max(1, -(-matching // PAGE_SIZE))
-
-
-def _choices(rows: Sequence[LetterRow]) -> dict[str, list[str]]:
-    """What the filters can be set to."""
-    return {
-        "reasons": sorted({row.letter.reason for row in rows}),
-        "platforms": sorted({row.letter.platform for row in rows if row.letter.platform}),
-        "accounts": sorted({row.letter.account for row in rows if row.letter.account}),
-    }

@@ -65,6 +65,9 @@ class Renderer:
             "chart_height": HEIGHT,
         }
 
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)  # compiled now, so that nobody waits for it
+
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """A page."""
         theme = theme_of(request)

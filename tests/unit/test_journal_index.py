@@ -1,4 +1,4 @@
-"""What the journal proves about a replay, as a pure decision (contract §7)."""
+"""What the journal proves about a replay, as a pure decision (contract §4)."""
 
 from typing import Any
 

@@ -102,7 +102,7 @@ class JournalIndex:
         return first.offset > known.offset or first.clock == known.clock
 
     def reaches_back_to(self, request_id: str, resource: Resource, received_at: int) -> bool:
-        """Whether every newer registration of the resource is sure to be known (contract §7).
+        """Whether every newer registration of the resource is sure to be known (contract §4).
 
         It is if the oldest entry kept was written before the request was received. Else the request's own
         record shows that the journal was kept then: if nothing was ever trimmed, or if the record is

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from worker.cli.app import app
 from worker.settings import Settings, variable
 
 ROOT = Path(__file__).parents[2]
+RELEASE = re.compile(r"^## (\S+)$", re.MULTILINE)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -34,12 +36,28 @@ def test_the_settings_table_is_the_codes() -> None:
     assert table[1].strip() == settings_table()
 
 
+def test_the_version_is_the_one_of_the_newest_release_notes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    notes = (ROOT / "deploy" / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert RELEASE.findall(notes)[0] == project["version"]
+    overlay = ROOT / "deploy" / "kubernetes" / "overlays" / "production" / "kustomization.yaml"
+    assert f"newTag: {project['version']}" in overlay.read_text(encoding="utf-8")
+
+
+def test_the_first_screen_has_the_picture_and_the_two_commands() -> None:
+    first_screen = "\n".join(README.splitlines()[:24])
+    assert "```mermaid" in first_screen
+    assert "./deploy/quickstart" in first_screen
+    assert "./deploy/test" in first_screen
+    assert "docker compose up" in README
+
+
 def test_every_setting_of_the_contract_is_there() -> None:
     names = {variable(name) for name in Settings.model_fields}
     assert {"OTT_AMQP_URL", "OTT_HOLD_LIMIT", "OTT_MC_INSECURE_HTTP", "OTT_JOURNAL_MAX_BYTES"} <= names
 
 
-@pytest.mark.parametrize("document", ["README.md", "deploy/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "deploy/README.md", "deploy/CHANGELOG.md"])
 def test_links_lead_to_files(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8")):

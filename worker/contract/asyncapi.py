@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from worker.contract.control import Order
 from worker.contract.journal_record import JournalRecord
-from worker.contract.schema import registration_schemas, reply_schemas
+from worker.contract.schema import registration_schemas, reply_schemas, schemas_of
+from worker.contract.status import WorkerStatus
 from worker.contract.words import (
     ACCOUNT_HEADER,
     ATTEMPTS_HEADER,
+    CONTROL_TYPE,
     DEAD_AT_HEADER,
     ERROR_HEADER,
     JOURNAL_TYPE,
@@ -17,6 +20,7 @@ from worker.contract.words import (
     REPLY_REFUSED_HEADER,
     REPLY_TYPE,
     REQUEST_KEY,
+    STATUS_TYPE,
     UNROUTABLE,
 )
 
@@ -72,6 +76,8 @@ def _channels(prefix: str) -> Document:
         "journal": _queue(
             f"{prefix}.journal", "A stream: what became of each request, without secrets.", "journal"
         ),
+        "status": _queue(f"{prefix}.status", "A stream: what each worker is doing.", "status"),
+        "control": _queue(f"{prefix}.control", "A stream: what operators order and change.", "order"),
     }
 
 
@@ -108,6 +114,12 @@ def _operations() -> Document:
         "sendReply": _send("replies", "Answer a request that names no usable reply_to.", mandatory=True),
         "sendDeadLetter": _send("dead", "Keep a request that was not registered.", mandatory=True),
         "sendJournal": _send("journal", "Record what became of requests.", mandatory=True),
+        "sendStatus": _send("status", "Tell what this worker is doing.", mandatory=False),
+        "receiveOrder": {
+            "action": "receive",
+            "summary": "Obey a pause; operators publish it to the entry exchange with the key control.",
+            "channel": _channel("control"),
+        },
     }
 
 
@@ -140,6 +152,18 @@ def _messages() -> Document:
         },
         "result": _reply("Result", "The request is registered."),
         "errorEnvelope": _reply("ErrorEnvelope", "The request is not registered."),
+        "status": {
+            "title": "Status of a worker",
+            "contentType": "application/json",
+            "payload": _ref("WorkerStatus"),
+            "bindings": {"amqp": {"messageType": STATUS_TYPE, "bindingVersion": _BINDING}},
+        },
+        "order": {
+            "title": "Order, or record of a change",
+            "contentType": "application/json",
+            "payload": _ref("Order"),
+            "bindings": {"amqp": {"messageType": CONTROL_TYPE, "bindingVersion": _BINDING}},
+        },
         "journal": {
             "title": "Journal records",
             "summary": "JSON lines: one record for each settled request.",
@@ -172,7 +196,7 @@ def _schemas() -> Document:
         },
         **registrations,
         **reply_schemas(_SCHEMA),
-        "JournalRecord": JournalRecord.model_json_schema(ref_template=_SCHEMA),
+        **schemas_of((JournalRecord, WorkerStatus, Order), _SCHEMA),
         "RequestHeaders": _REQUEST_HEADERS,
         "DeadLetterHeaders": _DEAD_LETTER_HEADERS,
         "ReplyHeaders": _REPLY_HEADERS,

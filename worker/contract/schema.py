@@ -1,6 +1,9 @@
 """JSON Schemas (2020-12) of what travels, from the models that validate it."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from pydantic import BaseModel
 
 from worker.contract.platforms import PLATFORMS, Platform
 from worker.contract.reply import ErrorEnvelope, Result
@@ -23,8 +26,13 @@ def schema_name(platform: Platform) -> str:
 
 def reply_schemas(ref_template: str = _REF) -> dict[str, Schema]:
     """The result and the error envelope, by name, with the models that they refer to."""
+    return schemas_of((Result, ErrorEnvelope), ref_template)
+
+
+def schemas_of(models: Iterable[type[BaseModel]], ref_template: str) -> dict[str, Schema]:
+    """The schemas of these models, by name, with those of the models that they refer to."""
     schemas: dict[str, Schema] = {}
-    for model in (Result, ErrorEnvelope):
+    for model in models:
         schema = model.model_json_schema(ref_template=ref_template)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema

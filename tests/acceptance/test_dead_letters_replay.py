@@ -1,6 +1,7 @@
 """Replaying and discarding dead letters (contract §7, §8)."""
 
 import asyncio
+import csv
 import getpass
 import json
 import re
@@ -422,6 +423,48 @@ async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_t
         await process.communicate()
     left = [m.message_id for m in await dead_queue(requester)]
     assert left == ids[-len(left) :]
+
+
+async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig: Rig, tmp_path: Path) -> None:
+    requester = await rig.start()
+    for name in ("p", "q", "r"):
+        await turned_down(rig, requester, name, f"old {name}", message_id=name)
+    file = tmp_path / "letters.csv"
+    written = await ott_worker(rig.settings(), "dead-letters", "export", str(file))
+    assert (written.code, written.out) == (0, f"3 dead letters written to {file}.\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    secrets = [MESSENGER["ottPlatformAttributes"][name] for name in ("applicationSecret", "pageAccessToken")]
+    assert not [secret for secret in secrets if secret in file.read_text()]
+
+    # As a spreadsheet saves it: another delimiter, quoted cells; one row corrected, one taken out.
+    rows = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
+    name, token = rows[0].index("pageName"), rows[0].index("pageAccessToken")
+    rows[1][name], rows[1][token] = "new; name", "new-token"
+    with open(file, "w", encoding="utf-8-sig", newline="") as opened:
+        csv.writer(opened, delimiter=";", quoting=csv.QUOTE_ALL).writerows(rows[:3])
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--patch", str(file), "--json")
+    assert ended.code == 0, ended.err
+    assert ended.documents[-1] == {"replayed": 2, "left": 0, "unfit": 0}
+    corrected = json.loads(messenger("p", "new; name", pageAccessToken="new-token"))
+    bodies = [json.dumps(corrected, separators=(",", ":")).encode(), messenger("q", "old q")]
+    calls = rig.sandbox.history.registration_calls[-2:]
+    assert {call.sha256 for call in calls} == {sha256(body).hexdigest() for body in bodies}
+    assert [m.message_id for m in await dead_queue(requester)] == ["r"]
+
+
+async def test_rows_of_a_patch_that_name_no_letter_are_told(
+    rig: Rig, requester: Requester, tmp_path: Path
+) -> None:
+    await bury(requester, 1)
+    file = tmp_path / "letters.csv"
+    file.write_text("id,pageName\nletter-00000,new\nnobody,new\n")
+    ended = await ott_worker(
+        rig.settings(), "dead-letters", "replay", "--patch", str(file), "--force", "--no-wait"
+    )
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "1 rows name no dead letter that matches, such as nobody" in ended.err
+    (replayed,) = await requests_queue(requester, 1)
+    assert json.loads(replayed.body)["ottPlatformAttributes"]["pageName"] == "new"
 
 
 async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:

@@ -59,8 +59,8 @@ class Patch:
 class Patches(Protocol):
     """A patch for each letter."""
 
-    def of(self, letter: Letter) -> Patch | None:
-        """The letter's patch, or None where it is replayed as it is."""
+    def of(self, letter: Letter) -> "Patch | InvalidPatch | None":
+        """The letter's patch, or None where it is replayed as it is. InvalidPatch leaves it where it is."""
 
 
 @dataclass(frozen=True, slots=True)

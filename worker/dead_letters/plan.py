@@ -23,8 +23,8 @@ Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "di
 class Plan:
     """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after the patch,
     `rejected` are replayed though they are invalid as they are, and `unproven` could overwrite something
-    newer, for all that the journal tells. `resources` are those of the matching letters; one that names none
-    counts as one of its own."""
+    newer, for all that the journal tells. `ids` and `resources` are those of the matching letters; a letter
+    that names no resource counts as one of its own."""
 
     total: int = 0
     matching: int = 0
@@ -33,10 +33,12 @@ class Plan:
     rejected: int = 0
     unproven: int = 0
     resources: set[Resource | str] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
 
     def add(self, outcome: Outcome, letter: Letter) -> None:
         """Count a matching letter."""
         self.matching += 1
+        self.ids.add(letter.id)
         self.resources.add(letter.resource or letter.id)
         self.unfit += outcome == "unfit"
         self.superseded += outcome == "superseded"
@@ -91,7 +93,10 @@ class Planner:
         resource = letter.resource
         if why := why_not_replayable(letter, self._settings, accept_unencrypted=self._accept_unencrypted):
             return Forecast(letter, "unfit", why)
-        if patch := self._patches.of(letter):
+        patch = self._patches.of(letter)
+        if isinstance(patch, InvalidPatch):
+            return Forecast(letter, "unfit", str(patch))
+        if patch is not None:
             patched = patch.apply(letter.delivery.body, self._settings.max_body_bytes)
             if isinstance(patched, InvalidPatch):
                 return Forecast(letter, "unfit", str(patched))

@@ -154,7 +154,10 @@ class Replay:
             return InvalidPatch((why,))
         body = letter.delivery.body
         properties = replayed(letter, force=self._force)
-        if patch := self._patches.of(letter):
+        patch = self._patches.of(letter)
+        if isinstance(patch, InvalidPatch):
+            return patch
+        if patch is not None:
             patched = patch.apply(body, self._settings.max_body_bytes)
             if isinstance(patched, InvalidPatch):
                 return patched

@@ -32,9 +32,10 @@ from worker.dead_letters import patch
 from worker.dead_letters import replay as replaying
 from worker.dead_letters.box import Progress, open_box
 from worker.dead_letters.outcomes import OutcomeFollower
-from worker.dead_letters.patch import Patch, SamePatch
+from worker.dead_letters.patch import Patch, Patches, SamePatch
 from worker.dead_letters.plan import Forecast, Plan, Planner
 from worker.dead_letters.selection import Selection
+from worker.dead_letters.table import TablePatches, read_patches
 from worker.errors import BrokerUnreachable, Interrupted, TopologyError, UsageError
 from worker.events import EventListener
 from worker.settings import Settings, load_settings
@@ -87,6 +88,12 @@ def replay(
             help="Patch a field first; VALUE may be @FILE, or - for standard input.",
         ),
     ] = None,
+    patch_file: Annotated[
+        str | None,
+        typer.Option(
+            "--patch", metavar="FILE", help="Patch each letter by its row in a file that export wrote."
+        ),
+    ] = None,
     same_for_all: Annotated[
         bool, typer.Option("--same-for-all", help="Let --set give several pages or channels the same value.")
     ] = False,
@@ -112,21 +119,31 @@ def replay(
     Examples: ott-worker dead-letters replay --reason exhausted --since 2h --dry-run
 
     ott-worker dead-letters replay 6f1c0a52d0b14a5e --set pageAccessToken=@token.txt
+
+    ott-worker dead-letters replay --patch letters.csv
     """
     if rate is not None and not 0 < rate < 1e6:
         raise UsageError("--rate must be a number above 0")
     selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
-    require_filter(selection, "replay", everything=all_)
     patching = patch.parse(assignments or (), read_value)
+    patches: Patches = SamePatch(patching)
+    if patch_file is not None:
+        patches = _read_patches(patch_file, patching)
+        if selection.is_everything and not all_:
+            selection = Selection(ids=frozenset(patches.records))
+    require_filter(selection, "replay", everything=all_)
     settings = load_settings()
     ways = _Ways(force, accept_unencrypted, rate, not no_wait and settings.journal, as_json)
     with Table(FORECAST_COLUMNS) as table:
-        plan = asyncio.run(_plan(settings, selection, patching, ways, table if dry_run else None))
+        plan = asyncio.run(_plan(settings, selection, patches, ways, table if dry_run else None))
         if not same_for_all:
             _refuse_one_for_all(patching, plan)
+        missing = patches.records.keys() - plan.ids if isinstance(patches, TablePatches) else set()
+        if missing:
+            say(f"{patch_file}: {len(missing)} rows name no dead letter that matches, such as {min(missing)}")
         if dry_run:
             _print_plan(table, plan, as_json=as_json)
-            return 1 if plan.unfit or plan.rejected or plan.unproven else 0
+            return 1 if plan.unfit or plan.rejected or plan.unproven or missing else 0
     if plan.unproven:
         say(
             f"{letters(plan.unproven)} could overwrite a newer registration, for the journal does not reach "
@@ -141,7 +158,14 @@ def replay(
     if asks and not agreed(f"{_in_words(plan)} Go on?"):
         say("nothing was replayed")
         return 1
-    return asyncio.run(_replay(settings, selection, patching, plan, ways))
+    code = asyncio.run(_replay(settings, selection, patches, plan, ways))
+    return code or (1 if missing else 0)
+
+
+def _read_patches(path: str, patching: Patch) -> TablePatches:
+    if patching:
+        raise UsageError("--patch and --set cannot be combined: change the cells of the file")
+    return read_patches(path)
 
 
 def _refuse_one_for_all(patching: Patch, plan: Plan) -> None:
@@ -153,24 +177,24 @@ def _refuse_one_for_all(patching: Patch, plan: Plan) -> None:
         )
 
 
-def _planner(settings: Settings, selection: Selection, patching: Patch, ways: _Ways) -> Planner:
+def _planner(settings: Settings, selection: Selection, patches: Patches, ways: _Ways) -> Planner:
     return Planner(
         settings,
         selection,
-        SamePatch(patching),
+        patches,
         force=ways.force,
         accept_unencrypted=ways.accept_unencrypted,
     )
 
 
 async def _plan(
-    settings: Settings, selection: Selection, patching: Patch, ways: _Ways, table: Table | None
+    settings: Settings, selection: Selection, patches: Patches, ways: _Ways, table: Table | None
 ) -> Plan:
     def tell(forecast: Forecast) -> None:
         if table is not None:
             table.add({**forecast.letter.summary(), "outcome": forecast.outcome, "why": forecast.why or None})
 
-    planner = _planner(settings, selection, patching, ways)
+    planner = _planner(settings, selection, patches, ways)
     async with open_box(settings, say) as box:
         return await planner.make(box, tell)
 
@@ -185,14 +209,14 @@ def _print_plan(table: Table, plan: Plan, *, as_json: bool) -> None:
     output.flush()
 
 
-async def _replay(settings: Settings, selection: Selection, patching: Patch, plan: Plan, ways: _Ways) -> int:
+async def _replay(settings: Settings, selection: Selection, patches: Patches, plan: Plan, ways: _Ways) -> int:
     progress = Progress()
     async with contextlib.AsyncExitStack() as stack:
         follower = await _follow(settings, stack) if ways.wait else None
         run = replaying.Replay(
             settings,
             selection,
-            SamePatch(patching),
+            patches,
             _Trouble(),
             force=ways.force,
             accept_unencrypted=ways.accept_unencrypted,
@@ -202,7 +226,7 @@ async def _replay(settings: Settings, selection: Selection, patching: Patch, pla
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, run.stop.set)
-        planner = _planner(settings, selection, patching, ways)
+        planner = _planner(settings, selection, patches, ways)
         plan, lost = await _publish(settings, run, planner, plan, progress)
         left = max(0, plan.matching - progress.done)
         if not ways.as_json:

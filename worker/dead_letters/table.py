@@ -1,0 +1,140 @@
+"""Dead letters as a table: exported, corrected in a spreadsheet, and read back as a patch for each letter.
+
+Read back, a row changes only what differs from the letter as it lies in the queue. So neither an empty cell,
+nor a masked secret, nor an id that a spreadsheet has rounded on its way overwrites anything.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
+from worker.contract.registration import MalformedBody, parse_object
+from worker.contract.secrets import MASK
+from worker.dead_letters.letter import Letter
+from worker.dead_letters.patch import InvalidPatch, Patch
+from worker.errors import UsageError
+from worker.tables.cells import clean, flag, guard
+from worker.tables.damage import ACCOUNT, EXACT_DIGITS
+from worker.tables.records import Record, open_table
+from worker.tables.source import Source, Unreadable
+
+ABOUT: Final = ("id", "reason", "error", "deadAt")
+FIELDS: Final = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
+COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
+
+_SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?E\+?\d+", re.IGNORECASE)
+
+
+def header() -> bytes:
+    """The table's beginning: a byte order mark, by which spreadsheets know UTF-8, and the names."""
+    return codecs.BOM_UTF8 + _line(COLUMNS)
+
+
+def row(letter: Letter, *, reveal: bool) -> bytes:
+    """One letter; without `reveal` its secrets are masked."""
+    cells = _cells(letter)
+    summary = letter.summary()
+    shown = {name: MASK if name in SECRET_FIELDS and not reveal else cells[name] for name in cells}
+    about = {name: summary[name] or "" for name in ABOUT}
+    return _line([guard(str({**about, **shown}.get(name, ""))) for name in COLUMNS])
+
+
+@dataclass(frozen=True, slots=True)
+class TablePatches:
+    """The patches that a table holds, by the letters' ids."""
+
+    records: Mapping[str, Record]
+
+    def of(self, letter: Letter) -> Patch | InvalidPatch | None:
+        """What the letter's row changes; None where nothing, InvalidPatch where cells cannot be trusted."""
+        record = self.records.get(letter.id)
+        if record is None:
+            return None
+        before = _cells(letter)
+        changed = {
+            name: value
+            for name, value in record.values.items()
+            if name not in ABOUT and not _is_same(name, before.get(name, ""), value)
+        }
+        problems = [str(each) for each in record.problems if not each.field or each.field in changed]
+        if problems:
+            return InvalidPatch((f"line {record.line}: {problems[0]}",))
+        if ACCOUNT in changed:
+            return InvalidPatch((f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter",))
+        return Patch(changed) if changed else None
+
+
+def read_patches(path: str) -> TablePatches:
+    """The table in a CSV file or a workbook. Raises UsageError."""
+    records: dict[str, Record] = {}
+    try:
+        with Source(path) as source:
+            for record in open_table(source, also=ABOUT):
+                _add(records, record)
+    except (UsageError, Unreadable) as error:
+        raise UsageError(f"{path}: {error}") from None
+    return TablePatches(records)
+
+
+def _add(records: dict[str, Record], record: Record) -> None:
+    request_id = str(record.values.get("id", ""))
+    if not request_id:
+        raise UsageError(f"line {record.line} names no letter: its column id is empty or missing")
+    earlier = records.setdefault(request_id, record)
+    if earlier.values != record.values:
+        lines = f"lines {earlier.line} and {record.line}"
+        raise UsageError(f"{lines} are both about the letter {request_id}: keep one of them")
+
+
+def _cells(letter: Letter) -> dict[str, str]:
+    """What the letter's fields look like in cells; one that no cell can hold is left out."""
+    cells = {ACCOUNT: letter.account or ""}
+    try:
+        document = {} if letter.closed else parse_object(letter.delivery.body)
+    except MalformedBody:
+        document = {}
+    attributes = document.get(ATTRIBUTES)
+    fields = {PLATFORM_NAME: document.get(PLATFORM_NAME)} | (
+        attributes if isinstance(attributes, dict) else {}
+    )
+    for name in (PLATFORM_NAME, *FIELDS):
+        value = fields.get(name)
+        if isinstance(value, bool):
+            cells[name] = "true" if value else "false"
+        elif isinstance(value, str | int):
+            cells[name] = str(value)
+    return cells
+
+
+def _is_same(name: str, before: str, value: Any) -> bool:
+    """Whether a cell still says what it said when it was exported."""
+    if name in SECRET_FIELDS and value == MASK:
+        return True
+    cell = clean(before)
+    if type(value) is not str:
+        return bool(flag(cell) == value)
+    return value == cell or _is_rounded(cell, value)
+
+
+def _is_rounded(digits: str, value: str) -> bool:
+    """Whether a spreadsheet that takes an id for a number makes this of it."""
+    if not (digits.isascii() and digits.isdigit()):
+        return False
+    if value.replace(",", ".") == f"{digits}.0":
+        return True
+    if found := _SCIENTIFIC.fullmatch(value):
+        places = len(found[1] or "")
+        return float(f"{int(digits):.{places}E}") == float(value.replace(",", "."))
+    kept = digits[:EXACT_DIGITS]
+    return len(digits) > EXACT_DIGITS and value == kept.ljust(len(digits), "0")
+
+
+def _line(cells: Iterable[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode(errors="replace")

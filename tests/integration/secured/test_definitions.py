@@ -254,7 +254,6 @@ MAY: dict[str, set[str]] = {
         "publish a dead letter",
         "read requests",
         "read dead",
-        "read control",
         "purge requests",
         "purge dead",
         "bind dead to the entry",

@@ -86,7 +86,6 @@ class Changes:
         run = Run(
             secrets.token_urlsafe(6),
             self._sources.settings,
-            self._sources.queue,
             kind=kind,
             ids=ids,
             patch=patch,

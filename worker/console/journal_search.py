@@ -1,5 +1,6 @@
 """What the journal tells of requests, newest first, looked for from its end backwards."""
 
+import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.broker.journal_reader import JournalReader, open_journal
+from worker.errors import WorkerError
 from worker.settings import Settings
 
 STEPS = (500, 5_000, 45_000)  # messages; how much further back each step goes
@@ -44,12 +46,14 @@ class Wanted:
 @dataclass(slots=True)
 class Found:
     """Matching records, newest first, in all messages from the offset `back_to` on; `is_all` where the
-    journal keeps nothing older."""
+    journal keeps nothing older. `problem` is why it could not be read, empty where it could."""
 
     records: list[Record] = field(default_factory=list)
     back_to: int = 0
     following: int = 0
     is_all: bool = True
+    is_complete: bool = True
+    problem: str = ""
 
 
 class JournalSearch:
@@ -58,10 +62,33 @@ class JournalSearch:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._kept: OrderedDict[tuple[Wanted, int], Found] = OrderedDict()
+        self._tasks: dict[tuple[Wanted, int], asyncio.Task[Found]] = {}
 
-    async def find(self, wanted: Wanted, count: int) -> Found:
-        """At least `count` records, unless there are fewer in the last messages. Raises TopologyError or
-        BrokerUnreachable."""
+    async def find(self, wanted: Wanted, count: int, patience: float) -> Found:
+        """At least `count` records, unless the last messages hold fewer. After `patience` seconds what
+        was found before, while the search goes on."""
+        if not self._settings.journal:
+            return Found(problem="There is no journal (OTT_JOURNAL=false).")
+        key = (wanted, count)
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(self._find(wanted, count))
+            task.add_done_callback(lambda _: self._tasks.pop(key))
+        await asyncio.wait({task}, timeout=patience)
+        if not task.done():
+            return self._kept.get(key) or Found(is_complete=False)
+        try:
+            return task.result()
+        except WorkerError as error:
+            return Found(problem=str(error))
+
+    async def close(self) -> None:
+        """End the searches that are under way."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _find(self, wanted: Wanted, count: int) -> Found:
         found = self._kept.get((wanted, count))
         if found is not None and wanted.before is not None:
             return found

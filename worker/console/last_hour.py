@@ -48,7 +48,7 @@ class LastHour:
         """Somebody looks: follow the journal for a while."""
         self._looked_at = time.monotonic()
         if self._settings.journal and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._run(), name="last hour")
 
     async def close(self) -> None:
         """End at once."""

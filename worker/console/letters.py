@@ -128,11 +128,10 @@ def filter_of(query: "MultiMapping[str]") -> Filter:
 
 
 class LetterCopy:
-    """The copy of the dead letter queue. `queue` is held while it is made."""
+    """The copy of the dead letter queue."""
 
-    def __init__(self, settings: Settings, queue: asyncio.Lock) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._queue = queue
         self._renewable_at = float("-inf")
         self.rows: Kept[list[LetterRow]] = Kept(self._read, [], LEAST_LIFE)
         self.seen = 0
@@ -159,7 +158,6 @@ class LetterCopy:
             return None
         selection = Selection(ids=frozenset({request_id}))
         async with (
-            self._queue,
             open_box(self._settings) as box,
             contextlib.aclosing(box.look(selection)) as letters,
         ):
@@ -168,7 +166,7 @@ class LetterCopy:
     async def _read(self) -> list[LetterRow]:
         rows: list[LetterRow] = []
         kept = 0
-        async with self._queue, open_box(self._settings) as box:
+        async with open_box(self._settings) as box:
             started = time.monotonic()
             self.seen, self.total = 0, await box.depth()
             async with contextlib.aclosing(box.look(Selection())) as letters:

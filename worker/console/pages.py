@@ -1,6 +1,5 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from aiohttp import web
 from worker.broker.overview import Overview
 from worker.console.advice import advise
 from worker.console.chart import STACK, chart_of
-from worker.console.journal_search import JournalSearch, Wanted
+from worker.console.journal_search import Found, JournalSearch, Wanted
 from worker.console.kept import Kept, refreshed
 from worker.console.last_hour import LastHour, time_of
 from worker.console.letters import (
@@ -51,14 +50,12 @@ class Sources:
     last_hour: LastHour = field(init=False)
     journal: JournalSearch = field(init=False)
     runs: Runs = field(init=False)
-    queue: asyncio.Lock = field(init=False)
     _reader: OverviewReader = field(init=False)
 
     def __post_init__(self) -> None:
         self._reader = OverviewReader(self.settings)
         self.state = Kept(self._reader.read, Overview(), STATE_LIFE)
-        self.queue = asyncio.Lock()
-        self.letters = LetterCopy(self.settings, self.queue)
+        self.letters = LetterCopy(self.settings)
         self.runs = Runs()
         self.last_hour = LastHour(self.settings)
         self.journal = JournalSearch(self.settings)
@@ -82,6 +79,7 @@ class Sources:
         await self.state.close()
         await self.letters.rows.close()
         await self.last_hour.close()
+        await self.journal.close()
         await self._reader.close()
 
 
@@ -212,13 +210,21 @@ class Pages:
     async def _gone(self, request: web.Request) -> web.Response:
         """The letter is not there any more: what became of its request?"""
         request_id = request.match_info["id"]
-        found = await self._sources.journal.find(Wanted(id=request_id), PAGE_SIZE)
+        found = await self._search(request, Wanted(id=request_id))
         document = {"id": request_id, "problem": "No dead letter has this id.", "journal": found.records}
         response = self._answer(
-            request, "letter_gone.html", document, request_id=request_id, events=_events(found.records)
+            request,
+            "letter_gone.html",
+            document,
+            request_id=request_id,
+            found=found,
+            events=_events(found.records),
         )
         response.set_status(404)
         return response
+
+    async def _search(self, request: web.Request, wanted: Wanted) -> Found:
+        return await self._sources.journal.find(wanted, PAGE_SIZE, ANSWER if wants_json(request) else PAINT)
 
     async def journal(self, request: web.Request) -> web.Response:
         """What became of requests, the newest first."""
@@ -230,11 +236,12 @@ class Pages:
         before = request.query.get("before", "")
         wanted = Wanted(**given, before=int(before) if before.isdecimal() else None)
         await refreshed(PAINT, self._sources.state)
-        found = await self._sources.journal.find(wanted, PAGE_SIZE)
+        found = await self._search(request, wanted)
         document = {
             "records": found.records,
             "backTo": found.back_to,
             "isAll": found.is_all,
+            "problem": found.problem or None,
         }
         return self._answer(
             request,
@@ -251,9 +258,7 @@ class Pages:
         platform, resource_id = request.match_info["platform"], request.match_info["id"]
         account = request.query.get("account", "")
         await self._sources.look(request)
-        found = await self._sources.journal.find(
-            Wanted(platform=platform, resource=resource_id, account=account), PAGE_SIZE
-        )
+        found = await self._search(request, Wanted(platform=platform, resource=resource_id, account=account))
         waiting = [
             row.letter
             for row in self._sources.letters.rows.value

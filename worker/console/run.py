@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from worker.broker.control_stream import publish_order
 from worker.console.mending import Change
-from worker.contract.control import Order
+from worker.contract.control import Order, OrderKind
 from worker.dead_letters import replay as replaying
-from worker.dead_letters.box import Progress, open_box
+from worker.dead_letters.box import DeadLetterBox, Progress, open_box
 from worker.dead_letters.outcomes import OutcomeFollower
 from worker.dead_letters.patch import Patch, SamePatch
 from worker.dead_letters.plan import Forecast, Outcome, Plan, Planner
@@ -53,14 +52,12 @@ class Planned:
 
 
 class Run(EventListener):
-    """`phase` tells how far it is, `problem` why it failed, `notice` what holds it up. `queue` keeps two
-    looks of this console from meeting at the queue."""
+    """`phase` tells how far it is, `problem` why it failed, `notice` what holds it up."""
 
     def __init__(
         self,
         number: str,
         settings: Settings,
-        queue: asyncio.Lock,
         *,
         kind: Kind,
         ids: Collection[str],
@@ -68,23 +65,21 @@ class Run(EventListener):
         changes: Sequence[Change] = (),
     ) -> None:
         self._settings = settings
-        self._queue = queue
         self._patch = patch
         self._task: asyncio.Task[None] | None = None
         self._replay: replaying.Replay | None = None
-        self._is_cancelled = False
+        self._stop = asyncio.Event()
         self.number = number
         self.kind = kind
         self.ids = frozenset(ids)
         self.changes = changes
-        self.made_at = datetime.now(UTC)
         self.phase: Phase = "planning"
         self.planned: list[Planned] = []
         self.forecasts: Counter[str] = Counter()
         self.outcomes: dict[str, Mapping[str, Any]] = {}
         self.statuses: Counter[str] = Counter()
         self.done = 0
-        self.canary = 0
+        self.by = self.why = ""
         self.stage = ""
         self.problem = ""
         self.notice = ""
@@ -100,7 +95,7 @@ class Run(EventListener):
 
     @property
     def is_cancelling(self) -> bool:
-        return self._is_cancelled and self.is_busy
+        return self._stop.is_set() and self.is_busy
 
     @property
     def tenth(self) -> int:
@@ -134,23 +129,23 @@ class Run(EventListener):
         self, *, by: str, why: str, canary: Canary, rate: float | None, ended: Callable[[], None]
     ) -> None:
         """Begin to do it; `ended` is called at the end."""
-        self.phase = "running"
+        self.phase, self.by, self.why = "running", by, why
         work = self._discard() if self.kind == "discard" else self._replay_all(canary, rate)
-        self._task = asyncio.create_task(self._guarded(self._recorded(work, by, why)))
+        self._task = asyncio.create_task(self._guarded(self._recorded(work)))
         self._task.add_done_callback(lambda _: ended())
 
     def cancel(self) -> None:
         """End it after what is under way; the letters that are left lie where they were."""
-        self._is_cancelled = True
+        self._stop.set()
         if self._replay is not None:
             self._replay.stop.set()
-        elif self._task is not None and self.kind == "replay":
-            self._task.cancel()
 
     async def close(self) -> None:
         """End it, and wait for that."""
         if self._task is not None and not self._task.done():
             self.cancel()
+            if self.phase == "planning":
+                self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _guarded(self, work: Awaitable[None]) -> None:
@@ -165,19 +160,15 @@ class Run(EventListener):
             raise
 
     async def _plan(self) -> None:
-        if self.kind == "replay":
-            planner = Planner(self._settings, Selection(ids=self.ids), SamePatch(self._patch))
-            async with self._queue, open_box(self._settings) as box:
-                await planner.make(box, self._add)
-        else:
-            async with (
-                self._queue,
-                open_box(self._settings) as box,
-                contextlib.aclosing(box.look(Selection(ids=self.ids))) as letters,
-            ):
-                async for letter in letters:
-                    self._add(Forecast(letter, "discarded"))
-        self.phase = "planned"
+        selection = Selection(ids=self.ids)
+        async with open_box(self._settings, self._say) as box:
+            if self.kind == "replay":
+                await Planner(self._settings, selection, SamePatch(self._patch)).make(box, self._add)
+            else:
+                async with contextlib.aclosing(box.look(selection)) as letters:
+                    async for letter in letters:
+                        self._add(Forecast(letter, "discarded"))
+        self.phase, self.notice = "planned", ""
 
     def _add(self, forecast: Forecast) -> None:
         letter = forecast.letter
@@ -186,48 +177,52 @@ class Run(EventListener):
         )
         self.forecasts[forecast.outcome] += 1
 
-    async def _recorded(self, work: Awaitable[Phase], by: str, why: str) -> None:
+    async def _recorded(self, work: Awaitable[Phase]) -> None:
         """Whatever ends it, what was done is recorded."""
         try:
             phase = await work
         finally:
             if self.done:
-                order: Literal["replayed", "discarded"] = (
-                    "discarded" if self.kind == "discard" else "replayed"
-                )
-                await asyncio.shield(
-                    publish_order(self._settings, Order.now(order, why, by=by, count=self.done))
-                )
+                order: OrderKind = "discarded" if self.kind == "discard" else "replayed"
+                done = Order.now(order, self.why, by=self.by, count=self.done)
+                await asyncio.shield(publish_order(self._settings, done))
         self.phase = phase
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, change: Literal["replaying", "discarding"]) -> AsyncIterator[DeadLetterBox]:
+        async with (
+            open_box(self._settings, self._say) as box,
+            box.change(change, by=self.by, why=self.why),
+        ):
+            self.notice = ""
+            yield box
 
     async def _discard(self) -> Phase:
         self.stage = "Discarding"
-        progress = Progress()
-        async with self._queue, open_box(self._settings) as box, box.change("discarding"):
+        async with self._changing("discarding") as box:
             plan = Plan(total=await box.depth(), matching=len(self.planned))
-            progress.tell = lambda: setattr(self, "done", progress.done)
-            await replaying.discard(box, Selection(ids=self.ids), plan, progress)
+            await replaying.discard(box, Selection(ids=self.ids), plan, self._progress())
         return "done"
 
     async def _replay_all(self, canary: Canary, rate: float | None) -> Phase:
         going = [letter.id for letter in self.planned if letter.forecast not in STAYING]
-        self.canary = {"one": 1, "tenth": self.tenth, "none": 0}[canary]
-        self.canary = 0 if self.canary >= len(going) else self.canary
-        async with self._following() as follower:
-            # A request may lie there twice: its letters go together.
-            first = set(going[: self.canary])
-            if first:
+        # A request may lie there twice: its letters go together.
+        first = set(going[: {"one": 1, "tenth": self.tenth, "none": 0}[canary]])
+        rest = set(going) - first
+        async with self._changing("replaying") as box, self._following() as follower:
+            if first and rest:
                 self.stage = f"Canary of {len(first):,}"
-                await self._replay_some(first, rate, follower)
-                if not await self._outcomes_of(follower):
-                    return "stopped"
-                if any(str(self.outcomes[each]["status"]) in BAD for each in first if each in self.outcomes):
-                    return "stopped"
-            if not self._is_cancelled:
+                await self._replay_some(box, first, rate, follower)
+                if not await self._outcomes_of(follower) or self._has_failed(first):
+                    return "cancelled" if self._stop.is_set() else "stopped"
+            if not self._stop.is_set():
                 self.stage = "Replaying"
-                await self._replay_some(set(going) - first, rate, follower)
+                await self._replay_some(box, rest or first, rate, follower)
                 await self._outcomes_of(follower)
-        return "cancelled" if self._is_cancelled else "done"
+        return "cancelled" if self._stop.is_set() else "done"
+
+    def _has_failed(self, ids: Collection[str]) -> bool:
+        return any(self.outcomes[each].get("status") in BAD for each in ids if each in self.outcomes)
 
     @contextlib.asynccontextmanager
     async def _following(self) -> AsyncIterator[OutcomeFollower | None]:
@@ -242,33 +237,36 @@ class Run(EventListener):
         self.statuses[str(record.get("status"))] += 1
 
     async def _replay_some(
-        self, ids: Collection[str], rate: float | None, follower: OutcomeFollower | None
+        self, box: DeadLetterBox, ids: Collection[str], rate: float | None, follower: OutcomeFollower | None
     ) -> None:
-        wanted = set(ids)
-        selection = Selection(ids=frozenset(wanted))
-        before = self.done
-        progress = Progress()
-        progress.tell = lambda: setattr(self, "done", before + progress.done)
-        self._replay = replaying.Replay(
-            self._settings, selection, SamePatch(self._patch), self, rate=rate, follower=follower
-        )
+        selection, patch = Selection(ids=frozenset(ids)), SamePatch(self._patch)
+        self._replay = replaying.Replay(self._settings, selection, patch, self, rate=rate, follower=follower)
         try:
-            async with self._queue, open_box(self._settings) as box, box.change("replaying"):
-                matching = sum(letter.id in wanted for letter in self.planned)
-                await self._replay.run(box, Plan(total=await box.depth(), matching=matching), progress)
+            matching = sum(letter.id in selection.ids for letter in self.planned)
+            plan = Plan(total=await box.depth(), matching=matching)
+            await self._replay.run(box, plan, self._progress())
         finally:
             self._replay = None
 
+    def _progress(self) -> Progress:
+        """Counts on from what is done so far."""
+        before, progress = self.done, Progress()
+        progress.tell = lambda: setattr(self, "done", before + progress.done)
+        return progress
+
     async def _outcomes_of(self, follower: OutcomeFollower | None) -> bool:
-        """Wait for the outcomes of what was replayed so far; False where there is no worker to wait for."""
-        if follower is None or self._is_cancelled:
+        """Wait for the outcomes of what was replayed so far; False where nobody will tell them."""
+        if follower is None:
             return True
         stage, self.stage = self.stage, f"{self.stage}: waiting for what becomes of them"
-        are_known = await follower.wait(asyncio.Event(), lambda notice: setattr(self, "notice", notice))
-        if not are_known:
-            self.notice = "No worker takes requests: start one to know what becomes of the letters."
+        are_known = await follower.wait(self._stop, self._say)
+        if not are_known and not self._stop.is_set():
+            self._say("No worker takes requests: start one to know what becomes of the letters.")
         self.stage = stage
         return are_known
+
+    def _say(self, notice: str) -> None:
+        self.notice = notice
 
     def publish_turned_down(self, queue: str, why: str) -> None:
         self.notice = f"{queue} does not take the message ({why}): trying again."

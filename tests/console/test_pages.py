@@ -1,0 +1,191 @@
+"""What the pages tell, as JSON and as HTML."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.console.conftest import Running
+from tests.console.test_changes import dead, listed, post, refusal
+from tests.rig import Rig, messenger, until
+from worker.broker.overview import Overview
+from worker.console import last_hour
+from worker.console.advice import advise
+from worker.console.chart import HEIGHT, chart_of
+from worker.console.kept import Kept, refreshed
+from worker.console.letters import Cause
+from worker.contract.control import Pause
+from worker.contract.status import GateStatus, WorkerStatus
+from worker.dead_letters.groups import Group
+from worker.errors import BrokerUnreachable
+
+Start = Callable[..., Awaitable[Running]]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+
+
+async def test_the_overview_counts_what_was_settled_and_says_what_to_do(
+    rig: Rig, start_console: Start
+) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger("1"))
+    await dead(requester, "2")
+    console = await start_console()
+
+    async def is_told() -> dict[str, Any] | None:
+        document: dict[str, Any] = await console.json("/")
+        counts = document["lastHour"][-1]
+        return document if counts["registered"] and counts["rejected"] else None
+
+    document = await until(is_told, "both requests in the last minute")
+    assert document["queues"] == {"requests": 0, "replies": 0, "dead": 1}
+    assert document["latencySeconds"]["median"] > 0
+    assert [cause["count"] for cause in document["deadLetters"]] == [1]
+    assert len(document["lastHour"]) == 60
+
+
+async def test_letters_are_filtered_by_the_url(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    rig.sandbox.faults.add(refusal(1))
+    rejected = await dead(requester, "1", endpointUrl="https://example.com")
+    invalid = [await dead(requester, page_id) for page_id in ("2", "3")]
+    console = await start_console()
+    await listed(console, 3)
+
+    async def found(query: str) -> list[str]:
+        document: Any = await console.json(f"/dead-letters?{query}")
+        return [letter["id"] for letter in document["letters"]]
+
+    everything: Any = await console.json("/dead-letters")
+    cause = next(group["cause"] for group in everything["groups"] if group["reason"] == "invalid")
+    assert await found("") == [*invalid[::-1], rejected]
+    assert await found("reason=rejected") == [rejected]
+    assert await found(f"cause={cause}") == invalid[::-1]
+    assert await found("resource=2") == [invalid[0]]
+    assert await found("error=endpointurl+MUST") == invalid[::-1]
+    assert await found("since=1h&until=0s") == [*invalid[::-1], rejected]
+    assert await found("until=1h") == []
+    assert await found("page=2") == await found("page=1")  # there is one page
+    async with console.session.get("/dead-letters?since=yesterday") as response:
+        assert response.status == 400
+
+
+async def test_a_letter_that_is_gone_is_told_by_the_journal(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    request_id = await dead(requester, "1")
+    console = await start_console()
+    await listed(console, 1)
+    _, run = await post(console, "/runs", do="discard")
+    await post(console, f"/runs/{run['run']}/start", why="a test", count="1")
+    await listed(console, 0)
+    async with console.session.get(
+        f"/dead-letters/{request_id}", headers={"Accept": "application/json"}
+    ) as response:
+        assert response.status == 404
+        assert [record["status"] for record in (await response.json())["journal"]] == ["rejected"]
+
+
+async def test_the_journal_is_shown_from_its_end_backwards(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    for number in range(3):
+        await requester.ask(messenger("1", f"name {number}"))
+    await requester.ask(messenger("2"))
+    console = await start_console()
+    document: Any = await console.json("/journal?resource=1")
+    completed = [record["completedAt"] for record in document["records"]]
+    assert len(completed) == 3
+    assert completed == sorted(completed, reverse=True)
+    await requester.ask(messenger("1", "name 3"))
+    document = await console.json("/journal?resource=1")
+    assert len(document["records"]) == 4
+    document = await console.json(f"/journal?resource=1&before={document['backTo'] + 1}")
+    assert len(document["records"]) == 1
+
+
+async def test_without_a_journal_the_pages_say_so(rig: Rig, start_console: Start) -> None:
+    await rig.start(journal=False)
+    console = await start_console(journal=False)
+    assert "There is no journal" in await console.html("/journal")
+    assert "There is no journal" in await console.html("/resources/messenger/1")
+    assert (await console.json("/"))["queues"]
+
+
+async def test_the_journal_is_followed_only_while_somebody_looks(
+    rig: Rig, start_console: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_hour, "IDLE", 0.2)
+    await rig.start()
+    console = await start_console()
+    before = asyncio.all_tasks()
+    await console.json("/")
+    (following,) = [task for task in asyncio.all_tasks() - before if task.get_name() == "last hour"]
+    await until(following.done, "the end of following")
+
+
+async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told() -> None:
+    readings = 0
+
+    async def read() -> int:
+        nonlocal readings
+        readings += 1
+        await asyncio.sleep(0.01)
+        if readings == 2:
+            raise BrokerUnreachable("gone")
+        return readings
+
+    kept = Kept(read, 0, life=60)
+    await asyncio.gather(refreshed(5, kept), refreshed(5, kept))
+    assert (kept.value, readings, kept.trouble) == (1, 1, "")
+    await refreshed(5, kept)
+    assert readings == 1
+    kept.expire()
+    await refreshed(5, kept)
+    assert (kept.value, kept.trouble) == (1, "gone")
+
+
+def worker(**changes: Any) -> WorkerStatus:
+    known = {"worker": "a:1:x", "version": "1", "at": NOW, "state": "active", "in_flight": 1}
+    return WorkerStatus(
+        **{**known, "rate_per_second": 2.0, "reconnects": 0, "gate": {"state": "open"}, **changes}
+    )
+
+
+CLOSED = worker(gate=GateStatus(state="closed", why="Marketing Cloud answered 503", since=NOW))
+CAUSE = Cause("x", "line", None, Group("forbidden", "20002 Insufficient privileges", count=3))
+
+
+@pytest.mark.parametrize(
+    ("state", "causes", "trouble", "headline"),
+    [
+        (Overview(), [], "no answer", "RabbitMQ cannot be asked"),
+        (Overview(queues={"requests": 12}), [], "", "No worker runs"),
+        (Overview([worker()], pause=Pause(by="ada", why="", since=NOW)), [CAUSE], "", "Paused"),
+        (Overview([CLOSED]), [CAUSE], "", "Marketing Cloud does not answer"),
+        (Overview([worker(state="draining")]), [], "", "Stopping"),
+        (Overview([worker()]), [CAUSE], "", "3 dead letters"),
+        (Overview([worker()], queues={"requests": 9000}), [], "", "9,000 requests wait"),
+        (Overview([worker()], queues={"requests": 9}), [], "", "All is well"),
+    ],
+)
+async def test_the_most_urgent_thing_comes_first(
+    state: Overview, causes: list[Cause], trouble: str, headline: str
+) -> None:
+    advice = advise(state, causes, trouble, is_known=True)
+    assert advice.headline == headline
+    assert advice.sentence
+
+
+async def test_a_bar_is_as_high_as_its_minute_was_busy() -> None:
+    minutes = [
+        (NOW + timedelta(minutes=n), counts)
+        for n, counts in enumerate(({}, {"registered": 10, "failed": 10}))
+    ]
+    chart = chart_of(minutes)
+    assert chart.top == 20
+    (bar,) = chart.bars
+    assert [(part.status, part.height) for part in bar.parts] == [("registered", 50), ("failed", 50)]
+    assert bar.parts[-1].y == 0
+    assert sum(part.height for part in bar.parts) == HEIGHT
+    assert "10 registered" in chart.summary

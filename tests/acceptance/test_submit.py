@@ -445,6 +445,7 @@ async def test_replies_that_come_after_an_interruption_are_taken_in_when_it_goes
     assert "30 settled before.\n" in end.out
     assert len(pages_called(rig)) == 30
     assert sorted(line["row"] for line in lines(results)) == list(range(1, 31))
+    assert sorted(line["line"] for line in lines(results)) == list(range(2, 32))
 
 
 async def test_resume_without_any_answer_says_that_every_row_is_sent(submit: Command, tmp_path: Path) -> None:

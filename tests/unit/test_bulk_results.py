@@ -15,14 +15,15 @@ from worker.bulk.results import Result, Results, ResultsFileError, read_results
 from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
 from worker.cli.submit.progress import Progress
 from worker.cli.submit.summary import show_summary
-from worker.contract.registration import Registration
+from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
 
 JOB = "0123456789abcdef0123456789abcdef"
 
 
 def row(platform: str, resource_id: str) -> Row:
-    return Row(1, 0, "pages.csv", 2, parsed=Registration(platform, resource_id))
+    attributes = {PLATFORMS[platform].id_field: resource_id}
+    return Row(1, 0, "pages.csv", 2, {"ottPlatformName": platform, "ottPlatformAttributes": attributes})
 
 
 REGISTERED = Result(2, f"{JOB}-2", "registered", "messenger", "17")

@@ -94,7 +94,7 @@ def _explained(row: Row, message: str, *, is_missing: bool) -> Problem:
         return Problem(Kind(message, allowed, advice), name, column, value)
     if message.startswith("OttPlatformName"):
         advice = f"Fill in the column {PLATFORM_COLUMN}, or give --platform for rows that name none."
-        value = "" if is_missing else shown(PLATFORM_COLUMN, row.named_platform)
+        value = "" if is_missing else shown(PLATFORM_COLUMN, (row.document or {}).get(PLATFORM_COLUMN))
         return Problem(Kind(message, _PLATFORM_VALUES, advice), PLATFORM_COLUMN, PLATFORM_COLUMN, value)
     return Problem(Kind(message, "an object with the attributes of the platform", "Add the attributes."))
 

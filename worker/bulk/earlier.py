@@ -43,7 +43,11 @@ class Earlier:
             CREATE TABLE newest (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
             CREATE TABLE again (resource TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID;
             CREATE TABLE place (number INTEGER PRIMARY KEY, row INTEGER UNIQUE);
-            CREATE TABLE known (row INTEGER PRIMARY KEY, resource TEXT, account TEXT);
+            CREATE TABLE known (
+                row INTEGER PRIMARY KEY, resource TEXT, account TEXT, line INTEGER, file TEXT
+            );
+            CREATE VIEW free AS
+                SELECT * FROM result WHERE NOT EXISTS (SELECT 1 FROM place WHERE place.row = result.row);
             CREATE INDEX by_resource ON result (resource);
             """
         )
@@ -63,8 +67,8 @@ class Earlier:
             execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", (result.row, result.status, resource))
         if not self._is_whole(survey):
             self._find_places(survey)
-        for number, resource, account in survey.rows():
-            execute("INSERT INTO known VALUES (?, ?, ?)", (self.place(number), resource, account))
+        for row in survey.rows():
+            execute("INSERT INTO known VALUES (?, ?, ?, ?, ?)", (self.place(row.number), *row[1:]))
         execute("COMMIT")
 
     def load(self, results: Iterable[Result]) -> None:
@@ -97,6 +101,11 @@ class Earlier:
         """Which row of the job a row of the input is."""
         found = self._database.execute("SELECT row FROM place WHERE number = ?", (number,)).fetchone()
         return int(found[0]) if found else number
+
+    def where(self, place: int) -> tuple[int | None, str | None]:
+        """The line and the file in which a row of the job stands, as far as the input holds it."""
+        found = self._database.execute("SELECT line, file FROM known WHERE row = ?", (place,)).fetchone()
+        return found or (None, None)
 
     def is_news(self, result: Result) -> bool:
         """Whether a repeated answer tells how a row ended, or which one of its resource is the last."""
@@ -134,10 +143,10 @@ class Earlier:
         """Whether the input has a row for each one of the results, the settled ones for the same resource."""
         last = self._database.execute("SELECT max(row) FROM result").fetchone()[0] or 0
         rows = 0
-        for number, resource, _ in survey.rows():
-            rows = number
-            status, settled_for = self._result(number)
-            if status in SETTLED and resource and not is_same(settled_for, resource):
+        for row in survey.rows():
+            rows = row.number
+            status, settled_for = self._result(rows)
+            if status in SETTLED and row.resource and not is_same(settled_for, row.resource):
                 return False
         return rows >= last
 
@@ -146,25 +155,25 @@ class Earlier:
         part may hold rows that are new; in an input of the same size, that tells another one."""
         execute = self._database.execute
         last = execute("SELECT max(row) FROM result").fetchone()[0] or 0
-        free = "SELECT row FROM result WHERE row NOT IN (SELECT row FROM place)"
+        same = "SELECT row FROM free WHERE resource = ? ORDER BY row LIMIT 1"
         rows = 0
-        for number, resource, _ in survey.rows():
-            rows = number
-            found = execute(f"{free} AND resource = ? ORDER BY row LIMIT 1", (resource,)).fetchone()
-            if found:
-                execute("INSERT INTO place VALUES (?, ?)", (number, found[0]))
+        for row in survey.rows():
+            rows = row.number
+            if found := execute(same, (row.resource,)).fetchone():
+                execute("INSERT INTO place VALUES (?, ?)", (rows, found[0]))
+        open_rows = execute(
+            "SELECT row FROM free WHERE status NOT IN ('registered', 'superseded') ORDER BY row"
+        )
         new = last
         for number in range(1, rows + 1):
             if execute("SELECT 1 FROM place WHERE number = ?", (number,)).fetchone():
                 continue
-            open_row = execute(
-                f"{free} AND status NOT IN ('registered', 'superseded') ORDER BY row LIMIT 1"
-            ).fetchone()
-            if open_row is None:
+            found = open_rows.fetchone()
+            if found is None:
                 if rows >= last:
                     raise _another_input(number)
                 new += 1
-            execute("INSERT INTO place VALUES (?, ?)", (number, open_row[0] if open_row else new))
+            execute("INSERT INTO place VALUES (?, ?)", (number, found[0] if found else new))
 
     def _goes_out(self, row: int, key: str) -> None:
         self._database.execute(

@@ -4,8 +4,9 @@ import codecs
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from itertools import count
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -47,38 +48,57 @@ _BY_ENDING: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Row:
     """One row. `number` counts from 1 over the data rows of all inputs, `line` in its `file`; `read` is how
     many bytes of all inputs had been read by then.
 
-    `problems` are what is damaged; without a `body` nothing can be sent. `fault` is why a row of JSON is no
-    registration; its body is what stands in the file. `cells` are those of a table's row as they came, and
-    `headers` what the table calls each attribute.
+    `document` is the registration that the row asks for; without one nothing can be sent. `fault` is why a
+    row of JSON holds none, `problems` are what is damaged. `raw` is a row of JSON as the file has it; of
+    a table's row, `cells` are what stands there, and `headers` what the table calls each attribute.
     """
 
     number: int
     read: int
     file: str
     line: int
-    body: bytes = b""
-    parsed: Registration | Rejection | None = None
+    document: Mapping[str, Any] | None = None
+    raw: bytes = b""
     account_id: str | None = None
     fault: str = ""
     problems: tuple[Problem, ...] = ()
-    named_platform: object = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     cells: list[str] | None = None
 
-    @property
+    @cached_property
+    def body(self) -> bytes:
+        """What is sent: JSON byte for byte as it came."""
+        if self.raw or self.document is None:
+            return self.raw
+        return _encode(self.document).encode(errors="surrogatepass")
+
+    @cached_property
+    def parsed(self) -> Registration | Rejection | None:
+        """What a worker would make of it, None where there is nothing to send."""
+        return None if self.document is None else validate(self.document)
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Any]:
+        """The registration's attributes, if they are an object."""
+        attributes = self.document.get(ATTRIBUTES) if self.document else None
+        return attributes if isinstance(attributes, dict) else {}
+
+    @cached_property
     def platform(self) -> str | None:
         """The platform that the row is for, None if it names none or an unknown one."""
-        return self.parsed.platform if self.parsed else None
+        name = self.document.get(PLATFORM_COLUMN) if self.document else None
+        return name if isinstance(name, str) and name in PLATFORMS else None
 
-    @property
+    @cached_property
     def resource_id(self) -> str | None:
-        return self.parsed.resource_id if self.parsed else None
+        """The page or channel that the row is for."""
+        resource_id = self.attributes.get(PLATFORMS[self.platform].id_field) if self.platform else None
+        return resource_id if isinstance(resource_id, str) and resource_id else None
 
     @property
     def secrets(self) -> list[str]:
@@ -174,28 +194,22 @@ class Reading:
     def _table_row(
         self, record: Record, headers: Mapping[str, str], source: Source, number: int, before: int
     ) -> Row:
-        read, values = before + source.read, record.values
-        if not record.cells:
-            return Row(number, read, source.path, record.line, problems=record.problems, cells=[])
-        named = {PLATFORM_COLUMN, ACCOUNT, *RETURNED}
-        attributes = {name: value for name, value in values.items() if name not in named}
-        platform = values.get(PLATFORM_COLUMN, self.platform)
-        document = (
-            {ATTRIBUTES: attributes}
-            if platform is None
-            else {PLATFORM_COLUMN: platform, ATTRIBUTES: attributes}
-        )
+        document, values = None, record.values
+        account = values.pop(ACCOUNT, None)
+        if record.cells:
+            platform = values.pop(PLATFORM_COLUMN, self.platform)
+            for name in RETURNED:
+                values.pop(name, None)
+            document = {} if platform is None else {PLATFORM_COLUMN: platform}
+            document[ATTRIBUTES] = values
         return Row(
             number,
-            read,
+            before + source.read,
             source.path,
             record.line,
-            _encode(document).encode(errors="surrogatepass"),
-            validate(document),
-            values.get(ACCOUNT),
+            document,
+            account_id=account,
             problems=record.problems,
-            named_platform=platform,
-            attributes=attributes,
             headers=headers,
             cells=record.cells,
         )
@@ -206,30 +220,14 @@ class Reading:
             document = parse_object(body)
         except MalformedBody as error:
             fault = str(error).replace("The body", "The row")
-            return Row(number, read, source.path, line, body, fault=fault)
+            return Row(number, read, source.path, line, raw=body, fault=fault)
         if document.keys() >= set(RETURNED):
-            document = {name: value for name, value in document.items() if name not in RETURNED}
-            body = _encode(document).encode()
+            body, document = b"", {k: v for k, v in document.items() if k not in RETURNED}
         if self.platform and document.get(PLATFORM_COLUMN) in (None, ""):
-            document = {PLATFORM_COLUMN: self.platform} | {
-                name: value for name, value in document.items() if name != PLATFORM_COLUMN
-            }
-            body = _encode(document).encode()
-        attributes = document.get(ATTRIBUTES)
-        attributes = attributes if isinstance(attributes, dict) else {}
-        problems = tuple(spreadsheet_marks(attributes))
-        parsed = validate(document)
-        return Row(
-            number,
-            read,
-            source.path,
-            line,
-            body,
-            parsed,
-            problems=problems,
-            named_platform=document.get(PLATFORM_COLUMN),
-            attributes=attributes,
-        )
+            others = {k: v for k, v in document.items() if k != PLATFORM_COLUMN}
+            body, document = b"", {PLATFORM_COLUMN: self.platform, **others}
+        row = Row(number, read, source.path, line, document, body)
+        return replace(row, problems=tuple(spreadsheet_marks(row.attributes)))
 
 
 def format_of(path: str, sample: bytes) -> Format:

@@ -226,9 +226,10 @@ class Submission:
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
-        result = Result.of(parts[1], reply)
-        if self._earlier is not None and self._earlier.is_news(result):
-            self._write(result)
+        if self._earlier is not None:
+            result = Result.of(parts[1], reply, *self._earlier.where(parts[1]))
+            if self._earlier.is_news(result):
+                self._write(result)
 
     def _record(self, result: Result, row: Row | None) -> None:
         self.tally.add(result)

@@ -6,7 +6,7 @@ import difflib
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from worker.bulk.readers import Reading, Row
 from worker.contract.platforms import PLATFORMS
@@ -17,6 +17,16 @@ from worker.tables.source import Unreadable
 
 NAMED: Final = 5  # cases of one kind that a warning names
 _URL = re.compile(r"https?://[^\s/?#:@]+(?::\d+)?(?:[/?#]\S*)?\Z", re.IGNORECASE)
+
+
+class SurveyedRow(NamedTuple):
+    """What is kept of a row. `resource` is None where it names none, or its id is damaged."""
+
+    number: int
+    resource: str | None
+    account: str | None
+    line: int
+    file: str
 
 
 class Survey:
@@ -56,15 +66,14 @@ class Survey:
 
     def add(self, row: Row) -> None:
         """Take one row in."""
-        resource = f"{row.platform} {row.shown_id}" if row.platform and row.shown_id else None
+        shown_id = row.shown_id
+        resource = f"{row.platform} {shown_id}" if shown_id else None
         execute = self._database.execute
         about = (row.number, resource, row.account_id, row.file, row.line)
         execute("INSERT INTO row VALUES (?, ?, ?, ?, ?)", about)
-        if row.resource_id and may_be_rounded(row.resource_id):
-            execute(
-                "INSERT INTO doubtful VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1",
-                (f"{row.platform} {row.resource_id}",),
-            )
+        if shown_id and may_be_rounded(shown_id):
+            upsert = "INSERT INTO doubtful VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1"
+            execute(upsert, (resource,))
         url = row.attributes.get("endpointUrl")
         if isinstance(url, str) and url and not row.problems and not _URL.match(url):
             self._bad_urls += 1
@@ -77,9 +86,10 @@ class Survey:
         """Whether any row was taken in."""
         return self._database.execute("SELECT 1 FROM row LIMIT 1").fetchone() is not None
 
-    def rows(self) -> Iterator[tuple[int, str | None, str | None]]:
-        """The number, resource and account of each row, in order; no resource where its id is damaged."""
-        yield from self._database.execute("SELECT number, resource, account FROM row ORDER BY number")
+    def rows(self) -> Iterator[SurveyedRow]:
+        """Each row, in order."""
+        query = "SELECT number, resource, account, line, file FROM row ORDER BY number"
+        yield from map(SurveyedRow._make, self._database.execute(query))
 
     def problems(self, row: Row) -> tuple[Problem, ...]:
         """What is damaged in a row, seen together with all rows that were taken in."""

@@ -88,12 +88,13 @@ class Problem:
 def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> list[Problem]:
     """What is spoilt in a row of a table: its values by field, `headers` what the file calls each."""
     found = []
+    secrets = [values[name] for name in SECRET_FIELDS if name in values]
     for name, value in values.items():
         if type(value) is not str:
             continue
         if name in IDS:
-            twin = _secret_like(value, values)
-            if twin:
+            if value in secrets:
+                twin = next(other for other in SECRET_FIELDS if values.get(other) == value)
                 found.append((SECRET_AS_ID, name, MASK, headers.get(twin, twin)))
             elif not (value.isascii() and value.isdigit()):
                 found.append(_damaged_id(name, value))
@@ -141,10 +142,6 @@ def _damaged_id(name: str, value: str) -> tuple[Kind, str, str, str]:
         return DECIMAL, name, visible, ""
     digits = unicodedata.normalize("NFKC", value)
     return NOT_DIGITS, name, visible, f"write {digits}" if digits.isascii() and digits.isdigit() else ""
-
-
-def _secret_like(value: object, values: Mapping[str, Any]) -> str | None:
-    return next((name for name in SECRET_FIELDS if name in values and values[name] == value), None)
 
 
 def _may_be_a_secret(text: str) -> bool:

@@ -1,5 +1,6 @@
 """What a dead letter tells, and what of it is believed."""
 
+import base64
 from datetime import UTC, datetime
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
+from worker.broker.encryption import Seals
 from worker.broker.journal_index import SKEW
 from worker.contract.timestamps import text_of
-from worker.dead_letters.letter import Letter, parse_letter
+from worker.dead_letters.letter import Letter, open_letter, parse_letter
 from worker.dead_letters.replay import replayed
+from worker.settings import load_settings
 
 NOON = 1_795_435_200_000_000
 
@@ -41,3 +44,22 @@ def test_without_any_time_a_replay_counts_as_the_oldest_of_all() -> None:
 @pytest.mark.parametrize("seconds", [1, 599])
 def test_a_time_near_the_beginning_of_the_epoch_goes_back_no_further(seconds: int) -> None:
     assert letter(build(timestamp=datetime.fromtimestamp(seconds, UTC))).received_after == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "believed"), [("", True), ("replay", True), ("request", False), ("p.requests", False)]
+)
+def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key: str, believed: bool) -> None:
+    """The worker publishes its letters without a routing key; the broker's keep the one that they came by."""
+    keys = f"one:{base64.b64encode(bytes(32)).decode()}"
+    seals = Seals(load_settings(dead_letter_keys=keys, prefix="p"))
+    properties, sealed = seals.seal(build(headers={"x-ott-request-id": "r"}), messenger("page"))
+    delivery = Delivery(
+        1, sealed, properties, redelivered=False, arrived_at=0.0, exchange="p.dead", routing_key=key
+    )
+    opened = open_letter(delivery, seals, None)
+    assert (opened.was_sealed, opened.resource_id, opened.closed) == (
+        believed,
+        "page" if believed else None,
+        "",
+    )

@@ -131,17 +131,6 @@ def is_sealed(body: bytes) -> bool:
     return body.startswith((_MARK, _FIRST_MARK))
 
 
-def why_closed(body: bytes) -> str:
-    """Why a body that is still sealed cannot be read, in one line; `""` where it is not sealed."""
-    if not is_sealed(body):
-        return ""
-    try:
-        name = _Sealed.parse(body).key_name
-    except CannotOpen as error:
-        return str(error)
-    return f"The dead letter is encrypted with the key {name}: add it to OTT_DEAD_LETTER_KEYS"
-
-
 def _why_not(sealed: _Sealed, key: bytes, place: bytes) -> str:
     if sealed.is_first:
         return (

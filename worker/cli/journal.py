@@ -13,6 +13,7 @@ import typer
 from worker.broker.journal_reader import Entries, Entry, JournalReader, Start, open_journal
 from worker.cli import output
 from worker.cli.table import Column, Table
+from worker.contract.journal_record import recorded_id
 from worker.contract.timestamps import microseconds
 from worker.contract.words import Reason, Status
 from worker.dead_letters.selection import moment
@@ -92,8 +93,8 @@ def journal(
     """
     wanted = _Wanted(
         last=last,
-        resources=frozenset(resource or ()),
-        ids=frozenset([*(ids or ()), *(id_ or ())]),
+        resources=frozenset(map(recorded_id, resource or ())),
+        ids=frozenset(map(recorded_id, [*(ids or ()), *(id_ or ())])),
         statuses=_known("--status", status, get_args(Status)),
         reasons=_known("--reason", reason, get_args(Reason)),
         since=moment(since, "--since"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.broker.journal_reader import JournalReader, open_journal
+from worker.contract.journal_record import recorded_id
 from worker.errors import WorkerError
 from worker.settings import Settings
 
@@ -33,8 +34,8 @@ class Wanted:
         return all(
             not value or record.get(name) == value
             for name, value in (
-                ("id", self.id),
-                ("resourceId", self.resource),
+                ("id", recorded_id(self.id)),
+                ("resourceId", recorded_id(self.resource)),
                 ("ottPlatformName", self.platform),
                 ("accountId", self.account),
                 ("status", self.status),

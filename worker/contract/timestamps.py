@@ -12,6 +12,7 @@ def now() -> int:
     return time.time_ns() // 1000
 
 
+@lru_cache(maxsize=16)
 def text_of(moment: int) -> str:
     """``2026-11-23T12:00:00.123456Z``, from microseconds since the epoch."""
     seconds, fraction = divmod(moment, 1_000_000)

@@ -21,6 +21,7 @@ from worker.contract.words import (
     REASON_HEADER,
     RECEIVED_AT_HEADER,
     REPLAY_COUNT_HEADER,
+    REPLAY_KEY,
     REQUEST_ID_HEADER,
     REQUEST_KEY,
 )
@@ -87,11 +88,12 @@ class Letter:
 
 def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -> Letter:
     """Parse a dead letter, its body decrypted where a key opens it. Never raises, whatever it holds."""
-    was_sealed, closed = is_sealed(delivery.body), ""
+    was_sealed, closed = is_sealed(delivery.body) and _is_workers(delivery), ""
     if delivery.oversize:
         closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
     try:
-        delivery.body = seals.open_body(delivery.properties, delivery.body)
+        if was_sealed:
+            delivery.body = seals.open_body(delivery.properties, delivery.body)
     except CannotOpen as error:
         closed = str(error)
     return replace(parse_letter(delivery, default_account), was_sealed=was_sealed, closed=closed)
@@ -124,6 +126,11 @@ def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
         dead_at=dead_at,
         replays=_number(properties, REPLAY_COUNT_HEADER),
     )
+
+
+def _is_workers(delivery: Delivery) -> bool:
+    """Whether the worker, or an operator, wrote the body. One that a publisher wrote may look sealed."""
+    return not delivery.exchange or delivery.routing_key in ("", REPLAY_KEY)
 
 
 def _believed(delivery: Delivery) -> Properties:

@@ -3,50 +3,42 @@ of a lost connection lives on."""
 
 import asyncio
 import contextlib
-import socket
 import ssl
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import cast
 
 import aiormq
 import aiormq.channel
-import aiormq.exceptions
-import pamqp.exceptions
 from yarl import URL
 
+from worker.amqp.causes import AMQP_ERRORS, REFUSED, broker_errors, describe, describe_refusal, is_cancelled
+from worker.amqp.endpoints import Endpoint, by_trust, node_name, node_urls, resolve
 from worker.amqp.interceptor import FrameInterceptor, KeepsBody, OnConfirm, OnContent
 from worker.amqp.transport import InterceptingTransport
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
-HEARTBEAT = 10  # seconds; a stuck peer is found within 33
 CONNECT_TIMEOUT = 15.0  # seconds
+NODE_TIMEOUT = 5.0  # seconds, where there is another address to try
 CLOSE_TIMEOUT = 5.0  # seconds
 
-Channel = aiormq.channel.Channel
-
-AMQP_ERRORS = (
-    aiormq.exceptions.AMQPError,
-    aiormq.exceptions.PublishError,
-    pamqp.exceptions.PAMQPException,
-    ConnectionError,
-    OSError,
-    RuntimeError,  # aiormq's word for "the connection is closed already"
-)
-
-
-# aiormq lets these through when the peer goes away in the middle of the handshake, as a broker that is
+# aiormq lets the last two through when the peer goes away in the middle of the handshake, as a broker that is
 # starting does.
-HANDSHAKE_ERRORS = (StopAsyncIteration, EOFError)
+HANDSHAKE_ERRORS = (*AMQP_ERRORS, StopAsyncIteration, EOFError)
+
+Channel = aiormq.channel.Channel
 
 
 class Connection:
     """An open connection. `lost` ends (with None) when it is gone, whoever ended it."""
 
-    def __init__(self, connection: aiormq.Connection, transport: InterceptingTransport) -> None:
+    def __init__(
+        self, connection: aiormq.Connection, transport: InterceptingTransport, endpoint: Endpoint
+    ) -> None:
         self._connection = connection
         self._transport = transport
+        self._endpoint = endpoint
+        self._is_closing = False
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.closing.add_done_callback(self._on_closed)
 
@@ -55,6 +47,8 @@ class Connection:
             closing.exception()
         if not self.lost.done():
             self.lost.set_result(None)
+            if not self._is_closing:
+                self._endpoint.failed()
 
     @property
     def is_open(self) -> bool:
@@ -133,6 +127,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
+        self._is_closing = True
         self.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -140,24 +135,6 @@ class Connection:
         if not self._connection.closing.done():
             self._transport.abort()
         self._on_closed(self._connection.closing)
-
-
-def _cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-@contextlib.contextmanager
-def broker_errors(what: str, *further: type[Exception]) -> Iterator[None]:
-    """Translate what the client raises into BrokerUnreachable, which begins with `what`. The client cancels
-    its own calls when a connection ends under them: that is no cancellation of ours."""
-    errors: tuple[type[BaseException], ...] = (TimeoutError, asyncio.CancelledError, *AMQP_ERRORS, *further)
-    try:
-        yield
-    except errors as error:
-        if isinstance(error, asyncio.CancelledError) and _cancelled():
-            raise
-        raise BrokerUnreachable(f"{what}: {describe(error)}") from None
 
 
 async def close_channel(channel: Channel, patience: float) -> None:
@@ -169,50 +146,79 @@ async def close_channel(channel: Channel, patience: float) -> None:
 
 
 async def connect(settings: Settings, purpose: str) -> Connection:
-    """Open a connection named after its `purpose`. Raises BrokerUnreachable, in one line without a
-    password. The URL is read anew each time, so that a rotated password file is taken up."""
-    url = _url(settings)
-    heartbeat = url.query.get("heartbeat", HEARTBEAT)
-    transport = InterceptingTransport(_tls(settings) if url.scheme == "amqps" else None)
+    """Open a connection named after its `purpose`, to the first node of OTT_AMQP_URL that takes it. An
+    address that failed lately is tried last. Raises BrokerUnreachable, in one line without a password."""
+    urls = node_urls(settings)
+    tls = _tls(settings, urls)
+    problems: dict[str, str] = {}
+    endpoints = await _resolve(urls, problems)
+    patience = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
+    for endpoint in endpoints:
+        try:
+            return await _connect_to(endpoint, tls, purpose, patience)
+        except BrokerUnreachable as error:
+            _note(problems, endpoint.node, str(error))
+    if len(problems) == 1:
+        ((node, problem),) = problems.items()
+        raise BrokerUnreachable(f"RabbitMQ at {node} cannot be reached: {problem}")
+    each = "; ".join(f"{node}: {problem}" for node, problem in problems.items())
+    raise BrokerUnreachable(f"No node of RabbitMQ can be reached: {each}")
+
+
+def _note(problems: dict[str, str], node: str, problem: str) -> None:
+    """Of a node's addresses, one that answers tells more than one where nothing listens."""
+    if problem != REFUSED or node not in problems:
+        problems[node] = problem
+
+
+async def _resolve(urls: list[URL], problems: dict[str, str]) -> list[Endpoint]:
+    """The addresses of all nodes in the order in which to try them; a name that is not known is noted."""
+    endpoints: list[Endpoint] = []
+    for url in urls:
+        try:
+            async with asyncio.timeout(NODE_TIMEOUT):
+                endpoints += await resolve(url)
+        except (OSError, TimeoutError) as error:
+            problems[node_name(url)] = describe(error)
+    return by_trust(endpoints)
+
+
+async def _connect_to(
+    endpoint: Endpoint, tls: ssl.SSLContext | None, purpose: str, patience: float
+) -> Connection:
+    """Raises BrokerUnreachable, which says only why."""
+    transport = InterceptingTransport(endpoint.address, endpoint.port, tls if endpoint.is_tls else None)
     connection = aiormq.Connection(
-        url.with_query(heartbeat=heartbeat),
+        endpoint.url,
         transport_factory=transport,
         client_properties={"connection_name": f"ott-worker {purpose}", "product": "ott-worker"},
     )
-    where = f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
-    with broker_errors(f"RabbitMQ at {where} cannot be reached", *HANDSHAKE_ERRORS):
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.connect()
-        except aiormq.exceptions.InvalidFrameError:
-            raise BrokerUnreachable(
-                f"RabbitMQ at {where} turned the connection down: {_refusal(transport.close_text, url)}"
-            ) from None
-        except (aiormq.exceptions.AMQPError, *HANDSHAKE_ERRORS):
-            if transport.is_silent and url.scheme == "amqp":
-                raise BrokerUnreachable(
-                    f"RabbitMQ at {where} cannot be reached: it ended the connection without a word. Either "
-                    "the port speaks TLS (use amqps:// in OTT_AMQP_URL), or the broker is just starting"
-                ) from None
+    try:
+        async with asyncio.timeout(patience):
+            await connection.connect()
+    except (TimeoutError, asyncio.CancelledError, *HANDSHAKE_ERRORS) as error:
+        transport.abort()
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
+        endpoint.failed()
+        refusal = transport.close_reason
+        why = (
+            describe_refusal(*refusal, endpoint.url.user or "guest", endpoint.vhost)
+            if refusal
+            else describe(error)
+        )
+        raise BrokerUnreachable(why) from None
     if not transport.is_used:
         raise BrokerUnreachable(
             f"aiormq {version('aiormq')} does not use its transport_factory: install the locked version"
         )
-    return Connection(connection, transport)
+    endpoint.succeeded()
+    return Connection(connection, transport, endpoint)
 
 
-def _url(settings: Settings) -> URL:
-    try:
-        url = URL(settings.now("amqp_url"))
-    except ValueError:
-        url = URL()
-    if url.scheme not in ("amqp", "amqps") or not url.host:
-        raise BrokerUnreachable("OTT_AMQP_URL_FILE no longer holds an amqp:// or amqps:// URL")
-    return url
-
-
-def _tls(settings: Settings) -> ssl.SSLContext:
+def _tls(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
+    if all(url.scheme != "amqps" for url in urls):
+        return None
     try:
         context = ssl.create_default_context(cafile=settings.amqp_ca_file)
         if settings.amqp_cert_file:
@@ -223,55 +229,3 @@ def _tls(settings: Settings) -> ssl.SSLContext:
             f"that can be read: {error.strerror or 'not PEM'}"
         ) from None
     return context
-
-
-def describe(error: BaseException) -> str:
-    """What went wrong, in a few words and without the URL (which holds a password)."""
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    for kind, words in _WORDS:
-        if isinstance(cause, kind):
-            return words
-    if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
-        return "the port does not speak TLS: use amqp://, or the TLS port, usually 5671 (check OTT_AMQP_URL)"
-    if isinstance(cause, ssl.SSLError):
-        return f"TLS failed: {cause.reason or 'handshake'} (check OTT_AMQP_CA_FILE and the host name)"
-    text = str(cause.args[-1] if cause.args else cause)
-    if "Connect call failed" in text:
-        return "connection refused"
-    return _plain(text) or type(error).__name__
-
-
-NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # OpenSSL's word for what is no TLS
-_WORDS: tuple[tuple[type[BaseException], str], ...] = (
-    (TimeoutError, "no answer in time"),
-    (asyncio.CancelledError, "the connection was lost"),
-    (ConnectionRefusedError, "connection refused"),
-    (socket.gaierror, "the host name is not known"),
-    (
-        aiormq.exceptions.ProbableAuthenticationError,
-        "user name, password or virtual host refused (check OTT_AMQP_URL)",
-    ),
-)
-
-
-def _refusal(text: str, url: URL) -> str:
-    """What to do about a refused connection.open."""
-    vhost = url.raw_path.removeprefix("/") or "/"
-    if "limit" in text:
-        return (
-            f"a connection limit is reached: {_plain(text.removeprefix('NOT_ALLOWED - '))} "
-            "(close connections, or raise it with rabbitmqctl set_vhost_limits or set_user_limits)"
-        )
-    if "not found" in text:
-        return f"the virtual host {vhost} does not exist (check the end of OTT_AMQP_URL)"
-    if "refused for user" in text:
-        return (
-            f"user {url.user or 'guest'} may not use the virtual host {vhost} "
-            "(check OTT_AMQP_URL, or grant it with rabbitmqctl set_permissions)"
-        )
-    return _plain(text) or "it did not say why"
-
-
-def _plain(text: str) -> str:
-    line = " ".join(text.split())
-    return "connection lost" if "://" in line else line[:200]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.amqp import frames
-from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, describe
+from worker.amqp.causes import broker_errors, describe
+from worker.amqp.connection import Channel, Connection, close_channel
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable

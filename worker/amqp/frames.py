@@ -11,8 +11,8 @@ OVERHEAD: Final = 8  # bytes of a frame around its payload
 LARGEST: Final = 131_072  # bytes of a frame, which a broker may lower; RabbitMQ's own default
 
 TUNE = struct.pack(">HH", 10, 30)
-BLOCKED, UNBLOCKED = (struct.pack(">HH", 10, method) for method in (60, 61))
 CONNECTION_CLOSE = struct.pack(">HH", 10, 50)
+BLOCKED, UNBLOCKED = (struct.pack(">HH", 10, method) for method in (60, 61))
 CHANNEL_CLOSE = struct.pack(">HH", 20, 40)
 PUBLISH, RETURN, DELIVER, ACK, REJECT, NACK = (
     struct.pack(">HH", 60, method) for method in (40, 50, 60, 80, 90, 120)
@@ -77,9 +77,10 @@ def _route(names: bytes) -> tuple[str, str]:
     return exchange.decode("utf-8", "replace"), key.decode("utf-8", "replace")
 
 
-def close_text(method: bytes) -> str:
-    """Why the broker closes, in its own words, by a Connection.Close."""
-    return method[7 : 7 + method[6]].decode("utf-8", "replace")
+def close_reason(method: bytes) -> tuple[int, str]:
+    """Reply code and text of a Connection.Close."""
+    size = method[6]
+    return int.from_bytes(method[4:6], "big"), method[7 : 7 + size].decode("utf-8", "replace")
 
 
 def with_frame_max(tune: bytes, largest: int) -> bytes:

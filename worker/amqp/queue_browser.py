@@ -15,7 +15,8 @@ from typing import Self
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Channel, Connection, broker_errors
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Channel, Connection
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError, WorkerError

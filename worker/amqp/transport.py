@@ -42,14 +42,12 @@ class InterceptingReader(asyncio.StreamReader):
         self._alive_at = 0.0
         self._has_failed = False
         self.is_blocked = False
+        self.close_reason: tuple[int, str] | None = None
         self.heard_at = loop.time()
-        self.has_received = False
-        self.close_text = ""
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         received = bytes(data)  # no copy: it is bytes already
         self.heard_at = self._clock()
-        self.has_received = True
         if self._has_failed:
             return
         if len(received) < self._missing:
@@ -119,7 +117,7 @@ class InterceptingReader(asyncio.StreamReader):
         if method == frames.TUNE:
             return frames.with_frame_max(payload, frames.LARGEST)
         if method == frames.CONNECTION_CLOSE:
-            self.close_text = frames.close_text(payload)
+            self.close_reason = frames.close_reason(payload)
         if method in (frames.BLOCKED, frames.UNBLOCKED):
             self.is_blocked = method == frames.BLOCKED
         return payload
@@ -130,9 +128,12 @@ class InterceptingReader(asyncio.StreamReader):
 
 
 class InterceptingTransport(TransportFactory):
-    """Opens the socket for one connection of aiormq; the TLS context is all that decides whom it trusts."""
+    """Opens the socket for one connection of aiormq, to one address. The TLS context, and the host name in
+    the URL, are all that decides whom it trusts."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
+        self._address = address
+        self._port = port
         self._tls = tls
         self.interceptors: dict[int, FrameInterceptor] = {}
         self._reader: InterceptingReader | None = None
@@ -150,6 +151,12 @@ class InterceptingTransport(TransportFactory):
         return self._reader is not None and self._reader.is_blocked
 
     @property
+    def close_reason(self) -> tuple[int, str] | None:
+        """Reply code and text by which the broker closed the connection. aiormq loses those of a connection
+        that is turned down."""
+        return None if self._reader is None else self._reader.close_reason
+
+    @property
     def heard_at(self) -> float:
         """Loop time of the last bytes that came."""
         return 0.0 if self._reader is None else self._reader.heard_at
@@ -159,17 +166,6 @@ class InterceptingTransport(TransportFactory):
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 await self._writer.drain()
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether the far end took the connection and has sent nothing."""
-        return self._reader is not None and self.is_used and not self._reader.has_received
-
-    @property
-    def close_text(self) -> str:
-        """Why the broker closed the connection, in its own words, which the client library does not pass on
-        during the handshake; empty where it did not say."""
-        return "" if self._reader is None else self._reader.close_text
 
     def write(self, frames: bytes) -> None:
         """Write whole frames. Nothing where the stream is closing."""
@@ -196,7 +192,11 @@ class InterceptingTransport(TransportFactory):
         reader = self._reader = InterceptingReader(self.interceptors, loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport, _protocol = await loop.create_connection(
-            lambda: protocol, url.host or "", url.port or 0, ssl=self._tls
+            lambda: protocol,
+            self._address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=url.host if self._tls else None,
         )
         self._reading = transport
         writer = self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Iterable
 
 from pydantic import ValidationError
 
+from worker.amqp.causes import broker_errors
 from worker.amqp.confirm_channel import Message, publish_once
-from worker.amqp.connection import Connection, broker_errors, connect
+from worker.amqp.connection import Connection, connect
 from worker.amqp.properties import build
 from worker.broker.journal_reader import Entry, JournalReader, open_stream
 from worker.broker.topology import Topology

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Channel, Connection, broker_errors, close_channel
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Channel, Connection, close_channel
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Channel, Connection, broker_errors, close_channel, connect
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Channel, Connection, close_channel, connect
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
 from worker.broker.topology import Topology

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Connection, broker_errors
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Connection
 from worker.broker.control_stream import read_orders_by
 from worker.broker.journal_reader import JournalReader
 from worker.broker.status_stream import read_workers_by

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Channel, Connection, broker_errors
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Channel, Connection
 from worker.broker.topology import Topology
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Connection, broker_errors, connect
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.broker.topology import DECLARE_TIMEOUT, NO_DELIVERY_LIMIT, Arguments
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError

@@ -9,8 +9,9 @@ from typing import Final
 
 import aiormq.exceptions
 
+from worker.amqp.causes import broker_errors
 from worker.amqp.confirm_channel import Message
-from worker.amqp.connection import Connection, broker_errors, connect
+from worker.amqp.connection import Connection, connect
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.topology import Topology

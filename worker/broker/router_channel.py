@@ -3,8 +3,9 @@ outcome of a publish is unknown. So no second copy of a request can come behind 
 
 import asyncio
 
+from worker.amqp.causes import broker_errors
 from worker.amqp.confirm_channel import ConfirmChannel, Message
-from worker.amqp.connection import Channel, Connection, broker_errors, connect
+from worker.amqp.connection import Channel, Connection, connect
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.settings import Settings

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from aiormq import spec
 from pydantic import ValidationError
 
-from worker.amqp.connection import Channel, Connection, broker_errors, connect
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Channel, Connection, connect
 from worker.broker.journal_reader import JournalReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, WorkerStatus

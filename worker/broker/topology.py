@@ -7,7 +7,8 @@ from typing import Any
 
 import aiormq.exceptions
 
-from worker.amqp.connection import Connection, broker_errors
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Connection
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.settings import Settings

@@ -1,0 +1,143 @@
+"""Several nodes in OTT_AMQP_URL: tried in turn, another one after a loss (contract §7)."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.faults.proxy import Proxy
+from tests.rig import Rig, messenger, until
+from worker.amqp import connection as amqp_connection
+from worker.amqp import endpoints
+from worker.amqp.connection import connect
+from worker.errors import BrokerUnreachable
+from worker.settings import Settings
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_has_failed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "_failed_at", {})
+
+
+@pytest.fixture
+async def proxies(clean_broker: str) -> AsyncIterator[tuple[Proxy, Proxy]]:
+    """Two nodes, as it were."""
+    where = urlsplit(clean_broker)
+    host, port = where.hostname or "", where.port or 5672
+    async with Proxy(host, port) as first, Proxy(host, port) as second:
+        yield first, second
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port whose owner takes connections and never says anything, as a frozen node does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return int(port)
+
+
+def at(port: int) -> str:
+    return f"amqp://guest:guest@127.0.0.1:{port}/"
+
+
+async def test_a_node_that_is_down_is_passed_over(
+    make_settings: Make, clean_broker: str, closed_port: int
+) -> None:
+    connection = await connect(make_settings(amqp_url=f"{at(closed_port)}, {clean_broker}"), "test")
+    assert connection.is_open
+    await connection.close()
+
+
+async def test_a_frozen_node_costs_one_attempt_and_no_more(
+    make_settings: Make, clean_broker: str, silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_connection, "NODE_TIMEOUT", 1.0)
+    settings = make_settings(amqp_url=f"{at(silent_port)},{clean_broker}")
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        await (await connect(settings, "test")).close()
+        took.append(time.monotonic() - began)
+    assert took[0] >= 1.0
+    assert max(took[1:]) < 1.0
+
+
+async def test_after_a_loss_another_node_is_tried_first(
+    make_settings: Make, proxies: tuple[Proxy, Proxy]
+) -> None:
+    first, second = proxies
+    settings = make_settings(amqp_url=f"{at(first.port)},{at(second.port)}")
+    connection = await connect(settings, "test")
+    assert (first.accepted, second.accepted) == (1, 0)
+    first.reset()
+    await connection.lost
+    await connection.close()
+    await (await connect(settings, "test")).close()
+    assert (first.accepted, second.accepted) == (1, 1)
+
+
+async def test_a_connection_that_we_close_says_nothing_against_its_node(
+    make_settings: Make, proxies: tuple[Proxy, Proxy]
+) -> None:
+    first, second = proxies
+    settings = make_settings(amqp_url=f"{at(first.port)},{at(second.port)}")
+    for _ in range(3):
+        await (await connect(settings, "test")).close()
+    assert (first.accepted, second.accepted) == (3, 0)
+
+
+async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(
+    make_settings: Make, closed_port: int, silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_connection, "NODE_TIMEOUT", 0.5)
+    urls = f"{at(closed_port)},amqp://user:secret@no-such-host.invalid,{at(silent_port)}"
+    with pytest.raises(BrokerUnreachable) as caught:
+        await connect(make_settings(amqp_url=urls), "test")
+    text = str(caught.value)
+    assert f"127.0.0.1:{closed_port}: connection refused" in text
+    assert "no-such-host.invalid:5672: the host name is not known" in text
+    assert f"127.0.0.1:{silent_port}: no answer in time" in text
+    assert "secret" not in text
+
+
+async def test_every_address_of_a_name_is_tried(
+    make_settings: Make, clean_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = urlsplit(clean_broker).port or 5672
+    asked = []
+
+    async def three_addresses(host: str, port: int) -> list[Any]:
+        asked.append(host)
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, (address, port)) for address in ("127.0.0.9", "127.0.0.8", "127.0.0.1")]
+
+    monkeypatch.setattr(endpoints, "_lookup", three_addresses)
+    connection = await connect(make_settings(amqp_url=f"amqp://cluster.example:{port}/"), "test")
+    assert asked == ["cluster.example"]
+    assert connection.is_open
+    await connection.close()
+
+
+async def test_a_worker_goes_on_with_another_node(rig: Rig, proxies: tuple[Proxy, Proxy]) -> None:
+    first, second = proxies
+    requester = await rig.requester_for(rig.settings())
+    await rig.start_worker(rig.settings(amqp_url=f"{at(first.port)},{at(second.port)}"))
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    first.refusing = True
+    first.reset()
+    wanted = await requester.publish(messenger())
+    async with asyncio.timeout(10):
+        assert (await requester.reply(wanted))["status"] == "registered"
+    await until(lambda: second.accepted >= 2, "consumer and publisher on the other node")

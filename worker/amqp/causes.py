@@ -15,6 +15,7 @@ from worker.errors import BrokerUnreachable
 
 ACCESS_REFUSED = 403  # reply code
 REFUSED = "connection refused"
+RESET = "the connection was reset"
 
 AMQP_ERRORS = (
     aiormq.exceptions.AMQPError,
@@ -54,8 +55,8 @@ def describe(error: BaseException) -> str:
         return _describe_tls(cause.reason or "handshake")
     if isinstance(error, EOFError | StopAsyncIteration) or isinstance(error.__cause__, EOFError):
         return (
-            "it ended the connection without a word: either the port speaks TLS (use amqps:// in OTT_AMQP_URL), "
-            "or the broker is just starting"
+            "it ended the connection without a word: either the port speaks TLS "
+            "(use amqps:// in OTT_AMQP_URL), or the broker is just starting"
         )
     text = str(cause.args[-1] if cause.args else cause)
     if "Connect call failed" in text:
@@ -66,12 +67,20 @@ def describe(error: BaseException) -> str:
     return "connection lost" if "://" in line or not line else line[:200]
 
 
+# From RabbitMQ 4.0 on, publishers can speak AMQP 1.0. Properties of a type that AMQP 0-9-1 does not have (a
+# UUID, a decimal, a single character) end the connection of whoever is to get the message by that.
+UNDELIVERABLE = (
+    "RabbitMQ ended the connection with an internal error, as it does for a message of an AMQP 1.0 publisher "
+    "with a property that AMQP 0-9-1 does not have, such as a UUID"
+)
+
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "no answer in time"),
     (asyncio.CancelledError, "the connection was lost"),
     (ConnectionRefusedError, REFUSED),
     (socket.gaierror, "the host name is not known"),
-    (ConnectionResetError, "the connection was reset"),
+    (ConnectionResetError, RESET),
+    (aiormq.exceptions.ConnectionInternalError, UNDELIVERABLE),
 )
 
 

@@ -11,7 +11,15 @@ import aiormq
 import aiormq.channel
 from yarl import URL
 
-from worker.amqp.causes import AMQP_ERRORS, REFUSED, broker_errors, describe, describe_refusal, is_cancelled
+from worker.amqp.causes import (
+    AMQP_ERRORS,
+    REFUSED,
+    RESET,
+    broker_errors,
+    describe,
+    describe_refusal,
+    is_cancelled,
+)
 from worker.amqp.endpoints import Endpoint, by_trust, node_name, node_urls, resolve
 from worker.amqp.interceptor import FrameInterceptor, KeepsBody, OnConfirm, OnContent
 from worker.amqp.transport import InterceptingTransport
@@ -201,19 +209,22 @@ async def _connect_to(
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         endpoint.failed()
-        refusal = transport.close_reason
-        why = (
-            describe_refusal(*refusal, endpoint.url.user or "guest", endpoint.vhost)
-            if refusal
-            else describe(error)
-        )
-        raise BrokerUnreachable(why) from None
+        raise BrokerUnreachable(_why(error, endpoint, transport.close_reason)) from None
     if not transport.is_used:
         raise BrokerUnreachable(
             f"aiormq {version('aiormq')} does not use its transport_factory: install the locked version"
         )
     endpoint.succeeded()
     return Connection(connection, transport, endpoint)
+
+
+def _why(error: BaseException, endpoint: Endpoint, refusal: tuple[int, str] | None) -> str:
+    if refusal is not None:
+        return describe_refusal(*refusal, endpoint.url.user or "guest", endpoint.vhost)
+    why = describe(error)
+    if endpoint.is_tls and why == RESET:
+        why += " (if it wants a client certificate, set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
+    return why
 
 
 def _tls(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:

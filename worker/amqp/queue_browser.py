@@ -15,7 +15,7 @@ from typing import Self
 
 import aiormq.exceptions
 
-from worker.amqp.causes import broker_errors
+from worker.amqp.causes import UNDELIVERABLE, broker_errors, describe
 from worker.amqp.connection import Channel, Connection
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
@@ -194,6 +194,7 @@ class QueueBrowser:
         self._arrived: deque[Delivery] = deque()
         self._arrived_bytes = 0
         self._news = asyncio.Event()
+        self._seen = 0
         self._credit = 0
         self._has_removed = False
 
@@ -258,8 +259,16 @@ class QueueBrowser:
 
     def check(self) -> None:
         """Raise BrokerUnreachable if the deliveries are the broker's again."""
-        if self._channel.is_closed:
-            raise BrokerUnreachable("The connection to RabbitMQ was lost: run the command again")
+        if not self._channel.is_closed:
+            return
+        closing = self._channel.closing
+        reason = None if closing.cancelled() else closing.exception()
+        if reason is not None and describe(reason) == UNDELIVERABLE:
+            raise BrokerUnreachable(
+                f"Message {self._seen + 1} of {self._queue} cannot be looked at, nor can those behind it: "
+                f"{UNDELIVERABLE}. An AMQP 1.0 client can take it out"
+            )
+        raise BrokerUnreachable("The connection to RabbitMQ was lost: run the command again")
 
     async def _until_removed(self) -> None:
         """Wait until the queue knows what was removed. Of many acknowledgements the broker's channel keeps
@@ -296,6 +305,7 @@ class QueueBrowser:
 
     def _next(self) -> Delivery:
         delivery = self._arrived.popleft()
+        self._seen += 1
         self._arrived_bytes -= len(delivery.body)
         if self._arrived_bytes <= HELD_BYTES:
             self._connection.resume_reading()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
+from worker.amqp.causes import UNDELIVERABLE
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.broker import topology
@@ -28,6 +29,7 @@ POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
 HELD = "held for too long"
 PAUSED = "paused by order"
 SPENT = "as many bytes as are held at once"
+SURE_AGAIN = "RabbitMQ delivers all messages again"
 DEFECT_PAUSE = 1.0  # seconds
 EPOCH_PAUSE = 0.5  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
@@ -136,6 +138,7 @@ class QueueIntake:
         self._priority = priority
         self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
         self._carried_attempts: Attempts = {}  # of the requests in them
+        self._one_by_one = 0  # deliveries that are still to be taken one at a time
         self._subscription: Subscription | None = None
         self._journeys: Journeys | None = None
 
@@ -169,19 +172,33 @@ class QueueIntake:
             end.cancel()
 
     async def _consume(self, connection: Connection) -> bool:
-        """One subscription. True if the next one may follow on the same connection."""
-        prefetch = self._settings.prefetch
+        """One subscription. True if the next one may follow on the same connection.
+
+        A message that RabbitMQ cannot deliver ends the connection, and all in flight would come back with it,
+        again and again, up to the delivery limit. So after such an end, as many as were in flight are taken
+        one at a time: each is settled before the next one comes, and only that message reaches the limit.
+        """
+        is_careful = self._one_by_one > 0
+        prefetch = 1 if is_careful else self._settings.prefetch
         subscription = self._subscription = Subscription(
             connection, self._queue, prefetch, self._settings.max_body_bytes, self._priority
         )
         journeys = self._journeys = self._journeys_for(subscription)
         journeys.own_requeues = self._own_requeues
         journeys.carried_attempts = self._carried_attempts
-        watch = _Watch(self._settings, subscription, journeys, self._orders, self._stopping)
+        watch = _Watch(
+            self._settings,
+            subscription,
+            journeys,
+            self._orders,
+            self._stopping,
+            lambda: is_careful and not self._one_by_one,
+        )
         barrier = _ActivationBarrier(lambda: self._take_over(journeys), journeys.accept, self._events)
 
         def arrived(delivery: Delivery) -> None:
             if not watch.is_over:
+                self._one_by_one = max(0, self._one_by_one - 1)
                 barrier.enter(delivery)
 
         try:
@@ -189,10 +206,12 @@ class QueueIntake:
             self._events.subscribed(prefetch)
             why = await watch.until_over()
             if subscription.ended.done():
+                if why == UNDELIVERABLE:
+                    self._one_by_one = self._settings.prefetch
                 self._events.stale_deliveries(watch.unsettled)
                 self._events.subscription_ended(why)
                 return False
-            self._own_requeues += why in (HELD, PAUSED, SPENT, journeys.over)
+            self._own_requeues += why in (HELD, PAUSED, SPENT, SURE_AGAIN, journeys.over)
             self._carried_attempts = journeys.attempts
             barrier.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
@@ -268,7 +287,9 @@ class _Watch:
         journeys: Journeys,
         orders: StandingOrders,
         stopping: asyncio.Event,
+        is_sure_again: Callable[[], bool],
     ) -> None:
+        self._is_sure_again = is_sure_again
         self._orders = orders
         self._hold_limit = settings.hold_limit
         self._subscription = subscription
@@ -292,15 +313,13 @@ class _Watch:
         return ended.result() if ended.done() else self._why
 
     def _reason(self) -> str:
-        if self._stopping.is_set():
-            return "stopping"
-        if self._orders.pause is not None:
-            return PAUSED
-        if self._subscription.is_spent:
-            return SPENT
-        if self._journeys.failed.is_set():
-            return "a journey failed"
         oldest = self._subscription.oldest
-        if oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit:
-            return HELD
-        return self._journeys.over
+        reasons = {
+            "stopping": self._stopping.is_set(),
+            PAUSED: self._orders.pause is not None,
+            SPENT: self._subscription.is_spent,
+            SURE_AGAIN: self._is_sure_again(),
+            "a journey failed": self._journeys.failed.is_set(),
+            HELD: oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit,
+        }
+        return next((why for why, holds in reasons.items() if holds), self._journeys.over)

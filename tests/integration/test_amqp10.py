@@ -1,0 +1,70 @@
+"""Messages that RabbitMQ takes by AMQP 1.0 and cannot deliver by AMQP 0-9-1."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.amqp10 import publish_with_uuid
+from tests.rig import Rig, messenger, until
+from worker.amqp.connection import connect
+from worker.amqp.queue_browser import QueueBrowser
+from worker.broker import topology
+from worker.broker.topology import Topology
+from worker.errors import BrokerUnreachable
+from worker.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+async def _speaks_amqp10(make_settings: Callable[..., Settings]) -> None:
+    connection = await connect(make_settings(), "test")
+    await connection.close()
+    if int(connection.server_version.split(".")[0]) < 4:
+        pytest.skip("RabbitMQ speaks AMQP 1.0 by itself from 4.0 on")
+
+
+async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_the_dead(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "DELIVERY_LIMIT", 15)
+    requester = await rig.requester_for(rig.settings())
+    connection = await connect(rig.settings(), "test")
+    await topology.ensure(connection, rig.settings())
+    await connection.close()
+    names = [f"{number:02d}" for number in range(40)]
+    for name in names:
+        await requester.publish(messenger("1", name))
+        if name == "05":
+            url = rig.settings().amqp_url.get_secret_value()
+            await asyncio.to_thread(publish_with_uuid, url, f"{requester.prefix}.requests", b"{}")
+    await rig.start_worker(rig.settings(prefetch=10))
+    await until(lambda: len(requester.order) >= len(names), "all other replies")
+    bodies = [call.body for call in rig.sandbox.history.registration_calls]
+    called = [body["ottPlatformAttributes"]["pageName"] for body in bodies if body]
+    assert list(dict.fromkeys(called)) == names
+    assert called[-1] == names[-1]
+    await until(lambda: requester.depth("dead"), "the dead letter")
+    assert await requester.depth("dead") == 1
+
+
+async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before_it(
+    make_settings: Callable[..., Settings], clean_broker: str, prefix: str
+) -> None:
+    settings, queue = make_settings(), Topology(prefix).dead
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    channel = await connection.channel(confirms=True)
+    for number in range(3):
+        await channel.basic_publish(b"%d" % number, routing_key=queue)
+    await asyncio.to_thread(publish_with_uuid, clean_broker, queue, b"3")
+    seen: list[bytes] = []
+
+    async def look() -> None:
+        async with QueueBrowser(connection, queue) as browser:
+            async for delivery in browser.look(10):
+                seen.append(delivery.body)  # noqa: PERF401 - kept although the look fails
+
+    with pytest.raises(BrokerUnreachable, match=f"Message 4 of {queue} cannot be looked at"):
+        await look()
+    assert seen == [b"0", b"1", b"2"]
+    await connection.close()

@@ -20,6 +20,7 @@ from worker.broker import depths
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.events import EventListeners
+from worker.pipeline import intake
 from worker.sandbox.faults import Latency, Status
 from worker.service import Service
 from worker.settings import Settings
@@ -158,6 +159,7 @@ async def test_a_pause_by_order_is_told_and_leaves_the_worker_ready(rig: Rig) ->
         assert (status, report["checks"]["consumer"]) == (200, "paused by ann@host: rotating secrets")
         await worker.requester.publish(messenger(), reply_to="")
         await worker.until_sample("ott_queue_messages", "requests", value=1)  # still told
+        await worker.until_sample("ott_paused_by_order", value=1)
 
 
 async def test_a_worker_that_stands_by_is_ready_and_says_so(rig: Rig) -> None:
@@ -183,7 +185,9 @@ async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -
             "Use those in Marketing Cloud Installed Packages."
         }
         assert (await worker.probe("/livez"))[0] == 200
-        assert (await worker.samples())["ott_token_fetches_total", ("refused",)] >= 1
+        samples = await worker.samples()
+        assert samples["ott_token_fetches_total", ("refused",)] >= 1
+        assert samples["ott_token_invalid_client_total", ()] >= 1
 
 
 async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> None:
@@ -211,7 +215,10 @@ async def test_a_worker_that_drains_is_alive_and_not_ready(rig: Rig) -> None:
         await worker.requester.reply(sent)
 
 
-async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(rig: Rig) -> None:
+async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "POLL_INTERVAL", 3.0)  # or the request goes back before the probe comes
     rig.sandbox.faults.add(Status(path="registration", status=503))
     async with watched(rig, gate_after=1) as worker:
         sent = await worker.requester.publish(messenger())

@@ -42,6 +42,7 @@ class Metrics(EventListener, Collector):
         self._replies_refused = Counter[str](dict.fromkeys(REPLY_REFUSALS, 0))
         self._calls: Counter[int | None] = Counter()
         self._call_durations = _Histogram(CALL_BUCKETS)
+        self._invalid_client = 0
         self._tokens = Counter[TokenResult](dict.fromkeys(TOKEN_RESULTS, 0))
         self._connected = Counter(dict.fromkeys(CONNECTIONS, 0))
         self._stale = 0
@@ -68,6 +69,7 @@ class Metrics(EventListener, Collector):
 
     def token_fetched(self, result: TokenResult, why: str) -> None:
         self._tokens[result] += 1
+        self._invalid_client += "invalid_client" in why
 
     def consumer_connected(self) -> None:
         self._connected["consumer"] += 1
@@ -130,6 +132,11 @@ class Metrics(EventListener, Collector):
             "ott_upstream_call_duration_seconds", "Time of registration calls to Marketing Cloud."
         )
         yield _counter("ott_token_fetches", "Token requests.", self._tokens, ("result",))
+        yield _counter(
+            "ott_token_invalid_client",
+            "Token requests that Marketing Cloud refused for the client id or secret.",
+            self._invalid_client,
+        )
         yield _counter(
             "ott_gate_closings", "Outages of Marketing Cloud that paused the worker.", self._closings
         )

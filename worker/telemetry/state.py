@@ -102,6 +102,8 @@ class State(Collector):
         depths = "Messages that wait in a queue; left out where the broker has not told lately."
         yield _gauge("ott_queue_messages", depths, service.depths.known(), "queue")
         yield _gauge("ott_gate_closed", "1 while an outage pauses the worker.", service.gate.is_pausing)
+        is_paused = service.orders.pause is not None
+        yield _gauge("ott_paused_by_order", "1 while an operator's pause stands.", is_paused)
         held = service.marketing_cloud.accounts.has_token
         yield _gauge("ott_token_held", "1 while the default account has a good token.", held)
         yield _gauge(

@@ -166,12 +166,17 @@ async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nob
 ) -> None:
     """They are exhausted; the first after all attempts, the others soon."""
     events = GateEvents()
-    requester = await rig.start(events, prefetch=50, retry_attempts=3)
+    settings = rig.settings(prefetch=50, retry_attempts=3)
+    service = await rig.start_worker(settings, events)
+    requester = await rig.requester_for(settings)
     rig.sandbox.faults.add(Status(path="token", account="666", status=status))
     bad = [
         await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": "666"}) for n in range(250)
     ]
     assert (await requester.ask(messenger("good")))["status"] == "registered"
+    [(account, why)] = service.marketing_cloud.accounts.others_in_trouble.items()
+    assert account == "666"
+    assert why.startswith(f"the token endpoint answered {status}: Asked for by")
     replies = [await requester.reply(i) for i in bad]
     assert {(reply["status"], reply["httpStatus"]) for reply in replies} == {("failed", None)}
     assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"
@@ -179,6 +184,7 @@ async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nob
     rig.sandbox.heal()
     reply = await requester.ask(messenger("p1"), headers={"x-ott-account-id": "666"})
     assert reply["status"] == "registered"
+    assert not service.marketing_cloud.accounts.others_in_trouble
 
 
 @pytest.mark.parametrize("status", [401, 503])

@@ -409,7 +409,7 @@ async def test_a_body_that_does_not_come_to_its_end_does_not_take_the_answer_awa
         "http://us:er%3A:pw@proxy..test",
     ],
 )
-@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy"])
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY"])
 async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
@@ -419,10 +419,9 @@ async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_va
     assert value not in str(error.value)
 
 
-async def test_a_proxy_that_the_urls_do_not_use_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "nonsense:port")
-    client = Http(load_settings(mc_subdomain="tenant"))
-    await client.close()
+async def test_a_proxy_is_not_looked_at_where_the_environment_says_not_to_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "nonsense:port")
     monkeypatch.setenv("NO_PROXY", ".marketingcloudapis.com")
     client = Http(load_settings(mc_subdomain="tenant"))

@@ -96,6 +96,16 @@ class Accounts:
         """Why the default account's last token request brought none, `""` if it did or none was made."""
         return self._default.trouble
 
+    @property
+    def others_in_trouble(self) -> dict[str, str]:
+        """Why accounts other than the default are given no token, or are turned down."""
+        now = time.monotonic()
+        troubles = {
+            key: held.refusal if now < held.refused_until else held.trouble
+            for key, held in self._others.items()
+        }
+        return {key: why for key, why in troubles.items() if why}
+
     def is_default(self, account: str | None) -> bool:
         """Whether `account` is the default business unit."""
         return not account or account == self._default.id
@@ -239,7 +249,8 @@ class Accounts:
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))
         except TokenTrouble as trouble:
             held.trouble = str(trouble)
-            self._on_fetch("refused" if trouble.is_refused else "failed", held.trouble)
+            which = "" if held is self._default else f"account {held.id}: "
+            self._on_fetch("refused" if trouble.is_refused else "failed", which + held.trouble)
             raise
         held.trouble, held.trouble_since = "", None
         self._on_fetch("ok", "")

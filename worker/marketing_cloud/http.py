@@ -21,7 +21,7 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from worker.errors import SettingsError, UsageError
-from worker.marketing_cloud.proxy import Proxy, proxy_for
+from worker.marketing_cloud.proxy import Proxy, check_proxies, proxy_for
 from worker.marketing_cloud.response import Response, ResponseReader
 from worker.settings import Settings
 
@@ -70,8 +70,7 @@ class Http:
         self._timeout = settings.http_timeout
         self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
         self._loop = asyncio.get_running_loop()
-        for url in (settings.auth_url, settings.rest_url):
-            proxy_for(URL(url or "https://rest.marketingcloudapis.com"))
+        check_proxies(settings)
         self._connector = aiohttp.TCPConnector(
             limit=0, ssl=_tls(settings), keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
         )

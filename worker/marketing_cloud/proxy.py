@@ -9,7 +9,10 @@ from aiohttp import encode_basic_auth
 from yarl import URL
 
 from worker.errors import SettingsError
+from worker.settings import Settings
 from worker.settings.checks import check_host
+
+REST_HOST = "rest.marketingcloudapis.com"  # stands for the one that the token will name
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,15 @@ class Proxy:
     variable: str
     url: URL
     authorization: str | None = field(repr=False)  # the value of Proxy-Authorization
+
+
+def check_proxies(settings: Settings) -> None:
+    """Raise SettingsError where a variable that the worker's URLs could use holds no URL of a proxy. Both are
+    looked at, whichever scheme the URLs have: the mistake is told at the start, not when it first matters."""
+    for url in (settings.auth_url, settings.rest_url):
+        host = URL(url).host if url else REST_HOST
+        for scheme in ("https", "http"):
+            proxy_for(URL.build(scheme=scheme, host=host or REST_HOST))
 
 
 def proxy_for(url: URL) -> Proxy | None:

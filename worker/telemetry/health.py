@@ -58,7 +58,11 @@ class Health:
     def ready(self) -> Report:
         """Whether it takes requests or stands by to take them over."""
         return _report(
-            consumer=self._consumer(), publisher=self._publisher(), token=self._token(), gate=self._gate()
+            consumer=self._consumer(),
+            publisher=self._publisher(),
+            token=self._token(),
+            accounts=self._other_accounts(),
+            gate=self._gate(),
         )
 
     def _consumer(self) -> tuple[bool, str]:
@@ -89,6 +93,12 @@ class Health:
         if accounts.has_token:
             return True, "held"
         return not accounts.trouble, accounts.trouble or "not needed yet, or since it expired"
+
+    def _other_accounts(self) -> tuple[bool, str]:
+        # Their trouble is that of the messages which name them, and no reason to be taken out.
+        troubles = self._service.marketing_cloud.accounts.others_in_trouble
+        first = "; ".join(f"{account}: {why}" for account, why in list(troubles.items())[:3])
+        return True, f"{len(troubles)} in trouble: {first}" if troubles else "none in trouble"
 
     def _gate(self) -> tuple[bool, str]:
         # A pause is not a reason to be taken out: it ends by itself, and another replica would pause as well.

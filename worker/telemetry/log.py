@@ -174,7 +174,7 @@ class Log(EventListener):
     def token_fetched(self, result: TokenResult, why: str) -> None:
         if result == "ok":
             self._log.info("token fetched")
-        else:
+        elif not self._goes_on("no token", why):
             self._log.warning("no token", why=why)
 
     def gate_closed(self, why: str) -> None:

@@ -161,7 +161,7 @@ def night() -> Screen:
     """Marketing Cloud is away, and somebody has paused nothing yet."""
     away = GateStatus(
         state="closed",
-        why="Marketing Cloud answered 503: Scheduled maintenance",
+        why="Marketing Cloud answered 503: not available",
         since=NOW - timedelta(minutes=7),
     )
     overview = Overview(

@@ -38,6 +38,10 @@ async def test_a_storm_of_503s_is_waited_out(world: World) -> None:
     await _endures(world, "503 storm")
 
 
+async def test_a_web_page_with_200_is_an_outage(world: World) -> None:
+    await _endures(world, "web page with 200")
+
+
 async def test_429_with_retry_after_in_seconds_is_heeded(world: World) -> None:
     await _endures(world, "429, Retry-After in seconds")
 

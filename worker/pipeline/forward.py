@@ -142,6 +142,8 @@ class Forwarder:
         except TokenTrouble as trouble:
             answer = Answer(None, f"No access token: {trouble.summary}.", retry_after=trouble.retry_after)
             return _Result(Verdict.CREDENTIALS, answer)
+        except (AccountRefused, AccountTrouble):
+            return None  # its token has ended this very moment
         if self._limiter is not None and not await self._wait_for_rate(request):
             return None
         await ensure_lease()

@@ -60,7 +60,7 @@ class Status(Ending):
     """An error answer.
 
     `retry_after` is the header (seconds or a date), `body_retry_after` the body's hint. `body`
-    replaces the JSON error body by any text.
+    replaces the JSON error body by any text, of any `content_type`.
     """
 
     kind: Literal["status"] = "status"
@@ -70,6 +70,7 @@ class Status(Ending):
     retry_after: int | float | str | None = None
     body_retry_after: float | None = None
     body: str | None = None
+    content_type: str = "text/plain"
 
 
 class Hang(Ending):

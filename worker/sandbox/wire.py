@@ -58,7 +58,9 @@ async def misbehave(ending: Ending, request: web.Request, carry_out: CarryOut) -
 def _error(fault: Status) -> web.Response:
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     if fault.body is not None:
-        return web.Response(text=fault.body, status=fault.status, headers=headers)
+        return web.Response(
+            text=fault.body, status=fault.status, headers=headers, content_type=fault.content_type
+        )
     document = {"message": fault.message, "errorcode": fault.errorcode, "documentation": ""}
     if fault.body_retry_after is not None:
         document["retryAfter"] = fault.body_retry_after

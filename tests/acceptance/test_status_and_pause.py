@@ -85,7 +85,7 @@ async def test_status_tells_why_and_since_when_the_gate_is_closed(rig: Rig, requ
     await until(is_closed, "the outage")
     said = await ott_worker(rig.settings(), "status")
     assert "OUTAGE: Marketing Cloud takes no calls" in said.out
-    assert re.search(r"gate closed: Marketing Cloud answered 503: Down for repair", said.out)
+    assert re.search(r"gate closed: Marketing Cloud answered 503: not available", said.out)
     rig.sandbox.heal()
 
 

@@ -140,7 +140,7 @@ def _latest_wins(evidence: Evidence, findings: Findings) -> None:
                 f"I5: {resource} holds version {evidence.registered.get(resource)}, the last is {version}"
             )
     for calls in _by_resource(evidence.calls).values():
-        done = [call for call in calls if call.status is not None and call.status < 300]
+        done = [call for call in calls if _is_registered(call)]
         for before, after in pairwise(version_of(call.body) for call in done):
             if after < before:
                 findings.steps_back += 1
@@ -151,6 +151,11 @@ def _latest_wins(evidence: Evidence, findings: Findings) -> None:
     if findings.steps_back > evidence.strikes * evidence.prefetch + again:
         findings.order_violations += findings.steps_back
         findings.broken.append(f"I5: {findings.steps_back} times an older version came after a newer one")
+
+
+def _is_registered(call: Call) -> bool:
+    """Whether the answer told so: half an answer has a whole head, but the sandbox notes no status."""
+    return call.fault == "half" or (call.status is not None and call.status < 300)
 
 
 def _is_given_up(evidence: Evidence, call: Call, versions: range) -> bool:

@@ -79,7 +79,7 @@ async def test_a_reset_after_the_request_was_sent_is_tried_again(world: World) -
     await _endures(world, "reset after the request was sent")
 
 
-async def test_half_a_response_counts_as_none(world: World) -> None:
+async def test_half_a_response_counts_by_its_head(world: World) -> None:
     await _endures(world, "half a response")
 
 

@@ -1,4 +1,4 @@
-"""What the worker states about itself. Logs, metrics and traces listen; nothing else depends on them.
+"""Events: what happens in the worker. Logs, metrics and traces listen; nothing else depends on events.
 
 A listener must be quick and must not raise. No argument ever holds a secret.
 """
@@ -12,7 +12,7 @@ TokenResult = Literal["ok", "refused", "failed"]
 
 
 class TracedRequest(Protocol):
-    """What a trace may know of a request on its way."""
+    """What a trace may know of a request that is being processed."""
 
     @property
     def id(self) -> str: ...
@@ -29,25 +29,25 @@ Call = Callable[[Mapping[str, str]], Awaitable[Called]]
 
 
 class Tracing(Protocol):
-    """Carries a trace from a request to its calls and its reply. Off, nothing stands in for it."""
+    """Carries a trace from a request to its calls and its reply. Without traces there is none of this."""
 
     async def process(self, process: Process, request: Any) -> None:
         """Process a request, traced."""
 
     async def call(self, call: Call, url: str) -> Called:
-        """Make a call, traced; it gets headers to send, and returns its HTTP status first."""
+        """Make a call, traced. `call` takes the headers to send."""
         ...
 
     def headers(self) -> dict[str, str]:
-        """What a message that is sent on carries in its headers."""
+        """The trace context, as headers for a message."""
         ...
 
 
 class EventListener:
-    """Hears every fact and does nothing; override what is of interest."""
+    """Hears every event and does nothing. Override the events of interest."""
 
     def consumer_connected(self) -> None:
-        """The consuming connection stands."""
+        """The consuming connection is open."""
 
     def subscribed(self, prefetch: int) -> None:
         """The consumer is registered; until the first delivery it may be standing by."""
@@ -56,14 +56,14 @@ class EventListener:
         """The first delivery of a subscription: this is the single active consumer."""
 
     def subscription_ended(self, why: str) -> None:
-        """The connection, channel or consumer is gone; unsettled deliveries are the broker's again."""
+        """The connection, channel or consumer is lost; the broker requeues unsettled deliveries."""
 
     def stale_deliveries(self, count: int) -> None:
         """Deliveries were in flight on a connection that is lost; the broker redelivers them."""
 
     def acknowledgements_unheard(self) -> None:
-        """The broker did not answer in time at the end of a subscription: what was acknowledged last may be
-        delivered again."""
+        """The broker did not answer in time at the end of a subscription: the last acknowledged requests may
+        be delivered again."""
 
     def returned(self, count: int, why: str) -> None:
         """Deliveries go back to the queue, in order."""
@@ -75,10 +75,10 @@ class EventListener:
         """A broker object is missing or differs."""
 
     def publisher_connected(self) -> None:
-        """The publishing connection stands."""
+        """The publishing connection is open."""
 
     def publisher_lost(self, why: str) -> None:
-        """The publishing connection is gone."""
+        """The publishing connection is lost."""
 
     def channel_closed(self, name: str, why: str) -> None:
         """The broker closed a publishing channel."""
@@ -100,8 +100,8 @@ class EventListener:
         """An outage of Marketing Cloud: the worker pauses."""
 
     def gate_left(self, seconds: float) -> None:
-        """The deliveries went back during a pause, `seconds` long so far: another worker may have them next,
-        and whether the outage goes on is not known here."""
+        """The deliveries went back during a pause, `seconds` long so far. Another worker may get them, and
+        this one does not know whether the outage goes on."""
 
     def gate_opening(self) -> None:
         """Marketing Cloud answers again: requests go on, few at first."""
@@ -110,7 +110,7 @@ class EventListener:
         """The outage goes on: a request failed while the gate was opening."""
 
     def gate_opened(self, seconds: float) -> None:
-        """The outage is over, after so many seconds."""
+        """The outage is over, after `seconds`."""
 
     def paused(self, by: str, why: str) -> None:
         """An operator ordered a pause: no calls, and the deliveries go back."""
@@ -146,7 +146,7 @@ class EventListener:
         """The stream of epochs and barriers cannot be read; no partition is taken over until it can."""
 
     def journal_unreadable(self, why: str) -> None:
-        """The journal could not be read; nothing waits for it but replays."""
+        """The journal could not be read. Only replays wait for it."""
 
     def processing_failed(self, request_id: str, error: str) -> None:
         """A defect of ours: the request goes back to the queue."""
@@ -156,7 +156,7 @@ class EventListener:
 
 
 class EventListeners(EventListener):
-    """Passes each fact on to those listeners that do something about it."""
+    """Passes each event on to the listeners that override it."""
 
     def __init__(self, *listeners: EventListener) -> None:
         for name in (n for n in vars(EventListener) if not n.startswith("_")):

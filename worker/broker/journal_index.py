@@ -21,8 +21,8 @@ SKEW = 600_000_000  # microseconds that the broker's clock may differ from ours 
 class JournalIndex:
     """The newest registered request of each resource, among those received after `since`.
 
-    Times are microseconds since the epoch, all of the worker's own clock, whose times grow from request to
-    request through fail-overs. So no comparison here depends on what the broker's clock says.
+    Times are microseconds since the epoch by the workers' arrival clock, which never goes back, not even
+    at a fail-over. No comparison here depends on the broker's clock.
     """
 
     since: int
@@ -33,7 +33,7 @@ class JournalIndex:
     _first: Entry | None = None
 
     def read(self, entry: Entry, oldest: Entry | None) -> None:
-        """Take in an entry; `oldest` is the first of the stream as known by now."""
+        """Add an entry. `oldest` is the stream's first entry, as far as is known."""
         self.began_at = self.began_at or entry
         self.next_offset = entry.offset + 1
         for record in entry.records:
@@ -47,7 +47,7 @@ class JournalIndex:
                 self._own[str(record.get("id")), received_at] = (entry.offset, digest(resource))
 
     def settled(self, settlement: Settlement) -> None:
-        """Take in what this worker has recorded since the journal was read."""
+        """Add what this worker has recorded since it began to read the journal."""
         resource = settlement.resource
         if settlement.status == "registered" and resource is not None:
             self.registered(resource, settlement.received_at, settlement.request_id)
@@ -68,7 +68,7 @@ class JournalIndex:
 
     @property
     def is_full(self) -> bool:
-        """Whether there were more resources than fit: then nothing is proved."""
+        """Whether there are more resources than fit. Such an index proves nothing."""
         return len(self._registered) >= LIMIT
 
     def newer_than(self, resource: Resource, received_at: int) -> str | None:
@@ -77,8 +77,8 @@ class JournalIndex:
         return known[1] if known is not None and known[0] > received_at else None
 
     def complete(self, first: Entry | None) -> None:
-        """All was read; `first` is what the stream began with after that, so that what was trimmed
-        while reading counts as not read."""
+        """Everything has been read. `first` is the stream's first entry afterwards, so that what was trimmed
+        during the reading counts as not read."""
         self._first = first
 
     def covers(self, first: Entry | None) -> bool:
@@ -90,12 +90,12 @@ class JournalIndex:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was there to be read."""
+        """Whether the journal held nothing."""
         return self.began_at is None
 
     def continues(self, first: Entry | None) -> bool:
-        """Whether the stream, which now begins with `first`, can be read on from where reading ended:
-        nothing was trimmed in between, and it is no other stream of the same name."""
+        """Whether reading can go on where it ended, now that the stream begins with `first`: nothing was
+        trimmed in between, and it is not another stream of the same name."""
         known = self._first
         if first is None or known is None or first.offset > self.next_offset:
             return False
@@ -104,9 +104,9 @@ class JournalIndex:
     def reaches_back_to(self, request_id: str, resource: Resource, received_at: int) -> bool:
         """Whether every newer registration of the resource is sure to be known (contract §4).
 
-        It is if the oldest entry kept was written before the request was received. Else the request's own
-        record shows that the journal was kept then: if nothing was ever trimmed, or if the record is
-        of this resource, whose later requests were all settled after it.
+        They are, if the oldest entry was written before the request was received. Otherwise the request's own
+        record proves it, because the journal was kept at that time: if nothing was ever trimmed, or if the
+        record names this resource, since later requests for it were settled after it.
         """
         first = self._first
         if first is None or first.clock is None or received_at < self.since or self.is_full:

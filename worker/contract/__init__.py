@@ -1,1 +1,1 @@
-"""What travels: the registration request, its validation, and the replies. Pure; no I/O."""
+"""The contract (README.md) as code: requests, their validation, replies, records. Pure data, no I/O."""

@@ -15,7 +15,7 @@ ERROR_LENGTH = 500  # characters of `x-ott-error`
 
 
 def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
-    """Why, after how many calls and when the request was given up, and who it was."""
+    """Which request was given up, why, when, and after how many calls."""
     return {
         REASON_HEADER: settlement.reason or "",
         ERROR_HEADER: error_text(settlement),

@@ -1,4 +1,5 @@
-"""The strict JSON reader: one answer for one body, whichever interpreter, and never a word of the input."""
+"""The strict JSON reader (contract §3). It judges a body in the same way on every interpreter, and quotes
+nothing of it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A registration request, parsed or refused (contract §3)."""
+"""A registration request, parsed or rejected (contract §3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An unusable request, as the error envelope words it.
+    """A request that cannot be forwarded, and why, as the error envelope says it.
 
     `errorcode` is 10006 with `errors` in the API's order, or 10004 without any for a body that is not
     acceptable JSON. `platform` is set only when it is a known one, `resource_id` only with it.

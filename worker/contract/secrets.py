@@ -1,7 +1,7 @@
-"""What may be told of a request's body, and masking all else (contract §4: no reply ever carries a secret).
+"""Masking the secrets of a request wherever somebody quotes it (contract §4: no reply ever holds a secret).
 
-Only fields that are known to be public may be quoted: names, ids, flags, and the endpoint URL without its
-query. Every other string of the body is a secret, whatever its field is called.
+Public are the values of known public fields: names, ids, flags, and the endpoint URL without its query. Every
+other string of the body counts as a secret, whatever its field is called.
 """
 
 import base64
@@ -17,14 +17,14 @@ from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, P
 from worker.contract.unescape import Plain, fold, unescape, without_cut_escape
 
 MASK: Final = "***"
-# A secret's beginning of this length, or the whole of a shorter one, is masked anywhere; what is shorter than
-# `SHORT` may be a part of any word, and is masked where it stands alone.
+# The first characters of a secret are masked wherever they stand, and so is a shorter secret as a whole. One
+# that is shorter than `SHORT` could be part of any word, so it is masked only where it stands alone.
 BEGINNING: Final = 8  # characters
 SHORT: Final = 6
 TAIL: Final = 3  # characters of a secret's beginning that count where a text was cut
-LONG_NAME: Final = 16  # characters; no field's name, so a value that stands in a name's place
-LONGEST: Final = 10_000  # characters of a secret that count; texts are much shorter
-# A body with so many secrets is hostile. Searching for all would take long, so texts are masked altogether.
+LONG_NAME: Final = 16  # characters; an unknown name this long may be a value in the wrong place
+LONGEST: Final = 10_000  # characters of a secret that are compared; texts are much shorter
+# A body with more secrets than this is hostile, and searching for all takes too long: whole texts are masked.
 MANY: Final = 5_000
 MUCH: Final = 200_000  # characters
 
@@ -47,7 +47,7 @@ def without_query(url: str) -> str:
 
 
 def secrets_of(document: object) -> Iterator[str]:
-    """Every string and number of a parsed body that may not be told."""
+    """Every string and number of a parsed body that is not public."""
     if not isinstance(document, dict):
         yield from _strings(document)
         return

@@ -19,7 +19,6 @@ ACCOUNT_HEADER: Final = "x-ott-account-id"
 # Headers of a replay: what only an operator may say.
 RECEIVED_AT_HEADER: Final = "x-ott-received-at"
 REQUEST_ID_HEADER: Final = "x-ott-request-id"
-REPLAY_HEADERS: Final = "x-ott-replay-"  # the beginning of each of their names
 REPLAY_COUNT_HEADER: Final = "x-ott-replay-count"
 REPLAY_FORCE_HEADER: Final = "x-ott-replay-force"
 REPLAY_AT_HEADER: Final = "x-ott-replay-at"

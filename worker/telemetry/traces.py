@@ -1,8 +1,8 @@
 """Traces by OpenTelemetry, an extra (`pip install 'ott-registration-worker[otel]'`, `OTT_TRACES=true`).
 
-The W3C trace context comes with a request's headers (`traceparent`, `tracestate`) and goes on with its calls
-to Marketing Cloud and its reply. A replay is a trace of its own, linked to the one that it repeats. Where
-spans are sent to is set by OpenTelemetry's own variables. Without the setting nothing of this is imported.
+A request brings its W3C trace context in its headers (`traceparent`, `tracestate`). Its calls to Marketing
+Cloud and its reply carry the context on. A replay is a trace of its own, linked to the original one.
+OpenTelemetry's own variables say where spans are sent. Without the setting this module is not imported.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 def exporting() -> TracerProvider:
-    """A provider that sends spans by OTLP, as OpenTelemetry's variables say."""
+    """A provider that exports spans by OTLP, configured by OpenTelemetry's variables."""
     # The variables OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come first.
     resource = Resource({"service.name": SERVICE_NAME}).merge(_from_environment())
     provider = TracerProvider(resource=resource)
@@ -40,7 +40,7 @@ def _from_environment() -> Resource:
 
 
 class Traces(EventListener):
-    """A span for each journey and for each call; hears how the journey ended."""
+    """A span for each request and for each call. The request's span gets its outcome from `settled`."""
 
     def __init__(self, provider: TracerProvider, queue: str) -> None:
         self._provider = provider

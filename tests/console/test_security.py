@@ -27,7 +27,9 @@ async def status(running: Running, method: str, path: str, **request: object) ->
         return response.status
 
 
-def test_it_does_not_start_beyond_loopback_without_a_password(make_settings: Callable[..., Settings]) -> None:
+async def test_it_does_not_start_beyond_loopback_without_a_password(
+    make_settings: Callable[..., Settings],
+) -> None:
     with pytest.raises(SettingsError, match="OTT_CONSOLE_PASSWORD must be set"):
         Console(make_settings(console_host="0.0.0.0"))
 

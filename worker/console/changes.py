@@ -4,9 +4,10 @@ reason."""
 import asyncio
 import secrets
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from aiohttp import web
+from multidict import MultiDict
 
 from worker.broker.control_stream import publish_order
 from worker.console.kept import refreshed
@@ -26,6 +27,7 @@ PLAN_PATIENCE = 1.5  # seconds; a plan that takes longer is shown while it is ma
 PICKED = "-picked"
 MAX_RATE = 1e6  # letters a second
 WHY_LENGTH = 200
+CANARIES: Mapping[str, Canary] = {name: name for name in get_args(Canary)}
 
 
 class Changes:
@@ -116,8 +118,8 @@ class Changes:
         why = _why(form)
         if run.kind == "discard" and form.get("count", "").replace(",", "").strip() != str(run.count):
             raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
-        canary = form.get("canary", "none")
-        if canary not in get_args(Canary):
+        canary = CANARIES.get(form.get("canary", "none"))
+        if canary is None:
             raise UsageError("canary must be one, tenth or none")
         run.start(by=_by(request), why=why, canary=canary, rate=_rate(form), ended=self._sources.expire)
         return self._shown(request, run)
@@ -140,8 +142,10 @@ class Changes:
         return _see(f"/runs/{run.number}")
 
 
-async def _form(request: web.Request) -> Any:
-    return await request.post()
+async def _form(request: web.Request) -> MultiDict[str]:
+    """What was typed; a file that somebody uploads is nothing that is asked for."""
+    typed = await request.post()
+    return MultiDict((name, value) for name, value in typed.items() if isinstance(value, str))
 
 
 def _see(path: str) -> web.Response:

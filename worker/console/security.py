@@ -58,12 +58,11 @@ class Guard:
         self._settings = settings
         self._sessions = sessions
         self._render = render
-        own = {
-            settings.console_host,
-            socket.gethostname(),
-            *(settings.console_allowed_hosts or "").split(","),
-        }
-        self._names = {name.strip().lower() for name in own if name.strip()}
+        self._is_local = is_loopback(settings.console_host)
+        names = (settings.console_allowed_hosts or "").split(",")
+        if not self._is_local:
+            names += [settings.console_host, socket.gethostname()]
+        self._names = {name.strip().lower() for name in names if name.strip()}
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -118,15 +117,10 @@ class Guard:
             _ = urlsplit(f"//{host}").port
         except ValueError:
             return False
-        if is_loopback(name):
+        if is_loopback(name) or name in self._names:
             return True
-        if is_loopback(self._settings.console_host):
-            return name in self._names - {self._settings.console_host, socket.gethostname().lower()}
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name in self._names
-        return True  # an address is no name that somebody could have pointed here
+        # An address is no name that somebody could have pointed here.
+        return not self._is_local and _is_address(name)
 
     def _problem(self, request: web.Request, status: int, text: str) -> web.StreamResponse:
         if wants_json(request):
@@ -134,6 +128,14 @@ class Guard:
         return self._render.page(
             request, "problem.html", status=status, live=False, title=str(status), text=text
         )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_same_origin(request: web.Request) -> bool:

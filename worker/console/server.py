@@ -10,7 +10,7 @@ from worker.console.changes import Changes
 from worker.console.login import Login
 from worker.console.pages import Pages, Sources
 from worker.console.rendering import Renderer
-from worker.console.security import Guard, check_settings
+from worker.console.security import Guard, Handler, check_settings
 from worker.console.session import Sessions
 from worker.errors import SettingsError
 from worker.settings import Settings
@@ -36,8 +36,8 @@ class Console:
         guard = Guard(self._settings, sessions, render)
 
         @web.middleware
-        async def guarded(request: web.Request, handler: object) -> web.StreamResponse:
-            return await guard(request, handler)  # type: ignore[arg-type]
+        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await guard(request, handler)
 
         application = web.Application(middlewares=[guarded])
         application.add_routes(Login(sessions, render).routes())

@@ -10,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import aio_pika.exceptions
+import aiohttp
 import aiormq.exceptions
 import pytest
 
@@ -20,6 +21,7 @@ from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.client import RegistrationClient
+from worker.console.server import Console
 from worker.sandbox.faults import Status
 from worker.settings import Settings, load_settings
 
@@ -123,6 +125,34 @@ async def test_the_commands_do_their_work_with_the_users_that_are_meant_for_them
         await until(lambda: len(rig.sandbox.registrations) == 2, "the replay")
         recorded = await ott_worker(operator, "journal", "--json")
         assert {record["status"] for record in recorded.documents} == {"registered", "failed"}, recorded.err
+
+
+async def test_the_console_does_its_work_with_an_operators_user(deployment: Deployment) -> None:
+    deployment.make_anew()
+    operator = deployment.settings("operator", console_port=0)
+    async with (
+        Rig(lambda **given: deployment.settings("worker", **given)) as rig,
+        Publisher(deployment.url("publisher"), PREFIX) as publisher,
+        Console(operator) as console,
+        aiohttp.ClientSession(console.url, headers={"Accept": "application/json"}) as session,
+    ):
+        rig.sandbox.faults.add(Status(path="registration", status=404, count=1))
+        await rig.start_worker(rig.settings())
+        await publisher.ask(messenger(), correlation_id="one")
+        overview = await (await session.get("/")).json()
+        assert overview["problems"] == []
+        assert overview["queues"] == {"requests": 0, "replies": 0, "dead": 1}
+        assert (await session.post("/pause", data={"why": "a test"})).status == 200
+        assert (await session.post("/resume", data={"why": "a test"})).status == 200
+        run = await (await session.post("/runs", data={"do": "replay"})).json()
+        await session.post(f"/runs/{run['run']}/start", data={"why": "a test"})
+
+        async def is_registered() -> bool:
+            now = await (await session.get(f"/runs/{run['run']}")).json()
+            assert now["phase"] in ("running", "done"), now
+            return bool(now["outcomes"] == {"registered": 1})
+
+        await until(is_registered, "the replay's outcome")
 
 
 async def test_the_provisioner_declares_everything_anew(

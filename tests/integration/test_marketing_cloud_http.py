@@ -343,6 +343,30 @@ async def test_many_calls_at_once_on_forgotten_connections_all_get_their_answers
             forgotten = True
 
 
+async def test_kept_connections_that_swallow_everything_cost_one_time_out_and_not_one_each() -> None:
+    swallowing = False
+    together = asyncio.Barrier(10)
+
+    async def handle(reader, writer):
+        is_old = not swallowing
+        while True:
+            await request(reader)
+            if is_old and swallowing:
+                await reader.read()
+                return
+            if is_old:
+                await together.wait()
+            writer.write(CREATED)
+
+    async with upstream(handle) as url, http(timeout=1) as client:
+        await asyncio.gather(*(client.post(url, b"x", HEADERS) for _ in range(10)))
+        swallowing = True
+        with pytest.raises(NoAnswer, match="no answer within 1 s"):
+            await client.post(url, b"x", HEADERS)
+        for _ in range(10):
+            assert (await client.post(url, b"x", HEADERS)).status == 201
+
+
 async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun() -> None:
     calls = 0
 

@@ -75,6 +75,7 @@ class Http:
             limit=0, ssl=_tls(settings), keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
         )
         self._used: WeakSet[ResponseHandler] = WeakSet()  # connections that have served a call
+        self._distrusts_idle = False  # a kept connection has brought nothing at all in time
 
     async def close(self) -> None:
         """Close all connections at once."""
@@ -133,8 +134,9 @@ class Http:
                 await ensure_lease()
                 deadline += self._loop.time() - before
             reader = await self._ask(connection, endpoint, body, deadline, is_reused=is_reused)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            self._distrusts_idle |= is_reused and isinstance(error, TimeoutError)
             raise
         protocol, transport = connection.protocol, connection.transport
         is_sent = transport is not None and not transport.get_write_buffer_size()
@@ -167,6 +169,7 @@ class Http:
     async def _connect(self, endpoint: Endpoint, *, fresh: bool) -> tuple[Connection, bool]:
         """A connection, and whether it has served a call before. For a `fresh` one all idle connections to
         the same host are closed: what made one of them useless has most likely hit the others too."""
+        fresh, self._distrusts_idle = fresh or self._distrusts_idle, False
         while True:
             connection = await self._connector.connect(endpoint.target, [], self._connecting)
             protocol = connection.protocol

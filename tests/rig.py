@@ -174,6 +174,11 @@ class Rig:
             await self.requester.__aexit__()
         await self.sandbox.__aexit__(None, None, None)
 
+    @property
+    def services(self) -> list[Service]:
+        """The workers that run, the first one first."""
+        return [service for service, _ in self._running]
+
     def settings(self, **overrides: Any) -> Settings:
         urls = {"mc_auth_url": self.sandbox.url, "mc_rest_url": self.sandbox.url}
         return self._make_settings(**{**urls, **overrides})

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from typing import Self
+from uuid import uuid4
 
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
@@ -40,7 +41,6 @@ class Service:
         self.settings = settings
         self.started_at = time.monotonic()
         self.publisher = Publisher(settings, events, topology.ensure)
-        self._names = names
         self.depths = QueueDepths(names, lambda: self.intake.connection)
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
@@ -57,9 +57,10 @@ class Service:
         self._settler = Settler(self.publisher, journal, names, seals, events, tracing)
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
-        self._log = PartitionLog(settings, self.publisher, events)
+        worker = uuid4().hex
+        self._log = PartitionLog(settings, worker, self.publisher, events)
         self.partitions = Partitions(
-            settings, self._log, self._partition_journeys, self.orders, stopping, events
+            settings, worker, self._log, self._partition_journeys, self.orders, stopping, events
         )
         self._requests = QueueIntake(
             settings, names.requests, self._journeys, self._take_over, self.orders, stopping, events

@@ -157,6 +157,73 @@ _fault(
 )
 
 
+# --- partitions ---
+
+PARTITIONED = {"OTT_PARTITIONS": "8"}
+
+
+async def _others(world: World, than: Worker) -> list[Worker]:
+    """Those that have had a partition, besides this one; where all is answered and none has, all others."""
+
+    def taken() -> list[Worker]:
+        return [w for w in world.workers.running if w is not than and w.told("partition_taken")]
+
+    await wait_for(lambda: taken() or not world.load.unanswered(), "a worker with a partition")
+    return taken() or [worker for worker in world.workers.running if worker is not than]
+
+
+async def _kill_router(world: World) -> float:
+    return await _kill(world)
+
+
+async def _kill_partitions_worker(world: World) -> float:
+    router = await _active(world)
+    await _standby(world)
+    world.rng.choice(await _others(world, router)).kill()
+    return time.time()
+
+
+async def _kill_both(world: World) -> float:
+    router = await _active(world)
+    await _standby(world)
+    world.rng.choice(await _others(world, router)).kill()
+    router.kill()
+    return time.time()
+
+
+async def _join_and_leave(world: World) -> float:
+    """A worker more for a moment, and then one that has worked for long goes."""
+    await world.workers.start()
+    await asyncio.sleep(world.rng.uniform(0.2, 1.5))
+    world.workers.running[0].interrupt()
+    return time.time()
+
+
+async def _change_the_number(world: World) -> float:
+    """Every worker is restarted with another number of partitions, one after the other."""
+    number = world.rng.choice([2, 4, 8])
+    world.workers.environment["OTT_PARTITIONS"] = str(number)
+    for worker in list(world.workers.running):
+        started = len(world.workers.all)
+        worker.interrupt()
+        await wait_for(lambda worker=worker: not worker.runs, "its end", 30)
+        await wait_for(lambda started=started: len(world.workers.all) > started, "a replacement", 30)
+        await _standby(world)
+    return time.time()
+
+
+def _partitioned(name: str, strike: Strike, **needs: object) -> None:
+    _fault(name, "partitions", strike, **{"workers": 3, "environment": PARTITIONED, **needs})  # type: ignore
+
+
+_partitioned("partitions: kill -9 of the router", _kill_router)
+_partitioned("partitions: kill -9 of a partition's worker", _kill_partitions_worker)
+_partitioned("partitions: kill -9 of both", _kill_both)
+_partitioned("partitions: join and leave", _join_and_leave)
+_partitioned("partitions: change of number", _change_the_number, slow=True)
+_partitioned("partitions: frozen router", _freeze, heartbeat=HEARTBEAT)
+
+
 # --- broker ---
 
 
@@ -304,6 +371,7 @@ async def _full_replies_queue(world: World) -> float:
 
 _fault("broker restart", "broker", _restart, own_node=True)
 _fault("broker kill -9", "broker", _kill_broker, own_node=True)
+_partitioned("partitions: broker restart", _restart, own_node=True)
 _fault("TCP reset", "broker", _reset)
 _fault("connection closed", "broker", _cut)
 _fault("half-closed connection", "broker", _half_close, heartbeat=HEARTBEAT)

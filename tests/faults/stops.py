@@ -121,7 +121,7 @@ def _tell(what: str) -> Passed:
     return lambda: print(json.dumps({"faults": what}), file=sys.stderr, flush=True)
 
 
-TOLD = ("subscribed", "active", "subscription_ended", "gate_closed", "gate_opened")
+TOLD = ("partition_taken", "subscribed", "active", "subscription_ended", "gate_closed", "gate_opened")
 
 
 def lose_names(flag: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pamqp import commands, frame, header
 
 from tests.faults.proxy import Wire
+from worker.contract.words import BARRIER_TYPE
 
 T = TypeVar("T")
 
@@ -43,10 +44,16 @@ class Wiretap:
         return said.feed, heard.feed, lambda: self._connections.remove(connection)
 
     def kind(self, method: commands.Basic.Publish | commands.Basic.Deliver | commands.Basic.Return) -> str:
-        """What the message is that this method brings; "reply" stands for requests as well."""
+        """What the message is that this method brings; "reply" stands for requests as well, "routed" for
+        those in a partition, "journal" for all streams."""
         if method.exchange == f"{self._prefix}.dead":
             return "dead"
-        return "journal" if method.routing_key == f"{self._prefix}.journal" else "reply"
+        streams = ("journal", "status", "control", "partitions")
+        if method.routing_key in (f"{self._prefix}.{stream}" for stream in streams) or (
+            method.exchange == self._prefix and method.routing_key == "control"
+        ):
+            return "journal"
+        return "routed" if method.routing_key.startswith(f"{self._prefix}.requests.") else "reply"
 
     def published(self, kind: str, request_id: str) -> None:
         self._published.add((kind, request_id))
@@ -54,8 +61,11 @@ class Wiretap:
     def confirmed(self, kind: str, request_id: str) -> None:
         self._confirmed.add((kind, request_id))
 
-    def acknowledged(self, request_id: str) -> None:
-        """A reply must have been confirmed by now, and the dead letter where there is one."""
+    def acknowledged(self, kind: str, request_id: str) -> None:
+        """A reply must have been confirmed by now, and the dead letter where there is one; or the partition
+        must have confirmed it."""
+        if kind == "reply" and ("routed", request_id) in self._confirmed:
+            return
         letter = ("dead", request_id)
         unsafe = letter in self._published and letter not in self._confirmed
         if unsafe or ("reply", request_id) not in self._confirmed:
@@ -64,7 +74,7 @@ class Wiretap:
 
 @dataclass
 class _Channel:
-    delivered: dict[int, str] = field(default_factory=dict)  # delivery tag to request
+    delivered: dict[int, tuple[str, str]] = field(default_factory=dict)  # delivery tag to kind and request
     published: dict[int, tuple[str, str]] = field(default_factory=dict)  # publish number to kind and request
     returned: Counter[tuple[str, str]] = field(default_factory=Counter)
     publishes: int = 0
@@ -88,8 +98,8 @@ class _Connection:
             channel.published[channel.publishes] = (kind, _request(part, kind))
             self._tap.published(*channel.published[channel.publishes])
         elif isinstance(part, commands.Basic.Ack):
-            for request_id in _take(channel.delivered, part.delivery_tag, part.multiple):
-                self._tap.acknowledged(request_id)
+            for kind, request_id in _take(channel.delivered, part.delivery_tag, part.multiple):
+                self._tap.acknowledged(kind, request_id)
         elif isinstance(part, commands.Basic.Nack | commands.Basic.Reject):
             _take(channel.delivered, part.delivery_tag, getattr(part, "multiple", False))
         elif isinstance(part, commands.Channel.CloseOk):
@@ -102,8 +112,9 @@ class _Connection:
             channel.heard = part
         elif isinstance(part, header.ContentHeader):
             if isinstance(channel.heard, commands.Basic.Deliver):
-                if self._tap.kind(channel.heard) != "journal":
-                    channel.delivered[channel.heard.delivery_tag] = _request(part, "request")
+                kind = self._tap.kind(channel.heard)
+                if kind != "journal" and part.properties.message_type != BARRIER_TYPE:
+                    channel.delivered[channel.heard.delivery_tag] = (kind, _request(part, "request"))
             else:
                 kind = self._tap.kind(channel.heard)
                 channel.returned[kind, _request(part, kind)] += 1

@@ -72,6 +72,7 @@ class World:
         self._user = user
         self._behind_tls = behind_tls
         self._environment = dict(environment or {})
+        self._partitions = int(self._environment.get("OTT_PARTITIONS", "0"))
         self._stack = AsyncExitStack()
         self._limits: list[str] = []
         self.letters: list[DeadLetter] = []
@@ -225,14 +226,14 @@ class World:
                 sent=self.load.sent,
                 replies=self.load.replies,
                 dead=dead,
-                queued=await self.depth("requests"),
+                queued=await self._queued(),
                 calls=self.sandbox.history.registration_calls,
                 registered=registered,
                 texts=texts,
                 secrets=["canary-"],
                 strikes=self.injected,
                 too_early=self.wiretap.too_early,
-                prefetch=PREFETCH,
+                prefetch=PREFETCH * (self._partitions + 1 if self._partitions else 1),
                 attempts=ATTEMPTS,
                 peak_memory=max((worker.peak_memory for worker in self.workers.all), default=0),
                 peak_files=max((worker.peak_files for worker in self.workers.all), default=0),
@@ -254,6 +255,11 @@ class World:
             channel = await connection.channel()
             queue = await channel.declare_queue(f"{self.prefix}.{name}", passive=True)
             return queue.declaration_result.message_count or 0
+
+    async def _queued(self) -> int:
+        """Requests that wait, in partitions too."""
+        names = ["requests", *(f"requests.{number}" for number in range(1, self._partitions + 1))]
+        return sum([await self.depth(name) for name in names])
 
     async def delete_reply_queue(self) -> None:
         """Delete the queue that requests name in reply_to."""

@@ -1,29 +1,227 @@
 """Several workers at once, and the order kept (contract §10)."""
 
+import asyncio
 from collections import Counter, defaultdict
+from itertools import pairwise
 
-from tests.rig import Rig, messenger
+import aio_pika
+
+from tests.rig import Requester, Rig, messenger, until
+from worker.broker.partition_pruning import prune
+from worker.contract.resource import Resource
+from worker.contract.words import BARRIER_TYPE, EPOCH_HEADER, ROUTED_HEADERS
+from worker.events import EventListener
+from worker.pipeline.router import partition_of
+from worker.sandbox.faults import Hang, Latency, Status
+from worker.service import Service
+from worker.settings import Settings
 
 PARTITIONS = 4
 PAGES = [str(10**9 + number) for number in range(24)]
 
 
-def versions(rig: Rig) -> dict[str, list[str]]:
-    """What Marketing Cloud was told of each page, in order."""
-    told: dict[str, list[str]] = defaultdict(list)
-    for call in rig.sandbox.history.registration_calls:
-        attributes = (call.body or {})["ottPlatformAttributes"]
-        told[attributes["pageId"]].append(attributes["pageName"])
-    return told
-
-
-async def test_one_worker_with_partitions_registers_in_order(rig: Rig) -> None:
-    requester = await rig.start(partitions=PARTITIONS)
-    ids = [
+async def publish(requester: Requester, versions: range, pages: list[str] = PAGES) -> list[str]:
+    """Each version of each page, in order; the correlation ids."""
+    return [
         await requester.publish(messenger(page, f"version {version}"))
-        for version in range(5)
-        for page in PAGES
+        for version in versions
+        for page in pages
     ]
+
+
+async def all_registered(requester: Requester, ids: list[str]) -> None:
     replies = [await requester.reply(each) for each in ids]
     assert Counter(reply["status"] for reply in replies) == {"registered": len(ids)}
-    assert versions(rig) == {page: [f"version {number}" for number in range(5)] for page in PAGES}
+
+
+def told(rig: Rig) -> dict[str, list[int]]:
+    """Which versions Marketing Cloud was told of each page, in the order in which their calls ended."""
+    versions: dict[str, list[int]] = defaultdict(list)
+    calls = [call for call in rig.sandbox.history.registration_calls if call.status == 201]
+    for call in sorted(calls, key=lambda call: call.finished_at or 0.0):
+        attributes = (call.body or {})["ottPlatformAttributes"]
+        versions[attributes["pageId"]].append(int(attributes["pageName"].removeprefix("version ")))
+    return versions
+
+
+def repeats_no_more_than_it_must(versions: list[int]) -> bool:
+    """In order, except that what a worker left unacknowledged may come again, with all that follows it."""
+    return all(after <= before + 1 for before, after in pairwise(versions))
+
+
+async def several(rig: Rig, settings: Settings, count: int) -> list[Service]:
+    return list(await asyncio.gather(*(rig.start_worker(settings) for _ in range(count))))
+
+
+async def test_each_resource_is_registered_in_order_by_three_workers(rig: Rig) -> None:
+    settings = rig.settings(partitions=PARTITIONS)
+    services = await several(rig, settings, 3)
+    requester = await rig.requester_for(settings)
+    rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
+    await all_registered(requester, await publish(requester, range(8)))
+    assert told(rig) == {page: list(range(8)) for page in PAGES}
+    taken = [number for service in services for number in service.partitions.taken]
+    assert sorted(taken) == list(range(1, PARTITIONS + 1))
+
+
+async def test_a_worker_without_partitions_works_through_those_that_are_there(rig: Rig) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    await rig.start_worker(rig.settings(partitions=1))
+    await all_registered(requester, await publish(requester, range(3)))
+    await rig.stop_worker(rig.services[0])
+    await all_registered(requester, await publish(requester, range(3, 6)))
+    assert told(rig) == {page: list(range(6)) for page in PAGES}
+
+
+async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig: Rig) -> None:
+    plain = await rig.start_worker(rig.settings(partitions=1))
+    requester = await rig.requester_for(plain.settings)
+    divided = await rig.start_worker(rig.settings(partitions=PARTITIONS))
+    await rig.stop_worker(plain)
+    plain = await rig.start_worker(rig.settings(partitions=1))
+    await all_registered(requester, await publish(requester, range(2)))
+    await rig.stop_worker(divided)
+    await all_registered(requester, await publish(requester, range(2, 4)))
+    assert plain.partitions.in_use
+    assert told(rig) == {page: list(range(4)) for page in PAGES}
+
+
+async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
+    settings = rig.settings(partitions=PARTITIONS)
+    services = await several(rig, settings, 2)
+    requester = await rig.requester_for(settings)
+    rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
+    publishing = asyncio.create_task(publish(requester, range(20)))
+    services.append(await rig.start_worker(settings))
+    await until(lambda: len(requester.order) > 100, "replies")
+    await rig.stop_worker(services.pop(0))
+    services.append(await rig.start_worker(settings))
+    await until(lambda: len(requester.order) > 200, "replies")
+    await rig.stop_worker(services.pop(0))
+    await all_registered(requester, await publishing)
+    versions = told(rig)
+    assert all(repeats_no_more_than_it_must(versions[page]) for page in PAGES)
+    assert {versions[page][-1] for page in PAGES} == {19}
+
+
+async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is_pruned(rig: Rig) -> None:
+    requester = await rig.requester_for(rig.settings(partitions=2))
+    rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
+    before = await rig.start_worker(rig.settings(partitions=2))
+    publishing = asyncio.create_task(publish(requester, range(24)))
+    for number, replies in ((4, 100), (2, 250)):
+        await until(lambda replies=replies: len(requester.order) > replies, "replies")
+        after = await rig.start_worker(rig.settings(partitions=number))
+        await rig.stop_worker(before)
+        before = after
+    await all_registered(requester, await publishing)
+    await all_registered(requester, await publish(requester, range(24, 25)))
+    versions = told(rig)
+    assert all(repeats_no_more_than_it_must(versions[page]) for page in PAGES)
+    assert {versions[page][-1] for page in PAGES} == {24}
+    pruned = [each async for each in prune(rig.settings(partitions=2))]
+    assert [(each.partition, each.kept_because) for each in pruned] == [(4, ""), (3, "")]
+    await all_registered(requester, await publish(requester, range(25, 26)))
+
+
+async def test_a_partition_that_is_used_is_not_pruned(rig: Rig) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    await all_registered(requester, await publish(requester, range(1)))
+    pruned = [each async for each in prune(rig.settings(partitions=2))]
+    assert [each.partition for each in pruned] == [4, 3]
+    assert all("uses it" in each.kept_because for each in pruned)
+
+
+async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig: Rig) -> None:
+    ignored: list[int] = []
+
+    class Listener(EventListener):
+        def late_request_ignored(self, partition: int) -> None:
+            ignored.append(partition)
+
+    requester = await rig.start(Listener(), partitions=PARTITIONS)
+    await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
+    home = partition_of(Resource(None, "messenger", PAGES[0]), PARTITIONS)
+    late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers={EPOCH_HEADER: 0})
+    await requester.channel.default_exchange.publish(late, f"{requester.prefix}.requests.{home}")
+    await until(lambda: ignored, "the late request")
+    await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
+    assert told(rig) == {PAGES[0]: [0, 1, 2]}
+    assert ignored == [home]
+
+
+async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig: Rig) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
+    await rig.stop_worker(rig.services[0])
+    home = f"{requester.prefix}.requests.{partition_of(Resource(None, 'messenger', PAGES[0]), PARTITIONS)}"
+    late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers={EPOCH_HEADER: 0})
+    await requester.channel.default_exchange.publish(late, home)
+    await rig.start_worker(rig.settings(partitions=PARTITIONS))
+    await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
+    assert told(rig) == {PAGES[0]: [0, 1, 2]}
+
+
+async def test_an_old_barrier_changes_nothing(rig: Rig) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    await all_registered(requester, await publish(requester, range(2)))
+    old = aio_pika.Message(b"", type=BARRIER_TYPE, headers={EPOCH_HEADER: 0})
+    for number in range(1, PARTITIONS + 1):
+        await requester.channel.default_exchange.publish(old, f"{requester.prefix}.requests.{number}")
+    await all_registered(requester, await publish(requester, range(2, 4)))
+    assert told(rig) == {page: list(range(4)) for page in PAGES}
+
+
+async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
+    rig.sandbox.faults.add(Hang(path="registration"))
+    requester = await rig.start(partitions=2, prefetch=5)
+    pages = [str(10**9 + number) for number in range(60)]
+    ids = await publish(requester, range(1), pages)
+
+    async def waiting() -> list[int]:
+        names = ("requests", "requests.1", "requests.2")
+        return [await requester.depth(name) for name in names]
+
+    await until(lambda: len(rig.sandbox.history.registration_calls) >= 10, "the calls of both partitions")
+    await asyncio.sleep(0.5)  # long enough to overfill them
+    requests, *partitions = await waiting()
+    assert all(depth <= 5 for depth in partitions)
+    assert requests >= 60 - 5 - 2 * 2 * 5
+    rig.sandbox.heal()
+    await all_registered(requester, ids)
+
+
+async def test_a_priority_and_an_expiration_end_at_the_router(rig: Rig) -> None:
+    requester = await rig.start(partitions=2)
+    ids = []
+    for version in range(12):
+        body = messenger(PAGES[0], f"version {version}")
+        ids.append(await requester.publish(body, priority=version % 2 * 9, expiration=60))
+    await all_registered(requester, ids)
+    await until(lambda: len(told(rig)[PAGES[0]]) == 12, "all calls")
+    assert rig.sandbox.registrations
+    assert told(rig)[PAGES[0]][-1] in (10, 11)
+
+
+async def test_a_dead_letter_bears_no_header_of_the_routers(rig: Rig) -> None:
+    rig.sandbox.faults.add(Status(path="registration", status=404))
+    requester = await rig.start(partitions=PARTITIONS)
+    assert (await requester.ask(messenger()))["status"] == "failed"
+    letter = await requester.take("dead")
+    assert not ROUTED_HEADERS & set(letter.headers)
+
+
+async def test_a_partition_is_no_reply_address(rig: Rig) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    await requester.publish(messenger(), reply_to=f"{requester.prefix}.requests.3")
+    reply = await requester.take("replies")
+    assert reply.headers["x-ott-reply-refused"] == "not-allowed"
+
+
+async def test_a_rate_limit_is_for_all_partitions_together(rig: Rig) -> None:
+    requester = await rig.start(partitions=2, rate_limit=20)
+    pages = [str(10**9 + number) for number in range(60)]
+    await all_registered(requester, await publish(requester, range(1), pages))
+    began = sorted(call.arrived_at for call in rig.sandbox.history.registration_calls)
+    # Each of the two may begin with a second's worth at once.
+    assert began[-1] - began[20] > (60 - 20) / 20 * 0.6

@@ -48,6 +48,7 @@ class PartitionState:
 
     def __post_init__(self) -> None:
         self.barriers: dict[int, Barrier] = {}
+        self.owners: dict[int, str] = {}  # the worker that took each partition last
         self._claimed_by: object = None
 
     def read(self, entry: Entry) -> None:
@@ -58,6 +59,8 @@ class PartitionState:
                 known = self.barriers.get(partition, Barrier())
                 self.barriers[partition] = max(known, barrier)
                 self.epoch = max(self.epoch, barrier.epoch)
+            for partition in record.get("takes", ()):
+                self.owners[partition] = str(record.get("by"))
             claimed, mark = record.get("claim"), record.get("mark")
             if isinstance(claimed, int) and mark != self._claimed_by:  # published again by its writer
                 self._claimed_by = mark
@@ -69,7 +72,8 @@ class PartitionState:
 class PartitionLog:
     """Follows the stream while `followed`, and writes into it through a publisher."""
 
-    def __init__(self, settings: Settings, publisher: Publisher, events: EventListener) -> None:
+    def __init__(self, settings: Settings, worker: str, publisher: Publisher, events: EventListener) -> None:
+        self._worker = worker
         self._settings = settings
         self._publisher = publisher
         self._events = events
@@ -77,6 +81,7 @@ class PartitionLog:
         self._state = PartitionState()
         self._marks: dict[str, asyncio.Future[int]] = {}
         self._looking: asyncio.Task[int] | None = None
+        self._takes: set[int] = set()
         self._changed = asyncio.Event()
 
     def barrier(self, partition: int) -> Barrier:
@@ -92,8 +97,14 @@ class PartitionLog:
         """Claim an epoch, for a router with so many partitions: higher than all that were claimed before."""
         return await self._write({"claim": partitions})
 
-    async def look(self) -> None:
-        """Know all that was confirmed before this call. Calls of one turn of the loop look together."""
+    def is_taken(self, partition: int) -> bool:
+        """Whether this worker is the last one that took the partition."""
+        return self._state.owners.get(partition) == self._worker
+
+    async def take(self, partition: int) -> None:
+        """Take a partition over: know all that was confirmed before this call. Calls of one turn of the loop
+        make one record."""
+        self._takes.add(partition)
         if self._looking is None:
             self._looking = asyncio.create_task(self._look(), name="partition log")
         await asyncio.shield(self._looking)
@@ -122,13 +133,14 @@ class PartitionLog:
     async def _look(self) -> int:
         await asyncio.sleep(0)
         self._looking = None
-        return await self._write({})
+        takes, self._takes = sorted(self._takes), set()
+        return await self._write({"takes": takes})
 
     async def _write(self, record: Record) -> int:
         """Write a record and read up to it; the newest epoch as of then."""
         mark = uuid4().hex
         barriers = {str(partition): list(known) for partition, known in self._state.barriers.items()}
-        body = json.dumps({"mark": mark, "settled": barriers} | record).encode()
+        body = json.dumps({"by": self._worker, "mark": mark, "settled": barriers} | record).encode()
         read: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._marks[mark] = read
         try:

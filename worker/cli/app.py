@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from worker.cli import dead_letters, output
+from worker.cli import dead_letters, output, partitions
 from worker.cli.check import check
 from worker.cli.console import console
 from worker.cli.demo import demo
@@ -38,6 +38,7 @@ app.command()(sandbox)
 app.command()(schema)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(journal)
+app.add_typer(partitions.app, name="partitions")
 app.command()(console)
 
 

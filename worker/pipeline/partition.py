@@ -8,20 +8,10 @@ successor is ignored: the successor was given it too.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import replace
 
 from worker.amqp.consumer import Delivery
 from worker.broker.partition_log import Barrier, PartitionLog
-from worker.contract.words import (
-    ARRIVED_AT_HEADER,
-    BARRIER_TYPE,
-    CAME_BY_HEADER,
-    EPOCH_HEADER,
-    NO_MESSAGE_ID_HEADER,
-    REPLAY_KEY,
-    REQUEST_KEY,
-    ROUTED_HEADERS,
-)
+from worker.broker.routed_message import arrival_of, as_it_came, epoch_of, is_barrier
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.journey import Common, Journeys
 
@@ -59,7 +49,7 @@ class PartitionJourneys(Journeys):
         await super().cancel()
 
     async def _look(self) -> None:
-        await self._log.look()
+        await self._log.take(self._partition)
         self._epoch = max(self._epoch or 0, self._log.barrier(self._partition).epoch)
         self._replay_guard.subscription_began()
         held, self._held = self._held or [], None
@@ -68,19 +58,19 @@ class PartitionJourneys(Journeys):
 
     def _admit(self, delivery: Delivery) -> None:
         properties, newest = delivery.properties, self._epoch or 0
-        header = properties.header(EPOCH_HEADER)
-        epoch = header if isinstance(header, int) else newest
-        if properties.text("type") == BARRIER_TYPE:
+        epoch = epoch_of(properties)
+        epoch = newest if epoch is None else epoch
+        if is_barrier(properties):
             self._epoch = max(newest, epoch)
             self._run(self._settle_barrier(delivery, epoch))
         elif epoch < newest:
             self._events.late_request_ignored(self._partition)
             self._subscription.ack(delivery)
         else:
-            arrived_at = properties.header(ARRIVED_AT_HEADER)
-            moment = arrived_at if isinstance(arrived_at, int) else self._clock.stamp()
+            arrived_at = arrival_of(properties)
+            moment = self._clock.stamp() if arrived_at is None else arrived_at
             self._clock.raise_floor(moment)
-            super().accept(self._as_it_came(delivery), ArrivalClock(lambda: moment))
+            super().accept(as_it_came(delivery, self._settings.prefix), ArrivalClock(lambda: moment))
 
     async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
         while self._subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
@@ -89,18 +79,6 @@ class PartitionJourneys(Journeys):
         newest = max(epoch, self._log.barrier(self._partition).epoch)
         await self._log.settled(self._partition, Barrier(newest, self._clock.latest))
         self._subscription.ack(delivery)
-
-    def _as_it_came(self, delivery: Delivery) -> Delivery:
-        """The request as the router was given it."""
-        properties = delivery.properties
-        by_replay = properties.header(CAME_BY_HEADER) == REPLAY_KEY
-        without_id = {"message_id": None} if properties.header(NO_MESSAGE_ID_HEADER) is True else {}
-        return replace(
-            delivery,
-            properties=properties.changed(without=ROUTED_HEADERS, **without_id),
-            exchange=self._settings.prefix,
-            routing_key=REPLAY_KEY if by_replay else REQUEST_KEY,
-        )
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work, name=f"partition {self._partition}")

@@ -4,7 +4,6 @@ worker's consuming connection. RabbitMQ decides which worker has which partition
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from uuid import uuid4
 
 from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
@@ -32,6 +31,7 @@ class Partitions:
     def __init__(
         self,
         settings: Settings,
+        worker: str,
         log: PartitionLog,
         journeys: JourneysFor,
         orders: StandingOrders,
@@ -45,15 +45,15 @@ class Partitions:
         self._orders = orders
         self._stopping = stopping
         self._events = events
-        self._worker = uuid4().hex
+        self._worker = worker
         self._intakes: dict[int, QueueIntake] = {}
-        self._taken: set[int] = set()
         self.in_use = settings.partitions > 1
 
     @property
     def taken(self) -> list[int]:
-        """Those whose active consumer this worker is, as far as it knows."""
-        return sorted(number for number in self._taken if self._intakes[number].subscription is not None)
+        """Those whose active consumer this worker is, as far as anybody has said."""
+        standing = (number for number, intake in self._intakes.items() if intake.subscription is not None)
+        return sorted(number for number in standing if self._log.is_taken(number))
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -111,7 +111,7 @@ class Partitions:
         shared = int(connection.server_version.partition(".")[0] or 0) >= PRIORITIES_SINCE
         if not shared:
             await _until(leaving, rendezvous.delay(self._worker, number, LONGEST_DELAY))
-        events = _PartitionEvents(number, self._events, self._taken)
+        events = _PartitionEvents(number, self._events)
         intake = self._intakes[number] = QueueIntake(
             self._settings,
             self._names.partition(number),
@@ -157,13 +157,13 @@ async def _until(leaving: asyncio.Event, seconds: float) -> None:
 class _PartitionEvents(EventListener):
     """What the intake of one partition states, as events of a partition and not of the worker."""
 
-    def __init__(self, number: int, events: EventListener, taken: set[int]) -> None:
+    def __init__(self, number: int, events: EventListener) -> None:
         self._number = number
         self._events = events
-        self._taken = taken
+        self._is_taken = False
 
     def active(self) -> None:
-        self._taken.add(self._number)
+        self._is_taken = True
         self._events.partition_taken(self._number)
 
     def subscription_ended(self, why: str) -> None:
@@ -176,6 +176,6 @@ class _PartitionEvents(EventListener):
         self._events.acknowledgements_unheard()
 
     def _left(self, why: str) -> None:
-        if self._number in self._taken:
-            self._taken.discard(self._number)
+        if self._is_taken:
+            self._is_taken = False
             self._events.partition_left(self._number, why)

@@ -12,30 +12,17 @@ from collections.abc import AsyncIterator
 from hashlib import blake2b
 
 from worker.amqp.confirm_channel import Message
-from worker.amqp.consumer import COUNTS
-from worker.amqp.properties import Properties, build
 from worker.broker.partition_log import PartitionLog
+from worker.broker.routed_message import barrier, routed
 from worker.broker.router_channel import RouterChannel
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.resource import Resource
-from worker.contract.words import (
-    ARRIVED_AT_HEADER,
-    BARRIER_TYPE,
-    CAME_BY_HEADER,
-    EPOCH_HEADER,
-    NO_MESSAGE_ID_HEADER,
-    REPLAY_KEY,
-    REQUEST_KEY,
-    ROUTED_HEADERS,
-)
 from worker.errors import QueueFull, Unroutable, WorkerError
 from worker.pipeline.journey import Common, Journeys
 from worker.pipeline.request import Request
 
 ROOM_INTERVAL = 0.05  # seconds between looks at a partition that is full
-# Copies of a request would go elsewhere by CC and BCC; the counts are the requests queue's own.
-NOT_ROUTED = frozenset({"CC", "BCC", *COUNTS, *ROUTED_HEADERS})
 
 
 def partition_of(resource: Resource, partitions: int) -> int:
@@ -82,12 +69,10 @@ class Router(Journeys):
         await self._channel.close()
 
     async def _pass_barrier(self) -> None:
-        barrier = build(type=BARRIER_TYPE, headers={EPOCH_HEADER: self._epoch})
         waiting = set(range(1, self._partitions + 1)) | self._log.partitions
         for partition in sorted(waiting):
-            message = Message("", self._names.partition(partition), barrier, b"", external=True)
             try:
-                await self._channel.send(message)
+                await self._channel.send(barrier(self._names.partition(partition), self._epoch))
             except Unroutable:
                 if partition <= self._partitions:
                     raise
@@ -105,7 +90,9 @@ class Router(Journeys):
             return
         partition = partition_of(request.resource, self._partitions)
         queue = self._names.partition(partition)
-        message = Message("", queue, self._routed(request), request.delivery.body, external=True)
+        # Where the time is a replay's, it is not the time of its arrival.
+        arrived_at = self._clock.stamp() if request.is_replay else request.received_at
+        message = routed(request.delivery, queue, self._epoch, arrived_at, self._names.entry)
         try:
             async with self._room[partition].for_one(self._channel, queue):
                 await self._publish(message, request)
@@ -132,29 +119,11 @@ class Router(Journeys):
                 await self._channel.send(message)
             except QueueFull as error:
                 # On the same channel, and before any newer request of the resource.
-                self._events.publish_turned_down(message.routing_key, str(error))
+                self._events.publish_turned_down(f"{self._names.requests}.partition", str(error))
                 request.phase = "waiting"
                 await asyncio.sleep(ROOM_INTERVAL)
             else:
                 return
-
-    def _routed(self, request: Request) -> Properties:
-        """The request's properties in the partition: as they came, and what the router says of it. Without a
-        priority, by which RabbitMQ 4 would let it overtake others, and without an expiration, since its place
-        in the order is taken."""
-        delivery = request.delivery
-        by_replay = delivery.exchange == self._names.entry and delivery.routing_key == REPLAY_KEY
-        headers: dict[str, str | int | bool] = {
-            EPOCH_HEADER: self._epoch,
-            ARRIVED_AT_HEADER: self._clock.stamp() if request.is_replay else request.received_at,
-            CAME_BY_HEADER: REPLAY_KEY if by_replay else REQUEST_KEY,
-        }
-        if not delivery.properties.text("message_id"):
-            headers[NO_MESSAGE_ID_HEADER] = True
-        properties = delivery.properties.changed(
-            headers, without=NOT_ROUTED, user_id=None, expiration=None, priority=None
-        )
-        return properties.persistent()
 
     def _end_epoch(self, why: str) -> None:
         if not self.over:

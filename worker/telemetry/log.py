@@ -145,6 +145,32 @@ class Log(EventListener):
     def returned(self, count: int, why: str) -> None:
         self._log.info("deliveries go back to the queue", count=count, why=why)
 
+    def epoch_began(self, epoch: int, partitions: int, seconds: float) -> None:
+        self._log.info(
+            "router: requests go into partitions",
+            epoch=epoch,
+            partitions=partitions,
+            barrier=round(seconds, 3),
+        )
+
+    def epoch_ended(self, why: str) -> None:
+        self._log.warning("router: begins anew", why=why)
+
+    def partition_taken(self, partition: int) -> None:
+        self._log.info("partition taken", partition=partition)
+
+    def partition_left(self, partition: int, why: str) -> None:
+        self._log.info("partition left", partition=partition, why=why)
+
+    def late_request_ignored(self, partition: int) -> None:
+        self._log.warning(
+            "a request of an earlier router ignored: the present router has it too", partition=partition
+        )
+
+    def partition_log_unreadable(self, why: str) -> None:
+        if not self._goes_on("partition log unreadable", why):
+            self._log.warning("partition log unreadable: no partition can be taken over", why=why)
+
     def broker_unreachable(self, why: str) -> None:
         if not self._goes_on("broker unreachable", why):
             self._log.warning("broker unreachable", why=why)

@@ -48,6 +48,8 @@ class Metrics(EventListener, Collector):
         self._stale = 0
         self._returned = 0
         self._turned_down = Counter(dict.fromkeys(OWN_QUEUES, 0))
+        self._routed: Counter[str] = Counter()
+        self._ignored = 0
         self._journey_failures = 0
         self._closings = 0
         self._closed_at: float | None = None
@@ -85,6 +87,12 @@ class Metrics(EventListener, Collector):
 
     def publish_turned_down(self, queue: str, why: str) -> None:
         self._turned_down[queue.rpartition(".")[2]] += 1
+
+    def routed(self, partition: int) -> None:
+        self._routed[str(partition)] += 1
+
+    def late_request_ignored(self, partition: int) -> None:
+        self._ignored += 1
 
     def processing_failed(self, request_id: str, error: str) -> None:
         self._journey_failures += 1
@@ -155,6 +163,10 @@ class Metrics(EventListener, Collector):
         yield _counter("ott_returned_deliveries", "Deliveries given back to the queue.", self._returned)
         turned_down = "Messages that a queue of the worker's own did not take; each is tried again."
         yield _counter("ott_publishes_turned_down", turned_down, self._turned_down, ("queue",))
+        routed = "Requests that this worker put into a partition."
+        yield _counter("ott_routed_requests", routed, self._routed, ("partition",))
+        late = "Requests that a router published after it had lost its role; its successor has them too."
+        yield _counter("ott_late_requests_ignored", late, self._ignored)
 
 
 class _Histogram:

@@ -91,9 +91,13 @@ class State(Collector):
             "Messages that the broker has not confirmed yet.",
             service.publisher.waiting,
         )
-        in_flight = 0 if subscription is None else subscription.unsettled
+        in_flight = sum(each.unsettled for each in service.subscriptions)
         yield _gauge("ott_requests_in_flight", "Requests that were delivered and are not settled.", in_flight)
-        yield _gauge("ott_lanes", "Resources with a request under way.", intake.lanes)
+        yield _gauge("ott_lanes", "Resources with a request under way.", service.lanes)
+        partitions = {str(number): 1 for number in service.partitions.taken}
+        yield _gauge(
+            "ott_partition_active", "1 for each partition that this worker has.", partitions, "partition"
+        )
         yield _gauge(
             "ott_oldest_unsettled_request_age_seconds",
             "How long the oldest request in flight has been held.",
@@ -116,9 +120,8 @@ class State(Collector):
 
 def oldest_age(service: Service) -> float:
     """Seconds that the oldest request in flight has been held, 0 without one."""
-    subscription = service.intake.subscription
-    oldest = subscription.oldest if subscription is not None else None
-    return 0.0 if oldest is None else time.monotonic() - oldest.arrived_at
+    arrived = [oldest.arrived_at for each in service.subscriptions if (oldest := each.oldest) is not None]
+    return time.monotonic() - min(arrived) if arrived else 0.0
 
 
 def _gauge(name: str, text: str, value: float | dict[str, int], label: str = "") -> Metric:

@@ -41,23 +41,23 @@ class StatusFeed(EventListener):
         return _Publishing(self._publisher)
 
     def _describe(self, service: Service, name: str, version: str) -> WorkerStatus:
-        subscription = service.intake.subscription
         return WorkerStatus(
             worker=name,
             version=version,
             at=datetime.now(UTC),
-            state=self._state(),
+            state=self._state(service),
+            partitions=service.partitions.taken,
             gate=self._gate,
             paused=service.orders.pause,
-            in_flight=0 if subscription is None else subscription.unsettled,
+            in_flight=sum(each.unsettled for each in service.subscriptions),
             rate_per_second=self._rate.of(self._settled),
             reconnects=max(0, self._connects - 1),
         )
 
-    def _state(self) -> WorkerState:
+    def _state(self, service: Service) -> WorkerState:
         if self._phase.draining_since is not None:
             return "draining"
-        return "active" if self._phase.is_active else "standby"
+        return "active" if self._phase.is_active or service.partitions.taken else "standby"
 
     def _changed(self) -> None:
         if self._publisher is not None:
@@ -74,6 +74,12 @@ class StatusFeed(EventListener):
         self._changed()
 
     def returned(self, count: int, why: str) -> None:
+        self._changed()
+
+    def partition_taken(self, partition: int) -> None:
+        self._changed()
+
+    def partition_left(self, partition: int, why: str) -> None:
         self._changed()
 
     def gate_closed(self, why: str) -> None:

@@ -1,0 +1,75 @@
+"""A request on its way through a partition (contract §10): what the router adds to it, and what is taken off
+again, so that a partition's worker sees the request as the router was given it.
+
+The headers are believed because nobody but the workers may publish to a partition.
+"""
+
+from dataclasses import replace
+
+from worker.amqp.confirm_channel import Message
+from worker.amqp.consumer import COUNTS, Delivery
+from worker.amqp.properties import Properties, build
+from worker.contract.words import (
+    ARRIVED_AT_HEADER,
+    BARRIER_TYPE,
+    CAME_BY_HEADER,
+    EPOCH_HEADER,
+    NO_MESSAGE_ID_HEADER,
+    REPLAY_KEY,
+    REQUEST_KEY,
+    ROUTED_HEADERS,
+)
+
+# CC and BCC would route copies elsewhere; the counts are the requests queue's own.
+NOT_ROUTED = frozenset({"CC", "BCC", *COUNTS, *ROUTED_HEADERS})
+
+
+def barrier(queue: str, epoch: int) -> Message:
+    """The barrier of an epoch."""
+    return Message("", queue, build(type=BARRIER_TYPE, headers={EPOCH_HEADER: epoch}), b"", external=True)
+
+
+def routed(delivery: Delivery, queue: str, epoch: int, arrived_at: int, entry: str) -> Message:
+    """A request for a partition: without a priority, by which it could overtake others on RabbitMQ 4, and
+    without an expiration, since its place in the order is taken."""
+    by_replay = delivery.exchange == entry and delivery.routing_key == REPLAY_KEY
+    headers: dict[str, str | int | bool] = {
+        EPOCH_HEADER: epoch,
+        ARRIVED_AT_HEADER: arrived_at,
+        CAME_BY_HEADER: REPLAY_KEY if by_replay else REQUEST_KEY,
+    }
+    if not delivery.properties.text("message_id"):
+        headers[NO_MESSAGE_ID_HEADER] = True  # the publisher will give it one
+    properties = delivery.properties.changed(
+        headers, without=NOT_ROUTED, user_id=None, expiration=None, priority=None
+    )
+    return Message("", queue, properties.persistent(), delivery.body, external=True)
+
+
+def is_barrier(properties: Properties) -> bool:
+    return properties.text("type") == BARRIER_TYPE
+
+
+def epoch_of(properties: Properties) -> int | None:
+    """The epoch of a barrier or a routed request; None for what no router put there."""
+    epoch = properties.header(EPOCH_HEADER)
+    return epoch if isinstance(epoch, int) else None
+
+
+def arrival_of(properties: Properties) -> int | None:
+    """When the router was given the request, in microseconds since the epoch."""
+    arrived_at = properties.header(ARRIVED_AT_HEADER)
+    return arrived_at if isinstance(arrived_at, int) else None
+
+
+def as_it_came(delivery: Delivery, entry: str) -> Delivery:
+    """The request as the router was given it. Settling it settles the delivery."""
+    properties = delivery.properties
+    by_replay = properties.header(CAME_BY_HEADER) == REPLAY_KEY
+    without_id = {"message_id": None} if properties.header(NO_MESSAGE_ID_HEADER) is True else {}
+    return replace(
+        delivery,
+        properties=properties.changed(without=ROUTED_HEADERS, **without_id),
+        exchange=entry,
+        routing_key=REPLAY_KEY if by_replay else REQUEST_KEY,
+    )

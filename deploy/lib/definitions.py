@@ -40,9 +40,14 @@ Entry = dict[str, Any]
 
 
 def definitions(
-    names: Topology, vhost: str, passwords: dict[str, str], publishers: Sequence[str] = (PUBLISHER,)
+    names: Topology,
+    vhost: str,
+    passwords: dict[str, str],
+    publishers: Sequence[str] = (PUBLISHER,),
+    partitions: int = 1,
 ) -> dict[str, list[Entry]]:
-    """The whole document; `passwords` by user. The users' names begin with the vhost's: `ott-worker`."""
+    """The whole document; `passwords` by user. The users' names begin with the vhost's: `ott-worker`. With
+    several partitions there are their queues too."""
     users = users_with(publishers)
     rights = _rights(names) | {each: _publisher(names, f"{vhost}-{each}") for each in publishers}
     if publishers == (PUBLISHER,):
@@ -78,6 +83,7 @@ def definitions(
             _object(vhost, names.requests, names.requests_arguments()),
             _object(vhost, names.status, names.status_arguments()),
             _object(vhost, names.control, names.control_arguments()),
+            *_partitions(names, vhost, partitions),
         ],
         "bindings": [
             _binding(vhost, names.dead, names.dead, ""),
@@ -88,6 +94,14 @@ def definitions(
     }
 
 
+def _partitions(names: Topology, vhost: str, partitions: int) -> list[Entry]:
+    if partitions == 1:
+        return []
+    log = _object(vhost, names.partition_log, names.partition_log_arguments())
+    queues = (names.partition(number) for number in range(1, partitions + 1))
+    return [log, *(_object(vhost, queue, names.requests_arguments()) for queue in queues)]
+
+
 def users_with(publishers: Sequence[str]) -> list[str]:
     """All users, where these are the publishers."""
     return [each for user in USERS for each in (publishers if user == PUBLISHER else (user,))]
@@ -95,7 +109,7 @@ def users_with(publishers: Sequence[str]) -> list[str]:
 
 def _rights(names: Topology) -> dict[str, Entry]:
     """What each user needs, and nothing else. To look at an object (a passive declare) needs no right."""
-    entry, dead, requests, replies, journal, status, control = (
+    entry, dead, requests, replies, journal, status, control, partition_log = (
         re.escape(name)
         for name in (
             names.entry,
@@ -105,12 +119,17 @@ def _rights(names: Topology) -> dict[str, Entry]:
             names.journal,
             names.status,
             names.control,
+            names.partition_log,
         )
     )
+    requests = rf"{requests}(\.[0-9]+)?"  # its partitions too; only the workers may write into them
     return {
         # With OTT_DECLARE=false. Replies go to queues that requests name: by the default exchange, as does
-        # what the worker tells of itself.
-        "worker": _right(write=_exactly(r"amq\.default", dead), read=_exactly(requests, journal, control)),
+        # what the worker tells of itself, and what the router puts into partitions.
+        "worker": _right(
+            write=_exactly(r"amq\.default", dead),
+            read=_exactly(requests, journal, control, partition_log),
+        ),
         # `dead-letters`, which keeps others out by two queues, `journal`, `status`, `pause`, the console.
         "operator": _right(
             _exactly(rf"{dead}\.(lock|change)"),
@@ -120,10 +139,11 @@ def _rights(names: Topology) -> dict[str, Entry]:
         # `status` and `journal`: it sees no request, and changes nothing.
         "observer": _right(read=_exactly(journal, status, control)),
         # Declares and binds, with OTT_DECLARE=true; to dead-letter from a queue asks for reading that queue.
+        # It prunes partitions, for which it reads who uses them.
         "provisioner": _right(
-            _exactly(entry, dead, requests, replies, journal, status, control),
+            _exactly(entry, dead, requests, replies, journal, status, control, partition_log),
             _exactly(dead, requests, control),
-            _exactly(entry, dead, requests),
+            _exactly(entry, dead, requests, status, partition_log),
         ),
     }
 
@@ -211,11 +231,13 @@ def main() -> None:
     parser.add_argument("passwords", type=Path, metavar="PASSWORDS")
     parser.add_argument("--vhost", default="ott")
     parser.add_argument("--prefix", default="ott.registration")
+    parser.add_argument("--partitions", type=int, default=1, metavar="N", help="as OTT_PARTITIONS")
     parser.add_argument("--publisher", action="append", type=_name, metavar="NAME", dest="publishers")
     arguments = parser.parse_args()
     publishers = tuple(dict.fromkeys(arguments.publishers or (PUBLISHER,)))
     passwords = passwords_in(arguments.passwords, users_with(publishers))
-    document = definitions(Topology(arguments.prefix), arguments.vhost, passwords, publishers)
+    names = Topology(arguments.prefix)
+    document = definitions(names, arguments.vhost, passwords, publishers, arguments.partitions)
     json.dump(document, sys.stdout, indent=2)
     print()
 

@@ -37,6 +37,7 @@ VALUES = {
     "queue": {"requests", *known.OWN_QUEUES},
     "result": set(known.TOKEN_RESULTS),
     "connection": set(known.CONNECTIONS),
+    "partition": {str(number) for number in range(1, 65)},
     "code": {str(status) for status in range(100, 600)} | {"none", "other"},
 }
 METRIC = re.compile(r"\b((?:ott|process|python)_\w+)")

@@ -119,7 +119,7 @@ class Router(Journeys):
                 await self._channel.send(message)
             except QueueFull as error:
                 # On the same channel, and before any newer request of the resource.
-                self._events.publish_turned_down(f"{self._names.requests}.partition", str(error))
+                self._events.publish_turned_down(self._names.requests, str(error))
                 request.phase = "waiting"
                 await asyncio.sleep(ROOM_INTERVAL)
             else:

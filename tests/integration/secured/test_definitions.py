@@ -283,6 +283,7 @@ MAY: dict[str, set[str]] = {
     "provisioner": {
         "publish a dead letter",
         "read requests",
+        "read status",
         "read dead",
         "purge requests",
         "purge dead",
@@ -316,6 +317,26 @@ async def _is_allowed(connection: aio_pika.abc.AbstractConnection, operation: Op
         if not channel.is_closed:
             await channel.close()
     return True
+
+
+async def test_a_worker_divides_the_requests_with_its_user(secured: SecuredBroker, tmp_path: Path) -> None:
+    vhost = f"{VHOST}-partitions"
+    document = tmp_path / "definitions.json"
+    document.write_text(written_by_the_script(tmp_path / "passwords", "--partitions", "2", vhost=vhost))
+    secured.ctl("import_definitions", str(document))
+    divided = Deployment(secured, tmp_path / "passwords", document, vhost)
+    async with Rig(lambda **given: divided.settings("worker", **given)) as rig:
+        await rig.start_worker(rig.settings(partitions=2))
+        async with Publisher(divided.url("publisher"), PREFIX) as publisher:
+            for page in ("page-1", "page-2", "page-3"):
+                reply = await publisher.ask(messenger(page), correlation_id=page)
+                assert reply["status"] == "registered"
+            into = aio_pika.Message(messenger())
+            with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
+                await publisher.channel.default_exchange.publish(into, f"{PREFIX}.requests.1")
+    pruned = await ott_worker(divided.settings("provisioner"), "partitions", "prune")
+    assert pruned.code == 0, pruned.err
+    assert pruned.out.count("deleted") == 2
 
 
 async def test_publishers_with_users_of_their_own_cannot_touch_each_others_replies(

@@ -4,6 +4,7 @@ import base64
 from datetime import UTC, datetime
 
 import pytest
+from pamqp import encode
 
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
@@ -63,3 +64,64 @@ def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key: str
         "page" if believed else None,
         "",
     )
+
+
+FORGED = {
+    "x-ott-account-id": "510000001",
+    "x-ott-request-id": "another",
+    "x-ott-received-at": text_of(NOON + 60_000_000),
+    "x-ott-reason": "exhausted",
+    "x-ott-error": "anything",
+    "x-ott-replay-count": 7,
+    "x-ott-replay-force": True,
+    "x-own": "kept",
+}
+
+
+def brokers_letter(routing_key: str, **headers: str | int | bool) -> Letter:
+    properties = build(message_id="the-id", headers=FORGED | headers)
+    delivery = Delivery(1, messenger("p"), properties, False, 0.0, "ott.registration.dead", routing_key)
+    return parse_letter(delivery, None)
+
+
+@pytest.mark.parametrize("key", ["request", "ott.registration.requests"])
+def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it(key: str) -> None:
+    found = brokers_letter(key)
+    assert found.is_brokers
+    assert (found.id, found.reason, found.error, found.replays) == ("the-id", "unknown", "", 0)
+    assert (found.account, found.received_after) == ("510000001", 0)
+    replay = replayed(found, force=False)
+    assert (replay.header("x-ott-received-at"), replay.header("x-ott-replay-count")) == (text_of(0), 1)
+    assert (replay.header("x-own"), replay.has_header("x-ott-replay-force")) == ("kept", False)
+
+
+def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time() -> None:
+    found = brokers_letter("replay")
+    assert (found.id, found.replays, found.received_after) == ("another", 7, NOON + 60_000_000)
+
+
+@pytest.mark.parametrize(
+    ("came_by", "time", "replays"), [("request", NOON, 0), ("replay", NOON + 60_000_000, 7)]
+)
+def test_a_letter_from_a_partition_has_the_time_of_its_router_unless_it_was_a_replay(
+    came_by: str, time: int, replays: int
+) -> None:
+    routed = {"x-ott-came-by": came_by, "x-ott-arrived-at": NOON, "x-ott-epoch": 3}
+    found = brokers_letter("ott.registration.requests.2", **routed)
+    assert (found.received_after, found.replays) == (time, replays)
+    assert not [name for name in routed if replayed(found, force=False).has_header(name)]
+
+
+def test_an_id_that_a_router_made_up_is_not_the_requests() -> None:
+    first, second = (
+        brokers_letter(
+            f"ott.registration.requests.{n}", **{"x-ott-no-message-id": True, "x-ott-came-by": "request"}
+        )
+        for n in (1, 2)
+    )
+    assert first.id == second.id != "the-id"
+
+
+def test_what_the_worker_rejected_for_its_size_is_called_oversize() -> None:
+    death = Properties({"headers": encode.field_table({"x-death": [{"reason": "rejected"}]})})
+    assert letter(death).reason == "oversize"

@@ -1,5 +1,6 @@
 """A dead letter, parsed: the worker's own and those that the broker made."""
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -14,9 +15,12 @@ from worker.contract.resource import Resource
 from worker.contract.timestamps import microseconds, text_of
 from worker.contract.words import (
     ACCOUNT_HEADER,
+    ARRIVED_AT_HEADER,
     ATTEMPTS_HEADER,
+    CAME_BY_HEADER,
     DEAD_AT_HEADER,
     ERROR_HEADER,
+    NO_MESSAGE_ID_HEADER,
     OWN_HEADERS,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
@@ -24,10 +28,11 @@ from worker.contract.words import (
     REPLAY_KEY,
     REQUEST_ID_HEADER,
     REQUEST_KEY,
+    ROUTED_HEADERS,
 )
 
 BROKERS_HEADER = "x-death"
-REQUESTS_SUFFIX = ".requests"  # of the queue that publishers reach by its name
+_REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
 # The broker's words for why it dead-lettered a message, where contract §5 has another one.
 BROKERS_REASONS = {"rejected": "oversize"}
 
@@ -102,7 +107,7 @@ def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -
 def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
     """Parse a dead letter whose body is in the clear; of one that is sealed the headers tell what they can.
     Never raises, whatever it holds."""
-    properties = _believed(delivery)
+    properties, arrived_at = _believed(delivery)
     death = _newest_death(properties)
     dead_at = _moment(properties, DEAD_AT_HEADER)
     reason = _text(properties, REASON_HEADER)
@@ -110,7 +115,7 @@ def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
         dead_at = death.at or dead_at
     body = delivery.body
     request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
-    received_at, received_after = _received(properties, death.at)
+    received_at, received_after = _received(properties, arrived_at, death.at)
     return Letter(
         delivery=delivery,
         properties=properties,
@@ -133,21 +138,34 @@ def _is_workers(delivery: Delivery) -> bool:
     return not delivery.exchange or delivery.routing_key in ("", REPLAY_KEY)
 
 
-def _believed(delivery: Delivery) -> Properties:
-    """What the broker dead-lettered as a publisher sent it has the publisher's headers: of ours only the
-    account is a publisher's to name."""
-    properties, key = delivery.properties, delivery.routing_key
-    if not delivery.exchange or (key != REQUEST_KEY and not key.endswith(REQUESTS_SUFFIX)):
-        return properties
+def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
+    """The properties without what a publisher may not say, and when the router received the request, where it
+    has been through a partition (contract §2, §10).
+
+    The broker dead-letters a request with the headers that it has in its queue. Of those that are ours, the
+    account alone is a publisher's to name.
+    """
+    properties, arrived_at = delivery.properties, None
+    queue = _REQUESTS_QUEUE.search(delivery.routing_key)
+    if not delivery.exchange or not (queue or delivery.routing_key == REQUEST_KEY):
+        return properties, None
+    came_by: object = REQUEST_KEY
+    if queue and queue["partition"]:
+        came_by = properties.header(CAME_BY_HEADER)
+        arrived_at = _integer(properties, ARRIVED_AT_HEADER)
+        if properties.header(NO_MESSAGE_ID_HEADER) is True:
+            properties = properties.changed(message_id=None)
+    if came_by == REPLAY_KEY:
+        return properties.changed(without=ROUTED_HEADERS), None
     forged = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
-    return properties.changed(without=frozenset(forged) - {ACCOUNT_HEADER})
+    return properties.changed(without=frozenset(forged) - {ACCOUNT_HEADER}), arrived_at
 
 
-def _received(properties: Properties, died_at: int | None) -> tuple[int | None, int]:
+def _received(properties: Properties, arrived_at: int | None, died_at: int | None) -> tuple[int | None, int]:
     """When the request was received, and how early that may have been. Where the worker never settled it,
     the time of its death comes near: no newer request for its resource was settled before. Else when it
     was published."""
-    stamped = _moment(properties, RECEIVED_AT_HEADER)
+    stamped = arrived_at or _moment(properties, RECEIVED_AT_HEADER)
     if stamped is not None:
         return stamped, max(0, stamped)
     near = died_at or _published_at(properties)
@@ -184,8 +202,12 @@ def _text(properties: Properties, name: str) -> str | None:
 
 
 def _number(properties: Properties, name: str) -> int:
+    return _integer(properties, name) or 0
+
+
+def _integer(properties: Properties, name: str) -> int | None:
     value = properties.header(name)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) else None
 
 
 def _moment(properties: Properties, name: str) -> int | None:

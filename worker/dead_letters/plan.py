@@ -1,4 +1,4 @@
-"""What a replay would do, found out by looking alone."""
+"""What a replay would do. Nothing is published and nothing removed to find that out."""
 
 import contextlib
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a replay of one letter would come to, and why, or by which newer request."""
+    """What a replay would make of one letter. `why` is the reason, or the newer request's id."""
 
     letter: Letter
     outcome: Outcome
@@ -121,7 +121,7 @@ class Planner:
         return "; ".join(error.message for error in parsed.errors) or parsed.message
 
     async def _read_journal(self, box: DeadLetterBox) -> JournalIndex | None:
-        """The journal from the oldest letter on; of a journal that is not there, nothing is known."""
+        """The journal from the oldest letter on; an empty index where there is no journal."""
         oldest = await self._oldest(box)
         if oldest is None:
             return None
@@ -140,7 +140,7 @@ class Planner:
 
 
 def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecast:
-    """What the journal tells of a letter that could be registered."""
+    """The forecast for a valid request, by what the journal holds for its resource."""
     newer = newest.newer_than(resource, letter.received_after)
     if newer is not None:
         return Forecast(letter, "superseded", newer)
@@ -150,7 +150,7 @@ def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecas
 
 
 def why_not_replayable(letter: Letter, settings: Settings, *, accept_unencrypted: bool) -> str:
-    """Why a letter stays where it is, whatever it is patched with; `""` where it may go.
+    """Why no patch makes a letter replayable; `""` where it can be replayed.
 
     With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. One in the clear is the broker's, or
     somebody else put it into the queue.

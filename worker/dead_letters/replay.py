@@ -44,7 +44,7 @@ from worker.dead_letters.selection import Selection
 from worker.events import EventListener
 from worker.settings import Settings
 
-# What belongs to the life that has ended, and what would route copies elsewhere (CC, BCC).
+# Headers of the dead letter itself, and those that would route copies elsewhere (CC, BCC).
 _LEFT_BEHIND = frozenset(
     {
         *(
@@ -167,7 +167,7 @@ class Replay:
 
 
 def _limiter(rate: float) -> AsyncLimiter:
-    """No burst on top of the rate, but for as much as timers, which are no finer, would else cost."""
+    """At most the rate. The burst is what passes between two ticks of a timer, and never less than one."""
     burst = max(1, rate * TIMER)
     return AsyncLimiter(burst, burst / rate)
 
@@ -250,7 +250,7 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
     }
     if force:
         headers[REPLAY_FORCE_HEADER] = True
-    # Without a message id of its own the publisher would give it another, and the worker would take that.
+    # The publisher gives a message without an id a fresh one, which the worker would take for the request's.
     return letter.properties.changed(
         headers, without=_LEFT_BEHIND, user_id=None, expiration=None, message_id=letter.id
     ).persistent()

@@ -102,6 +102,12 @@ async def test_a_wrong_setting_is_named(make_settings: Make) -> None:
     assert (checked.code, checked.out) == (2, "FAIL  settings    OTT_PREFETCH must be a whole number\n")
 
 
+async def test_a_variable_that_nothing_reads_is_named_with_the_nearest(make_settings: Make) -> None:
+    checked = await check(operator(make_settings), OTT_PREFECTH="5")
+    assert checked.out.startswith("note  settings    OTT_PREFECTH is not read: ")
+    assert "the nearest is OTT_PREFETCH" in checked.out.splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("variable", "path"),
     [("OTT_MC_REST_URL", "/ott/v1/registration"), ("OTT_MC_AUTH_URL", "/v2/token")],

@@ -20,7 +20,7 @@ from worker.errors import BrokerUnreachable, SettingsError, WorkerError
 from worker.events import EventListener
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
-from worker.settings import Settings, load_settings, split_urls
+from worker.settings import Settings, load_settings, split_urls, unknown_variables
 
 Mark = Literal["ok", "note", "FAIL"]
 STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
@@ -66,6 +66,9 @@ async def _findings() -> AsyncIterator[Finding]:
     except SettingsError as error:
         yield Finding("FAIL", "settings", str(error), error.exit_code)
         return
+    for name, nearest in unknown_variables().items():
+        hint = f"; the nearest is {nearest}" if nearest else ""
+        yield Finding("note", "settings", f"{name} is not read: no setting has this name{hint}")
     with_marketing_cloud = any(getattr(settings, name) for name in MARKETING_CLOUD)
     if not with_marketing_cloud:
         yield Finding("ok", "settings", "Marketing Cloud is not set: this is an operator's check")

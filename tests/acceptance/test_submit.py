@@ -307,6 +307,14 @@ async def test_where_no_worker_has_declared_its_queues_it_ends_with_3(
         (["headless.csv"], "headless.csv: no column has the name of an attribute (such as pageId)"),
         (["pages.csv", "--results", "nowhere/r.jsonl"], "--results nowhere/r.jsonl cannot be written"),
         (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
+        (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
+        (
+            ["pages.csv", "--failed", "f.jsonl"],
+            "--failed gives rows of a table back as CSV: name",
+        ),
+        (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
+        (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv is an input too: name another file"),
+        (["pages.csv", "--sheet", "Pages"], "pages.csv: it has no sheets, being CSV: leave out --sheet"),
         (["-", "-"], "Standard input (-) can be read only once"),
         (["pages.csv", "--encoding", "klingon"], "--encoding must be the name of a text encoding"),
         (["pages.csv", "--encoding", "idna"], "--encoding must be the name of a text encoding"),
@@ -512,7 +520,7 @@ async def test_resume_never_rolls_a_page_back_to_an_older_row(
 ) -> None:
     rows = [messenger("1", "old"), messenger("2"), messenger("1", "new")]
     (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
-    rig.sandbox.faults.add(Status(status=403, errorcode=20002, resource_id="1", count=1))
+    rig.sandbox.faults.add(Status(status=403, errorcode=20002, resource_id="1", count=2))
     assert (await submit("pages.jsonl", "--results", "r.jsonl")).code == 1
     assert len(pages_called(rig)) == 3
     end = await submit("pages.jsonl", "--results", "r.jsonl", "--resume")

@@ -29,6 +29,8 @@ LIBRARIES = {
     "pamqp": {"amqp", "broker"},
     "aiohttp": {"console", "marketing_cloud", "sandbox", "telemetry"},
     "jinja2": {"console"},
+    "openpyxl": {"tables"},
+    "rich": {"cli"},
     "typer": {"cli"},
 }
 

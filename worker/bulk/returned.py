@@ -29,8 +29,10 @@ class Returned:
         self._reading = reading
 
     def __enter__(self) -> Self:
-        if not self._path.resolve().parent.is_dir() or self._path.is_dir():
-            raise UsageError(f"--failed {self._path} cannot be written: it is no file in a folder")
+        if not self._path.resolve().parent.is_dir():
+            raise UsageError(f"--failed {self._path} cannot be written: its folder does not exist")
+        if self._path.exists() and not self._path.is_file():  # it is replaced as a whole
+            raise UsageError(f"--failed {self._path} cannot be written: it is no file")
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.executescript(
             """

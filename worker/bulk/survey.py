@@ -44,7 +44,8 @@ class Survey:
             """
             PRAGMA journal_mode = OFF;
             CREATE TABLE row (
-                number INTEGER PRIMARY KEY, resource TEXT, account TEXT, file TEXT, line INTEGER
+                number INTEGER PRIMARY KEY,
+                resource TEXT, account TEXT, file TEXT, line INTEGER, damaged INTEGER
             );
             CREATE TABLE doubtful (id TEXT PRIMARY KEY, rows INTEGER) WITHOUT ROWID;
             BEGIN;
@@ -69,8 +70,8 @@ class Survey:
         shown_id = row.shown_id
         resource = f"{row.platform} {shown_id}" if shown_id else None
         execute = self._database.execute
-        about = (row.number, resource, row.account_id, row.file, row.line)
-        execute("INSERT INTO row VALUES (?, ?, ?, ?, ?)", about)
+        about = (row.number, resource, row.account_id, row.file, row.line, bool(row.problems))
+        execute("INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)", about)
         if shown_id and may_be_rounded(shown_id):
             upsert = "INSERT INTO doubtful VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1"
             execute(upsert, (resource,))
@@ -114,14 +115,15 @@ class Survey:
 
     def _repeated(self) -> Iterator[str]:
         query = (
-            "SELECT resource, account, count(*) FROM row WHERE resource IS NOT NULL "
+            "SELECT resource, account, count(*) FROM row WHERE resource IS NOT NULL AND NOT damaged "
             "AND resource NOT IN (SELECT id FROM doubtful WHERE rows > 1) "
             "GROUP BY resource, account HAVING count(*) > 1 ORDER BY min(number)"
         )
         repeated = self._database.execute(query).fetchmany(NAMED)
         for resource, account, rows in repeated:
             places = self._database.execute(
-                "SELECT file, line FROM row WHERE resource = ? AND account IS ? ORDER BY number LIMIT ?",
+                "SELECT file, line FROM row WHERE resource = ? AND account IS ? AND NOT damaged "
+                "ORDER BY number LIMIT ?",
                 (resource, account, NAMED),
             )
             named = ", ".join(f"{file} line {line}" for file, line in places)

@@ -21,7 +21,7 @@ _AS_TEXT = "Format the column as Text, then enter the id again as its source has
 
 
 class Kind(NamedTuple):
-    """What several rows have in common: what is wrong, what is allowed, what to do in the spreadsheet."""
+    """One kind of problem: what is wrong, what is allowed, what to do in the spreadsheet."""
 
     what: str
     allowed: str
@@ -104,8 +104,8 @@ def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> lis
 
 
 def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
-    """The same for a row of JSON: only what a spreadsheet leaves behind, since a program that writes letters
-    into an id means them."""
+    """What is spoilt in a row of JSON: only what a spreadsheet leaves behind, since a program that writes
+    letters into an id means them."""
     kinds = (SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID)
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
     return [problem for problem in damaged_values(texts, {}) if problem.kind in kinds]

@@ -1,9 +1,4 @@
-"""One record for each row of a table: what its cells say, by attribute, and what is spoilt in it.
-
-with Source(path) as source:
-    for record in open_table(source, also=("id",)):
-        record.values["id"], record.values.get("pageAccessToken"), record.problems
-"""
+"""One record for each row of a table: what its cells say, by attribute, and what is spoilt in it."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator

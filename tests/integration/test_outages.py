@@ -147,8 +147,8 @@ async def test_after_a_pause_the_flow_grows_again_step_by_step(rig: Rig) -> None
     assert calls < 150 * 3
 
 
-async def test_an_answer_that_comes_closes_no_gate_again_for_a_page_that_always_fails(rig: Rig) -> None:
-    """On the way up a page that always fails closes the gate once; after that the fault is its own."""
+async def test_a_page_that_always_fails_closes_an_opening_gate_only_once(rig: Rig) -> None:
+    """After that the fault is its own, and it spends its attempts."""
     events = GateEvents()
     requester = await rig.start(events, gate_after=3, retry_attempts=3, hold_limit=300)
     rig.sandbox.faults.add(failing(503, count=10))

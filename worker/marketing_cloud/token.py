@@ -17,6 +17,8 @@ REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetch
 REFRESH_SHARE = 0.25  # of a short token's life, instead
 DEFAULT_LIFE = 1080.0  # seconds
 DESCRIPTION_LIMIT = 300  # characters of an error's description
+# Seconds that requests of one account wait because of a hint. They hold places that others could use.
+LONGEST_ACCOUNT_HINT = 10.0
 REST_DOMAIN = ".marketingcloudapis.com"
 _OAUTH_ERRORS = frozenset(
     {"invalid_client", "invalid_request", "invalid_grant", "unauthorized_client", "invalid_scope"}
@@ -53,7 +55,8 @@ class AccountTrouble(WorkerError):
 
     def __init__(self, trouble: TokenTrouble) -> None:
         super().__init__(str(trouble))
-        self.retry_after = trouble.retry_after
+        hint = trouble.retry_after
+        self.retry_after = None if hint is None else min(hint, LONGEST_ACCOUNT_HINT)
 
 
 class AccountRefused(WorkerError):

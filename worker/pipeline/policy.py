@@ -7,7 +7,7 @@ from worker.contract.words import GENERIC, Reason, Status
 from worker.marketing_cloud.answer import Answer
 from worker.pipeline.request import Outcome
 
-NO_PRIVILEGE_BLOCKED = 50200
+BLOCKED_CODE = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
 LONGEST_BACKOFF = 60.0  # seconds
 _AUTHENTICATION = range(40000, 40004)
@@ -53,9 +53,7 @@ _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
 def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract ยง6, row by row
     """The row of the answer table that holds."""
     status, code = answer.status, answer.errorcode
-    if status is None:
-        return Verdict.OUTAGE
-    if answer.is_page:
+    if status is None or answer.is_page:
         return Verdict.OUTAGE
     if 200 <= status < 300 and not answer.is_error:
         return Verdict.REGISTERED
@@ -65,7 +63,7 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract ย
         return Verdict.CREDENTIALS
     if status == 403:
         return Verdict.FORBIDDEN
-    if status == 429 and code == NO_PRIVILEGE_BLOCKED:
+    if status == 429 and code == BLOCKED_CODE:
         return Verdict.BLOCKED
     if status in _OUTAGE:
         return Verdict.OUTAGE

@@ -1,8 +1,7 @@
 """The admin server: `/livez`, `/readyz` and `/metrics` (contract §7). It says nothing secret.
 
-It shares its event loop with the requests, so it does little for anybody: a connection lasts for some
-seconds at most, however slow its client is; beyond a number of connections the oldest ends for the newest;
-and the metrics are made once a second at most.
+It shares the event loop with the requests, so what it costs is bounded: a connection lasts 5 seconds at most;
+the 65th connection closes the oldest; the metrics are computed once a second at most.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Admin:
-    """Serves while its context lasts; does nothing where the port is empty."""
+    """Serves while its context lasts; serves nothing if the port is empty."""
 
     def __init__(self, settings: Settings, service: Service, metrics: Metrics, phase: Phase) -> None:
         self._settings = settings
@@ -95,7 +94,7 @@ class Admin:
 
 
 class _BoundedServer(web.Server):
-    """Ends connections that last too long, and the oldest one where there are too many."""
+    """Closes connections that last too long, and the oldest one if there are too many."""
 
     def __init__(self, handler: object, **options: object) -> None:
         super().__init__(handler, **options)  # type: ignore[arg-type]
@@ -117,7 +116,7 @@ class _BoundedServer(web.Server):
 
 
 class _Page:
-    """The metrics page, kept for a moment."""
+    """The metrics page, cached for `PAGE_LIFE`."""
 
     def __init__(self, source: CollectorRegistry) -> None:
         self._source = source
@@ -132,7 +131,7 @@ class _Page:
 
 
 def registry(metrics: Metrics, state: State) -> CollectorRegistry:
-    """Everything that `/metrics` shows: what was counted, what is so now, and the process itself."""
+    """Everything that `/metrics` shows: counters, gauges, and the process itself."""
     all_of_it = CollectorRegistry(auto_describe=False)
     all_of_it.register(metrics)
     all_of_it.register(state)

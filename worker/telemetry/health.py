@@ -1,7 +1,7 @@
-"""What the probes are told (contract §7: `/livez`, `/readyz`), as plain data without a secret.
+"""The answers of the probes (contract §7: `/livez`, `/readyz`), as plain data without a secret.
 
-Liveness is about this process alone: restarting it heals neither RabbitMQ nor Marketing Cloud. Readiness is
-about whether it would take a request now, or take over at once from the one that does.
+Live means that this process works: a restart heals neither RabbitMQ nor Marketing Cloud. Ready means that the
+worker takes requests, or would take over at once from the one that does.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ MARGIN = 60.0  # seconds that a deadline may be exceeded by
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`checks` says for each point what is so; `wrong` names those that make it a no."""
+    """`checks` holds a text for each check; `wrong` names those that fail."""
 
     checks: dict[str, str]
     wrong: tuple[str, ...]
@@ -38,7 +38,7 @@ class Health:
         self._pulse = pulse
 
     def live(self) -> Report:
-        """Whether the process works: its loop turns, and nothing is held far beyond its deadline."""
+        """Whether the process works: the event loop turns, and nothing is held far beyond its deadline."""
         settings = self._service.settings
         held = oldest_age(self._service)
         held_limit = settings.hold_limit + settings.shutdown_grace + MARGIN
@@ -101,7 +101,7 @@ class Health:
         return True, f"{len(troubles)} in trouble: {first}" if troubles else "none in trouble"
 
     def _gate(self) -> tuple[bool, str]:
-        # A pause is not a reason to be taken out: it ends by itself, and another replica would pause as well.
+        # A pause does not make a worker unready: it ends by itself, and another replica would pause too.
         gate = self._service.gate
         return True, f"{gate.state.value}: {gate.why}" if gate.is_pausing else "open"
 

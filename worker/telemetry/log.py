@@ -49,7 +49,7 @@ ALLOWED = frozenset(
     }
 )
 
-REPEAT_EVERY = 60.0  # seconds, of what goes on as it was
+REPEAT_INTERVAL = 60.0  # seconds before the same failure of the same attempt is logged again
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -88,7 +88,7 @@ def silence_libraries() -> None:
 
 
 def unexpected(logger: Logger, context: Mapping[str, Any]) -> None:
-    """Log what nobody waited for, by its kind alone: its text could hold anything."""
+    """Log an exception that no task awaited, by its type alone: its text could hold a secret."""
     error = context.get("exception")
     logger.error("a defect in the background", error=type(error).__name__ if error else "unknown")
 
@@ -114,10 +114,10 @@ class Log(EventListener):
         self._said: dict[str, tuple[str, float]] = {}
 
     def _goes_on(self, event: str, why: str) -> bool:
-        """Whether what is tried over and over has failed in the same way a moment ago."""
+        """Whether the same failure was logged less than a minute ago."""
         before, at = self._said.get(event, ("", 0.0))
         now = time.monotonic()
-        if before == why and now - at < REPEAT_EVERY:
+        if before == why and now - at < REPEAT_INTERVAL:
             return True
         self._said[event] = (why, now)
         return False
@@ -230,7 +230,7 @@ class Log(EventListener):
             self._log.warning("the journal cannot be read", why=why)
 
     def processing_failed(self, request_id: str, error: str) -> None:
-        self._log.error("a defect stopped a request; it goes back", request_id=request_id, error=error)
+        self._log.error("a defect stopped a request: it is requeued", request_id=request_id, error=error)
 
     def draining(self) -> None:
         self._log.info("draining")

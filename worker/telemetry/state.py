@@ -1,4 +1,4 @@
-"""What the worker is doing at this moment, as Prometheus gauges and as plain answers for the probes."""
+"""What the worker is doing now: Prometheus gauges, and plain values for the probes."""
 
 import asyncio
 import platform
@@ -19,7 +19,7 @@ TICKS_KEPT = 60
 
 
 class Phase(EventListener):
-    """Which part of its life the worker is in, as the events tell it."""
+    """Active, standby or draining, as the events tell it."""
 
     def __init__(self) -> None:
         self.is_active = False
@@ -39,7 +39,7 @@ class Phase(EventListener):
 
 
 class Pulse:
-    """Notices when the event loop does not turn: everything in this process waits for it."""
+    """Measures how late the event loop runs: everything in this process waits for it."""
 
     def __init__(self) -> None:
         self._late: deque[float] = deque(maxlen=TICKS_KEPT)

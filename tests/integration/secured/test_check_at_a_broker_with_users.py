@@ -11,7 +11,10 @@ from rich.console import Console
 from tests.integration.secured.conftest import SecuredBroker
 from worker.amqp.connection import connect
 from worker.broker import topology
+from worker.broker.control_stream import publish_order
 from worker.cli.check import report
+from worker.contract.control import Order
+from worker.errors import PublishRefused
 from worker.settings import load_settings
 
 PREFIX = "ott.check"
@@ -163,3 +166,14 @@ async def test_a_connection_limit(tenant: Tenant, of: str) -> None:
 async def test_a_plain_url_for_the_port_that_speaks_tls(secured: SecuredBroker) -> None:
     done = await check(f"amqp://guest:guest@localhost:{secured.tls_port}/")
     assert "TLS is spoken there (begin OTT_AMQP_URL with amqps)" in done.line("broker")
+
+
+async def test_a_publisher_may_give_no_orders(tenant: Tenant) -> None:
+    await tenant.declare()
+    tenant.allow("^$", r"^(ott\.check)$", "^$")
+    tenant.ctl("set_topic_permissions", "-p", tenant.vhost, tenant.user, PREFIX, "^(request)$", "^$")
+    publisher = load_settings(amqp_url=tenant.url(), prefix=PREFIX)
+    with pytest.raises(PublishRefused, match=r"^This user may give no orders: it needs to write to"):
+        await publish_order(publisher, Order.now("pause", "because"))
+    tenant.ctl("set_topic_permissions", "-p", tenant.vhost, tenant.user, PREFIX, "^(request|control)$", "^$")
+    await publish_order(publisher, Order.now("pause", "because"))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, ViewportSize, async_playwright, expect
 
 PATIENCE = 15_000  # milliseconds that a page may take
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
-WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
+WIDE = ViewportSize(width=1280, height=860)
+NARROW = ViewportSize(width=360, height=740)
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 
 needs_chromium = pytest.mark.skipif(

@@ -12,11 +12,12 @@ from multidict import MultiDict
 from worker.broker.control_stream import publish_order
 from worker.console.kept import refreshed
 from worker.console.letters import filter_of
-from worker.console.mending import Change, patch_of
-from worker.console.pages import ANSWER, Pages, Sources
+from worker.console.pages import Pages
+from worker.console.patch_form import Change, patch_of
 from worker.console.rendering import wants_json
 from worker.console.run import Canary, Kind, Run
 from worker.console.session import SESSION
+from worker.console.sources import ANSWER, Sources
 from worker.contract.control import Order, whoami
 from worker.contract.platforms import PLATFORMS
 from worker.dead_letters.patch import Patch
@@ -77,7 +78,7 @@ class Changes:
         patch = Patch()
         changes: list[Change] = []
         if do == "mend":
-            ids, patch, changes = await self._mended(form)
+            ids, patch, changes = await self._patched(form)
         elif do.endswith(PICKED):
             ids = form.getall("pick", [])
         else:
@@ -97,7 +98,7 @@ class Changes:
         await asyncio.wait({run.plan()}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
         return self._shown(request, run)
 
-    async def _mended(self, form: Mapping[str, str]) -> tuple[list[str], Patch, list[Change]]:
+    async def _patched(self, form: Mapping[str, str]) -> tuple[list[str], Patch, list[Change]]:
         request_id = form.get("id", "")
         letter = await self._sources.letters.find(request_id)
         platform = PLATFORMS.get(form.get("platform", ""))

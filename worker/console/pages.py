@@ -1,86 +1,35 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 from aiohttp import web
 
-from worker.broker.overview import Overview
 from worker.console.advice import advise
 from worker.console.chart import STACK, chart_of
-from worker.console.journal_search import Found, JournalSearch, Wanted
-from worker.console.kept import Kept, refreshed
-from worker.console.last_hour import LastHour, time_of
+from worker.console.journal_search import Found, Wanted
+from worker.console.kept import refreshed
+from worker.console.last_hour import time_of
 from worker.console.letters import (
-    LetterCopy,
     as_time,
     causes_of,
     filter_of,
 )
-from worker.console.mending import fields_of
-from worker.console.overview_reader import OverviewReader
+from worker.console.patch_form import fields_of
 from worker.console.rendering import Renderer, wants_json
-from worker.console.run import BAD, STAYING, Planned, Run, Runs
+from worker.console.run import BAD, STAYING, Planned, Run
+from worker.console.sources import ANSWER, PAINT, Sources
 from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import PLATFORMS
 from worker.dead_letters.view import view
-from worker.settings import Settings
 
-PAINT = 0.15  # seconds that a page waits for what is being read; the rest comes with the next refresh
-ANSWER = 30.0  # seconds that a script waits, which asks once
-STATE_LIFE = 1.0  # seconds
 PAGE_SIZE = 50
 CAUSES_SHOWN = 6
 LETTERS_SHOWN = 200  # of a run
 # Records that another version wrote may lack a field.
-EMPTY_RECORD = dict.fromkeys((*(str(each.alias) for each in JournalRecord.model_fields.values()), "errors"))
-
-
-@dataclass(slots=True)
-class Sources:
-    """Everything that the pages are made of."""
-
-    settings: Settings
-    state: Kept[Overview] = field(init=False)
-    letters: LetterCopy = field(init=False)
-    last_hour: LastHour = field(init=False)
-    journal: JournalSearch = field(init=False)
-    runs: Runs = field(init=False)
-    _reader: OverviewReader = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._reader = OverviewReader(self.settings)
-        self.state = Kept(self._reader.read, Overview(), STATE_LIFE)
-        self.letters = LetterCopy(self.settings)
-        self.runs = Runs()
-        self.last_hour = LastHour(self.settings)
-        self.journal = JournalSearch(self.settings)
-
-    async def look(self, request: web.Request) -> None:
-        """Make the broker's state and the copy of the letters as new as they should be; a browser is shown
-        what is there in time."""
-        until = time.monotonic() + (ANSWER if wants_json(request) else PAINT)
-        await refreshed(until - time.monotonic(), self.state)
-        self.letters.depth_is(self.state.value.queues.get("dead"))
-        await refreshed(until - time.monotonic(), self.letters.rows)
-
-    def expire(self) -> None:
-        """Something was changed: read the broker's state and the letters anew at the next look."""
-        self.state.expire()
-        self.letters.rows.expire()
-
-    async def close(self) -> None:
-        """End what is under way."""
-        await self.runs.close()
-        await self.state.close()
-        await self.letters.rows.close()
-        await self.last_hour.close()
-        await self.journal.close()
-        await self._reader.close()
+EMPTY_RECORD = dict.fromkeys(str(each.alias) for each in JournalRecord.model_fields.values())
 
 
 class Pages:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from worker.broker.control_stream import publish_order
-from worker.console.mending import Change
+from worker.console.patch_form import Change
 from worker.contract.control import Order, OrderKind
 from worker.dead_letters import replay as replaying
 from worker.dead_letters.box import DeadLetterBox, Progress, open_box

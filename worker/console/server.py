@@ -8,10 +8,11 @@ from aiohttp import web
 
 from worker.console.changes import Changes
 from worker.console.login import Login
-from worker.console.pages import Pages, Sources
+from worker.console.pages import Pages
 from worker.console.rendering import Renderer
 from worker.console.security import Guard, Handler, check_settings
 from worker.console.session import Sessions
+from worker.console.sources import Sources
 from worker.errors import SettingsError
 from worker.settings import Settings
 

@@ -1,4 +1,4 @@
-"""The form that mends one letter: its fields, what was typed, and the difference that makes."""
+"""The form that patches one letter: its fields, what was typed, and the difference that makes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

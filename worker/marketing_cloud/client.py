@@ -47,8 +47,10 @@ class MarketingCloud:
             return Answer(None, f"Marketing Cloud gave no answer: {error}.")
         self._events.call_ended(response.status, time.perf_counter() - started)
         answer = read_answer(response, datetime.now(UTC))
-        # An error may quote the request's headers.
-        return masked(answer, SecretMask((token.value,))) if answer.message else answer
+        # An error may quote the headers of this request, or of an earlier one.
+        return (
+            masked(answer, SecretMask(known.value for known in self._endpoints)) if answer.message else answer
+        )
 
     async def _send_traced(
         self, tracing: Tracing, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease

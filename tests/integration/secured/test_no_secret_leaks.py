@@ -217,7 +217,9 @@ async def test_secrets_stay_where_they_must(
         *shown(replies, bodies=True),
         *shown(own_replies, bodies=True),
         *shown(journal, bodies=True),
-        *shown(dead, bodies=sealed),
+        *shown((letter for letter in dead if not letter.routing_key), bodies=sealed),
+        # RabbitMQ itself dead-letters what is too large to be kept by the worker, as it came.
+        *shown((letter for letter in dead if letter.routing_key), bodies=False),
     ]
     tokens = {call["Authorization"].removeprefix("Bearer ") for call in on.calls}
     assert tokens

@@ -92,9 +92,11 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: 
     for address in ("AAAA.BBBB", "!!!.BBBB", f"{hostile}.BBBB"):
         await requester.publish(messenger(), reply_to=f"{DIRECT_REPLY_TO}{address}", correlation_id="broken")
     assert (await requester.ask(messenger()))["status"] == "registered"
-    for _ in range(3):
-        reply = await requester.take("replies")
-        assert (reply.correlation_id, reply.headers["x-ott-reply-refused"]) == ("broken", "not-allowed")
+    replies = [await requester.take("replies") for _ in range(3)]
+    assert {reply.correlation_id for reply in replies} == {"broken"}
+    # RabbitMQ 4 returns what looks like an address and is none; 3.10 ends the connection for it.
+    refused = [reply.headers["x-ott-reply-refused"] for reply in replies]
+    assert sorted(refused) in (["not-allowed"] * 3, ["not-allowed", "not-allowed", "unroutable"])
     assert not events.lost
 
 

@@ -384,23 +384,6 @@ class ConfirmChannel:
         self._outbox = keep
 
 
-async def publish_once(connection: Connection, message: Message) -> None:
-    """Publish one message on a channel of its own, and return when the broker has confirmed it. Raises
-    BrokerUnreachable, and for an external message Unroutable or PublishRefused."""
-    channel = ConfirmChannel("once", EventListener())
-    serving = asyncio.create_task(channel.serve(connection), name="publish-once")
-    try:
-        published = channel.send(message)
-        await asyncio.wait({published, serving}, return_when=asyncio.FIRST_COMPLETED)
-        if not published.done():
-            raise BrokerUnreachable("The connection to RabbitMQ was lost")
-        published.result()
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        channel.abandon()
-
-
 def _fail(pending: _PendingPublish, error: WorkerError) -> None:
     if not pending.future.done():
         pending.future.set_exception(error)

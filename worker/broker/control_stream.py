@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Iterable
 from pydantic import ValidationError
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.confirm_channel import Message, publish_once
+from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Connection, connect
 from worker.amqp.properties import build
+from worker.amqp.publisher import publish_once
 from worker.broker.journal_reader import Entry, JournalReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause

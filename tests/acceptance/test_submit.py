@@ -520,7 +520,7 @@ async def test_resume_never_rolls_a_page_back_to_an_older_row(
 ) -> None:
     rows = [messenger("1", "old"), messenger("2"), messenger("1", "new")]
     (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
-    rig.sandbox.faults.add(Status(status=403, errorcode=20002, resource_id="1", count=2))
+    rig.sandbox.faults.add(Status(status=404, resource_id="1", count=1))
     assert (await submit("pages.jsonl", "--results", "r.jsonl")).code == 1
     assert len(pages_called(rig)) == 3
     end = await submit("pages.jsonl", "--results", "r.jsonl", "--resume")

@@ -125,7 +125,7 @@ class Partitions:
         while connection.is_open and not leaving.is_set():
             try:
                 await intake.consume_on(connection)
-                if not await self._is_there(connection, number):
+                if leaving.is_set() or not await self._is_there(connection, number):
                     return
             except (BrokerUnreachable, TopologyError) as error:
                 if connection.is_open:
@@ -135,13 +135,16 @@ class Partitions:
             await _until(leaving, RETRY_INTERVAL)
 
     async def _is_there(self, connection: Connection, number: int) -> bool:
-        """Make sure of a partition of our own; one of another number of partitions may have been pruned."""
+        """Whether to go on consuming it. One that was deleted is declared anew, unless it is beyond this
+        worker's number: then it was pruned."""
         if not connection.is_open:
             return False
-        if number <= self._settings.partitions and self._settings.partitions > 1:
-            await topology.ensure(connection, self._settings)
+        if await topology.exists(connection, self._names.partition(number)):
             return True
-        return await topology.exists(connection, self._names.partition(number))
+        if not 1 < self._settings.partitions >= number:
+            return False
+        await topology.ensure(connection, self._settings)
+        return True
 
 
 async def _at_once(_: Journeys) -> None:

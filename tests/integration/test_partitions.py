@@ -119,8 +119,16 @@ async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is
     versions = told(rig)
     assert all(repeats_no_more_than_it_must(versions[page]) for page in PAGES)
     assert {versions[page][-1] for page in PAGES} == {24}
-    pruned = [each async for each in prune(rig.settings(partitions=2))]
-    assert [(each.partition, each.kept_because) for each in pruned] == [(4, ""), (3, "")]
+    deleted: list[int] = []
+
+    async def all_is_pruned() -> bool:
+        # A barrier may have come back from the worker that stopped, and be settled once more.
+        pruned = [each async for each in prune(rig.settings(partitions=2))]
+        deleted.extend(each.partition for each in pruned if not each.kept_because)
+        return all(not each.kept_because for each in pruned)
+
+    await until(all_is_pruned, "pruning")
+    assert sorted(deleted) == [3, 4]
     await all_registered(requester, await publish(requester, range(25, 26)))
 
 

@@ -169,12 +169,12 @@ def _hears(listener: EventListener, name: str) -> bool:
     return getattr(method, "__func__", method) is not getattr(EventListener, name)
 
 
-def _fan_out(methods: list[object]) -> object:
+def _fan_out(methods: list[Callable[..., None]]) -> Callable[..., None]:
     if len(methods) == 1:
         return methods[0]
 
     def tell(*args: object) -> None:
         for method in methods:
-            method(*args)  # type: ignore[operator]
+            method(*args)
 
     return tell

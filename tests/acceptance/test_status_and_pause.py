@@ -19,7 +19,7 @@ from worker.broker.status_stream import read_workers
 from worker.cli.status_screen import Causes, Screen, print_screen
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
-from worker.dead_letters.groups import Group
+from worker.dead_letters.groups import LetterGroup
 from worker.errors import WorkerError
 from worker.sandbox.faults import Status
 
@@ -174,15 +174,15 @@ def night() -> Screen:
     )
     died = int(NOW.timestamp() * 1_000_000)
     groups = [
-        Group("exhausted", "10000 Marketing Cloud answered 500", 21, died, died),
-        Group(
+        LetterGroup("exhausted", "10000 Marketing Cloud answered 500", 21, died, died),
+        LetterGroup(
             "invalid",
             "10006 Please fix the following errors: EndpointUrl must be provided; PageId must be provided",
             14,
             died,
             died,
         ),
-        Group("forbidden", "20002 Insufficient privileges", 2, died, died),
+        LetterGroup("forbidden", "20002 Insufficient privileges", 2, died, died),
     ]
     rates = (Settled(60, {}), Settled(3600, {"registered": 61_220, "rejected": 14, "failed": 23}))
     return Screen("ott.registration", "RabbitMQ 4.0.9", NOW, overview, rates, Causes(groups, 37))

@@ -24,7 +24,7 @@ from worker.settings import load_settings
 
 HERE = Path(__file__).parent
 POLL = 0.01  # seconds
-PATIENCE = 60.0  # seconds without a request
+STALL_TIMEOUT = 60.0  # seconds without a request
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,6 @@ async def _until(upstream: Upstream, requests: int, process: Process, deadline: 
         process.check()
         if count != seen:
             seen, changed = count, time.perf_counter()
-        elif time.perf_counter() - changed > PATIENCE:
+        elif time.perf_counter() - changed > STALL_TIMEOUT:
             raise RuntimeError(f"only {count} of {requests} requests arrived")
         await asyncio.sleep(POLL)

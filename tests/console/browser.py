@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, ViewportSize, async_playwright, expect
 
-PATIENCE = 15_000  # milliseconds that a page may take
+TIMEOUT = 15_000  # milliseconds that a page may take
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 WIDE = ViewportSize(width=1280, height=860)
@@ -28,7 +28,7 @@ OpenPage = Callable[..., contextlib.AbstractAsyncContextManager[Page]]
 async def browser() -> AsyncIterator[OpenPage]:
     """A browser. `async with open_page(url, **options) as page` opens a page with cookies of its own. That
     fails where the browser's console told an error, such as a violation of the content security policy."""
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=TIMEOUT)
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
@@ -36,7 +36,7 @@ async def browser() -> AsyncIterator[OpenPage]:
         async def open_page(url: str, **options: Any) -> AsyncIterator[Page]:
             told: list[str] = []
             context = await chromium.new_context(**{"base_url": url, "viewport": WIDE, **options})
-            context.set_default_timeout(PATIENCE)
+            context.set_default_timeout(TIMEOUT)
             page = await context.new_page()
             page.on("console", lambda line: told.append(line.text) if line.type == "error" else None)
             page.on("pageerror", lambda error: told.append(str(error)))

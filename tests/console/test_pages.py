@@ -18,7 +18,7 @@ from worker.console.kept import Kept, refreshed
 from worker.console.letters import Cause
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
-from worker.dead_letters.groups import Group
+from worker.dead_letters.groups import LetterGroup
 from worker.errors import BrokerUnreachable
 
 Start = Callable[..., Awaitable[Running]]
@@ -153,7 +153,7 @@ def worker(**changes: Any) -> WorkerStatus:
 
 
 CLOSED = worker(gate=GateStatus(state="closed", why="Marketing Cloud answered 503", since=NOW))
-CAUSE = Cause("x", "line", None, Group("forbidden", "20002 Insufficient privileges", count=3))
+CAUSE = Cause("x", "line", None, LetterGroup("forbidden", "20002 Insufficient privileges", count=3))
 
 
 @pytest.mark.parametrize(

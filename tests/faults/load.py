@@ -167,14 +167,14 @@ class Load:
         done = self.answered | self.given_up | self.may_miss
         return [request for request in self.sent if request.confirmed and request.id not in done]
 
-    async def reply_after(self, moment: float, patience: float = 60.0) -> float | None:
+    async def reply_after(self, moment: float, timeout: float = 60.0) -> float | None:
         """Wait for a reply that was made after `moment`; the seconds from then until it was read. None where
         nothing is left to answer."""
 
         def first() -> Reply | None:
             return next((reply for reply in self.replies if reply.completed_at > moment), None)
 
-        await wait_for(lambda: first() or not self.unanswered(), "a reply", patience)
+        await wait_for(lambda: first() or not self.unanswered(), "a reply", timeout)
         reply = first()
         return reply.at - moment if reply is not None else None
 
@@ -264,9 +264,9 @@ class Load:
         await message.ack()
 
 
-async def wait_for(condition: Callable[[], Any], what: str, patience: float = 60.0) -> None:
-    """Wait until the condition holds; fail after `patience` seconds."""
-    deadline = time.monotonic() + patience
+async def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> None:
+    """Wait until the condition holds; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {patience:g} s"
+        assert time.monotonic() < deadline, f"{what} did not come about within {timeout:g} s"
         await asyncio.sleep(0.02)

@@ -188,9 +188,9 @@ class World:
         """A fault begins."""
         self.strikes += 1
 
-    async def recovered(self, healed_at: float, patience: float = 60.0) -> float | None:
+    async def recovered(self, healed_at: float, timeout: float = 60.0) -> float | None:
         """A fault was over at `healed_at`: wait for the first reply made since, and note how long it took."""
-        seconds = await self.load.reply_after(healed_at, patience)
+        seconds = await self.load.reply_after(healed_at, timeout)
         if seconds is not None:
             self.recoveries.append(seconds)
         return seconds
@@ -327,17 +327,17 @@ def _letter(message: aio_pika.abc.AbstractIncomingMessage) -> DeadLetter:
     return DeadLetter(message.message_id or "", str(reason), repr(headers))
 
 
-async def wait_for_letter(world: World, request_id: str, patience: float = 60.0) -> None:
+async def wait_for_letter(world: World, request_id: str, timeout: float = 60.0) -> None:
     """Wait until this request is among the dead letters; they are taken out."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while request_id not in {letter.request_id for letter in await world.dead_letters()}:
         assert time.monotonic() < deadline, f"{request_id} did not become a dead letter"
         await asyncio.sleep(0.2)
 
 
-async def wait_for_depth(world: World, name: str, messages: int, patience: float = 60.0) -> None:
+async def wait_for_depth(world: World, name: str, messages: int, timeout: float = 60.0) -> None:
     """Wait until PREFIX.name holds so many messages."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while (depth := await world.depth(name)) != messages:
         assert time.monotonic() < deadline, f"{name} holds {depth} messages, not {messages}"
         await asyncio.sleep(0.1)

@@ -30,7 +30,7 @@ from worker.settings import Settings
 SOON = 10  # seconds; the grace of a drain is 25
 
 
-class Facts(EventListener):
+class Recorder(EventListener):
     def __init__(self) -> None:
         self.returned_why: list[str] = []
         self.unreachable: list[str] = []
@@ -63,7 +63,7 @@ async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
     rig: Rig, proxy: Proxy, clean_broker: str
 ) -> None:
     requester = await rig.requester_for(rig.settings())
-    events = Facts()
+    events = Recorder()
     await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5), events)
     rig.sandbox.faults.add(Latency(path="registration", seconds=20, count=1))
     wanted = await requester.publish(messenger())
@@ -146,7 +146,7 @@ async def test_a_rotated_url_file_that_holds_no_url_is_waited_out(
     monkeypatch.setenv("OTT_AMQP_URL_FILE", str(file))
     settings = rig.settings(amqp_url=clean_broker)
     settings._given_in_code -= {"amqp_url"}
-    events = Facts()
+    events = Recorder()
     starting = asyncio.create_task(rig.start_worker(settings, events))
     file.write_text("amqp://user:pass@host:port")
     await until(lambda: events.unreachable, "the complaint")
@@ -159,7 +159,7 @@ async def test_a_rotated_url_file_that_holds_no_url_is_waited_out(
 async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
     make_settings: Callable[..., Settings],
 ) -> None:
-    settings, events = make_settings(), Facts()
+    settings, events = make_settings(), Recorder()
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)
     await connection.close()

@@ -11,9 +11,9 @@ from worker.bulk.earlier import Earlier, parse_request_id, request_id
 from worker.bulk.notices import Notices
 from worker.bulk.pace import Pace
 from worker.bulk.readers import Row
-from worker.bulk.results import Result, Results, ResultsFileError, read_results
+from worker.bulk.results import Results, ResultsFileError, RowResult, read_results
 from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
-from worker.cli.submit.progress import Progress
+from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
@@ -26,8 +26,8 @@ def row(platform: str, resource_id: str) -> Row:
     return Row(1, 0, "pages.csv", 2, {"ottPlatformName": platform, "ottPlatformAttributes": attributes})
 
 
-REGISTERED = Result(2, f"{JOB}-2", "registered", "messenger", "17")
-REJECTED = Result(3, f"{JOB}-3", "rejected", None, None, ('A "name", say', "B must be provided"))
+REGISTERED = RowResult(2, f"{JOB}-2", "registered", "messenger", "17")
+REJECTED = RowResult(3, f"{JOB}-3", "rejected", None, None, ('A "name", say', "B must be provided"))
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.CSV", "results"])
@@ -103,7 +103,7 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
     tmp_path: Path, name: str, resource: str
 ) -> None:
     with Results(tmp_path / name) as results:
-        results.write(Result(1, f"{JOB}-1", "registered", "line", resource))
+        results.write(RowResult(1, f"{JOB}-1", "registered", "line", resource))
     with Earlier() as earlier:
         earlier.load(read_results(tmp_path / name))
         assert earlier.settled(1, row("line", resource))
@@ -111,7 +111,7 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
 
 def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
     with Results(tmp_path / "r.csv") as results:
-        results.write(Result(1, None, "failed", "line", "a\nb", ("one\ntwo",)))
+        results.write(RowResult(1, None, "failed", "line", "a\nb", ("one\ntwo",)))
     assert (tmp_path / "r.csv").read_text().splitlines()[1] == "1,,failed,line,a b,one two,,"
 
 
@@ -136,9 +136,9 @@ def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
     with Earlier() as earlier:
         earlier.load(
             [
-                Result(1, f"{JOB}-1", "failed", "line", "a"),
-                Result(2, f"{JOB}-2", "registered", "line", "b"),
-                Result(1, f"{JOB}-1", "registered", "line", "a"),
+                RowResult(1, f"{JOB}-1", "failed", "line", "a"),
+                RowResult(2, f"{JOB}-2", "registered", "line", "b"),
+                RowResult(1, f"{JOB}-1", "registered", "line", "a"),
             ]
         )
         assert earlier.job == JOB
@@ -150,10 +150,10 @@ def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
 def test_the_newest_registered_row_of_a_resource_is_known() -> None:
     with Earlier() as earlier:
         results = [
-            Result(9, None, "registered", "line", "a"),
-            Result(4, None, "registered", "line", "a"),
-            Result(12, None, "failed", "line", "a"),
-            Result(5, None, "registered", "messenger", "a"),
+            RowResult(9, None, "registered", "line", "a"),
+            RowResult(4, None, "registered", "line", "a"),
+            RowResult(12, None, "failed", "line", "a"),
+            RowResult(5, None, "registered", "messenger", "a"),
         ]
         earlier.load(results)
         assert earlier.newest(row("line", "a")) == 9
@@ -162,7 +162,7 @@ def test_the_newest_registered_row_of_a_resource_is_known() -> None:
 
 
 def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one() -> None:
-    overtaken = [Result(9, None, "registered", "line", "a"), Result(4, None, "registered", "line", "a")]
+    overtaken = [RowResult(9, None, "registered", "line", "a"), RowResult(4, None, "registered", "line", "a")]
     with Earlier() as earlier:
         earlier.load(overtaken)
         assert [earlier.must_follow(place, row("line", "a")) for place in (4, 9)] == [False, True]
@@ -174,7 +174,7 @@ def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_on
 
 def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
     with Earlier() as earlier:
-        first, second = (Result(row, None, "registered", "line", "a") for row in (4, 9))
+        first, second = (RowResult(row, None, "registered", "line", "a") for row in (4, 9))
         assert earlier.is_news(first)
         earlier.add(first)
         assert not earlier.is_news(first)
@@ -184,7 +184,7 @@ def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
 
 def test_a_row_that_was_about_another_resource_is_told() -> None:
     with Earlier() as earlier:
-        earlier.load([Result(1, f"{JOB}-1", "registered", "line", "a")])
+        earlier.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
         with pytest.raises(UsageError, match="Row 1 is about another resource"):
             earlier.settled(1, row("line", "b"))
 
@@ -192,7 +192,7 @@ def test_a_row_that_was_about_another_resource_is_told() -> None:
 def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> None:
     tally = Tally()
     for row in range(1, 11):
-        tally.add(Result(row, None, "rejected", errors=("A", "B") if row > 3 else ("A",)))
+        tally.add(RowResult(row, None, "rejected", errors=("A", "B") if row > 3 else ("A",)))
     assert [(group.error, group.count, group.first_rows) for group in tally.errors()] == [
         ("A", 10, [1, 2, 3, 4, 5]),
         ("B", 7, [4, 5, 6, 7, 8]),
@@ -202,7 +202,7 @@ def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> N
 def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
     tally = Tally()
     for row in range(MOST_ERRORS + 50):
-        tally.add(Result(row, None, "failed", errors=(f"error {row}",)))
+        tally.add(RowResult(row, None, "failed", errors=(f"error {row}",)))
     assert len(tally.errors()) == MOST_ERRORS + 1
     assert (tally.errors()[0].error, tally.errors()[0].count) == (OTHER, 50)
     assert len(tally.errors()[0].first_rows) == FIRST_ROWS
@@ -211,7 +211,7 @@ def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
 def test_all_is_well_when_what_is_not_registered_was_superseded_by_a_later_row() -> None:
     tally = Tally()
     tally.add(REGISTERED)
-    tally.add(Result(1, None, "superseded"))
+    tally.add(RowResult(1, None, "superseded"))
     assert tally.all_well
     tally.add(REJECTED)
     assert not tally.all_well
@@ -235,7 +235,7 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
     text = io.StringIO()
     console = Console(file=text, width=columns, force_terminal=True, color_system=None)
     job = a_large_job()
-    console.print(Progress(job.tally, job.notices, Pace(job.tally, None)).render())
+    console.print(SubmitProgress(job.tally, job.notices, Pace(job.tally, None)).render())
     bar, names, numbers, notice = text.getvalue().rstrip("\n").split("\n")
     assert "90%" in bar
     assert len(bar.rstrip()) in range(columns - 2, columns + 1)
@@ -247,7 +247,7 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
 
 def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
     job = a_large_job()
-    assert Progress(job.tally, job.notices, Pace(job.tally, None)).line() == (
+    assert SubmitProgress(job.tally, job.notices, Pace(job.tally, None)).line() == (
         "1,000,000 read, 1,000,000 published, 120,000 skipped, 650,000 registered, 100,000 rejected, "
         "20,000 failed, 10,000 superseded, 0 rows/s"
     )
@@ -257,7 +257,7 @@ def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
 def test_the_summary_fits_the_terminal(columns: int) -> None:
     tally = Tally(read=100_000)
     tally.add(
-        Result(99_999, None, "failed", errors=("The gateway of this business unit is " + "very " * 20,))
+        RowResult(99_999, None, "failed", errors=("The gateway of this business unit is " + "very " * 20,))
     )
     tally.statuses.update(registered=99_999)
     text = io.StringIO()

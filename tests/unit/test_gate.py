@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from worker.events import EventListener
-from worker.pipeline.gate import Gate, Passage, State
+from worker.pipeline.gate import Gate, GateState, Passage
 
 Waiting = list["asyncio.Task[Passage]"]
 
@@ -82,7 +82,7 @@ async def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_at
     events = Events()
     a_gate = gate(3, events)
     assert [fail(a_gate.passage()) for _ in range(3)] == [False, False, True]
-    assert a_gate.state is State.CLOSED
+    assert a_gate.state is GateState.CLOSED
     assert events.heard == ["closed"]
 
 
@@ -92,7 +92,7 @@ async def test_a_success_between_breaks_the_row() -> None:
         assert not fail(a_gate.passage())
         assert not fail(a_gate.passage())
         a_gate.passage().succeeded("r")
-    assert a_gate.state is State.OPEN
+    assert a_gate.state is GateState.OPEN
 
 
 async def test_other_5xx_of_two_resources_never_close_it() -> None:
@@ -134,7 +134,7 @@ async def test_where_nobody_waits_the_success_of_the_probe_opens_it() -> None:
     events = Events()
     a_gate = closed(events)
     (await through(a_gate)).succeeded("r")
-    assert a_gate.state is State.OPEN
+    assert a_gate.state is GateState.OPEN
     assert events.heard == ["closed", "opening", "opened"]
 
 
@@ -146,7 +146,7 @@ async def test_after_a_pause_the_flow_starts_with_one_call_and_doubles_with_each
     assert await let_through(waiting) == []
     probe.succeeded("probe")
     seen = []
-    while a_gate.state is State.OPENING:
+    while a_gate.state is GateState.OPENING:
         under_way = await let_through(waiting)
         seen.append(len(under_way))
         under_way[-1].succeeded("r")
@@ -175,7 +175,7 @@ async def test_a_failure_on_the_way_up_closes_it_again_and_costs_no_attempt() ->
     probe.succeeded("probe")
     first, second = await let_through(waiting)
     assert fail(first, outage=False)
-    assert a_gate.state is State.CLOSED
+    assert a_gate.state is GateState.CLOSED
     assert not second.may_call
     assert fail(second)  # it began before, so it costs nothing either
     assert events.heard == ["closed", "opening", "closed again"]
@@ -192,7 +192,7 @@ async def test_a_request_that_fails_on_the_way_up_each_time_closes_it_only_once(
         assert fail(first, "bad") is closes
         if closes:
             await end(waiting)
-    assert a_gate.state is State.OPENING
+    assert a_gate.state is GateState.OPENING
     assert second in await let_through(waiting)
     await end(waiting)
 
@@ -202,12 +202,12 @@ async def test_a_call_from_before_the_pause_neither_opens_nor_closes_it() -> Non
     before = a_gate.passage()
     assert fail(a_gate.passage())
     before.succeeded("r")
-    assert a_gate.state is State.CLOSED
+    assert a_gate.state is GateState.CLOSED
     probe = await through(a_gate)
     waiting = await wait_at(a_gate, 5)
     probe.succeeded("r")
     assert fail(before)
-    assert a_gate.state is State.OPENING
+    assert a_gate.state is GateState.OPENING
     await end(waiting)
 
 
@@ -270,7 +270,7 @@ async def test_a_pause_that_was_asked_for_is_kept_whatever_the_probe_under_way_c
     async with a_gate.passage() as probe:
         before.close("blocked", 60)
         comes_to(probe)
-    assert a_gate.state is State.CLOSED
+    assert a_gate.state is GateState.CLOSED
     assert not await is_let_through(a_gate)
 
 
@@ -293,7 +293,7 @@ async def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_re
     fail(a_gate.passage())
     a_gate.leave()
     now = 500.0
-    assert (a_gate.state, a_gate.is_pausing, a_gate.paused) == (State.LEFT, False, 0)
+    assert (a_gate.state, a_gate.is_pausing, a_gate.paused) == (GateState.LEFT, False, 0)
     (await through(a_gate)).succeeded("r")
-    assert a_gate.state is State.OPEN
+    assert a_gate.state is GateState.OPEN
     assert events.heard == ["closed", "left", "closed", "opening", "opened"]

@@ -19,7 +19,7 @@ from worker.settings import load_settings
 from worker.telemetry import metrics as known
 from worker.telemetry.admin import registry
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase, Pulse, State
+from worker.telemetry.state import Phase, Pulse, StateCollector
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
@@ -55,7 +55,7 @@ async def exported() -> dict[str, set[str]]:
         mc_rest_url="http://localhost:1",
     )
     service = Service(settings, EventListener())
-    everything: CollectorRegistry = registry(Metrics(), State(service, Phase(), Pulse()))
+    everything: CollectorRegistry = registry(Metrics(), StateCollector(service, Phase(), Pulse()))
     series = {
         family.name + ending: _labels(family)
         for family in everything.collect()

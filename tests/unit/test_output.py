@@ -6,7 +6,7 @@ import pytest
 
 from worker.cli import output
 from worker.cli.dead_letters.listing import LETTER_COLUMNS
-from worker.cli.table import Column, Table
+from worker.cli.table import Column, TextTable
 
 CONTROLS = [
     "\x00",
@@ -50,7 +50,7 @@ def test_a_lone_surrogate_is_shown_and_stays_json(capsys: pytest.CaptureFixture[
 def printed(
     columns: tuple[Column, ...], row: dict, width: int, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
-    with Table(columns) as table:
+    with TextTable(columns) as table:
         table.add(row)
         table.print(width)
     return capsys.readouterr().out.splitlines()

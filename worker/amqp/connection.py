@@ -145,11 +145,11 @@ class Connection:
         self._on_closed(self._connection.closing)
 
 
-async def close_channel(channel: Channel, patience: float) -> None:
+async def close_channel(channel: Channel, timeout: float) -> None:
     """Close it within so many seconds; never raises. Where the broker does not answer, the connection is
     lost and the channel with it."""
     with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await channel.close()
 
 
@@ -160,10 +160,10 @@ async def connect(settings: Settings, purpose: str) -> Connection:
     tls = _tls(settings, urls)
     problems: dict[str, str] = {}
     endpoints = await _resolve(urls, problems)
-    patience = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
+    timeout = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
     for endpoint in endpoints:
         try:
-            return await _connect_to(endpoint, tls, purpose, patience)
+            return await _connect_to(endpoint, tls, purpose, timeout)
         except BrokerUnreachable as error:
             _note(problems, endpoint.node, str(error))
     if len(problems) == 1:
@@ -192,7 +192,7 @@ async def _resolve(urls: list[URL], problems: dict[str, str]) -> list[Endpoint]:
 
 
 async def _connect_to(
-    endpoint: Endpoint, tls: ssl.SSLContext | None, purpose: str, patience: float
+    endpoint: Endpoint, tls: ssl.SSLContext | None, purpose: str, timeout: float
 ) -> Connection:
     """Raises BrokerUnreachable, which says only why."""
     transport = InterceptingTransport(endpoint.address, endpoint.port, tls if endpoint.is_tls else None)
@@ -202,7 +202,7 @@ async def _connect_to(
         client_properties={"connection_name": f"ott-worker {purpose}", "product": "ott-worker"},
     )
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await connection.connect()
     except (TimeoutError, asyncio.CancelledError, *HANDSHAKE_ERRORS) as error:
         transport.abort()

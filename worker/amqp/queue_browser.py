@@ -112,10 +112,10 @@ async def _declared_alone(
 
 
 async def _until_unused(connection: Connection, queue: str) -> None:
-    """A consumer that is gone has returned what it held."""
-    patience = asyncio.get_running_loop().time() + LOCK_TIMEOUT
+    """Wait until the queue has no consumer: only then has it back what its last consumer held."""
+    deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT
     while (await _state(connection, queue))[1]:
-        if asyncio.get_running_loop().time() > patience:
+        if asyncio.get_running_loop().time() > deadline:
             raise QueueInUse(f"Something else consumes from {queue}: end it first, or the order is lost")
         await asyncio.sleep(POLL_INTERVAL)
 
@@ -127,12 +127,12 @@ async def depth(connection: Connection, queue: str) -> int:
 
 async def _state(connection: Connection, queue: str) -> tuple[int, int]:
     """Ready messages, and consumers."""
-    patience = asyncio.get_running_loop().time() + WAIT_TIMEOUT
+    deadline = asyncio.get_running_loop().time() + WAIT_TIMEOUT
     while True:
         state = await _asked(connection, queue)
         if state is not None:
             return state
-        if asyncio.get_running_loop().time() > patience:
+        if asyncio.get_running_loop().time() > deadline:
             raise BrokerUnreachable(f"The leader of {queue} does not answer: try again later")
 
 
@@ -271,12 +271,12 @@ class QueueBrowser:
         raise BrokerUnreachable("The connection to RabbitMQ was lost: run the command again")
 
     async def _until_removed(self) -> None:
-        """Wait until the queue knows what was removed. Of many acknowledgements the broker's channel keeps
-        some back, until the queue has taken the first ones, and drops them if it is closed meanwhile.
+        """Wait until the queue has taken every acknowledgement. The broker's channel holds some of them back
+        until the queue has taken the first ones, and drops them if the channel is closed meanwhile.
 
-        Where all the room that they made has been filled again, the queue has taken them. Else it must have
-        nothing left to give out; then to add a consumer goes through the queue, behind those first ones, and
-        then comes the rest's turn. That consumer is of a lower priority, so that it never gets anything."""
+        The queue has taken them all when it has delivered a message for each of them. If it has nothing left
+        to deliver, adding a consumer does the same: that command passes through the queue behind the
+        acknowledgements. The consumer has a lower priority, so it is never given a message."""
         while self._credit and await depth(self._connection, self._queue):
             self.check()
             await asyncio.sleep(POLL_INTERVAL)

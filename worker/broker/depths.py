@@ -18,7 +18,7 @@ BELIEVED_FOR = 30.0  # seconds; an older answer is no answer
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Depth:
     messages: int
     at: float
 
@@ -35,7 +35,7 @@ class QueueDepths:
         self._connection = connection
         self._asked_on: Connection | None = None
         self._channel: Channel | None = None
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, _Depth] = {}
 
     def known(self) -> dict[str, int]:
         """Messages by `requests`, `replies` and `dead`; one that has not been told lately is left out."""
@@ -61,7 +61,7 @@ class QueueDepths:
             await self._give_up()
             return
         if messages is not None:
-            self._answers[name] = _Answer(messages, time.monotonic())
+            self._answers[name] = _Depth(messages, time.monotonic())
         else:
             self._channel = None
             self._answers.pop(name, None)

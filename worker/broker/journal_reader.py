@@ -148,8 +148,8 @@ class _StreamConsumer:
         self._news.set()
 
     async def arrived(self) -> AsyncIterator[Entry]:
-        """What has been delivered so far, acknowledged as it is taken: a stream delivers no more than
-        the prefetch ahead of that."""
+        """The entries that have been delivered so far. Each is acknowledged as it is taken, because a stream
+        never delivers further ahead than the prefetch."""
         taken, tag = 0, 0
         while self._messages:
             message = self._messages.popleft()

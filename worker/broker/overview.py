@@ -91,8 +91,8 @@ async def _messages(connection: Connection, queue: str) -> int:
 
 
 async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, Settled]:
-    """What was settled in the last minute and in the last hour, by the journal. Where the hour is more than
-    can be read in a few seconds, the second one tells of less than an hour. Raises TopologyError or
+    """The requests settled in the last minute and in the last hour, counted from the journal. If an hour of
+    it cannot be read in a few seconds, the second figure covers less than an hour. Raises TopologyError or
     BrokerUnreachable."""
     reader, now = JournalReader(connection, names.journal), datetime.now(UTC)
     minute: Counter[str] = Counter()

@@ -21,16 +21,16 @@ _PLATFORM_VALUES: Final = " or ".join(PLATFORMS)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong with a row: `error` as its results line says it, `problem` for the one who mends it."""
+class RowFinding:
+    """One error of a row: `error` for its results line, `problem` for whoever corrects the file."""
 
     error: str
     problem: Problem
 
 
 @dataclass(slots=True)
-class Group:
-    """The rows that have one kind of problem; of the first ones it is known where they stand."""
+class ProblemGroup:
+    """The rows that have one kind of problem, and the places of the first few."""
 
     rows: int = 0
     places: list[tuple[str, int, int, Problem]] = field(default_factory=list)
@@ -42,9 +42,9 @@ class Findings:
     def __init__(self) -> None:
         self.rows = 0
         self.invalid = 0
-        self.groups: dict[Kind, Group] = {}
+        self.groups: dict[Kind, ProblemGroup] = {}
 
-    def add(self, row: Row, wrong: Iterable[Finding]) -> tuple[str, ...]:
+    def add(self, row: Row, wrong: Iterable[RowFinding]) -> tuple[str, ...]:
         """Take a row in, with all that is wrong with it; the errors of its results line."""
         self.rows += 1
         errors = []
@@ -57,31 +57,31 @@ class Findings:
         self.invalid += bool(errors)
         return tuple(errors)
 
-    def _group(self, kind: Kind) -> Group:
+    def _group(self, kind: Kind) -> ProblemGroup:
         if kind not in self.groups and len(self.groups) >= MOST_KINDS:
             kind = Kind(
                 "The row has another problem", "what the results file tells", "Name a --results file."
             )
-        return self.groups.setdefault(kind, Group())
+        return self.groups.setdefault(kind, ProblemGroup())
 
 
-def findings(row: Row, damaged: tuple[Problem, ...], max_body_bytes: int) -> Iterator[Finding]:
+def findings(row: Row, damaged: tuple[Problem, ...], max_body_bytes: int) -> Iterator[RowFinding]:
     """All that is wrong with a row. Of shifted cells nothing more is said than that they are shifted."""
     if row.fault:
         kind = Kind(row.fault, "one JSON object for each row", "Correct the JSON, or export the row again.")
-        yield Finding(row.fault, Problem(kind))
+        yield RowFinding(row.fault, Problem(kind))
         return
     for problem in damaged:
-        yield Finding(str(problem), problem)
+        yield RowFinding(str(problem), problem)
     if any(problem.kind is CELL_COUNT for problem in damaged) or not row.body:
         return
     if len(row.body) > max_body_bytes:
         error = f"The row is larger than {max_body_bytes} bytes."
-        yield Finding(error, Problem(Kind(error, "smaller rows", "Look for a cell that does not end.")))
+        yield RowFinding(error, Problem(Kind(error, "smaller rows", "Look for a cell that does not end.")))
     if isinstance(row.parsed, Rejection):
         for refusal in row.parsed.errors:
             problem = _explained(row, refusal.message, is_missing=refusal.errorcode == MISSING)
-            yield Finding(refusal.message, problem)
+            yield RowFinding(refusal.message, problem)
 
 
 def _explained(row: Row, message: str, *, is_missing: bool) -> Problem:

@@ -7,7 +7,7 @@ from decimal import Decimal, localcontext
 from typing import Self
 
 from worker.bulk.readers import Row
-from worker.bulk.results import SETTLED, Result, one_line
+from worker.bulk.results import SETTLED, RowResult, one_line
 from worker.bulk.survey import Survey
 from worker.errors import UsageError
 from worker.tables.damage import EXACT_DIGITS, may_be_rounded
@@ -56,7 +56,7 @@ class Earlier:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def match(self, results: Iterable[Result], survey: Survey) -> None:
+    def match(self, results: Iterable[RowResult], survey: Survey) -> None:
         """Find out which row of the job each row of the input is. The input may be the whole one, mended or
         with ids that a spreadsheet has spoilt in the results; or it holds a part of the rows, such as those
         that failed. Raises UsageError for another input. Comes before `load`."""
@@ -71,7 +71,7 @@ class Earlier:
             execute("INSERT INTO known VALUES (?, ?, ?, ?, ?)", (self.place(row.number), *row[1:]))
         execute("COMMIT")
 
-    def load(self, results: Iterable[Result]) -> None:
+    def load(self, results: Iterable[RowResult]) -> None:
         """Take lines in, in their order: of several for one row, the last one counts."""
         self._database.execute("BEGIN")
         for result in results:
@@ -81,7 +81,7 @@ class Earlier:
                 self._database.execute("DELETE FROM again WHERE resource = ?", (key,))
         self._database.execute("COMMIT")
 
-    def add(self, result: Result) -> None:
+    def add(self, result: RowResult) -> None:
         """Take one line in."""
         if result.request_id and (parts := parse_request_id(result.request_id)):
             self.job = parts[0]
@@ -107,7 +107,7 @@ class Earlier:
         found = self._database.execute("SELECT line, file FROM known WHERE row = ?", (place,)).fetchone()
         return found or (None, None)
 
-    def is_news(self, result: Result) -> bool:
+    def is_news(self, result: RowResult) -> bool:
         """Whether a repeated answer tells how a row ended, or which one of its resource is the last."""
         key = self._key_of(result)
         return (
@@ -193,7 +193,7 @@ class Earlier:
         query = "SELECT status, resource FROM result WHERE row = ?"
         return self._database.execute(query, (row,)).fetchone() or (None, None)
 
-    def _key_of(self, result: Result) -> str | None:
+    def _key_of(self, result: RowResult) -> str | None:
         """The resource of a result; its id and its account as the input has them, where that is known."""
         resource = _resource(result.platform, result.resource_id)
         known = self._database.execute("SELECT resource, account FROM known WHERE row = ?", (result.row,))

@@ -63,7 +63,7 @@ class Outstanding:
         return self._rows.pop(request_id, None)
 
     def rows(self) -> Iterable[Sent]:
-        """What is out."""
+        """The rows that have been sent and not answered."""
         return self._rows.values()
 
     async def room(self) -> None:

@@ -72,7 +72,7 @@ class Row:
 
     @cached_property
     def body(self) -> bytes:
-        """What is sent: JSON byte for byte as it came."""
+        """The body to send. JSON is sent byte for byte as the file has it."""
         if self.raw or self.document is None:
             return self.raw
         return _encode(self.document).encode(errors="surrogatepass")

@@ -38,7 +38,7 @@ class ResultsFileError(WorkerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RowResult:
     """What became of one row. `status` is that of the reply, or `invalid` for a row that was not sent. `file`
     and `line` tell where the row stands, if that is known."""
 
@@ -88,7 +88,7 @@ class Results:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(self, result: Result) -> None:
+    def write(self, result: RowResult) -> None:
         """Add a line. Raises ResultsFileError."""
         line = self._write_line(result)
         try:
@@ -114,7 +114,7 @@ class Results:
             raise ResultsFileError(f"{self._path} cannot be written: {error.strerror}") from None
 
 
-def read_results(path: Path) -> Iterator[Result]:
+def read_results(path: Path) -> Iterator[RowResult]:
     """Every line of a results file, in order; none if there is no file. A CSV file may have been saved by a
     spreadsheet since. A last line that was torn off is left out. Raises UsageError for a file that is
     something else."""
@@ -134,7 +134,7 @@ def read_results(path: Path) -> Iterator[Result]:
         raise UsageError(f"--results {path} cannot be read: {error.strerror}") from None
 
 
-def _parse(path: Path, number: int, line: bytes) -> Iterator[Result]:
+def _parse(path: Path, number: int, line: bytes) -> Iterator[RowResult]:
     try:
         text = line.decode("utf-8-sig").strip()
         if _is_csv(path):
@@ -156,7 +156,7 @@ def _is_resaved(path: Path) -> bool:
     return not _HEADER.startswith(beginning)
 
 
-def _resaved(path: Path) -> Iterator[Result]:
+def _resaved(path: Path) -> Iterator[RowResult]:
     with Source(str(path)) as source:
         sample = source.sample()
         encoding = encoding_of(sample)
@@ -182,12 +182,12 @@ def _something_else(path: Path, number: int) -> UsageError:
     return UsageError(f"--results {path} holds something else in line {number}: name another file")
 
 
-def _from_cells(cells: dict[str, str]) -> Result:
+def _from_cells(cells: dict[str, str]) -> RowResult:
     def text(name: str) -> str | None:
         return unguard(cells.get(name, "")) or None
 
     errors, line = text("errors"), clean(cells.get("line", ""))
-    return Result(
+    return RowResult(
         int(clean(cells["row"])),
         text("requestId"),
         clean(cells["status"]),
@@ -199,11 +199,11 @@ def _from_cells(cells: dict[str, str]) -> Result:
     )
 
 
-def _from_document(line: dict[str, Any]) -> Result:
+def _from_document(line: dict[str, Any]) -> RowResult:
     row, status = line["row"], line["status"]
     if type(row) is not int or not isinstance(status, str):
         raise TypeError
-    return Result(
+    return RowResult(
         row,
         line["requestId"],
         status,
@@ -215,7 +215,7 @@ def _from_document(line: dict[str, Any]) -> Result:
     )
 
 
-def _json_line(result: Result) -> bytes:
+def _json_line(result: RowResult) -> bytes:
     line = {
         "row": result.row,
         "requestId": result.request_id,
@@ -229,7 +229,7 @@ def _json_line(result: Result) -> bytes:
     return _encode(line).encode(errors="replace") + b"\n"
 
 
-def _csv_line(result: Result) -> bytes:
+def _csv_line(result: RowResult) -> bytes:
     errors = CSV_SEPARATOR.join(" ".join(error.split()) for error in result.errors)
     resource = one_line(result.resource_id or "")
     about = (result.request_id, result.status, result.platform, resource, errors)

@@ -26,7 +26,7 @@ from worker.bulk.feed import Feed
 from worker.bulk.notices import Notices
 from worker.bulk.outstanding import Outstanding, Sent
 from worker.bulk.readers import Reading, Row
-from worker.bulk.results import INVALID, SETTLED, Result, Results, ResultsFileError
+from worker.bulk.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
 from worker.bulk.returned import Returned
 from worker.bulk.survey import Survey
 from worker.bulk.tally import Tally
@@ -48,7 +48,7 @@ class NoReplies(WorkerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SubmissionPlan:
     """What a job does. It waits for the next reply for `reply_timeout` seconds, or for ever."""
 
     reading: Reading
@@ -69,7 +69,7 @@ class Submission:
     def __init__(
         self,
         settings: Settings,
-        plan: Plan,
+        plan: SubmissionPlan,
         survey: Survey,
         results: Results | None = None,
         earlier: Earlier | None = None,
@@ -181,7 +181,7 @@ class Submission:
 
     def _record_unsent(self, place: int, row: Row, status: str, *errors: str) -> None:
         name = request_id(self.job, place)
-        result = Result(place, name, status, row.platform, row.shown_id, errors, row.line, row.file)
+        result = RowResult(place, name, status, row.platform, row.shown_id, errors, row.line, row.file)
         self._record(result, row)
 
     async def _submit(self, place: int, row: Row, sender: RequestSender) -> None:
@@ -222,22 +222,22 @@ class Submission:
         except MalformedReply:
             return
         if sent := self.out.answered(name):
-            self._record(Result.of(parts[1], reply, sent.line, sent.file), sent.row)
+            self._record(RowResult.of(parts[1], reply, sent.line, sent.file), sent.row)
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
         if self._earlier is not None:
-            result = Result.of(parts[1], reply, *self._earlier.where(parts[1]))
+            result = RowResult.of(parts[1], reply, *self._earlier.where(parts[1]))
             if self._earlier.is_news(result):
                 self._write(result)
 
-    def _record(self, result: Result, row: Row | None) -> None:
+    def _record(self, result: RowResult, row: Row | None) -> None:
         self.tally.add(result)
         if self._returned and row is not None and result.status not in SETTLED:
             self._returned.add(row, result.errors)
         self._write(result)
 
-    def _write(self, result: Result) -> None:
+    def _write(self, result: RowResult) -> None:
         if self._earlier is not None:
             self._earlier.add(result)
         try:

@@ -20,7 +20,7 @@ _URL = re.compile(r"https?://[^\s/?#:@]+(?::\d+)?(?:[/?#]\S*)?\Z", re.IGNORECASE
 
 
 class SurveyedRow(NamedTuple):
-    """What is kept of a row. `resource` is None where it names none, or its id is damaged."""
+    """The kept part of a row. `resource` is None if the row names none or its id is damaged."""
 
     number: int
     resource: str | None
@@ -93,7 +93,7 @@ class Survey:
         yield from map(SurveyedRow._make, self._database.execute(query))
 
     def problems(self, row: Row) -> tuple[Problem, ...]:
-        """What is damaged in a row, seen together with all rows that were taken in."""
+        """The damage in a row. An id counts as rounded only if several rows have it."""
         if not row.resource_id or not may_be_rounded(row.resource_id):
             return row.problems
         found = self._database.execute(
@@ -137,8 +137,8 @@ def _unknown_columns(reading: Reading) -> Iterator[str]:
     for path, table in reading.tables.items():
         if unknown := table.columns.unknown:
             names = ", ".join(_with_likely_name(name) for name in unknown)
-            fate = "are sent along" if reading.send_unknown else "are left out (--send-unknown sends them)"
-            yield f"{path}: columns that no attribute has {fate}: {names}"
+            kept = "are sent along" if reading.send_unknown else "are left out (--send-unknown sends them)"
+            yield f"{path}: columns that no attribute has {kept}: {names}"
 
 
 def _with_likely_name(column: str) -> str:

@@ -1,12 +1,12 @@
-"""What has happened so far, in numbers that take no more room however many rows there are."""
+"""Counts of the results so far. They take the same memory however many rows there are."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from worker.bulk.results import Result
+from worker.bulk.results import RowResult
 
 FIRST_ROWS = 5
-MOST_ERRORS = 200  # different texts that are told apart
+MOST_ERRORS = 200  # different texts that are counted apart
 OTHER = "(other errors)"
 
 
@@ -50,7 +50,7 @@ class Tally:
         """Whether nothing is left to do: what a later row has superseded needs nothing."""
         return self.answered == self.registered + self.statuses["superseded"]
 
-    def add(self, result: Result) -> None:
+    def add(self, result: RowResult) -> None:
         """Count an answer."""
         self.statuses[result.status] += 1
         if result.status != "registered":

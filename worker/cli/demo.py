@@ -49,8 +49,8 @@ LINE = {
     "isActive": True,
 }
 _KIND = {"messenger": "page", "line": "channel"}
-PAGE = Key(None, "messenger", MESSENGER["pageId"])  # type: ignore[arg-type]
-CHANNEL = Key(None, "line", LINE["channelId"])  # type: ignore[arg-type]
+PAGE = Key(None, "messenger", str(MESSENGER["pageId"]))
+CHANNEL = Key(None, "line", str(LINE["channelId"]))
 
 
 @dataclass(slots=True)

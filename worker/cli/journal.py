@@ -12,7 +12,7 @@ import typer
 
 from worker.broker.journal_reader import Entries, Entry, JournalReader, Start, open_journal
 from worker.cli import output
-from worker.cli.table import Column, Table
+from worker.cli.table import Column, TextTable
 from worker.contract.journal_record import recorded_id
 from worker.contract.timestamps import microseconds
 from worker.contract.words import Reason, Status
@@ -114,7 +114,7 @@ def _known(option: str, given: list[str] | None, known: tuple[str, ...]) -> froz
 async def _journal(settings: Settings, wanted: _Wanted, *, follow: bool, as_json: bool) -> None:
     async with open_journal(settings) as reader:
         records, following = await _so_far(reader, wanted)
-        with Table(COLUMNS) as table:
+        with TextTable(COLUMNS) as table:
             for record in records:
                 table.add(record)
             if as_json:
@@ -147,7 +147,7 @@ async def _so_far(reader: JournalReader, wanted: _Wanted) -> tuple[deque[dict[st
     return records, following
 
 
-async def _follow(entries: Entries, wanted: _Wanted, table: Table, *, as_json: bool) -> None:
+async def _follow(entries: Entries, wanted: _Wanted, table: TextTable, *, as_json: bool) -> None:
     async for entry in entries:
         for record in wanted.of(entry):
             if as_json:

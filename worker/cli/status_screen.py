@@ -8,9 +8,9 @@ from typing import Any
 
 from worker.broker.overview import Overview, Settled
 from worker.cli import output
-from worker.cli.table import Column, Table
+from worker.cli.table import Column, TextTable
 from worker.contract.status import WorkerStatus
-from worker.dead_letters.groups import Group
+from worker.dead_letters.groups import LetterGroup
 from worker.dead_letters.hints import hint
 
 CAUSES_SHOWN = 5
@@ -22,7 +22,7 @@ STATUSES = ("registered", "rejected", "failed", "superseded")
 class Causes:
     """Why the dead letters died. `looked_at` of them, the oldest, were looked at."""
 
-    groups: list[Group] = field(default_factory=list)
+    groups: list[LetterGroup] = field(default_factory=list)
     looked_at: int = 0
     problem: str = ""
 
@@ -167,7 +167,7 @@ def _table(columns: tuple[Column, ...], rows: list[dict[str, Any]], width: int |
     if not rows:
         return
     output.line("")
-    with Table(columns) as table:
+    with TextTable(columns) as table:
         for row in rows:
             table.add(row)
         table.print(width)

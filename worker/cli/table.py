@@ -30,7 +30,7 @@ class Column:
     middle: bool = False
 
 
-class Table:
+class TextTable:
     """Rows, gathered first and printed when all are known. Rows hold nothing secret."""
 
     def __init__(self, columns: Sequence[Column]) -> None:

@@ -144,7 +144,7 @@ class Changes:
 
 
 async def _form(request: web.Request) -> MultiDict[str]:
-    """What was typed; a file that somebody uploads is nothing that is asked for."""
+    """The text fields of the form. Uploaded files are ignored."""
     typed = await request.post()
     return MultiDict((name, value) for name, value in typed.items() if isinstance(value, str))
 

@@ -65,8 +65,8 @@ class JournalSearch:
         self._kept: OrderedDict[tuple[Wanted, int], Found] = OrderedDict()
         self._tasks: dict[tuple[Wanted, int], asyncio.Task[Found]] = {}
 
-    async def find(self, wanted: Wanted, count: int, patience: float) -> Found:
-        """At least `count` records, unless the last messages hold fewer. After `patience` seconds what
+    async def find(self, wanted: Wanted, count: int, timeout: float) -> Found:
+        """At least `count` records, unless the last messages hold fewer. After `timeout` seconds what
         was found before, while the search goes on."""
         if not self._settings.journal:
             return Found(problem="There is no journal (OTT_JOURNAL=false).")
@@ -75,7 +75,7 @@ class JournalSearch:
         if task is None:
             task = self._tasks[key] = asyncio.create_task(self._find(wanted, count))
             task.add_done_callback(lambda _: self._tasks.pop(key))
-        await asyncio.wait({task}, timeout=patience)
+        await asyncio.wait({task}, timeout=timeout)
         if not task.done():
             return self._kept.get(key) or Found(is_complete=False)
         try:

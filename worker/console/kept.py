@@ -56,8 +56,8 @@ class Kept(Generic[T]):
             self._ended_at = time.monotonic()
 
 
-async def refreshed(patience: float, *kept: Kept[Any]) -> None:
-    """Wait until these are as new as they should be, or for `patience` seconds."""
+async def refreshed(timeout: float, *kept: Kept[Any]) -> None:
+    """Wait until these are as new as they should be, or for `timeout` seconds."""
     tasks = {task for each in kept if (task := each.refresh()) is not None}
     if tasks:
-        await asyncio.wait(tasks, timeout=max(0, patience))
+        await asyncio.wait(tasks, timeout=max(0, timeout))

@@ -18,7 +18,7 @@ from multidict import MultiMapping
 
 from worker.console.kept import Kept
 from worker.dead_letters.box import open_box
-from worker.dead_letters.groups import Group
+from worker.dead_letters.groups import LetterGroup
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.selection import Selection, moment
 from worker.settings import Settings
@@ -47,7 +47,7 @@ class Cause:
     key: str
     platform: str | None
     account: str | None
-    group: Group
+    group: LetterGroup
 
     def document(self) -> dict[str, Any]:
         """The cause, as JSON."""
@@ -72,7 +72,7 @@ def causes_of(rows: Iterable[LetterRow]) -> list[Cause]:
         letter = row.letter
         cause = causes.get(row.cause)
         if cause is None:
-            group = Group(letter.reason, letter.error)
+            group = LetterGroup(letter.reason, letter.error)
             cause = causes[row.cause] = Cause(row.cause, letter.platform, letter.account, group)
         cause.group.add(letter)
     return sorted(causes.values(), key=lambda cause: (-cause.group.count, cause.key))

@@ -55,7 +55,7 @@ def fields_of(document: Mapping[str, Any], platform: Platform) -> list[Field]:
 def patch_of(
     form: Mapping[str, str], document: Mapping[str, Any], platform: Platform
 ) -> tuple[Patch, list[Change]]:
-    """What was typed: new values, and the difference to the letter. Raises UsageError."""
+    """The patch that the form describes, and its changes to the letter. Raises UsageError."""
     values: dict[str, Any] = {}
     changes: list[Change] = []
     if document.get("ottPlatformName") != platform.name:

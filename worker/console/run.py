@@ -178,7 +178,7 @@ class Run(EventListener):
         self.forecasts[forecast.outcome] += 1
 
     async def _recorded(self, work: Awaitable[Phase]) -> None:
-        """Whatever ends it, what was done is recorded."""
+        """Await `work`, and record what was done even if it fails or is cancelled."""
         try:
             phase = await work
         finally:

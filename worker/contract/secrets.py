@@ -37,7 +37,7 @@ _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 
 
 def without_query(url: str) -> str:
-    """The URL without what may hold a token: user, query and fragment. What is no URL is masked."""
+    """The URL without its user, query and fragment, which may hold a token. Text that is no URL is masked."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

@@ -8,7 +8,7 @@ from worker.dead_letters.letter import Letter
 
 
 @dataclass(slots=True)
-class Group:
+class LetterGroup:
     """Letters of one reason and error. `first` and `last` are when they died, in microseconds since the
     epoch, None where no letter tells."""
 
@@ -40,13 +40,13 @@ class Groups:
     """Groups by reason and error."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[str, str], Group] = {}
+        self._groups: dict[tuple[str, str], LetterGroup] = {}
 
     def add(self, letter: Letter) -> None:
         """Count a letter in its group."""
         key = (letter.reason, letter.error)
-        self._groups.setdefault(key, Group(*key)).add(letter)
+        self._groups.setdefault(key, LetterGroup(*key)).add(letter)
 
-    def largest_first(self) -> list[Group]:
+    def largest_first(self) -> list[LetterGroup]:
         """All groups; of the same size, the one that died last comes first."""
         return sorted(self._groups.values(), key=lambda group: (-group.count, -(group.last or 0)))

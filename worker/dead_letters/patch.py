@@ -84,7 +84,7 @@ class Patched:
 
 @dataclass(frozen=True, slots=True)
 class InvalidPatch:
-    """What is still wrong with a patched request."""
+    """The problems that remain in a patched request."""
 
     problems: tuple[str, ...]
 

@@ -68,7 +68,7 @@ AT_ONCE = 200  # letters that are published and not confirmed
 # Letters are held in turns. Between two of them they lie in the queue again, and others can look at them.
 TURN = 5.0  # seconds
 BETWEEN_TURNS = 0.3  # seconds; a command that waits to look asks more often than that
-STOP_PATIENCE = 3.0  # seconds for the confirms of what was published before a stop
+STOP_TIMEOUT = 3.0  # seconds; how long a stopped replay waits for the confirms of what it has published
 TIMER = 0.01  # seconds
 POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
@@ -101,8 +101,8 @@ class Replay:
         self.stop = asyncio.Event()
 
     async def run(self, box: DeadLetterBox, plan: Plan, progress: Progress) -> None:
-        """Replay what matches of the letters that the plan counted. What comes back meanwhile, because it
-        failed again, is left for another run. Raises as DeadLetterBox does."""
+        """Replay the matching letters that the plan counted. A letter that fails again and comes back is left
+        for another run. Raises as DeadLetterBox does."""
         limiter = None if self._rate is None else _limiter(self._rate)
         publisher = Publisher(self._settings, self._events, topology.ensure)
         publisher.start()
@@ -207,12 +207,12 @@ class _Batch:
 
     async def drain(self) -> None:
         """Wait until all are confirmed and removed; once stopped, for a short while only."""
-        patience = None
+        deadline = None
         while self._open:
             now = time.monotonic()
             if self._stop.is_set():
-                patience = patience or now + STOP_PATIENCE
-                if now > patience:
+                deadline = deadline or now + STOP_TIMEOUT
+                if now > deadline:
                     return
             await self._wait()
 

@@ -9,7 +9,7 @@ from worker.contract.secrets import SecretMask
 from worker.events import Called, EventListener, Tracing
 from worker.marketing_cloud.accounts import Accounts
 from worker.marketing_cloud.answer import Answer, masked, read_answer
-from worker.marketing_cloud.http import Endpoint, EnsureLease, Http, NoAnswer
+from worker.marketing_cloud.http import EnsureLease, Http, HttpEndpoint, NoAnswer
 from worker.marketing_cloud.response import Response
 from worker.marketing_cloud.token import Token
 from worker.settings import Settings
@@ -25,7 +25,7 @@ class MarketingCloud:
         self._http = Http(settings)
         self._send = self._http.send if tracing is None else partial(self._send_traced, tracing)
         self._events = events
-        self._endpoints: dict[Token, Endpoint] = {}
+        self._endpoints: dict[Token, HttpEndpoint] = {}
         self.accounts = Accounts(settings, self._http, events.token_fetched)
 
     async def __aenter__(self) -> Self:
@@ -53,14 +53,14 @@ class MarketingCloud:
         )
 
     async def _send_traced(
-        self, tracing: Tracing, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease
+        self, tracing: Tracing, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease
     ) -> Called:
         return await tracing.call(
             lambda headers: self._http.send(endpoint.plus(headers), body, ensure_lease),
             str(endpoint.target.url),
         )
 
-    def _prepare(self, token: Token) -> Endpoint:
+    def _prepare(self, token: Token) -> HttpEndpoint:
         if len(self._endpoints) >= ENDPOINTS_KEPT:
             self._endpoints.clear()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token.value}"}

@@ -44,7 +44,7 @@ class _Stale(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class HttpEndpoint:
     """Where a request goes and how it begins, up to the value of Content-Length. It may hold a token."""
 
     target: aiohttp.ClientRequest
@@ -52,9 +52,9 @@ class Endpoint:
     proxy: Proxy | None
 
     def __repr__(self) -> str:
-        return "Endpoint(***)"
+        return "HttpEndpoint(***)"
 
-    def plus(self, headers: Mapping[str, str]) -> "Endpoint":
+    def plus(self, headers: Mapping[str, str]) -> "HttpEndpoint":
         """The same with more headers; one that would not be a header line is left out."""
         sound = {k: v for k, v in headers.items() if v.isascii() and v.isprintable()}
         lines = "".join(f"{name}: {value}\r\n" for name, value in sound.items())
@@ -81,7 +81,7 @@ class Http:
         """Close all connections at once."""
         await self._connector.close()
 
-    def endpoint(self, url: str, headers: Mapping[str, str]) -> Endpoint:
+    def endpoint(self, url: str, headers: Mapping[str, str]) -> HttpEndpoint:
         """Prepare POSTs to `url`, through the proxy that the environment names for it, if any."""
         where = URL(url)
         proxy = proxy_for(where)
@@ -100,14 +100,14 @@ class Http:
             path = str(where)
             fields |= to_proxy
         lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-        return Endpoint(target, "\r\n".join([*lines, ""]).encode("ascii") + _LENGTH, proxy)
+        return HttpEndpoint(target, "\r\n".join([*lines, ""]).encode("ascii") + _LENGTH, proxy)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
         """`send` to an endpoint that is used once."""
         return await self.send(self.endpoint(url, headers), body)
 
     async def send(
-        self, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease | None = None
+        self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None = None
     ) -> Response:
         """POST and return the response. `ensure_lease` is awaited when the connection stands, right before
         the request is written. Where a kept connection fails before an answer begins, both are done once more
@@ -124,7 +124,7 @@ class Http:
         return response
 
     async def _exchange(
-        self, endpoint: Endpoint, body: bytes, ensure_lease: EnsureLease | None, *, fresh: bool = False
+        self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None, *, fresh: bool = False
     ) -> Response:
         deadline = self._loop.time() + self._timeout
         connection, is_reused = await self._connect(endpoint, fresh=fresh)
@@ -148,14 +148,14 @@ class Http:
         return reader.response
 
     async def _ask(
-        self, connection: Connection, endpoint: Endpoint, body: bytes, deadline: float, *, is_reused: bool
+        self, connection: Connection, endpoint: HttpEndpoint, body: bytes, deadline: float, *, is_reused: bool
     ) -> ResponseReader:
         """Write the request and read until there is a response."""
         protocol, transport = connection.protocol, connection.transport
         stale = _Stale if is_reused else aiohttp.ServerDisconnectedError
         if protocol is None or transport is None or transport.is_closing():
             raise stale
-        # What has come before the request is written is the answer to no request.
+        # Bytes that came before the request was written do not answer it.
         if protocol.should_close or (is_reused and _has_news(transport)):
             raise stale
         answer = _Answer(self._loop, deadline)
@@ -166,7 +166,7 @@ class Http:
             raise aiohttp.ServerDisconnectedError if reader.has_begun else stale
         return reader
 
-    async def _connect(self, endpoint: Endpoint, *, fresh: bool) -> tuple[Connection, bool]:
+    async def _connect(self, endpoint: HttpEndpoint, *, fresh: bool) -> tuple[Connection, bool]:
         """A connection, and whether it has served a call before. For a `fresh` one all idle connections to
         the same host are closed: what made one of them useless has most likely hit the others too."""
         fresh, self._distrusts_idle = fresh or self._distrusts_idle, False

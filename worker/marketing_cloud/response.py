@@ -65,7 +65,7 @@ class ResponseReader:
 
     @property
     def response(self) -> Response:
-        """What was read. Only with `has_head`."""
+        """The response. Ask for it only if `has_head`."""
         body = self._data[self._position :] if self._chunks is None else b"".join(self._chunks)
         encoding = self.headers.get("content-encoding")
         if body and encoding:

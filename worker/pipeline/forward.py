@@ -20,7 +20,7 @@ from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.http import EnsureLease
 from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble
 from worker.pipeline import policy
-from worker.pipeline.gate import LONGEST_PROBE_WAIT, Gate, Passage, State
+from worker.pipeline.gate import LONGEST_PROBE_WAIT, Gate, GateState, Passage
 from worker.pipeline.given_up import GivenUp
 from worker.pipeline.policy import Verdict
 from worker.pipeline.request import Outcome, Request
@@ -218,7 +218,7 @@ class Forwarder:
             await self._accounts.refuse(request.account, result.answer.status)
         except TokenTrouble as trouble:
             self._gate.close(trouble.summary)
-        if self._gate.state is State.CLOSED:
+        if self._gate.state is GateState.CLOSED:
             return None
         return _Result(Verdict.FORBIDDEN, result.answer, is_account=True)
 

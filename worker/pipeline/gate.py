@@ -30,7 +30,7 @@ LONGEST_PROBE_WAIT = 30.0  # seconds
 MANY_RESOURCES = 3  # with 5xx in a row, which may be the fault of a single request
 
 
-class State(Enum):
+class GateState(Enum):
     OPEN = "open"
     CLOSED = "closed"
     OPENING = "opening"
@@ -105,7 +105,7 @@ class Gate:
         self._base = base
         self._events = events
         self._clock = clock
-        self.state = State.OPEN
+        self.state = GateState.OPEN
         self.why = ""  # it is not open
         self.closings = 0
         self._open_passage = _OpenPassage(self)
@@ -125,7 +125,7 @@ class Gate:
     @property
     def is_pausing(self) -> bool:
         """Whether it keeps requests waiting."""
-        return self.state in (State.CLOSED, State.OPENING)
+        return self.state in (GateState.CLOSED, GateState.OPENING)
 
     @property
     def paused(self) -> float:
@@ -134,21 +134,21 @@ class Gate:
 
     def passage(self) -> Passage:
         """The way through for one attempt."""
-        return self._open_passage if self.state is State.OPEN else Passage(self)
+        return self._open_passage if self.state is GateState.OPEN else Passage(self)
 
     def close(self, why: str, at_least: float = 0.0, *, passage: Passage | None = None) -> None:
         """Close it, or keep it closed, for at least so many seconds."""
         is_current = passage in self._under_way
         if is_current and passage is not None:
             self._under_way.remove(passage)
-        if self.state in (State.OPEN, State.LEFT):
+        if self.state in (GateState.OPEN, GateState.LEFT):
             self._closed_at = self._clock()
             self._shut(why, at_least)
             self._events.gate_closed(why)
-        elif self.state is State.OPENING and (passage is None or is_current or at_least):
+        elif self.state is GateState.OPENING and (passage is None or is_current or at_least):
             self._shut(why, at_least)
             self._events.gate_closed_again(why)
-        elif self.state is State.CLOSED and (is_current or at_least):
+        elif self.state is GateState.CLOSED and (is_current or at_least):
             self.why = why
             self._schedule_probe(at_least)
 
@@ -156,25 +156,25 @@ class Gate:
         """The requests that waited have gone back to the queue."""
         if self.is_pausing:
             self._under_way.clear()
-            self._events.gate_left(self._end_pause(State.LEFT))
+            self._events.gate_left(self._end_pause(GateState.LEFT))
 
     def lets(self, passage: Passage) -> bool:
         """Whether the call of this passage may be made now."""
-        return self.state is State.OPEN or passage in self._under_way
+        return self.state is GateState.OPEN or passage in self._under_way
 
     async def enter(self, passage: Passage) -> None:
         """Wait until the passage may go through."""
-        if self.state is State.LEFT:
+        if self.state is GateState.LEFT:
             self.close(self.why)
             self._schedule_probe(0.0, at_once=True)
-        if self.state is State.OPEN:
+        if self.state is GateState.OPEN:
             return
-        if self.state is State.OPENING and len(self._under_way) < self._level:
+        if self.state is GateState.OPENING and len(self._under_way) < self._level:
             self._grant(passage)
             return
         passage.granted = asyncio.get_running_loop().create_future()
         self._waiting.append(passage)
-        if self.state is State.CLOSED and self._timer is None and not self._under_way:
+        if self.state is GateState.CLOSED and self._timer is None and not self._under_way:
             self._schedule_probe(0.0)
         try:
             await passage.granted
@@ -184,7 +184,7 @@ class Gate:
 
     def succeeded(self, passage: Passage, resource: Hashable) -> None:
         """A call succeeded. One that began before the gate closed does not open it."""
-        if self.state is State.OPEN:
+        if self.state is GateState.OPEN:
             self._outages = self._others = 0
             if self._resources:
                 self._resources.clear()
@@ -193,14 +193,14 @@ class Gate:
             return
         self._under_way.remove(passage)
         self._closers.discard(resource)
-        if self.state is State.OPENING:
+        if self.state is GateState.OPENING:
             if passage.level == self._level:
                 self._level *= 2
         elif asyncio.get_running_loop().time() < self._not_before:
             self._schedule_probe(0.0, at_once=True)
             return
         else:
-            self.state, self._level = State.OPENING, 2
+            self.state, self._level = GateState.OPENING, 2
             self._events.gate_opening()
         self._forget_cancelled()
         if self._waiting:
@@ -210,14 +210,14 @@ class Gate:
 
     def failed(self, passage: Passage, resource: Hashable, why: str, *, outage: bool, pause: float) -> bool:
         """A call failed. Returns whether that belongs to an outage."""
-        if self.state is State.OPEN:
+        if self.state is GateState.OPEN:
             return self._count(resource, why, outage=outage, pause=pause)
-        if passage in self._under_way and self.state is State.OPENING and resource in self._closers:
+        if passage in self._under_way and self.state is GateState.OPENING and resource in self._closers:
             # It closed the gate on the way up before, and others have succeeded since: the fault is its own.
             self.abandoned(passage)
             return False
         if passage in self._under_way:
-            if self.state is State.OPENING:
+            if self.state is GateState.OPENING:
                 self._closers.add(resource)
             self.close(why, pause, passage=passage)
         return True
@@ -227,7 +227,7 @@ class Gate:
         if passage not in self._under_way:
             return
         self._under_way.remove(passage)
-        if self.state is State.CLOSED:
+        if self.state is GateState.CLOSED:
             self._schedule_probe(0.0, at_once=True)
         else:
             self._let_through()
@@ -246,7 +246,7 @@ class Gate:
         return False
 
     def _shut(self, why: str, at_least: float) -> None:
-        self.state = State.CLOSED
+        self.state = GateState.CLOSED
         self.why = why
         self.closings += 1
         self._probes = 0
@@ -255,7 +255,7 @@ class Gate:
         self._schedule_probe(at_least)
 
     def _open(self) -> None:
-        seconds = self._end_pause(State.OPEN)
+        seconds = self._end_pause(GateState.OPEN)
         self._not_before = 0.0
         self.why = ""
         self._under_way.clear()
@@ -264,7 +264,7 @@ class Gate:
         self._resources.clear()
         self._events.gate_opened(seconds)
 
-    def _end_pause(self, state: State) -> float:
+    def _end_pause(self, state: GateState) -> float:
         seconds = self._clock() - self._closed_at
         self._paused += seconds
         self.state = state

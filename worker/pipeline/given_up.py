@@ -1,5 +1,5 @@
-"""What was given up: one page that fails, or one account without tokens, cannot fill the prefetch for long
-(contract §6)."""
+"""Resources and accounts whose requests fail get fewer attempts. So one page that fails, or one account
+without tokens, cannot fill the prefetch for long (contract §6)."""
 
 from collections.abc import Hashable
 
@@ -20,7 +20,7 @@ class GivenUp:
         return bool(keys) and (request.resource in keys or _account(request) in keys)
 
     def add(self, request: Request, *, is_account: bool) -> None:
-        """A request was given up, for the sake of its account or of its resource."""
+        """A request was given up. `is_account`: because of its account, not of its resource."""
         self._keys[_account(request) if is_account else request.resource] = None
         if len(self._keys) > KEPT:
             del self._keys[next(iter(self._keys))]

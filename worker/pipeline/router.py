@@ -64,7 +64,7 @@ class Router(Journeys):
         self._events.epoch_began(self._epoch, self._partitions, time.monotonic() - started)
 
     async def cancel(self) -> None:
-        """End all of it at once. What was published and not acknowledged comes again."""
+        """Stop at once. A request that was published but not acknowledged is delivered again."""
         await self._lanes.cancel()
         await self._channel.close()
 

@@ -11,7 +11,7 @@ TOKEN_ERRORS = "https://developer.salesforce.com/docs"  # noqa: S105 - the error
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SandboxAnswer:
     """A response as plain data; `document` becomes its JSON body, None an empty one."""
 
     status: int
@@ -19,19 +19,19 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def token_error(status: int, error: str, description: str) -> Answer:
+def token_error(status: int, error: str, description: str) -> SandboxAnswer:
     """An OAuth 2.0 error, as `/v2/token` words it."""
-    return Answer(
+    return SandboxAnswer(
         status, {"error": error, "error_description": description, "error_uri": TOKEN_ERRORS}, NO_STORE
     )
 
 
-def rest_error(status: int, message: str, errorcode: int = 0) -> Answer:
+def rest_error(status: int, message: str, errorcode: int = 0) -> SandboxAnswer:
     """A single error of the REST API."""
-    return Answer(status, {"message": message, "errorcode": errorcode, "documentation": ""})
+    return SandboxAnswer(status, {"message": message, "errorcode": errorcode, "documentation": ""})
 
 
-def validation_error(message: str, errorcode: int, errors: Sequence[FieldError] = ()) -> Answer:
+def validation_error(message: str, errorcode: int, errors: Sequence[FieldError] = ()) -> SandboxAnswer:
     """The 400 of the registration endpoint, as the API document prints it."""
     document = {
         "message": message,
@@ -39,10 +39,10 @@ def validation_error(message: str, errorcode: int, errors: Sequence[FieldError] 
         "documentation": "",
         "validationErrors": [error._asdict() for error in errors],
     }
-    return Answer(400, document)
+    return SandboxAnswer(400, document)
 
 
-def refused(refusal: Rejection) -> Answer:
+def refused(refusal: Rejection) -> SandboxAnswer:
     """The 400 for a body that contract §3 refuses."""
     return validation_error(refusal.message, refusal.errorcode, refusal.errors)
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from pydantic import ValidationError
 
-from worker.sandbox.answer import Answer, rest_error
+from worker.sandbox.answer import SandboxAnswer, rest_error
 from worker.sandbox.faults import FAULTS, Faults
 from worker.sandbox.history import History
 from worker.sandbox.openapi import openapi
@@ -78,7 +78,7 @@ class _Control:
         self._tokens = tokens
 
     async def show_faults(self, _: web.Request) -> web.Response:
-        return respond(Answer(200, self._faults.as_json()))
+        return respond(SandboxAnswer(200, self._faults.as_json()))
 
     async def add_faults(self, request: web.Request) -> web.Response:
         body = (await request.read()).strip()
@@ -87,11 +87,11 @@ class _Control:
         except ValidationError as invalid:
             return respond(rest_error(400, _explain(invalid), 10006))
         self._faults.add(*faults)
-        return respond(Answer(201, self._faults.as_json()))
+        return respond(SandboxAnswer(201, self._faults.as_json()))
 
     async def heal(self, _: web.Request) -> web.Response:
         self._faults.heal()
-        return respond(Answer(204))
+        return respond(SandboxAnswer(204))
 
     async def show_history(self, request: web.Request) -> web.Response:
         try:
@@ -100,11 +100,11 @@ class _Control:
             return respond(rest_error(400, "after and limit must be whole numbers", 10001))
         calls = [call for call in self._history if call.seq > after]
         shown = calls[:limit] if "after" in request.query else calls[-limit:]
-        return respond(Answer(200, [call.as_json() for call in shown if limit > 0]))
+        return respond(SandboxAnswer(200, [call.as_json() for call in shown if limit > 0]))
 
     async def clear_history(self, _: web.Request) -> web.Response:
         self._history.clear()
-        return respond(Answer(204))
+        return respond(SandboxAnswer(204))
 
     async def show_registrations(self, _: web.Request) -> web.Response:
         registrations: list[dict[str, Any]] = [
@@ -118,17 +118,17 @@ class _Control:
             }
             for key, entry in self._registrations.items()
         ]
-        return respond(Answer(200, registrations))
+        return respond(SandboxAnswer(200, registrations))
 
     async def clear_registrations(self, _: web.Request) -> web.Response:
         self._registrations.clear()
-        return respond(Answer(204))
+        return respond(SandboxAnswer(204))
 
     async def revoke_tokens(self, request: web.Request) -> web.Response:
-        return respond(Answer(200, {"revoked": self._tokens.revoke(request.query.get("account"))}))
+        return respond(SandboxAnswer(200, {"revoked": self._tokens.revoke(request.query.get("account"))}))
 
     async def show_openapi(self, request: web.Request) -> web.Response:
-        return respond(Answer(200, openapi(str(request.url.origin()))))
+        return respond(SandboxAnswer(200, openapi(str(request.url.origin()))))
 
 
 _HISTORY_DEFAULTS = (("after", "0"), ("limit", str(DEFAULT_LIMIT)))

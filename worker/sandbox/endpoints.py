@@ -21,7 +21,7 @@ from worker.sandbox.answer import (
     NO_SUCH_RESOURCE,
     NOT_AUTHORIZED,
     UNSUPPORTED_MEDIA_TYPE,
-    Answer,
+    SandboxAnswer,
     refused,
     token_error,
     validation_error,
@@ -29,17 +29,17 @@ from worker.sandbox.answer import (
 from worker.sandbox.faults import Faults
 from worker.sandbox.history import Call
 from worker.sandbox.registry import Key, Registry, listed, masked, public_view
-from worker.sandbox.tokens import WRITE, Token, Tokens, account_of
+from worker.sandbox.tokens import WRITE, IssuedToken, Tokens, account_of
 
 REGISTRATION = "/ott/v1/registration"
 DEFAULT_PAGE_SIZE = 50
 
-CarryOut = Callable[[], Answer]
+CarryOut = Callable[[], SandboxAnswer]
 """Does what the call asks for, now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SandboxRequest:
     """What of an HTTP request the endpoints look at."""
 
     body: bytes = b""
@@ -59,7 +59,7 @@ class Endpoints:
         self._registry = registry
         self._faults = faults
 
-    def token(self, request: Request, call: Call) -> CarryOut:
+    def token(self, request: SandboxRequest, call: Call) -> CarryOut:
         """`POST /v2/token`"""
         try:
             document = parse_object(request.body)
@@ -70,7 +70,7 @@ class Endpoints:
             document, time.monotonic(), self._faults.token_lifetime(call), self._faults.token_scopes(call)
         )
 
-    def register(self, request: Request, call: Call) -> CarryOut:
+    def register(self, request: SandboxRequest, call: Call) -> CarryOut:
         """`POST /ott/v1/registration`"""
         call.sha256 = hashlib.sha256(request.body).hexdigest()
         self._bearer(request, call)
@@ -87,24 +87,24 @@ class Endpoints:
             return lambda: self._checked(request, call) or answer
         return lambda: self._checked(request, call) or self._upsert(call, verdict)
 
-    def one(self, request: Request, call: Call) -> CarryOut:
+    def one(self, request: SandboxRequest, call: Call) -> CarryOut:
         """`GET /ott/v1/registration/{platform}/{id}`"""
         self._bearer(request, call)
         call.platform, call.resource_id = request.platform, request.resource_id
         return lambda: self._look_up(request)
 
-    def page(self, request: Request, call: Call) -> CarryOut:
+    def page(self, request: SandboxRequest, call: Call) -> CarryOut:
         """`GET /ott/v1/registration/{platform}`"""
         self._bearer(request, call)
         call.platform = request.platform
         return lambda: self._list(request)
 
-    def _bearer(self, request: Request, call: Call) -> Token | None:
+    def _bearer(self, request: SandboxRequest, call: Call) -> IssuedToken | None:
         token = self._tokens.find(request.authorization, time.monotonic())
         call.account = token.account if token else None
         return token
 
-    def _checked(self, request: Request, call: Call) -> Answer | None:
+    def _checked(self, request: SandboxRequest, call: Call) -> SandboxAnswer | None:
         # Checked again when the call is carried out: a token may end while the call waits.
         token = self._bearer(request, call)
         if token is None:
@@ -113,19 +113,19 @@ class Endpoints:
             return INSUFFICIENT_SCOPE
         return None if request.content_type == "application/json" else UNSUPPORTED_MEDIA_TYPE
 
-    def _upsert(self, call: Call, registration: Registration) -> Answer:
+    def _upsert(self, call: Call, registration: Registration) -> SandboxAnswer:
         key = Key(call.account, registration.platform, registration.resource_id)
         self._registry.upsert(key, call.masked or b"", call.seq)
-        return Answer(201)
+        return SandboxAnswer(201)
 
-    def _look_up(self, request: Request) -> Answer:
+    def _look_up(self, request: SandboxRequest) -> SandboxAnswer:
         token = self._tokens.find(request.authorization, time.monotonic())
         if token is None:
             return NOT_AUTHORIZED
         entry = self._registry.get(Key(token.account, request.platform or "", request.resource_id or ""))
-        return Answer(200, public_view(entry)) if entry else NO_SUCH_RESOURCE
+        return SandboxAnswer(200, public_view(entry)) if entry else NO_SUCH_RESOURCE
 
-    def _list(self, request: Request) -> Answer:
+    def _list(self, request: SandboxRequest) -> SandboxAnswer:
         token = self._tokens.find(request.authorization, time.monotonic())
         if token is None:
             return NOT_AUTHORIZED
@@ -139,7 +139,7 @@ class Endpoints:
             return validation_error(PLEASE_FIX, AGGREGATE, [FieldError(f"{name} is invalid", WRONG_TYPE)])
         entries = self._registry.of(token.account, platform)
         shown = entries[(page - 1) * size : page * size]
-        return Answer(
+        return SandboxAnswer(
             200,
             {
                 "count": len(entries),

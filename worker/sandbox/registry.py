@@ -1,4 +1,4 @@
-"""What is registered: the latest registration of each account, platform and id."""
+"""The registrations: the latest one of each account, platform and id."""
 
 import json
 from collections.abc import Iterator, Mapping

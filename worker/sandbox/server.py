@@ -11,7 +11,7 @@ from aiohttp import web
 from worker.errors import UsageError
 from worker.sandbox import control
 from worker.sandbox.answer import NO_SUCH_SERVICE, rest_error
-from worker.sandbox.endpoints import DEFAULT_PAGE_SIZE, REGISTRATION, CarryOut, Endpoints, Request
+from worker.sandbox.endpoints import DEFAULT_PAGE_SIZE, REGISTRATION, CarryOut, Endpoints, SandboxRequest
 from worker.sandbox.faults import Faults
 from worker.sandbox.history import Call, History
 from worker.sandbox.registry import Registry
@@ -103,7 +103,7 @@ class Sandbox:
         application.router.add_route("*", "/{path:.*}", _unknown)
         return application
 
-    def _serve(self, name: str, endpoint: Callable[[Request, Call], CarryOut]) -> Handler:
+    def _serve(self, name: str, endpoint: Callable[[SandboxRequest, Call], CarryOut]) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             asked = await _read(request)
             call = self.history.begin(request.method, request.path, name)
@@ -130,8 +130,8 @@ class Sandbox:
         return respond(carry_out())
 
 
-async def _read(request: web.Request) -> Request:
-    return Request(
+async def _read(request: web.Request) -> SandboxRequest:
+    return SandboxRequest(
         body=await request.read(),
         content_type=request.content_type,
         authorization=request.headers.get("Authorization"),

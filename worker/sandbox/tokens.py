@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.sandbox.answer import NO_STORE, Answer, token_error
+from worker.sandbox.answer import NO_STORE, SandboxAnswer, token_error
 
 READ, WRITE = "ott_channels_read", "ott_channels_write"
 SCOPES = (READ, WRITE, "ott_chat_messaging_read", "ott_chat_messaging_send")
@@ -15,7 +15,7 @@ _KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class IssuedToken:
     """A token in force until `ends_at` (monotonic clock); `account` None is the default one."""
 
     account: str | None
@@ -37,7 +37,7 @@ class Tokens:
         self._client_secret = client_secret.encode()
         self._account_ids = account_ids
         self._lifetime = lifetime
-        self._tokens: dict[str, Token] = {}
+        self._tokens: dict[str, IssuedToken] = {}
         self.rest_url = ""
 
     def issue(
@@ -46,7 +46,7 @@ class Tokens:
         now: float,
         lifetime: float | None = None,
         scopes: tuple[str, ...] | None = None,
-    ) -> Answer:
+    ) -> SandboxAnswer:
         """Answers the parsed body of `POST /v2/token`.
 
         A `lifetime` makes the token end then, although its `expires_in` does not say so. `scopes` are all by
@@ -66,9 +66,9 @@ class Tokens:
         if account is not None and self._account_ids is not None and account not in self._account_ids:
             return token_error(400, "invalid_request", "The account_id is not one that this client may use.")
         lifetime = self._lifetime if lifetime is None else lifetime
-        return self._issue(Token(account, now + lifetime, SCOPES if scopes is None else scopes), now)
+        return self._issue(IssuedToken(account, now + lifetime, SCOPES if scopes is None else scopes), now)
 
-    def find(self, authorization: str | None, now: float) -> Token | None:
+    def find(self, authorization: str | None, now: float) -> IssuedToken | None:
         """The token in force that an `Authorization` header bears."""
         scheme, _, value = (authorization or "").partition(" ")
         token = self._tokens.get(value.strip()) if scheme.lower() == "bearer" else None
@@ -88,7 +88,7 @@ class Tokens:
             request.get("client_secret"), self._client_secret
         )
 
-    def _issue(self, token: Token, now: float) -> Answer:
+    def _issue(self, token: IssuedToken, now: float) -> SandboxAnswer:
         if len(self._tokens) >= _KEPT:
             self._tokens = {value: token for value, token in self._tokens.items() if now < token.ends_at}
         value = secrets.token_urlsafe(64)
@@ -100,7 +100,7 @@ class Tokens:
             "scope": " ".join(token.scopes),
             "rest_instance_url": f"{self.rest_url}/",
         }
-        return Answer(200, document, NO_STORE)
+        return SandboxAnswer(200, document, NO_STORE)
 
 
 def account_of(request: object) -> str | None:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from worker.sandbox.answer import Answer
+from worker.sandbox.answer import SandboxAnswer
 from worker.sandbox.endpoints import CarryOut
 from worker.sandbox.faults import Ending, Garbage, Half, Hang, Redirect, Reset, Status, Trickle
 
@@ -16,7 +16,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def respond(answer: Answer) -> web.Response:
+def respond(answer: SandboxAnswer) -> web.Response:
     """A proper response."""
     if answer.document is None:
         return web.Response(status=answer.status, headers=answer.headers or None)
@@ -33,7 +33,7 @@ async def misbehave(ending: Ending, request: web.Request, carry_out: CarryOut) -
 
     A handler is cancelled when its connection is lost; a call that gets no response waits for that.
     """
-    answer = carry_out() if ending.applied else Answer(503)
+    answer = carry_out() if ending.applied else SandboxAnswer(503)
     match ending:
         case Status():
             return _error(ending)
@@ -64,7 +64,7 @@ def _error(fault: Status) -> web.Response:
     document = {"message": fault.message, "errorcode": fault.errorcode, "documentation": ""}
     if fault.body_retry_after is not None:
         document["retryAfter"] = fault.body_retry_after
-    return respond(Answer(fault.status, document, headers))
+    return respond(SandboxAnswer(fault.status, document, headers))
 
 
 def _reset(request: web.Request) -> None:
@@ -74,13 +74,13 @@ def _reset(request: web.Request) -> None:
         request.transport.abort()
 
 
-def _break_off(request: web.Request, answer: Answer) -> None:
+def _break_off(request: web.Request, answer: SandboxAnswer) -> None:
     if request.transport:
         request.transport.write(_raw(answer, promised=1000) + b'{"half":')
         request.transport.close()
 
 
-async def _trickle(request: web.Request, answer: Answer, seconds: float) -> None:
+async def _trickle(request: web.Request, answer: SandboxAnswer, seconds: float) -> None:
     for byte in _raw(answer):
         if request.transport:
             request.transport.write(bytes((byte,)))
@@ -89,7 +89,7 @@ async def _trickle(request: web.Request, answer: Answer, seconds: float) -> None
         request.transport.close()
 
 
-def _raw(answer: Answer, promised: int = 0) -> bytes:
+def _raw(answer: SandboxAnswer, promised: int = 0) -> bytes:
     body = b"" if answer.document is None else _encode(answer.document).encode()
     head = (
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"

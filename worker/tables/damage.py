@@ -86,7 +86,7 @@ class Problem:
 
 
 def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> list[Problem]:
-    """What is spoilt in a row of a table: its values by field, `headers` what the file calls each."""
+    """The damage in a row of a table. `headers` maps each field to its name in the file."""
     found = []
     secrets = [values[name] for name in SECRET_FIELDS if name in values]
     for name, value in values.items():
@@ -104,8 +104,8 @@ def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> lis
 
 
 def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
-    """What is spoilt in a row of JSON: only what a spreadsheet leaves behind, since a program that writes
-    letters into an id means them."""
+    """The damage in a row of JSON: only the traces of a spreadsheet. A program that writes letters into an id
+    means them."""
     kinds = (SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID)
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
     return [problem for problem in damaged_values(texts, {}) if problem.kind in kinds]

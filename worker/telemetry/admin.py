@@ -23,7 +23,7 @@ from worker.service import Service
 from worker.settings import Settings
 from worker.telemetry.health import Health, Report
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase, Pulse, State
+from worker.telemetry.state import Phase, Pulse, StateCollector
 
 CONNECTION_LIMIT = 64
 CONNECTION_LIFE = 5.0  # seconds
@@ -39,7 +39,7 @@ class Admin:
         self._settings = settings
         self._pulse = Pulse()
         self._health = Health(service, phase, self._pulse)
-        self._page = _Page(registry(metrics, State(service, phase, self._pulse)))
+        self._page = _Page(registry(metrics, StateCollector(service, phase, self._pulse)))
         self._runner: web.ServerRunner | None = None
         self._ticking: asyncio.Task[None] | None = None
         self.url: str | None = None
@@ -130,7 +130,7 @@ class _Page:
         return self._body
 
 
-def registry(metrics: Metrics, state: State) -> CollectorRegistry:
+def registry(metrics: Metrics, state: StateCollector) -> CollectorRegistry:
     """Everything that `/metrics` shows: counters, gauges, and the process itself."""
     all_of_it = CollectorRegistry(auto_describe=False)
     all_of_it.register(metrics)

@@ -65,7 +65,7 @@ class Pulse:
             self._ticked_at = now
 
 
-class State(Collector):
+class StateCollector(Collector):
     """The gauges."""
 
     def __init__(self, service: Service, phase: Phase, pulse: Pulse) -> None:

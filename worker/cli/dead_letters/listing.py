@@ -10,7 +10,7 @@ import typer
 from worker.cli import output
 from worker.cli.dead_letters.options import Ids, Json, Platforms, Reasons, Resources, Since, Until, select
 from worker.cli.dead_letters.terminal import letters, say
-from worker.cli.table import Column, Table
+from worker.cli.table import Column, TextTable
 from worker.dead_letters.box import open_box
 from worker.dead_letters.groups import Groups
 from worker.dead_letters.selection import Selection
@@ -75,7 +75,7 @@ def list_letters(
     Example: ott-worker dead-letters list --reason exhausted --since 2h
     """
     selection = select(reason, platform, resource, id_, since, until)
-    with Table(GROUP_COLUMNS if by else LETTER_COLUMNS) as table:
+    with TextTable(GROUP_COLUMNS if by else LETTER_COLUMNS) as table:
         total, reasons = asyncio.run(_list(load_settings(), selection, table, by=by, limit=limit))
         if as_json:
             table.print_json()
@@ -90,7 +90,7 @@ def list_letters(
 
 
 async def _list(
-    settings: Settings, selection: Selection, table: Table, *, by: str | None, limit: int | None
+    settings: Settings, selection: Selection, table: TextTable, *, by: str | None, limit: int | None
 ) -> tuple[int, Counter[str]]:
     """Fill the table; the depth of the queue, and the letters shown by their reasons."""
     reasons: Counter[str] = Counter()

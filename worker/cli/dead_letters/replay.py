@@ -27,7 +27,7 @@ from worker.cli.dead_letters.options import (
     select,
 )
 from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, read_value, record, say
-from worker.cli.table import Column, Table
+from worker.cli.table import Column, TextTable
 from worker.dead_letters import patch
 from worker.dead_letters import replay as replaying
 from worker.dead_letters.box import Progress, open_box
@@ -134,7 +134,7 @@ def replay(
     require_filter(selection, "replay", everything=all_)
     settings = load_settings()
     ways = _Ways(force, accept_unencrypted, rate, not no_wait and settings.journal, as_json)
-    with Table(FORECAST_COLUMNS) as table:
+    with TextTable(FORECAST_COLUMNS) as table:
         plan = asyncio.run(_plan(settings, selection, patches, ways, table if dry_run else None))
         if not same_for_all:
             _refuse_one_for_all(patching, plan)
@@ -188,7 +188,7 @@ def _planner(settings: Settings, selection: Selection, patches: Patches, ways: _
 
 
 async def _plan(
-    settings: Settings, selection: Selection, patches: Patches, ways: _Ways, table: Table | None
+    settings: Settings, selection: Selection, patches: Patches, ways: _Ways, table: TextTable | None
 ) -> Plan:
     def tell(forecast: Forecast) -> None:
         if table is not None:
@@ -199,7 +199,7 @@ async def _plan(
         return await planner.make(box, tell)
 
 
-def _print_plan(table: Table, plan: Plan, *, as_json: bool) -> None:
+def _print_plan(table: TextTable, plan: Plan, *, as_json: bool) -> None:
     if as_json:
         table.print_json()
     else:

@@ -4,9 +4,9 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from worker.bulk.check import Findings, Group, findings
+from worker.bulk.check import Findings, ProblemGroup, findings
 from worker.bulk.readers import Reading
-from worker.bulk.results import INVALID, Result
+from worker.bulk.results import INVALID, RowResult
 from worker.bulk.survey import Survey
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.summary import console_for_results, rows
@@ -33,7 +33,7 @@ def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_
             errors = found.add(row, findings(row, damaged, max_body_bytes))
             if errors and results:
                 about = (row.platform, row.shown_id, errors, row.line, row.file)
-                results.write(Result(row.number, None, INVALID, *about))
+                results.write(RowResult(row.number, None, INVALID, *about))
             if errors and returned:
                 returned.add(row, errors)
         if returned:
@@ -66,13 +66,13 @@ def show_findings(console: Console, findings: Findings) -> None:
         console.print()
 
 
-def _title(kind: Kind, group: Group) -> str:
+def _title(kind: Kind, group: ProblemGroup) -> str:
     what = kind.what if kind.what[:1].isupper() else f"{_subject(group)} {kind.what}"
     rows = f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
     return f"{what.rstrip('.')}: {rows}"
 
 
-def _subject(group: Group) -> str:
+def _subject(group: ProblemGroup) -> str:
     columns = list(dict.fromkeys(problem.column for *_, problem in group.places if problem.column))
     return " or ".join(columns) or "The row"
 

@@ -9,7 +9,7 @@ import typer
 import uvloop
 
 from worker.bulk.readers import Format, Reading
-from worker.bulk.submission import OUTSTANDING, Plan
+from worker.bulk.submission import OUTSTANDING, SubmissionPlan
 from worker.cli import output
 from worker.cli.submit.check import check_rows
 from worker.cli.submit.job import run_job
@@ -102,7 +102,7 @@ def submit(
     settings = load_settings()
     if check:
         return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
-    plan = Plan(reading, account, outstanding, not no_wait, timeout, send_damaged)
+    plan = SubmissionPlan(reading, account, outstanding, not no_wait, timeout, send_damaged)
     return uvloop.run(run_job(settings, plan, outputs))
 
 

@@ -13,15 +13,15 @@ from worker.bulk.earlier import Earlier
 from worker.bulk.pace import Pace
 from worker.bulk.readers import Reading
 from worker.bulk.results import read_results
-from worker.bulk.submission import Plan, Submission
+from worker.bulk.submission import Submission, SubmissionPlan
 from worker.bulk.survey import Survey
 from worker.cli.submit.outputs import Outputs
-from worker.cli.submit.progress import Progress
+from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import console_for_results, show_summary
 from worker.settings import Settings
 
 
-async def run_job(settings: Settings, plan: Plan, outputs: Outputs) -> int:
+async def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     """Submit all rows, and return the exit code. SIGINT and SIGTERM end it early."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -39,7 +39,7 @@ async def run_job(settings: Settings, plan: Plan, outputs: Outputs) -> int:
         earlier = _earlier(stack, survey, outputs)
         job = Submission(settings, plan, survey, results, earlier, returned)
         pace = Pace(job.tally, _size(reading), wait=plan.wait)
-        progress = Progress(job.tally, job.notices, pace)
+        progress = SubmitProgress(job.tally, job.notices, pace)
         try:
             async with progress.shown(Console(stderr=True, highlight=False, quiet=outputs.quiet)):
                 await job.run(stop)

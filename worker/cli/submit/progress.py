@@ -21,7 +21,7 @@ LINE_INTERVAL: Final = 5.0  # seconds
 SHOWN_ERRORS: Final = 3
 
 
-class Progress:
+class SubmitProgress:
     """Shows one job."""
 
     def __init__(self, tally: Tally, notices: Notices, pace: Pace) -> None:

@@ -42,10 +42,11 @@ def workers_rights(settings: Settings) -> list[Right]:
     """What the worker does."""
     names = Topology(settings.prefix)
     streams = [names.control] + [names.journal] * settings.journal
-    rights = [Right("read", name) for name in (names.requests, *streams)]
+    partitions = names.partition_objects(settings.partitions)
+    rights = [Right("read", name) for name in (names.requests, *streams, *partitions)]
     rights += [Right("write", DEFAULT_EXCHANGE), Right("write", names.dead)]
     if settings.declare:
-        queues = (names.requests, names.replies, names.dead, names.status, *streams)
+        queues = (names.requests, names.replies, names.dead, names.status, *streams, *partitions)
         rights += [Right("configure", name) for name in queues]
     return rights
 

@@ -76,6 +76,12 @@ class Topology:
         """The queue of a partition, counted from 1."""
         return f"{self.requests}.{number}"
 
+    def partition_objects(self, partitions: int) -> list[str]:
+        """The queues and the stream that there are for so many partitions; none for one."""
+        if partitions == 1:
+            return []
+        return [self.partition_log, *(self.partition(number) for number in range(1, partitions + 1))]
+
     def is_own(self, queue: str) -> bool:
         """Whether a `reply_to` may not name it (contract §4)."""
         number = queue.removeprefix(f"{self.requests}.")

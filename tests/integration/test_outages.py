@@ -6,7 +6,7 @@ import json
 from tests.rig import MESSENGER, Rig, messenger, until
 from tests.support.marketing_cloud import GateEvents, failing
 from tests.support.upstream import request, upstream
-from worker.sandbox.faults import Latency
+from worker.sandbox.faults import Latency, Status
 
 
 async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Rig) -> None:
@@ -186,3 +186,35 @@ async def test_a_page_that_was_given_up_closes_no_gate_however_many_requests_it_
     for i in [await requester.publish(messenger("bad")) for _ in range(40)]:
         assert (await requester.reply(i))["attempts"] == 1
     assert not events.closed
+
+
+async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: Rig) -> None:
+    """Several that fail in a row, with no success between, tell of one as all requests do."""
+    events = GateEvents()
+    requester = await rig.start(events, retry_attempts=1, gate_after=5)
+    pages = [f"page-{n}" for n in range(10)]
+    for page in pages:
+        rig.sandbox.faults.add(failing(503, resource_id=page, count=1))
+        assert (await requester.ask(messenger(page)))["status"] == "failed"
+        await requester.ask(messenger("good"))
+    rig.sandbox.faults.add(failing(503))
+    ids = [await requester.publish(messenger(page)) for page in pages]
+    await until(lambda: events.closed, "the gate to close")
+    rig.sandbox.heal()
+    replies = [await requester.reply(i) for i in ids]
+    assert [reply["status"] for reply in replies].count("failed") < 5
+
+
+async def test_requests_of_an_account_that_had_no_token_are_not_dead_lettered_in_an_outage(rig: Rig) -> None:
+    account = {"x-ott-account-id": "7"}
+    events = GateEvents()
+    requester = await rig.start(events, retry_attempts=2, gate_after=5)
+    rig.sandbox.faults.add(Status(path="token", account="7", status=503))
+    assert (await requester.ask(messenger("page"), headers=account))["status"] == "failed"
+    rig.sandbox.heal()
+    rig.sandbox.faults.add(failing(503))
+    ids = [await requester.publish(messenger(f"page-{n}"), headers=account) for n in range(20)]
+    await until(lambda: events.closed, "the gate to close")
+    rig.sandbox.heal()
+    replies = [await requester.reply(i) for i in ids]
+    assert [reply["status"] for reply in replies].count("failed") < 5

@@ -3,7 +3,11 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from tests.rig import Requester, Rig, messenger, until
+from worker.amqp.connection import connect
+from worker.broker import control_stream, topology
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.events import EventListener
@@ -112,6 +116,19 @@ async def test_a_worker_without_a_control_stream_works(rig: Rig) -> None:
     await requester.channel.queue_delete(f"{requester.prefix}.control")
     assert (await requester.ask(messenger()))["status"] == "registered"
     assert service.orders.pause is None
+
+
+async def test_a_worker_hears_orders_again_after_the_control_stream_was_deleted_and_made_anew(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_stream, "RETRY_INTERVAL", 0.1)
+    service, requester = await start(rig)
+    await requester.channel.queue_delete(f"{requester.prefix}.control")
+    connection = await connect(rig.settings(), "test")
+    await topology.ensure(connection, rig.settings())
+    await connection.close()
+    await order(rig, "pause")
+    await until(lambda: service.intake.subscription is None, "the end of the subscription")
 
 
 async def _waiting(requester: Requester, count: int) -> bool:

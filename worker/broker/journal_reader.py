@@ -136,12 +136,18 @@ class _StreamConsumer:
         self._prefetch = prefetch
         self._messages: deque[Delivery] = deque()
         self._news = asyncio.Event()
+        self._is_cancelled = False
         channel.closing.add_done_callback(lambda _: self._news.set())
+        channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
         connection.intercept(channel, self._take, keeps_body=lambda size: size <= LARGEST_MESSAGE)
 
     @property
     def is_empty(self) -> bool:
         return not self._messages
+
+    def _on_cancelled(self, _: object) -> None:
+        self._is_cancelled = True
+        self._news.set()
 
     def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
         self._messages.append(delivery_of(method, properties, body, dropped))
@@ -162,16 +168,23 @@ class _StreamConsumer:
                 taken = 0
 
     async def round_trip(self) -> None:
+        self._check()
         async with asyncio.timeout(RPC_TIMEOUT):
             await self._channel.basic_qos(prefetch_count=self._prefetch)
 
     async def more(self) -> None:
         """Wait for a delivery."""
         while not self._messages:
-            if self._channel.is_closed:
-                raise ConnectionError("connection lost")
+            self._check()
             self._news.clear()
             await self._news.wait()
+
+    def _check(self) -> None:
+        """Raise where nothing comes any more."""
+        if self._channel.is_closed:
+            raise ConnectionError("connection lost")
+        if self._is_cancelled:
+            raise ConnectionError("the broker cancelled the consumer: the stream was deleted")
 
 
 def _entry(message: Delivery) -> Entry | None:

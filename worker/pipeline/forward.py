@@ -235,9 +235,12 @@ class Forwarder:
         if verdict is Verdict.BLOCKED:
             passage.close(policy.why(answer), max(policy.BLOCKED_PAUSE, answer.pause))
             return True
-        if request in self._given_up and not passage.is_probe:
-            return False  # it fails as it did before, which says nothing new
         outage = verdict is Verdict.OUTAGE
+        if self._given_up.has_resource(request) and not passage.is_probe:
+            # It fails as it did before: only together with others in the row does that tell of an outage.
+            outage = False
+            if self._gate.state is GateState.OPENING and passage.may_call:
+                return False
         return passage.failed(request.resource, policy.why(answer), outage=outage, pause=answer.pause)
 
 

@@ -19,6 +19,11 @@ class GivenUp:
         keys = self._keys
         return bool(keys) and (request.resource in keys or _account(request) in keys)
 
+    def has_resource(self, request: Request) -> bool:
+        """Whether the last request of its resource was given up, and not one of its account for want of a
+        token."""
+        return request.resource in self._keys
+
     def add(self, request: Request, *, is_account: bool) -> None:
         """A request was given up. `is_account`: because of its account, not of its resource."""
         self._keys[_account(request) if is_account else request.resource] = None

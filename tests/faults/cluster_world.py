@@ -72,7 +72,7 @@ class ClusterWorld(World):
                 await asyncio.sleep(1)
 
     async def _way_to_the_broker(self) -> str:
-        return self.url.split(",")[0]
+        return self.url
 
 
 def _host(worker: int) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
+from tests.integration.test_pause import forwarded, order
 from tests.rig import Rig, messenger, until
+from tests.support.marketing_cloud import failing
 from worker.amqp.connection import connect
 from worker.amqp.queue_browser import QueueBrowser
 from worker.broker import topology
@@ -45,6 +47,29 @@ async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_
     assert called[-1] == names[-1]
     await until(lambda: requester.depth("dead"), "the dead letter")
     assert await requester.depth("dead") == 1
+
+
+async def test_what_goes_back_alone_is_not_overtaken_by_what_was_received_later(rig: Rig) -> None:
+    requester = await rig.requester_for(rig.settings())
+    connection = await connect(rig.settings(), "test")
+    await topology.ensure(connection, rig.settings())
+    await connection.close()
+    names = [f"{number:02d}" for number in range(8)]
+    for name in names:
+        await requester.publish(messenger("1", name))
+        if name == "05":
+            url = rig.settings().amqp_url.get_secret_value()
+            await asyncio.to_thread(publish_with_uuid, url, f"{requester.prefix}.requests", b"{}")
+    rig.sandbox.faults.add(failing(503))
+    service = await rig.start_worker(rig.settings(prefetch=10, gate_after=1))
+    await until(lambda: service.gate.is_pausing, "the outage")
+    await order(rig, "pause")
+    await until(lambda: service.intake.subscription is None, "the pause")
+    rig.sandbox.heal()
+    calls = len(forwarded(rig))
+    await order(rig, "resume")
+    await until(lambda: len(requester.order) >= len(names), "all replies")
+    assert forwarded(rig)[calls:] == names
 
 
 async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before_it(

@@ -104,6 +104,7 @@ class Subscription:
         self._unsettled: dict[int, Delivery] = {}
         self._acknowledged: list[int] = []
         self._rejected: list[int] = []
+        self._requeued: list[int] = []
         self._held_bytes = 0
         self._is_withholding = False
         self._flushing = False
@@ -189,6 +190,12 @@ class Subscription:
             self._rejected.append(delivery.tag)
             self._flush_soon()
 
+    def requeue(self, delivery: Delivery) -> None:
+        """Give one delivery back, once: it comes again behind all others that were given back before."""
+        if self._is_settled_now(delivery):
+            self._requeued.append(delivery.tag)
+            self._flush_soon()
+
     async def ensure_lease(self) -> None:
         """Return at once while the broker is known to count this consumer as alive, else when the lease is
         renewed. A worker that was frozen must not make a call for deliveries that it has lost."""
@@ -254,6 +261,7 @@ class Subscription:
             self._unsettled.clear()
             self._acknowledged.clear()
             self._rejected.clear()
+            self._requeued.clear()
             if self._lease_task is not None:
                 self._lease_task.cancel()
 
@@ -266,16 +274,18 @@ class Subscription:
         self._flushing = False
         if self.ended.done() or self._interceptor is None or not self._interceptor.is_open:
             return
-        if self._acknowledged or self._rejected:
+        if self._acknowledged or self._rejected or self._requeued:
             self._has_settled = True
             self._connection.write(self._settlements(self._interceptor.channel))
 
     def _settlements(self, channel: int) -> bytes:
-        """Rejections first, for a `multiple` acknowledges what is not rejected yet: one up to the lowest
+        """Acknowledgements last, for a `multiple` takes all that is not settled yet: one up to the lowest
         unsettled delivery, and one acknowledgement for each beyond it."""
         acknowledged, self._acknowledged = sorted(self._acknowledged), []
         rejected, self._rejected = self._rejected, []
+        requeued, self._requeued = self._requeued, []
         settlements = [frames.reject(channel, tag) for tag in rejected]
+        settlements += [frames.requeue(channel, tag) for tag in requeued]
         lowest = next(iter(self._unsettled), None)
         split = len(acknowledged) if lowest is None else bisect_left(acknowledged, lowest)
         if split:

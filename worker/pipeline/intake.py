@@ -19,9 +19,10 @@ from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
+from worker.contract.resource import Resource
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
-from worker.pipeline.journey import Attempts, Journeys
+from worker.pipeline.journey import Attempts, Identity, Journeys
 from worker.settings import Settings
 
 RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
@@ -139,6 +140,7 @@ class QueueIntake:
         self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
         self._carried_attempts: Attempts = {}  # of the requests in them
         self._one_by_one = 0  # deliveries that are still to be taken one at a time
+        self._overtaken: dict[Resource | None, Identity] = {}  # of those, what was given back alone
         self._subscription: Subscription | None = None
         self._journeys: Journeys | None = None
 
@@ -177,6 +179,7 @@ class QueueIntake:
         A message that RabbitMQ cannot deliver ends the connection, and all in flight would come back with it,
         again and again, up to the delivery limit. So after such an end, as many as were in flight are taken
         one at a time: each is settled before the next one comes, and only that message reaches the limit.
+        One that must be given back then goes behind the others, and those for its resource let it pass.
         """
         is_careful = self._one_by_one > 0
         prefetch = 1 if is_careful else self._settings.prefetch
@@ -186,6 +189,7 @@ class QueueIntake:
         journeys = self._journeys = self._journeys_for(subscription)
         journeys.own_requeues = self._own_requeues
         journeys.carried_attempts = self._carried_attempts
+        journeys.overtaken = self._overtaken if is_careful else {}
         watch = _Watch(
             self._settings,
             subscription,
@@ -224,6 +228,9 @@ class QueueIntake:
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.
             await journeys.cancel()
             await subscription.close()
+            self._overtaken = journeys.overtaken | journeys.unfinished if is_careful else {}
+            if self._overtaken:
+                self._one_by_one = self._settings.prefetch + 1  # it comes once more itself
         if journeys.failed.is_set():
             await _wait(self._stopping, DEFECT_PAUSE)
         if journeys.over:

@@ -18,6 +18,7 @@ from functools import partial
 
 from worker.amqp.consumer import Delivery, Subscription
 from worker.contract.registration import Rejection
+from worker.contract.resource import Resource
 from worker.events import EventListener, Tracing
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.forward import Forwarder
@@ -31,7 +32,8 @@ from worker.settings import Settings
 # innocent ones reach the delivery limit too. One that came back this often is a suspect (suspects.py).
 SUSPECT_AFTER = 3
 
-Attempts = dict[tuple[str, int], int]
+Identity = tuple[str, int]
+Attempts = dict[Identity, int]
 Common = tuple[
     Settings,
     Subscription,
@@ -76,15 +78,42 @@ class Journeys:
         # Of the requests that come again after the worker itself, in good health, gave them back:
         self.own_requeues = 0  # how often it has done so
         self.carried_attempts: Attempts = {}  # the attempts that they had made by then
+        # Requests that went back alone, so that they come again behind others that were received later:
+        self.overtaken: dict[Resource | None, Identity] = {}
+        self._requeued: set[Identity] = set()  # what has let them pass
 
     def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
         """Take in a delivery that has arrived: parse it, and let it wait for its turn. `arrival` tells when,
         if that is not now."""
         request = self._parser.parse(delivery, arrival or self._clock)
+        if self.overtaken and self._must_let_pass(request):
+            self._subscription.requeue(delivery)
+            return
         if self.carried_attempts:
             request.attempts = self.carried_attempts.pop(_identity(request), 0)
         suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
+
+    def _must_let_pass(self, request: Request) -> bool:
+        """Whether an older request for its resource is still to come. It is not if the queue delivers what
+        is new, or begins again: then another worker has settled that one."""
+        if not request.delivery.redelivered:
+            self.overtaken.clear()
+        identity = _identity(request)
+        if self.overtaken.get(request.resource, identity) == identity or identity in self._requeued:
+            self.overtaken.pop(request.resource, None)
+            return False
+        self._requeued.add(identity)
+        return True
+
+    @property
+    def unfinished(self) -> dict[Resource | None, Identity]:
+        """The oldest request of each resource that has not ended."""
+        oldest: dict[Resource | None, Identity] = {}
+        for request in self._lanes.items:
+            if request.resource is not None:
+                oldest.setdefault(request.resource, _identity(request))
+        return oldest
 
     @property
     def lanes(self) -> int:
@@ -143,7 +172,7 @@ class Journeys:
         return await self._forwarder.forward(request, self._subscription.ensure_lease)
 
 
-def _identity(request: Request) -> tuple[str, int]:
+def _identity(request: Request) -> Identity:
     """What a redelivery has in common with the delivery before it."""
     return request.id, hash(request.delivery.body)
 

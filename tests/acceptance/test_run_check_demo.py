@@ -71,6 +71,12 @@ def test_without_a_command_there_is_help_and_nothing_else(words: list[str]) -> N
     assert "Example: ott-worker" in done.stdout
 
 
+def test_version_is_one_line() -> None:
+    done = ott_worker("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"ott-worker {metadata.version('ott-registration-worker')}\n"
+
+
 @pytest.mark.parametrize("words", [["schema"], ["--help"], ["check"]])
 def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
@@ -115,8 +121,8 @@ def test_a_wrong_setting_ends_every_command_with_2_and_one_line() -> None:
 
 
 COMMANDS = ["", "run", "demo", "check", "status", "pause", "resume", "submit", "journal", "sandbox", "schema"]
-COMMANDS += ["dead-letters", "console"]
-COMMANDS += [f"dead-letters {command}" for command in ("list", "show", "replay", "discard")]
+COMMANDS += ["dead-letters", "console", "partitions", "partitions prune"]
+COMMANDS += [f"dead-letters {command}" for command in ("list", "show", "replay", "export", "discard")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

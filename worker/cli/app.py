@@ -2,6 +2,8 @@
 
 import errno
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -18,6 +20,7 @@ from worker.cli.status import status
 from worker.cli.submit.command import submit
 from worker.errors import Interrupted, UsageError, WorkerError
 from worker.telemetry.log import silence_libraries
+from worker.telemetry.state import PACKAGE
 
 app = typer.Typer(
     name="ott-worker",
@@ -42,8 +45,18 @@ app.add_typer(partitions.app, name="partitions")
 app.command()(console)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        output.line(f"ott-worker {metadata.version(PACKAGE)}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 

@@ -299,6 +299,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
     assert "left where it is: PageName must be provided" in ended.out
     ended = await ott_worker(rig.settings(), *command)
     assert (ended.code, ended.out) == (1, "0 dead letters replayed, 2 left.\n")
+    assert ended.err == "ott-worker: 2 dead letters cannot be replayed: PageName must be provided\n"
     assert [m.message_id for m in await dead_queue(requester)] == ids
     assert await requester.depth("requests") == 0
 

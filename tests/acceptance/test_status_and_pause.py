@@ -65,6 +65,7 @@ async def test_status_tells_of_workers_queues_rates_and_dead_letters(rig: Rig, r
 
     await until(is_told, "the worker as it is")
     document = await _status(rig)
+    assert document["at"].endswith("Z")
     assert document["workers"][0]["gate"] == {"state": "open", "why": None, "since": None}
     assert document["workers"][0]["partitions"] == []
     assert document["queues"] == {"requests": 0, "replies": 0, "dead": 1}

@@ -254,6 +254,13 @@ IsActive is invalid: 1 row
     }
 
 
+async def test_check_names_a_field_once_though_its_message_begins_in_lower_case(tmp_path: Path) -> None:
+    request = {"ottPlatformName": "line", "ottPlatformAttributes": {"channelId": "1"}}
+    (tmp_path / "channels.jsonl").write_text(json.dumps(request))
+    end = await Command(Settings(amqp_url="amqp://127.0.0.1:1/"))("channels.jsonl", "--check")
+    assert "\nisTransactional must be provided: 1 row\n" in end.out
+
+
 async def test_check_is_content_with_a_valid_file(tmp_path: Path) -> None:
     for count, rows in ((1, "1 row"), (3, "3 rows")):
         write_pages(tmp_path / "pages.csv", range(count))

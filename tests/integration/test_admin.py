@@ -289,6 +289,7 @@ async def test_an_admin_address_that_is_taken_is_told_in_one_line(rig: Rig) -> N
             async with Admin(taken, worker.service, Metrics(), Phase()):
                 pass
         assert type(caught.value).__name__ == "SettingsError"
+        assert str(caught.value).endswith(" that is free: Address already in use")
 
 
 async def test_a_real_prometheus_finds_the_worker_up_and_its_alerts_in_order(rig: Rig) -> None:

@@ -45,7 +45,7 @@ class Screen:
         return {
             "prefix": self.prefix,
             "broker": self.broker,
-            "at": self.at.isoformat(),
+            "at": f"{self.at:%Y-%m-%dT%H:%M:%S.%fZ}",
             "paused": None if overview.pause is None else overview.pause.model_dump(mode="json"),
             "workers": [worker.model_dump(mode="json", by_alias=True) for worker in overview.workers],
             "lost": [worker.model_dump(mode="json", by_alias=True) for worker in overview.lost],

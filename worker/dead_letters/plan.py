@@ -1,6 +1,7 @@
 """What a replay would do. Nothing is published and nothing removed to find that out."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,10 +22,10 @@ Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "di
 
 @dataclass(slots=True)
 class Plan:
-    """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after the patch,
-    `rejected` are replayed though they are invalid as they are, and `unproven` could overwrite something
-    newer, for all that the journal tells. `ids` and `resources` are those of the matching letters; a letter
-    that names no resource counts as one of its own."""
+    """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after the patch
+    (`unfit_because` counts them by reason), `rejected` are replayed though they are invalid as they are, and
+    `unproven` could overwrite something newer, for all that the journal tells. `ids` and `resources` are
+    those of the matching letters; a letter that names no resource counts as one of its own."""
 
     total: int = 0
     matching: int = 0
@@ -34,6 +35,7 @@ class Plan:
     unproven: int = 0
     resources: set[Resource | str] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)
+    unfit_because: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome, letter: Letter) -> None:
         """Count a matching letter."""
@@ -86,6 +88,8 @@ class Planner:
             async for letter in letters:
                 forecast = self._forecast(letter, newest)
                 plan.add(forecast.outcome, letter)
+                if forecast.outcome == "unfit":
+                    plan.unfit_because[forecast.why] += 1
                 tell(forecast)
         return plan
 

@@ -6,6 +6,7 @@ the 65th connection closes the oldest; the metrics are computed once a second at
 
 import asyncio
 import json
+import os
 import time
 from typing import Self
 
@@ -64,7 +65,8 @@ class Admin:
         except OSError as error:
             await runner.cleanup()
             raise SettingsError(
-                f"OTT_ADMIN_HOST and OTT_ADMIN_PORT must be an address that is free: {error.strerror}"
+                f"OTT_ADMIN_HOST and OTT_ADMIN_PORT must be an address that is free: "
+                f"{os.strerror(error.errno or 0)}"
             ) from None
         self._ticking = asyncio.create_task(self._pulse.run(), name="pulse")
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{runner.addresses[0][1]}"

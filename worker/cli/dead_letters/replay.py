@@ -54,6 +54,7 @@ FORECAST_COLUMNS = (
     Column("WOULD BE", lambda row: _outcome(row["outcome"], row["why"]), rank=1, shrink_to=16),
 )
 TOLD_ONE_BY_ONE = 20  # letters; more are told in groups
+TOLD_REASONS = 5  # why letters cannot be replayed; --dry-run tells it of each
 
 
 def _outcome(outcome: str, why: str | None) -> str:
@@ -116,7 +117,7 @@ def replay(
 
     One that a newer registration of its resource has overtaken is answered "superseded" instead.
 
-    Examples: ott-worker dead-letters replay --reason exhausted --since 2h --dry-run
+    Example: ott-worker dead-letters replay --reason exhausted --since 2h --dry-run
 
     ott-worker dead-letters replay 6f1c0a52d0b14a5e --set pageAccessToken=@token.txt
 
@@ -153,6 +154,7 @@ def replay(
     if not plan.matching:
         say("no dead letter matches")
         return 1 if selection.ids else 0
+    _tell_unfit(plan)
     patched_by_stdin = any(assignment.endswith("=-") for assignment in assignments or ())
     asks = not yes and (sys.stdin.isatty() or (patched_by_stdin and sys.stderr.isatty()))
     if asks and not agreed(f"{_in_words(plan)} Go on?"):
@@ -175,6 +177,11 @@ def _refuse_one_for_all(patching: Patch, plan: Plan) -> None:
             f"--set {fields[0]} would give {len(plan.resources)} pages or channels the same value: narrow "
             "the filter to one of them, or give --same-for-all if that is meant"
         )
+
+
+def _tell_unfit(plan: Plan) -> None:
+    for why, count in plan.unfit_because.most_common(TOLD_REASONS):
+        say(f"{letters(count)} cannot be replayed: {why}")
 
 
 def _planner(settings: Settings, selection: Selection, patches: Patches, ways: _Ways) -> Planner:

@@ -67,7 +67,9 @@ def show_findings(console: Console, findings: Findings) -> None:
 
 
 def _title(kind: Kind, group: ProblemGroup) -> str:
-    what = kind.what if kind.what[:1].isupper() else f"{_subject(group)} {kind.what}"
+    field = group.places[0][-1].field
+    names_its_field = bool(field) and kind.what.startswith(field)  # such as isTransactional
+    what = kind.what if kind.what[:1].isupper() or names_its_field else f"{_subject(group)} {kind.what}"
     rows = f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
     return f"{what.rstrip('.')}: {rows}"
 

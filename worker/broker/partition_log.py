@@ -159,6 +159,9 @@ class PartitionLog:
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _read_on(self, reader: JournalReader) -> None:
+        last = await reader.last()
+        if last is None or last.offset + 1 < self._state.next_offset:
+            self._state.next_offset = 0  # it was deleted and made anew
         async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
             async for entry in entries:
                 self._state.read(entry)

@@ -602,7 +602,7 @@ async def test_input_that_breaks_off_is_told_after_what_came_before_is_registere
     (tmp_path / "pages.json").write_bytes(b"[" + messenger("1") + b"," + messenger("2")[:50])
     end = await submit("pages.json")
     assert end.code == 1
-    assert "pages.json cannot be read on after row 1: the input ends in the middle of the next row" in end.err
+    assert "pages.json cannot be read after row 1: the input ends in the middle of the next row" in end.err
     assert pages_called(rig) == ["1"]
 
 

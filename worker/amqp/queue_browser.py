@@ -1,4 +1,4 @@
-"""Looking through a queue without changing it, and removing some of what lies there.
+"""Looking through a queue without changing it, and removing some of its messages.
 
 A quorum queue takes unacknowledged deliveries back in their order when the channel closes, however it
 closes. So everything is consumed, nothing acknowledged, and the channel closed. That order holds for one

@@ -1,4 +1,4 @@
-"""`submit --check`: what is wrong with each row, in words that help to mend the file (contract §12)."""
+"""`submit --check`: what is wrong with each row, in words that help to correct the file (contract §12)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

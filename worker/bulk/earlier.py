@@ -57,9 +57,9 @@ class Earlier:
         self._database.close()
 
     def match(self, results: Iterable[RowResult], survey: Survey) -> None:
-        """Find out which row of the job each row of the input is. The input may be the whole one, mended or
-        with ids that a spreadsheet has spoilt in the results; or it holds a part of the rows, such as those
-        that failed. Raises UsageError for another input. Comes before `load`."""
+        """Find out which row of the job each row of the input is. The input may be the whole one, also with
+        corrections, and also if a spreadsheet has damaged the ids in the results. It may be a part of the
+        rows, such as those that failed. Raises UsageError for any other input. Comes before `load`."""
         execute = self._database.execute
         execute("BEGIN")
         for result in results:

@@ -130,8 +130,8 @@ class Reading:
     """Each table that has been opened, by its path: its columns and its delimiter."""
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in order, one held at a time. Raises UsageError for an input that is of no use, and
-        Unreadable for one that cannot be read on."""
+        """All rows, in order, one held at a time. Raises UsageError for an unusable input, and
+        Unreadable for one that breaks off."""
         numbers = count(1)
         read = 0
         for path in self.paths:
@@ -169,7 +169,7 @@ class Reading:
                 yield row
         except Unreadable as error:
             where = f"after row {number}" if number else "at its beginning"
-            raise Unreadable(f"{source.name} cannot be read on {where}: {error}") from None
+            raise Unreadable(f"{source.name} cannot be read {where}: {error}") from None
         except UsageError as error:
             raise UsageError(f"{source.name}: {error}") from None
 

@@ -11,7 +11,7 @@ from worker.settings import Settings, load_settings
 
 
 def console() -> None:
-    """Serve a web page for operators: workers, dead letters, the journal; replay, mend, discard, pause.
+    """Serve a web page for operators: workers, dead letters, the journal; replay, correct, discard, pause.
 
     It listens on OTT_CONSOLE_HOST and OTT_CONSOLE_PORT; beyond loopback it wants OTT_CONSOLE_PASSWORD.
 

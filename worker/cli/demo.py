@@ -103,7 +103,7 @@ def scenes() -> list[Scene]:
 
 
 def demo() -> int:
-    """Show the whole way on this machine, with a real RabbitMQ and the sandbox.
+    """Demonstrate the worker on this machine, with a real RabbitMQ and the sandbox.
 
     The API's examples and some bad requests go through the worker, and what comes back is shown. Exits 0 if
     all is as expected.

@@ -84,7 +84,9 @@ def journal(
         str | None,
         typer.Option("--since", help="Settled since a time (UTC), or a while ago: 2h, 3d."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as requests are settled.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print further records as they come.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Show what became of requests, oldest first: registered, rejected, failed or superseded, and why.

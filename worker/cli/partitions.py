@@ -10,7 +10,7 @@ from worker.errors import WorkerError
 from worker.settings import load_settings
 
 app = typer.Typer(
-    help="Partitions, by which several workers are active at once.\n\nExample: ott-worker partitions prune",
+    help="Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
     no_args_is_help=True,
 )
 
@@ -24,8 +24,8 @@ def _partitions() -> None:
 def _prune() -> int:
     """Delete the partitions beyond OTT_PARTITIONS, once they are drained; with OTT_PARTITIONS=1 all of them.
 
-    Run it when all workers run with the new number. What still holds requests, or is still used, is kept and
-    told, and the exit code is 1 then.
+    Run it when all workers run with the new number. A partition that still holds requests, or is still used,
+    is kept; the command says why and exits with 1.
 
     Example: OTT_PARTITIONS=4 ott-worker partitions prune
     """
@@ -43,5 +43,5 @@ async def _pruned() -> int:
         else:
             output.line(f"deleted  {queue}")
     if not count:
-        output.line("There is no partition that is not used.")
+        output.line("There is no unused partition.")
     return code

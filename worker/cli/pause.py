@@ -17,7 +17,7 @@ OBEY_TIMEOUT = 10.0  # seconds that the workers may take to say that they obey
 POLL_INTERVAL = 0.3  # seconds
 
 
-def pause(why: Annotated[str, typer.Option("--why", help="The reason, for everybody who wonders.")]) -> None:
+def pause(why: Annotated[str, typer.Option("--why", help="The reason, which `status` shows.")]) -> None:
     """Tell all workers of this prefix to pause: no calls, nothing taken, until somebody resumes them.
 
     Requests wait in their queue, in order; none is lost. The order stands for workers that start later too.
@@ -29,7 +29,7 @@ def pause(why: Annotated[str, typer.Option("--why", help="The reason, for everyb
     asyncio.run(_order(load_settings(), Order.now("pause", why.strip())))
 
 
-def resume(why: Annotated[str, typer.Option("--why", help="A remark, if there is one.")] = "") -> None:
+def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")] = "") -> None:
     """Let the workers go on after a pause.
 
     Example: ott-worker resume

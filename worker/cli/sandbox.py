@@ -23,7 +23,7 @@ def sandbox(
     client_secret: Annotated[
         str,
         typer.Option(
-            help="Its secret; better given by the variable, which no process list shows.",
+            help="Its secret. Better set as the variable: a process list shows options.",
             envvar="OTT_MC_CLIENT_SECRET",
             show_envvar=True,
         ),

@@ -16,7 +16,7 @@ def schema(
         bool, typer.Option("--asyncapi", help="The AsyncAPI 3 document instead of the JSON Schemas.")
     ] = False,
     prefix: Annotated[
-        str, typer.Option(help="What the broker objects are named after.", envvar="OTT_PREFIX")
+        str, typer.Option(help="The prefix of all broker objects.", envvar="OTT_PREFIX")
     ] = "ott.registration",
 ) -> None:
     """Print the contract for machines: JSON Schemas, or an AsyncAPI document.

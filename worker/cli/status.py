@@ -1,4 +1,4 @@
-"""`ott-worker status`: one screen that says what goes on (contract §9)."""
+"""`ott-worker status`: one screen that shows what is happening (contract §9)."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings, load_settings
 
 WATCH_INTERVAL = 2.0  # seconds
-LETTERS_LOOKED_AT = 5_000  # the oldest; of a longer queue the causes are told of these
+LETTERS_LOOKED_AT = 5_000  # the oldest; in a longer queue only these are counted by cause
 LETTERS_INTERVAL = 30.0  # seconds after which --watch looks at them again although their number is the same
 CLEAR = "\x1b[2J\x1b[H"
 
@@ -31,7 +31,7 @@ def status(
         bool, typer.Option("--json", help="One JSON object, with --watch one after another.")
     ] = False,
 ) -> None:
-    """Show what the workers do and why, the queues, the rates, and what died of what. Changes nothing.
+    """Show what the workers do and why, the queues, the rates, and why requests died. Changes nothing.
 
     Example: ott-worker status --watch
     """
@@ -92,7 +92,7 @@ class _CausesKept:
         self._looked_at = float("-inf")
 
     async def read(self, count: int) -> Causes:
-        """Never raises for what a user may not do, or somebody else does at the moment."""
+        """The causes of the letters. `problem` says if this user may not read them or the queue is in use."""
         now = asyncio.get_running_loop().time()
         if count != self._count or now - self._looked_at > LETTERS_INTERVAL:
             self._kept = await self._look() if count else Causes()

@@ -57,7 +57,7 @@ def json_schemas() -> Schema:
     return {
         "$schema": DIALECT,
         "title": "ott-registration-worker",
-        "description": "What travels over the queues.",
+        "description": "The messages on the queues.",
         "$defs": {"Registration": registration, **definitions, "Reply": reply, **reply_schemas()},
     }
 

@@ -1,8 +1,8 @@
 """What helps dead letters, by why they died: one sentence for the person who looks at them."""
 
 _HINTS = {
-    "invalid": "The sender must correct them: the error names the field. Or mend and replay them here.",
-    "rejected": "Marketing Cloud turned them down: the error says why. Mend and replay them.",
+    "invalid": "The sender must correct them: the error names the field. Or correct and replay them here.",
+    "rejected": "Marketing Cloud turned them down: the error says why. Correct and replay them.",
     "exhausted": "Their calls failed while others succeeded: replay one, then the rest.",
     "forbidden": "Grant the scope or the business unit in Marketing Cloud, then replay them.",
     "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must send less. Discard them.",

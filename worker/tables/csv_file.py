@@ -38,7 +38,7 @@ class Dialect(csv.Dialect):
 
 
 def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
-    """Each row of the file. Raises Unreadable where the text cannot be read on."""
+    """Each row of the file. Raises Unreadable where the text stops being readable."""
     reader = csv.reader(lines(chunks, encoding), dialect)
     while (row := _next(reader)) is not None:
         if not (row[0] == 1 and isinstance(row[1], list) and separator_in(row[1])):

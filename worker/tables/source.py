@@ -20,7 +20,7 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's way to ask for the gzip header
 
 
 class Unreadable(WorkerError):
-    """The input cannot be read on from some row."""
+    """The input stops being readable at some row."""
 
 
 class Source:
@@ -112,6 +112,6 @@ class Source:
         try:
             chunk = self._raw.read(CHUNK) or b""
         except OSError as error:
-            raise Unreadable(f"{self.name} cannot be read on: {error.strerror}") from None
+            raise Unreadable(f"{self.name} cannot be read any further: {error.strerror}") from None
         self.read += len(chunk)
         return chunk

@@ -27,7 +27,7 @@ from worker.settings import Settings, load_settings
 
 
 def export(
-    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="Written anew, for you alone to read.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="The file to write. Only you can read it.")],
     bare_ids: BareIds = None,
     reason: Reasons = None,
     platform: Platforms = None,

@@ -101,14 +101,14 @@ def replay(
     rate: Annotated[float | None, typer.Option(help="Letters a second, at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would happen.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if that overwrites a newer registration.")
+        bool, typer.Option("--force", help="Replay even if that overwrites a newer registration.")
     ] = False,
     accept_unencrypted: Annotated[
         bool,
-        typer.Option("--accept-unencrypted", help="Also letters in the clear, though letters are encrypted."),
+        typer.Option("--accept-unencrypted", help="Also replay unencrypted letters although keys are set."),
     ] = False,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Only publish; do not follow what becomes of them.")
+        bool, typer.Option("--no-wait", help="Only publish; do not wait for the outcomes.")
     ] = False,
     yes: Yes = False,
     as_json: Json = False,

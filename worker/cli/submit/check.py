@@ -1,4 +1,4 @@
-"""`submit --check`: the page on which a file is mended (contract §12)."""
+"""`submit --check`: the report from which a file is corrected (contract §12)."""
 
 from contextlib import ExitStack
 

@@ -26,7 +26,7 @@ def submit(
         list[str] | None, typer.Argument(metavar="FILE...", help="Inputs in order; - is standard input.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Write a line for each row: JSON lines, or CSV by its ending.")
+        Path | None, typer.Option(help="Write a line for each row: CSV for a name in .csv, else JSON lines.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Leave out the rows that --results holds as registered.")
@@ -48,37 +48,37 @@ def submit(
         bool, typer.Option("--template", help="Print the header of a CSV file, for --platform or for all.")
     ] = False,
     input_format: Annotated[
-        Format | None, typer.Option("--format", help="By default, told by the content or the ending.")
+        Format | None, typer.Option("--format", help="Default: recognised by the content or the file name.")
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of files that are not Unicode, such as cp932 or cp1252.")
+        str | None, typer.Option(help="Encoding of files that are not Unicode, such as cp932 or cp1252.")
     ] = None,
     sheet: Annotated[
-        str | None, typer.Option(help="Of a workbook: the sheet's name. By default, the first one.")
+        str | None, typer.Option(help="Name of the workbook's sheet. Default: the first one.")
     ] = None,
     send_damaged: Annotated[
-        bool, typer.Option("--send-damaged", help="Send rows that a spreadsheet seems to have spoilt, too.")
+        bool, typer.Option("--send-damaged", help="Also send rows that a spreadsheet seems to have damaged.")
     ] = False,
     send_unknown: Annotated[
-        bool, typer.Option("--send-unknown", help="Send columns that no attribute has, too.")
+        bool, typer.Option("--send-unknown", help="Also send columns that are not attributes.")
     ] = False,
     outstanding: Annotated[
-        int, typer.Option(help="Rows published and not answered at one time.", min=1, max=100_000)
+        int, typer.Option(help="Rows that may wait for their reply at one time.", min=1, max=100_000)
     ] = OUTSTANDING,
     timeout: Annotated[
         float | None, typer.Option(help="Give up after so many seconds without a reply.", min=0.1)
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> int:
     """Register a file of pages and channels.
 
     The file is CSV or a workbook (.xlsx), whose header names the attributes, JSON lines, or a JSON array;
-    gzip is unpacked. --check tells what is to be mended in it before anything is sent.
+    gzip is unpacked. --check reports what to correct in the file, and sends nothing.
 
     Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on. It takes the
-    input mended, or only the rows that failed.
+    corrected input, or only the rows that failed.
 
-    After --resume, of several lines that --results holds for one row the last one counts.
+    With --resume, --results may hold several lines for one row. The last one counts.
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
     """
@@ -125,7 +125,7 @@ def _known(platform: str | None) -> str | None:
 
 
 def _codec(encoding: str | None) -> str | None:
-    lines = "pageId,pageName\n" * 10  # long enough for codecs of short names, such as idna
+    lines = "pageId,pageName\n" * 10  # longer than codecs for host names accept, such as idna
     try:
         decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
         if decoder.decode(lines.encode(encoding or "utf-8"), final=True) == lines:

@@ -1,4 +1,4 @@
-"""The errors that people meet, as a tree.
+"""The errors that people see, as a tree.
 
 WorkerError
 ├── UsageError          wrong usage or settings                         exit 2
@@ -19,7 +19,7 @@ translated where they arise, in `broker` and `marketing_cloud`, and travel no fu
 
 
 class WorkerError(Exception):
-    """Something that the person in front of the terminal can act on."""
+    """An error that the person at the terminal can act on."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class BrokerUnreachable(Unreachable):
 
 
 class TopologyError(WorkerError):
-    """A queue or exchange is missing, or stands there with other arguments."""
+    """A queue or exchange is missing, or exists with other arguments."""
 
     exit_code = 3
 
@@ -55,8 +55,9 @@ class QueueInUse(WorkerError):
 
 
 class OutcomeUnknown(WorkerError, TimeoutError):
-    """No answer came in time. The request may be registered, or may still be, or not: ask for what became of
-    `request_id`, or send it again, which is safe unless a newer one for the resource has gone out since."""
+    """No answer came in time. The request may or may not be registered, now or later. Look up `request_id` in
+    the journal, or send the request again; that is safe unless a newer one for the resource was sent
+    since."""
 
     def __init__(self, request_id: str, why: str) -> None:
         super().__init__(f"{why}: the outcome of request {request_id} is unknown")

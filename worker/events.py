@@ -12,7 +12,7 @@ TokenResult = Literal["ok", "refused", "failed"]
 
 
 class TracedRequest(Protocol):
-    """What a trace may know of a request that is being processed."""
+    """The data of a request that a trace may use."""
 
     @property
     def id(self) -> str: ...
@@ -29,7 +29,7 @@ Call = Callable[[Mapping[str, str]], Awaitable[Called]]
 
 
 class Tracing(Protocol):
-    """Carries a trace from a request to its calls and its reply. Without traces there is none of this."""
+    """Carries a trace from a request to its calls and its reply. Only used with OTT_TRACES."""
 
     async def process(self, process: Process, request: Any) -> None:
         """Process a request, traced."""
@@ -94,7 +94,7 @@ class EventListener:
 
     def token_fetched(self, result: TokenResult, why: str) -> None:
         """A token request ended: `ok`, `refused` (the credentials or the account) or `failed` (no answer);
-        `why` tells what the endpoint said, without the credentials."""
+        `why` quotes the endpoint, without the credentials."""
 
     def gate_closed(self, why: str) -> None:
         """An outage of Marketing Cloud: the worker pauses."""
@@ -119,7 +119,7 @@ class EventListener:
         """The pause that was ordered is over."""
 
     def control_unreadable(self, why: str) -> None:
-        """The orders could not be read; the last ones known stand."""
+        """The orders could not be read; the last known ones stay in force."""
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
         """A request has left the requests queue, `seconds` after its delivery arrived."""
@@ -140,7 +140,7 @@ class EventListener:
         """This worker's subscription to a partition has ended."""
 
     def late_request_ignored(self, partition: int) -> None:
-        """A router that had lost its role went on publishing; the router after it was given the request."""
+        """A request of a router that had lost its role was ignored; its successor gets the same request."""
 
     def partition_log_unreadable(self, why: str) -> None:
         """The stream of epochs and barriers cannot be read; no partition is taken over until it can."""

@@ -96,7 +96,7 @@ class Service:
 
     @property
     def subscriptions(self) -> list[Subscription]:
-        """All that stand now."""
+        """All current subscriptions."""
         requests = self.intake.subscription
         return [*([] if requests is None else [requests]), *self.partitions.subscriptions]
 
@@ -106,7 +106,7 @@ class Service:
         return self.intake.lanes + self.partitions.lanes
 
     async def _take_over(self, journeys: Journeys) -> None:
-        """Before the first request of a subscription: take note of what other workers have done."""
+        """Before the first request of a subscription: take the records of other workers into account."""
         if isinstance(journeys, Router):
             await journeys.take_over()
         elif await self._has_new_partitions():
@@ -116,7 +116,7 @@ class Service:
             await self._catch_up.run()
 
     async def _reconnect(self) -> None:
-        """Have the subscription end, and begin anew with partitions."""
+        """End the subscription, so that the next one uses partitions."""
         if self.intake.connection is not None:
             await self.intake.connection.close()
         await asyncio.get_running_loop().create_future()

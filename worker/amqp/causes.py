@@ -29,8 +29,9 @@ AMQP_ERRORS = (
 
 @contextlib.contextmanager
 def broker_errors(what: str) -> Iterator[None]:
-    """Translate what the client raises into BrokerUnreachable, which begins with `what`. The client cancels
-    its own calls when a connection ends under them: that is no cancellation of ours."""
+    """Translate what the client raises into BrokerUnreachable, which begins with `what`. The client library
+    cancels its own calls when their connection ends. Such a cancellation is translated too; one of this task
+    is not."""
     try:
         yield
     except (TimeoutError, asyncio.CancelledError, *AMQP_ERRORS) as error:
@@ -46,7 +47,7 @@ def is_cancelled() -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """What an error of the client says."""
+    """An error of the client library in a few words."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     for kind, words in _WORDS:
         if isinstance(cause, kind):
@@ -68,7 +69,7 @@ def describe(error: BaseException) -> str:
 
 
 # From RabbitMQ 4.0 on, publishers can speak AMQP 1.0. Properties of a type that AMQP 0-9-1 does not have (a
-# UUID, a decimal, a single character) end the connection of whoever is to get the message by that.
+# UUID, a decimal, a single character) end the connection of the consumer that such a message is delivered to.
 UNDELIVERABLE = (
     "RabbitMQ ended the connection with an internal error, as it does for a message of an AMQP 1.0 publisher "
     "with a property that AMQP 0-9-1 does not have, such as a UUID"
@@ -95,7 +96,7 @@ def _describe_tls(reason: str) -> str:
 
 
 def describe_refusal(code: int, text: str, user: str, vhost: str) -> str:
-    """What the Connection.Close says by which RabbitMQ turned a new connection down."""
+    """Why RabbitMQ refused a new connection, from its Connection.Close."""
     limit = re.search(r"(?:(node|user) )?connection limit \((\d+)\) is reached", text)
     if limit:
         whose = {"node": "this node", "user": "this user"}.get(limit[1], f"the virtual host {vhost}")

@@ -1,7 +1,9 @@
-"""One channel in confirm mode: it publishes, hears the confirms, and publishes again what was not confirmed.
+"""One channel in confirm mode: it publishes, takes in the confirms, and publishes again what was not
+confirmed.
 
-The broker closes a channel for a publish that it forbids or cannot take, without saying which one, and drops
-what was on its way. So every publish is kept here until it is confirmed, and goes first on the next channel.
+When the broker forbids a publish or cannot take it, it closes the channel without saying which publish it
+was, and drops all that were on their way. So every publish is kept here until it is confirmed, and goes first
+on the next channel.
 """
 
 import asyncio
@@ -26,18 +28,18 @@ from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutab
 from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
-# A stream whose leader died may leave a channel without its confirms; another channel gets them. Records that
-# are published twice do no harm. Doubled with each attempt, so that a slow broker can keep up.
+# When a stream's leader dies, a channel may never get its confirms; a new channel gets them. Records that are
+# published twice do no harm. The time-out doubles with each attempt, so that a slow broker can keep up.
 STREAM_CONFIRM_TIMEOUT: Final = 3.0  # seconds
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
-SWEEP_INTERVAL: Final = 1.0  # seconds; when overdue confirms are found
+SWEEP_INTERVAL: Final = 1.0  # seconds between checks for overdue confirms
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 ALONE_AFTER: Final = 2  # channels that the broker closed with a message unconfirmed on them
 RENEW_INTERVAL: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
 REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
-WRITE_BYTES: Final = 1_048_576  # written at once; then the socket must take most of it
-PUBLISH_HEADER: Final = "x-ott-publish"  # tells publishes apart that are on their way with one message id
+WRITE_BYTES: Final = 1_048_576  # bytes in one write; the next one waits until most are sent
+PUBLISH_HEADER: Final = "x-ott-publish"  # tells apart pending publishes of one message id
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +67,8 @@ class _PendingPublish:
 
 @dataclass(eq=False)
 class ConfirmChannel:
-    """One channel in confirm mode, opened again whenever it closes; holds what is not confirmed. `missing` is
-    set when one of our own objects is not there.
+    """One channel in confirm mode, opened again whenever it closes. It holds the publishes that are not
+    confirmed. `missing` is set when one of our own broker objects does not exist.
 
     With `publishes_again=False` it is opened once. A publish whose confirm does not come, or that is on its
     way when the channel closes, ends in BrokerUnreachable: whether the broker took it is unknown."""
@@ -103,7 +105,7 @@ class ConfirmChannel:
     def send(self, message: Message) -> "asyncio.Future[None]":
         loop = asyncio.get_running_loop()
         if not len(self):
-            self.confirmed_at = loop.time()  # nothing was to be confirmed until now
+            self.confirmed_at = loop.time()  # no publish was waiting for a confirm until now
         pending = _PendingPublish(message, loop.create_future())
         if message.external and loop.time() < self._refused_until:
             pending.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
@@ -170,10 +172,10 @@ class ConfirmChannel:
             self._connection.abort()
 
     def _sweep(self) -> None:
-        """Publish again what has waited too long: a confirm can be lost with a half-dead peer."""
+        """Publish again what has waited too long: a half-dead peer may never confirm it."""
         now = asyncio.get_running_loop().time()
         if self._connection is not None and self._connection.is_blocked:
-            # It waits in the connection, and the broker reads on from there when its alarm has ended.
+            # The publishes wait in the connection. The broker reads them when its alarm has ended.
             for pending in self._sent.values():
                 pending.sent_at = now
             return
@@ -181,7 +183,7 @@ class ConfirmChannel:
         if oldest is None or oldest.sent_at > now - self._confirm_timeout or self._connection is None:
             return
         if self._connection.heard_at < oldest.sent_at:
-            # The peer is gone, and without heartbeats nothing else tells.
+            # The peer is gone. Without heartbeats nothing else would show it.
             self._connection.abort()
         elif self.is_for_streams:
             self._overdue_rounds += 1
@@ -211,7 +213,8 @@ class ConfirmChannel:
                 self._queue(pending)
 
     def _flush_soon(self) -> None:
-        """Write at the end of this turn of the loop, so that all of it travels together."""
+        """Write at the end of this turn of the loop, so that all publishes of the turn go out in one
+        write."""
         if self._outbox and not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -231,8 +234,8 @@ class ConfirmChannel:
         self._flush()
 
     def _write_outbox(self) -> bytes:
-        """Frames of what waits, a bounded number of bytes. The client's own publish takes a lock, futures and
-        a time-out for each message, and writes them one by one."""
+        """The frames of the waiting publishes, up to WRITE_BYTES. The client's own publish takes a lock,
+        futures and a time-out for each message, and writes them one by one."""
         now, written = asyncio.get_running_loop().time(), 0
         parts: list[bytes] = []
         while self._outbox and written < WRITE_BYTES:
@@ -281,7 +284,7 @@ class ConfirmChannel:
             self.confirmed(earlier, error)
 
     def _returned(self, _method: bytes, properties: Properties, _body: bytes, _dropped: int) -> None:
-        # It is confirmed as well, and that comes after.
+        # A returned message is confirmed too, and the confirm comes after the return.
         header = properties.header(PUBLISH_HEADER)
         tag = self._tags.get(header if isinstance(header, str) else properties.message_id or "")
         if tag is not None:
@@ -306,7 +309,7 @@ class ConfirmChannel:
         if pending.message.external:
             pending.future.set_exception(error)
             return
-        # One of our own queues is full or gone. The request stays where it is until this is put right.
+        # One of our own queues is full or gone. The request stays in its queue until this is corrected.
         self.events.publish_turned_down(pending.message.routing_key or pending.message.exchange, str(error))
         if isinstance(error, Unroutable):
             self.missing.set()
@@ -330,7 +333,8 @@ class ConfirmChannel:
         self._flush_soon()
 
     def _take_back(self) -> None:
-        """What the lost channel did not confirm goes first in the next one's outbox, in its order."""
+        """Put the publishes that the lost channel did not confirm at the front of the next one's outbox, in
+        their order."""
         if not self.publishes_again:
             for pending in [*self._sent.values(), *self._outbox, *self._later]:
                 _fail(pending, BrokerUnreachable("The channel was lost"))
@@ -343,7 +347,7 @@ class ConfirmChannel:
         for pending in self._sent.values():
             pending.channel_losses += 1
             if pending.channel_losses > 1 and is_direct_reply(pending.message.routing_key):
-                # It may be what ended the connection, and direct replies may be lost (contract §2).
+                # It may have ended the connection itself, and a direct reply may be lost (contract §4).
                 if not pending.future.done():
                     pending.future.set_exception(PublishRefused("the reply address ends the connection"))
             else:
@@ -353,8 +357,8 @@ class ConfirmChannel:
         self._tags.clear()
 
     def _closed(self, reason: BaseException | None) -> None:
-        """Settle what the channel's end says about external publishes: the broker closes it for one that
-        it forbids, without saying which."""
+        """Settle the external publishes if the broker closed the channel for one that it forbids. It does not
+        say which one."""
         if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
             return
         self.events.channel_closed(self.name, " ".join(str(reason).split())[:200])
@@ -376,8 +380,8 @@ class ConfirmChannel:
                     else PublishRefused("the broker does not take this message")
                 )
             elif not gone and pending.channel_losses >= ALONE_AFTER:
-                # One of them may be what closes the channel each time (it may be larger than the broker
-                # takes): from now on each goes at a moment of its own, and the others get through.
+                # One of them may close the channel each time, for example because it is larger than the
+                # broker takes. From now on each goes at a moment of its own, so that the others get through.
                 self._send_later(pending, random.uniform(*RETRY))  # noqa: S311
             elif not gone:
                 keep.append(pending)
@@ -391,7 +395,7 @@ def _fail(pending: _PendingPublish, error: WorkerError) -> None:
 
 @lru_cache(maxsize=1000)
 def _publish(exchange: str, routing_key: str) -> bytes:
-    """A mandatory Basic.Publish, as many messages to one queue have it in common."""
+    """The frame of a mandatory Basic.Publish. All messages to one queue share it."""
     return frames.PUBLISH + b"\0\0" + short_string(exchange) + short_string(routing_key) + b"\x01"
 
 

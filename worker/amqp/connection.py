@@ -1,5 +1,5 @@
-"""One connection to RabbitMQ. It does not reconnect: whoever holds it opens the next one, so that nothing
-of a lost connection lives on."""
+"""One connection to RabbitMQ. It does not reconnect. Its owner opens the next one, so that no state of a lost
+connection is kept."""
 
 import asyncio
 import contextlib
@@ -30,15 +30,15 @@ CONNECT_TIMEOUT = 15.0  # seconds
 NODE_TIMEOUT = 5.0  # seconds, where there is another address to try
 CLOSE_TIMEOUT = 5.0  # seconds
 
-# aiormq lets the last two through when the peer goes away in the middle of the handshake, as a broker that is
-# starting does.
+# aiormq lets the last two escape when the peer closes during the handshake. A broker that is starting does
+# that.
 HANDSHAKE_ERRORS = (*AMQP_ERRORS, StopAsyncIteration, EOFError)
 
 Channel = aiormq.channel.Channel
 
 
 class Connection:
-    """An open connection. `lost` ends (with None) when it is gone, whoever ended it."""
+    """An open connection. `lost` is done (with None) when it has ended, on either side."""
 
     def __init__(
         self, connection: aiormq.Connection, transport: InterceptingTransport, endpoint: Endpoint
@@ -94,8 +94,8 @@ class Connection:
         on_confirm: OnConfirm | None = None,
         keeps_body: KeepsBody | None = None,
     ) -> FrameInterceptor:
-        """Have what concerns messages on `channel` handed over at once (interceptor.py), until it closes. The
-        callbacks must be quick and must not raise."""
+        """Have the frames of messages on `channel` handed to the callbacks at once (interceptor.py), until it
+        closes. The callbacks must be quick and must not raise."""
         interceptors, number = self._transport.interceptors, channel.number
         interceptor = interceptors[number] = FrameInterceptor(number, on_content, on_confirm, keeps_body)
 
@@ -125,8 +125,8 @@ class Connection:
         self._transport.abort()
 
     def pause_reading(self) -> None:
-        """Read nothing more for a moment, so that what arrives does not fill the memory. The broker gives a
-        client up that does not read for 15 s."""
+        """Stop reading for a moment, so that arriving data does not fill the memory. The broker drops a
+        client that does not read for 15 s."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
@@ -174,7 +174,7 @@ async def connect(settings: Settings, purpose: str) -> Connection:
 
 
 def _note(problems: dict[str, str], node: str, problem: str) -> None:
-    """Of a node's addresses, one that answers tells more than one where nothing listens."""
+    """An address that answers has a more useful error than one where nothing listens."""
     if problem != REFUSED or node not in problems:
         problems[node] = problem
 

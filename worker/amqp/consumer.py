@@ -19,7 +19,7 @@ from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable
 
-HELD_BYTES = 64 * 2**20  # of unsettled deliveries, in memory; the bodies beyond it are withheld
+HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns.
 LEASE_TIMEOUT = 30.0  # seconds
@@ -79,8 +79,8 @@ class Subscription:
 
     Memory is bounded whatever the messages. A body larger than `max_body_bytes` is dropped while it arrives
     (`Delivery.oversize`). When what is unsettled comes to HELD_BYTES, further deliveries are withheld: they
-    stay unsettled, without their bodies, and are not handed over. To give back only those would let newer
-    messages overtake them, so they come again with the next subscription: end this one when it `is_spent`.
+    stay unsettled, without their bodies, and are not handed over. Newer messages would overtake them if only
+    they were given back. So they come again with the next subscription: end this one when it `is_spent`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Subscription:
                 return
             delivery.held = len(body) + len(properties.raw("headers"))
             self._held_bytes += delivery.held
-            # Not from here: what goes wrong with one delivery must not end the connection.
+            # Not raised from here: an error with one delivery must not end the connection.
             loop.call_soon(hand_over, delivery)
 
         def hand_over(delivery: Delivery) -> None:
@@ -203,8 +203,8 @@ class Subscription:
             await self._lease_renewed.wait()
 
     async def renew_lease(self) -> None:
-        """Return when the broker has answered, to a question asked from now on, that this consumer is alive.
-        Raises BrokerUnreachable: it has ended, or the broker does not answer."""
+        """Ask the broker whether this consumer is alive, and return when it says so. Raises
+        BrokerUnreachable: it has ended, or the broker does not answer."""
         channel = self._channel
         while channel is not None and not self.ended.done():
             asked_at = time.monotonic()
@@ -294,10 +294,10 @@ class Subscription:
         return b"".join(settlements)
 
     async def _until_settled(self, channel: Channel) -> None:
-        """Wait until the queue knows of all acknowledgements. The broker's channel holds some of many back
-        until the queue has taken the first ones, and drops them if it is closed meanwhile. Adding and
-        cancelling a consumer goes through the queue behind the first ones; the others follow. Cancelling the
-        real consumer could let another start on what lies behind our unsettled deliveries."""
+        """Wait until the queue has taken all acknowledgements. The broker's channel holds some of them back
+        until the queue has taken the first ones, and drops them if the channel is closed meanwhile. Adding
+        and cancelling a consumer passes through the queue behind the first ones, and the others follow.
+        Cancelling the real consumer could let another start on what lies behind our unsettled deliveries."""
         if self._has_settled:
             await channel.basic_consume(self._queue, no_callback, consumer_tag=BARRIER)
             await channel.basic_cancel(BARRIER)
@@ -327,8 +327,8 @@ class Subscription:
                 await asyncio.sleep(LEASE_RETRY_INTERVAL)
 
     async def _round_trip(self, channel: Channel) -> int:
-        """How many consumers the queue has. RabbitMQ answers with none, and no messages, where the queue's
-        leader did not answer in a quarter of a second."""
+        """The number of the queue's consumers. RabbitMQ reports no consumers and no messages if the queue's
+        leader does not answer within a quarter of a second."""
         declared = await channel.queue_declare(self._queue, passive=True)
         if declared.consumer_count:
             self.depth = declared.message_count or 0
@@ -336,4 +336,4 @@ class Subscription:
 
 
 async def no_callback(_: object) -> None:
-    """Stands where the client library wants a callback: deliveries come through the interceptor."""
+    """A callback that the client library demands. Deliveries come through the interceptor."""

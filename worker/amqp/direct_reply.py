@@ -2,7 +2,7 @@
 
 RabbitMQ decodes such an address when it is published to, and one that it cannot decode ends the connection.
 An address is `amq.rabbitmq.reply-to.PID.KEY`, both in base64, and PID an Erlang process id with the name of a
-node in it (the same on 3.10 and 4.0). What else they mean is the broker's own business.
+node in it (the same on 3.10 and 4.0). The worker reads nothing else from it.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Where RabbitMQ is: the nodes that OTT_AMQP_URL names, and the addresses that their names have."""
+"""The nodes that OTT_AMQP_URL names, and the addresses of their names."""
 
 import asyncio
 import socket
@@ -79,7 +79,7 @@ async def _lookup(host: str, port: int) -> "list[Any]":
 
 
 def by_trust(endpoints: list[Endpoint]) -> list[Endpoint]:
-    """In their order, but those that failed lately last."""
+    """The same order, but with those that failed lately at the end."""
     now = asyncio.get_running_loop().time()
 
     def failed_at(endpoint: Endpoint) -> float:

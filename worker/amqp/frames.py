@@ -1,5 +1,5 @@
-"""The frames that are read and written here instead of by the client library: what comes and goes for every
-message. Layouts: AMQP 0-9-1 §4.2, and the methods of class 60."""
+"""The frames that are read and written here instead of by the client library: those of every message and its
+confirm. Layouts: AMQP 0-9-1 §4.2, and the methods of class 60."""
 
 import struct
 from functools import lru_cache
@@ -28,7 +28,7 @@ _FRAME_MAX = struct.Struct(">6xI")
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
-    """One frame as it travels."""
+    """The bytes of one frame."""
     return b"%b%b\xce" % (HEAD.pack(kind, channel, len(payload)), payload)
 
 

@@ -1,4 +1,4 @@
-"""Takes what concerns messages from the frames of one channel, and puts contents together."""
+"""Takes the frames of messages and confirms from one channel, and assembles the messages."""
 
 from collections.abc import Callable
 

@@ -1,10 +1,10 @@
-"""The properties of a message, kept as the bytes that travelled.
+"""The properties of a message, kept as the bytes that arrived.
 
-pamqp decodes every property of every message and lets one that it cannot decode (a correlation id that
-is not UTF-8, a timestamp beyond the year 9999, headers nested a thousand deep) end the connection; the
-message comes back, ends the next connection, and no other message passes. Here a property is
-read when somebody asks for it, one that cannot be read is told as absent, and what is passed on is passed
-on byte for byte. Layout: AMQP 0-9-1 §4.2.5 (tables) and §4.2.6.1 (property flags).
+pamqp decodes every property of every message and lets one that it cannot decode (a correlation id that is not
+UTF-8, a timestamp beyond the year 9999, headers nested a thousand deep) end the connection; the message comes
+back, ends the next connection, and no other message passes. Here a property is read when somebody asks for
+it, one that cannot be read counts as absent, and all are passed on byte for byte. Layout: AMQP 0-9-1 §4.2.5
+(tables) and §4.2.6.1 (property flags).
 """
 
 import struct
@@ -204,7 +204,7 @@ def _size(kind: str, data: bytes, at: int) -> int:
 
 
 def short_string(value: str) -> bytes:
-    """A short string as it travels, cut at 255 bytes."""
+    """The encoding of a short string, cut at 255 bytes."""
     encoded = value.encode("utf-8", _TEXT_ERRORS)
     if len(encoded) > 255:
         encoded = encoded[:255].decode("utf-8", "ignore").encode()

@@ -31,11 +31,11 @@ Serve = Callable[[Connection], Awaitable[None]]
 class Publisher:
     """Publishes on its own connection, which it opens again for as long as it runs.
 
-    It keeps the order of what is sent on each of its channels. One is for our own queues, one for queues
-    that requesters name, so that a forbidden or broken `reply_to` disturbs nothing else, and one for
-    streams: before RabbitMQ 4.0, a stream's leader takes confirmed records with it if their channel serves
-    queues too. Direct replies have a connection of their own, for RabbitMQ ends it where it cannot decode
-    an address.
+    It keeps the order of what is sent on each of its channels. One is for our own queues, one for queues that
+    requesters name, so that a forbidden or broken `reply_to` disturbs nothing else, and one for streams:
+    before RabbitMQ 4.0, confirmed records are lost with a stream's leader if their channel serves queues too.
+    Direct replies have a connection of their own, because RabbitMQ ends the connection if it cannot decode an
+    address.
     """
 
     def __init__(self, settings: Settings, events: EventListener, declare: Declare) -> None:
@@ -52,7 +52,7 @@ class Publisher:
 
     @property
     def ready(self) -> bool:
-        """Whether a channel stands open."""
+        """Whether the channel for our own queues is open."""
         return self._own.is_open
 
     @property

@@ -1,9 +1,9 @@
 """Looking through a queue without changing it, and removing some of its messages.
 
-A quorum queue takes unacknowledged deliveries back in their order when the channel closes, however it
-closes. So everything is consumed, nothing acknowledged, and the channel closed. That order holds for one
-consumer. Two at once would each get a share, and the shares come back one after the other: so a lock keeps
-others out, and what a killed process held is waited for.
+A quorum queue takes unacknowledged deliveries back in their order when the channel closes, however it closes.
+So a look consumes everything, acknowledges nothing and closes the channel. That order holds for one consumer.
+Two consumers would each get a share, and the shares would come back one after the other. So a lock keeps
+others out, and a look waits until the messages of a killed process are back.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ LOCK_TIMEOUT = 3.0  # seconds; a killed process's connection takes a moment to e
 LOOK_TIMEOUT = 60.0  # seconds that a look waits for another one
 POLL_INTERVAL = 0.1  # seconds
 QUIET = 1.0  # seconds without a delivery, then the queue is asked whether there is more
-QUIET_ROUNDS = 2  # in which it says no: what it has given out may still be on its way
+QUIET_ROUNDS = 2  # empty answers before the queue counts as empty; deliveries may be on their way
 WAIT_TIMEOUT = 30.0  # seconds for a queue whose leader does not answer
 LARGEST_PREFETCH = 65_535
-# Looking acknowledges nothing, so a consumer gives out once its prefetch is used up, and the next
-# consumer of the channel goes on; the channel's consumers return what they hold in the order of their tags.
-# (That is a small map of the broker's, which keeps its keys sorted up to 32 of them.)
+# A look acknowledges nothing, so a consumer gets no more messages once its prefetch is used up. The next
+# consumer of the channel goes on. When the channel closes, its consumers return their messages in the order
+# of their tags. (The broker keeps them in a small map, which is sorted up to 32 keys.)
 FIRST_WINDOW = 2_000
 WINDOWS = 32
-TAKE_WINDOW = 100  # more deliveries than are known of
-HELD_BYTES = 16 * 2**20  # of deliveries that have arrived and nobody has looked at yet
+TAKE_WINDOW = 100  # deliveries asked for beyond the number that is known
+HELD_BYTES = 16 * 2**20  # bytes of deliveries that have arrived and were not looked at yet
 LOST = "The connection to RabbitMQ was lost"
 BARRIER = "browse-barrier"  # consumer tag
 
@@ -46,7 +46,7 @@ OnWait = Callable[[], Awaitable[None]]
 
 
 async def _silently() -> None:
-    """Nobody is told of a wait."""
+    """The default for `on_wait`."""
 
 
 @contextlib.asynccontextmanager
@@ -137,8 +137,9 @@ async def _state(connection: Connection, queue: str) -> tuple[int, int]:
 
 
 async def _asked(connection: Connection, queue: str) -> tuple[int, int] | None:
-    """None where the answer is not to be believed: RabbitMQ says nothing of all, where the queue's leader did
-    not answer in a quarter of a second. To get a message waits for the leader."""
+    """None if the answer cannot be trusted: RabbitMQ reports zero for both if the queue's leader does not
+    answer within a quarter of a second. Basic.Get waits for the leader, so it tells an empty queue from a
+    silent leader."""
     channel = await connection.channel()
     with broker_errors(LOST):
         try:
@@ -156,7 +157,7 @@ async def _asked(connection: Connection, queue: str) -> tuple[int, int] | None:
 
 
 async def _is_empty(channel: Channel, queue: str) -> bool:
-    """Asks for a message. One that comes is back in its place when this ends: nobody consumes past it."""
+    """Get a message. It is back in its place when this ends, since nobody else consumes meanwhile."""
     message = await channel.basic_get(queue)
     if message.delivery_tag is None:
         return True
@@ -174,9 +175,9 @@ async def _declared(channel: Channel, queue: str) -> tuple[int, int]:
 
 
 class QueueBrowser:
-    """The deliveries of one look, on a channel of its own. Everything that was not removed goes back to
-    its place when the context ends. Raises TopologyError or BrokerUnreachable, also at the end, where it is
-    not known that what was removed is gone."""
+    """The deliveries of one look, on a channel of its own. Everything that was not removed goes back to its
+    place when the context ends. Raises TopologyError or BrokerUnreachable, also at the end: then it is
+    unknown whether the removed messages are gone."""
 
     def __init__(
         self,
@@ -241,9 +242,9 @@ class QueueBrowser:
                 seen += 1
 
     async def take(self, count: int, held: int) -> Deliveries:
-        """As `look`, where all but `held` of them will be removed while it goes on. One consumer does it:
-        what is removed makes room for others, and order would be lost between two. It is given all of them at
-        once where it may be: what comes back goes behind others that have been looked at before."""
+        """As `look`, for a caller that removes all but `held` messages on the way. It uses one consumer:
+        between two, order would be lost as removals make room. It takes all messages at once if it may,
+        because messages that come back go behind those that were looked at before."""
         await self._consume(0, min(LARGEST_PREFETCH, max(count, held) + TAKE_WINDOW))
         for _ in range(count):
             if not await self._more():
@@ -251,7 +252,7 @@ class QueueBrowser:
             yield self._next()
 
     async def remove(self, delivery: Delivery) -> None:
-        """Take one that was looked at out of the queue, for good."""
+        """Remove a message that was looked at from the queue, for good."""
         with broker_errors(LOST):
             await self._channel.basic_ack(delivery.tag)
         self._credit += 1
@@ -312,7 +313,7 @@ class QueueBrowser:
         return delivery
 
     async def _more(self) -> bool:
-        """Wait for a delivery. False if there is none to come."""
+        """Wait for a delivery. False if the queue has no more."""
         quiet = 0
         while not self._arrived:
             self.check()

@@ -1,9 +1,9 @@
 """The connection's transport: frames are split where they arrive, before aiormq reads them.
 
 aiormq passes each frame through two queues, makes a task for each delivery, and decodes every property, where
-one that it cannot decode ends the connection. So what comes for every message (deliveries, confirms, returns)
-goes to the interceptor of its channel, at once and in order; all else goes on to aiormq. aiormq's
-`transport_factory` is made for this: it gets the ends of a stream, and the reading one is ours.
+one that it cannot decode ends the connection. So the frames of every message (deliveries, confirms, returns)
+go to the interceptor of their channel, at once and in order. All others go to aiormq. aiormq's
+`transport_factory` lets us supply the reading end of the stream.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ _KINDS = frozenset({frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT}
 
 
 class ProtocolViolation(ConnectionError):
-    """What came is no AMQP 0-9-1, or a frame beyond the agreed size."""
+    """The peer sent something other than AMQP 0-9-1, or a frame beyond the agreed size."""
 
 
 class InterceptingReader(asyncio.StreamReader):
     """A stream that hands the frames of intercepted channels over as they arrive, and holds the others for
-    aiormq. A frame that is not whole yet is kept aside, without copying it again for each piece."""
+    aiormq. An incomplete frame is kept apart, so that it is not copied again with each piece."""
 
     def __init__(self, interceptors: dict[int, FrameInterceptor], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -68,7 +68,7 @@ class InterceptingReader(asyncio.StreamReader):
                 super().feed_data(passed)
 
     def _split(self, buffer: bytes) -> bytes:
-        """Hand the whole frames in `buffer` over, keep the rest, and return what is aiormq's."""
+        """Hand over the complete frames in `buffer`, keep the rest, and return the frames for aiormq."""
         interceptors, passed, intercepted = self._interceptors, [], False
         self._missing = 0
         at, size = 0, len(buffer)
@@ -95,14 +95,14 @@ class InterceptingReader(asyncio.StreamReader):
             at = end + 1
         self._partial += buffer[at:]
         if intercepted and not passed and self.heard_at - self._alive_at > ALIVE_INTERVAL:
-            # aiormq gives up a connection on which it sees no frames.
+            # aiormq drops a connection on which it sees no frames.
             self._alive_at = self.heard_at
             passed.append(_ALIVE)
         return b"".join(passed)
 
     def _for_the_client(self, kind: int, channel: int, payload: bytes) -> bytes:
-        """The frame as aiormq may have it: of a message that nobody intercepts (the answer of Basic.Get) it
-        needs to know only that it came."""
+        """The frame as aiormq may have it: of a message that nobody intercepts (the answer to Basic.Get) it
+        only needs to know that it came."""
         if kind == frames.METHOD:
             if channel == 0:
                 payload = self._on_connection_method(payload)
@@ -128,8 +128,8 @@ class InterceptingReader(asyncio.StreamReader):
 
 
 class InterceptingTransport(TransportFactory):
-    """Opens the socket for one connection of aiormq, to one address. The TLS context, and the host name in
-    the URL, are all that decides whom it trusts."""
+    """Opens the socket for one connection of aiormq, to one address. Only the TLS context and the host name
+    in the URL decide which peer it trusts."""
 
     def __init__(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
         self._address = address
@@ -147,7 +147,7 @@ class InterceptingTransport(TransportFactory):
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the broker has said that it reads nothing for now."""
+        """Whether the broker has said that it stops reading for now."""
         return self._reader is not None and self._reader.is_blocked
 
     @property
@@ -204,7 +204,7 @@ class InterceptingTransport(TransportFactory):
 
 
 def _foreign(head: bytes) -> str:
-    """What speaks there instead, by the first bytes that it sends."""
+    """Which protocol the peer speaks instead, judged by its first bytes."""
     if head.startswith(b"HTTP/"):
         return "an HTTP server answers there (AMQP has another port, usually 5672 or 5671)"
     if head[0] in (0x15, 0x16):

@@ -28,7 +28,7 @@ async def publish_order(settings: Settings, order: Order) -> None:
     """Give an order; it is confirmed by the broker when this returns. Raises PublishRefused (this user may
     give none), TopologyError (there is no control stream) or BrokerUnreachable."""
     names = Topology(settings.prefix)
-    # By the entry exchange, where topic permissions tell operators from publishers.
+    # Through the entry exchange, whose topic permissions tell operators from publishers.
     properties = build(content_type="application/json", type=CONTROL_TYPE)
     message = Message(names.entry, CONTROL_KEY, properties, order.to_json(), external=True)
     connection = await connect(settings, "control")
@@ -69,8 +69,9 @@ async def read_pause(settings: Settings) -> Pause | None:
 
 
 class StandingOrders:
-    """The pause that stands, as a worker knows it: read before it takes requests, then followed on the
-    connection that it takes them by. A stream that is missing or forbidden orders nothing."""
+    """The pause that is in force, as a worker knows it. The worker reads it before it takes requests, then
+    follows the stream on its consuming connection. If the stream is missing or forbidden, no pause is in
+    force."""
 
     def __init__(self, settings: Settings, events: EventListener) -> None:
         self._stream = Topology(settings.prefix).control
@@ -85,7 +86,7 @@ class StandingOrders:
 
     @contextlib.asynccontextmanager
     async def followed(self, connection: Connection) -> AsyncIterator[None]:
-        """Know the orders that stand, and follow those that come, within this context. Never raises."""
+        """Read the orders in force, and follow new ones while the context lasts. Never raises."""
         known = asyncio.Event()
         task = asyncio.create_task(self._follow(connection, known), name="orders")
         try:

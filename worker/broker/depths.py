@@ -27,7 +27,7 @@ class QueueDepths:
     """Ready messages of the requests, replies and dead queues.
 
     It asks on a channel of its own, on the connection that `connection()` names at that time: the consuming
-    one, which RabbitMQ does not stop reading from during an alarm. `run` it in a task; it never raises.
+    one, because RabbitMQ goes on reading from it during an alarm. `run` it in a task; it never raises.
     """
 
     def __init__(self, topology: Topology, connection: Callable[[], Connection | None]) -> None:
@@ -38,7 +38,7 @@ class QueueDepths:
         self._answers: dict[str, _Depth] = {}
 
     def known(self) -> dict[str, int]:
-        """Messages by `requests`, `replies` and `dead`; one that has not been told lately is left out."""
+        """Messages by `requests`, `replies` and `dead`; one without a recent answer is left out."""
         oldest = time.monotonic() - BELIEVED_FOR
         return {name: answer.messages for name, answer in self._answers.items() if answer.at > oldest}
 
@@ -47,7 +47,7 @@ class QueueDepths:
         while True:
             for name, queue in self._queues.items():
                 await self._ask(name, queue)
-            # Soon again while there is nobody to ask, so that a new connection is not told late.
+            # Try again soon while there is no connection, so that a new one is used at once.
             await asyncio.sleep(POLL_INTERVAL if self._channel is not None else POLL_INTERVAL / 10)
 
     async def _ask(self, name: str, queue: str) -> None:

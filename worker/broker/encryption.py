@@ -1,4 +1,4 @@
-"""Encryption at rest of what dead letters hold, for a request carries secrets (`OTT_DEAD_LETTER_KEYS`).
+"""Encryption at rest of dead letters, because a request carries secrets (`OTT_DEAD_LETTER_KEYS`).
 
 A sealed body is a mark, the id of its key, a check of the key, a check of where it belongs, a nonce and the
 AES-256-GCM text. It is bound to the request's id, account and time of arrival and to the queue, so that it
@@ -90,7 +90,7 @@ class Seals:
         return self._keys
 
     def _place(self, properties: Properties) -> bytes:
-        """Where a letter belongs."""
+        """The place that a letter is bound to."""
         headers = (REQUEST_ID_HEADER, ACCOUNT_HEADER, RECEIVED_AT_HEADER)
         return json.dumps([self._queue, *(str(properties.header(name)) for name in headers)]).encode()
 
@@ -151,5 +151,5 @@ def _why_not(sealed: _Sealed, key: bytes, place: bytes) -> str:
 
 
 def _check(key: bytes, what: bytes) -> bytes:
-    """Tells whether key or place are the same, and nothing else of them."""
+    """A digest that shows whether two keys or places are the same, and nothing else."""
     return hashlib.blake2b(what, digest_size=_CHECK, key=key, person=b"ott-seal-check").digest()

@@ -1,4 +1,4 @@
-"""What the journal says about resources: the newest registration of each, and how far back that is known."""
+"""The newest registration of each resource according to the journal, and how far back that is known."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from worker.contract.settlement import Settlement
 from worker.contract.timestamps import microseconds
 
 LIMIT = 300_000  # resources, about 70 MB
-SKEW = 600_000_000  # microseconds that the broker's clock may differ from ours at no cost
+SKEW = 600_000_000  # microseconds; a smaller difference of the broker's clock costs no second reading
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class JournalIndex:
                 self._own[str(record.get("id")), received_at] = (entry.offset, digest(resource))
 
     def settled(self, settlement: Settlement) -> None:
-        """Add what this worker has recorded since it began to read the journal."""
+        """Add the records that this worker has written since it began to read the journal."""
         resource = settlement.resource
         if settlement.status == "registered" and resource is not None:
             self.registered(resource, settlement.received_at, settlement.request_id)
@@ -77,8 +77,8 @@ class JournalIndex:
         return known[1] if known is not None and known[0] > received_at else None
 
     def complete(self, first: Entry | None) -> None:
-        """Everything has been read. `first` is the stream's first entry afterwards, so that what was trimmed
-        during the reading counts as not read."""
+        """Everything has been read. `first` is the stream's first entry afterwards: entries that were trimmed
+        during the reading count as not read."""
         self._first = first
 
     def covers(self, first: Entry | None) -> bool:
@@ -141,7 +141,7 @@ async def _read_from(
 
 
 def around(moment: int) -> datetime:
-    """Where to begin to read in order to find what was written from `moment` (microseconds) on."""
+    """Where to begin reading to find everything written since `moment` (microseconds)."""
     return datetime.fromtimestamp(max(0, moment - SKEW) / 1_000_000, UTC)
 
 
@@ -159,5 +159,6 @@ def digest(resource: Resource | None) -> bytes:
 
 
 def _as_recorded(request_id: str) -> str:
-    """Ids come from AMQP properties and may hold what UTF-8 cannot; the journal replaces that."""
+    """Ids come from AMQP properties and may hold characters that UTF-8 cannot encode. The journal replaces
+    them."""
     return recorded_id(request_id).encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""Reading the journal: from any place to its end, its two ends alone, or on and on as it grows."""
+"""Reading the journal: from any place to its end, only its first or last entry, or on and on as it grows."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,9 @@ from worker.errors import TopologyError
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
-LARGEST_MESSAGE = 262_144  # bytes; the records of a larger one, which nobody of ours wrote, are not read
+LARGEST_MESSAGE = 262_144  # bytes; a larger message is not the worker's, and its records are not read
 RPC_TIMEOUT = 30.0  # seconds
-POLL_INTERVAL = 0.05  # seconds, for what a replica of the stream does not show yet
+POLL_INTERVAL = 0.05  # seconds to wait for entries that a replica of the stream does not show yet
 OFFSET_HEADER = "x-stream-offset"
 
 Start = Literal["first", "last"] | int | datetime
@@ -73,7 +73,7 @@ class JournalReader:
                 async for entry in consumer.arrived():
                     at = entry.offset
                     yield entry
-                # The broker fills the credit that acks give before it answers what is asked after them.
+                # The broker delivers up to the new credit before it answers a request that follows the acks.
                 await consumer.round_trip()
                 beyond_the_end = at < 0 and isinstance(start, datetime)
                 if consumer.is_empty and (at >= reach or beyond_the_end):
@@ -197,7 +197,7 @@ def _entry(message: Delivery) -> Entry | None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A record, or None for what somebody else has put into the stream."""
+    """A record, or None for anything in the stream that the worker did not write."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What the broker tells of one deployment at this moment: workers, standing pause, queues (contract §9)."""
+"""The state of one deployment, as the broker knows it now: workers, pause, queues (contract §9)."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.status import WorkerStatus
 from worker.errors import TopologyError
 
-REMEMBERED = timedelta(minutes=10)  # for how long a worker that ended without a word is told of
+REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
 ANSWER_TIMEOUT = 15.0  # seconds
 RATE_BUDGET = 5.0  # seconds that reading the last hour of the journal may take
 WINDOW = 500  # messages that are read at first; the next windows are twice as large each
@@ -28,8 +28,8 @@ WINDOW = 500  # messages that are read at first; the next windows are twice as l
 @dataclass(slots=True)
 class Overview:
     """`queues` holds the messages that wait in `requests`, `replies` and `dead`. `lost` are workers that fell
-    silent without draining. `orders` are all that are kept, the oldest first. `problems` says in a line each
-    what could not be read."""
+    silent without draining. `orders` are all that are kept, the oldest first. `problems` has a line for each
+    thing that could not be read."""
 
     workers: list[WorkerStatus] = field(default_factory=list)
     lost: list[WorkerStatus] = field(default_factory=list)
@@ -52,7 +52,8 @@ class Settled:
 
 
 async def read_overview(connection: Connection, names: Topology) -> Overview:
-    """All of it; what this user may not read is left out and told. Raises BrokerUnreachable."""
+    """Read the overview. What this user may not read is left out and named in `problems`. Raises
+    BrokerUnreachable."""
     found = Overview()
     for name in ("requests", "replies", "dead"):
         with _told(found):
@@ -101,7 +102,7 @@ async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, 
     newest, first = await reader.last(), await reader.first()
     end, step = (-1 if newest is None else newest.offset), WINDOW
     deadline = asyncio.get_running_loop().time() + RATE_BUDGET
-    # From the end backwards, so that what is read is the newest whatever the time allows.
+    # Read backwards from the end, so that the newest records are read even if time runs out.
     while first is not None and end >= first.offset and oldest > hour_ago:
         if asyncio.get_running_loop().time() > deadline:
             return _settled(minute, 60.0), _settled(hour, (now - oldest).total_seconds())

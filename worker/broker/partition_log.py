@@ -1,5 +1,5 @@
 """The partition log: the stream PREFIX.partitions, in which routers claim epochs and workers record barriers
-(contract §10; tests/models/partition_protocol.py tells the protocol and proves it).
+(contract §10; tests/models/partition_protocol.py describes the protocol and checks it).
 
 There is one kind of record. It states everything that its writer knows, and bears a mark: a writer that reads
 its own mark back knows all that was confirmed before.
@@ -40,7 +40,7 @@ class Barrier(NamedTuple):
 
 @dataclass
 class PartitionState:
-    """What the records that were read so far say."""
+    """The state according to the records read so far."""
 
     next_offset: int = 0
     epoch: int = 0  # the newest that was claimed
@@ -102,8 +102,8 @@ class PartitionLog:
         return self._state.owners.get(partition) == self._worker
 
     async def take(self, partition: int) -> None:
-        """Take a partition over: know all that was confirmed before this call. Calls of one turn of the loop
-        make one record."""
+        """Take a partition over. When this returns, everything confirmed before the call is known. Calls in
+        one turn of the loop make one record."""
         self._takes.add(partition)
         if self._looking is None:
             self._looking = asyncio.create_task(self._look(), name="partition log")
@@ -115,7 +115,7 @@ class PartitionLog:
         await self._write({})
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds; it is tested whenever something was read."""
+        """Wait until the condition holds. It is tested after each record that is read."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -173,8 +173,8 @@ class PartitionLog:
 
 
 async def read_partition_state(settings: Settings) -> PartitionState:
-    """What the log says now. Raises TopologyError (there is no such stream, or it may not be read) or
-    BrokerUnreachable."""
+    """The state according to the log now. Raises TopologyError (there is no such stream, or it may not be
+    read) or BrokerUnreachable."""
     state = PartitionState()
     async with (
         open_stream(settings, Topology(settings.prefix).partition_log) as reader,

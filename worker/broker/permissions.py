@@ -1,8 +1,7 @@
-"""What this user may do at the broker, found out by trying: nothing is changed, and nothing is published.
+"""Finds out by trying what this user may do at the broker. Nothing is changed, and nothing is published.
 
-RabbitMQ checks permissions before all else. So each attempt asks for something that it turns down for
-another reason (an argument that makes no sense, a transaction that is rolled back), and the answer tells
-which of the two it was.
+RabbitMQ checks permissions before all else. So each attempt is invalid for another reason too (a nonsensical
+argument, a transaction that is rolled back). The error shows whether the permission was missing.
 """
 
 import asyncio
@@ -63,8 +62,7 @@ def operators_rights(settings: Settings) -> list[Right]:
 
 
 async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right]:
-    """Those that this user does not have; an object that is missing lacks nothing. Raises
-    BrokerUnreachable."""
+    """The rights that this user lacks. A missing object counts as permitted. Raises BrokerUnreachable."""
     return [right for right in rights if not await _has(connection, right)]
 
 
@@ -112,4 +110,4 @@ async def _try(channel: Channel, right: Right) -> None:
 
 
 async def _never(_: object) -> None:
-    """Stands where the client wants a callback."""
+    """A callback that the client library demands."""

@@ -1,4 +1,5 @@
-"""A queue of one's own for replies: it outlives a lost connection, and expires when nobody comes back."""
+"""A reply queue of one requester. It outlives a lost connection, and expires when nobody consumes it
+again."""
 
 import asyncio
 import random
@@ -34,11 +35,11 @@ def job_queue(settings: Settings, job: str) -> str:
 
 
 class ReplyQueue:
-    """Consumes a reply queue for as long as its context lasts, whatever becomes of the connection.
+    """Consumes a reply queue while its context lasts, over as many connections as it takes.
 
     `on_reply` gets the correlation id and the body of each reply, and may get one twice. The reply is
     acknowledged when it has returned, and left with the broker if it raises a WorkerError. The queue is
-    durable and not exclusive, for an exclusive one would end with its connection; it expires `expires`
+    durable and not exclusive, because an exclusive one would end with its connection; it expires `expires`
     seconds after its last consumer.
     """
 

@@ -1,4 +1,4 @@
-"""What a request says of itself beside its body: its id, its account, its time (contract §2)."""
+"""The data of a request outside its body: id, account and time (contract §2)."""
 
 import hashlib
 
@@ -29,8 +29,8 @@ def operator_headers(properties: Properties) -> frozenset[str]:
 
 
 def request_id(delivery: Delivery, *, from_operator: bool = False) -> str:
-    """The message id; without one, the id that a replayed dead letter had; else a digest of what a
-    redelivery has in common with the first."""
+    """The message id; without one, the id that a replayed dead letter had; else a digest that a redelivery
+    has too."""
     properties = delivery.properties
     earlier = properties.header(REQUEST_ID_HEADER) if from_operator else None
     given = properties.text("message_id") or (earlier if isinstance(earlier, str) else None)

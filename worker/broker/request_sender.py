@@ -1,4 +1,5 @@
-"""Sending requests to the worker: confirmed, and those of one resource in their order (contract §2)."""
+"""Sends requests to the worker. Each is confirmed, and those of one resource keep their order (contract
+§2)."""
 
 import asyncio
 from collections import deque
@@ -58,8 +59,8 @@ class RequestSender:
         lane: Hashable = None,
     ) -> "asyncio.Future[None]":
         """Publish one request. The future is done when the broker has it, or raises PublishRefused, or
-        TopologyError if no queue takes requests. Cancel the future to give the request up; what is on
-        the wire by then arrives all the same."""
+        TopologyError if no queue takes requests. Cancel the future to give the request up; one that is
+        already on the wire arrives all the same."""
         properties = build(
             content_type="application/json",
             message_id=request_id,
@@ -110,7 +111,7 @@ class RequestSender:
             return
         waiting.popleft()
         if waiting:
-            # Soon instead of at once: a row of given-up requests must not become a deep recursion.
+            # Not called directly: a long row of cancelled requests would recurse too deeply.
             asyncio.get_running_loop().call_soon(self._write, waiting[0])
         else:
             del self._lanes[sending.lane]

@@ -1,7 +1,7 @@
-"""A request on its way through a partition (contract §10): what the router adds to it, and what is taken off
-again, so that a partition's worker sees the request as the router was given it.
+"""A request in a partition (contract §10): the headers that the router adds, and how the partition's worker
+removes them again to get the original request.
 
-The headers are believed because nobody but the workers may publish to a partition.
+The headers are trusted because only workers may publish to a partition.
 """
 
 from dataclasses import replace
@@ -51,7 +51,7 @@ def is_barrier(properties: Properties) -> bool:
 
 
 def epoch_of(properties: Properties) -> int | None:
-    """The epoch of a barrier or a routed request; None for what no router put there."""
+    """The epoch of a barrier or a routed request, None for any other message."""
     epoch = properties.header(EPOCH_HEADER)
     return epoch if isinstance(epoch, int) else None
 

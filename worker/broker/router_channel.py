@@ -1,5 +1,5 @@
-"""The channel that a router publishes by: opened once, on a connection of its own, and lost for good when the
-outcome of a publish is unknown. So no second copy of a request can come behind a newer one."""
+"""The channel on which a router publishes. It is opened once, on a connection of its own, and never again
+after a publish whose outcome is unknown. So no second copy of a request can follow a newer request."""
 
 import asyncio
 

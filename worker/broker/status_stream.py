@@ -24,7 +24,7 @@ STEP = 256  # records; how far the reader goes back at first
 
 
 class StatusPublisher:
-    """Publishes one worker's records on a connection of its own: whatever happens to them, requests go on.
+    """Publishes one worker's records on a connection of its own, so that its failures never hold up requests.
     A record that is lost is not repeated, since the next one follows soon."""
 
     def __init__(self, settings: Settings, describe: Callable[[], WorkerStatus]) -> None:
@@ -34,7 +34,7 @@ class StatusPublisher:
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
-        """Something is worth a record now."""
+        """Publish a record soon: the state has changed."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -70,8 +70,8 @@ class StatusPublisher:
 
 
 async def read_workers(settings: Settings) -> list[WorkerStatus]:
-    """The newest record of each worker that has said something lately, by worker. Raises TopologyError
-    (there is no such stream, or it may not be read) or BrokerUnreachable."""
+    """The newest record of each worker that has published one lately. Raises TopologyError (there is no such
+    stream, or it may not be read) or BrokerUnreachable."""
     async with open_stream(settings, Topology(settings.prefix).status) as reader:
         return await read_workers_by(reader)
 
@@ -86,7 +86,7 @@ async def read_workers_by(reader: JournalReader, within: timedelta = SILENT_AFTE
     while True:
         start = max(0, newest.offset - back + 1)
         records = await _read(reader, start, newest.offset)
-        # Far enough back when it reaches records that no longer matter.
+        # Stop when the records are too old to matter.
         if start == 0 or not records or records[0].at < since:
             break
         back *= 4

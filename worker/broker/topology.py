@@ -1,4 +1,4 @@
-"""The broker objects of one prefix (contract §1): their names, arguments, and how they come to be."""
+"""The broker objects of one prefix (contract §1): their names, their arguments and their declaration."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,9 +16,9 @@ from worker.settings import Settings
 DECLARE_TIMEOUT = 30.0  # seconds
 MOST_PARTITIONS = 64
 
-# A request counts one delivery for each lost connection and each return to the queue. The limit is there
-# for a message that ends the worker, whose neighbours are settled meanwhile (see pipeline/suspects.py), so
-# it can be far above what an outage of days costs.
+# A request counts one delivery for each lost connection and each return to the queue. The limit stops a
+# message that crashes the worker. Its neighbours are settled meanwhile (pipeline/suspects.py), so the limit
+# can be far above the number of returns in an outage of days.
 DELIVERY_LIMIT = 1000
 # Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean
 # unlimited on 4.x and loses messages on 3.10.
@@ -83,7 +83,7 @@ class Topology:
         return [self.partition_log, *(self.partition(number) for number in range(1, partitions + 1))]
 
     def is_own(self, queue: str) -> bool:
-        """Whether a `reply_to` may not name it (contract §4)."""
+        """Whether it is one of our own queues, which a `reply_to` may not name (contract §4)."""
         number = queue.removeprefix(f"{self.requests}.")
         return queue in self.own_queues or (number != queue and number.isdecimal())
 
@@ -154,7 +154,7 @@ class Topology:
 
     @property
     def optional(self) -> frozenset[str]:
-        """The steps without which a worker works all the same: it only tells nobody, and takes no orders."""
+        """The objects that a worker can do without: it then publishes no status and takes no orders."""
         return frozenset({f"stream {self.status}", f"stream {self.control}", f"binding of {self.control}"})
 
 
@@ -164,7 +164,7 @@ def _segment_size(max_bytes: int) -> int:
 
 
 class _Differs(TopologyError):
-    """The object stands there with other arguments."""
+    """The object exists with other arguments."""
 
 
 async def ensure(connection: Connection, settings: Settings) -> None:
@@ -273,7 +273,7 @@ async def _try(connection: Connection, name: str, step: Step) -> None:
                 await step(channel)
                 await channel.close()
         except aiormq.exceptions.ChannelNotFoundEntity as error:
-            if "home node" in str(error):  # RabbitMQ's word for a queue that it knows and cannot reach
+            if "home node" in str(error):  # RabbitMQ's words for a queue that exists and cannot be reached
                 raise BrokerUnreachable(
                     f"The {name} is there, but its node in RabbitMQ is down: see rabbitmq-diagnostics"
                 ) from None

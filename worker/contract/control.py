@@ -1,4 +1,4 @@
-"""What operators order and what they changed (contract §9, §11): the messages of PREFIX.control."""
+"""The messages of PREFIX.control: orders of operators, and the changes that they made (contract §9, §11)."""
 
 import getpass
 import socket
@@ -44,7 +44,7 @@ class Pause(BaseModel):
 
 
 def standing_pause(orders: Iterable[Order]) -> Pause | None:
-    """The pause that stands after these orders, the oldest first: the last `pause` or `resume` decides."""
+    """The pause in force after these orders, the oldest first: the last `pause` or `resume` decides."""
     pause = None
     for order in orders:
         if order.order == "pause":

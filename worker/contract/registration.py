@@ -69,7 +69,7 @@ def oversize(max_bytes: int) -> Rejection:
 def parse_registration(
     body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int
 ) -> Registration | Rejection:
-    """What a message asks for. Never raises, and says the same of the same body every time."""
+    """Parse and validate a body. Never raises, and gives the same result for the same body every time."""
     if len(body) > max_bytes:
         return oversize(max_bytes)
     try:
@@ -77,7 +77,7 @@ def parse_registration(
         return validate(parse_object(body))
     except MalformedBody as problem:
         return _malformed(str(problem))
-    except Exception:  # hostile bytes found a defect of ours or of a parser: the body is refused all the same
+    except Exception:  # a defect of ours or of a parser: the body is rejected all the same
         return _malformed("The body cannot be read.")
 
 
@@ -102,7 +102,7 @@ def validate(document: Mapping[str, Any]) -> Registration | Rejection:
 
 
 def _attribute_errors(platform: Platform | None, attributes: dict[str, Any]) -> list[FieldError]:
-    """Pydantic says which fields fail; nothing that it says about their values goes further."""
+    """Only the names of the failing fields are taken from pydantic, never their values."""
     model = platform.attributes if platform else Attributes
     try:
         model.__pydantic_validator__.validate_python(attributes)

@@ -1,4 +1,4 @@
-"""What a registration overrides."""
+"""The resource that a registration overrides."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""JSON Schemas (2020-12) of what travels, from the models that validate it."""
+"""JSON Schemas (2020-12) of the messages, from the models that validate them."""
 
 from collections.abc import Iterable
 from typing import Any

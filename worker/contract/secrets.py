@@ -1,4 +1,4 @@
-"""Masking the secrets of a request wherever somebody quotes it (contract §4: no reply ever holds a secret).
+"""Masks the secrets of a request in every text that may quote it (contract §4: no reply ever holds a secret).
 
 Public are the values of known public fields: names, ids, flags, and the endpoint URL without its query. Every
 other string of the body counts as a secret, whatever its field is called.
@@ -176,7 +176,7 @@ class SecretMask:
         return any(True for _ in self._quoted(folded, SHORT))
 
     def _tail(self, folded: Plain) -> int | None:
-        """Where the beginning of a secret starts that the text ends with."""
+        """The position at which the text ends with the beginning of a secret."""
         text = without_cut_escape(folded.text)
         for at in range(len(text) - TAIL + 1):
             rest = text[at:]
@@ -206,7 +206,7 @@ def _is_word(character: str) -> bool:
 
 
 def _from_base64(run: str) -> Iterator[bytes]:
-    """What a run means, wherever in it the encoded text begins."""
+    """The decodings of a run, for each place at which the encoded text may begin."""
     standard = run.translate(_STANDARD_ALPHABET)
     for offset in range(4):
         whole = standard[offset:]

@@ -12,7 +12,7 @@ from worker.contract.words import Reason, Status
 
 
 class Settlement(NamedTuple):
-    """What became of a request. It holds no secret.
+    """The outcome of a request. It holds no secret.
 
     `reason` is set exactly where the request is dead-lettered. `message`, `errorcode`, `documentation` and
     `errors` are those of the error envelope; they mean nothing for `registered`. Times are microseconds

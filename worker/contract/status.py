@@ -1,4 +1,4 @@
-"""What a worker says about itself (contract §9): messages of PREFIX.status."""
+"""A worker's status (contract §9): the messages of PREFIX.status."""
 
 from datetime import datetime, timedelta
 from typing import Final, Literal

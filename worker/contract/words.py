@@ -23,7 +23,7 @@ REPLAY_COUNT_HEADER: Final = "x-ott-replay-count"
 REPLAY_FORCE_HEADER: Final = "x-ott-replay-force"
 REPLAY_AT_HEADER: Final = "x-ott-replay-at"
 REPLAY_OF_HEADER: Final = "x-ott-replay-of"
-REPLAY_REASON_HEADER: Final = "x-ott-replay-reason"  # what the letter died of
+REPLAY_REASON_HEADER: Final = "x-ott-replay-reason"  # the reason of the dead letter
 
 # Headers of a dead letter.
 REASON_HEADER: Final = "x-ott-reason"
@@ -61,8 +61,8 @@ PUBLIC_HEADERS: Final = frozenset(
     }
 )  # the headers of ours, all of which may be shown
 
-# Headers of what the router puts into a partition: its epoch; when the request arrived, in microseconds
-# since the epoch; the routing key that it came by; and whether it came without a message id.
+# Headers that the router adds to a message for a partition: its epoch; when the request arrived, in
+# microseconds since the epoch; the routing key that it came by; and whether it came without a message id.
 EPOCH_HEADER: Final = "x-ott-epoch"
 ARRIVED_AT_HEADER: Final = "x-ott-arrived-at"
 CAME_BY_HEADER: Final = "x-ott-came-by"

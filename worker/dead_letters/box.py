@@ -21,7 +21,7 @@ SEAL_BYTES = 1024  # more than encryption adds to a body
 
 Letters = AsyncGenerator[Letter, None]
 OnWait = Callable[[str], None]
-"""Told once, in words, what a command waits for."""
+"""Called once, with a sentence that says what a command waits for."""
 
 Change = Literal["replaying", "discarding"]
 _CHANGES = frozenset({*get_args(Change), "replayed", "discarded"})
@@ -45,8 +45,8 @@ class Progress:
 class DeadLetterBox:
     """All dead letters. Every method raises TopologyError, QueueInUse or BrokerUnreachable.
 
-    One look at a time goes through the queue, and each takes a few seconds at most. What changes the queue
-    keeps other changes out from its beginning to its end, and lets looks pass in between.
+    One look at a time goes through the queue, and each takes a few seconds at most. A change keeps other
+    changes out from its beginning to its end, and lets looks pass in between.
     """
 
     def __init__(self, connection: Connection, settings: Settings, on_wait: OnWait) -> None:
@@ -85,11 +85,11 @@ class DeadLetterBox:
 
     @contextlib.asynccontextmanager
     async def change(self, change: Change, *, by: str | None = None, why: str = "") -> AsyncIterator[bool]:
-        """Keep other changes out, and say in the control stream who makes this one. While somebody else
+        """Keep other changes out, and record in the control stream who makes this one. While somebody else
         changes the letters, wait for that to end; True where that was so. `by` is this terminal's user by
         default."""
         async with hold(self._connection, f"{self._queue}.change", self._tell_who) as has_waited:
-            with contextlib.suppress(WorkerError):  # the change itself matters more
+            with contextlib.suppress(WorkerError):  # the change goes on without its record
                 await publish_order(self._settings, Order.now(change, why, by=by))
             yield has_waited
 

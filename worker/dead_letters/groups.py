@@ -1,4 +1,4 @@
-"""Dead letters that died of the same, counted."""
+"""Dead letters counted by cause."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class LetterGroup:
             self.last = letter.dead_at if self.last is None else max(self.last, letter.dead_at)
 
     def summary(self) -> dict[str, Any]:
-        """What `list --by error --json` prints."""
+        """The object that `list --by error --json` prints."""
         return {
             "reason": self.reason,
             "error": self.error,

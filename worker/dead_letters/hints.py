@@ -1,4 +1,4 @@
-"""What helps dead letters, by why they died: one sentence for the person who looks at them."""
+"""One sentence of advice for each reason that a letter died of."""
 
 _HINTS = {
     "invalid": "The sender must correct them: the error names the field. Or correct and replay them here.",
@@ -13,5 +13,5 @@ _HINTS = {
 
 
 def hint(reason: str) -> str:
-    """What to do about letters with this reason."""
+    """The advice for letters with this reason."""
     return _HINTS.get(reason, "Look at one of them: ott-worker dead-letters show ID.")

@@ -33,14 +33,14 @@ from worker.contract.words import (
 
 BROKERS_HEADER = "x-death"
 _REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
-# The broker's words for why it dead-lettered a message, where contract §5 has another one.
+# The broker's reasons for dead-lettering a message, for which contract §5 has another word.
 BROKERS_REASONS = {"rejected": "oversize"}
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. `received_at` and `dead_at` are microseconds since the epoch, None where nothing
-    tells them. `received_after` is what a replay goes by: never later than the request was received.
+    """One dead letter. `received_at` and `dead_at` are microseconds since the epoch, None where nothing tells
+    them. `received_after` is the time that a replay is judged by: never later than the request was received.
     `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`).
 
     `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
@@ -105,8 +105,8 @@ def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -
 
 
 def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
-    """Parse a dead letter whose body is in the clear; of one that is sealed the headers tell what they can.
-    Never raises, whatever it holds."""
+    """Parse a dead letter whose body is in the clear; of a sealed one only the headers are read. Never
+    raises, whatever it holds."""
     properties, arrived_at = _believed(delivery)
     death = _newest_death(properties)
     dead_at = _moment(properties, DEAD_AT_HEADER)
@@ -142,8 +142,8 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     """The properties without what a publisher may not say, and when the router received the request, where it
     has been through a partition (contract §2, §10).
 
-    The broker dead-letters a request with the headers that it has in its queue. Of those that are ours, the
-    account alone is a publisher's to name.
+    The broker dead-letters a request with the headers that it has in its queue. Of our own headers, a
+    publisher may set only the account.
     """
     properties, arrived_at = delivery.properties, None
     queue = _REQUESTS_QUEUE.search(delivery.routing_key)
@@ -162,14 +162,14 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
 
 
 def _received(properties: Properties, arrived_at: int | None, died_at: int | None) -> tuple[int | None, int]:
-    """When the request was received, and how early that may have been. Where the worker never settled it,
-    the time of its death comes near: no newer request for its resource was settled before. Else when it
-    was published."""
+    """When the request was received, and how early that may have been. If the worker never settled it, the
+    time of its death comes close, because no newer request for its resource was settled before. Otherwise it
+    is the time of its publishing."""
     stamped = arrived_at or _moment(properties, RECEIVED_AT_HEADER)
     if stamped is not None:
         return stamped, max(0, stamped)
     near = died_at or _published_at(properties)
-    # The time is of another machine's clock: a replay that counts as too new would overwrite what is newer.
+    # Another machine's clock set this time: a replay that seems too new would overwrite a newer registration.
     # Without any time a newer request cannot be excluded, so the letter counts as the oldest of all.
     return near, max(0, (near or 0) - SKEW)
 
@@ -180,7 +180,7 @@ def _published_at(properties: Properties) -> int | None:
 
 
 class _Death(NamedTuple):
-    """A death that the broker tells of; `at` is to the second."""
+    """A death that the broker recorded; `at` is to the second."""
 
     reason: str = "unknown"
     at: int | None = None

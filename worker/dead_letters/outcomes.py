@@ -1,4 +1,4 @@
-"""What becomes of replays, read from the journal while the worker settles them (contract §8).
+"""The outcomes of replays, read from the journal while the worker settles them (contract §8).
 
 The reply of a replay goes to whoever sent the request. So a command that replays follows the journal, which
 holds a record of each settled request.
@@ -17,17 +17,16 @@ from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings
 
 POLL_INTERVAL = 0.1  # seconds
-LOOK_INTERVAL = 1.0  # seconds without an outcome, then it is asked whether a worker is there
-ABSENT_LOOKS = 2  # that find no worker
+LOOK_INTERVAL = 1.0  # seconds without an outcome before looking for workers
+ABSENT_LOOKS = 2  # looks that find no worker before giving up
 RECONNECT_INTERVAL = 1.0  # seconds
 
 Record = dict[str, Any]
 
 
 class OutcomeFollower:
-    """Follows the journal while its context lasts. `records` are those of the expected replays, as they
-    came; `tell` hears each of them. Entering raises TopologyError (there is no journal) or
-    BrokerUnreachable."""
+    """Follows the journal while its context lasts. `records` are those of the expected replays, as they came;
+    `tell` is called with each. Entering raises TopologyError (there is no journal) or BrokerUnreachable."""
 
     def __init__(self, settings: Settings, tell: Callable[[Record], None] = lambda _: None) -> None:
         self.records: list[Record] = []
@@ -55,7 +54,7 @@ class OutcomeFollower:
         return self._expected.total()
 
     def expect(self, request_id: str) -> None:
-        """Look out for one replay of this request."""
+        """Expect one replay of this request."""
         self._expected[request_id] += 1
 
     async def wait(self, stop: asyncio.Event, say: Callable[[str], None]) -> bool:
@@ -78,7 +77,7 @@ class OutcomeFollower:
         return not self._expected
 
     async def _workers(self) -> tuple[bool, str]:
-        """Whether any worker is there, and why it takes its time."""
+        """Whether any worker runs, and why it takes long."""
         with contextlib.suppress(WorkerError):
             for worker in await read_workers(self._settings):
                 if worker.paused is not None:

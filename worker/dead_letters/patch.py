@@ -13,7 +13,7 @@ from worker.dead_letters.letter import Letter
 from worker.errors import UsageError
 
 PLATFORM_NAME = "ottPlatformName"
-# What several resources may have in common; ids, names, tokens and secrets belong to one.
+# Fields that several resources may share. Ids, names, tokens and secrets belong to one.
 _COMMON_FIELDS = frozenset({PLATFORM_NAME, "endpointUrl"}).union(*(p.flags for p in PLATFORMS.values()))
 _FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
 _FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.fields)
@@ -31,7 +31,7 @@ class Patch:
 
     @property
     def of_one_resource(self) -> list[str]:
-        """The fields whose value belongs to one resource: to set them for several damages all but one."""
+        """The fields whose value belongs to one resource. Setting one for several damages all but one."""
         return [name for name in self.fields if name not in _COMMON_FIELDS]
 
     def apply(self, body: bytes, max_bytes: int) -> "Patched | InvalidPatch":
@@ -60,7 +60,7 @@ class Patches(Protocol):
     """A patch for each letter."""
 
     def of(self, letter: Letter) -> "Patch | InvalidPatch | None":
-        """The letter's patch, or None where it is replayed as it is. InvalidPatch leaves it where it is."""
+        """The letter's patch, None to replay it unchanged, or InvalidPatch to leave it in the queue."""
 
 
 @dataclass(frozen=True, slots=True)

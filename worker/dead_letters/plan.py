@@ -1,4 +1,4 @@
-"""What a replay would do. Nothing is published and nothing removed to find that out."""
+"""What a replay would do. Planning publishes nothing and removes nothing."""
 
 import contextlib
 from collections import Counter
@@ -81,7 +81,7 @@ class Planner:
             )
 
     async def make(self, box: DeadLetterBox, tell: Callable[[Forecast], None]) -> Plan:
-        """Look at all letters and `tell` what each matching one would come to."""
+        """Look at all letters and `tell` the forecast of each matching one."""
         plan = Plan(total=await box.depth())
         newest = None if self._force else await self._read_journal(box)
         async with contextlib.aclosing(box.look(self._selection)) as letters:
@@ -112,7 +112,7 @@ class Planner:
         return _beside(newest, letter, resource)
 
     def _refusal(self, letter: Letter) -> str:
-        """What the worker will find wrong with a request that is not patched."""
+        """The error that the worker will find in an unpatched request."""
         properties = letter.delivery.properties
         parsed = parse_registration(
             letter.delivery.body,
@@ -156,8 +156,8 @@ def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecas
 def why_not_replayable(letter: Letter, settings: Settings, *, accept_unencrypted: bool) -> str:
     """Why no patch makes a letter replayable; `""` where it can be replayed.
 
-    With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. One in the clear is the broker's, or
-    somebody else put it into the queue.
+    With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the broker,
+    or somebody else put it into the queue.
     """
     if letter.closed:
         return letter.closed

@@ -1,7 +1,7 @@
 """Replaying: each letter is published again, and removed when the broker has confirmed that (contract §5).
 
-Killed in between, a letter is replayed twice and never lost. Letters of one resource go one after the
-other, so that their order is kept whatever the broker turns down on the way.
+Killed in between, a letter is replayed twice and never lost. Letters of one resource go one after the other,
+so that their order is kept even if the broker refuses one for a while.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ _LEFT_BEHIND = frozenset(
     }
 )
 AT_ONCE = 200  # letters that are published and not confirmed
-# Letters are held in turns. Between two of them they lie in the queue again, and others can look at them.
+# Letters are held in turns. Between two turns they are back in the queue, and others can look at them.
 TURN = 5.0  # seconds
 BETWEEN_TURNS = 0.3  # seconds; a command that waits to look asks more often than that
 STOP_TIMEOUT = 3.0  # seconds; how long a stopped replay waits for the confirms of what it has published
@@ -74,8 +74,8 @@ POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
 
 class Replay:
-    """One run. `stop` ends it after what is under way. `follower`, where there is one, is told which letters
-    to look out for."""
+    """One run. `stop` ends it after what is under way. `follower`, if there is one, is told which replays to
+    expect."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Replay:
 
 
 def _limiter(rate: float) -> AsyncLimiter:
-    """At most the rate. The burst is what passes between two ticks of a timer, and never less than one."""
+    """Limits to the rate. The burst is the number that passes between two ticks of a timer, at least one."""
     burst = max(1, rate * TIMER)
     return AsyncLimiter(burst, burst / rate)
 
@@ -257,7 +257,7 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
 
 
 async def discard(box: DeadLetterBox, selection: Selection, plan: Plan, progress: Progress) -> None:
-    """Remove what matches of the letters that the plan counted. Raises as DeadLetterBox does."""
+    """Remove the matching letters that the plan counted. Raises as DeadLetterBox does."""
     async with (
         box.take(plan.total, plan.total - plan.matching) as removal,
         contextlib.aclosing(removal.letters()) as letters,

@@ -1,4 +1,4 @@
-"""Which dead letters a command is about."""
+"""The selection of dead letters that a command works on."""
 
 import re
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Dead letters as a table: exported, corrected in a spreadsheet, and read back as a patch for each letter.
 
-Read back, a row changes only what differs from the letter as it lies in the queue. So neither an empty cell,
-nor a masked secret, nor an id that a spreadsheet has rounded on its way overwrites anything.
+A row that is read back changes only the values that differ from the letter in the queue. So an empty cell, a
+masked secret or an id that a spreadsheet has rounded overwrites nothing.
 """
 
 import codecs
@@ -51,7 +51,8 @@ class TablePatches:
     records: Mapping[str, Record]
 
     def of(self, letter: Letter) -> Patch | InvalidPatch | None:
-        """What the letter's row changes; None where nothing, InvalidPatch where cells cannot be trusted."""
+        """The changes in the letter's row: None if there are none, InvalidPatch if cells cannot be
+        trusted."""
         record = self.records.get(letter.id)
         if record is None:
             return None
@@ -92,7 +93,7 @@ def _add(records: dict[str, Record], record: Record) -> None:
 
 
 def _cells(letter: Letter) -> dict[str, str]:
-    """What the letter's fields look like in cells; one that no cell can hold is left out."""
+    """The letter's fields as cells; a field that no cell can hold is left out."""
     cells = {ACCOUNT: letter.account or ""}
     try:
         document = {} if letter.closed else parse_object(letter.delivery.body)

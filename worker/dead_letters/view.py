@@ -81,7 +81,7 @@ class _Revealed:
 
 
 class _Guarded(_Revealed):
-    """Shows what is known to hold no secret, and even there masks the secrets of the body."""
+    """Shows only values known to hold no secret, and masks the secrets of the body even there."""
 
     def __init__(self, body: bytes) -> None:
         self._mask = SecretMask.of_body(body)

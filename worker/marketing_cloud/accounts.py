@@ -21,8 +21,8 @@ REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
 SCOPE_PAUSE = 60.0  # seconds between tokens that are dropped because a scope may have been granted since
 ACCOUNTS_KEPT = 10_000
 TOKEN_REQUESTS = (20, 20.0)  # for accounts other than the default: bursts of so many, in so many seconds
-CHECK_KEPT = 60.0  # seconds for which a token of the default account proves the credentials
-CHECKS = (4, 60.0)  # of the credentials: so many tokens of the default account at once, in so many seconds
+CHECK_KEPT = 60.0  # seconds for which a token of the default account shows that the credentials work
+CHECKS = (4, 60.0)  # checks of the credentials: so many tokens of the default account, in so many seconds
 
 
 class Account:
@@ -57,7 +57,7 @@ class Account:
         return token if token is not None and now < token.expires_at else None
 
     def is_in_trouble(self, since: float) -> float:
-        """Note that there is trouble since then, if it is not known already. Returns since when."""
+        """Note that trouble began then, unless it is known already. Returns when it began."""
         if self.trouble_since is None:
             self.trouble_since = since
         return self.trouble_since
@@ -165,7 +165,7 @@ class Accounts:
         return held.refuse(f"Marketing Cloud turns down the tokens of this account: it answered {status}")
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the requests for tokens that are under way."""
         tasks = [a.fetching for a in (self._default, *self._others.values()) if a.fetching is not None]
         tasks += [self._checking] if self._checking is not None else []
         for task in tasks:
@@ -236,7 +236,7 @@ class Accounts:
             "client_secret": client_secret,
         }
         if held.id:
-            # Its documentation calls it a number, but all examples send a text, and both are taken.
+            # The documentation calls it a number, but its examples send a string. The endpoint takes both.
             request["account_id"] = held.id
         asked_at = time.monotonic()
         try:
@@ -258,7 +258,7 @@ class Accounts:
 
 
 def _task(fetching: Coroutine[None, None, Token]) -> "asyncio.Task[Token]":
-    """A task whose failure nobody has to hear of."""
+    """A task whose failure is not reported."""
     task = asyncio.create_task(fetching, name="token")
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task

@@ -1,4 +1,4 @@
-"""What came back from Marketing Cloud, as plain data (contract §6)."""
+"""Marketing Cloud's answers as plain data (contract §6)."""
 
 import json
 from collections.abc import Iterable
@@ -42,13 +42,13 @@ class Answer:
 
     @property
     def pause(self) -> float:
-        """Seconds for which Marketing Cloud asks everybody to wait, as far as that is believed."""
+        """Seconds for which Marketing Cloud asks everybody to wait, up to a limit."""
         return min(self.retry_after or 0.0, LONGEST_PAUSE)
 
 
 def read_answer(response: Response, now: datetime) -> Answer:
-    """Make an answer of an HTTP response. Any response is taken: what is not the API's error object is left
-    out, and a plain sentence stands in for it."""
+    """Make an answer of an HTTP response. Any response is accepted. A body that is not the API's error object
+    is replaced by a plain sentence."""
     status, headers, body = response
     is_success = 200 <= status < 300
     if is_success and not body:
@@ -74,7 +74,7 @@ def read_answer(response: Response, now: datetime) -> Answer:
 
 
 def masked(answer: Answer, mask: SecretMask) -> Answer:
-    """The answer without secrets: Marketing Cloud may quote what it was sent."""
+    """The answer without secrets: Marketing Cloud may quote the request."""
 
     def clean(text: str) -> str:
         return mask(text, was_cut=len(text) == MESSAGE_LIMIT)

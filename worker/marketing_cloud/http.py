@@ -1,8 +1,8 @@
 """HTTP for Marketing Cloud: kept connections, no cookies, no redirects, bounded answers, plain failures.
 
-It stands on aiohttp's connector (pool, TLS, proxies, host names) and not on its sessions. A session builds
-each request anew from many options, which costs about 100 µs more CPU a call. Here the head of a request
-is built once and sent many times. `response.py` reads the responses: it loses no answer to a doubtful body.
+It uses aiohttp's connector (pool, TLS, proxies, host names) and not its sessions. A session builds each
+request anew from many options, which costs about 100 µs more CPU a call. Here the head of a request is built
+once and sent many times. `response.py` reads the responses: a malformed body never hides an answer.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from worker.settings import Settings
 
 IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
-# Seconds for which the far end's kernel may leave unacknowledged what was sent. This ends a connection that a
+# Seconds for which the peer's kernel may leave sent data unacknowledged. This ends a connection that a
 # firewall has forgotten, long before the time-out of the call.
 SILENT_PEER_TIMEOUT = 10.0
 _LENGTH = b"Content-Length: "
@@ -40,12 +40,12 @@ class NoAnswer(Exception):
 
 
 class _Stale(Exception):
-    """A kept connection turned out to be of no use before an answer began."""
+    """A kept connection failed before an answer began."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpEndpoint:
-    """Where a request goes and how it begins, up to the value of Content-Length. It may hold a token."""
+    """The target of a request and its head, up to the value of Content-Length. It may hold a token."""
 
     target: aiohttp.ClientRequest
     head: bytes
@@ -62,8 +62,8 @@ class HttpEndpoint:
 
 
 class Http:
-    """POSTs JSON. One pool of connections for all calls; the caller closes it. Raises SettingsError where the
-    environment names a proxy that is none, and UsageError with an aiohttp that it does not know."""
+    """POSTs JSON. One pool of connections for all calls; the caller closes it. Raises SettingsError if the
+    environment names an invalid proxy, and UsageError for an unsupported aiohttp."""
 
     def __init__(self, settings: Settings) -> None:
         _check_aiohttp()
@@ -75,7 +75,7 @@ class Http:
             limit=0, ssl=_tls(settings), keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
         )
         self._used: WeakSet[ResponseHandler] = WeakSet()  # connections that have served a call
-        self._distrusts_idle = False  # a kept connection has brought nothing at all in time
+        self._distrusts_idle = False  # a kept connection brought no byte in time
 
     async def close(self) -> None:
         """Close all connections at once."""
@@ -168,7 +168,7 @@ class Http:
 
     async def _connect(self, endpoint: HttpEndpoint, *, fresh: bool) -> tuple[Connection, bool]:
         """A connection, and whether it has served a call before. For a `fresh` one all idle connections to
-        the same host are closed: what made one of them useless has most likely hit the others too."""
+        the same host are closed: the others have most likely failed too."""
         fresh, self._distrusts_idle = fresh or self._distrusts_idle, False
         while True:
             connection = await self._connector.connect(endpoint.target, [], self._connecting)

@@ -25,8 +25,8 @@ class Proxy:
 
 
 def check_proxies(settings: Settings) -> None:
-    """Raise SettingsError where a variable that the worker's URLs could use holds no URL of a proxy. Both are
-    looked at, whichever scheme the URLs have: the mistake is told at the start, not when it first matters."""
+    """Raise SettingsError if HTTPS_PROXY or HTTP_PROXY holds no URL of a proxy. Both are checked, whatever
+    scheme the URLs have, so that a mistake shows at the start."""
     for url in (settings.auth_url, settings.rest_url):
         host = URL(url).host if url else REST_HOST
         for scheme in ("https", "http"):

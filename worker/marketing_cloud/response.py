@@ -2,7 +2,8 @@
 
 The head decides what becomes of a request, so only the head must be whole. A body that is framed wrongly, is
 cut short or comes in an unknown encoding never takes an answer away (contract §6). The parsers of HTTP
-libraries reject such responses as a whole. Here the connection pays for every doubt: it is not used again.
+libraries reject such responses as a whole. Here only the connection is given up: after any irregularity it is
+not used again.
 """
 
 import re
@@ -84,7 +85,7 @@ class ResponseReader:
             self._read_body()
 
     def end(self) -> None:
-        """Nothing more comes: the connection is gone, or nobody waits any longer."""
+        """No more bytes come: the connection is gone, or nobody waits any longer."""
         self.is_done = True
         self.keeps_connection = False
 
@@ -116,7 +117,7 @@ class ResponseReader:
                 return
 
     def _frame(self, head: bytes, *, is_1_1: bool) -> None:
-        """Find out how the body ends (RFC 9112 §6.3), and read what has come of it."""
+        """Find out how the body ends (RFC 9112 §6.3), and read its first bytes."""
         self.headers = headers = _fields(head)
         coding, lengths = _tokens(headers, "transfer-encoding"), _tokens(headers, "content-length")
         self.keeps_connection = (

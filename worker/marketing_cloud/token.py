@@ -1,4 +1,4 @@
-"""An access token, and what the token endpoint answers (`POST /v2/token`, contract §6): plain data."""
+"""An access token, and the answers of the token endpoint (`POST /v2/token`, contract §6): plain data."""
 
 import contextlib
 import json
@@ -29,9 +29,9 @@ _PASSING = frozenset({408, 425, 429})
 class TokenTrouble(WorkerError):
     """There is no token for now, and the default account has this trouble too: an outage.
 
-    The text holds what the endpoint said. `summary` is in words of our own. `retry_after` is the endpoint's
-    own hint, in seconds, or None. `is_refused` tells of a refusal (4xx). `status` is what the endpoint
-    answered, None where that is no matter.
+    The text quotes the endpoint. `summary` is in words of our own. `retry_after` is the endpoint's own hint,
+    in seconds, or None. `is_refused` tells of a refusal (4xx). `status` is what the endpoint answered, None
+    where that is no matter.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class AccountRefused(WorkerError):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An access token and where it is good for. Never shown: it has no text form. `scope` are the permissions
-    that it was given with, None if the endpoint did not tell. Times are monotonic seconds."""
+    """An access token and the URL that it is valid for. It is never shown: it has no text form. `scope` are
+    the permissions that it was given with, None if the endpoint did not tell. Times are monotonic seconds."""
 
     value: str
     rest_url: str
@@ -82,8 +82,8 @@ class Token:
 def read_token(
     response: Response, asked_at: float, rest_url: str | None, secrets: Iterable[str] = ()
 ) -> Token:
-    """The token in an answer of the token endpoint. Without a `rest_url` the answer must name one. What the
-    endpoint says of a failure is told without `secrets`. Raises TokenTrouble."""
+    """The token in an answer of the token endpoint. Without a `rest_url` the answer must name one. The
+    endpoint's error text is quoted without `secrets`. Raises TokenTrouble."""
     status = response.status
     answer = read_answer(response, datetime.now(UTC))
     if answer.is_page:
@@ -142,7 +142,7 @@ def _life(value: object) -> float:
         life = float(value) if isinstance(value, int | float | str) else DEFAULT_LIFE
     except (ValueError, OverflowError):
         return DEFAULT_LIFE
-    # NaN neither: each request would fetch a token of its own.
+    # NaN is refused too: with it each request would fetch a token of its own.
     return life if 0 < life < math.inf else DEFAULT_LIFE
 
 

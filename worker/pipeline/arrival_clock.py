@@ -41,7 +41,7 @@ class ArrivalClock:
 
     def raise_floor(self, moment: int) -> None:
         """From now on, stamps are later than `moment`. A moment beyond this century is ignored: no worker
-        can have written it, but whoever may publish can write into the journal."""
+        writes one, but a forged journal record could hold it."""
         if moment < YEAR_2100:
             self._latest = max(self._latest, moment)
 
@@ -77,7 +77,7 @@ class CatchUp:
             self._events.journal_unreadable("no answer in time")
 
     def doubt(self, received_at: int) -> str:
-        """Why it is not known what is newer than a request received then; `""` where it is known."""
+        """Why the worker cannot tell what is newer than a request received then; `""` if it can."""
         if self._reading is not None and not self._reading.done():
             return "the journal has not answered since this worker took over"
         if received_at in self._doubtful:

@@ -29,7 +29,7 @@ from worker.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What one attempt came to. `token` is the one that the call was made with, if a call was made.
+    """The result of one attempt. `token` is the one that the call was made with, if a call was made.
     `is_account` tells of an account's own trouble, which says nothing about an outage."""
 
     verdict: Verdict
@@ -76,8 +76,8 @@ class Forwarder:
         still known to be ours. Ends otherwise only by cancellation."""
         started = time.monotonic() - self._gate.paused
         result = await self._attempt(request, ensure_lease)
-        # Nearly every request is done with its first attempt. It stands before the loop, because to enter
-        # the loop costs about a third of all the CPU time of a request.
+        # Nearly every request needs one attempt only. The first one is made outside the loop, because
+        # entering the loop costs about a third of the CPU time of a request.
         if not result.verdict.is_final:
             result = await self._retry(request, ensure_lease, result, started)
         if not result.verdict.is_final:
@@ -116,7 +116,7 @@ class Forwarder:
         return result
 
     async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Result:
-        """One attempt that counts. What fails in an outage is made again after it, and costs nothing."""
+        """One attempt that counts. A call that fails in an outage is repeated after it and not counted."""
         before, has_new_token = request.attempts, False
         while True:
             trouble = await self._wait_for_token(request)
@@ -168,7 +168,7 @@ class Forwarder:
             answer = Answer(None, f"No access token: {trouble.summary}.", retry_after=trouble.retry_after)
             return _Result(Verdict.CREDENTIALS, answer)
         except (AccountRefused, AccountTrouble):
-            return None  # its token has ended this very moment
+            return None  # its token has expired just now
         if self._limiter is not None and not await self._wait_for_rate(request):
             return None
         await ensure_lease()
@@ -184,8 +184,8 @@ class Forwarder:
         return _Result(verdict, answer, token)
 
     async def _wait_for_rate(self, request: Request) -> bool:
-        """Wait for the rate limit, which spends no budget. False where the gate has closed meanwhile: after
-        a pause all queue anew, so that those that may call do not wait behind those that may not."""
+        """Wait for the rate limit, which spends no budget. False where the gate has closed meanwhile: after a
+        pause all requests queue again, so that none that may call waits behind one that may not."""
         gate = self._gate
         if self._limiter_closings != gate.closings:
             self._limiter, self._limiter_closings = _limiter(self._rate), gate.closings

@@ -38,8 +38,8 @@ class GateState(Enum):
 
 
 class Passage:
-    """One attempt's way through the gate. Enter it with `async with`, and tell it how the call went; one that
-    is told nothing says nothing about an outage."""
+    """One attempt's passage through the gate. Enter it with `async with`, and tell it how the call went.
+    Without that it does not affect the gate."""
 
     __slots__ = ("_gate", "granted", "level")
 
@@ -80,7 +80,7 @@ class Passage:
 
 
 class _OpenPassage(Passage):
-    """The way through an open gate, shared by all: nothing to wait for, nothing to give back."""
+    """The passage through an open gate, shared by all: it never waits and keeps no state."""
 
     __slots__ = ()
 
@@ -133,7 +133,7 @@ class Gate:
         return self._paused + (self._clock() - self._closed_at if self.is_pausing else 0.0)
 
     def passage(self) -> Passage:
-        """The way through for one attempt."""
+        """A passage for one attempt."""
         return self._open_passage if self.state is GateState.OPEN else Passage(self)
 
     def close(self, why: str, at_least: float = 0.0, *, passage: Passage | None = None) -> None:
@@ -213,7 +213,8 @@ class Gate:
         if self.state is GateState.OPEN:
             return self._count(resource, why, outage=outage, pause=pause)
         if passage in self._under_way and self.state is GateState.OPENING and resource in self._closers:
-            # It closed the gate on the way up before, and others have succeeded since: the fault is its own.
+            # This resource closed the opening gate before, and others have succeeded since: the fault is its
+            # own.
             self.abandoned(passage)
             return False
         if passage in self._under_way:
@@ -223,7 +224,7 @@ class Gate:
         return True
 
     def abandoned(self, passage: Passage) -> None:
-        """The passage ended without a word about Marketing Cloud: another one may go."""
+        """The passage ended without a result: another one may go."""
         if passage not in self._under_way:
             return
         self._under_way.remove(passage)

@@ -40,8 +40,8 @@ TakeOver = Callable[[Journeys], Awaitable[None]]
 
 
 class Intake:
-    """Connects, and connects again, until told to stop; on each connection it has the requests queue
-    consumed, and what belongs beside it."""
+    """Connects, and connects again, until told to stop. On each connection it consumes the requests queue,
+    and enters the `beside` context (the partitions)."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class QueueIntake:
         return self._journeys.lanes if self._journeys is not None else 0
 
     async def consume_on(self, connection: Connection) -> None:
-        """Subscribe on one connection, again and again, as long as only this worker ends subscriptions."""
+        """Subscribe on one connection, again and again, as long as it is this worker that ends them."""
         while connection.is_open and not self._stopping.is_set():
             if self._orders.pause is not None:
                 await self._until_resumed(connection)
@@ -239,7 +239,7 @@ class QueueIntake:
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:
-    """Wait so long, or until it is time to stop."""
+    """Wait for so many seconds, or until the worker is to stop."""
     try:
         async with asyncio.timeout(seconds):
             await stopping.wait()
@@ -273,7 +273,7 @@ class _ActivationBarrier:
             self._lifting = asyncio.create_task(self._lift(), name="take-over")
 
     def close(self) -> None:
-        """Let nothing more through that is held now."""
+        """Drop the deliveries that are held back."""
         if self._lifting is not None:
             self._lifting.cancel()
 

@@ -28,8 +28,8 @@ from worker.pipeline.request import Outcome, Request, RequestParser
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
-# A request that ends the worker takes all deliveries in flight down with it, again and again, until
-# innocent ones reach the delivery limit too. One that came back this often is a suspect (suspects.py).
+# A request that crashes the worker returns all deliveries in flight with it, again and again, until innocent
+# ones reach the delivery limit too. One that came back this often is a suspect (suspects.py).
 SUSPECT_AFTER = 3
 
 Identity = tuple[str, int]
@@ -75,8 +75,8 @@ class Journeys:
         )
         self.failed = asyncio.Event()
         self.over = ""  # why the subscription must end, though nothing failed
-        # Of the requests that come again after the worker itself, in good health, gave them back:
-        self.own_requeues = 0  # how often it has done so
+        # For requests that come again because this worker, in good health, gave them back:
+        self.own_requeues = 0  # the number of times it did so
         self.carried_attempts: Attempts = {}  # the attempts that they had made by then
         # Requests that went back alone, so that they come again behind others that were received later:
         self.overtaken: dict[Resource | None, Identity] = {}
@@ -148,8 +148,8 @@ class Journeys:
             self._finish(request.delivery)
             self._replay_guard.settled(settlement)
         except Exception as error:
-            # A defect of ours. The intake gives everything back; until then nothing may overtake this
-            # request, so its lane waits here.
+            # This is a defect of the worker. The intake gives everything back. Until then nothing may
+            # overtake this request, so its lane waits here.
             self._events.processing_failed(request.id, type(error).__name__)
             self.failed.set()
             request.phase = "waiting"
@@ -173,7 +173,7 @@ class Journeys:
 
 
 def _identity(request: Request) -> Identity:
-    """What a redelivery has in common with the delivery before it."""
+    """An identity that a redelivery shares with the delivery before it."""
     return request.id, hash(request.delivery.body)
 
 

@@ -33,8 +33,8 @@ class Lanes(Generic[Item]):
         return [item for waiting in self._waiting.values() for item in waiting]
 
     def put(self, lane: Hashable | None, item: Item, *, suspect: bool = False) -> None:
-        """Add an item to the end of its lane; without a lane it waits for nobody. A `suspect` may be what
-        ended the worker before (suspects.py)."""
+        """Add an item to the end of its lane; without a lane it waits for nobody. A `suspect` may have
+        crashed the worker before (suspects.py)."""
         if self._stopped:
             return
         key = object() if lane is None else lane

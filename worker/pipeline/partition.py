@@ -1,9 +1,9 @@
-"""One partition, as its active consumer works on it (contract §10). The protocol is told, and proved, in
-tests/models/partition_protocol.py.
+"""One partition, as its active consumer works on it (contract §10). tests/models/partition_protocol.py
+describes the protocol and checks it.
 
-Requests travel as those of an undivided queue do (journey.py), in the order in which the partition holds
-them. Beside that, barriers are settled and recorded, and what a router published behind the barrier of its
-successor is ignored: the successor was given it too.
+Requests are processed as those of an undivided queue are (journey.py), in the order of the partition. In
+addition, barriers are settled and recorded. Requests that a router published behind the barrier of its
+successor are ignored, because the successor gets them too.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class PartitionJourneys(Journeys):
     """The journeys of one subscription to one partition."""
 
     def __init__(self, partition: int, log: PartitionLog, *, shared: bool, common: Common) -> None:
-        """`shared`: a worker of higher priority can have the partition in between."""
+        """`shared`: a worker of higher priority may have had the partition in between."""
         super().__init__(*common)
         self._partition = partition
         self._log = log
@@ -75,7 +75,8 @@ class PartitionJourneys(Journeys):
     async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
         while self._subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
             await asyncio.sleep(POLL_INTERVAL)
-        # One that is older than the newest is recorded too: its router learns that it has lost its role.
+        # A barrier older than the newest one is recorded too, so that its router learns that it has lost its
+        # role.
         newest = max(epoch, self._log.barrier(self._partition).epoch)
         await self._log.settled(self._partition, Barrier(newest, self._clock.latest))
         self._subscription.ack(delivery)

@@ -51,7 +51,7 @@ class Partitions:
 
     @property
     def taken(self) -> list[int]:
-        """Those whose active consumer this worker is, as far as anybody has said."""
+        """The partitions whose active consumer this worker is, as far as it knows."""
         standing = (number for number, intake in self._intakes.items() if intake.subscription is not None)
         return sorted(number for number in standing if self._log.is_taken(number))
 
@@ -66,8 +66,8 @@ class Partitions:
         return sum(intake.lanes for intake in self._intakes.values() if intake.subscription is not None)
 
     async def exist(self, connection: Connection) -> bool:
-        """Whether there are any: with OTT_PARTITIONS=1 because there were more before, or will be. Raises
-        BrokerUnreachable."""
+        """Whether there are any. With OTT_PARTITIONS=1 there may be some from before, or from workers with a
+        new number. Raises BrokerUnreachable."""
         return await topology.exists(connection, self._names.partition(1))
 
     @contextlib.asynccontextmanager
@@ -95,7 +95,7 @@ class Partitions:
         leaving.set()
 
     async def _consume_all(self, connection: Connection, leaving: asyncio.Event) -> None:
-        """Those of this worker's own number, and every other that has been used."""
+        """The partitions up to this worker's own number, and every other one that has been used."""
         async with asyncio.TaskGroup() as group:
             started: set[int] = set()
             while not leaving.is_set():
@@ -158,7 +158,7 @@ async def _until(leaving: asyncio.Event, seconds: float) -> None:
 
 
 class _PartitionEvents(EventListener):
-    """What the intake of one partition states, as events of a partition and not of the worker."""
+    """Turns the events of one partition's intake into events of a partition instead of the worker."""
 
     def __init__(self, number: int, events: EventListener) -> None:
         self._number = number

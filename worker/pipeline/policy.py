@@ -69,12 +69,12 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract Â
         return Verdict.OUTAGE
     if 400 <= status < 500 and status not in _RETRY:
         return Verdict.FAILED
-    # 5xx; and 1xx and 3xx, which are nothing that this API answers: something stands in between.
+    # 5xx; also 1xx and 3xx, which this API never answers: a proxy or gateway did.
     return Verdict.RETRY
 
 
 def why(answer: Answer) -> str:
-    """Why the gate closes, in words of our own: what Marketing Cloud says may quote a request."""
+    """Why the gate closes, in words of our own, because Marketing Cloud's text may quote a request."""
     if answer.status is None or answer.is_page:
         return answer.message
     meaning = _MEANINGS.get(answer.status, "a failure on its side")
@@ -112,6 +112,6 @@ def _outcome(status: Status, reason: Reason | None, answer: Answer) -> Outcome:
 
 
 def retry_wait(failures: int, base: float, hint: float | None, remaining: float) -> float:
-    """Seconds to wait before the next call: the back-off, no less than Marketing Cloud's hint, and no more
-    than what remains of the budget."""
+    """Seconds to wait before the next call: the back-off, at least Marketing Cloud's hint, and at most the
+    rest of the budget."""
     return min(max(backoff(failures, base, LONGEST_BACKOFF), hint or 0.0), max(remaining, 0.0))

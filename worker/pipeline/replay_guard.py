@@ -87,7 +87,7 @@ class ReplayGuard:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     def _doubt(self, received_at: int) -> str:
-        """Why the journal cannot tell, whatever it holds; `""` where it can."""
+        """Why the journal cannot decide, regardless of its records; `""` if it can."""
         if not self._settings.journal:
             return "the worker keeps no journal (OTT_JOURNAL=false)"
         return self._catch_up.doubt(received_at)
@@ -98,11 +98,11 @@ class ReplayGuard:
         while self._index is None or self._index.since > received_at:
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read(received_at), name="replay guard")
-            # Reading goes on if the delivery that waits for it goes back to the queue: a long journal may
-            # take longer to read than a delivery is held.
+            # Reading goes on even if the waiting delivery goes back to the queue: reading a long journal may
+            # take longer than a delivery is held.
             index = await asyncio.shield(self._reading)
             if index.is_empty:
-                return index  # not kept: the next replay finds what is there by then
+                return index  # not kept: the next replay reads the journal again
         return self._index
 
     async def _read(self, received_at: int) -> JournalIndex:

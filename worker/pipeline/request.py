@@ -1,4 +1,4 @@
-"""A request as it arrived, and what becomes of it: plain data."""
+"""A request as it arrived, and its outcome: plain data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a request. `reason` is set where it is dead-lettered."""
+    """The outcome of a request. `reason` is set if it is dead-lettered."""
 
     status: Status
     reason: Reason | None = None

@@ -1,8 +1,8 @@
 """The router: the active consumer of PREFIX.requests, which puts each request into the partition of its
-resource (contract §10). The protocol is told, and proved, in tests/models/partition_protocol.py.
+resource (contract §10). tests/models/partition_protocol.py describes the protocol and checks it.
 
 Requests of one resource go one after the other: one is acknowledged once its partition has confirmed it, and
-only then is the next one published. What validation rejects is settled here.
+only then is the next one published. Requests that validation rejects are settled here.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ class Router(Journeys):
         self._room = {number: _Room(self._settings.prefetch) for number in range(1, partitions + 1)}
 
     async def take_over(self) -> None:
-        """Claim an epoch, and return when every partition has settled all that earlier routers put there.
-        Where that fails, the epoch is over before it began."""
+        """Claim an epoch, and return when every partition has settled everything that earlier routers put
+        there. If that fails, the epoch is over."""
         started = time.monotonic()
         try:
             await self._channel.open()
@@ -90,7 +90,7 @@ class Router(Journeys):
             return
         partition = partition_of(request.resource, self._partitions)
         queue = self._names.partition(partition)
-        # Where the time is a replay's, it is not the time of its arrival.
+        # A replay's `received_at` is not the time of its arrival.
         arrived_at = self._clock.stamp() if request.is_replay else request.received_at
         message = routed(request.delivery, queue, self._epoch, arrived_at, self._names.entry)
         try:
@@ -132,8 +132,8 @@ class Router(Journeys):
 
 
 class _Room:
-    """How many requests a partition takes: as many wait there as its worker may hold, and no more, so that
-    the backlog stays in PREFIX.requests."""
+    """Limits the requests in a partition to as many as its worker may hold, so that the backlog stays in
+    PREFIX.requests."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -1,16 +1,16 @@
-"""Suspects: requests that may be what ended the worker before.
+"""Suspects: requests that may have crashed the worker before.
 
-A request that ends the worker takes all deliveries in flight down with it. While there is a suspect,
-requests start one after the other, in random order. So one that ends the worker each time takes the others
-with it less and less often, and soon they are all settled and it is alone.
+A request that crashes the worker returns all deliveries in flight with it. While there is a suspect, requests
+start one after the other, in random order. So the others are settled in one run or the next, until the
+request that crashes the worker is alone.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Hashable, Iterable
 
-# A request that ends the worker does so at once. One that takes longer (it waits for the gate, or for its
-# next attempt) must not hold up all others.
+# A request that crashes the worker does so at once. One that takes longer, because it waits for the gate or
+# its next attempt, must not hold up all others.
 ALONE_FOR = 1.0  # seconds
 
 Task = asyncio.Task[None]
@@ -23,9 +23,7 @@ class Suspects:
         self._start = start
         self._suspects: set[Hashable] = set()
         self._held: list[Hashable] = []  # lanes that wait for their start
-        self._unproven: set[Task] = (
-            set()
-        )  # those that may still end the worker; the next start waits for them
+        self._watched: set[Task] = set()  # may still crash the worker; the next start waits for them
 
     def __bool__(self) -> bool:
         """Whether there is one."""
@@ -38,7 +36,7 @@ class Suspects:
         self._suspects.add(item)
 
     def clear(self, item: Hashable) -> None:
-        """The item is settled: it did not end the worker."""
+        """The item is settled: it did not crash the worker."""
         self._suspects.discard(item)
 
     def hold(self, lane: Hashable) -> None:
@@ -48,7 +46,7 @@ class Suspects:
 
     def ended(self, task: Task) -> None:
         """A lane's task has ended."""
-        self._unproven.discard(task)
+        self._watched.discard(task)
         if self._held:
             self._release()
 
@@ -61,16 +59,16 @@ class Suspects:
             held, self._held = self._held, []
             for lane in held:
                 self._start(lane)
-        elif self._held and not self._unproven:
+        elif self._held and not self._watched:
             chosen = random.randrange(len(self._held))  # noqa: S311
             self._wait_for([self._start(self._held.pop(chosen))])
 
     def _wait_for(self, tasks: Iterable[Task]) -> None:
-        """Start no lane until these have ended, or have had the time to end the worker."""
+        """Start no lane until these have ended, or have had the time to crash the worker."""
         waited_for = tuple(tasks)
-        self._unproven.update(waited_for)
+        self._watched.update(waited_for)
         asyncio.get_running_loop().call_later(ALONE_FOR, self._proven, waited_for)
 
     def _proven(self, tasks: tuple[Task, ...]) -> None:
-        self._unproven.difference_update(tasks)
+        self._watched.difference_update(tasks)
         self._release()

@@ -1,4 +1,4 @@
-"""What an endpoint answers, and the error bodies that Marketing Cloud uses."""
+"""The answers of the endpoints, and the error bodies of Marketing Cloud."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -35,12 +35,12 @@ REGISTRATION = "/ott/v1/registration"
 DEFAULT_PAGE_SIZE = 50
 
 CarryOut = Callable[[], SandboxAnswer]
-"""Does what the call asks for, now."""
+"""Carries out the call and returns its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxRequest:
-    """What of an HTTP request the endpoints look at."""
+    """The parts of an HTTP request that the endpoints use."""
 
     body: bytes = b""
     content_type: str = ""

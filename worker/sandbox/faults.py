@@ -1,4 +1,4 @@
-"""Faults on request: what may go wrong, where, how often, and how many times."""
+"""Faults on request: their kinds, the calls that they hit, and how often."""
 
 import random
 from collections.abc import Iterator
@@ -156,7 +156,7 @@ class Faults:
         self._faults += [_InForce(fault) for fault in faults]
 
     def heal(self) -> None:
-        """Ends all faults. Calls that hang go on hanging until their client gives up."""
+        """Ends all faults. Calls that hang keep hanging until their client gives up."""
         self._faults.clear()
 
     def as_json(self) -> list[dict[str, Any]]:

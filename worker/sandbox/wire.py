@@ -29,7 +29,7 @@ def respond(answer: SandboxAnswer) -> web.Response:
 
 
 async def misbehave(ending: Ending, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
-    """What a fault makes of a call.
+    """The effect of a fault on a call.
 
     A handler is cancelled when its connection is lost; a call that gets no response waits for that.
     """

@@ -1,5 +1,5 @@
-"""What a setting must be: each check raises ValueError with a text that begins with "must" and never
-holds the value."""
+"""Checks of settings. Each raises ValueError with a text that begins with "must" and never holds the
+value."""
 
 import base64
 import ipaddress

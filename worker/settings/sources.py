@@ -1,4 +1,4 @@
-"""Where values come from: the environment, a `.env` file below it, and for each variable the file that
+"""The sources of values: the environment, a `.env` file below it, and for each variable the file that
 `VARIABLE_FILE` names (contract §7)."""
 
 import os

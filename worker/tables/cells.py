@@ -1,4 +1,4 @@
-"""What a cell says, without what spreadsheets put around it (contract §12)."""
+"""The text of a cell without the wrapping of spreadsheets (contract §12)."""
 
 import re
 import unicodedata
@@ -34,12 +34,13 @@ def clean(cell: str) -> str:
 
 
 def flag(cell: str) -> bool | int | str:
-    """A clean cell as a flag; one that is none stays as it is, for validation to refuse."""
+    """A clean cell as a flag. Text that is no flag stays as it is, and validation rejects it."""
     return FLAGS.get(cell.lower(), cell)
 
 
 def plain(name: str) -> str:
-    """A column's name without what people write differently: case, spaces, `_` and `-`, full width."""
+    """A column's name without the differences in how people write it: case, spaces, `_` and `-`, full
+    width."""
     name = unicodedata.normalize("NFKC", clean(name)).casefold()
     return "".join(c for c in name if c not in WHITE and c not in "_-")
 

@@ -23,9 +23,9 @@ _KNOWN: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A header, understood. `names` are what the columns hold, in their order: an attribute, `accountId`, one
-    of the names that the caller knows, or the header's own words where `known` lacks it. Empty names are
-    columns without a header."""
+    """A parsed header. `names` are what the columns hold, in their order: an attribute, `accountId`, one of
+    the names that the caller knows, or the header's own words where `known` lacks it. Empty names are columns
+    without a header."""
 
     header: tuple[str, ...]
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Columns:
 
     @property
     def unknown(self) -> list[str]:
-        """The columns that hold nothing known, as the header writes them."""
+        """The unknown columns, as the header writes them."""
         return [name for name in self.names if name and name not in self.known]
 
     @property
@@ -44,7 +44,7 @@ class Columns:
 
 
 def known_in(cells: Sequence[str]) -> int:
-    """How many cells are names of attributes: what tells a header from a title or from data."""
+    """How many cells are names of attributes. This tells a header from a title or from data."""
     return sum(_without_prefix(cell) in _KNOWN for cell in cells)
 
 

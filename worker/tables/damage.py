@@ -1,4 +1,4 @@
-"""What a spreadsheet or a shifted row has spoilt, found before it is sent (contract §12)."""
+"""Finds damage by a spreadsheet or a shifted row before a row is sent (contract §12)."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from worker.contract.secrets import MASK
 ACCOUNT: Final = "accountId"
 RESOURCE_IDS: Final = frozenset(platform.id_field for platform in PLATFORMS.values())
 IDS: Final = RESOURCE_IDS | {"applicationId", ACCOUNT}
-EXACT_DIGITS: Final = 15  # that a spreadsheet keeps of a number
+EXACT_DIGITS: Final = 15  # digits that a spreadsheet keeps of a number
 LONGEST_SHOWN: Final = 40  # characters
 
 _NAMES = frozenset({"pageName", "channelName"})
@@ -112,7 +112,7 @@ def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def is_error_value(text: str) -> bool:
-    """Whether a cell holds what a spreadsheet shows in place of a value."""
+    """Whether a cell holds a spreadsheet's error value."""
     return text in _ERROR_VALUES or _OTHER_ERROR.match(text) is not None
 
 

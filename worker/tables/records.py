@@ -1,4 +1,4 @@
-"""One record for each row of a table: what its cells say, by attribute, and what is spoilt in it."""
+"""One record for each row of a table: its values by attribute, and its damage."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -25,8 +25,8 @@ _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|meta|table|\?
 class Record:
     """One row. `line` is where it begins in the file, or its number in the sheet; `cells` are as they came.
 
-    `values` are by attribute, clean, flags as JSON has them; empty cells are absent. With `problems` they are
-    not to be trusted.
+    `values` are clean and by attribute, with flags as JSON has them and without empty cells. With `problems`
+    they must not be trusted.
     """
 
     line: int
@@ -46,8 +46,8 @@ class Table:
     _unknown: bool
 
     def __iter__(self) -> Iterator[Record]:
-        """Each row that is not blank and does not repeat the header. Raises Unreadable where the file cannot
-        be read on."""
+        """Each row that is not blank and does not repeat the header. Raises Unreadable where the file stops
+        being readable."""
         header = list(self.columns.header)
         wanted = self.columns.known if not self._unknown else set(self.columns.names)
         fields = [(name if name in wanted else "", name in FLAG_FIELDS) for name in self.columns.names]
@@ -66,7 +66,7 @@ class Table:
                 continue
             problems = damaged_values(values, headers)
             if surplus or (len(cells) < width and not self._ragged):
-                # Shifted cells hold no attribute that could be named, nor a value that may be shown.
+                # In a shifted row no cell can be assigned to an attribute, and no value may be shown.
                 count = f"{len(cells)} cells, the header {width}"
                 problems = [Problem(CELL_COUNT, remark=count)]
             yield Record(line, cells, values, tuple(problems))

@@ -17,8 +17,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What spreadsheets save, and the bytes of its everyday letters. A guess from so few letters as a file's names
-# have needs to know the letters: statistical detectors took a third of such samples for something else.
+# The encodings that spreadsheets save, and the bytes of their everyday letters. A file's names hold few
+# letters beyond ASCII: statistical detectors got a third of such samples wrong.
 _EVERYDAY = {
     "cp932": rb"(?:[\x81-\x97\xfa-\xfc][\x40-\x7e\x80-\xfc]|[\xa6-\xdf]{2,})",
     "cp949": rb"[\xa1-\xa3\xb0-\xc8][\xa1-\xfe]",
@@ -47,7 +47,7 @@ def decode_sample(sample: bytes, encoding: str) -> str:
     missing."""
     try:
         return codecs.getincrementaldecoder(encoding)(errors="replace").decode(sample)
-    except UnicodeError:  # of UTF-16 and UTF-32 without a mark, which reading then tells
+    except UnicodeError:  # of UTF-16 and UTF-32 without a mark; reading reports it
         return ""
 
 

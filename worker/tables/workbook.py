@@ -34,13 +34,13 @@ def rows_of(file: BinaryIO, sheet: str | None = None) -> Iterator[RawRow]:
         _check_size(file)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of extensions that are of no interest here
+                warnings.simplefilter("ignore")  # about extensions that are not read here
                 book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         except Exception:  # openpyxl raises whatever its parsers do
             raise UsageError(DAMAGED) from None
         with closing(book):
             rows = _choose(book.worksheets, sheet)
-            rows.reset_dimensions()  # files lie about their size
+            rows.reset_dimensions()  # a file may state a wrong size
             yield from _rows(rows.iter_rows(values_only=True))
 
 
@@ -71,7 +71,7 @@ def _choose(sheets: Sequence[Any], name: str | None) -> Any:
 
 
 def _check_size(file: BinaryIO) -> None:
-    """The sizes that the parts state are never exceeded in unpacking."""
+    """Unpacking never exceeds the sizes that the parts state."""
     try:
         parts = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, OSError, ValueError):
@@ -91,7 +91,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
-        return str(int(Decimal(repr(value))))  # not the digits that only its binary form has
+        return str(int(Decimal(repr(value))))  # without the digits that only its binary form has
     if isinstance(value, datetime) and value.time() == time():
         return value.date().isoformat()
     return value.isoformat() if isinstance(value, date | time) else str(value)

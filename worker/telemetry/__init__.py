@@ -1,1 +1,1 @@
-"""EventListeners: what the worker states, made visible as logs, metrics and health."""
+"""Event listeners: they turn the worker's events into logs, metrics, traces and health."""

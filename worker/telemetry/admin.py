@@ -1,7 +1,7 @@
 """The admin server: `/livez`, `/readyz` and `/metrics` (contract §7). It says nothing secret.
 
-It shares the event loop with the requests, so what it costs is bounded: a connection lasts 5 seconds at most;
-the 65th connection closes the oldest; the metrics are computed once a second at most.
+It shares the event loop with the requests, so its cost is bounded: a connection lasts 5 seconds at most; the
+65th connection closes the oldest; the metrics are computed once a second at most.
 """
 
 import asyncio

@@ -71,7 +71,7 @@ class Health:
             return False, "draining"
         pause = self._service.orders.pause
         if pause is not None and self._service.intake.connection is not None:
-            # Ready: an order to all workers is no reason to take one of them out.
+            # A pause is an order to all workers, so it does not make one of them unready.
             return True, f"paused by {pause.by}: {pause.why}"
         if subscription is None:
             return False, "not subscribed"
@@ -95,7 +95,7 @@ class Health:
         return not accounts.trouble, accounts.trouble or "not needed yet, or since it expired"
 
     def _other_accounts(self) -> tuple[bool, str]:
-        # Their trouble is that of the messages which name them, and no reason to be taken out.
+        # Only messages that name these accounts fail, so the worker stays ready.
         troubles = self._service.marketing_cloud.accounts.others_in_trouble
         first = "; ".join(f"{account}: {why}" for account, why in list(troubles.items())[:3])
         return True, f"{len(troubles)} in trouble: {first}" if troubles else "none in trouble"

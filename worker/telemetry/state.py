@@ -19,7 +19,7 @@ TICKS_KEPT = 60
 
 
 class Phase(EventListener):
-    """Active, standby or draining, as the events tell it."""
+    """Active, standby or draining, according to the events."""
 
     def __init__(self) -> None:
         self.is_active = False

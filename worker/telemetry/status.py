@@ -1,4 +1,4 @@
-"""What the worker tells everybody about itself, by the status stream (contract §9)."""
+"""The worker's records in the status stream (contract §9)."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ OPEN = GateStatus(state="open")
 
 
 class StatusFeed(EventListener):
-    """Hears the events, and publishes what they come to while its context lasts."""
+    """Listens to the events, and publishes the resulting status while its context lasts."""
 
     def __init__(self, phase: Phase) -> None:
         self._phase = phase
@@ -129,7 +129,7 @@ class _Publishing:
 
 
 class _Rate:
-    """A number that grows, as so many a second lately."""
+    """The recent rate of a growing counter, per second."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])

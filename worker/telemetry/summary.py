@@ -12,8 +12,8 @@ EXAMPLE_LENGTH = 200  # characters
 
 
 class Summary(EventListener):
-    """Counts what became of requests, and tells it a minute after the first one: by status, by reason, and
-    with one example of each reason. Nothing is told of a minute in which nothing happened."""
+    """Counts settled requests, and logs the counts a minute after the first one: by status, by reason, and
+    with one example of each reason. A minute without requests has no line."""
 
     def __init__(self, logger: Logger, interval: float = INTERVAL) -> None:
         self._log = logger
@@ -34,7 +34,7 @@ class Summary(EventListener):
                 self._examples[settlement.reason] = _example(settlement)
 
     def tell(self) -> None:
-        """Tell what has not been told yet."""
+        """Log the counts that have not been logged yet."""
         if self._timer is None:
             return
         self._timer.cancel()

@@ -86,7 +86,7 @@ class Traces(EventListener):
             return answer
 
     def headers(self) -> dict[str, str]:
-        """The current span's context, as headers of what is published meanwhile."""
+        """The current span's context, as headers for the messages published in it."""
         carried: dict[str, str] = {}
         _propagator.inject(carried)
         return carried
@@ -107,7 +107,7 @@ class Traces(EventListener):
             span.set_status(StatusCode.ERROR, settlement.reason)
 
     async def close(self) -> None:
-        """Send what has not been sent."""
+        """Export the remaining spans."""
         await asyncio.to_thread(self._provider.shutdown)
 
 

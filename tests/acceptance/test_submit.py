@@ -648,4 +648,4 @@ async def test_help_shows_an_example_and_which_line_of_a_row_counts() -> None:
     end = await Command(Settings())("--help", COLUMNS="120")
     assert end.code == 0
     assert "Example: ott-worker submit pages.csv --platform messenger --results results.jsonl" in end.out
-    assert "of several lines that --results holds for one row the last one counts." in end.out
+    assert "--results may hold several lines for one row. The last one counts." in end.out

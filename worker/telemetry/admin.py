@@ -99,7 +99,7 @@ class _BoundedServer(web.Server):
     """Closes connections that last too long, and the oldest one if there are too many."""
 
     def __init__(self, handler: object, **options: object) -> None:
-        super().__init__(handler, **options)  # type: ignore[arg-type]
+        super().__init__(handler, **options)  # type: ignore[arg-type]  # options of any type, passed through
         self._open: dict[web.RequestHandler, tuple[asyncio.Transport, asyncio.TimerHandle]] = {}
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:

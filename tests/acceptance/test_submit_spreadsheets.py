@@ -20,6 +20,7 @@ from tests.acceptance.submit_command import (
     write_pages,
 )
 from tests.rig import Rig, messenger, until
+from worker.bulk.notices import Notices
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.sandbox.faults import Latency
@@ -251,15 +252,9 @@ async def test_the_template_is_the_header_of_a_file(
     assert (checked.code, checked.out) == (0, "0 rows: 0 valid, 0 invalid.\n")
 
 
-async def test_it_says_that_the_worker_is_paused_and_why(
-    submit: Command, rig: Rig, tmp_path: Path, prefix: str
-) -> None:
-    rig.sandbox.faults.add(Latency(path="registration", seconds=8))
-    write_pages(tmp_path / "pages.csv", [1])
-    process = await submit.start("pages.csv")
-    await until(lambda: pages_called(rig) == ["1"])
+def paused_worker() -> WorkerStatus:
     now = datetime.now(UTC)
-    status = WorkerStatus(
+    return WorkerStatus(
         worker="host:1:0",
         version="1.0.0",
         at=now,
@@ -270,6 +265,23 @@ async def test_it_says_that_the_worker_is_paused_and_why(
         rate_per_second=0,
         reconnects=0,
     )
+
+
+def test_a_pause_is_told_rather_than_that_no_worker_takes_requests() -> None:
+    notices = Notices()
+    notices.job = "No worker takes requests from q: start one."
+    notices.workers_told([paused_worker()])
+    assert notices.current == "The worker is paused by kim@host: Marketing Cloud is upgraded."
+
+
+async def test_it_says_that_the_worker_is_paused_and_why(
+    submit: Command, rig: Rig, tmp_path: Path, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=8))
+    write_pages(tmp_path / "pages.csv", [1])
+    process = await submit.start("pages.csv")
+    await until(lambda: pages_called(rig) == ["1"])
+    status = paused_worker()
     exchange = rig.requester.channel.default_exchange
     await exchange.publish(aio_pika.Message(status.to_json()), f"{prefix}.status")
     await told(process, "The worker is paused by kim@host: Marketing Cloud is upgraded.")

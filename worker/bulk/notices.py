@@ -17,7 +17,8 @@ class Notices(EventListener):
 
     @property
     def current(self) -> str:
-        return self._publishing or self._replies or self.job or self._workers
+        # A paused worker consumes nothing: that no worker takes requests is true then, and not the cause.
+        return self._publishing or self._replies or self._workers or self.job
 
     def workers_told(self, workers: Iterable[WorkerStatus]) -> None:
         """What the workers say of themselves: whether one is paused, or waits for Marketing Cloud."""

@@ -273,14 +273,13 @@ class Submission:
                 await self._ask_workers()
 
     async def _ask_workers(self) -> None:
+        with suppress(WorkerError, TimeoutError):  # this user may not be allowed to read it
+            async with asyncio.timeout(ASK_TIMEOUT):
+                self.notices.workers_told(await read_workers(self._settings))
         try:
             await self._look_for_workers()
         except WorkerError as error:
             self.notices.job = str(error)
-            return
-        with suppress(WorkerError, TimeoutError):  # this user may not be allowed to read it
-            async with asyncio.timeout(ASK_TIMEOUT):
-                self.notices.workers_told(await read_workers(self._settings))
 
     async def _look_for_workers(self) -> None:
         queue = f"{self._settings.prefix}.requests"

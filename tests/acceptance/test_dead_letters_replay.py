@@ -570,7 +570,7 @@ async def kill_replays(rig: Rig, *, letters: int, kills: int, rate: int) -> Coun
     kinds = {f"refused-{i}": messenger(f"refused-{i}", "old") for i in range(third)}
     kinds |= {f"spent-{i}": messenger(f"spent-{i}", "old") for i in range(third)}
     kinds |= {f"invalid-{i}": messenger(f"invalid-{i}", "") for i in range(third)}
-    refused, spent = Status(path="registration", status=403, errorcode=20002), Status(status=500)
+    refused, spent = Status(path="registration", status=403), Status(status=500)
     rig.sandbox.faults.add(refused.model_copy(update={"count": third}))
     rig.sandbox.faults.add(spent.model_copy(update={"path": "registration", "count": third}))
     asked = [await requester.publish(body, message_id=name) for name, body in kinds.items()]

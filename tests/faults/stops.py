@@ -26,8 +26,8 @@ import aiohttp.resolver
 from worker.__main__ import main
 from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.consumer import Subscription
-from worker.marketing_cloud import client, token
-from worker.pipeline import forward, journey, settle
+from worker.marketing_cloud import accounts, client
+from worker.pipeline import forward, journey, request, settle
 from worker.telemetry.log import Log
 
 ON_ITS_WAY = 0.002  # seconds: enough for the loop to hand what was written to the kernel
@@ -102,9 +102,9 @@ def _on_the_wire(passed: Passed) -> None:
 
 POINTS: dict[str, Callable[[Passed], None]] = {
     "received": lambda passed: _before(journey.Journeys, "accept", passed),
-    "validated": lambda passed: _after(journey, "receive", passed),
-    "token-asked": lambda passed: _before(token.Tokens, "get", passed),
-    "token-received": lambda passed: _after_await(token.Tokens, "get", passed),
+    "validated": lambda passed: _after(request.RequestParser, "parse", passed),
+    "token-asked": lambda passed: _before(accounts.Accounts, "get", passed),
+    "token-received": lambda passed: _after_await(accounts.Accounts, "get", passed),
     "before-the-call": lambda passed: _before(client.MarketingCloud, "register", passed),
     "connecting": lambda passed: _after_await(aiohttp.TCPConnector, "connect", passed),
     "request-sent": _on_the_wire,

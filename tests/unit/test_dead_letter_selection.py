@@ -60,7 +60,8 @@ def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest() -> None:
     [
         (b"no json", ("The body is not valid JSON.",)),
         (b"{}", None),
-        (b'{"ottPlatformAttributes": 5, "ottPlatformName": "line"}', None),
+        (b'{"ottPlatformAttributes": 5, "ottPlatformName": "messenger"}', None),
+        (b'{"ottPlatformAttributes": 5, "ottPlatformName": "line"}', ("line has no pageName",)),
         (messenger("x" * 500), ("The body is larger than 500 bytes",)),
     ],
 )

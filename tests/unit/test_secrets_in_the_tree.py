@@ -40,6 +40,10 @@ HARMLESS = {
     "pass",
     "password",
     "s3cret",
+    "s3cret-one",
+    "PASSWORD",  # stands for one in documents and messages
+    "canary",
+    "word",
     "03d537gg656gvkbe9b430f002e9c4517",  # the API document's own examples
     "31234arajcauoherbasuhb213ijqjohbjhb123",
 }

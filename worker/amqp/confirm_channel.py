@@ -315,7 +315,7 @@ class ConfirmChannel:
             self.missing.set()
         elif pending.refusals >= STUCK_AFTER:
             self._stuck = True
-        wait = min(RETRY[1], RETRY[0] * 2**pending.refusals)
+        wait = ceiling(pending.refusals + 1, *RETRY)
         pending.refusals = min(pending.refusals + 1, 10)
         self._send_later(pending, wait)
 

@@ -2,7 +2,6 @@
 again."""
 
 import asyncio
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self
@@ -13,6 +12,7 @@ import aiormq.exceptions
 from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
+from worker.backoff import backoff
 from worker.broker.topology import DECLARE_TIMEOUT, NO_DELIVERY_LIMIT, Arguments
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
@@ -20,6 +20,7 @@ from worker.settings import Settings, split_urls
 
 PREFETCH = 500
 GUEST = "guest"
+RETRY_FIRST = 0.2  # seconds; the most that the first attempt to connect again waits
 RETRY_MAX = 5.0  # seconds between attempts to connect
 
 OnReply = Callable[[str, bytes], None]
@@ -86,7 +87,7 @@ class ReplyQueue:
                 failures = 0
             except (BrokerUnreachable, TopologyError) as error:
                 self._events.broker_unreachable(str(error))
-                await asyncio.sleep(random.uniform(0, min(RETRY_MAX, 0.2 * 2**failures)))  # noqa: S311
+                await asyncio.sleep(backoff(failures + 1, RETRY_FIRST, RETRY_MAX))
                 failures = min(failures + 1, 10)
 
     async def _open(self) -> int:

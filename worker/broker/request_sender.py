@@ -15,6 +15,7 @@ from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Connection, connect
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
+from worker.backoff import ceiling
 from worker.broker.topology import Topology
 from worker.contract.words import ACCOUNT_HEADER, REQUEST_KEY
 from worker.errors import OutcomeUnknown, PublishRefused, QueueFull, TopologyError, Unroutable
@@ -96,7 +97,7 @@ class RequestSender:
         elif error is None:
             future.set_result(None)
         elif self._may_pass(sending, error):
-            wait = min(RETRY[1], RETRY[0] * 2**sending.refusals)
+            wait = ceiling(sending.refusals + 1, *RETRY)
             sending.refusals = min(sending.refusals + 1, 10)
             asyncio.get_running_loop().call_later(wait, self._write, sending)
             return

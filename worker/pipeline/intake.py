@@ -9,7 +9,6 @@ newer requests overtake older ones.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -17,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from worker.amqp.causes import UNDELIVERABLE
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
+from worker.backoff import backoff
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.contract.resource import Resource
@@ -103,7 +103,7 @@ class Intake:
             finally:
                 if connection is not None:
                     await connection.close()
-            await self._pause(random.uniform(0, min(RECONNECT[1], RECONNECT[0] * 2**failures)))  # noqa: S311
+            await self._pause(backoff(failures + 1, *RECONNECT))
             failures = min(failures + 1, 10)
 
     async def _consume_on(self, connection: Connection) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ from worker.amqp.consumer import Delivery, Subscription
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue_browser import depth
+from worker.backoff import ceiling
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.contract.settlement import Settlement
@@ -123,11 +123,11 @@ async def test_a_consumer_that_cannot_start_is_tried_less_and_less_often(
     async def refused(*_: Any) -> None:
         raise BrokerUnreachable("The consumer could not start")
 
-    def at_once(_: float, high: float) -> float:
-        longest.append(high)
+    def at_once(failures: int, first: float, most: float) -> float:
+        longest.append(ceiling(failures, first, most))
         return 0.0
 
-    monkeypatch.setattr(intake, "random", SimpleNamespace(uniform=at_once))
+    monkeypatch.setattr(intake, "backoff", at_once)
     monkeypatch.setattr(Subscription, "open", refused)
     starting = asyncio.create_task(rig.start_worker(rig.settings()))
     await until(lambda: len(longest) >= 4, "four attempts")

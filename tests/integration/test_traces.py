@@ -127,6 +127,6 @@ async def test_a_rejected_request_is_an_error_in_the_trace_and_shows_no_secret(
 
 
 def test_without_the_setting_opentelemetry_is_not_imported() -> None:
-    code = "import sys, worker.cli.app; print(sorted(m for m in sys.modules if 'opentelemetry' in m))"
+    code = "import sys, worker.cli.run; print(sorted(m for m in sys.modules if 'opentelemetry' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

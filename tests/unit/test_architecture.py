@@ -20,7 +20,7 @@ FLOORS = [
     {"amqp"},
     {"contract", "events", "backoff"},
     {"settings"},
-    {"errors"},
+    {"errors", "release"},
 ]
 ROOMS = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LIBRARIES = {

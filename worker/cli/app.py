@@ -2,52 +2,49 @@
 
 import errno
 import sys
-from importlib import metadata
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
-from worker.cli import dead_letters, output, partitions
-from worker.cli.check import check
-from worker.cli.console import console
-from worker.cli.demo import demo
-from worker.cli.journal import journal
-from worker.cli.pause import pause, resume
-from worker.cli.run import run
-from worker.cli.sandbox import sandbox
-from worker.cli.schema import schema
-from worker.cli.status import status
-from worker.cli.submit.command import submit
+from worker.cli import output
+from worker.cli.lazy_group import LazyGroup
 from worker.errors import Interrupted, UsageError, WorkerError
-from worker.telemetry.log import silence_libraries
-from worker.telemetry.state import PACKAGE
+from worker.release import version
+from worker.telemetry.library_logs import silence_libraries
+
+
+class _Commands(LazyGroup):
+    places: ClassVar = {
+        "run": "worker.cli.run:run",
+        "check": "worker.cli.check:check",
+        "status": "worker.cli.status:status",
+        "pause": "worker.cli.pause:pause",
+        "resume": "worker.cli.pause:resume",
+        "demo": "worker.cli.demo:demo",
+        "submit": "worker.cli.submit.command:submit",
+        "sandbox": "worker.cli.sandbox:sandbox",
+        "schema": "worker.cli.schema:schema",
+        "dead-letters": "worker.cli.dead_letters:app",
+        "journal": "worker.cli.journal:journal",
+        "partitions": "worker.cli.partitions:app",
+        "console": "worker.cli.console:console",
+    }
+
 
 app = typer.Typer(
     name="ott-worker",
+    cls=_Commands,
     help="Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ.\n\n"
     "Example: ott-worker demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(run)
-app.command()(check)
-app.command()(status)
-app.command()(pause)
-app.command()(resume)
-app.command()(demo)
-app.command()(submit)
-app.command()(sandbox)
-app.command()(schema)
-app.add_typer(dead_letters.app, name="dead-letters")
-app.command()(journal)
-app.add_typer(partitions.app, name="partitions")
-app.command()(console)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        output.line(f"ott-worker {metadata.version(PACKAGE)}")
+        output.line(f"ott-worker {version()}")
         raise typer.Exit
 
 

@@ -12,6 +12,7 @@ from worker.settings import load_settings
 app = typer.Typer(
     help="Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from importlib import metadata
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -11,12 +10,13 @@ import uvloop
 from worker.broker.topology import Topology
 from worker.errors import SettingsError
 from worker.events import EventListeners
+from worker.release import version
 from worker.service import Service, run_until
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 from worker.telemetry.admin import Admin
 from worker.telemetry.log import Log, Logger, configure, unexpected
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import PACKAGE, Phase
+from worker.telemetry.state import Phase
 from worker.telemetry.status import StatusFeed
 from worker.telemetry.summary import Summary
 
@@ -69,7 +69,7 @@ def _introduce(logger: Logger, settings: Settings) -> None:
     urls = [urlsplit(url) for url in split_urls(settings.amqp_url.get_secret_value())]
     logger.info(
         "ott-worker starts",
-        version=metadata.version(PACKAGE),
+        version=version(),
         prefix=settings.prefix,
         broker=", ".join(f"{url.hostname}:{url.port or DEFAULT_PORTS[url.scheme]}" for url in urls),
         account=settings.mc_account_id,

@@ -1,13 +1,13 @@
 """`ott-worker schema`."""
 
 import json
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from worker.contract.asyncapi import asyncapi as asyncapi_document
 from worker.contract.schema import json_schemas
+from worker.release import version
 
 
 def schema(
@@ -23,6 +23,6 @@ def schema(
 
     Example: ott-worker schema --asyncapi > asyncapi.json
     """
-    release = version("ott-registration-worker")
+    release = version()
     document = asyncapi_document(prefix, release) if asyncapi else json_schemas()
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -14,12 +13,11 @@ from markupsafe import Markup
 from worker.console.advice import how_long
 from worker.console.chart import HEIGHT, WIDTH
 from worker.console.session import SESSION
+from worker.release import version
 from worker.settings import Settings
 
 THEME_COOKIE = "ott-theme"
 THEMES = ("auto", "light", "dark")
-PACKAGE = "ott-registration-worker"
-
 
 # The API wraps every list of errors in the same words.
 _AGGREGATE = "10006 Please fix the following errors: "
@@ -60,7 +58,7 @@ class Renderer:
         self._environment.globals |= {
             "prefix": settings.prefix,
             "read_only": settings.console_read_only,
-            "version": metadata.version(PACKAGE),
+            "version": version(),
             "chart_width": WIDTH,
             "chart_height": HEIGHT,
         }

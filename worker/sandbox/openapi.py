@@ -1,12 +1,13 @@
 """The OpenAPI 3.1 document of the sandbox."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from worker.contract.reply import ValidationErrorEntry
 from worker.contract.schema import registration_schemas
+from worker.release import version
 from worker.sandbox.faults import FAULTS
 
 Document = dict[str, Any]
@@ -38,7 +39,7 @@ def openapi(url: str) -> Document:
 
 def _version() -> str:
     try:
-        return version("ott-registration-worker")
+        return version()
     except PackageNotFoundError:
         return "0"
 

@@ -12,6 +12,7 @@ import structlog
 from worker.contract.settlement import Settlement
 from worker.events import EventListener, TokenResult
 from worker.settings import Settings
+from worker.telemetry.library_logs import silence_libraries
 
 ALLOWED = frozenset(
     {
@@ -75,16 +76,6 @@ def configure(settings: Settings) -> Logger:
     )
     logger: Logger = structlog.get_logger()
     return logger
-
-
-def silence_libraries() -> None:
-    """Keep the libraries' own log lines out: some print whole messages, secrets included."""
-    logging.getLogger().handlers[:] = [logging.NullHandler()]
-    for name in ("aiormq", "aio_pika", "aiohttp", "asyncio"):
-        library = logging.getLogger(name)
-        library.handlers[:] = [logging.NullHandler()]
-        library.propagate = False
-        library.setLevel(logging.CRITICAL)
 
 
 def unexpected(logger: Logger, context: Mapping[str, Any]) -> None:

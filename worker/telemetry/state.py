@@ -5,15 +5,14 @@ import platform
 import time
 from collections import deque
 from collections.abc import Iterable
-from importlib import metadata
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.events import EventListener
+from worker.release import version
 from worker.service import Service
 
-PACKAGE = "ott-registration-worker"
 TICK = 0.5  # seconds
 TICKS_KEPT = 60
 
@@ -137,5 +136,5 @@ def _build_info() -> Metric:
     metric = GaugeMetricFamily(
         "ott_build_info", "Always 1; which program this is.", labels=("version", "python")
     )
-    metric.add_metric((metadata.version(PACKAGE), platform.python_version()), 1)
+    metric.add_metric((version(), platform.python_version()), 1)
     return metric

@@ -6,16 +6,16 @@ import socket
 import time
 from collections import deque
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Self
 
 from worker.broker.status_stream import StatusPublisher
 from worker.contract.settlement import Settlement
 from worker.contract.status import GateStatus, WorkerState, WorkerStatus
 from worker.events import EventListener
+from worker.release import version
 from worker.service import Service
 from worker.settings import Settings
-from worker.telemetry.state import PACKAGE, Phase
+from worker.telemetry.state import Phase
 
 RATE_WINDOW = 10.0  # seconds
 
@@ -36,14 +36,14 @@ class StatusFeed(EventListener):
     def publish(self, settings: Settings, service: Service) -> "_Publishing":
         """A context in which the records of this service are published."""
         started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        name, version = f"{socket.gethostname()}:{os.getpid()}:{started}", metadata.version(PACKAGE)
-        self._publisher = StatusPublisher(settings, lambda: self._describe(service, name, version))
+        name, release = f"{socket.gethostname()}:{os.getpid()}:{started}", version()
+        self._publisher = StatusPublisher(settings, lambda: self._describe(service, name, release))
         return _Publishing(self._publisher)
 
-    def _describe(self, service: Service, name: str, version: str) -> WorkerStatus:
+    def _describe(self, service: Service, name: str, release: str) -> WorkerStatus:
         return WorkerStatus(
             worker=name,
-            version=version,
+            version=release,
             at=datetime.now(UTC),
             state=self._state(service),
             partitions=service.partitions.taken,

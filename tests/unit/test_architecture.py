@@ -1,8 +1,13 @@
 """The house: who may import whom, and which libraries stay in which room."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import worker
 
@@ -92,3 +97,43 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
         return seen
 
     assert [name for name in edges if name in reachable(name)] == []
+
+
+CLIENTS = {
+    "aiohttp",
+    "aiormq",
+    "cryptography",
+    "jinja2",
+    "openpyxl",
+    "opentelemetry",
+    "prometheus_client",
+    "structlog",
+}
+IMPORTED = """
+import json, sys
+from typer.main import get_command
+from worker.cli.app import app
+command = get_command(app)
+for word in sys.argv[1:]:
+    command = command.commands[word]
+print(json.dumps(list(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        ("", set()),
+        ("schema", set()),
+        ("submit", set()),  # --check needs no broker's client
+        ("dead-letters list", {"aiormq", "cryptography"}),
+        ("journal", {"aiormq", "cryptography"}),
+        ("check", {"aiormq", "aiohttp"}),
+        ("run", {"aiormq", "aiohttp", "cryptography", "prometheus_client", "structlog"}),
+    ],
+)
+def test_a_command_imports_the_libraries_that_it_needs_and_no_others(words: str, needed: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *words.split()], capture_output=True, text=True, check=True
+    )
+    assert CLIENTS & set(json.loads(done.stdout)) == needed

@@ -11,7 +11,6 @@ a row is read                                   readers.py, in a thread (feed.py
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
@@ -25,7 +24,8 @@ from worker.bulk.earlier import Earlier, parse_request_id, request_id
 from worker.bulk.feed import Feed
 from worker.bulk.notices import Notices
 from worker.bulk.outstanding import Outstanding, Sent
-from worker.bulk.readers import Reading, Row
+from worker.bulk.plan import SubmissionPlan
+from worker.bulk.readers import Row
 from worker.bulk.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
 from worker.bulk.returned import Returned
 from worker.bulk.survey import Survey
@@ -34,7 +34,6 @@ from worker.contract.reply import MalformedReply, Reply
 from worker.errors import Interrupted, WorkerError
 from worker.settings import Settings
 
-OUTSTANDING: Final = 1000  # rows published and not answered
 LAST_REPLIES: Final = 5.0  # seconds to wait for replies after an interruption
 COLLECT: Final = 30.0  # seconds to take in what an earlier run left in the queue
 QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be resumed without loss
@@ -45,18 +44,6 @@ ASK_TIMEOUT: Final = 10.0  # seconds
 
 class NoReplies(WorkerError):
     """No reply came for as long as the user would wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class SubmissionPlan:
-    """What a job does. It waits for the next reply for `reply_timeout` seconds, or for ever."""
-
-    reading: Reading
-    account_id: str | None = None
-    outstanding: int = OUTSTANDING
-    wait: bool = True
-    reply_timeout: float | None = None
-    send_damaged: bool = False
 
 
 class Submission:

@@ -19,7 +19,8 @@ from worker.cli.dead_letters.options import (
     require_filter,
     select,
 )
-from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, record, say
+from worker.cli.dead_letters.progress_bar import progress_bar
+from worker.cli.dead_letters.terminal import agreed, letters, record, say
 from worker.dead_letters import replay as replaying
 from worker.dead_letters.box import DeadLetterBox, Progress, open_box
 from worker.dead_letters.plan import Plan

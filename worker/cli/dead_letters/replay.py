@@ -26,7 +26,8 @@ from worker.cli.dead_letters.options import (
     require_filter,
     select,
 )
-from worker.cli.dead_letters.terminal import agreed, letters, progress_bar, read_value, record, say
+from worker.cli.dead_letters.progress_bar import progress_bar
+from worker.cli.dead_letters.terminal import agreed, letters, read_value, record, say
 from worker.cli.table import Column, TextTable
 from worker.dead_letters import patch
 from worker.dead_letters import replay as replaying

@@ -3,38 +3,15 @@
 import contextlib
 import getpass
 import sys
-from collections.abc import Iterator
 from typing import Literal
 
 import typer
-from rich import progress as rich
-from rich.console import Console
 
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.contract.platforms import SECRET_FIELDS
-from worker.dead_letters.box import Progress
 from worker.errors import UsageError, WorkerError
 from worker.settings import Settings
-
-
-@contextlib.contextmanager
-def progress_bar(title: str, total: int, progress: Progress) -> Iterator[None]:
-    """A progress bar on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total)
-        progress.tell = lambda: bar.update(task, completed=progress.done + progress.unfit)
-        yield
 
 
 def read_value(field: str) -> str:

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvloop
 
+from worker.bulk.plan import OUTSTANDING, SubmissionPlan
 from worker.bulk.readers import Format, Reading
-from worker.bulk.submission import OUTSTANDING, SubmissionPlan
 from worker.cli import output
-from worker.cli.submit.check import check_rows
-from worker.cli.submit.job import run_job
 from worker.cli.submit.outputs import Outputs
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
@@ -101,9 +98,13 @@ def submit(
     outputs = Outputs(results, failed, resume=resume, quiet=quiet)
     settings = load_settings()
     if check:
+        from worker.cli.submit.check import check_rows  # noqa: PLC0415 - a check needs no broker's client
+
         return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
+    from worker.cli.submit.job import run_job  # noqa: PLC0415
+
     plan = SubmissionPlan(reading, account, outstanding, not no_wait, timeout, send_damaged)
-    return uvloop.run(run_job(settings, plan, outputs))
+    return run_job(settings, plan, outputs)
 
 
 def _template(platform: str | None) -> list[str]:

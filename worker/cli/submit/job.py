@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import typer
+import uvloop
 from rich.console import Console
 
 from worker.bulk.earlier import Earlier
 from worker.bulk.pace import Pace
+from worker.bulk.plan import SubmissionPlan
 from worker.bulk.readers import Reading
 from worker.bulk.results import read_results
-from worker.bulk.submission import Submission, SubmissionPlan
+from worker.bulk.submission import Submission
 from worker.bulk.survey import Survey
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.progress import SubmitProgress
@@ -21,8 +23,12 @@ from worker.cli.submit.summary import console_for_results, show_summary
 from worker.settings import Settings
 
 
-async def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
+def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     """Submit all rows, and return the exit code. SIGINT and SIGTERM end it early."""
+    return uvloop.run(_run(settings, plan, outputs))
+
+
+async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

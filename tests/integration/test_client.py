@@ -353,8 +353,9 @@ async def test_a_blocking_client_says_at_once_what_is_wrong(
 
 
 async def test_a_blocking_call_that_is_under_way_when_the_client_closes_is_unknown(
-    rig: Rig, requester: Requester, broker_url: str, prefix: str
+    rig: Rig, broker_url: str, prefix: str
 ) -> None:
+    await rig.start(shutdown_grace=0)  # the call outlasts the test
     rig.sandbox.faults.add(Latency(path="registration", seconds=30))
     client = SyncRegistrationClient(broker_url, prefix=prefix)
     await asyncio.to_thread(client.open)

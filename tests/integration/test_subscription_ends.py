@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import Rig, messenger, until
+from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
 from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import connect
 from worker.amqp.consumer import Delivery, Subscription
@@ -23,21 +23,19 @@ from worker.contract.settlement import Settlement
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.pipeline import intake
+from worker.pipeline.journey import Journeys
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency
 from worker.settings import Settings
 
 SOON = 10  # seconds; the grace of a drain is 25
+LONG = 2 * WAIT_TIMEOUT  # seconds; what lasts so long ends no test
 
 
 class Recorder(EventListener):
     def __init__(self) -> None:
-        self.returned_why: list[str] = []
         self.unreachable: list[str] = []
         self.lost: list[str] = []
-
-    def returned(self, count: int, why: str) -> None:
-        self.returned_why.append(why)
 
     def publisher_lost(self, why: str) -> None:
         self.lost.append(why)
@@ -60,17 +58,23 @@ def through(proxy: Proxy, url: str) -> str:
 
 
 async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
-    rig: Rig, proxy: Proxy, clean_broker: str
+    rig: Rig, proxy: Proxy, clean_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, drain = asyncio.Event(), Journeys.drain
+
+    async def noticed(journeys: Journeys, grace: float) -> None:
+        begun.set()
+        await drain(journeys, grace)
+
+    monkeypatch.setattr(Journeys, "drain", noticed)
     requester = await rig.requester_for(rig.settings())
-    events = Recorder()
-    await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5), events)
-    rig.sandbox.faults.add(Latency(path="registration", seconds=20, count=1))
+    rig.sandbox.faults.add(Latency(path="registration", seconds=LONG, count=1))
+    long = {"http_timeout": LONG, "shutdown_grace": LONG}
+    await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5, **long))
     wanted = await requester.publish(messenger())
-    await until(lambda: events.returned_why, "the return")
+    await until(lambda: begun.is_set() and rig.sandbox.history.registration_calls, "a drain during the call")
     proxy.reset()
-    async with asyncio.timeout(SOON):
-        assert (await requester.reply(wanted))["status"] == "registered"
+    assert (await requester.reply(wanted))["status"] == "registered"
 
 
 async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,7 @@ async def test_a_pause_by_order_is_told_and_leaves_the_worker_ready(rig: Rig) ->
         await until(lambda: worker.service.orders.pause, "the pause")
         status, report = await worker.probe("/readyz")
         assert (status, report["checks"]["consumer"]) == (200, "paused by ann@host: rotating secrets")
+        await until(lambda: worker.service.intake.subscription is None, "the subscription's end")
         await worker.requester.publish(messenger(), reply_to="")
         await worker.until_sample("ott_queue_messages", "requests", value=1)  # still told
         await worker.until_sample("ott_paused_by_order", value=1)

@@ -32,6 +32,13 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def first_broker() -> str:
+    """The first broker that `OTT_TEST_AMQP_URLS` names, for tests of what no broker's version changes: their
+    module's own `broker_url` returns it."""
+    return BROKER_URLS[0]
+
+
 @pytest.fixture
 def prefix() -> str:
     """A prefix that no other test has."""

@@ -220,26 +220,14 @@ async def _run(service: Service) -> None:
 
 async def delete_objects(url: str, prefix: str) -> None:
     """Delete every queue and exchange of a prefix."""
-    connection = await aio_pika.connect(url)
-    async with connection:
-        partitions = [f"requests.{number}" for number in range(1, 9)]
-        for name in (
-            "requests",
-            *partitions,
-            "partitions",
-            "replies",
-            "dead",
-            "journal",
-            "status",
-            "control",
-        ):
-            channel = await connection.channel()
+    partitions = [f"requests.{number}" for number in range(1, 9)]
+    names = ("requests", *partitions, "partitions", "replies", "dead", "journal", "status", "control")
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for name in names:
             await channel.queue_delete(f"{prefix}.{name}")
-            await channel.close()
         for exchange in (prefix, f"{prefix}.dead"):
-            channel = await connection.channel()
             await channel.exchange_delete(exchange)
-            await channel.close()
 
 
 def environment(settings: Settings) -> dict[str, str]:

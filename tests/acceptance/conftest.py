@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.acceptance.submit_command import Command
-from tests.conftest import BROKER_URLS
 from tests.rig import Rig
 
 
 @pytest.fixture
-def broker_url() -> str:
-    """The first broker that `OTT_TEST_AMQP_URLS` names."""
-    return BROKER_URLS[0]
+def broker_url(first_broker: str) -> str:
+    """What a command does is seen on one broker."""
+    return first_broker
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
+import pytest
 import pytest_asyncio
 
 from tests.console.browser import OpenPage, browser
@@ -13,6 +14,12 @@ from worker.settings import Settings
 JSON = {"Accept": "application/json"}
 
 StartConsole = Callable[..., "Running"]
+
+
+@pytest.fixture
+def broker_url(first_broker: str) -> str:
+    """Pages are no matter of RabbitMQ's version; what they read and change is tested below them."""
+    return first_broker
 
 
 class Running:

@@ -9,6 +9,12 @@ from tests.support.marketing_cloud import GateEvents, failing
 from worker.sandbox.faults import Latency, Status
 
 
+@pytest.fixture
+def broker_url(first_broker: str) -> str:
+    """Tokens and accounts are no matter of RabbitMQ's version."""
+    return first_broker
+
+
 @pytest.mark.parametrize(("status", "code"), [(401, 0), (403, 40001)])
 async def test_a_token_that_is_turned_down_is_replaced_once(rig: Rig, status: int, code: int) -> None:
     requester = await rig.start()

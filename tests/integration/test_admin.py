@@ -30,6 +30,12 @@ from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
 
 
+@pytest.fixture
+def broker_url(first_broker: str) -> str:
+    """Metrics and probes are no matter of RabbitMQ's version."""
+    return first_broker
+
+
 @dataclass
 class Watched:
     """A worker with an admin server."""

@@ -3,10 +3,18 @@
 import asyncio
 import json
 
+import pytest
+
 from tests.rig import MESSENGER, Rig, messenger, until
 from tests.support.marketing_cloud import GateEvents, failing
 from tests.support.upstream import request, upstream
 from worker.sandbox.faults import Latency, Status
+
+
+@pytest.fixture
+def broker_url(first_broker: str) -> str:
+    """The gate is no matter of RabbitMQ's version; what goes back to the queue is tested in test_order.py."""
+    return first_broker
 
 
 async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Rig) -> None:
@@ -87,9 +95,9 @@ async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_clos
 
 
 async def test_waiting_for_the_rate_limit_does_not_spend_the_budget(rig: Rig) -> None:
-    requester = await rig.start(rate_limit=10, retry_budget=2, gate_after=1000, retry_attempts=20)
-    rig.sandbox.faults.add(failing(500, count=40))
-    ids = [await requester.publish(messenger(f"p{n}")) for n in range(40)]
+    requester = await rig.start(rate_limit=10, retry_budget=1, gate_after=1000, retry_attempts=20)
+    rig.sandbox.faults.add(failing(500, count=15))
+    ids = [await requester.publish(messenger(f"p{n}")) for n in range(15)]
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
 

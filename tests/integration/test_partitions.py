@@ -182,7 +182,7 @@ async def test_an_old_barrier_changes_nothing(rig: Rig) -> None:
 
 async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
     rig.sandbox.faults.add(Hang(path="registration"))
-    requester = await rig.start(partitions=2, prefetch=5)
+    requester = await rig.start(partitions=2, prefetch=5, http_timeout=3)
     pages = [str(10**9 + number) for number in range(60)]
     ids = await publish(requester, range(1), pages)
 

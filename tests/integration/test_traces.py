@@ -25,6 +25,12 @@ PARENT = "b7ad6b7169203331"
 CONTEXT = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=kept"}
 
 
+@pytest.fixture
+def broker_url(first_broker: str) -> str:
+    """Traces are no matter of RabbitMQ's version."""
+    return first_broker
+
+
 @dataclass
 class Traced:
     requester: Requester

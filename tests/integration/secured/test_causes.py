@@ -1,6 +1,6 @@
 """Why a connection does not come about: the true cause, in one line without a secret."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -29,16 +29,11 @@ def _settings(url: str, **more: object) -> Settings:
     return load_settings(amqp_url=url, **more)
 
 
-@pytest.fixture
-def user(secured: SecuredBroker) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def user(secured: SecuredBroker) -> str:
     """A user with rights on the virtual host `mine` alone; the URL of the broker for it."""
-    secured.ctl("add_user", "limited", "s3cret")
-    secured.ctl("add_vhost", "mine")
-    secured.ctl("set_permissions", "-p", "mine", "limited", ".*", ".*", ".*")
-    where = secured.url.rpartition("@")[2].partition("/")[0]
-    yield f"amqp://limited:s3cret@{where}/mine"
-    secured.ctl("delete_user", "limited")
-    secured.ctl("delete_vhost", "mine")
+    secured.add_tenant("mine", "limited", "s3cret")
+    return secured.url_of("limited", "s3cret", "mine")
 
 
 async def test_a_wrong_password(refusal: Callable, user: str) -> None:
@@ -60,12 +55,18 @@ async def test_the_connection_limit_of_a_virtual_host(
     refusal: Callable, user: str, secured: SecuredBroker
 ) -> None:
     secured.ctl("set_vhost_limits", "-p", "mine", '{"max-connections": 0}')
-    assert "a connection limit is reached: 0 for the virtual host mine" in await refusal(user)
+    try:
+        assert "a connection limit is reached: 0 for the virtual host mine" in await refusal(user)
+    finally:
+        secured.ctl("clear_vhost_limits", "-p", "mine")
 
 
 async def test_the_connection_limit_of_a_user(refusal: Callable, user: str, secured: SecuredBroker) -> None:
     secured.ctl("set_user_limits", "limited", '{"max-connections": 0}')
-    assert "a connection limit is reached: 0 for this user" in await refusal(user)
+    try:
+        assert "a connection limit is reached: 0 for this user" in await refusal(user)
+    finally:
+        secured.ctl("clear_user_limits", "limited", "max-connections")
 
 
 async def test_tls_spoken_to_a_plain_port(refusal: Callable, user: str) -> None:

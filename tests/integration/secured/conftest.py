@@ -66,7 +66,7 @@ class SecuredBroker:
         return done.stdout
 
     def add_tenant(self, vhost: str, user: str, password: str) -> None:
-        """A virtual host in which guest and this user may do everything. Both end with the node. They are made
+        """A virtual host in which guest and this user may do everything. Both end with the node, and are made
         in one step, because each run of rabbitmqctl takes a second."""
         rights = {"vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}
         document = {

@@ -127,6 +127,20 @@ class Requester:
         assert isinstance(message, aio_pika.abc.AbstractIncomingMessage)
         return message
 
+    async def take_all(self, name: str, count: int = 0) -> list[aio_pika.abc.AbstractIncomingMessage]:
+        """The messages that are ready in the queue PREFIX.name, at least `count`, acknowledged, in order."""
+        count = max(count, await self.depth(name))
+        taken: list[aio_pika.abc.AbstractIncomingMessage] = []
+
+        async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+            taken.append(message)
+
+        queue = await self.channel.get_queue(f"{self.prefix}.{name}", ensure=False)
+        tag = await queue.consume(take, no_ack=True)
+        await until(lambda: len(taken) >= count, f"{count} messages of {name}")
+        await queue.cancel(tag)
+        return taken
+
     async def depth(self, name: str) -> int:
         """Messages that are ready in the queue PREFIX.name."""
         channel = await self._connection.channel()

@@ -25,8 +25,9 @@ LINT = {
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Tests mostly wait; a file keeps to one process, for the brokers of its own that it may have started.
-SIDE_BY_SIDE = ("-n", "4", "--dist", "loadfile")
+# Tests mostly wait; a file keeps to one process, for the brokers of its own that it may have started. In the
+# order of the folders the files of short tests (unit) come last: no process is left alone with a long one.
+SIDE_BY_SIDE = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def checks(environment: Mapping[str, str]) -> int:

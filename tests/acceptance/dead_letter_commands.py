@@ -117,7 +117,7 @@ async def bury(requester: Requester, count: int, *, reasons: tuple[str, ...] = (
 
 async def dead_queue(requester: Requester) -> list[aio_pika.abc.AbstractIncomingMessage]:
     """What lies in the dead queue, in its order; taken out for good."""
-    return [await requester.take("dead") for _ in range(await requester.depth("dead"))]
+    return await requester.take_all("dead")
 
 
 def unchanged(messages: list[aio_pika.abc.AbstractIncomingMessage]) -> list[tuple[Any, ...]]:

@@ -623,14 +623,5 @@ async def _is_drained(requester: Requester) -> bool:
 
 
 async def requests_queue(requester: Requester, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """What lies in the requests queue, in its order; taken out for good."""
-    taken: list[aio_pika.abc.AbstractIncomingMessage] = []
-
-    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        taken.append(message)
-
-    queue = await requester.channel.get_queue(f"{requester.prefix}.requests", ensure=False)
-    tag = await queue.consume(take, no_ack=True)
-    await until(lambda: len(taken) >= count, "the messages")
-    await queue.cancel(tag)
-    return taken
+    """The messages of the requests queue, in its order, once there are so many; taken out for good."""
+    return await requester.take_all("requests", count)

@@ -14,6 +14,8 @@ import pytest
 
 from tests.acceptance.dead_letter_commands import begin, ott_worker
 from tests.rig import Requester, Rig, messenger, until
+from worker.amqp.connection import connect
+from worker.broker import topology
 from worker.broker.overview import Overview, Settled
 from worker.broker.status_stream import read_workers
 from worker.cli.status_screen import Causes, Screen, print_screen
@@ -29,7 +31,11 @@ NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
 
 @pytest.fixture
 async def worker(rig: Rig) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`ott-worker run`, which publishes its status as the library's parts alone do not."""
+    """`ott-worker run`, which publishes its status as the library's parts alone do not. Where it has to
+    declare the stream first, its first word comes 5 seconds late."""
+    connection = await connect(rig.settings(), "test")
+    await topology.ensure(connection, rig.settings())
+    await connection.close()
     process = await begin(rig.settings(), "run", OTT_ADMIN_PORT="", OTT_GATE_AFTER="1")
     yield process
     if process.returncode is None:

@@ -26,11 +26,13 @@ SCRIPTS = "/usr/lib/rabbitmq/bin"
 TREE = os.environ.get("OTT_TEST_RABBITMQ_ROOT", "")
 START_TIMEOUT = 120.0  # seconds
 REVIVAL_TIMEOUT = 60.0  # seconds
-RUNNING = """
-    case erlang:function_exported(rabbit_nodes, list_running, 0) of
-        true -> rabbit_nodes:list_running();
-        false -> rabbit_nodes:all_running()
-    end."""  # the second one is the word of 3.10
+# What each of the nodes sees, in one question: each run of rabbitmqctl takes a second of a processor.
+SEEN = """
+    Running = case erlang:function_exported(rabbit_nodes, list_running, 0) of
+        true -> list_running;
+        false -> all_running
+    end,
+    [rpc:call(Node, rabbit_nodes, Running, []) || Node <- [{nodes}]]."""  # the second one is the word of 3.10
 TICK = 8  # seconds after which nodes notice that another one is silent; RabbitMQ's default is 60
 
 
@@ -242,8 +244,9 @@ class Cluster:
         if not all([await asyncio.to_thread(node.takes_connections) for node in nodes]):
             return False
         with contextlib.suppress(AssertionError):
-            seen = [(await node.evaluate(RUNNING)).count("rabbit@") for node in nodes]
-            return all(count == len(HOSTS) for count in seen)
+            names = ", ".join(f"'{node.name}'" for node in nodes)
+            seen = await self.nodes[HOSTS[0]].evaluate(SEEN.format(nodes=names))
+            return seen.count("rabbit@") == len(HOSTS) ** 2
         return False
 
     async def leader(self, queue: str) -> ClusterNode:

@@ -112,12 +112,21 @@ def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
     assert done.stderr == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
 
 
-def test_a_wrong_setting_ends_every_command_with_2_and_one_line() -> None:
-    for words in (["run"], ["demo"], ["submit", "-"], ["dead-letters", "list"], ["journal"]):
-        done = ott_worker(*words, OTT_PREFETCH="many")
-        assert (done.returncode, done.stderr) == (2, "ott-worker: OTT_PREFETCH must be a whole number\n"), (
-            words
-        )
+def in_this_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """Run a command that ends at once; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["ott-worker", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
+
+
+@pytest.mark.parametrize("words", ["run", "demo", "submit -", "dead-letters list", "journal"])
+def test_a_wrong_setting_ends_every_command_with_2_and_one_line(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTT_PREFETCH", "many")
+    assert in_this_process(monkeypatch, *words.split()) == 2
+    assert capsys.readouterr().err == "ott-worker: OTT_PREFETCH must be a whole number\n"
 
 
 COMMANDS = ["", "run", "demo", "check", "status", "pause", "resume", "submit", "journal", "sandbox", "schema"]
@@ -126,10 +135,11 @@ COMMANDS += [f"dead-letters {command}" for command in ("list", "show", "replay",
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = ott_worker(*command.split(), "--help")
-    assert done.returncode == 0
-    assert "Example:" in done.stdout
+def test_every_command_has_help_with_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_this_process(monkeypatch, *command.split(), "--help") == 0
+    assert "Example:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

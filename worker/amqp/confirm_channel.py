@@ -28,9 +28,6 @@ from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutab
 from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
-# When a stream's leader dies, a channel may never get its confirms; a new channel gets them. Records that are
-# published twice do no harm. The time-out doubles with each attempt, so that a slow broker can keep up.
-STREAM_CONFIRM_TIMEOUT: Final = 3.0  # seconds
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
 SWEEP_INTERVAL: Final = 1.0  # seconds between checks for overdue confirms
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
@@ -51,7 +48,6 @@ class Message:
     properties: Properties
     body: bytes
     external: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
-    stream: bool = False  # to a stream: goes on a channel that carries nothing else
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +72,6 @@ class ConfirmChannel:
     name: str
     events: EventListener
     missing: asyncio.Event = field(default_factory=asyncio.Event)
-    is_for_streams: bool = False
     publishes_again: bool = True
     confirmed_at: float = 0.0
     _connection: Connection | None = None
@@ -93,7 +88,6 @@ class ConfirmChannel:
     _renew_at: float = 0.0
     _draining: set["asyncio.Task[None]"] = field(default_factory=set)
     _stuck: bool = False
-    _overdue_rounds: int = 0
 
     def __len__(self) -> int:
         return len(self._outbox) + len(self._sent) + len(self._later)
@@ -180,22 +174,13 @@ class ConfirmChannel:
                 pending.sent_at = now
             return
         oldest = next(iter(self._sent.values()), None)
-        if oldest is None or oldest.sent_at > now - self._confirm_timeout or self._connection is None:
+        if oldest is None or oldest.sent_at > now - CONFIRM_TIMEOUT or self._connection is None:
             return
         if self._connection.heard_at < oldest.sent_at:
             # The peer is gone. Without heartbeats nothing else would show it.
             self._connection.abort()
-        elif self.is_for_streams:
-            self._overdue_rounds += 1
-            self._stuck, self._renew_at = True, now
         else:
-            self._publish_overdue_again(now - self._confirm_timeout)
-
-    @property
-    def _confirm_timeout(self) -> float:
-        if not self.is_for_streams:
-            return CONFIRM_TIMEOUT
-        return ceiling(self._overdue_rounds + 1, STREAM_CONFIRM_TIMEOUT, CONFIRM_TIMEOUT)
+            self._publish_overdue_again(now - CONFIRM_TIMEOUT)
 
     def _publish_overdue_again(self, sent_before: float) -> None:
         for tag, pending in list(self._sent.items()):
@@ -296,7 +281,6 @@ class ConfirmChannel:
         if pending is None:
             return
         self._tags.pop(pending.key, None)
-        self._overdue_rounds = 0
         if pending.future.done():
             return
         self.confirmed_at = asyncio.get_running_loop().time()

@@ -7,7 +7,7 @@ does not take the message within a minute.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from worker.amqp.confirm_channel import ConfirmChannel, Message
@@ -32,21 +32,26 @@ class Publisher:
     """Publishes on its own connection, which it opens again for as long as it runs.
 
     It keeps the order of what is sent on each of its channels. One is for our own queues, one for queues that
-    requesters name, so that a forbidden or broken `reply_to` disturbs nothing else, and one for streams:
-    before RabbitMQ 4.0, confirmed records are lost with a stream's leader if their channel serves queues too.
+    requesters name, so that a forbidden or broken `reply_to` disturbs nothing else, and one for each stream:
+    when a stream's leader dies, RabbitMQ before 4.0 sends again what is unconfirmed, by the channel's numbers
+    instead of the stream's. Where they differ, further records are confirmed and not written.
     Direct replies have a connection of their own, because RabbitMQ ends the connection if it cannot decode an
     address.
     """
 
-    def __init__(self, settings: Settings, events: EventListener, declare: Declare) -> None:
+    def __init__(
+        self, settings: Settings, events: EventListener, declare: Declare, streams: Iterable[str] = ()
+    ) -> None:
+        """`streams` are the names of those to publish to."""
         self._settings = settings
         self._events = events
         self._declare = declare
         self._missing = asyncio.Event()
         self._own = ConfirmChannel("own", events, self._missing)
         self._external = ConfirmChannel("external", events)
-        self._streams = ConfirmChannel("streams", events, self._missing, is_for_streams=True)
+        self._streams = {name: ConfirmChannel(name, events, self._missing) for name in streams}
         self._direct = ConfirmChannel("direct replies", events)
+        self._served = (self._own, self._external, *self._streams.values())
         self._task: asyncio.Task[None] | None = None
         self._direct_task: asyncio.Task[None] | None = None
 
@@ -68,7 +73,7 @@ class Publisher:
     @property
     def waiting(self) -> int:
         """Messages not confirmed yet."""
-        return sum(len(channel) for channel in (self._own, self._external, self._streams, self._direct))
+        return sum(len(channel) for channel in (*self._served, self._direct))
 
     def start(self) -> None:
         """Begin to connect, in the background."""
@@ -81,7 +86,7 @@ class Publisher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for channel in (self._own, self._external, self._streams, self._direct):
+        for channel in (*self._served, self._direct):
             channel.abandon()
 
     def send(self, message: Message) -> "asyncio.Future[None]":
@@ -89,9 +94,9 @@ class Publisher:
         Unroutable or PublishRefused instead. Cancel the future to give the message up."""
         if message.external and is_direct_reply(message.routing_key):
             return self._send_direct(message)
-        if message.stream:
-            return self._streams.send(message)
-        return (self._external if message.external else self._own).send(message)
+        if message.external:
+            return self._external.send(message)
+        return self._streams.get(message.routing_key, self._own).send(message)
 
     def _send_direct(self, message: Message) -> "asyncio.Future[None]":
         if not is_well_formed(message.routing_key):
@@ -128,8 +133,7 @@ class Publisher:
 
     async def _serve(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
-            channels = (self._own, self._external, self._streams)
-            served = [group.create_task(channel.serve(connection)) for channel in channels]
+            served = [group.create_task(channel.serve(connection)) for channel in self._served]
             served.append(group.create_task(self._redeclare(connection)))
             await connection.lost
             for task in served:

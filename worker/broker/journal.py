@@ -64,7 +64,7 @@ class Journal:
         properties = build(
             content_type=CONTENT_TYPE, type=JOURNAL_TYPE, headers={CLOCK_HEADER: self._clock.latest}
         )
-        sent = self._publisher.send(Message("", self._stream, properties, body, stream=True))
+        sent = self._publisher.send(Message("", self._stream, properties, body))
         sent.add_done_callback(lambda sent: self._sent(sent, batch))
 
     def _sent(self, sent: "asyncio.Future[None]", batch: "list[asyncio.Future[None]]") -> None:

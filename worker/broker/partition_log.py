@@ -144,7 +144,7 @@ class PartitionLog:
         read: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._marks[mark] = read
         try:
-            await self._publisher.send(Message("", self._stream, _PROPERTIES, body, stream=True))
+            await self._publisher.send(Message("", self._stream, _PROPERTIES, body))
             return await read
         finally:
             self._marks.pop(mark, None)

@@ -45,6 +45,7 @@ class PartitionState:
     next_offset: int = 0
     epoch: int = 0  # the newest that was claimed
     partitions: int = 0  # so many that router routes into
+    most_partitions: int = 0  # that any router has claimed
 
     def __post_init__(self) -> None:
         self.barriers: dict[int, Barrier] = {}
@@ -67,6 +68,7 @@ class PartitionState:
                 # The offset grows from claim to claim, unless somebody has deleted the stream.
                 self.epoch = max(self.epoch + 1, entry.offset + 1)
                 self.partitions = claimed
+                self.most_partitions = max(self.most_partitions, claimed)
 
 
 class PartitionLog:
@@ -90,8 +92,8 @@ class PartitionLog:
 
     @property
     def partitions(self) -> frozenset[int]:
-        """All that ever had a barrier: only those can hold requests."""
-        return frozenset(self._state.barriers)
+        """All into which any router may have put something: a barrier at least, and then requests."""
+        return frozenset(self._state.barriers) | frozenset(range(1, self._state.most_partitions + 1))
 
     async def claim(self, partitions: int) -> int:
         """Claim an epoch, for a router with so many partitions: higher than all that were claimed before."""

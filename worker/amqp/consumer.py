@@ -5,6 +5,7 @@ subscription has ended, the broker has the delivery back, and settling it does n
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from bisect import bisect_left
@@ -21,7 +22,8 @@ from worker.errors import BrokerUnreachable
 
 HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
 RPC_TIMEOUT = 5.0  # seconds
-# Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns.
+# Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns. Yet
+# shorter than the 45 s after which nodes that do not see each other may give the deliveries to somebody else.
 LEASE_TIMEOUT = 30.0  # seconds
 LEASE_RETRY_INTERVAL = 0.5  # seconds, where the queue's leader did not answer
 LEASE_RENEWAL_INTERVAL = 3.0  # seconds, with the longest lease
@@ -30,7 +32,7 @@ LEASE_RENEWAL_INTERVAL = 3.0  # seconds, with the longest lease
 LEASE = 8.0  # seconds; the longest
 LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
 
-BARRIER = "barrier"  # consumer tag
+FLUSH, VOTE = "flush", "vote"  # consumer tags
 
 DELIVERY_COUNT = "x-delivery-count"
 COUNTS = frozenset({DELIVERY_COUNT, "x-acquired-count"})  # the queue's own headers; the second since 4.3
@@ -109,8 +111,11 @@ class Subscription:
         self._is_withholding = False
         self._flushing = False
         self._has_settled = False
+        self._heard_at = 0.0
         self._lease_renewed_at = 0.0
         self._lease_renewed = asyncio.Event()
+        self._lease_wanted = asyncio.Event()
+        self._renewing = asyncio.Lock()
         self._lease_task: asyncio.Task[None] | None = None
 
     @property
@@ -119,9 +124,9 @@ class Subscription:
         return self._connection
 
     @property
-    def lease_age(self) -> float:
-        """Seconds since the broker last confirmed, at the earliest, that this consumer is alive."""
-        return time.monotonic() - self._lease_renewed_at
+    def silence(self) -> float:
+        """Seconds since the queue's leader was last known to count this consumer as alive."""
+        return time.monotonic() - self._heard_at
 
     @property
     def unsettled(self) -> int:
@@ -173,7 +178,7 @@ class Subscription:
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
                 await channel.basic_consume(self._queue, no_callback, arguments=self._arguments)
-        self._lease_renewed_at = asked_at
+        self._heard_at = self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
 
     def ack(self, delivery: Delivery) -> None:
@@ -197,22 +202,19 @@ class Subscription:
             self._flush_soon()
 
     async def ensure_lease(self) -> None:
-        """Return at once while the broker is known to count this consumer as alive, else when the lease is
-        renewed. A worker that was frozen must not make a call for deliveries that it has lost."""
+        """Return at once while the queue is known to count this consumer as alive, else when that is
+        confirmed. A worker that was frozen, or is cut off with a few of the broker's nodes, must not make a
+        call for deliveries that it has lost."""
         while time.monotonic() - self._lease_renewed_at > self._lease:
+            self._lease_wanted.set()
             await self._lease_renewed.wait()
 
     async def renew_lease(self) -> None:
-        """Ask the broker whether this consumer is alive, and return when it says so. Raises
+        """Ask the queue whether this consumer is alive, and return when it says so. Raises
         BrokerUnreachable: it has ended, or the broker does not answer."""
         channel = self._channel
         while channel is not None and not self.ended.done():
-            asked_at = time.monotonic()
-            with broker_errors("The lease could not be renewed"):
-                async with asyncio.timeout(LEASE_TIMEOUT):
-                    consumers = await self._round_trip(channel)
-            if consumers:
-                self._lease_renewed_at = asked_at
+            if await self._renew(channel, by_majority=True):
                 return
             await asyncio.sleep(LEASE_RETRY_INTERVAL)
         raise BrokerUnreachable("The subscription has ended")
@@ -295,36 +297,59 @@ class Subscription:
 
     async def _until_settled(self, channel: Channel) -> None:
         """Wait until the queue has taken all acknowledgements. The broker's channel holds some of them back
-        until the queue has taken the first ones, and drops them if the channel is closed meanwhile. Adding
-        and cancelling a consumer passes through the queue behind the first ones, and the others follow.
-        Cancelling the real consumer could let another start on what lies behind our unsettled deliveries."""
+        until the queue has taken the first ones, and drops them if the channel is closed meanwhile. What
+        passes through the queue goes behind the first ones, and the others follow."""
         if self._has_settled:
-            await channel.basic_consume(self._queue, no_callback, consumer_tag=BARRIER)
-            await channel.basic_cancel(BARRIER)
+            await self._pass_through_queue(channel, FLUSH)
             await self._round_trip(channel)
 
     async def _keep_lease(self) -> None:
+        """Renew the lease while there are deliveries, and ask for the depth at any time."""
         channel = self._channel
         assert channel is not None
         while True:
-            asked_at = time.monotonic()
+            self._lease_wanted.clear()
             try:
-                with broker_errors("The lease could not be renewed"):
-                    async with asyncio.timeout(LEASE_TIMEOUT):
-                        consumers = await self._round_trip(channel)
+                heard = await self._renew(channel, by_majority=bool(self._unsettled))
             except BrokerUnreachable as error:
                 self._end(str(error))
                 return
-            if consumers:
-                self._lease_renewed_at = asked_at
-                self._lease_renewed.set()
-                self._lease_renewed.clear()
-                await asyncio.sleep(LEASE_RENEWAL_INTERVAL * self._lease / LEASE)
-            elif self.lease_age > LEASE_TIMEOUT:
+            if heard:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LEASE_RENEWAL_INTERVAL * self._lease / LEASE):
+                        await self._lease_wanted.wait()
+            elif self.silence > LEASE_TIMEOUT:
                 self._end("the queue's leader does not answer")
                 return
             else:
                 await asyncio.sleep(LEASE_RETRY_INTERVAL)
+
+    async def _renew(self, channel: Channel, *, by_majority: bool) -> bool:
+        """Whether the queue's leader counts this consumer as alive. A leader that is cut off from the others
+        goes on answering while they give the deliveries to somebody else. So only what most of the queue's
+        nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
+        async with self._renewing:
+            asked_at = time.monotonic()
+            with broker_errors("The lease could not be renewed"):
+                async with asyncio.timeout(LEASE_TIMEOUT):
+                    if not await self._round_trip(channel):
+                        return False
+            if by_majority:
+                with broker_errors("The nodes of the queue do not agree, as in a network partition"):
+                    async with asyncio.timeout(LEASE_TIMEOUT):
+                        await self._pass_through_queue(channel, VOTE)
+                self._lease_renewed_at = asked_at
+                self._lease_renewed.set()
+                self._lease_renewed.clear()
+            self._heard_at = asked_at
+            return True
+
+    async def _pass_through_queue(self, channel: Channel, tag: str) -> None:
+        """Add and cancel a consumer, and return when most nodes of the queue have taken it into their log.
+        It waits behind the real consumer, whose cancelling could let another start on what lies behind our
+        unsettled deliveries."""
+        await channel.basic_consume(self._queue, no_callback, consumer_tag=tag)
+        await channel.basic_cancel(tag)
 
     async def _round_trip(self, channel: Channel) -> int:
         """The number of the queue's consumers. RabbitMQ reports no consumers and no messages if the queue's

@@ -75,8 +75,8 @@ class Health:
             return True, f"paused by {pause.by}: {pause.why}"
         if subscription is None:
             return False, "not subscribed"
-        if subscription.lease_age > LEASE:
-            return False, f"the broker has not answered for {subscription.lease_age:.0f} s"
+        if subscription.silence > LEASE:
+            return False, f"the broker has not answered for {subscription.silence:.0f} s"
         return True, "active" if self._phase.is_active else "subscribed, no delivery yet: idle or standing by"
 
     def _publisher(self) -> tuple[bool, str]:

@@ -9,29 +9,32 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from tests.faults.cluster import TICK, ClusterNode
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import Fault
+from tests.faults.faults import QUICK_GATE, Fault
 from tests.faults.load import wait_for
-from tests.faults.network import HOSTS
+from tests.faults.network import HOSTS, HUB
 
 ClusterStrike = Callable[[ClusterWorld], Awaitable[float]]
 ANSWER_TIMEOUT = 60.0  # seconds for the first reply after a fault
 # A partition is noticed within one and a quarter ticks; then a minority pauses.
 PARTED_FOR = TICK * 1.25 + 3
+PROBED_WITHIN = 2  # seconds; longer than a worker waits before it tries a call again
 
 CLUSTER_FAULTS: dict[str, Fault] = {}
 
 
 def _fault(name: str) -> Callable[[ClusterStrike], ClusterStrike]:
     def note(strike: ClusterStrike) -> ClusterStrike:
-        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike)
+        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike, environment={"FAULTS_CLOCKS": QUICK_GATE})
         return strike
 
     return note
 
 
 async def _goes_on(world: ClusterWorld, since: float) -> float:
-    """Wait for the first reply made after the fault, and heal; later replies say nothing of the fault."""
-    await world.recovered(since, ANSWER_TIMEOUT)
+    """Wait for the first reply made after the fault, and heal; later replies say nothing of the fault. Where
+    the nodes go on in parts, replies may wait on the side that nobody reads from."""
+    if not world.cluster.stays_apart:
+        await world.recovered(since, ANSWER_TIMEOUT)
     await world.cluster.revive()
     return since
 
@@ -133,6 +136,24 @@ async def part_worker(world: ClusterWorld) -> float:
     await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
     node = world.node_of(world.workers.active or world.workers.running[0])
     return await _part(world, [node.number], _others(node))
+
+
+@_fault("partition: leader and worker | rest, Marketing Cloud back first")
+async def part_from_all(world: ClusterWorld) -> float:
+    """When the worker can make its calls again, others have registered newer versions."""
+    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
+    node = world.node_of(world.workers.active or world.workers.running[0])
+    queue = f"{world.prefix}.requests"
+    if await world.cluster.leader(queue) is not node:
+        await world.cluster.transfer(queue, node)
+    network = world.cluster.network
+    parted_at = time.time()
+    await asyncio.to_thread(network.cut, [node.number], [*_others(node), HUB])
+    await world.recovered(parted_at + 1, ANSWER_TIMEOUT)
+    await asyncio.to_thread(network.join, [node.number], [HUB])
+    await asyncio.sleep(PROBED_WITHIN)
+    await world.cluster.revive()
+    return time.time()
 
 
 @_fault("partition: partial")

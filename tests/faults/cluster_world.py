@@ -41,7 +41,10 @@ class ClusterWorld(World):
         self.sandbox_host = cluster.network.address(HUB)
 
     def enter_host(self, worker: int) -> Sequence[str]:
-        return self.cluster.network.enter(_host(worker))
+        """On its host, and with the node there first in its OTT_AMQP_URL."""
+        nearest = sorted(self.cluster.nodes.values(), key=lambda node: node.number != _host(worker))
+        urls = ",".join(node.url for node in nearest)
+        return [*self.cluster.network.enter(_host(worker)), "env", f"OTT_AMQP_URL={urls}"]
 
     def node_of(self, worker: Worker) -> ClusterNode:
         """The node on the worker's host."""

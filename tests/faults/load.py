@@ -20,6 +20,7 @@ from worker.contract.registration import SECRET_FIELDS
 IN_FLIGHT = 100  # publishes
 CONFIRM_TIMEOUT = 15.0  # seconds; then it is unknown, and published again
 CONNECT_TIMEOUT = 5.0  # seconds
+HEARTBEAT = 5  # seconds
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 # aiormq has many words for a peer that goes away: StopAsyncIteration and a bare Exception are among them.
 BROKER_ERRORS = (Exception,)
@@ -224,7 +225,8 @@ class Load:
 
     async def _connect(self) -> aio_pika.abc.AbstractConnection:
         urls = self.url.split(",")
-        return await aio_pika.connect(urls[next(self._turns) % len(urls)], timeout=CONNECT_TIMEOUT)
+        url = urls[next(self._turns) % len(urls)]
+        return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, heartbeat=HEARTBEAT)
 
     async def _read_replies(self) -> None:
         await asyncio.gather(self._read(self.reply_queue, declare=True), self._read(f"{self.prefix}.replies"))

@@ -66,11 +66,16 @@ class Network:
                 )  # fmt: skip
                 self._cuts.add((here, there))
 
+    def join(self, side: Iterable[int], other: Iterable[int]) -> None:
+        """Undo the cuts between two sides."""
+        for a, b in itertools.product(side, other):
+            for here, there in self._cuts & {(a, b), (b, a)}:
+                self._on(here, "neigh", "del", self.address(there), "dev", self._device(here))
+                self._cuts.remove((here, there))
+
     def heal(self) -> None:
         """Undo every cut."""
-        while self._cuts:
-            here, there = self._cuts.pop()
-            self._on(here, "neigh", "del", self.address(there), "dev", self._device(here))
+        self.join((HUB, *HOSTS), (HUB, *HOSTS))
 
     def _build(self) -> None:
         bridge = f"{self._name}-br"

@@ -211,10 +211,12 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         try:
+            # In RabbitMQ 4 the first node waits until it has heard of the others. Before, it founds a cluster
+            # that they join, and two that start together may found one each.
             for node in self.nodes.values():
-                # One after the other: the first one founds the cluster that the others join.
                 await node.start()
-                await node.answers()
+                if not TREE:
+                    await node.answers()
             await self.whole()
         except BaseException:
             await self.__aexit__()

@@ -169,7 +169,8 @@ async def test_removing_that_stops_early_keeps_the_order(connection: Connection,
                 if int(delivery.body) % 2:
                     await browser.remove(delivery)
                     left.remove(int(delivery.body))
-        assert await bodies(connection, queue) == left
+        assert await depth(connection, queue) == len(left)
+        assert await bodies(connection, queue, len(left)) == left
         await _fill(connection, queue)
 
 

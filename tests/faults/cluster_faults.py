@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from tests.faults.cluster import TICK, ClusterNode
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import QUICK_GATE, Fault
+from tests.faults.faults import PARTITIONED, QUICK_GATE, Fault
 from tests.faults.load import wait_for
 from tests.faults.network import HOSTS, HUB
 
@@ -22,9 +22,17 @@ PROBED_WITHIN = 2  # seconds; longer than a worker waits before it tries a call 
 CLUSTER_FAULTS: dict[str, Fault] = {}
 
 
-def _fault(name: str) -> Callable[[ClusterStrike], ClusterStrike]:
+def _fault(name: str, **environment: str) -> Callable[[ClusterStrike], ClusterStrike]:
+    """Note a strike under this name. After each one, a replay must be decided rightly."""
+
     def note(strike: ClusterStrike) -> ClusterStrike:
-        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike, environment={"FAULTS_CLOCKS": QUICK_GATE})
+        async def strike_and_replay(world: ClusterWorld) -> float:
+            healed_at = await strike(world)
+            await world.replay()
+            return healed_at
+
+        settings = {"FAULTS_CLOCKS": QUICK_GATE, **environment}
+        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike_and_replay, environment=settings)
         return strike
 
     return note
@@ -71,9 +79,21 @@ def _others(*nodes: ClusterNode) -> list[int]:
     return [host for host in HOSTS if host not in {node.number for node in nodes}]
 
 
+@_fault("8 partitions: kill -9 of the leader of requests", **PARTITIONED)
 @_fault("kill -9 of the leader of requests")
 async def kill_requests_leader(world: ClusterWorld) -> float:
     return await _crash(world, await world.cluster.leader(f"{world.prefix}.requests"))
+
+
+@_fault("8 partitions: kill -9 of a partition's leader", **PARTITIONED)
+async def kill_partition_leader(world: ClusterWorld) -> float:
+    partition = world.rng.randint(1, int(PARTITIONED["OTT_PARTITIONS"]))
+    return await _crash(world, await world.cluster.leader(f"{world.prefix}.requests.{partition}"))
+
+
+@_fault("8 partitions: kill -9 of the leader of their stream", **PARTITIONED)
+async def kill_partition_log_leader(world: ClusterWorld) -> float:
+    return await _crash(world, await world.cluster.leader(f"{world.prefix}.partitions"))
 
 
 @_fault("kill -9 of the leader of the journal")
@@ -131,6 +151,7 @@ async def part_leader(world: ClusterWorld) -> float:
     return await _part(world, [leader.number], _others(leader))
 
 
+@_fault("8 partitions: router on the minority's side", **PARTITIONED)
 @_fault("partition: worker on the minority's side")
 async def part_worker(world: ClusterWorld) -> float:
     await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)

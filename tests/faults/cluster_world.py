@@ -1,20 +1,26 @@
 """A deployment on a cluster: each worker runs on the host of one node and knows all three addresses."""
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import aio_pika
 import aio_pika.exceptions
 
 from tests.faults.checker import Findings
 from tests.faults.cluster import Cluster, ClusterNode
+from tests.faults.load import old_body
 from tests.faults.network import HOSTS, HUB
 from tests.faults.workers import Worker
 from tests.faults.world import World
+from worker.contract.words import RECEIVED_AT_HEADER, REPLAY_KEY, REQUEST_ID_HEADER
 
 JOURNAL_TIMEOUT = 60.0  # seconds
+REPLAY_TIMEOUT = 60.0  # seconds until replays are answered
 ENVIRONMENT = {"OTT_ADMIN_PORT": "", "OTT_MC_INSECURE_HTTP": "true"}
 
 
@@ -38,6 +44,8 @@ class ClusterWorld(World):
             environment={**ENVIRONMENT, **(environment or {})},
         )
         self.cluster = cluster
+        self._replays = itertools.count()
+        self._begun_at = datetime.now(UTC).isoformat()
         self.sandbox_host = cluster.network.address(HUB)
 
     def enter_host(self, worker: int) -> Sequence[str]:
@@ -62,6 +70,39 @@ class ClusterWorld(World):
             findings.lost += len(missing)
             findings.broken.append(f"{len(missing)} answered without a record, such as {sorted(missing)[:3]}")
         return findings
+
+    async def replay(self) -> None:
+        """Replay two letters: one of a page that has been registered since must be superseded, and a recent
+        one of another page registered. The worker decides by the journal, which must be whole for that."""
+        registered = [request.resource for request in self.load.sent if request.id in self.load.answered]
+        known = next((resource for resource in reversed(registered) if resource), None)
+        number = next(self._replays)
+        wanted = {f"replay-{number}-new": ("registered", str(3 * 10**9 + number))}
+        if known is not None:
+            wanted[f"replay-{number}-old"] = ("superseded", known)
+        nodes = [node for node in self.cluster.running if await asyncio.to_thread(node.takes_connections)]
+        async with await aio_pika.connect(nodes[0].url) as connection:
+            channel = await connection.channel()
+            entry = await channel.get_exchange(self.prefix)
+            answers = await channel.declare_queue(exclusive=True)
+            for request_id, (_, resource) in wanted.items():
+                received_at = self._begun_at if resource == known else datetime.now(UTC).isoformat()
+                letter = aio_pika.Message(
+                    old_body(resource),
+                    message_id=request_id,
+                    reply_to=answers.name,
+                    delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                    headers={RECEIVED_AT_HEADER: received_at, REQUEST_ID_HEADER: request_id},
+                )
+                await entry.publish(letter, REPLAY_KEY)
+            told = {}
+            async with asyncio.timeout(REPLAY_TIMEOUT), answers.iterator(no_ack=True) as replies:
+                async for reply in replies:
+                    document = json.loads(reply.body)
+                    told[document["requestId"]] = document["status"]
+                    if told.keys() == wanted.keys():
+                        break
+        assert told == {request_id: status for request_id, (status, _) in wanted.items()}, told
 
     async def _journal(self) -> list[str]:
         """As for one node. A node that has just come back may not show its replica of a stream yet."""

@@ -84,6 +84,11 @@ def request(request_id: str, resource: str, rng: random.Random) -> Sent:
     return Sent(request_id, _body(resource, 1, canaries(rng.randrange(2**32))), resource, 1)
 
 
+def old_body(resource: str) -> bytes:
+    """A registration older than the first version."""
+    return _body(resource, 0, {})
+
+
 def _body(resource: str, version: int, secrets: dict[str, str], **more: Any) -> bytes:
     line = int(resource) % 2
     example, kind = (LINE, "channel") if line else (MESSENGER, "page")
@@ -170,12 +175,16 @@ class Load:
 
     async def reply_after(self, moment: float, timeout: float = 60.0) -> float | None:
         """Wait for a reply that was made after `moment`; the seconds from then until it was read. None where
-        nothing is left to answer."""
+        all that was sent is answered, confirmed or not."""
 
         def first() -> Reply | None:
             return next((reply for reply in self.replies if reply.completed_at > moment), None)
 
-        await wait_for(lambda: first() or not self.unanswered(), "a reply", timeout)
+        def all_answered() -> bool:
+            done = self.answered | self.given_up | self.may_miss
+            return all(request.id in done for request in self.sent)
+
+        await wait_for(lambda: first() or all_answered(), "a reply", timeout)
         reply = first()
         return reply.at - moment if reply is not None else None
 

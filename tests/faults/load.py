@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any, Self
 
 import aio_pika
+from yarl import URL
 
 from tests.rig import LINE, MESSENGER
 from worker.contract.registration import SECRET_FIELDS
@@ -234,8 +235,8 @@ class Load:
 
     async def _connect(self) -> aio_pika.abc.AbstractConnection:
         urls = self.url.split(",")
-        url = urls[next(self._turns) % len(urls)]
-        return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, heartbeat=HEARTBEAT)
+        url = URL(urls[next(self._turns) % len(urls)]).update_query(heartbeat=HEARTBEAT)
+        return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT)
 
     async def _read_replies(self) -> None:
         await asyncio.gather(self._read(self.reply_queue, declare=True), self._read(f"{self.prefix}.replies"))

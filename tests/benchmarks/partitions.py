@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import os
 import secrets
-import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import aio_pika
 
@@ -21,7 +22,11 @@ from tests.benchmarks.process import Process
 from tests.rig import DEFAULT_URL, delete_objects, messenger
 from worker.amqp.connection import connect
 from worker.broker import topology
-from worker.broker.partition_log import read_partition_state
+from worker.broker.control_stream import publish_order
+from worker.broker.status_stream import read_workers
+from worker.contract.control import Order
+from worker.contract.resource import Resource
+from worker.pipeline.router import partition_of
 from worker.settings import Settings, load_settings
 
 LATENCY = 0.05  # seconds that the upstream takes
@@ -51,6 +56,8 @@ async def _measure(url: str, workers: int, partitions: int, prefetch: int, reque
             await topology.ensure(connection, settings)
             await connection.close()
             await _fill(url, f"{prefix}.requests", requests)
+            # They all begin together.
+            await publish_order(settings, _order("pause"))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             variables = {
                 "OTT_AMQP_URL": url,
@@ -68,16 +75,25 @@ async def _measure(url: str, workers: int, partitions: int, prefetch: int, reque
                 stack.enter_context(Process(command, variables, folder / f"{number}.log"))
                 for number in range(workers)
             ]
+            while len(await read_workers(settings)) < workers:
+                await asyncio.sleep(0.1)
+            await publish_order(settings, _order("resume"))
             await _until(upstream, int(requests * WARM))
-            begun, first, cpu = time.perf_counter(), upstream.requests, _cpu(processes)
+            begun, first = time.perf_counter(), upstream.requests
+            before = [process.cpu() for process in processes]
             await _until(upstream, int(requests * 0.97))
             seconds, done = time.perf_counter() - begun, upstream.requests - first
-            spent = (_cpu(processes) - cpu) / done
-            spread = "-" if partitions == 1 else await _spread(settings, workers)
-            return f"| {workers} | {partitions} | {done / seconds:.0f} | {spent:.0f} | {spread} |"
+            spent = {p.pid: (p.cpu() - cpu) / done for p, cpu in zip(processes, before, strict=True)}
+            columns = [workers, partitions, f"{done / seconds:.0f}", f"{sum(spent.values()):.0f}"]
+            columns += ["-", "-", "-"] if partitions == 1 else await _shares(settings, workers, spent)
+            return f"| {' | '.join(map(str, columns))} |"
         finally:
             stack.close()
             await delete_objects(url, prefix)
+
+
+def _order(order: Literal["pause", "resume"]) -> Order:
+    return Order.now(order, "all workers begin together", by="benchmark")
 
 
 async def _until(upstream: Upstream, requests: int) -> None:
@@ -87,16 +103,27 @@ async def _until(upstream: Upstream, requests: int) -> None:
         await asyncio.sleep(0.01)
 
 
-def _cpu(processes: list[Process]) -> float:
-    return sum(process.cpu() for process in processes)
-
-
-async def _spread(settings: Settings, workers: int) -> str:
-    """Partitions of the busiest worker, by those of the average one."""
-    owners = list((await read_partition_state(settings)).owners.values())
-    counts = [owners.count(owner) for owner in set(owners)]
-    counts += [0] * (workers - len(counts))
-    return f"{max(counts) / statistics.mean(counts):.2f}"
+async def _shares(settings: Settings, workers: int, spent: dict[int, float]) -> list[str]:
+    """What the router spends on a request, what a partition's worker does, and the requests of the busiest
+    worker by those of the average one. `spent` has the microseconds for each request of each process."""
+    homes = Counter(
+        partition_of(Resource(None, "messenger", str(10**9 + n)), settings.partitions)
+        for n in range(RESOURCES)
+    )
+    shares = dict.fromkeys(spent, 0.0)
+    for worker in await read_workers(settings):
+        pid = int(worker.place.rpartition(":")[2])
+        shares[pid] = sum(homes[partition] for partition in worker.partitions) / RESOURCES
+    spread = f"{max(shares.values()) * workers:.2f}"
+    if workers == 1:
+        return ["-", "-", spread]
+    # Each spends the same on a request of its partitions; the router, the busiest for its share, has more.
+    costs = []
+    for router, own in spent.items():
+        settling = (sum(spent.values()) - own) / max(1 - shares[router], 0.01)
+        costs.append((own - shares[router] * settling, settling))
+    routing, settling = max(costs)
+    return [f"{routing:.0f}", f"{settling:.0f}", spread]
 
 
 def main() -> None:
@@ -109,8 +136,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--url", default=os.environ.get("OTT_AMQP_URL", DEFAULT_URL))
     given = parser.parse_args()
-    print("| workers | partitions | requests/s | CPU µs a request, all workers | busiest ÷ mean |")
-    print("|---|---|---|---|---|", flush=True)
+    print(
+        "| workers | partitions | requests/s | CPU µs a request, all workers | router | partition "
+        "| busiest ÷ mean |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
     rows = [(1, 1), *((workers, given.partitions) for workers in given.workers)]
     for workers, partitions in rows:
         row = _measure(given.url, workers, partitions, given.prefetch, given.requests)

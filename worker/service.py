@@ -50,9 +50,9 @@ class Service:
         self._tracing = tracing
         self._clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
         self._catch_up = CatchUp(settings, self._clock, events)
-        self._replay_guard = ReplayGuard(settings, self._catch_up, events)
         self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
         journal = Journal(self.publisher, names, self._clock) if settings.journal else None
+        self._replay_guard = ReplayGuard(settings, journal, self._catch_up, events)
         seals = Seals(settings)
         self._parser = RequestParser(settings, seals)
         self._settler = Settler(self.publisher, journal, names, seals, events, tracing)

@@ -95,14 +95,15 @@ class ClusterWorld(World):
                     headers={RECEIVED_AT_HEADER: received_at, REQUEST_ID_HEADER: request_id},
                 )
                 await entry.publish(letter, REPLAY_KEY)
-            told = {}
+            told, replied = {}, []
             async with asyncio.timeout(REPLAY_TIMEOUT), answers.iterator(no_ack=True) as replies:
                 async for reply in replies:
                     document = json.loads(reply.body)
+                    replied.append(document)
                     told[document["requestId"]] = document["status"]
                     if told.keys() == wanted.keys():
                         break
-        assert told == {request_id: status for request_id, (status, _) in wanted.items()}, told
+        assert told == {request_id: status for request_id, (status, _) in wanted.items()}, replied
 
     async def _journal(self) -> list[str]:
         """As for one node. A node that has just come back may not show its replica of a stream yet."""

@@ -2,12 +2,14 @@
 
 Records that settle while a batch is on its way form the next batch, so the journal costs one publish
 for many requests under load, and none waits for a timer. A message holds one record a line, and in a
-header how far the worker's clock had come: no record up to here was received later than that.
+header how far the worker's clock had come: no record up to here was received later than that. A message
+without a record is a mark: whoever reads it has read all that was confirmed before it was written.
 """
 
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
+from uuid import uuid4
 
 from worker.amqp.confirm_channel import Message
 from worker.amqp.properties import build
@@ -55,17 +57,28 @@ class Journal:
             self._send()
         return written
 
+    async def mark(self) -> str:
+        """Write a message without a record, and return its message id once the broker has confirmed it."""
+        mark = uuid4().hex
+        await self._publish(b"", mark)
+        return mark
+
     def _send(self) -> None:
         if not self._next:
             return
         batch, body = self._next, b"\n".join(self._lines)
         self._lines, self._size, self._next = [], 0, []
         self._on_its_way += 1
+        self._publish(body).add_done_callback(lambda sent: self._sent(sent, batch))
+
+    def _publish(self, body: bytes, message_id: str | None = None) -> "asyncio.Future[None]":
         properties = build(
-            content_type=CONTENT_TYPE, type=JOURNAL_TYPE, headers={CLOCK_HEADER: self._clock.latest}
+            content_type=CONTENT_TYPE,
+            type=JOURNAL_TYPE,
+            message_id=message_id,
+            headers={CLOCK_HEADER: self._clock.latest},
         )
-        sent = self._publisher.send(Message("", self._stream, properties, body))
-        sent.add_done_callback(lambda sent: self._sent(sent, batch))
+        return self._publisher.send(Message("", self._stream, properties, body))
 
     def _sent(self, sent: "asyncio.Future[None]", batch: "list[asyncio.Future[None]]") -> None:
         self._on_its_way -= 1

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -63,6 +63,14 @@ class JournalReader:
             async for entry in entries:
                 newest = entry
         return newest
+
+    async def catch_up(self, mark: Callable[[], Awaitable[str]]) -> None:
+        """Return when reading shows all that was confirmed before this call. A replica of the stream lags
+        behind when its node has just come back. `mark` writes a message and returns its id."""
+        async with self._consumer("last", PREFETCH) as consumer, asyncio.timeout(RPC_TIMEOUT):
+            written = await mark()
+            while written not in await consumer.message_ids():
+                await consumer.more()
 
     async def read(self, start: Start, *, reach: int = -1, prefetch: int = PREFETCH) -> Entries:
         """The entries from `start` to all that was confirmed when this began, and at least to the
@@ -166,6 +174,13 @@ class _StreamConsumer:
             if taken * 2 >= self._prefetch or not self._messages:
                 await self._channel.basic_ack(tag, multiple=True)
                 taken = 0
+
+    async def message_ids(self) -> set[str]:
+        """The ids of the messages that have been delivered so far, as in `arrived`."""
+        messages, self._messages = self._messages, deque()
+        if messages:
+            await self._channel.basic_ack(messages[-1].tag, multiple=True)
+        return {message.properties.message_id or "" for message in messages}
 
     async def round_trip(self) -> None:
         self._check()

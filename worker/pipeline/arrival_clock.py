@@ -68,7 +68,7 @@ class CatchUp:
 
     async def run(self) -> None:
         """Takes `CATCH_UP_TIMEOUT` at most and never fails. If the journal does not answer by then, requests
-        go on and reading it goes on beside them; until it has ended, no replay is judged (`doubt`)."""
+        go on and reading it goes on beside them; until it has ended, replays wait (`doubt`)."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(self._clock.stamp()), name="arrival clock")
         await asyncio.wait({self._reading}, timeout=CATCH_UP_TIMEOUT)
@@ -76,10 +76,11 @@ class CatchUp:
             self._has_timed_out = True
             self._events.journal_unreadable("no answer in time")
 
-    def doubt(self, received_at: int) -> str:
-        """Why the worker cannot tell what is newer than a request received then; `""` if it can."""
-        if self._reading is not None and not self._reading.done():
-            return "the journal has not answered since this worker took over"
+    async def doubt(self, received_at: int) -> str:
+        """Why the worker cannot tell what is newer than a request received then; `""` if it can. Waits for
+        the journal's answer."""
+        if self._reading is not None:
+            await asyncio.shield(self._reading)
         if received_at in self._doubtful:
             return "it was received while the clocks of two workers differed"
         return ""

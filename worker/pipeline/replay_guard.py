@@ -12,6 +12,7 @@ the next replay is judged.
 import asyncio
 import time
 
+from worker.broker.journal import Journal
 from worker.broker.journal_index import JournalIndex, read_into
 from worker.broker.journal_reader import JournalReader, open_journal
 from worker.contract.settlement import Settlement
@@ -32,8 +33,11 @@ MARGIN = 3_600_000_000  # microseconds
 class ReplayGuard:
     """Judges replays by the journal."""
 
-    def __init__(self, settings: Settings, catch_up: CatchUp, events: EventListener) -> None:
+    def __init__(
+        self, settings: Settings, journal: Journal | None, catch_up: CatchUp, events: EventListener
+    ) -> None:
         self._settings = settings
+        self._journal = journal
         self._catch_up = catch_up
         self._events = events
         # Replays are judged by `_index` alone, which is complete. What must be read first, or is being read,
@@ -58,7 +62,7 @@ class ReplayGuard:
         if request.resource is None or _is_forced(request):
             return None
         received_at = max(0, request.received_at)  # a header can name any year
-        if doubt := self._doubt(received_at):
+        if doubt := await self._doubt(received_at):
             return _forbidden(doubt)
         try:
             index = await self._current_index(received_at)
@@ -86,11 +90,11 @@ class ReplayGuard:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    def _doubt(self, received_at: int) -> str:
+    async def _doubt(self, received_at: int) -> str:
         """Why the journal cannot decide, regardless of its records; `""` if it can."""
-        if not self._settings.journal:
+        if self._journal is None:
             return "the worker keeps no journal (OTT_JOURNAL=false)"
-        return self._catch_up.doubt(received_at)
+        return await self._catch_up.doubt(received_at)
 
     async def _current_index(self, received_at: int) -> JournalIndex:
         """All that was registered from `received_at` until now."""
@@ -106,10 +110,12 @@ class ReplayGuard:
         return self._index
 
     async def _read(self, received_at: int) -> JournalIndex:
+        assert self._journal is not None, "without a journal nothing is read"
         while True:
             subscription = self._subscriptions
             try:
                 async with open_journal(self._settings) as reader:
+                    await reader.catch_up(self._journal.mark)
                     index = await self._read_to_the_end(reader, received_at)
             except BrokerUnreachable as error:
                 self._events.journal_unreadable(str(error))

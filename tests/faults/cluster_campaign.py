@@ -60,6 +60,8 @@ async def _row(fault: Fault, arguments: argparse.Namespace, cluster: Cluster) ->
     environment = dict(fault.environment)
     if cluster.stays_apart:
         environment["FAULTS_CLOCKS"] += f",{SHORT_LEASE}"
+    if arguments.leaders_lease:
+        environment["FAULTS_LEADERS_LEASE"] = "true"
     with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
         async with ClusterWorld(cluster, prefix, Path(folder), seed=seed, environment=environment) as world:
             telling = asyncio.create_task(progress(world, fault, requests))
@@ -88,6 +90,11 @@ def _arguments() -> argparse.Namespace:
         choices=("pause_minority", "ignore", "autoheal"),
         default="pause_minority",
         help="RabbitMQ's cluster_partition_handling",
+    )
+    parser.add_argument(
+        "--leaders-lease",
+        action="store_true",
+        help="leave the protection out that most of a queue's nodes must confirm a lease",
     )
     parser.add_argument(
         "--faults",

@@ -7,6 +7,7 @@ told on standard error, in lines of `{"faults": ...}`, so that no test depends o
     FAULTS_NO_DNS=FILE           while the file exists, no host name is known
     FAULTS_POISON=PREFIX         a request whose id begins so ends the process when it is forwarded
     FAULTS_CLOCKS=NAME=VALUE,…   other values for module constants, so that an hour passes in a minute
+    FAULTS_LEADERS_LEASE=true    the leader's word renews a lease, without a majority of the queue's nodes
 """
 
 import asyncio
@@ -159,6 +160,16 @@ def set_clocks(clocks: str) -> None:
         setattr(importlib.import_module(module), constant, float(value))
 
 
+def believe_the_leader() -> None:
+    """Leave the protection out that a lease needs a majority."""
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    assert hasattr(Subscription, "_pass_through_queue")
+    Subscription._pass_through_queue = nothing  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     for fact in TOLD:
         _before(Log, fact, _tell(fact))
@@ -170,5 +181,7 @@ if __name__ == "__main__":
         poison(os.environ["FAULTS_POISON"])
     if "FAULTS_CLOCKS" in os.environ:
         set_clocks(os.environ["FAULTS_CLOCKS"])
+    if "FAULTS_LEADERS_LEASE" in os.environ:
+        believe_the_leader()
     sys.argv = ["ott-worker", "run"]
     main()

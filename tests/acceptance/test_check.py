@@ -11,7 +11,7 @@ import aio_pika
 import pytest
 from rich.console import Console
 
-from tests.rig import Rig, environment
+from tests.rig import Rig, environment, messenger
 from worker.broker.control_stream import publish_order
 from worker.cli.check import report
 from worker.contract.control import Order
@@ -261,3 +261,18 @@ async def test_a_closed_gate(rig: Rig) -> None:
     line = (await check(rig.settings())).failure("workers")
     assert "the gate of host:7 is closed since" in line
     assert line.endswith(why)
+
+
+async def test_partitions_that_are_left_over_are_named(rig: Rig) -> None:
+    requester = await rig.start(partitions=4)
+    assert (await requester.ask(messenger("1")))["status"] == "registered"
+    checked = await check(rig.settings(partitions=4))
+    assert " partitions " not in checked.out
+    await rig.stop_worker(rig.services[0])
+    await rig.start_worker(rig.settings(partitions=2))
+    assert (await requester.ask(messenger("1")))["status"] == "registered"
+    line = (await check(rig.settings(partitions=2))).line("partitions")
+    assert line.startswith("note")
+    prefix = requester.prefix
+    assert f"{prefix}.requests.3, {prefix}.requests.4 are left over" in line
+    assert "OTT_PARTITIONS=2 ott-worker partitions prune" in line

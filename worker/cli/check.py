@@ -13,6 +13,7 @@ from rich.text import Text
 from worker.amqp.connection import Connection, connect
 from worker.broker import topology
 from worker.broker.overview import Overview, read_overview
+from worker.broker.partition_log import read_partition_state
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
 from worker.broker.topology import Topology
 from worker.cli import token_cause
@@ -116,9 +117,11 @@ async def _inside(
         ("permissions", _permissions(connection, settings, url, as_worker=as_worker)),
         ("topology", _topology(connection, settings)),
         ("workers", _workers(connection, settings)),
+        ("partitions", _partitions(connection, settings)),
     ):
         try:
-            yield await step
+            if finding := await step:
+                yield finding
         except WorkerError as error:
             yield Finding("FAIL", name, str(error))
 
@@ -148,6 +151,23 @@ async def _topology(connection: Connection, settings: Settings) -> Finding:
 async def _workers(connection: Connection, settings: Settings) -> Finding:
     overview = await read_overview(connection, Topology(settings.prefix))
     return _judge(overview, settings.prefix)
+
+
+async def _partitions(connection: Connection, settings: Settings) -> Finding | None:
+    """Those that are left over, if there are any."""
+    names = Topology(settings.prefix)
+    if not await topology.exists(connection, names.partition_log):
+        return None
+    state = await read_partition_state(settings)
+    beyond = range(state.partitions + 1, state.most_partitions + 1)
+    left = [number for number in beyond if await topology.exists(connection, names.partition(number))]
+    if not left:
+        return None
+    text = (
+        f"the workers have {state.partitions}, and {', '.join(map(names.partition, left))} are left over: "
+        f"OTT_PARTITIONS={state.partitions} ott-worker partitions prune deletes those that are drained"
+    )
+    return Finding("note", "partitions", text)
 
 
 def _judge(overview: Overview, prefix: str) -> Finding:

@@ -8,6 +8,9 @@ import pytest
 
 from tests.acceptance.dead_letter_commands import begin, ott_worker, turned_down
 from tests.rig import Requester, Rig, messenger
+from worker.broker.journal import Journal
+from worker.broker.topology import Topology
+from worker.pipeline.arrival_clock import ArrivalClock
 
 
 @pytest.fixture
@@ -30,6 +33,18 @@ async def test_the_last_records_are_printed_oldest_first(rig: Rig, requester: Re
     assert {"id", "status", "ottPlatformName", "resourceId", "receivedAt", "completedAt"} <= set(
         last.documents[0]
     )
+
+
+async def test_messages_without_a_record_are_not_counted(rig: Rig, requester: Requester) -> None:
+    """A worker writes such a message before it judges a replay."""
+    everything = await ott_worker(rig.settings(), "journal", "--json")
+    service = rig.services[0]
+    journal = Journal(service.publisher, Topology(service.settings.prefix), ArrivalClock())
+    for _ in range(9):
+        await journal.mark()
+    for count in (1, 2, 20):
+        last = await ott_worker(rig.settings(), "journal", "--json", "-n", str(count))
+        assert last.documents == everything.documents[-count:]
 
 
 async def test_a_resource_has_a_history(rig: Rig, requester: Requester) -> None:

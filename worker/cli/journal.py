@@ -56,13 +56,14 @@ class _Wanted:
     def is_filtered(self) -> bool:
         return self != _Wanted(self.last)
 
-    def start(self, newest: int) -> Start:
-        """Where to begin in a stream that ends with the offset `newest`."""
+    def start(self, newest: int, window: int) -> Start:
+        """Where to begin in a stream that ends with the offset `newest`: for the last records alone so many
+        messages before its end."""
         if self.since is not None:
             return datetime.fromtimestamp(self.since / 1_000_000, UTC) - CLOCKS_DIFFER
         if self.is_filtered:
             return "first"
-        return max(0, newest - (self.last or 0) + 1)  # each message holds at least one record
+        return max(0, newest - window + 1)
 
 
 def journal(
@@ -136,13 +137,25 @@ async def _journal(settings: Settings, wanted: _Wanted, *, follow: bool, as_json
 
 async def _so_far(reader: JournalReader, wanted: _Wanted) -> tuple[deque[dict[str, Any]], int]:
     """The records that are there, and the offset that comes next."""
+    newest, first = await reader.last(), await reader.first()
+    if newest is None or first is None:
+        return deque(), 0
+    window = wanted.last or 0
+    while True:
+        start = wanted.start(newest.offset, window)
+        records, following = await _from(start, reader, wanted, newest.offset)
+        is_all = not isinstance(start, int) or start <= first.offset
+        if is_all or len(records) >= (wanted.last or 0):
+            return records, following
+        window *= 2  # some messages hold no record
+
+
+async def _from(
+    start: Start, reader: JournalReader, wanted: _Wanted, reach: int
+) -> tuple[deque[dict[str, Any]], int]:
     records: deque[dict[str, Any]] = deque(maxlen=wanted.last)
-    newest = await reader.last()
-    if newest is None:
-        return records, 0
-    following = newest.offset + 1
-    start = wanted.start(newest.offset)
-    async with contextlib.aclosing(reader.read(start, reach=newest.offset)) as entries:
+    following = reach + 1
+    async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
         async for entry in entries:
             following = entry.offset + 1
             records.extend(wanted.of(entry))

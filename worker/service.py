@@ -40,7 +40,8 @@ class Service:
         names = Topology(settings.prefix)
         self.settings = settings
         self.started_at = time.monotonic()
-        streams = [names.journal] if settings.partitions == 1 else [names.journal, names.partition_log]
+        # Without partitions of its own it may still work through those that are there.
+        streams = (names.journal, names.partition_log)
         self.publisher = Publisher(settings, events, topology.ensure, streams)
         self.depths = QueueDepths(names, lambda: self.intake.connection)
         self._background: list[asyncio.Task[None]] = []

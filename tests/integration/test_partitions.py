@@ -8,6 +8,7 @@ import aio_pika
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker.partition_pruning import prune
+from worker.broker.topology import Topology
 from worker.contract.resource import Resource
 from worker.contract.words import BARRIER_TYPE, EPOCH_HEADER, ROUTED_HEADERS
 from worker.events import EventListener
@@ -66,11 +67,13 @@ async def test_each_resource_is_registered_in_order_by_three_workers(rig: Rig) -
 
 async def test_a_worker_without_partitions_works_through_those_that_are_there(rig: Rig) -> None:
     requester = await rig.start(partitions=PARTITIONS)
-    await rig.start_worker(rig.settings(partitions=1))
+    plain = await rig.start_worker(rig.settings(partitions=1))
     await all_registered(requester, await publish(requester, range(3)))
     await rig.stop_worker(rig.services[0])
     await all_registered(requester, await publish(requester, range(3, 6)))
     assert told(rig) == {page: list(range(6)) for page in PAGES}
+    log = Topology(plain.settings.prefix).partition_log
+    assert plain.publisher._streams[log]._tag  # on its own channel; the reason stands at Publisher
 
 
 async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig: Rig) -> None:

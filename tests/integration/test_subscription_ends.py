@@ -1,6 +1,7 @@
 """A subscription ends in an awkward moment: nothing is stuck, and no late call goes on."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
+from worker.amqp import consumer
 from worker.amqp.confirm_channel import Message
-from worker.amqp.connection import connect
+from worker.amqp.connection import Channel, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
@@ -88,6 +90,26 @@ async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: py
         return await settle(request, outcome)
 
     monkeypatch.setattr(service._settler, "settle", sometimes)
+    async with asyncio.timeout(SOON):
+        assert (await requester.ask(messenger()))["status"] == "registered"
+
+
+async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vote, defects = Subscription._pass_through_queue, iter([True])
+
+    async def sometimes(subscription: Subscription, channel: Channel, tag: str) -> None:
+        if next(defects, False):
+            raise KeyError("a defect")
+        await vote(subscription, channel, tag)
+
+    monkeypatch.setattr(Subscription, "_pass_through_queue", sometimes)
+    monkeypatch.setattr(consumer, "LEASE", 0.5)  # seconds
+    requester = await rig.start()
+    subscription = rig.services[0].intake.subscription
+    assert subscription is not None
+    await until(lambda: time.monotonic() - subscription._lease_renewed_at > 0.5, "the end of the lease")
     async with asyncio.timeout(SOON):
         assert (await requester.ask(messenger()))["status"] == "registered"
 

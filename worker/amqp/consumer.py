@@ -180,6 +180,8 @@ class Subscription:
                 await channel.basic_consume(self._queue, no_callback, arguments=self._arguments)
         self._heard_at = self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
+        # Whatever it ends by: calls would wait for the lease, and their deliveries with them.
+        self._lease_task.add_done_callback(lambda _: self._end("the lease is not renewed any more"))
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, once; nothing where the delivery is settled or the subscription has ended.

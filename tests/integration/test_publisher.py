@@ -164,6 +164,31 @@ async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(dec
     await publisher.stop()
 
 
+async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
+    declared: Settings, events: Losses
+) -> None:
+    """As where the broker's channel has taken the stream's dead leader for the living one."""
+    journal = Topology(declared.prefix).journal
+    publisher = Publisher(declared, events, topology.ensure, [journal])
+    publisher.start()
+    channel = publisher._streams[journal]
+    await until(lambda: channel.is_open, "the channel")
+    assert channel._interceptor is not None
+    on_confirm, confirms = channel._interceptor._on_confirm, iter([False])
+
+    def confirmed(tag: int, multiple: bool, taken: bool) -> None:
+        assert on_confirm is not None
+        if next(confirms, True):
+            on_confirm(tag, multiple, taken)
+
+    channel._interceptor._on_confirm = confirmed
+    async with asyncio.timeout(10):
+        await publisher.send(Message("", journal, build(), b"{}"))
+    assert channel._tag == 2
+    assert not events.lost
+    await publisher.stop()
+
+
 async def test_much_that_is_sent_at_once_leaves_in_pieces_and_arrives_in_order(
     publisher: Publisher, declared: Settings, clean_broker: str
 ) -> None:

@@ -28,6 +28,10 @@ from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutab
 from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
+# When a stream's leader dies and a record comes before the broker has noted the new leader everywhere, its
+# channel goes back to the dead one, until the next record. Records that are published twice do no harm. The
+# time-out doubles with each attempt, so that a slow broker can keep up.
+STREAM_CONFIRM_TIMEOUT: Final = 3.0  # seconds
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
 SWEEP_INTERVAL: Final = 1.0  # seconds between checks for overdue confirms
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
@@ -72,6 +76,7 @@ class ConfirmChannel:
     name: str
     events: EventListener
     missing: asyncio.Event = field(default_factory=asyncio.Event)
+    is_for_stream: bool = False
     publishes_again: bool = True
     confirmed_at: float = 0.0
     _connection: Connection | None = None
@@ -174,17 +179,18 @@ class ConfirmChannel:
                 pending.sent_at = now
             return
         oldest = next(iter(self._sent.values()), None)
-        if oldest is None or oldest.sent_at > now - CONFIRM_TIMEOUT or self._connection is None:
+        if oldest is None or self._connection is None:
             return
-        if self._connection.heard_at < oldest.sent_at:
+        if self._connection.heard_at < oldest.sent_at <= now - CONFIRM_TIMEOUT:
             # The peer is gone. Without heartbeats nothing else would show it.
             self._connection.abort()
         else:
-            self._publish_overdue_again(now - CONFIRM_TIMEOUT)
+            self._publish_overdue_again(now)
 
-    def _publish_overdue_again(self, sent_before: float) -> None:
+    def _publish_overdue_again(self, now: float) -> None:
+        first = STREAM_CONFIRM_TIMEOUT if self.is_for_stream else CONFIRM_TIMEOUT
         for tag, pending in list(self._sent.items()):
-            if pending.sent_at > sent_before:
+            if pending.sent_at + ceiling(pending.overdue + 1, first, CONFIRM_TIMEOUT) > now:
                 break
             del self._sent[tag]
             self._tags.pop(pending.key, None)

@@ -49,7 +49,9 @@ class Publisher:
         self._missing = asyncio.Event()
         self._own = ConfirmChannel("own", events, self._missing)
         self._external = ConfirmChannel("external", events)
-        self._streams = {name: ConfirmChannel(name, events, self._missing) for name in streams}
+        self._streams = {
+            name: ConfirmChannel(name, events, self._missing, is_for_stream=True) for name in streams
+        }
         self._direct = ConfirmChannel("direct replies", events)
         self._served = (self._own, self._external, *self._streams.values())
         self._task: asyncio.Task[None] | None = None

@@ -17,7 +17,7 @@ from worker.broker.partition_log import read_partition_state
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
 from worker.broker.topology import Topology
 from worker.cli import token_cause
-from worker.errors import BrokerUnreachable, SettingsError, WorkerError
+from worker.errors import BrokerUnreachable, SettingsError, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
@@ -154,11 +154,14 @@ async def _workers(connection: Connection, settings: Settings) -> Finding:
 
 
 async def _partitions(connection: Connection, settings: Settings) -> Finding | None:
-    """Those that are left over, if there are any."""
+    """Those that are left over, if there are any and this user may see them: an operator may not."""
     names = Topology(settings.prefix)
     if not await topology.exists(connection, names.partition_log):
         return None
-    state = await read_partition_state(settings)
+    try:
+        state = await read_partition_state(settings)
+    except TopologyError:
+        return None
     beyond = range(state.partitions + 1, state.most_partitions + 1)
     left = [number for number in beyond if await topology.exists(connection, names.partition(number))]
     if not left:

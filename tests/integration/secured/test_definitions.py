@@ -334,6 +334,8 @@ async def test_a_worker_divides_the_requests_with_its_user(secured: SecuredBroke
             into = aio_pika.Message(messenger())
             with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
                 await publisher.channel.default_exchange.publish(into, f"{PREFIX}.requests.1")
+    looked = await ott_worker(divided.settings("operator"), "check")
+    assert "FAIL  partitions" not in looked.out
     pruned = await ott_worker(divided.settings("provisioner"), "partitions", "prune")
     assert pruned.code == 0, pruned.err
     assert pruned.out.count("deleted") == 2

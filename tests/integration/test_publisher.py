@@ -189,6 +189,23 @@ async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
     await publisher.stop()
 
 
+async def test_a_stream_that_is_declared_anew_gets_a_new_channel(declared: Settings) -> None:
+    """Its records are counted from 1 again, as those of a new channel; the reason stands at Publisher."""
+    journal = Topology(declared.prefix).journal
+    publisher = Publisher(declared, EventListener(), topology.ensure, [journal])
+    publisher.start()
+    channel = publisher._streams[journal]
+    await publisher.send(Message("", journal, build(), b"{}"))
+    first = channel._interceptor
+    connection = await connect(declared, "test")
+    await (await connection.channel()).queue_delete(journal)
+    await publisher.send(Message("", journal, build(), b"{}"))
+    await until(lambda: channel.is_open and channel._interceptor is not first, "a new channel")
+    await publisher.send(Message("", journal, build(), b"{}"))
+    await publisher.stop()
+    await connection.close()
+
+
 async def test_much_that_is_sent_at_once_leaves_in_pieces_and_arrives_in_order(
     publisher: Publisher, declared: Settings, clean_broker: str
 ) -> None:

@@ -303,6 +303,9 @@ class ConfirmChannel:
         self.events.publish_turned_down(pending.message.routing_key or pending.message.exchange, str(error))
         if isinstance(error, Unroutable):
             self.missing.set()
+            # RabbitMQ counts what goes into the stream that is declared anew from 1 again, but the channel
+            # goes on counting, and the numbers must not differ (see Publisher).
+            self._stuck = self._stuck or self.is_for_stream
         elif pending.refusals >= STUCK_AFTER:
             self._stuck = True
         wait = ceiling(pending.refusals + 1, *RETRY)

@@ -114,6 +114,35 @@ async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(
         assert (await requester.ask(messenger()))["status"] == "registered"
 
 
+async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_the_same_connection(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a partition's leader did not answer for a while."""
+
+    async def no_answer(*_: object) -> int:
+        return 0
+
+    settings = make_settings()
+    queue = Topology(settings.prefix).requests
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    channel = await connection.channel(confirms=True)
+    await channel.basic_publish(b"", routing_key=queue)
+    deliveries: list[Delivery] = []
+    with monkeypatch.context() as patches:
+        patches.setattr(Subscription, "_round_trip", no_answer)
+        patches.setattr(consumer, "LEASE_TIMEOUT", 0.1)
+        first = Subscription(connection, queue, 200)
+        await first.open(deliveries.append)
+        assert await first.ended == "the queue's leader does not answer"
+    await first.close()
+    second = Subscription(connection, queue, 200)
+    await second.open(deliveries.append)
+    await until(lambda: second.unsettled, "the delivery")
+    await second.close()
+    await connection.close()
+
+
 async def test_hundreds_acknowledged_at_the_last_moment_are_gone(
     make_settings: Callable[..., Settings], clean_broker: str
 ) -> None:

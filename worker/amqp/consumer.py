@@ -235,7 +235,8 @@ class Subscription:
             except BrokerUnreachable:
                 heard = False
             self._end("closed")
-            await close_channel(channel, RPC_TIMEOUT)
+        if channel is not None and self._connection.is_open:
+            await close_channel(channel, RPC_TIMEOUT)  # where it ended by itself, its consumer may stand yet
         self._end("closed")
         return heard
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiormq.exceptions
 import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
 from worker.amqp import consumer
+from worker.amqp.causes import UNDELIVERABLE
 from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Channel, connect
-from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.consumer import NO_MAJORITY, Delivery, Subscription
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue_browser import depth
@@ -77,6 +79,22 @@ async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
     await until(lambda: begun.is_set() and rig.sandbox.history.registration_calls, "a drain during the call")
     proxy.reset()
     assert (await requester.reply(wanted))["status"] == "registered"
+
+
+@pytest.mark.parametrize(("is_voting", "why"), [(True, NO_MAJORITY), (False, UNDELIVERABLE)])
+async def test_why_rabbitmq_ends_a_connection_with_an_internal_error(
+    rig: Rig, is_voting: bool, why: str
+) -> None:
+    """It does so for a message that it cannot deliver, and where most of a queue's nodes do not answer."""
+    connection = await connect(rig.settings(), "test")
+    subscription = Subscription(connection, "queue", 1)
+    if is_voting:
+        connection.open_votes.add(subscription)
+    error: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    error.set_exception(aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR"))
+    subscription._on_closed(error)
+    assert await subscription.ended == why
+    await connection.close()
 
 
 async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

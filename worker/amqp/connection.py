@@ -47,6 +47,8 @@ class Connection:
         self._transport = transport
         self._endpoint = endpoint
         self._is_closing = False
+        # Consumers that have asked most nodes of their queue something, and have no answer yet.
+        self.open_votes: set[object] = set()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.closing.add_done_callback(self._on_closed)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import aiormq.exceptions
+
 from worker.amqp import frames
 from worker.amqp.causes import broker_errors, describe
 from worker.amqp.connection import Channel, Connection, close_channel
@@ -23,7 +25,7 @@ from worker.errors import BrokerUnreachable
 HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns. Yet
-# shorter than the 45 s after which nodes that do not see each other may give the deliveries to somebody else.
+# shorter than the 45 s after which nodes that hear nothing of each other give deliveries to somebody else.
 LEASE_TIMEOUT = 30.0  # seconds
 LEASE_RETRY_INTERVAL = 0.5  # seconds, where the queue's leader did not answer
 LEASE_RENEWAL_INTERVAL = 3.0  # seconds, with the longest lease
@@ -33,6 +35,7 @@ LEASE = 8.0  # seconds; the longest
 LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
 
 FLUSH, VOTE = "flush", "vote"  # consumer tags
+NO_MAJORITY = "most nodes of the queue do not answer, as in a network partition"
 
 DELIVERY_COUNT = "x-delivery-count"
 COUNTS = frozenset({DELIVERY_COUNT, "x-acquired-count"})  # the queue's own headers; the second since 4.3
@@ -238,6 +241,7 @@ class Subscription:
         if channel is not None and self._connection.is_open:
             await close_channel(channel, RPC_TIMEOUT)  # where it ended by itself, its consumer may stand yet
         self._end("closed")
+        self._connection.open_votes.discard(self)
         return heard
 
     def _keeps_body(self, size: int) -> bool:
@@ -255,7 +259,10 @@ class Subscription:
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         reason = None if closing.cancelled() else closing.exception()
-        self._end(describe(reason) if reason else "channel closed")
+        if isinstance(reason, aiormq.exceptions.ConnectionInternalError) and self._connection.open_votes:
+            self._end(NO_MAJORITY)
+        else:
+            self._end(describe(reason) if reason else "channel closed")
 
     def _on_cancelled(self, _: object) -> None:
         self._end("the broker cancelled the consumer")
@@ -333,19 +340,31 @@ class Subscription:
         nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
         async with self._renewing:
             asked_at = time.monotonic()
+            deadline = asyncio.get_running_loop().time() + LEASE_TIMEOUT
             with broker_errors("The lease could not be renewed"):
-                async with asyncio.timeout(LEASE_TIMEOUT):
+                async with asyncio.timeout_at(deadline):
                     if not await self._round_trip(channel):
                         return False
             if by_majority:
-                with broker_errors("The nodes of the queue do not agree, as in a network partition"):
-                    async with asyncio.timeout(LEASE_TIMEOUT):
-                        await self._pass_through_queue(channel, VOTE)
+                await self._vote(channel, deadline)
                 self._lease_renewed_at = asked_at
                 self._lease_renewed.set()
                 self._lease_renewed.clear()
             self._heard_at = asked_at
             return True
+
+    async def _vote(self, channel: Channel, deadline: float) -> None:
+        """Return when most nodes of the queue have agreed to something. Raises BrokerUnreachable. Where they
+        do not, RabbitMQ ends the whole connection after a while, with an internal error."""
+        votes = self._connection.open_votes
+        votes.add(self)
+        with broker_errors("The lease could not be renewed"):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._pass_through_queue(channel, VOTE)
+            except (TimeoutError, aiormq.exceptions.ConnectionInternalError):
+                raise BrokerUnreachable(NO_MAJORITY) from None
+        votes.discard(self)
 
     async def _pass_through_queue(self, channel: Channel, tag: str) -> None:
         """Add and cancel a consumer, and return when most nodes of the queue have taken it into their log.

@@ -13,14 +13,15 @@ import aio_pika.exceptions
 
 from tests.faults.checker import Findings
 from tests.faults.cluster import Cluster, ClusterNode
-from tests.faults.load import old_body
+from tests.faults.load import QUORUM, old_body, unless_lost
 from tests.faults.network import HOSTS, HUB
 from tests.faults.workers import Worker
 from tests.faults.world import World
 from worker.contract.words import RECEIVED_AT_HEADER, REPLAY_KEY, REQUEST_ID_HEADER
 
 JOURNAL_TIMEOUT = 60.0  # seconds
-REPLAY_TIMEOUT = 60.0  # seconds until replays are answered
+REPLAY_TIMEOUT = 90.0  # seconds until replays are answered
+REPLAY_ATTEMPT = 20.0  # seconds, on one connection
 ENVIRONMENT = {"OTT_ADMIN_PORT": "", "OTT_MC_INSECURE_HTTP": "true"}
 
 
@@ -80,30 +81,48 @@ class ClusterWorld(World):
         wanted = {f"replay-{number}-new": ("registered", str(3 * 10**9 + number))}
         if known is not None:
             wanted[f"replay-{number}-old"] = ("superseded", known)
-        nodes = [node for node in self.cluster.running if await asyncio.to_thread(node.takes_connections)]
-        async with await aio_pika.connect(nodes[0].url) as connection:
-            channel = await connection.channel()
-            entry = await channel.get_exchange(self.prefix)
-            answers = await channel.declare_queue(exclusive=True)
-            for request_id, (_, resource) in wanted.items():
-                received_at = self._begun_at if resource == known else datetime.now(UTC).isoformat()
-                letter = aio_pika.Message(
-                    old_body(resource),
-                    message_id=request_id,
-                    reply_to=answers.name,
-                    delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                    headers={RECEIVED_AT_HEADER: received_at, REQUEST_ID_HEADER: request_id},
-                )
-                await entry.publish(letter, REPLAY_KEY)
-            told, replied = {}, []
-            async with asyncio.timeout(REPLAY_TIMEOUT), answers.iterator(no_ack=True) as replies:
-                async for reply in replies:
-                    document = json.loads(reply.body)
-                    replied.append(document)
-                    told[document["requestId"]] = document["status"]
-                    if told.keys() == wanted.keys():
-                        break
-        assert told == {request_id: status for request_id, (status, _) in wanted.items()}, replied
+        told: dict[str, str] = {}
+        deadline = time.monotonic() + REPLAY_TIMEOUT
+        while told.keys() != wanted.keys():
+            assert time.monotonic() < deadline, f"replays were not answered: {told} of {list(wanted)}"
+            # The cluster may still be coming together, and end the connection.
+            with unless_lost():
+                async with asyncio.timeout(REPLAY_ATTEMPT), await self.load.connect() as connection:
+                    channel = await connection.channel()
+                    answers = await channel.declare_queue(self._replayed, durable=True, arguments=QUORUM)
+                    for request_id, (_, resource) in wanted.items():
+                        letter = self._letter(request_id, resource, is_recent=resource != known)
+                        await (await channel.get_exchange(self.prefix)).publish(letter, REPLAY_KEY)
+                    async with answers.iterator(no_ack=True) as replies:
+                        async for reply in replies:
+                            document = json.loads(reply.body)
+                            told[document["requestId"]] = document["status"]
+                            if told.keys() >= wanted.keys():
+                                break
+            told = {request_id: status for request_id, status in told.items() if request_id in wanted}
+        assert told == {request_id: status for request_id, (status, _) in wanted.items()}
+
+    def _letter(self, request_id: str, resource: str, *, is_recent: bool) -> aio_pika.Message:
+        return aio_pika.Message(
+            old_body(resource),
+            message_id=request_id,
+            reply_to=self._replayed,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            headers={
+                RECEIVED_AT_HEADER: datetime.now(UTC).isoformat() if is_recent else self._begun_at,
+                REQUEST_ID_HEADER: request_id,
+            },
+        )
+
+    @property
+    def _replayed(self) -> str:
+        """The queue for the replies to replays."""
+        return f"{self.prefix}.test-replayed"
+
+    async def delete_reply_queue(self) -> None:
+        await super().delete_reply_queue()
+        async with await self.load.connect() as connection:
+            await (await connection.channel()).queue_delete(self._replayed)
 
     async def _journal(self) -> list[str]:
         """As for one node. A node that has just come back may not show its replica of a stream yet."""

@@ -16,6 +16,7 @@ import aio_pika
 from yarl import URL
 
 from tests.rig import LINE, MESSENGER
+from worker.amqp.causes import is_cancelled
 from worker.contract.registration import SECRET_FIELDS
 
 IN_FLIGHT = 100  # publishes
@@ -23,8 +24,19 @@ CONFIRM_TIMEOUT = 15.0  # seconds; then it is unknown, and published again
 CONNECT_TIMEOUT = 5.0  # seconds
 HEARTBEAT = 5  # seconds
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
-# aiormq has many words for a peer that goes away: StopAsyncIteration and a bare Exception are among them.
-BROKER_ERRORS = (Exception,)
+
+
+@contextlib.contextmanager
+def unless_lost() -> Iterator[None]:
+    """Go on where a connection was lost. aiormq has many words for that: StopAsyncIteration, a bare Exception
+    and even CancelledError are among them."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+    except Exception:
+        pass
 
 
 @dataclass(eq=False)
@@ -139,7 +151,7 @@ class Load:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         if self._connection is not None:
-            with contextlib.suppress(*BROKER_ERRORS):
+            with unless_lost():
                 await self._connection.close()
 
     async def publish(
@@ -203,23 +215,23 @@ class Load:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         while not request.confirmed:
-            channel = None
-            try:
+            connection = self._connection
+            with unless_lost():
                 channel = await self._open()
                 connection = self._connection
                 request.publishes += 1
                 async with asyncio.timeout(CONFIRM_TIMEOUT):
                     await channel.default_exchange.publish(message, f"{self.prefix}.requests")
                 request.confirmed = True
-            except BROKER_ERRORS:
+            if not request.confirmed:
                 await asyncio.sleep(0.1)
-                await self._lose(failed=self._connection if channel is None else connection)
+                await self._lose(failed=connection)
 
     async def _lose(self, failed: aio_pika.abc.AbstractConnection | None) -> None:
         """Give a connection up on which something failed; it may not know that it is dead."""
         if failed is not None and failed is self._connection:
             self._connection = self._channel = None
-            with contextlib.suppress(*BROKER_ERRORS):
+            with unless_lost():
                 await failed.close()
 
     async def _open(self) -> aio_pika.abc.AbstractChannel:
@@ -227,13 +239,14 @@ class Load:
             lost = self._connection is None or self._connection.is_closed
             if lost or self._channel is None or self._channel.is_closed:
                 if lost:
-                    self._connection = await self._connect()
+                    self._connection = await self.connect()
                 assert self._connection is not None
                 self._channel = await self._connection.channel(on_return_raises=True)
                 await self._channel.declare_queue(self.reply_queue, durable=True, arguments=QUORUM)
             return self._channel
 
-    async def _connect(self) -> aio_pika.abc.AbstractConnection:
+    async def connect(self) -> aio_pika.abc.AbstractConnection:
+        """To the next address."""
         urls = self.url.split(",")
         url = URL(urls[next(self._turns) % len(urls)]).update_query(heartbeat=HEARTBEAT)
         return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT)
@@ -244,8 +257,8 @@ class Load:
     async def _read(self, name: str, *, declare: bool = False) -> None:
         """Consume one queue, again and again; one that the worker declares may be missing for a while."""
         while True:
-            with contextlib.suppress(*BROKER_ERRORS):
-                connection = await self._connect()
+            with unless_lost():
+                connection = await self.connect()
                 async with connection:
                     channel = await connection.channel()
                     await channel.set_qos(1000)

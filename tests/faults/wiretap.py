@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pamqp import commands, frame, header
 
 from tests.faults.proxy import Wire
-from worker.contract.words import BARRIER_TYPE
+from worker.contract.words import BARRIER_TYPE, EPOCH_HEADER
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ class Wiretap:
         self.too_early: list[str] = []  # acknowledged before the broker had confirmed what they ask for
         self._published: set[tuple[str, str]] = set()
         self._confirmed: set[tuple[str, str]] = set()
+        self._epochs: dict[str, int] = {}  # of the newest barrier that came out of each partition
         self._prefix = prefix
         self._connections: list[_Connection] = []
 
@@ -55,6 +56,18 @@ class Wiretap:
             return "journal"
         return "routed" if method.routing_key.startswith(f"{self._prefix}.requests.") else "reply"
 
+    def delivered(self, method: commands.Basic.Deliver, properties: Any) -> str | None:
+        """As `kind`; None for what is no request, and "late" for what a router has put behind the barrier of
+        its successor: it is acknowledged without a reply, because the successor gets it too."""
+        kind, queue = self.kind(method), method.routing_key
+        epoch = (properties.headers or {}).get(EPOCH_HEADER, 0)
+        if properties.message_type == BARRIER_TYPE:
+            self._epochs[queue] = max(self._epochs.get(queue, 0), epoch)
+            return None
+        if kind == "routed" and epoch < self._epochs.get(queue, 0):
+            return "late"
+        return None if kind == "journal" else kind
+
     def published(self, kind: str, request_id: str) -> None:
         self._published.add((kind, request_id))
 
@@ -64,7 +77,7 @@ class Wiretap:
     def acknowledged(self, kind: str, request_id: str) -> None:
         """A reply must have been confirmed by now, and the dead letter where there is one; or the partition
         must have confirmed it."""
-        if kind == "reply" and ("routed", request_id) in self._confirmed:
+        if kind == "late" or (kind == "reply" and ("routed", request_id) in self._confirmed):
             return
         letter = ("dead", request_id)
         unsafe = letter in self._published and letter not in self._confirmed
@@ -112,8 +125,8 @@ class _Connection:
             channel.heard = part
         elif isinstance(part, header.ContentHeader):
             if isinstance(channel.heard, commands.Basic.Deliver):
-                kind = self._tap.kind(channel.heard)
-                if kind != "journal" and part.properties.message_type != BARRIER_TYPE:
+                kind = self._tap.delivered(channel.heard, part.properties)
+                if kind is not None:
                     channel.delivered[channel.heard.delivery_tag] = (kind, _request(part, "request"))
             else:
                 kind = self._tap.kind(channel.heard)

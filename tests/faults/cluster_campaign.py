@@ -23,13 +23,6 @@ REQUESTS = 300  # for each strike
 RATE = 100.0  # requests a second
 WORKERS = 3
 
-# By default RabbitMQ's nodes notice after 45 to 75 s that they do not see each other; here after 6 to 10 s
-# (cluster.TICK). Where they may go on in parts, the worker's lease must be as much shorter.
-SHORT_LEASE = ",".join(
-    f"worker.amqp.consumer.{clock}={seconds}"
-    for clock, seconds in (("LEASE", 1.5), ("LEASE_RENEWAL_INTERVAL", 0.5), ("LEASE_TIMEOUT", 4))
-)
-
 
 def main() -> int:
     """Run it; exit code 1 where a promise did not hold."""
@@ -58,8 +51,6 @@ async def _row(fault: Fault, arguments: argparse.Namespace, cluster: Cluster) ->
     requests = REQUESTS * arguments.strikes
     prefix = f"campaign.{uuid4().hex[:8]}"
     environment = dict(fault.environment)
-    if cluster.stays_apart:
-        environment["FAULTS_CLOCKS"] += f",{SHORT_LEASE}"
     if arguments.leaders_lease:
         environment["FAULTS_LEADERS_LEASE"] = "true"
     with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:

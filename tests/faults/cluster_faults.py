@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from tests.faults.cluster import TICK, ClusterNode
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import PARTITIONED, QUICK_GATE, Fault
+from tests.faults.faults import PARTITIONED, Fault
 from tests.faults.load import wait_for
 from tests.faults.network import HOSTS, HUB
 
@@ -31,8 +31,7 @@ def _fault(name: str, **environment: str) -> Callable[[ClusterStrike], ClusterSt
             await world.replay()
             return healed_at
 
-        settings = {"FAULTS_CLOCKS": QUICK_GATE, **environment}
-        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike_and_replay, environment=settings)
+        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike_and_replay, environment=environment)
         return strike
 
     return note

@@ -13,6 +13,7 @@ import aio_pika.exceptions
 
 from tests.faults.checker import Findings
 from tests.faults.cluster import Cluster, ClusterNode
+from tests.faults.faults import QUICK_GATE
 from tests.faults.load import QUORUM, old_body, unless_lost
 from tests.faults.network import HOSTS, HUB
 from tests.faults.workers import Worker
@@ -22,7 +23,18 @@ from worker.contract.words import RECEIVED_AT_HEADER, REPLAY_KEY, REQUEST_ID_HEA
 JOURNAL_TIMEOUT = 60.0  # seconds
 REPLAY_TIMEOUT = 90.0  # seconds until replays are answered
 REPLAY_ATTEMPT = 20.0  # seconds, on one connection
-ENVIRONMENT = {"OTT_ADMIN_PORT": "", "OTT_MC_INSECURE_HTTP": "true"}
+# By default RabbitMQ's nodes give each other up after 45 to 75 s without a word; here after 6 to 10 s
+# (cluster.TICK). The worker's lease must be as much shorter.
+CLOCKS = {
+    "worker.amqp.consumer.LEASE": 1.5,
+    "worker.amqp.consumer.LEASE_RENEWAL_INTERVAL": 0.5,
+    "worker.amqp.consumer.LEASE_TIMEOUT": 4,
+}
+ENVIRONMENT = {
+    "OTT_ADMIN_PORT": "",
+    "OTT_MC_INSECURE_HTTP": "true",
+    "FAULTS_CLOCKS": ",".join([QUICK_GATE, *(f"{clock}={seconds}" for clock, seconds in CLOCKS.items())]),
+}
 
 
 class ClusterWorld(World):

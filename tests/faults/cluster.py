@@ -112,6 +112,10 @@ class ClusterNode:
         """Run an Erlang expression on it."""
         return await asyncio.to_thread(self.ctl, "eval", " ".join(expression.split()))
 
+    async def flush(self) -> None:
+        """Have queues that were declared just now survive a crash of all nodes."""
+        await self.evaluate("lists:foreach(fun dets:sync/1, dets:all()), mnesia:dump_log().")
+
     def _start(self) -> None:
         for name in ("data", "home", "log"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)

@@ -207,6 +207,8 @@ async def lose_majority(world: ClusterWorld) -> float:
 @_fault("all three killed")
 async def kill_all(world: ClusterWorld) -> float:
     for node in world.cluster.nodes.values():
+        await node.flush()
+    for node in world.cluster.nodes.values():
         await asyncio.to_thread(node.kill)
     await world.cluster.revive()
     return time.time()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import aio_pika
 import aio_pika.exceptions
@@ -61,6 +62,13 @@ class ClusterWorld(World):
         self._begun_at = datetime.now(UTC).isoformat()
         self.sandbox_host = cluster.network.address(HUB)
 
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        async with await self.load.connect() as connection:
+            channel = await connection.channel()
+            await channel.declare_queue(self._replayed, durable=True, arguments=QUORUM)
+        return self
+
     def enter_host(self, worker: int) -> Sequence[str]:
         """On its host, and with the node there first in its OTT_AMQP_URL."""
         nearest = sorted(self.cluster.nodes.values(), key=lambda node: node.number != _host(worker))
@@ -101,7 +109,7 @@ class ClusterWorld(World):
             with unless_lost():
                 async with asyncio.timeout(REPLAY_ATTEMPT), await self.load.connect() as connection:
                     channel = await connection.channel()
-                    answers = await channel.declare_queue(self._replayed, durable=True, arguments=QUORUM)
+                    answers = await channel.get_queue(self._replayed, ensure=False)
                     for request_id, (_, resource) in wanted.items():
                         letter = self._letter(request_id, resource, is_recent=resource != known)
                         await (await channel.get_exchange(self.prefix)).publish(letter, REPLAY_KEY)

@@ -183,7 +183,7 @@ class Subscription:
                 await channel.basic_consume(self._queue, no_callback, arguments=self._arguments)
         self._heard_at = self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
-        # Whatever it ends by: calls would wait for the lease, and their deliveries with them.
+        # Without this task nobody renews the lease, and every call would wait for it.
         self._lease_task.add_done_callback(lambda _: self._end("the lease is not renewed any more"))
 
     def ack(self, delivery: Delivery) -> None:
@@ -237,10 +237,9 @@ class Subscription:
                         await self._until_settled(channel)
             except BrokerUnreachable:
                 heard = False
-            self._end("closed")
+        self._end("closed")
         if channel is not None and self._connection.is_open:
             await close_channel(channel, RPC_TIMEOUT)  # where it ended by itself, its consumer may stand yet
-        self._end("closed")
         self._connection.open_votes.discard(self)
         return heard
 

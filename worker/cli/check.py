@@ -154,10 +154,9 @@ async def _workers(connection: Connection, settings: Settings) -> Finding:
 
 
 async def _partitions(connection: Connection, settings: Settings) -> Finding | None:
-    """Those that are left over, if there are any and this user may see them: an operator may not."""
+    """Those that are left over, if there are any and this user may see them: an operator may not. Without
+    partitions there is no log to read."""
     names = Topology(settings.prefix)
-    if not await topology.exists(connection, names.partition_log):
-        return None
     try:
         state = await read_partition_state(settings)
     except TopologyError:

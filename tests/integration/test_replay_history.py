@@ -11,8 +11,8 @@ import pytest
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
+from worker.amqp.stream_reader import Entry, StreamReader
 from worker.broker import journal_index
-from worker.broker.journal_reader import Entry, JournalReader
 from worker.broker.topology import Topology
 from worker.contract.timestamps import now, text_of
 from worker.events import EventListener
@@ -269,14 +269,14 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(
     guard = service._replay_guard
     await until(lambda: guard._index is None and guard._idle_timer is None, "the index to be dropped")
 
-    whole = JournalReader.read
+    whole = StreamReader.read
 
-    async def slowly(self: JournalReader, *args: Any, **more: Any) -> AsyncIterator[Entry]:
+    async def slowly(self: StreamReader, *args: Any, **more: Any) -> AsyncIterator[Entry]:
         async for entry in whole(self, *args, **more):
             await asyncio.sleep(0.02)
             yield entry
 
-    monkeypatch.setattr(JournalReader, "read", slowly)
+    monkeypatch.setattr(StreamReader, "read", slowly)
     letters = [await requester.take("dead") for _ in pages[1:]]
     ids = [await publish_replay(requester, letter) for letter in letters]
     replies = [await requester.reply(each) for each in ids]
@@ -395,7 +395,7 @@ async def test_an_unreadable_journal_does_not_hold_up_requests(
     await rig.stop_worker(rig._running[0][0])
     events = _Unreadable()
     service = await rig.start_worker(rig.settings(), events)
-    monkeypatch.setattr("worker.broker.journal_reader.connect", _hang)
+    monkeypatch.setattr("worker.amqp.stream_reader.connect", _hang)
     monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.1)
     assert (await requester.ask(messenger("p")))["status"] == "registered"
     assert events.heard
@@ -418,7 +418,7 @@ async def trim_journal(rig: Rig, requester: Requester) -> None:
     """Fill the journal until its first segment is gone."""
     connection = await connect(rig.settings(), "test")
     try:
-        reader = JournalReader(connection, Topology(requester.prefix).journal)
+        reader = StreamReader(connection, Topology(requester.prefix).journal)
         record = {
             "id": "filler",
             "status": "registered",
@@ -452,7 +452,7 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
     monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.01)
     monkeypatch.setattr("worker.pipeline.arrival_clock.RETRY_INTERVAL", 0.01)
     with monkeypatch.context() as silent:
-        silent.setattr("worker.broker.journal_reader.connect", _hang)
+        silent.setattr("worker.amqp.stream_reader.connect", _hang)
         silent.setattr("worker.pipeline.arrival_clock.READ_TIMEOUT", 0.05)
         service = await rig.start_worker(rig.settings())
         assert (await requester.ask(messenger("p", "new")))["status"] == "registered"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from worker.amqp.stream_reader import Entry
 from worker.broker.journal_index import JournalIndex
-from worker.broker.journal_reader import Entry
 from worker.contract.journal_record import recorded_id
 from worker.contract.resource import Resource
 from worker.contract.timestamps import text_of

@@ -11,7 +11,7 @@ from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Connection, connect
 from worker.amqp.properties import build
 from worker.amqp.publisher import publish_once
-from worker.broker.journal_reader import Entry, JournalReader, open_stream
+from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE
@@ -57,7 +57,7 @@ async def read_orders(settings: Settings) -> list[Order]:
         return await read_orders_by(reader)
 
 
-async def read_orders_by(reader: JournalReader) -> list[Order]:
+async def read_orders_by(reader: StreamReader) -> list[Order]:
     """As `read_orders`, by an open reader of the control stream."""
     orders, _ = await _read(reader)
     return orders
@@ -99,7 +99,7 @@ class StandingOrders:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _follow(self, connection: Connection, known: asyncio.Event) -> None:
-        reader = JournalReader(connection, self._stream)
+        reader = StreamReader(connection, self._stream)
         while True:
             try:
                 orders, following = await _read(reader)
@@ -128,7 +128,7 @@ class StandingOrders:
                 self._events.paused(pause.by, pause.why)
 
 
-async def _read(reader: JournalReader) -> tuple[list[Order], int]:
+async def _read(reader: StreamReader) -> tuple[list[Order], int]:
     """The orders so far, and the offset that comes next."""
     orders: list[Order] = []
     following = 0

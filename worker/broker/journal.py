@@ -7,16 +7,19 @@ without a record is a mark: whoever reads it has read all that was confirmed bef
 """
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
 from worker.amqp.confirm_channel import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
+from worker.amqp.stream_reader import StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.json_encoder import to_json
 from worker.contract.words import CLOCK_HEADER, JOURNAL_TYPE
+from worker.settings import Settings
 
 BATCH_BYTES = 64_000  # of one message
 CONTENT_TYPE = "application/x-ndjson"
@@ -92,3 +95,10 @@ class Journal:
                 written.set_result(None)
         if not self._on_its_way:
             self._send()
+
+
+@contextlib.asynccontextmanager
+async def open_journal(settings: Settings) -> AsyncIterator[StreamReader]:
+    """A reader of the journal on a connection of its own. Raises BrokerUnreachable."""
+    async with open_stream(settings, Topology(settings.prefix).journal) as reader:
+        yield reader

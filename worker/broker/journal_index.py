@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.broker.journal_reader import Entry, JournalReader, Start
+from worker.amqp.stream_reader import Entry, Start, StreamReader
 from worker.contract.journal_record import recorded_id
 from worker.contract.resource import Resource
 from worker.contract.settlement import Settlement
@@ -117,8 +117,8 @@ class JournalIndex:
         return offset >= first.offset and (first.offset == 0 or own_resource == digest(resource))
 
 
-async def read_into(index: JournalIndex, reader: JournalReader, first: Entry | None) -> None:
-    """Read on, to the end of the journal, whose first entry is `first`. Raises as JournalReader does."""
+async def read_into(index: JournalIndex, reader: StreamReader, first: Entry | None) -> None:
+    """Read on, to the end of the journal, whose first entry is `first`. Raises as StreamReader does."""
     last = await reader.last()
     reach = -1 if last is None else last.offset
     if index.began_at is None:
@@ -133,7 +133,7 @@ async def read_into(index: JournalIndex, reader: JournalReader, first: Entry | N
 
 
 async def _read_from(
-    start: Start, index: JournalIndex, reader: JournalReader, first: Entry | None, reach: int
+    start: Start, index: JournalIndex, reader: StreamReader, first: Entry | None, reach: int
 ) -> None:
     async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
         async for entry in entries:

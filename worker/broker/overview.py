@@ -11,8 +11,8 @@ import aiormq.exceptions
 
 from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection
+from worker.amqp.stream_reader import StreamReader
 from worker.broker.control_stream import read_orders_by
-from worker.broker.journal_reader import JournalReader
 from worker.broker.status_stream import read_workers_by
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
@@ -60,13 +60,13 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
             found.queues[name] = await _messages(connection, getattr(names, name))
     with _told(found):
         now = datetime.now(UTC)
-        for each in await read_workers_by(JournalReader(connection, names.status), REMEMBERED):
+        for each in await read_workers_by(StreamReader(connection, names.status), REMEMBERED):
             if not each.is_silent(now):
                 found.workers.append(each)
             elif each.state != "draining":
                 found.lost.append(each)
     with _told(found):
-        found.orders = await read_orders_by(JournalReader(connection, names.control))
+        found.orders = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)
     return found
 
@@ -95,7 +95,7 @@ async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, 
     """The requests settled in the last minute and in the last hour, counted from the journal. If an hour of
     it cannot be read in a few seconds, the second figure covers less than an hour. Raises TopologyError or
     BrokerUnreachable."""
-    reader, now = JournalReader(connection, names.journal), datetime.now(UTC)
+    reader, now = StreamReader(connection, names.journal), datetime.now(UTC)
     minute: Counter[str] = Counter()
     hour: Counter[str] = Counter()
     oldest, hour_ago = now, now - timedelta(hours=1)
@@ -115,7 +115,7 @@ async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, 
     return _settled(minute, 60.0), _settled(hour, 3600.0)
 
 
-async def _settlements(reader: JournalReader, start: int, end: int) -> AsyncIterator[tuple[datetime, str]]:
+async def _settlements(reader: StreamReader, start: int, end: int) -> AsyncIterator[tuple[datetime, str]]:
     async with contextlib.aclosing(reader.read(start, reach=end)) as entries:
         async for entry in entries:
             if entry.offset > end:

@@ -16,7 +16,7 @@ from uuid import uuid4
 from worker.amqp.confirm_channel import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
-from worker.broker.journal_reader import Entry, JournalReader, open_stream
+from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.words import PARTITIONS_TYPE
 from worker.errors import BrokerUnreachable, TopologyError
@@ -160,7 +160,7 @@ class PartitionLog:
                 self._events.partition_log_unreadable(str(error))
             await asyncio.sleep(RETRY_INTERVAL)
 
-    async def _read_on(self, reader: JournalReader) -> None:
+    async def _read_on(self, reader: StreamReader) -> None:
         last = await reader.last()
         if last is None or last.offset + 1 < self._state.next_offset:
             self._state.next_offset = 0  # it was deleted and made anew

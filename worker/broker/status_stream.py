@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Channel, Connection, connect
-from worker.broker.journal_reader import JournalReader, open_stream
+from worker.amqp.stream_reader import StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, WorkerStatus
 from worker.contract.words import STATUS_TYPE
@@ -76,7 +76,7 @@ async def read_workers(settings: Settings) -> list[WorkerStatus]:
         return await read_workers_by(reader)
 
 
-async def read_workers_by(reader: JournalReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
+async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
     """As `read_workers`, by an open reader of the status stream; of the workers that have said something
     `within` this time."""
     newest = await reader.last()
@@ -94,7 +94,7 @@ async def read_workers_by(reader: JournalReader, within: timedelta = SILENT_AFTE
     return sorted(latest.values(), key=lambda each: each.worker)
 
 
-async def _read(reader: JournalReader, start: int, reach: int) -> list[WorkerStatus]:
+async def _read(reader: StreamReader, start: int, reach: int) -> list[WorkerStatus]:
     records: list[WorkerStatus] = []
     async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
         async for entry in entries:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from worker.broker.journal_reader import Entries, Entry, JournalReader, Start, open_journal
+from worker.amqp.stream_reader import Entries, Entry, Start, StreamReader
+from worker.broker.journal import open_journal
 from worker.cli import output
 from worker.cli.table import Column, TextTable
 from worker.contract.journal_record import recorded_id
@@ -135,7 +136,7 @@ async def _journal(settings: Settings, wanted: _Wanted, *, follow: bool, as_json
                 await _follow(entries, wanted, table, as_json=as_json)
 
 
-async def _so_far(reader: JournalReader, wanted: _Wanted) -> tuple[deque[dict[str, Any]], int]:
+async def _so_far(reader: StreamReader, wanted: _Wanted) -> tuple[deque[dict[str, Any]], int]:
     """The records that are there, and the offset that comes next."""
     newest, first = await reader.last(), await reader.first()
     if newest is None or first is None:
@@ -151,7 +152,7 @@ async def _so_far(reader: JournalReader, wanted: _Wanted) -> tuple[deque[dict[st
 
 
 async def _from(
-    start: Start, reader: JournalReader, wanted: _Wanted, reach: int
+    start: Start, reader: StreamReader, wanted: _Wanted, reach: int
 ) -> tuple[deque[dict[str, Any]], int]:
     records: deque[dict[str, Any]] = deque(maxlen=wanted.last)
     following = reach + 1

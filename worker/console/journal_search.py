@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.broker.journal_reader import JournalReader, open_journal
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.journal import open_journal
 from worker.contract.journal_record import recorded_id
 from worker.errors import WorkerError
 from worker.settings import Settings
@@ -114,7 +115,7 @@ class JournalSearch:
             self._kept.popitem(last=False)
 
 
-async def _backwards(reader: JournalReader, wanted: Wanted, count: int, newest: int) -> Found:
+async def _backwards(reader: StreamReader, wanted: Wanted, count: int, newest: int) -> Found:
     first = await reader.first()
     oldest = 0 if first is None else first.offset
     end = newest + 1 if wanted.before is None else min(wanted.before, newest + 1)
@@ -130,7 +131,7 @@ async def _backwards(reader: JournalReader, wanted: Wanted, count: int, newest: 
     return found
 
 
-async def _window(reader: JournalReader, wanted: Wanted, start: int, last: int) -> list[Record]:
+async def _window(reader: StreamReader, wanted: Wanted, start: int, last: int) -> list[Record]:
     records: list[Record] = []
     async with contextlib.aclosing(reader.read(start, reach=last)) as entries:
         async for entry in entries:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from worker.broker.journal_reader import Entry, JournalReader, Start, open_journal
+from worker.amqp.stream_reader import Entry, Start, StreamReader
+from worker.broker.journal import open_journal
 from worker.errors import WorkerError
 from worker.settings import Settings
 
@@ -83,7 +84,7 @@ class LastHour:
                 self.trouble = str(error)
                 await asyncio.sleep(RETRY_INTERVAL)
 
-    async def _follow(self, reader: JournalReader) -> None:
+    async def _follow(self, reader: StreamReader) -> None:
         async with contextlib.aclosing(reader.read(self._start())) as entries:
             read = 0
             async for entry in entries:
@@ -102,7 +103,7 @@ class LastHour:
             following.cancel()
             await asyncio.wait({following})
 
-    async def _follow_on(self, reader: JournalReader) -> None:
+    async def _follow_on(self, reader: StreamReader) -> None:
         async with contextlib.aclosing(reader.follow(self._start())) as entries:
             async for entry in entries:
                 self._take(entry)

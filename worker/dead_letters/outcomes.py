@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Self
 
-from worker.broker.journal_reader import JournalReader, open_journal
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.journal import open_journal
 from worker.broker.request_sender import look_for_workers
 from worker.broker.status_stream import read_workers
 from worker.errors import BrokerUnreachable, WorkerError
@@ -97,7 +98,7 @@ class OutcomeFollower:
                     await self._read(reader)
             await asyncio.sleep(RECONNECT_INTERVAL)
 
-    async def _read(self, reader: JournalReader) -> None:
+    async def _read(self, reader: StreamReader) -> None:
         async with contextlib.aclosing(reader.follow(self._next)) as entries:
             async for entry in entries:
                 self._next = entry.offset + 1

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from worker.broker.journal import open_journal
 from worker.broker.journal_index import JournalIndex, read_into
-from worker.broker.journal_reader import open_journal
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.resource import Resource
 from worker.dead_letters.box import DeadLetterBox

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.journal import open_journal
 from worker.broker.journal_index import around
-from worker.broker.journal_reader import JournalReader, open_journal
 from worker.contract.timestamps import now
 from worker.errors import TopologyError, WorkerError
 from worker.events import EventListener
@@ -112,12 +113,12 @@ class CatchUp:
         self._clock.raise_floor(latest)
 
 
-async def _latest(reader: JournalReader) -> int:
+async def _latest(reader: StreamReader) -> int:
     last = await reader.last()
     return 0 if last is None else last.clock or 0
 
 
-async def _latest_since(reader: JournalReader, begun: int) -> int:
+async def _latest_since(reader: StreamReader, begun: int) -> int:
     async with contextlib.aclosing(reader.read(around(begun))) as entries:
         clocks = [entry.clock or 0 async for entry in entries]
     return max((clock for clock in clocks if clock < YEAR_2100), default=0)

@@ -12,9 +12,9 @@ the next replay is judged.
 import asyncio
 import time
 
-from worker.broker.journal import Journal
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.journal import Journal, open_journal
 from worker.broker.journal_index import JournalIndex, read_into
-from worker.broker.journal_reader import JournalReader, open_journal
 from worker.contract.settlement import Settlement
 from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
 from worker.errors import BrokerUnreachable, TopologyError
@@ -130,7 +130,7 @@ class ReplayGuard:
             self._idle_timer = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._drop_when_idle)
         return index
 
-    async def _read_to_the_end(self, reader: JournalReader, received_at: int) -> JournalIndex:
+    async def _read_to_the_end(self, reader: StreamReader, received_at: int) -> JournalIndex:
         first = await reader.first()
         index = self._unfinished
         if index is None or index.since > received_at or not index.continues(first):

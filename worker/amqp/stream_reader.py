@@ -1,4 +1,4 @@
-"""Reading the journal: from any place to its end, only its first or last entry, or on and on as it grows."""
+"""Reading a stream: from any place to its end, only its first or last entry, or on and on as it grows."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,6 @@ from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Channel, Connection, close_channel, connect
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
-from worker.broker.topology import Topology
 from worker.contract.words import CLOCK_HEADER
 from worker.errors import TopologyError
 from worker.settings import Settings
@@ -43,7 +42,7 @@ class Entry:
 Entries = AsyncGenerator[Entry, None]
 
 
-class JournalReader:
+class StreamReader:
     """Reads one stream. Every method raises TopologyError (there is no such stream, or it may not be read)
     or BrokerUnreachable."""
 
@@ -120,18 +119,11 @@ class JournalReader:
 
 
 @contextlib.asynccontextmanager
-async def open_journal(settings: Settings) -> AsyncIterator[JournalReader]:
-    """A reader on a connection of its own. Raises BrokerUnreachable."""
-    async with open_stream(settings, Topology(settings.prefix).journal) as reader:
-        yield reader
-
-
-@contextlib.asynccontextmanager
-async def open_stream(settings: Settings, stream: str) -> AsyncIterator[JournalReader]:
+async def open_stream(settings: Settings, stream: str) -> AsyncIterator[StreamReader]:
     """A reader of any stream, on a connection of its own. Raises BrokerUnreachable."""
     connection = await connect(settings, stream.rpartition(".")[2])
     try:
-        yield JournalReader(connection, stream)
+        yield StreamReader(connection, stream)
     finally:
         await connection.close()
 

@@ -148,6 +148,9 @@ class EventListener:
     def journal_unreadable(self, why: str) -> None:
         """The journal could not be read. Only replays wait for it."""
 
+    def as_of_ignored(self, request_id: str, why: str) -> None:
+        """A request's `x-ott-as-of` could not be read; the request goes on without."""
+
     def processing_failed(self, request_id: str, error: str) -> None:
         """A defect of ours: the request goes back to the queue."""
 

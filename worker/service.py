@@ -55,7 +55,7 @@ class Service:
         journal = Journal(self.publisher, names, self._clock) if settings.journal else None
         self._replay_guard = ReplayGuard(settings, journal, self._catch_up, events)
         seals = Seals(settings)
-        self._parser = RequestParser(settings, seals)
+        self._parser = RequestParser(settings, seals, events)
         self._settler = Settler(self.publisher, journal, names, seals, events, tracing)
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()

@@ -19,7 +19,10 @@ async def test_replies_dead_letters_and_journal_records_follow_the_document(rig:
     document = asyncapi(requester.prefix, "1.0.0")
 
     validator(document, "result").validate(await requester.ask(messenger()))
-    validator(document, "errorEnvelope").validate(await requester.ask(b"{}"))
+    dated = {"x-ott-as-of": "2026-11-23T13:00:00+01:00"}
+    envelope = await requester.ask(b"{}", headers=dated)
+    validator(document, "errorEnvelope").validate(envelope)
+    assert envelope["asOf"] == "2026-11-23T12:00:00.000000Z"
     dead = await requester.take("dead")
     assert set(document["components"]["schemas"]["DeadLetterHeaders"]["properties"]) <= set(dead.headers)
     headers = {name: value for name, value in dead.headers.items() if isinstance(value, str | int)}
@@ -27,7 +30,8 @@ async def test_replies_dead_letters_and_journal_records_follow_the_document(rig:
     for record in await journal_records(requester, 2):
         validator(document, "journal").validate(record)
         described = document["components"]["schemas"]["JournalRecord"]["properties"]
-        assert set(record) == set(described)
+        assert set(record) | {"asOf"} == set(described)
+    assert (record["status"], record.get("asOf")) == ("rejected", envelope["asOf"])
 
 
 async def test_every_queue_and_exchange_of_the_document_is_declared(rig: Rig) -> None:

@@ -14,6 +14,7 @@ from worker.broker.encryption import Seals
 from worker.contract.registration import Rejection
 from worker.contract.resource import Resource
 from worker.contract.timestamps import microseconds, text_of
+from worker.events import EventListener
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.request import Request, RequestParser
 from worker.settings import load_settings
@@ -27,9 +28,13 @@ def delivery(body: bytes = b"{}", properties: Properties | None = None, key: str
     return Delivery(1, body, given, redelivered=False, arrived_at=0.0, exchange=PREFIX, routing_key=key)
 
 
-def received(message: Delivery, *, now: int = NOW, **settings: Any) -> Request:
+def received(
+    message: Delivery, *, now: int = NOW, events: EventListener | None = None, **settings: Any
+) -> Request:
     given = load_settings(prefix=PREFIX, **settings)
-    return RequestParser(given, Seals(given)).parse(message, ArrivalClock(lambda: now))
+    return RequestParser(given, Seals(given), events or EventListener()).parse(
+        message, ArrivalClock(lambda: now)
+    )
 
 
 def test_a_message_id_is_the_requests_id() -> None:
@@ -95,6 +100,40 @@ def test_what_only_an_operator_may_say_is_believed_on_the_key_of_replays_alone(
     request = received(message)
     assert (request.is_replay, request.received_at) == (False, NOW)
     assert request.id != "the-id"
+
+
+@pytest.mark.parametrize(
+    ("given", "true_at"),
+    [
+        (text_of(1_000_001), 1_000_001),
+        ("1970-01-01T01:00:01.000001+01:00", 1_000_001),
+        ("1970-01-01t00:00:01z", 1_000_000),
+        ("1969-12-31T23:59:59Z", 0),
+        ("2999-01-01T00:00:00Z", NOW),  # later than it arrived
+    ],
+)
+def test_a_request_tells_when_it_was_true(given: str, true_at: int) -> None:
+    request = received(delivery(properties=build(headers={"x-ott-as-of": given})))
+    assert (request.as_of, request.true_at, request.received_at) == (true_at, true_at, NOW)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["yesterday", "", "1970-01-01T00:00:01", "2026-02-30T00:00:00Z", "0001-01-01T00:00:00+14:00", 5, True],
+)
+def test_a_time_that_cannot_be_read_is_ignored_and_told(given: str | int) -> None:
+    told: list[str] = []
+    events = EventListener()
+    events.as_of_ignored = lambda request_id, _: told.append(request_id)  # type: ignore[method-assign]
+    message = delivery(properties=build(message_id="m", headers={"x-ott-as-of": given}))
+    request = received(message, events=events)
+    assert (request.as_of, request.true_at, told) == (None, NOW, ["m"])
+
+
+def test_a_replay_keeps_when_it_was_true() -> None:
+    headers = {**OPERATORS, "x-ott-as-of": text_of(900_000)}
+    request = received(delivery(properties=build(headers=headers), key="replay"))
+    assert (request.received_at, request.true_at) == (1_000_000, 900_000)
 
 
 def test_a_time_from_the_future_is_not_believed() -> None:

@@ -7,7 +7,9 @@ from worker.amqp.properties import Properties
 from worker.contract.timestamps import microseconds
 from worker.contract.words import (
     ACCOUNT_HEADER,
+    AS_OF_HEADER,
     OWN_HEADERS,
+    PUBLISHERS_HEADERS,
     RECEIVED_AT_HEADER,
     REPLAY_KEY,
     REQUEST_ID_HEADER,
@@ -25,7 +27,7 @@ def is_from_operator(delivery: Delivery, entry: str) -> bool:
 def operator_headers(properties: Properties) -> frozenset[str]:
     """The headers of a request that only an operator may set."""
     own = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
-    return frozenset(own) - {ACCOUNT_HEADER}
+    return frozenset(own) - PUBLISHERS_HEADERS
 
 
 def request_id(delivery: Delivery, *, from_operator: bool = False) -> str:
@@ -56,6 +58,18 @@ def account_of(properties: Properties) -> str | None:
         return None
     account = value.strip()
     return account if account.isascii() and account.isprintable() else None
+
+
+def as_of(properties: Properties) -> int | None:
+    """When what the request says was true, in microseconds since the epoch, or None where the header is
+    absent. Raises ValueError where it holds no time with an offset."""
+    if not properties.has_header(AS_OF_HEADER):
+        return None
+    value = properties.header(AS_OF_HEADER)
+    moment = microseconds(value.strip().upper()) if isinstance(value, str) else None
+    if moment is None:
+        raise ValueError(f"{AS_OF_HEADER} is no time with an offset")
+    return moment
 
 
 def first_received_at(properties: Properties) -> int | None:

@@ -17,7 +17,7 @@ from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.backoff import ceiling
 from worker.broker.topology import Topology
-from worker.contract.words import ACCOUNT_HEADER, REQUEST_KEY
+from worker.contract.words import ACCOUNT_HEADER, AS_OF_HEADER, REQUEST_KEY
 from worker.errors import OutcomeUnknown, PublishRefused, QueueFull, TopologyError, Unroutable
 from worker.settings import Settings
 
@@ -57,17 +57,19 @@ class RequestSender:
         request_id: str,
         reply_to: str | None = None,
         account_id: str | None = None,
+        as_of: str | None = None,
         lane: Hashable = None,
     ) -> "asyncio.Future[None]":
         """Publish one request. The future is done when the broker has it, or raises PublishRefused, or
         TopologyError if no queue takes requests. Cancel the future to give the request up; one that is
         already on the wire arrives all the same."""
+        headers = {ACCOUNT_HEADER: account_id or "", AS_OF_HEADER: as_of or ""}
         properties = build(
             content_type="application/json",
             message_id=request_id,
             correlation_id=request_id,
             reply_to=reply_to,
-            headers={ACCOUNT_HEADER: account_id} if account_id else None,
+            headers={name: value for name, value in headers.items() if value},
         )
         message = Message(self._entry, REQUEST_KEY, properties, body, external=True)
         sending = _Sending(request_id, message, lane, asyncio.get_running_loop().create_future())

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Hashable, Mapping
 from contextlib import AsyncExitStack, suppress
+from datetime import datetime
 from functools import partial
 from typing import Any, Self
 from uuid import uuid4
@@ -98,12 +99,14 @@ class RegistrationClient:
         *,
         request_id: str | None = None,
         account_id: str | None = None,
+        as_of: datetime | None = None,
         timeout: float | None = None,
     ) -> Reply:
         """Send one registration, the JSON object of the API, and wait for its reply, whatever its status.
 
         `request_id` is the request's id (a fresh one by default); ValueError where it is longer than 255
-        bytes, or under way already. Raises OutcomeUnknown when `timeout` seconds bring no reply,
+        bytes, or under way already. `as_of` is when what it says was true, with its time zone: a newer
+        registration is not undone (contract §2). Raises OutcomeUnknown when `timeout` seconds bring no reply,
         TopologyError or PublishRefused when the broker does not take the request, TypeError or ValueError
         when the registration is not JSON.
         """
@@ -112,7 +115,7 @@ class RegistrationClient:
         if request_id in self._answers:
             raise ValueError(f"request {request_id} is under way already")
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        confirmed = self._send(registration, request_id, account_id, reply_to=self._replies.name)
+        confirmed = self._send(registration, request_id, account_id, as_of, reply_to=self._replies.name)
         confirmed.add_done_callback(partial(_pass_on_error, answer))
         self._answers[request_id] = answer
         try:
@@ -133,6 +136,7 @@ class RegistrationClient:
         *,
         request_id: str | None = None,
         account_id: str | None = None,
+        as_of: datetime | None = None,
         timeout: float | None = None,
     ) -> str:
         """Send one registration and return its request id once the broker has it safe. The reply goes to the
@@ -140,7 +144,7 @@ class RegistrationClient:
         not confirmed."""
         self._check_open()
         request_id = _id(request_id)
-        confirmed = self._send(registration, request_id, account_id, reply_to=None)
+        confirmed = self._send(registration, request_id, account_id, as_of, reply_to=None)
         try:
             async with asyncio.timeout(self._timeout if timeout is None else timeout):
                 await confirmed
@@ -163,6 +167,7 @@ class RegistrationClient:
         registration: Mapping[str, Any],
         request_id: str,
         account_id: str | None,
+        as_of: datetime | None,
         *,
         reply_to: str | None,
     ) -> "asyncio.Future[None]":
@@ -173,6 +178,7 @@ class RegistrationClient:
             request_id=request_id,
             reply_to=reply_to,
             account_id=account,
+            as_of=None if as_of is None else _as_of(as_of),
             lane=_lane(document, account),
         )
 
@@ -188,6 +194,12 @@ def _id(given: str | None) -> str:
         # It would be cut on its way, and the reply would come under another id.
         raise ValueError(f"request_id must be {ID_LENGTH} bytes at most")
     return given or str(uuid4())
+
+
+def _as_of(moment: datetime) -> str:
+    if moment.tzinfo is None:
+        raise ValueError("as_of must have a time zone, as datetime.now(UTC) has")
+    return moment.isoformat()
 
 
 def _lane(document: dict[str, Any], account: str | None) -> Hashable:

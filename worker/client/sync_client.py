@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 from worker.client.registration_client import TIMEOUT, RegistrationClient
@@ -74,11 +75,18 @@ class SyncRegistrationClient:
         *,
         request_id: str | None = None,
         account_id: str | None = None,
+        as_of: datetime | None = None,
         timeout: float | None = None,
     ) -> Reply:
         """Send one registration and wait for its reply: see RegistrationClient.register."""
         return self._run(
-            self._client.register(registration, request_id=request_id, account_id=account_id, timeout=timeout)
+            self._client.register(
+                registration,
+                request_id=request_id,
+                account_id=account_id,
+                as_of=as_of,
+                timeout=timeout,
+            )
         )
 
     def publish(
@@ -87,12 +95,19 @@ class SyncRegistrationClient:
         *,
         request_id: str | None = None,
         account_id: str | None = None,
+        as_of: datetime | None = None,
         timeout: float | None = None,
     ) -> str:
         """Send one registration and return its request id once the broker has it: see
         RegistrationClient.publish."""
         return self._run(
-            self._client.publish(registration, request_id=request_id, account_id=account_id, timeout=timeout)
+            self._client.publish(
+                registration,
+                request_id=request_id,
+                account_id=account_id,
+                as_of=as_of,
+                timeout=timeout,
+            )
         )
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ from worker.contract.schema import registration_schemas, reply_schemas, schemas_
 from worker.contract.status import WorkerStatus
 from worker.contract.words import (
     ACCOUNT_HEADER,
+    AS_OF_HEADER,
     ATTEMPTS_HEADER,
     CONTROL_TYPE,
     DEAD_AT_HEADER,
@@ -230,6 +231,9 @@ _REQUEST_HEADERS: Document = {
             "type": ["string", "integer"],
             "description": "The business unit (MID) whose token is used.",
         },
+        AS_OF_HEADER: _text(
+            "When what the request says was true; without it, when it arrived.", format="date-time"
+        ),
     },
 }
 

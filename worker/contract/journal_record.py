@@ -40,11 +40,14 @@ class JournalRecord(BaseModel):
     completed_at: datetime
     superseded_by: str | None
     replay: bool = Field(description="Whether the request was a replay of a dead letter.")
+    as_of: datetime | None = Field(
+        default=None, description="When what the request says was true, where its publisher told."
+    )
 
 
 def journal_record(settlement: Settlement) -> dict[str, Any]:
     """The record as it is written."""
-    return {
+    record = {
         "id": recorded_id(settlement.request_id),
         "status": settlement.status,
         "reason": settlement.reason,
@@ -60,6 +63,9 @@ def journal_record(settlement: Settlement) -> dict[str, Any]:
         "supersededBy": settlement.superseded_by and recorded_id(settlement.superseded_by),
         "replay": settlement.is_replay,
     }
+    if settlement.as_of is not None:
+        record["asOf"] = text_of(settlement.as_of)
+    return record
 
 
 def recorded_id(given: str) -> str:

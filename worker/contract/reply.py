@@ -13,6 +13,7 @@ from worker.contract.settlement import Settlement
 from worker.contract.timestamps import text_of
 from worker.contract.words import Status
 
+AS_OF = "When what the request says was true, where its publisher told."
 UnregisteredStatus = Literal["rejected", "failed", "superseded"]
 
 
@@ -32,6 +33,8 @@ def reply_body(settlement: Settlement) -> bytes:
     envelope["attempts"] = settlement.attempts
     envelope["receivedAt"] = text_of(settlement.received_at)
     envelope["completedAt"] = text_of(settlement.completed_at)
+    if settlement.as_of is not None:
+        envelope["asOf"] = text_of(settlement.as_of)
     if settlement.status == "superseded":
         envelope["supersededBy"] = settlement.superseded_by
     return to_json(envelope)
@@ -60,6 +63,7 @@ class Result(_Model):
     attempts: int
     received_at: datetime
     completed_at: datetime
+    as_of: datetime | None = Field(default=None, description=AS_OF)
 
 
 class ErrorEnvelope(_Model):
@@ -77,6 +81,7 @@ class ErrorEnvelope(_Model):
     attempts: int
     received_at: datetime
     completed_at: datetime
+    as_of: datetime | None = Field(default=None, description=AS_OF)
     superseded_by: str | None = Field(default=None, description="The newer request, for `superseded` only.")
 
 
@@ -105,6 +110,7 @@ class Reply:
     errorcode: int | None = None
     errors: tuple[FieldError, ...] = ()
     superseded_by: str | None = None
+    as_of: datetime | None = None
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -124,6 +130,6 @@ class Reply:
             reply.completed_at,
         )
         if isinstance(reply, Result):
-            return cls(*about)
+            return cls(*about, as_of=reply.as_of)
         errors = tuple(FieldError(e.message, e.errorcode, e.documentation) for e in reply.validation_errors)
-        return cls(*about, reply.message, reply.errorcode, errors, reply.superseded_by)
+        return cls(*about, reply.message, reply.errorcode, errors, reply.superseded_by, reply.as_of)

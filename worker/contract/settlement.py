@@ -35,6 +35,12 @@ class Settlement(NamedTuple):
     completed_at: int
     superseded_by: str | None = None
     is_replay: bool = False
+    as_of: int | None = None
+
+    @property
+    def true_at(self) -> int:
+        """The time by which the newest request of a resource is told (contract §2)."""
+        return self.received_at if self.as_of is None else self.as_of
 
     @property
     def resource(self) -> Resource | None:

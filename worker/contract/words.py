@@ -15,6 +15,8 @@ CONTROL_KEY: Final = "control"  # reaches the control stream
 
 # Headers of a request.
 ACCOUNT_HEADER: Final = "x-ott-account-id"
+AS_OF_HEADER: Final = "x-ott-as-of"  # when what the request says was true
+PUBLISHERS_HEADERS: Final = frozenset({ACCOUNT_HEADER, AS_OF_HEADER})
 
 # Headers of a replay: what only an operator may say.
 RECEIVED_AT_HEADER: Final = "x-ott-received-at"
@@ -44,6 +46,7 @@ OWN_HEADERS: Final = "x-ott-"  # the beginning of every header of ours
 PUBLIC_HEADERS: Final = frozenset(
     {
         ACCOUNT_HEADER,
+        AS_OF_HEADER,
         RECEIVED_AT_HEADER,
         REQUEST_ID_HEADER,
         REPLAY_COUNT_HEADER,

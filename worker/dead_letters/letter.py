@@ -14,7 +14,6 @@ from worker.contract.registration import parse_registration
 from worker.contract.resource import Resource
 from worker.contract.timestamps import microseconds, text_of
 from worker.contract.words import (
-    ACCOUNT_HEADER,
     ARRIVED_AT_HEADER,
     ATTEMPTS_HEADER,
     CAME_BY_HEADER,
@@ -22,6 +21,7 @@ from worker.contract.words import (
     ERROR_HEADER,
     NO_MESSAGE_ID_HEADER,
     OWN_HEADERS,
+    PUBLISHERS_HEADERS,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
     REPLAY_COUNT_HEADER,
@@ -143,7 +143,7 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     has been through a partition (contract §2, §10).
 
     The broker dead-letters a request with the headers that it has in its queue. Of our own headers, a
-    publisher may set only the account.
+    publisher may set PUBLISHERS_HEADERS only.
     """
     properties, arrived_at = delivery.properties, None
     queue = _REQUESTS_QUEUE.search(delivery.routing_key)
@@ -158,7 +158,7 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     if came_by == REPLAY_KEY:
         return properties.changed(without=ROUTED_HEADERS), None
     forged = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
-    return properties.changed(without=frozenset(forged) - {ACCOUNT_HEADER}), arrived_at
+    return properties.changed(without=frozenset(forged) - PUBLISHERS_HEADERS), arrived_at
 
 
 def _received(properties: Properties, arrived_at: int | None, died_at: int | None) -> tuple[int | None, int]:

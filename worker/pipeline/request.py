@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from worker.amqp.consumer import Delivery
+from worker.amqp.properties import Properties
 from worker.broker.encryption import CannotOpen, Seals, is_sealed
-from worker.broker.request_message import account_of, first_received_at, is_from_operator, request_id
+from worker.broker.request_message import account_of, as_of, first_received_at, is_from_operator, request_id
 from worker.broker.topology import Topology
 from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
 from worker.contract.resource import Resource
 from worker.contract.words import ACCOUNT_HEADER, MALFORMED, WRONG_TYPE, Reason, Status
+from worker.events import EventListener
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.settings import Settings
 
@@ -17,7 +19,8 @@ from worker.settings import Settings
 @dataclass(slots=True, eq=False)
 class Request:
     """One delivery, parsed. `received_at` is microseconds since the epoch and grows from request to
-    request; for a replay it is when the original was received."""
+    request; for a replay it is when the original was received. `as_of` is when what it says was true, where
+    its publisher told: never later than it was received."""
 
     id: str
     delivery: Delivery
@@ -26,9 +29,15 @@ class Request:
     parsed: Registration | Rejection
     resource: Resource | None
     is_replay: bool
+    as_of: int | None = None
     attempts: int = 0
     queued: float = 0.0  # seconds spent waiting for the rate limit
     phase: Literal["waiting", "calling", "settling"] = "waiting"
+
+    @property
+    def true_at(self) -> int:
+        """The time by which the newest request of a resource is told (contract §2)."""
+        return self.received_at if self.as_of is None else self.as_of
 
     @property
     def platform(self) -> str | None:
@@ -60,11 +69,12 @@ class Outcome:
 class RequestParser:
     """Reads requests from deliveries."""
 
-    def __init__(self, settings: Settings, seals: Seals) -> None:
+    def __init__(self, settings: Settings, seals: Seals, events: EventListener) -> None:
         self._entry = Topology(settings.prefix).entry
         self._max_body_bytes = settings.max_body_bytes
         self._default_account = settings.mc_account_id
         self._seals = seals
+        self._events = events
 
     def parse(self, delivery: Delivery, clock: ArrivalClock) -> Request:
         """The request that a delivery holds, received now. Never raises, whatever the message."""
@@ -77,15 +87,26 @@ class RequestParser:
         resource = None
         if isinstance(parsed, Registration):
             resource = Resource(account, parsed.platform, parsed.resource_id)
+        given_id = request_id(delivery, from_operator=is_replay)
+        received_at = now if original is None else min(original, now)
         return Request(
-            id=request_id(delivery, from_operator=is_replay),
+            id=given_id,
             delivery=delivery,
             account=account,
-            received_at=now if original is None else min(original, now),
+            received_at=received_at,
             parsed=parsed,
             resource=resource,
             is_replay=is_replay,
+            as_of=self._as_of(properties, given_id, received_at),
         )
+
+    def _as_of(self, properties: Properties, given_id: str, received_at: int) -> int | None:
+        try:
+            moment = as_of(properties)
+        except ValueError as error:
+            self._events.as_of_ignored(given_id, str(error))
+            return None
+        return None if moment is None else max(0, min(moment, received_at))
 
     def _parse_body(
         self, delivery: Delivery, account: str | None, *, is_replay: bool

@@ -130,6 +130,7 @@ def _settlement(request: Request, outcome: Outcome) -> Settlement:
         completed_at=now(),
         superseded_by=outcome.superseded_by,
         is_replay=request.is_replay,
+        as_of=request.as_of,
     )
 
 

@@ -185,6 +185,9 @@ class Log(EventListener):
         if not self._goes_on(queue, why):
             self._log.error("a queue of ours does not take messages", queue=queue, why=why)
 
+    def as_of_ignored(self, request_id: str, why: str) -> None:
+        self._log.warning("x-ott-as-of ignored", request_id=request_id, why=why)
+
     def reply_refused(self, why: str) -> None:
         self._log.debug("a reply_to was not followed", why=why)
 

@@ -33,8 +33,8 @@ class Losses(EventListener):
     def publisher_lost(self, why: str) -> None:
         self.lost.append(why)
 
-    def channel_closed(self, name: str, why: str) -> None:
-        self.closed.append(name)
+    def channel_closed(self, queue: str, why: str) -> None:
+        self.closed.append(queue)
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ async def test_what_the_token_endpoint_says_is_told_without_the_credentials(
     heard: list[str] = []
 
     class Heard(EventListener):
-        def token_fetched(self, result: str, why: str) -> None:
+        def token_refused(self, account: str | None, result: str, why: str) -> None:
             heard.append(why)
 
     given = settings(mc_client_id="id-4711", mc_client_secret="secret-0815")

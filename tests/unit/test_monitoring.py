@@ -55,7 +55,10 @@ async def exported() -> dict[str, set[str]]:
         mc_rest_url="http://localhost:1",
     )
     service = Service(settings, EventListener())
-    everything: CollectorRegistry = registry(Metrics(), StateCollector(service, Phase(), Pulse()))
+    metrics = Metrics()
+    metrics.call_ended(201, 0.1)
+    metrics.routed(1)
+    everything: CollectorRegistry = registry(metrics, StateCollector(service, Phase(), Pulse()))
     series = {
         family.name + ending: _labels(family)
         for family in everything.collect()

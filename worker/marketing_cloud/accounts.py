@@ -7,11 +7,11 @@ account is given a token that was asked for after that trouble began.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 
 from aiolimiter import AsyncLimiter
 
-from worker.events import TokenResult
+from worker.events import EventListener
 from worker.marketing_cloud.http import Http, NoAnswer, to_json
 from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble, read_token
 from worker.settings import Settings
@@ -73,12 +73,10 @@ class Account:
 class Accounts:
     """All accounts. `None` stands for the default one."""
 
-    def __init__(
-        self, settings: Settings, http: Http, on_fetch: Callable[[TokenResult, str], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, settings: Settings, http: Http, events: EventListener) -> None:
         self._settings = settings
         self._http = http
-        self._on_fetch = on_fetch
+        self._events = events
         self._default = Account(settings.mc_account_id)
         self._others: dict[str, Account] = {}
         self._requests = AsyncLimiter(*TOKEN_REQUESTS)
@@ -249,11 +247,10 @@ class Accounts:
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))
         except TokenTrouble as trouble:
             held.trouble = str(trouble)
-            which = "" if held is self._default else f"account {held.id}: "
-            self._on_fetch("refused" if trouble.is_refused else "failed", which + held.trouble)
+            self._events.token_refused(held.id, trouble.result, held.trouble)
             raise
         held.trouble, held.trouble_since = "", None
-        self._on_fetch("ok", "")
+        self._events.token_fetched(held.id)
         return held.token
 
 

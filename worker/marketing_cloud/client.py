@@ -26,7 +26,7 @@ class MarketingCloud:
         self._send = self._http.send if tracing is None else partial(self._send_traced, tracing)
         self._events = events
         self._endpoints: dict[Token, HttpEndpoint] = {}
-        self.accounts = Accounts(settings, self._http, events.token_fetched)
+        self.accounts = Accounts(settings, self._http, events)
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from worker.contract.secrets import SecretMask
 from worker.errors import WorkerError
+from worker.events import TokenResult
 from worker.marketing_cloud.answer import read_answer
 from worker.marketing_cloud.response import Response
 
@@ -30,8 +31,8 @@ class TokenTrouble(WorkerError):
     """There is no token for now, and the default account has this trouble too: an outage.
 
     The text quotes the endpoint. `summary` is in words of our own. `retry_after` is the endpoint's own hint,
-    in seconds, or None. `is_refused` tells of a refusal (4xx). `status` is what the endpoint answered, None
-    where that is no matter.
+    in seconds, or None. `result` tells a refusal (4xx) from a failure. `status` is what the endpoint
+    answered, None where that is no matter.
     """
 
     def __init__(
@@ -40,14 +41,19 @@ class TokenTrouble(WorkerError):
         said: str = "",
         retry_after: float | None = None,
         *,
-        is_refused: bool = False,
+        result: TokenResult = "failed",
         status: int | None = None,
     ) -> None:
         super().__init__(f"{summary}: {said}" if said else summary)
         self.summary = summary
         self.retry_after = retry_after
-        self.is_refused = is_refused
+        self.result = result
         self.status = status
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether Marketing Cloud refused it (4xx)."""
+        return self.result != "failed"
 
 
 class AccountTrouble(WorkerError):
@@ -94,7 +100,8 @@ def read_token(
         error = document.get("error")
         known = f" {error}" if error in _OAUTH_ERRORS else ""
         said = _said(document, secrets)
-        raise TokenTrouble(f"the token was refused: {status}{known}", said, is_refused=True, status=status)
+        result: TokenResult = "invalid_client" if error == "invalid_client" else "refused"
+        raise TokenTrouble(f"the token was refused: {status}{known}", said, result=result, status=status)
     if not is_success:
         said = _said(document, secrets)
         raise TokenTrouble(f"the token endpoint answered {status}", said, answer.retry_after, status=status)

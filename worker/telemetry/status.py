@@ -19,6 +19,18 @@ from worker.telemetry.state import Phase
 
 RATE_WINDOW = 10.0  # seconds
 
+# Events that change the record. Those of the gate do too.
+CHANGES = (
+    "active",
+    "subscription_ended",
+    "returned",
+    "partition_taken",
+    "partition_left",
+    "paused",
+    "resumed",
+    "draining",
+)
+
 OPEN = GateStatus(state="open")
 
 
@@ -32,6 +44,7 @@ class StatusFeed(EventListener):
         self._settled = 0
         self._rate = _Rate()
         self._publisher: StatusPublisher | None = None
+        self.hear(**dict.fromkeys(CHANGES, self._changed))
 
     def publish(self, settings: Settings, service: Service) -> "_Publishing":
         """A context in which the records of this service are published."""
@@ -59,27 +72,12 @@ class StatusFeed(EventListener):
             return "draining"
         return "active" if self._phase.is_active or service.partitions.taken else "standby"
 
-    def _changed(self) -> None:
+    def _changed(self, *_: object) -> None:
         if self._publisher is not None:
             self._publisher.changed()
 
     def consumer_connected(self) -> None:
         self._connects += 1
-        self._changed()
-
-    def active(self) -> None:
-        self._changed()
-
-    def subscription_ended(self, why: str) -> None:
-        self._changed()
-
-    def returned(self, count: int, why: str) -> None:
-        self._changed()
-
-    def partition_taken(self, partition: int) -> None:
-        self._changed()
-
-    def partition_left(self, partition: int, why: str) -> None:
         self._changed()
 
     def gate_closed(self, why: str) -> None:
@@ -100,15 +98,6 @@ class StatusFeed(EventListener):
 
     def gate_opened(self, seconds: float) -> None:
         self._gate = OPEN
-        self._changed()
-
-    def paused(self, by: str, why: str) -> None:
-        self._changed()
-
-    def resumed(self) -> None:
-        self._changed()
-
-    def draining(self) -> None:
         self._changed()
 
     def settled(self, settlement: Settlement, seconds: float) -> None:

@@ -59,8 +59,3 @@ class SandboxClient:
         return await self.call(
             "POST", "/ott/v1/registration", data=messenger() if body is None else body, headers=sent
         )
-
-    async def look(self, path: str, token: str | None = None) -> Response:
-        """`GET /ott/v1/registration/…`"""
-        headers = {"Authorization": f"Bearer {token or self.token}"}
-        return await self.call("GET", f"/ott/v1/registration/{path}", headers=headers)

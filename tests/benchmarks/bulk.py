@@ -130,7 +130,7 @@ def proc(pid: int, name: str) -> list[str]:
 
 def answers() -> bool:
     try:
-        with urlopen(f"http://127.0.0.1:{PORT}/openapi.json", timeout=1) as answer:
+        with urlopen(f"http://127.0.0.1:{PORT}/sandbox/faults", timeout=1) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -15,7 +15,7 @@ from tests.faults.load import wait_for
 from tests.faults.stops import POINTS
 from tests.faults.workers import Stop, Worker
 from tests.faults.world import POISON, World, wait_for_letter
-from worker.sandbox.faults import AnyFault, Garbage, Half, Hang, Redirect, Reset, ShortToken, Status, Trickle
+from worker.sandbox.faults import AnyFault, Half, Hang, Reset, ShortToken, Status
 
 Strike = Callable[[World], Awaitable[float]]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
@@ -448,12 +448,11 @@ _upstream(
     FAULTS_CLOCKS=f"{QUICK_GATE},worker.pipeline.policy.BLOCKED_PAUSE=1",
 )
 _upstream("hang", Hang(path="registration"))
-_upstream("slow-loris answer", Trickle(path="registration", seconds=0.2, rate=0.5))
 _upstream("reset after the request was sent", Reset(path="registration", applied=True))
 _upstream("half a response", Half(path="registration"))
-_upstream("huge answer", Garbage(path="registration", status=500, size=20_000_000, rate=0.05))
-_upstream("answer that is not JSON", Garbage(path="registration", status=503))
-_upstream("redirect", Redirect(path="registration"))
+_upstream("huge answer", Status(path="registration", status=500, body="<" * 20_000_000, rate=0.05))
+_upstream("answer that is not JSON", _registration(503, body="<\xff", content_type="application/json"))
+_upstream("redirect", _registration(307, location="/ott/v1/registration"))
 _upstream("401 loop", _registration(401))
 _fault("tokens revoked mid-batch", "Marketing Cloud", _revoke)
 

@@ -77,10 +77,6 @@ async def test_calls_that_hang_are_given_up_and_made_again(world: World) -> None
     await _endures(world, "hang")
 
 
-async def test_answers_that_come_byte_by_byte_are_given_up(world: World) -> None:
-    await _endures(world, "slow-loris answer")
-
-
 async def test_a_reset_after_the_request_was_sent_is_tried_again(world: World) -> None:
     await _endures(world, "reset after the request was sent")
 

@@ -10,7 +10,7 @@ import pytest
 from tests.rig import Rig, messenger, until
 from tests.support.marketing_cloud import GateEvents, failing
 from tests.support.upstream import Handler, request, upstream
-from worker.sandbox.faults import Garbage, Half, Hang, Redirect, Reset
+from worker.sandbox.faults import Half, Hang, Reset, Status
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ async def test_a_passing_fault_is_retried(rig: Rig, status: int) -> None:
         Reset(path="registration", count=3),
         Reset(path="registration", count=3, applied=True),
         Hang(path="registration", count=2),
-        Redirect(path="registration", count=2),
-        Garbage(path="registration", count=2, size=2_000_000),
+        Status(path="registration", count=2, status=307, location="/ott/v1/registration"),
+        Status(path="registration", count=2, status=502, body="<" * 2_000_000),
     ],
     ids=["reset", "reset-after", "hang", "redirect", "garbage"],
 )

@@ -13,7 +13,7 @@ from worker.marketing_cloud import accounts
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import AccountRefused, AccountTrouble, TokenTrouble
 from worker.sandbox import Sandbox
-from worker.sandbox.faults import Garbage, Hang, Latency, Status
+from worker.sandbox.faults import Hang, Latency, Status
 from worker.settings import Settings
 
 
@@ -109,7 +109,7 @@ async def test_account_id_is_sent_only_where_there_is_one_and_never_an_empty_sco
         Status(path="token", status=200, body='{"access_token": 7}'),
         Status(path="token", status=200, body='{"access_token": "line\\nbreak"}'),
         Status(path="token", status=302),
-        Garbage(path="token", status=200, size=3_000_000),
+        Status(path="token", status=200, body="<" * 3_000_000),
         Hang(path="token"),
     ],
     ids=lambda fault: (

@@ -65,6 +65,6 @@ async def _serve(server: Sandbox, credentials: str) -> None:
     async with server:
         typer.echo(
             f"Sandbox on {server.url} · export OTT_MC_AUTH_URL={server.url} OTT_MC_REST_URL={server.url} "
-            f"{credentials} · its API: {server.url}/openapi.json"
+            f"{credentials}"
         )
         await stop.wait()

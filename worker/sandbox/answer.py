@@ -1,13 +1,23 @@
-"""The answers of the endpoints, and the error bodies of Marketing Cloud."""
+"""Answers as plain data, the error bodies of Marketing Cloud, and both on the wire, proper or broken."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
-from worker.contract.registration import FieldError, Rejection
+from aiohttp import web
+
+from worker.contract.registration import FieldError
+from worker.sandbox.faults import Ending, Half, Reset, Status
 
 NO_STORE = {"Cache-Control": "no-store"}
 TOKEN_ERRORS = "https://developer.salesforce.com/docs"  # noqa: S105 - the error_uri that the real one sends
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +27,15 @@ class SandboxAnswer:
     status: int
     document: Mapping[str, Any] | Sequence[Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> bytes:
+        """The JSON body, or nothing."""
+        return b"" if self.document is None else _encode(self.document).encode(errors="replace")
+
+
+CarryOut = Callable[[], SandboxAnswer]
+"""Carries out the call and returns its answer."""
 
 
 def token_error(status: int, error: str, description: str) -> SandboxAnswer:
@@ -42,13 +61,55 @@ def validation_error(message: str, errorcode: int, errors: Sequence[FieldError] 
     return SandboxAnswer(400, document)
 
 
-def refused(refusal: Rejection) -> SandboxAnswer:
-    """The 400 for a body that contract §3 refuses."""
-    return validation_error(refusal.message, refusal.errorcode, refusal.errors)
-
-
 NOT_AUTHORIZED = rest_error(401, "Not Authorized", 40004)
 INSUFFICIENT_SCOPE = rest_error(403, "Insufficient Privileges", 20001)
 NO_SUCH_SERVICE = rest_error(596, "Service Not Found")  # the gateway before the REST API says so
 UNSUPPORTED_MEDIA_TYPE = rest_error(415, "Unsupported Media Type")
-NO_SUCH_RESOURCE = rest_error(404, "Resource not found", 30003)
+
+
+def respond(answer: SandboxAnswer) -> web.Response:
+    """A proper response."""
+    content_type = None if answer.document is None else "application/json"
+    return web.Response(
+        body=answer.body or None, status=answer.status, headers=answer.headers, content_type=content_type
+    )
+
+
+async def misbehave(ending: Ending, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
+    """The effect of a fault on a call.
+
+    A handler is cancelled when its connection is lost; a call that gets no response waits for that.
+    """
+    answer = carry_out() if ending.applied else SandboxAnswer(503)
+    if isinstance(ending, Status):
+        return _error(ending)
+    if request.transport and isinstance(ending, Reset):
+        connection = request.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        request.transport.abort()
+    if request.transport and isinstance(ending, Half):
+        request.transport.write(_first_half(answer))
+        request.transport.close()
+    response: web.StreamResponse = await asyncio.get_running_loop().create_future()
+    return response
+
+
+def _error(fault: Status) -> web.Response:
+    given = {"Retry-After": fault.retry_after, "Location": fault.location}
+    headers = {name: str(value) for name, value in given.items() if value is not None}
+    if fault.body is not None:
+        return web.Response(
+            text=fault.body, status=fault.status, headers=headers, content_type=fault.content_type
+        )
+    document = {"message": fault.message, "errorcode": fault.errorcode, "documentation": ""}
+    if fault.body_retry_after is not None:
+        document["retryAfter"] = fault.body_retry_after
+    return respond(SandboxAnswer(fault.status, document, headers))
+
+
+def _first_half(answer: SandboxAnswer) -> bytes:
+    head = (
+        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
+        "Connection: close\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
+    return head.encode() + answer.body + b'{"half":'

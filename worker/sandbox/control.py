@@ -1,25 +1,23 @@
-"""The control endpoints: faults, history and registrations over HTTP."""
+"""The control endpoints: faults, history, registrations and tokens over HTTP."""
 
 import re
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from worker.sandbox.answer import SandboxAnswer, rest_error
+from worker.sandbox.answer import SandboxAnswer, respond, rest_error
 from worker.sandbox.faults import FAULTS, Faults
 from worker.sandbox.history import History
-from worker.sandbox.openapi import openapi
 from worker.sandbox.registry import Registry
 from worker.sandbox.tokens import Tokens
-from worker.sandbox.wire import respond
 
 CONTROL = "/sandbox/"
 DEFAULT_LIMIT = 1000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Endpoint = Callable[[web.Request, bytes], SandboxAnswer]
 
 
 def add_routes(
@@ -29,21 +27,56 @@ def add_routes(
 
     A web page in a browser on the same machine cannot use them: they answer only to a name that no page can
     have, and take only JSON, for which a browser would ask first."""
-    control = _Control(history, registrations, faults, tokens)
-    application.middlewares.append(_guard)
-    application.add_routes(
-        [
-            web.get("/sandbox/faults", control.show_faults),
-            web.post("/sandbox/faults", control.add_faults),
-            web.delete("/sandbox/faults", control.heal),
-            web.get("/sandbox/history", control.show_history),
-            web.delete("/sandbox/history", control.clear_history),
-            web.get("/sandbox/registrations", control.show_registrations),
-            web.delete("/sandbox/registrations", control.clear_registrations),
-            web.delete("/sandbox/tokens", control.revoke_tokens),
-            web.get("/openapi.json", control.show_openapi),
-        ]
+
+    def add_faults(_: web.Request, body: bytes) -> SandboxAnswer:
+        try:
+            given = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
+        except ValidationError as invalid:
+            return rest_error(400, _explain(invalid), 10006)
+        faults.add(*given)
+        return SandboxAnswer(201, faults.as_json())
+
+    def show_history(request: web.Request, _: bytes) -> SandboxAnswer:
+        try:
+            after = int(request.query.get("after", 0))
+            limit = int(request.query.get("limit", DEFAULT_LIMIT))
+        except ValueError:
+            return rest_error(400, "after and limit must be whole numbers", 10001)
+        calls = [call for call in history if call.seq > after]
+        shown = calls[:limit] if "after" in request.query else calls[-limit:]
+        return SandboxAnswer(200, [call.as_json() for call in shown if limit > 0])
+
+    def revoke_tokens(request: web.Request, _: bytes) -> SandboxAnswer:
+        return SandboxAnswer(200, {"revoked": tokens.revoke(request.query.get("account"))})
+
+    routes: tuple[tuple[str, str, Endpoint], ...] = (
+        ("GET", "faults", lambda *_: SandboxAnswer(200, faults.as_json())),
+        ("POST", "faults", add_faults),
+        ("DELETE", "faults", _clearing(faults.heal)),
+        ("GET", "history", show_history),
+        ("DELETE", "history", _clearing(history.clear)),
+        ("GET", "registrations", lambda *_: SandboxAnswer(200, registrations.as_json())),
+        ("DELETE", "registrations", _clearing(registrations.clear)),
+        ("DELETE", "tokens", revoke_tokens),
     )
+    application.middlewares.append(_guard)
+    for method, name, endpoint in routes:
+        application.router.add_route(method, CONTROL + name, _handler(endpoint))
+
+
+def _clearing(clear: Callable[[], None]) -> Endpoint:
+    def endpoint(*_: object) -> SandboxAnswer:
+        clear()
+        return SandboxAnswer(204)
+
+    return endpoint
+
+
+def _handler(endpoint: Endpoint) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return respond(endpoint(request, (await request.read()).strip()))
+
+    return handle
 
 
 @web.middleware
@@ -68,70 +101,6 @@ def _is_own(host: str) -> bool:
     except ValueError:
         return bool(re.fullmatch(r"[a-z0-9_-]+(\.localhost)?", name))
     return True
-
-
-class _Control:
-    def __init__(self, history: History, registrations: Registry, faults: Faults, tokens: Tokens) -> None:
-        self._history = history
-        self._registrations = registrations
-        self._faults = faults
-        self._tokens = tokens
-
-    async def show_faults(self, _: web.Request) -> web.Response:
-        return respond(SandboxAnswer(200, self._faults.as_json()))
-
-    async def add_faults(self, request: web.Request) -> web.Response:
-        body = (await request.read()).strip()
-        try:
-            faults = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
-        except ValidationError as invalid:
-            return respond(rest_error(400, _explain(invalid), 10006))
-        self._faults.add(*faults)
-        return respond(SandboxAnswer(201, self._faults.as_json()))
-
-    async def heal(self, _: web.Request) -> web.Response:
-        self._faults.heal()
-        return respond(SandboxAnswer(204))
-
-    async def show_history(self, request: web.Request) -> web.Response:
-        try:
-            after, limit = (int(request.query.get(name, default)) for name, default in _HISTORY_DEFAULTS)
-        except ValueError:
-            return respond(rest_error(400, "after and limit must be whole numbers", 10001))
-        calls = [call for call in self._history if call.seq > after]
-        shown = calls[:limit] if "after" in request.query else calls[-limit:]
-        return respond(SandboxAnswer(200, [call.as_json() for call in shown if limit > 0]))
-
-    async def clear_history(self, _: web.Request) -> web.Response:
-        self._history.clear()
-        return respond(SandboxAnswer(204))
-
-    async def show_registrations(self, _: web.Request) -> web.Response:
-        registrations: list[dict[str, Any]] = [
-            {
-                "account": key.account,
-                "platform": key.platform,
-                "resourceId": key.resource_id,
-                "seq": entry.seq,
-                "updates": entry.updates,
-                "body": entry.body,
-            }
-            for key, entry in self._registrations.items()
-        ]
-        return respond(SandboxAnswer(200, registrations))
-
-    async def clear_registrations(self, _: web.Request) -> web.Response:
-        self._registrations.clear()
-        return respond(SandboxAnswer(204))
-
-    async def revoke_tokens(self, request: web.Request) -> web.Response:
-        return respond(SandboxAnswer(200, {"revoked": self._tokens.revoke(request.query.get("account"))}))
-
-    async def show_openapi(self, request: web.Request) -> web.Response:
-        return respond(SandboxAnswer(200, openapi(str(request.url.origin()))))
-
-
-_HISTORY_DEFAULTS = (("after", "0"), ("limit", str(DEFAULT_LIMIT)))
 
 
 def _explain(invalid: ValidationError) -> str:

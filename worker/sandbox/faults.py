@@ -57,10 +57,10 @@ class Latency(Fault):
 
 
 class Status(Ending):
-    """An error answer.
+    """An error answer, a redirect or any other answer.
 
-    `retry_after` is the header (seconds or a date), `body_retry_after` the body's hint. `body`
-    replaces the JSON error body by any text, of any `content_type`.
+    `retry_after` is the header (seconds or a date), `body_retry_after` the body's hint, `location` where a
+    redirect leads. `body` replaces the JSON error body by any text, of any `content_type`.
     """
 
     kind: Literal["status"] = "status"
@@ -69,6 +69,7 @@ class Status(Ending):
     errorcode: int = 0
     retry_after: int | float | str | None = None
     body_retry_after: float | None = None
+    location: str | None = None
     body: str | None = None
     content_type: str = "text/plain"
 
@@ -92,30 +93,6 @@ class Half(Ending):
     applied: bool = True
 
 
-class Trickle(Ending):
-    """The answer comes byte by byte, `seconds` apart."""
-
-    kind: Literal["trickle"] = "trickle"
-    seconds: Seconds = 1.0
-    applied: bool = True
-
-
-class Garbage(Ending):
-    """An answer whose body is not what its content type says, of `size` bytes."""
-
-    kind: Literal["garbage"] = "garbage"
-    status: Annotated[int, Field(ge=200, le=599)] = 502
-    size: Annotated[int, Field(ge=0, le=1 << 28)] = 64
-
-
-class Redirect(Ending):
-    """A redirect, by default to the same place."""
-
-    kind: Literal["redirect"] = "redirect"
-    status: Literal[301, 302, 303, 307, 308] = 307
-    location: str | None = None
-
-
 class ShortToken(Fault):
     """A token that ends after `seconds`, although its `expires_in` says otherwise."""
 
@@ -131,7 +108,7 @@ class Scopes(Fault):
     scopes: tuple[str, ...] = ()
 
 
-AnyFault = Latency | Status | Hang | Reset | Half | Trickle | Garbage | Redirect | ShortToken | Scopes
+AnyFault = Latency | Status | Hang | Reset | Half | ShortToken | Scopes
 
 FAULTS: TypeAdapter[list[AnyFault]] = TypeAdapter(list[Annotated[AnyFault, Field(discriminator="kind")]])
 

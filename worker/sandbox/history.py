@@ -3,11 +3,18 @@
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
+
+from pydantic.alias_generators import to_camel
 
 from worker.sandbox.registry import Key
+
+SHOWN = (
+    *("seq", "arrived_at", "finished_at", "method", "path", "account", "platform", "resource_id", "status"),
+    *("in_flight", "fault", "sha256", "body"),
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,24 +56,10 @@ class Call:
 
     def as_json(self) -> dict[str, Any]:
         """The call as the control endpoint shows it."""
-        return {
-            "seq": self.seq,
-            "arrivedAt": self.arrived_at,
-            "finishedAt": self.finished_at,
-            "method": self.method,
-            "path": self.path,
-            "account": self.account,
-            "platform": self.platform,
-            "resourceId": self.resource_id,
-            "status": self.status,
-            "inFlight": self.in_flight,
-            "fault": self.fault,
-            "sha256": self.sha256,
-            "body": self.body,
-        }
+        return {to_camel(name): getattr(self, name) for name in SHOWN}
 
 
-class History(Sequence[Call]):
+class History:
     """The newest `limit` calls, oldest first."""
 
     def __init__(self, limit: int) -> None:
@@ -74,12 +67,8 @@ class History(Sequence[Call]):
         self._in_flight: Counter[Key] = Counter()
         self._seq = 0
 
-    @overload
-    def __getitem__(self, index: int) -> Call: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Call]: ...
-    def __getitem__(self, index: int | slice) -> Call | list[Call]:
-        return self._calls[index] if isinstance(index, int) else list(self._calls)[index]
+    def __getitem__(self, index: int) -> Call:
+        return self._calls[index]
 
     def __len__(self) -> int:
         return len(self._calls)

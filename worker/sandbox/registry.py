@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from worker.contract.registration import PLATFORMS, SECRET_FIELDS
+from worker.contract.registration import SECRET_FIELDS
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -53,9 +53,19 @@ class Registry(Mapping[Key, Registered]):
         before = self._entries.get(key)
         self._entries[key] = Registered(masked, seq, before.updates + 1 if before else 1)
 
-    def of(self, account: str | None, platform: str) -> list[Registered]:
-        """The registrations that a token of `account` may see."""
-        return [entry for key, entry in self._entries.items() if key[:2] == (account, platform)]
+    def as_json(self) -> list[dict[str, Any]]:
+        """The registrations as the control endpoint shows them."""
+        return [
+            {
+                "account": key.account,
+                "platform": key.platform,
+                "resourceId": key.resource_id,
+                "seq": entry.seq,
+                "updates": entry.updates,
+                "body": entry.body,
+            }
+            for key, entry in self._entries.items()
+        ]
 
     def clear(self) -> None:
         """Forgets every registration."""
@@ -69,21 +79,3 @@ def masked(document: Mapping[str, Any]) -> bytes:
         shown = {name: "***" if name in SECRET_FIELDS else value for name, value in attributes.items()}
         document = {**document, "ottPlatformAttributes": shown}
     return _encode(document).encode()
-
-
-def public_view(entry: Registered) -> dict[str, Any]:
-    """A registration as the API shows it: flags as booleans, and no secret."""
-    body = entry.body
-    platform = PLATFORMS[body["ottPlatformName"]]
-    attributes = {
-        name: bool(value) if name in platform.flags else value
-        for name, value in body["ottPlatformAttributes"].items()
-        if name not in SECRET_FIELDS
-    }
-    return {"ottPlatformName": platform.name, "ottPlatformAttributes": attributes}
-
-
-def listed(entry: Registered) -> dict[str, Any]:
-    """A registration as the API lists it: with a version that nobody has registered."""
-    view = public_view(entry)
-    return {**view, "ottPlatformAttributes": {**view["ottPlatformAttributes"], "apiVersion": "v2.0"}}

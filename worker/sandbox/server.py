@@ -1,25 +1,40 @@
 """The sandbox as an HTTP server."""
 
 import asyncio
+import hashlib
 import os
+import time
 from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Self
 
 from aiohttp import web
 
+from worker.contract.registration import MalformedBody, Registration, Rejection, parse_object, validate
+from worker.contract.words import MALFORMED
 from worker.errors import UsageError
 from worker.sandbox import control
-from worker.sandbox.answer import NO_SUCH_SERVICE, rest_error
-from worker.sandbox.endpoints import DEFAULT_PAGE_SIZE, REGISTRATION, CarryOut, Endpoints, SandboxRequest
+from worker.sandbox.answer import (
+    INSUFFICIENT_SCOPE,
+    NO_SUCH_SERVICE,
+    NOT_AUTHORIZED,
+    UNSUPPORTED_MEDIA_TYPE,
+    CarryOut,
+    SandboxAnswer,
+    misbehave,
+    respond,
+    rest_error,
+    token_error,
+    validation_error,
+)
 from worker.sandbox.faults import Faults
 from worker.sandbox.history import Call, History
-from worker.sandbox.registry import Registry
-from worker.sandbox.tokens import Tokens
-from worker.sandbox.wire import misbehave, respond
+from worker.sandbox.registry import Key, Registry, masked
+from worker.sandbox.tokens import WRITE, IssuedToken, Tokens, account_of
 
 TOKEN = "/v2/token"  # noqa: S105
 REST = "/ott/"
+REGISTRATION = "/ott/v1/registration"
 MAX_BODY = 16 * 1024 * 1024
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -50,7 +65,6 @@ class Sandbox:
         self.registrations = Registry()
         self.faults = Faults(seed)
         self._tokens = Tokens(client_id, client_secret, account_ids, token_lifetime)
-        self._endpoints = Endpoints(self._tokens, self.registrations, self.faults)
         self._host = host
         self._port = port
         self._runner = web.AppRunner(
@@ -92,22 +106,17 @@ class Sandbox:
 
     def _application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY)
-        application.router.add_post(TOKEN, self._serve("token", self._endpoints.token))
-        application.router.add_post(REGISTRATION, self._serve("registration", self._endpoints.register))
-        for path, endpoint in (
-            (REGISTRATION + "/{platform}", self._endpoints.page),
-            (REGISTRATION + "/{platform}/{resource_id}", self._endpoints.one),
-        ):
-            application.router.add_get(path, self._serve("registration", endpoint), allow_head=False)
+        application.router.add_post(TOKEN, self._serve("token", self._token))
+        application.router.add_post(REGISTRATION, self._serve("registration", self._register))
         control.add_routes(application, self.history, self.registrations, self.faults, self._tokens)
         application.router.add_route("*", "/{path:.*}", _unknown)
         return application
 
-    def _serve(self, name: str, endpoint: Callable[[SandboxRequest, Call], CarryOut]) -> Handler:
+    def _serve(self, name: str, endpoint: Callable[[web.Request, bytes, Call], CarryOut]) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            asked = await _read(request)
+            body = await request.read()
             call = self.history.begin(request.method, request.path, name)
-            carry_out = endpoint(asked, call)
+            carry_out = endpoint(request, body, call)
             self.history.keep(call)
             status = None
             try:
@@ -129,17 +138,49 @@ class Sandbox:
                 return await misbehave(ending, request, carry_out)
         return respond(carry_out())
 
+    def _token(self, _: web.Request, body: bytes, call: Call) -> CarryOut:
+        try:
+            document = parse_object(body)
+        except MalformedBody:
+            return lambda: token_error(400, "invalid_request", "The request body must be a JSON object.")
+        call.account = account_of(document)
+        return lambda: self._tokens.issue(
+            document, time.monotonic(), self.faults.token_lifetime(call), self.faults.token_scopes(call)
+        )
 
-async def _read(request: web.Request) -> SandboxRequest:
-    return SandboxRequest(
-        body=await request.read(),
-        content_type=request.content_type,
-        authorization=request.headers.get("Authorization"),
-        platform=request.match_info.get("platform"),
-        resource_id=request.match_info.get("resource_id"),
-        page=request.query.get("$page", "1"),
-        page_size=request.query.get("$pagesize", str(DEFAULT_PAGE_SIZE)),
-    )
+    def _register(self, request: web.Request, body: bytes, call: Call) -> CarryOut:
+        call.sha256 = hashlib.sha256(body).hexdigest()
+        self._bearer(request, call)
+        try:
+            document = parse_object(body)
+        except MalformedBody as problem:
+            malformed = validation_error(str(problem), MALFORMED)
+            return lambda: self._refused(request, call) or malformed
+        verdict = validate(document)
+        call.masked = masked(document)
+        call.platform, call.resource_id = verdict.platform, verdict.resource_id
+        return lambda: self._refused(request, call) or self._upsert(call, verdict)
+
+    def _bearer(self, request: web.Request, call: Call) -> IssuedToken | None:
+        token = self._tokens.find(request.headers.get("Authorization"), time.monotonic())
+        call.account = token.account if token else None
+        return token
+
+    def _refused(self, request: web.Request, call: Call) -> SandboxAnswer | None:
+        # Checked when the call is carried out: a token may end while the call waits.
+        token = self._bearer(request, call)
+        if token is None:
+            return NOT_AUTHORIZED
+        if WRITE not in token.scopes:
+            return INSUFFICIENT_SCOPE
+        return None if request.content_type == "application/json" else UNSUPPORTED_MEDIA_TYPE
+
+    def _upsert(self, call: Call, verdict: Registration | Rejection) -> SandboxAnswer:
+        if isinstance(verdict, Rejection):
+            return validation_error(verdict.message, verdict.errorcode, verdict.errors)
+        key = Key(call.account, verdict.platform, verdict.resource_id)
+        self.registrations.upsert(key, call.masked or b"", call.seq)
+        return SandboxAnswer(201)
 
 
 async def _unknown(request: web.Request) -> web.StreamResponse:

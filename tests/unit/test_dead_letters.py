@@ -1,6 +1,8 @@
 """What a dead letter tells, and what of it is believed."""
 
 import base64
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -11,6 +13,7 @@ from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.encryption import Seals
 from worker.broker.journal_index import SKEW
+from worker.broker.routed_message import as_it_came, routed
 from worker.contract.timestamps import text_of
 from worker.dead_letters.letter import Letter, open_letter, parse_letter
 from worker.dead_letters.replay import replayed
@@ -125,3 +128,39 @@ def test_an_id_that_a_router_made_up_is_not_the_requests() -> None:
 def test_what_the_worker_rejected_for_its_size_is_called_oversize() -> None:
     death = Properties({"headers": encode.field_table({"x-death": [{"reason": "rejected"}]})})
     assert letter(death).reason == "oversize"
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "exchange", "given", "is_believed"),
+    [
+        ("", "p.dead", "a123456789abcdef", True),
+        ("", "p.dead", "anything else", False),
+        ("request", "p.dead", "a123456789abcdef", False),
+        ("replay", "p.dead", "a123456789abcdef", False),  # the header of an earlier letter
+    ],
+)
+def test_a_letter_has_the_id_that_the_worker_drew_or_a_digest(
+    routing_key: str, exchange: str, given: str, is_believed: bool
+) -> None:
+    def opened(body: bytes = b"{}", **headers: str | int) -> Letter:
+        properties = build(headers={"x-ott-letter": given, **headers})
+        delivery = Delivery(1, body, properties, False, 0.0, exchange, routing_key)
+        return open_letter(delivery, Seals(load_settings()), None)
+
+    letter = opened()
+    assert (letter.key == given) is is_believed
+    assert re.fullmatch("[abcdf][0-9a-f]{15}", letter.key)
+    looked_at, changed, other = opened(**{"x-delivery-count": 4}), opened(b"[]"), opened(**{"x-own": 1})
+    assert looked_at.identity == letter.identity
+    assert letter.digest not in (changed.digest, other.digest)
+    assert not replayed(letter, force=False).has_header("x-ott-letter")
+
+
+@pytest.mark.parametrize("partition", ["", ".2"])
+def test_the_publishers_user_is_known_where_it_said_so(partition: str) -> None:
+    asked = Delivery(1, b"{}", build(user_id="shop", headers={"x-ott-came-from": "forged"}), False, 0.0)
+    if partition:
+        message = routed(replace(asked, exchange="p", routing_key="request"), "p.requests.2", 1, NOON, "p")
+        asked = Delivery(1, b"{}", message.properties, False, 0.0, "p.dead", "p.requests.2")
+        assert as_it_came(asked, "p").properties.text("user_id") == "shop"
+    assert parse_letter(asked, None).user == "shop"

@@ -57,6 +57,7 @@ def printed(
 
 
 LETTER = {
+    "letter": "a1b2c3d4e5f60718",
     "id": "6f1c0a52-d0b1-4a5e-9c3a-0123456789ab",
     "reason": "exhausted",
     "deadAt": "2026-11-23T12:00:00.000001Z",
@@ -70,9 +71,9 @@ LETTER = {
 def test_at_80_columns_reason_resource_and_error_stay_readable(capsys: pytest.CaptureFixture[str]) -> None:
     head, row = printed(LETTER_COLUMNS, LETTER, 80, capsys)
     assert max(len(head), len(row)) <= 80
-    assert row.startswith("6f1c0a…6789ab  exhausted  ")
+    assert row.startswith("a1b2c3d4e5f60718  exhausted  ")
     assert "10006 Please fix the" in row
-    assert "1732555…7025799" in row
+    assert "173255…025799" in row
 
 
 def test_where_there_is_room_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """One value, and all that is told of a settled request is made from it (contract §4, §5)."""
 
 import json
+import re
 
 from tests.unit.test_replies import FAILED, REGISTERED, REJECTED
 from worker.contract.dead_letter import dead_letter_headers
@@ -42,6 +43,7 @@ def test_the_messages_of_a_record_have_500_characters_at_most_together() -> None
 def test_a_dead_letter_says_why_with_the_messages_of_all_errors() -> None:
     errors = (FieldError("PageId must be provided", 10002), FieldError("IsActive is invalid", 10005))
     headers = dead_letter_headers(REJECTED._replace(errors=errors))
+    assert re.fullmatch("[abcdf][0-9a-f]{15}", str(headers.pop("x-ott-letter")))
     assert headers == {
         "x-ott-reason": "invalid",
         "x-ott-error": "10006 Please fix the following errors: PageId must be provided; IsActive is invalid",

@@ -13,6 +13,7 @@ from worker.contract.words import (
     ARRIVED_AT_HEADER,
     BARRIER_TYPE,
     CAME_BY_HEADER,
+    CAME_FROM_HEADER,
     EPOCH_HEADER,
     NO_MESSAGE_ID_HEADER,
     REPLAY_KEY,
@@ -38,6 +39,8 @@ def routed(delivery: Delivery, queue: str, epoch: int, arrived_at: int, entry: s
         ARRIVED_AT_HEADER: arrived_at,
         CAME_BY_HEADER: REPLAY_KEY if by_replay else REQUEST_KEY,
     }
+    if user := delivery.properties.text("user_id"):  # RabbitMQ refuses one that is not the router's own
+        headers[CAME_FROM_HEADER] = user
     if not delivery.properties.text("message_id"):
         headers[NO_MESSAGE_ID_HEADER] = True  # the publisher will give it one
     properties = delivery.properties.changed(
@@ -62,6 +65,12 @@ def arrival_of(properties: Properties) -> int | None:
     return arrived_at if isinstance(arrived_at, int) else None
 
 
+def came_from(properties: Properties) -> str | None:
+    """The user that published the request, where it said so."""
+    user = properties.header(CAME_FROM_HEADER)
+    return user if isinstance(user, str) else None
+
+
 def as_it_came(delivery: Delivery, entry: str) -> Delivery:
     """The request as the router was given it. Settling it settles the delivery."""
     properties = delivery.properties
@@ -69,7 +78,7 @@ def as_it_came(delivery: Delivery, entry: str) -> Delivery:
     without_id = {"message_id": None} if properties.header(NO_MESSAGE_ID_HEADER) is True else {}
     return replace(
         delivery,
-        properties=properties.changed(without=ROUTED_HEADERS, **without_id),
+        properties=properties.changed(without=ROUTED_HEADERS, user_id=came_from(properties), **without_id),
         exchange=entry,
         routing_key=REPLAY_KEY if by_replay else REQUEST_KEY,
     )

@@ -1,11 +1,14 @@
 """The headers that a dead letter adds to the request (contract §5)."""
 
+import secrets
+
 from worker.contract.settlement import Settlement
 from worker.contract.timestamps import text_of
 from worker.contract.words import (
     ATTEMPTS_HEADER,
     DEAD_AT_HEADER,
     ERROR_HEADER,
+    LETTER_HEADER,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
     REQUEST_ID_HEADER,
@@ -17,6 +20,7 @@ ERROR_LENGTH = 500  # characters of `x-ott-error`
 def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
     """Which request was given up, why, when, and after how many calls."""
     return {
+        LETTER_HEADER: new_letter_id(),
         REASON_HEADER: settlement.reason or "",
         ERROR_HEADER: error_text(settlement),
         ATTEMPTS_HEADER: settlement.attempts,
@@ -24,6 +28,12 @@ def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
         DEAD_AT_HEADER: text_of(settlement.completed_at),
         REQUEST_ID_HEADER: settlement.request_id,
     }
+
+
+def new_letter_id() -> str:
+    """16 hexadecimal digits that begin with a letter other than e: a spreadsheet takes nothing of that shape
+    for a number."""
+    return secrets.choice("abcdf") + secrets.token_hex(8)[1:]
 
 
 def error_text(settlement: Settlement) -> str:

@@ -28,6 +28,8 @@ REPLAY_OF_HEADER: Final = "x-ott-replay-of"
 REPLAY_REASON_HEADER: Final = "x-ott-replay-reason"  # the reason of the dead letter
 
 # Headers of a dead letter.
+LETTER_HEADER: Final = "x-ott-letter"  # the letter's own id
+USER_HEADER: Final = "x-ott-user-id"  # the RabbitMQ user that published the request, where it said so
 REASON_HEADER: Final = "x-ott-reason"
 ERROR_HEADER: Final = "x-ott-error"
 ATTEMPTS_HEADER: Final = "x-ott-attempts"
@@ -58,6 +60,8 @@ PUBLIC_HEADERS: Final = frozenset(
         ERROR_HEADER,
         ATTEMPTS_HEADER,
         DEAD_AT_HEADER,
+        LETTER_HEADER,
+        USER_HEADER,
         ENCRYPTION_KEY_HEADER,
         REPLY_REFUSED_HEADER,
         CLOCK_HEADER,
@@ -65,12 +69,16 @@ PUBLIC_HEADERS: Final = frozenset(
 )  # the headers of ours, all of which may be shown
 
 # Headers that the router adds to a message for a partition: its epoch; when the request arrived, in
-# microseconds since the epoch; the routing key that it came by; and whether it came without a message id.
+# microseconds since the epoch; the routing key that it came by; the user that published it, where it said
+# so; and whether it came without a message id.
 EPOCH_HEADER: Final = "x-ott-epoch"
 ARRIVED_AT_HEADER: Final = "x-ott-arrived-at"
 CAME_BY_HEADER: Final = "x-ott-came-by"
+CAME_FROM_HEADER: Final = "x-ott-came-from"
 NO_MESSAGE_ID_HEADER: Final = "x-ott-no-message-id"
-ROUTED_HEADERS: Final = frozenset({EPOCH_HEADER, ARRIVED_AT_HEADER, CAME_BY_HEADER, NO_MESSAGE_ID_HEADER})
+ROUTED_HEADERS: Final = frozenset(
+    {EPOCH_HEADER, ARRIVED_AT_HEADER, CAME_BY_HEADER, CAME_FROM_HEADER, NO_MESSAGE_ID_HEADER}
+)
 
 # Values of the property `type`.
 REPLY_TYPE: Final = "ott.registration.reply"

@@ -1,15 +1,17 @@
 """A dead letter, parsed: the worker's own and those that the broker made."""
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from worker.amqp.consumer import Delivery
+from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import CannotOpen, Seals, is_sealed
 from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, request_id
+from worker.broker.routed_message import came_from
 from worker.contract.registration import parse_registration
 from worker.contract.resource import Resource
 from worker.contract.timestamps import microseconds, text_of
@@ -19,6 +21,7 @@ from worker.contract.words import (
     CAME_BY_HEADER,
     DEAD_AT_HEADER,
     ERROR_HEADER,
+    LETTER_HEADER,
     NO_MESSAGE_ID_HEADER,
     OWN_HEADERS,
     PUBLISHERS_HEADERS,
@@ -29,9 +32,11 @@ from worker.contract.words import (
     REQUEST_ID_HEADER,
     REQUEST_KEY,
     ROUTED_HEADERS,
+    USER_HEADER,
 )
 
 BROKERS_HEADER = "x-death"
+_KEY = re.compile(r"[0-9a-f]{16}")
 _REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
 # The broker's reasons for dead-lettering a message, for which contract §5 has another word.
 BROKERS_REASONS = {"rejected": "oversize"}
@@ -39,8 +44,10 @@ BROKERS_REASONS = {"rejected": "oversize"}
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. `received_at` and `dead_at` are microseconds since the epoch, None where nothing tells
-    them. `received_after` is the time that a replay is judged by: never later than the request was received.
+    """One dead letter. `key` is its own id, `id` its request's, which is the publisher's and may stand in
+    many letters. `digest` is of all that it holds. `received_at` and `dead_at` are microseconds since the
+    epoch, None where nothing tells them. `received_after` is the time that a replay is judged by: never later
+    than the request was received.
     `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`).
 
     `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
@@ -48,7 +55,10 @@ class Letter:
 
     delivery: Delivery
     properties: Properties
+    key: str
+    digest: str
     id: str
+    user: str | None
     reason: str
     error: str
     attempts: int
@@ -63,10 +73,14 @@ class Letter:
     closed: str = ""
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """What tells it from every other letter, and from what it was before somebody changed it."""
+        return self.key, self.digest
+
+    @property
     def is_brokers(self) -> bool:
-        """Whether the broker dead-lettered the message itself, with its routing key; the worker publishes
-        its dead letters without one."""
-        return bool(self.delivery.exchange and self.delivery.routing_key)
+        """Whether the broker dead-lettered the message itself."""
+        return _is_brokers(self.delivery)
 
     @property
     def resource(self) -> Resource | None:
@@ -78,11 +92,13 @@ class Letter:
     def summary(self) -> dict[str, Any]:
         """What `list --json` prints (contract §8). Holds no secret."""
         return {
+            "letter": self.key,
             "id": self.id,
             "reason": self.reason,
             "error": self.error,
             "attempts": self.attempts,
             "accountId": self.account,
+            "userId": self.user,
             "ottPlatformName": self.platform,
             "resourceId": self.resource_id,
             "receivedAt": None if self.received_at is None else text_of(self.received_at),
@@ -94,6 +110,7 @@ class Letter:
 def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -> Letter:
     """Parse a dead letter, its body decrypted where a key opens it. Never raises, whatever it holds."""
     was_sealed, closed = is_sealed(delivery.body) and _is_workers(delivery), ""
+    digest = _digest(delivery)
     if delivery.oversize:
         closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
     try:
@@ -101,10 +118,10 @@ def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -
             delivery.body = seals.open_body(delivery.properties, delivery.body)
     except CannotOpen as error:
         closed = str(error)
-    return replace(parse_letter(delivery, default_account), was_sealed=was_sealed, closed=closed)
+    return replace(parse_letter(delivery, default_account, digest), was_sealed=was_sealed, closed=closed)
 
 
-def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
+def parse_letter(delivery: Delivery, default_account: str | None, digest: str = "") -> Letter:
     """Parse a dead letter whose body is in the clear; of a sealed one only the headers are read. Never
     raises, whatever it holds."""
     properties, arrived_at = _believed(delivery)
@@ -119,7 +136,10 @@ def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
     return Letter(
         delivery=delivery,
         properties=properties,
+        key=_key(delivery) or digest,
+        digest=digest,
         id=_text(properties, REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties)),
+        user=_text(properties, USER_HEADER) or properties.text("user_id"),
         reason=reason or BROKERS_REASONS.get(death.reason, death.reason),
         error=_text(properties, ERROR_HEADER) or "",
         attempts=_number(properties, ATTEMPTS_HEADER),
@@ -131,6 +151,29 @@ def parse_letter(delivery: Delivery, default_account: str | None) -> Letter:
         dead_at=dead_at,
         replays=_number(properties, REPLAY_COUNT_HEADER),
     )
+
+
+def _is_brokers(delivery: Delivery) -> bool:
+    """The broker keeps the routing key; the worker publishes its dead letters without one."""
+    return bool(delivery.exchange and delivery.routing_key)
+
+
+def _key(delivery: Delivery) -> str:
+    """The id that the worker has drawn; `""` where RabbitMQ or release 1.1.0 made the letter."""
+    key = "" if _is_brokers(delivery) else _text(delivery.properties, LETTER_HEADER) or ""
+    return key if _KEY.fullmatch(key) else ""
+
+
+def _digest(delivery: Delivery) -> str:
+    """16 hexadecimal digits of all that a letter holds but how often it was looked at. They begin with a
+    letter other than e, as the worker's own ids do (`new_letter_id`)."""
+    properties = delivery.properties.changed(without=COUNTS).encoded()
+    parts = (delivery.exchange, delivery.routing_key, str(delivery.size))
+    holds = hashlib.blake2b(digest_size=9, person=b"ott-letter")
+    for part in (*(text.encode(errors="replace") for text in parts), properties, delivery.body):
+        holds.update(len(part).to_bytes(8) + part)
+    digest = holds.digest()
+    return "abcdf"[digest[8] % 5] + digest[:8].hex()[1:]
 
 
 def _is_workers(delivery: Delivery) -> bool:
@@ -153,6 +196,7 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     if queue and queue["partition"]:
         came_by = properties.header(CAME_BY_HEADER)
         arrived_at = _integer(properties, ARRIVED_AT_HEADER)
+        properties = properties.changed(user_id=came_from(properties))
         if properties.header(NO_MESSAGE_ID_HEADER) is True:
             properties = properties.changed(message_id=None)
     if came_by == REPLAY_KEY:

@@ -33,7 +33,7 @@ class Selection:
             (not self.reasons or letter.reason in self.reasons)
             and (not self.platforms or letter.platform in self.platforms)
             and (not self.resources or letter.resource_id in self.resources)
-            and (not self.ids or letter.id in self.ids)
+            and (not self.ids or letter.key in self.ids or letter.id in self.ids)
             and self._in_time(letter.dead_at)
         )
 

@@ -17,7 +17,13 @@ from worker.contract.journal_record import journal_record
 from worker.contract.reply import reply_body
 from worker.contract.settlement import Settlement
 from worker.contract.timestamps import now
-from worker.contract.words import NOT_ALLOWED, REPLY_REFUSED_HEADER, REPLY_TYPE, UNROUTABLE
+from worker.contract.words import (
+    NOT_ALLOWED,
+    REPLY_REFUSED_HEADER,
+    REPLY_TYPE,
+    UNROUTABLE,
+    USER_HEADER,
+)
 from worker.errors import PublishRefused, QueueFull, Unroutable
 from worker.events import EventListener, Tracing
 from worker.pipeline.request import Outcome, Request
@@ -100,9 +106,11 @@ class Settler:
     def _dead_letter(self, request: Request, settlement: Settlement) -> Message:
         properties = request.delivery.properties
         without = NOT_COPIED if request.is_replay else NOT_COPIED | operator_headers(properties)
-        properties = properties.changed(
-            dead_letter_headers(settlement), without=without, user_id=None, expiration=None
-        ).persistent()
+        headers = dead_letter_headers(settlement)
+        if (user := properties.text("user_id")) and not request.is_replay:
+            headers[USER_HEADER] = user
+        # RabbitMQ refuses a user id that is not the worker's own.
+        properties = properties.changed(headers, without=without, user_id=None, expiration=None).persistent()
         if (
             not properties.text("message_id")
             and request.id.isascii()

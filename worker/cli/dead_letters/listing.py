@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import typer
@@ -38,7 +39,8 @@ def resource_of(row: dict[str, Any]) -> str:
 
 ID = Column("ID", lambda row: row["id"], rank=5, shrink_to=13, middle=True)
 LETTER_COLUMNS = (
-    ID,
+    Column("LETTER", lambda row: row["letter"]),
+    replace(ID, rank=9, shrink_to=None),
     Column("REASON", lambda row: row["reason"], rank=1, shrink_to=10),
     _time_column("DIED (UTC)", "deadAt", rank=6),
     Column("PLATFORM", lambda row: row["ottPlatformName"] or "-", rank=7),

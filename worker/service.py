@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Self
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.gate import Gate
 from worker.pipeline.intake import Intake, QueueIntake
-from worker.pipeline.journey import Common, Journeys
+from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.partition import PartitionJourneys
 from worker.pipeline.partitions import Partitions
 from worker.pipeline.replay_guard import ReplayGuard
@@ -48,15 +49,21 @@ class Service:
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
         self.gate = Gate(settings.gate_after, settings.retry_base, events)
         self._events = events
-        self._tracing = tracing
-        self._clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
-        self._catch_up = CatchUp(settings, self._clock, events)
-        self._forwarder = Forwarder(settings, self.marketing_cloud, self.gate)
-        journal = Journal(self.publisher, names, self._clock) if settings.journal else None
+        clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
+        self._catch_up = CatchUp(settings, clock, events)
+        journal = Journal(self.publisher, names, clock) if settings.journal else None
         self._replay_guard = ReplayGuard(settings, journal, self._catch_up, events)
         seals = Seals(settings)
-        self._parser = RequestParser(settings, seals, events)
-        self._settler = Settler(self.publisher, journal, names, seals, events, tracing)
+        self.tools = Tools(
+            settings,
+            RequestParser(settings, seals, events),
+            Forwarder(settings, self.marketing_cloud, self.gate),
+            Settler(self.publisher, journal, names, seals, events, tracing),
+            self._replay_guard,
+            clock,
+            events,
+            tracing,
+        )
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
         worker = uuid4().hex
@@ -133,28 +140,17 @@ class Service:
 
     def _journeys(self, subscription: Subscription) -> Journeys:
         if not self.partitions.in_use:
-            return Journeys(*self._common(subscription, self._forwarder, self._tracing))
+            return Journeys(subscription, self.tools)
         channel = RouterChannel(self.settings, self._events)
-        common = self._common(subscription, self._forwarder, None)
-        return Router(self.settings.partitions, self._log, channel, common)
+        tools = replace(self.tools, tracing=None)  # the partition's worker traces the request
+        return Router(subscription, tools, self.settings.partitions, self._log, channel)
 
     def _partition_journeys(self, number: int, subscription: Subscription, shared: bool) -> Journeys:
-        forwarder = self._forwarder.share(1 / self.settings.partitions, lambda: not self.partitions.lanes)
-        common = self._common(subscription, forwarder, self._tracing)
-        return PartitionJourneys(number, self._log, shared=shared, common=common)
-
-    def _common(self, subscription: Subscription, forwarder: Forwarder, tracing: Tracing | None) -> Common:
-        return (
-            self.settings,
-            subscription,
-            self._parser,
-            forwarder,
-            self._settler,
-            self._replay_guard,
-            self._clock,
-            self._events,
-            tracing,
+        forwarder = self.tools.forwarder.share(
+            1 / self.settings.partitions, lambda: not self.partitions.lanes
         )
+        tools = replace(self.tools, forwarder=forwarder)
+        return PartitionJourneys(subscription, tools, number, self._log, shared=shared)
 
 
 async def run_until(service: Service, stop: asyncio.Event) -> None:

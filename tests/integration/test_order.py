@@ -174,14 +174,14 @@ async def test_a_defect_gives_everything_back_and_nothing_overtakes(
     events = Subscriptions()
     requester = await rig.start(events)
     (service, _), *_ = rig._running
-    forward, defects = service._forwarder.forward, iter([True])
+    forward, defects = service.tools.forwarder.forward, iter([True])
 
     async def sometimes(request: Request, ensure_lease: EnsureLease) -> Outcome:
         if next(defects, False):
             raise RuntimeError("a defect")
         return await forward(request, ensure_lease)
 
-    monkeypatch.setattr(service._forwarder, "forward", sometimes)
+    monkeypatch.setattr(service.tools.forwarder, "forward", sometimes)
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"

@@ -100,14 +100,14 @@ async def test_why_rabbitmq_ends_a_connection_with_an_internal_error(
 async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     requester = await rig.start()
     (service, _), *_ = rig._running
-    settle, defects = service._settler.settle, iter([True])
+    settle, defects = service.tools.settler.settle, iter([True])
 
     async def sometimes(request: Request, outcome: Outcome) -> Settlement:
         if next(defects, False):
             raise RuntimeError("a defect")
         return await settle(request, outcome)
 
-    monkeypatch.setattr(service._settler, "settle", sometimes)
+    monkeypatch.setattr(service.tools.settler, "settle", sometimes)
     async with asyncio.timeout(SOON):
         assert (await requester.ask(messenger()))["status"] == "registered"
 

@@ -40,10 +40,11 @@ _LAYOUT = (
 )
 _FLAGS = tuple((name, flag) for name, flag, _ in _LAYOUT)
 
+# RabbitMQ's own field types (rabbit_binary_parser), which differ from the specification's.
 _FIXED_SIZE = {
     **dict.fromkeys(b"tbB", 1),
-    **dict.fromkeys(b"sU", 2),
-    **dict.fromkeys(b"uIif", 4),
+    **dict.fromkeys(b"su", 2),
+    **dict.fromkeys(b"Iif", 4),
     **dict.fromkeys(b"lLdT", 8),
     **dict.fromkeys(b"D", 5),
     **dict.fromkeys(b"V", 0),

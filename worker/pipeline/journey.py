@@ -14,6 +14,7 @@ unacknowledged: the broker has it, and delivers it again.
 
 import asyncio
 import time
+from dataclasses import dataclass
 from functools import partial
 
 from worker.amqp.consumer import Delivery, Subscription
@@ -34,42 +35,35 @@ SUSPECT_AFTER = 3
 
 Identity = tuple[str, int]
 Attempts = dict[Identity, int]
-Common = tuple[
-    Settings,
-    Subscription,
-    RequestParser,
-    Forwarder,
-    Settler,
-    ReplayGuard,
-    ArrivalClock,
-    EventListener,
-    Tracing | None,
-]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The parts of the worker that all its journeys share."""
+
+    settings: Settings
+    parser: RequestParser
+    forwarder: Forwarder
+    settler: Settler
+    replay_guard: ReplayGuard
+    clock: ArrivalClock
+    events: EventListener
+    tracing: Tracing | None = None
 
 
 class Journeys:
     """All journeys of one subscription."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        subscription: Subscription,
-        parser: RequestParser,
-        forwarder: Forwarder,
-        settler: Settler,
-        replay_guard: ReplayGuard,
-        clock: ArrivalClock,
-        events: EventListener,
-        tracing: Tracing | None = None,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, subscription: Subscription, tools: Tools) -> None:
         self._subscription = subscription
-        self._parser = parser
-        self._forwarder = forwarder
-        self._settler = settler
-        self._replay_guard = replay_guard
-        self._clock = clock
-        self._events = events
+        self._settings = tools.settings
+        self._parser = tools.parser
+        self._forwarder = tools.forwarder
+        self._settler = tools.settler
+        self._replay_guard = tools.replay_guard
+        self._clock = tools.clock
+        self._events = tools.events
+        tracing = tools.tracing
         self._lanes: Lanes[Request] = Lanes(
             self._process if tracing is None else partial(tracing.process, self._process)
         )

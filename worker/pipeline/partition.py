@@ -9,11 +9,11 @@ successor are ignored, because the successor gets them too.
 import asyncio
 from collections.abc import Coroutine
 
-from worker.amqp.consumer import Delivery
+from worker.amqp.consumer import Delivery, Subscription
 from worker.broker.partition_log import Barrier, PartitionLog
 from worker.broker.routed_message import arrival_of, as_it_came, epoch_of, is_barrier
 from worker.pipeline.arrival_clock import ArrivalClock
-from worker.pipeline.journey import Common, Journeys
+from worker.pipeline.journey import Journeys, Tools
 
 POLL_INTERVAL = 0.01  # seconds, while a barrier waits for what came before it
 
@@ -21,9 +21,11 @@ POLL_INTERVAL = 0.01  # seconds, while a barrier waits for what came before it
 class PartitionJourneys(Journeys):
     """The journeys of one subscription to one partition."""
 
-    def __init__(self, partition: int, log: PartitionLog, *, shared: bool, common: Common) -> None:
+    def __init__(
+        self, subscription: Subscription, tools: Tools, partition: int, log: PartitionLog, *, shared: bool
+    ) -> None:
         """`shared`: a worker of higher priority may have had the partition in between."""
-        super().__init__(*common)
+        super().__init__(subscription, tools)
         self._partition = partition
         self._log = log
         self._shared = shared

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from hashlib import blake2b
 
 from worker.amqp.confirm_channel import Message
+from worker.amqp.consumer import Subscription
 from worker.broker.partition_log import PartitionLog
 from worker.broker.routed_message import barrier, routed
 from worker.broker.router_channel import RouterChannel
@@ -19,7 +20,7 @@ from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.resource import Resource
 from worker.errors import QueueFull, Unroutable, WorkerError
-from worker.pipeline.journey import Common, Journeys
+from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.request import Request
 
 ROOM_INTERVAL = 0.05  # seconds between looks at a partition that is full
@@ -37,8 +38,15 @@ def partition_of(resource: Resource, partitions: int) -> int:
 class Router(Journeys):
     """The router of one subscription: one epoch, on one channel."""
 
-    def __init__(self, partitions: int, log: PartitionLog, channel: RouterChannel, common: Common) -> None:
-        super().__init__(*common)
+    def __init__(
+        self,
+        subscription: Subscription,
+        tools: Tools,
+        partitions: int,
+        log: PartitionLog,
+        channel: RouterChannel,
+    ) -> None:
+        super().__init__(subscription, tools)
         self._epoch = 0
         self._partitions = partitions
         self._log = log

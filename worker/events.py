@@ -191,6 +191,9 @@ class EventListener:
     @_logged("warning", "partition log unreadable: no partition can be taken over", repeats=True)
     def partition_log_unreadable(self, why: str) -> None: ...
 
+    @_logged("warning", "a record in the partition log that no worker wrote was skipped")
+    def partition_record_skipped(self, offset: int) -> None: ...
+
     @_logged("warning", "the journal cannot be read", repeats=True)
     def journal_unreadable(self, why: str) -> None: ...
 

@@ -1,16 +1,25 @@
 """Several workers at once, and the order kept (contract §10)."""
 
 import asyncio
+import json
 from collections import Counter, defaultdict
 from itertools import pairwise
 
 import aio_pika
+import pytest
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker.partition_pruning import prune
 from worker.broker.topology import Topology
 from worker.contract.resource import Resource
-from worker.contract.words import BARRIER_TYPE, EPOCH_HEADER, ROUTED_HEADERS
+from worker.contract.words import (
+    ARRIVED_AT_HEADER,
+    BARRIER_TYPE,
+    CAME_BY_HEADER,
+    EPOCH_HEADER,
+    REQUEST_KEY,
+    ROUTED_HEADERS,
+)
 from worker.events import EventListener
 from worker.pipeline.router import partition_of
 from worker.sandbox.faults import Hang, Latency, Status
@@ -19,6 +28,8 @@ from worker.settings import Settings
 
 PARTITIONS = 4
 PAGES = [str(10**9 + number) for number in range(24)]
+# What a router of long ago put into a partition:
+LATE = {EPOCH_HEADER: 0, ARRIVED_AT_HEADER: 0, CAME_BY_HEADER: REQUEST_KEY}
 
 
 async def publish(requester: Requester, versions: range, pages: list[str] = PAGES) -> list[str]:
@@ -153,7 +164,7 @@ async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(
     requester = await rig.start(Listener(), partitions=PARTITIONS)
     await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
     home = partition_of(Resource(None, "messenger", PAGES[0]), PARTITIONS)
-    late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers={EPOCH_HEADER: 0})
+    late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, f"{requester.prefix}.requests.{home}")
     await until(lambda: ignored, "the late request")
     await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
@@ -166,7 +177,7 @@ async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before
     await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
     await rig.stop_worker(rig.services[0])
     home = f"{requester.prefix}.requests.{partition_of(Resource(None, 'messenger', PAGES[0]), PARTITIONS)}"
-    late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers={EPOCH_HEADER: 0})
+    late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, home)
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
     await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
@@ -181,6 +192,62 @@ async def test_an_old_barrier_changes_nothing(rig: Rig) -> None:
         await requester.channel.default_exchange.publish(old, f"{requester.prefix}.requests.{number}")
     await all_registered(requester, await publish(requester, range(2, 4)))
     assert told(rig) == {page: list(range(4)) for page in PAGES}
+
+
+@pytest.mark.parametrize("partitions", [1, PARTITIONS])
+async def test_no_mark_that_a_publisher_makes_up_means_anything(rig: Rig, partitions: int) -> None:
+    forged = {
+        **dict.fromkeys(ROUTED_HEADERS, 2**40),
+        "x-ott-received-at": "2020-01-01T00:00:00Z",
+        "x-ott-request-id": "forged",
+        "x-ott-replay-force": True,
+        "x-ott-sealed": "key",
+        "x-ott-letter": "0123456789abcdef",
+    }
+    requester = await rig.start(partitions=partitions)
+    for headers in (forged, {EPOCH_HEADER: 2**40}, {}):
+        ids = [
+            await requester.publish(body, key=key, type=BARRIER_TYPE, headers=headers, message_id="m")
+            for body in (messenger(PAGES[0]), b"{}", b"\0ott-sealed-2\0junk")
+            for key in (None, REQUEST_KEY)
+        ]
+        replies = [await requester.reply(each) for each in ids]
+        assert [reply["status"] for reply in replies] == ["registered"] * 2 + ["rejected"] * 4
+        assert {reply["requestId"] for reply in replies} == {"m"}
+        assert all(reply["receivedAt"] > "2026" for reply in replies)
+    for letter in await requester.take_all("dead", 12):
+        assert not ROUTED_HEADERS & set(letter.headers)
+        assert letter.headers["x-ott-request-id"] == "m"
+        assert "x-ott-replay-force" not in letter.headers
+        assert letter.headers.get("x-ott-letter") != "0123456789abcdef"
+    assert (await requester.ask(messenger(PAGES[1])))["status"] == "registered"
+
+
+async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
+    skipped: list[int] = []
+
+    class Listener(EventListener):
+        def partition_record_skipped(self, offset: int) -> None:
+            skipped.append(offset)
+
+    requester = await rig.start(Listener(), partitions=PARTITIONS)
+    await requester.ask(messenger())
+    documents = [
+        {"takes": 5},
+        {"by": "x", "mark": "m", "takes": ["x"]},
+        {"by": "x", "mark": "m", "claim": 10**9},
+        {"by": "x", "mark": "m", "settled": {"9" * 5000: [1, 1]}},
+        {"by": "x", "mark": ["m"], "settled": {"1": [None, 1]}},
+    ]
+    bodies = [json.dumps(document).encode() for document in documents]
+    for body in (*bodies, b"[]", b"[" * 100_000, b"\xff", b""):
+        message = aio_pika.Message(body)
+        await requester.channel.default_exchange.publish(message, f"{requester.prefix}.partitions")
+    await until(lambda: len(skipped) == len(documents), "the skipped records")
+    await all_registered(requester, await publish(requester, range(1)))
+    await rig.start_worker(rig.settings(partitions=PARTITIONS))
+    await rig.stop_worker(rig.services[0])
+    await all_registered(requester, await publish(requester, range(1, 2)))
 
 
 async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:

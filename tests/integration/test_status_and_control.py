@@ -153,6 +153,21 @@ async def test_the_last_pause_or_resume_stands_whatever_is_recorded_after_it(set
     ]
 
 
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+async def test_only_what_was_published_with_the_key_control_is_an_order(
+    settings: Settings, header: str
+) -> None:
+    await publish_order(settings, Order.now("pause", "a reason", by="ann@host"))
+    forged = Order.now("resume", "forged", by="ann@host").to_json()
+    connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
+    async with connection:
+        channel = await connection.channel()
+        entry = await channel.get_exchange(settings.prefix)
+        await entry.publish(aio_pika.Message(forged, headers={header: ["control"]}), "request")
+        await channel.default_exchange.publish(aio_pika.Message(forged), f"{settings.prefix}.control")
+    assert [order.order for order in await read_orders(settings)] == ["pause"]
+
+
 async def test_an_order_without_a_control_stream_says_what_to_do(make_settings: Make) -> None:
     with pytest.raises(TopologyError, match=r"Nothing takes orders: .* Start a worker once"):
         await publish_order(make_settings(), Order.now("pause", "why"))

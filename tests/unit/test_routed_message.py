@@ -13,7 +13,7 @@ from worker.broker.routed_message import (
     is_barrier,
     routed,
 )
-from worker.contract.words import REPLAY_KEY, REQUEST_KEY, ROUTED_HEADERS
+from worker.contract.words import BARRIER_TYPE, REPLAY_KEY, REQUEST_KEY, ROUTED_HEADERS
 
 ENTRY, QUEUE = "ott", "ott.requests.3"
 
@@ -54,10 +54,12 @@ def test_only_what_came_by_the_replay_key_counts_as_a_replay(exchange: str, key:
     assert (came.exchange, came.routing_key) == (ENTRY, believed)
 
 
-def test_headers_that_a_requester_made_up_are_not_believed() -> None:
-    made_up = dict.fromkeys(ROUTED_HEADERS, 99)
-    came = through_a_partition(delivery(build(message_id="m", headers=made_up)))
+def test_marks_that_a_requester_made_up_are_not_believed() -> None:
+    made_up = dict.fromkeys(ROUTED_HEADERS, 99) | {"x-ott-received-at": "2020-01-01T00:00:00Z"}
+    properties = build(message_id="m", type=BARRIER_TYPE, headers=made_up)
+    came = through_a_partition(delivery(properties))
     assert list(came.properties.header_names()) == []
+    assert came.properties.text("type") is None  # by which release 1.1.0 knows a barrier
     assert came.routing_key == REQUEST_KEY
 
 

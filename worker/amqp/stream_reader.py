@@ -37,6 +37,7 @@ class Entry:
     offset: int
     clock: int | None
     records: list[dict[str, Any]]
+    routing_key: str = ""
 
 
 Entries = AsyncGenerator[Entry, None]
@@ -200,7 +201,7 @@ def _entry(message: Delivery) -> Entry | None:
     if not isinstance(offset, int):
         return None
     records = [record for line in message.body.split(b"\n") if (record := _record(line)) is not None]
-    return Entry(offset, clock if isinstance(clock, int) else None, records)
+    return Entry(offset, clock if isinstance(clock, int) else None, records, message.routing_key)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

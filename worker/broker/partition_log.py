@@ -10,14 +10,16 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from worker.amqp.confirm_channel import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
-from worker.broker.topology import Topology
+from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.contract.words import PARTITIONS_TYPE
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
@@ -27,7 +29,20 @@ RETRY_INTERVAL = 0.5  # seconds between attempts to read on
 
 _PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
 
-Record = dict[str, Any]
+Number = Annotated[int, Field(ge=1, le=MOST_PARTITIONS)]  # of a partition
+
+
+class _Record(BaseModel):
+    """One record: who wrote it, what it claims or takes, and the newest barrier of each partition that its
+    writer knows, as epoch and arrival."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    by: str
+    mark: str
+    claim: Number | None = None
+    takes: list[Number] = []
+    settled: dict[Number, tuple[NonNegativeInt, NonNegativeInt]] = {}
 
 
 class Barrier(NamedTuple):
@@ -50,25 +65,31 @@ class PartitionState:
     def __post_init__(self) -> None:
         self.barriers: dict[int, Barrier] = {}
         self.owners: dict[int, str] = {}  # the worker that took each partition last
-        self._claimed_by: object = None
+        self._claimed_by = ""
 
-    def read(self, entry: Entry) -> None:
-        """Take in an entry."""
+    def read(self, entry: Entry) -> int:
+        """Take in an entry. The number of its records that no worker writes, and that are skipped."""
         self.next_offset = entry.offset + 1
-        for record in entry.records:
-            for partition, barrier in _barriers(record):
-                known = self.barriers.get(partition, Barrier())
-                self.barriers[partition] = max(known, barrier)
+        skipped = 0
+        for document in entry.records:
+            try:
+                record = _Record.model_validate(document)
+            except ValidationError:
+                skipped += 1
+                continue
+            for partition, known in record.settled.items():
+                barrier = Barrier(*known)
+                self.barriers[partition] = max(self.barriers.get(partition, Barrier()), barrier)
                 self.epoch = max(self.epoch, barrier.epoch)
-            for partition in record.get("takes", ()):
-                self.owners[partition] = str(record.get("by"))
-            claimed, mark = record.get("claim"), record.get("mark")
-            if isinstance(claimed, int) and mark != self._claimed_by:  # published again by its writer
-                self._claimed_by = mark
+            for partition in record.takes:
+                self.owners[partition] = record.by
+            if record.claim is not None and record.mark != self._claimed_by:  # published again by its writer
+                self._claimed_by = record.mark
                 # The offset grows from claim to claim, unless somebody has deleted the stream.
                 self.epoch = max(self.epoch + 1, entry.offset + 1)
-                self.partitions = claimed
-                self.most_partitions = max(self.most_partitions, claimed)
+                self.partitions = record.claim
+                self.most_partitions = max(self.most_partitions, record.claim)
+        return skipped
 
 
 class PartitionLog:
@@ -138,7 +159,7 @@ class PartitionLog:
         takes, self._takes = sorted(self._takes), set()
         return await self._write({"takes": takes})
 
-    async def _write(self, record: Record) -> int:
+    async def _write(self, record: dict[str, Any]) -> int:
         """Write a record and read up to it; the newest epoch as of then."""
         mark = uuid4().hex
         barriers = {str(partition): list(known) for partition, known in self._state.barriers.items()}
@@ -158,6 +179,9 @@ class PartitionLog:
                     await self._read_on(reader)
             except (BrokerUnreachable, TopologyError) as error:
                 self._events.partition_log_unreadable(str(error))
+            except Exception as error:
+                # All partitions would stand still if this task ended unheard.
+                self._events.partition_log_unreadable(f"internal error: {type(error).__name__}")
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _read_on(self, reader: StreamReader) -> None:
@@ -166,7 +190,8 @@ class PartitionLog:
             self._state.next_offset = 0  # it was deleted and made anew
         async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
             async for entry in entries:
-                self._state.read(entry)
+                if self._state.read(entry):
+                    self._events.partition_record_skipped(entry.offset)
                 for record in entry.records:
                     waiting = self._marks.get(str(record.get("mark")))
                     if waiting is not None and not waiting.done():
@@ -185,14 +210,3 @@ async def read_partition_state(settings: Settings) -> PartitionState:
         async for entry in entries:
             state.read(entry)
     return state
-
-
-def _barriers(record: Record) -> list[tuple[int, Barrier]]:
-    settled = record.get("settled")
-    if not isinstance(settled, dict):
-        return []
-    found = []
-    for partition, known in settled.items():
-        if partition.isdecimal() and isinstance(known, list) and [type(x) for x in known] == [int, int]:
-            found.append((int(partition), Barrier(*known)))
-    return found

@@ -1,7 +1,8 @@
 """A request in a partition (contract §10): the headers that the router adds, and how the partition's worker
 removes them again to get the original request.
 
-The headers are trusted because only workers may publish to a partition.
+The headers are trusted because only workers may publish to a partition, and because the router removes from a
+request whatever looks like one of them (contract §2). A request bears all of them, a barrier the epoch alone.
 """
 
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties, build
+from worker.broker.request_message import is_from_operator, operator_headers
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
     BARRIER_TYPE,
@@ -33,24 +35,27 @@ def barrier(queue: str, epoch: int) -> Message:
 def routed(delivery: Delivery, queue: str, epoch: int, arrived_at: int, entry: str) -> Message:
     """A request for a partition: without a priority, by which it could overtake others on RabbitMQ 4, and
     without an expiration, since its place in the order is taken."""
-    by_replay = delivery.exchange == entry and delivery.routing_key == REPLAY_KEY
+    given = delivery.properties
+    by_replay = is_from_operator(delivery, entry)
     headers: dict[str, str | int | bool] = {
         EPOCH_HEADER: epoch,
         ARRIVED_AT_HEADER: arrived_at,
         CAME_BY_HEADER: REPLAY_KEY if by_replay else REQUEST_KEY,
     }
-    if user := delivery.properties.text("user_id"):  # RabbitMQ refuses one that is not the router's own
+    if user := given.text("user_id"):  # RabbitMQ refuses one that is not the router's own
         headers[CAME_FROM_HEADER] = user
-    if not delivery.properties.text("message_id"):
+    if not given.text("message_id"):
         headers[NO_MESSAGE_ID_HEADER] = True  # the publisher will give it one
-    properties = delivery.properties.changed(
-        headers, without=NOT_ROUTED, user_id=None, expiration=None, priority=None
-    )
+    # Release 1.1.0, which may share the partitions during an update, knows a barrier by its type.
+    mark = {"type": None} if given.text("type") == BARRIER_TYPE else {}
+    without = NOT_ROUTED if by_replay else NOT_ROUTED | operator_headers(given)
+    properties = given.changed(headers, without=without, user_id=None, expiration=None, priority=None, **mark)
     return Message("", queue, properties.persistent(), delivery.body, external=True)
 
 
 def is_barrier(properties: Properties) -> bool:
-    return properties.text("type") == BARRIER_TYPE
+    """Whether it is a barrier: of its properties, a publisher can set all but these two headers."""
+    return properties.has_header(EPOCH_HEADER) and not properties.has_header(CAME_BY_HEADER)
 
 
 def epoch_of(properties: Properties) -> int | None:

@@ -1,16 +1,12 @@
 """The operator's commands of the README, pasted into a terminal of 80 columns."""
 
-import asyncio
-import fcntl
 import os
-import pty
 import re
-import struct
 import sys
-import termios
 from pathlib import Path
 
 from tests.acceptance.dead_letter_commands import turned_down
+from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, environment, messenger
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -24,23 +20,6 @@ def pasted() -> str:
     return found[1]
 
 
-async def run(command: str, variables: dict[str, str]) -> tuple[int, str]:
-    """The exit code of a command in a terminal, and what stands there then."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    shown: list[bytes] = []
-    asyncio.get_running_loop().add_reader(ours, lambda: shown.append(os.read(ours, 65536)))
-    process = await asyncio.create_subprocess_exec(
-        "bash", "-c", command, stdin=asyncio.subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=variables
-    )
-    code = await asyncio.wait_for(process.wait(), 60)
-    await asyncio.sleep(0.1)
-    asyncio.get_running_loop().remove_reader(ours)
-    os.close(ours)
-    os.close(theirs)
-    return code, b"".join(shown).decode().replace("\r\n", "\n")
-
-
 async def test_each_command_works_and_fits_into_80_columns(rig: Rig) -> None:
     requester = await rig.start()
     await requester.ask(messenger())
@@ -49,7 +28,7 @@ async def test_each_command_works_and_fits_into_80_columns(rig: Rig) -> None:
     variables = environment(rig.settings())
     variables |= {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
     for command in pasted().splitlines():
-        code, shown = await run(command, variables)
+        code, shown = await in_a_terminal(command, variables)
         assert code == 0, (command, shown)
         assert "Traceback" not in shown
         if command.split()[1] not in WRAPPED:

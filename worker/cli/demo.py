@@ -1,12 +1,21 @@
 """`ott-worker demo`: the whole way on this machine, with a real RabbitMQ and the sandbox (contract §8)."""
 
 import asyncio
+import csv
 import json
+import os
+import shlex
+import shutil
 import signal
+import sys
+import tempfile
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 from uuid import uuid4
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,16 +25,20 @@ from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.reply_queue import ReplyQueue
 from worker.broker.request_sender import RequestSender
+from worker.console.server import Console as OperatorsPage
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
-from worker.errors import Interrupted, WorkerError
-from worker.events import EventListener
+from worker.errors import BrokerUnreachable, Interrupted, WorkerError
+from worker.events import EventListener, EventListeners
 from worker.sandbox import Sandbox
 from worker.sandbox.registry import Key
 from worker.service import Service, run_until
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, environment, load_settings
+from worker.telemetry.state import Phase
+from worker.telemetry.status import StatusFeed
 
 WAIT_TIMEOUT = 60.0  # seconds for each answer
+_TO_TRY = Path(__file__).with_name("demo.txt")
 
 # The API document's own examples.
 MESSENGER = {
@@ -69,51 +82,38 @@ class Scene:
 
 def scenes() -> list[Scene]:
     """The demonstration, in its order."""
-    renamed = {**MESSENGER, "pageName": "SFMC Engineers (new)"}
+    name, renamed = str(MESSENGER["pageName"]), "SFMC Engineers (new)"
     example = {"ottPlatformAttributes": {k: v for k, v in MESSENGER.items() if k != "endpointUrl"}}
+    missing = tuple(
+        FieldError(f"{field} must be provided", 10002) for field in ("EndpointUrl", "OttPlatformName")
+    )
+    unknown = (FieldError("OttPlatformName is invalid", 10005),)
+    new_name = _body("messenger", {**MESSENGER, "pageName": renamed})
     return [
-        Scene("Messenger page", _body("messenger", MESSENGER), "registered", PAGE, "SFMC Engineers"),
-        Scene("LINE channel", _body("line", LINE), "registered", CHANNEL, "SFMC Engineers"),
-        Scene(
-            "error example",
-            json.dumps(example).encode(),
-            "rejected",
-            errors=(
-                FieldError("EndpointUrl must be provided", 10002),
-                FieldError("OttPlatformName must be provided", 10002),
-            ),
-            errorcode=10006,
-        ),
-        Scene(
-            "page, renamed",
-            _body("messenger", renamed),
-            "registered",
-            PAGE,
-            "SFMC Engineers (new)",
-        ),
-        Scene(
-            "unknown platform",
-            _body("telegram", MESSENGER),
-            "rejected",
-            errors=(FieldError("OttPlatformName is invalid", 10005),),
-            errorcode=10006,
-        ),
+        Scene("Messenger page", _body("messenger", MESSENGER), "registered", PAGE, name),
+        Scene("LINE channel", _body("line", LINE), "registered", CHANNEL, name),
+        Scene("error example", json.dumps(example).encode(), "rejected", errors=missing, errorcode=10006),
+        Scene("page, renamed", new_name, "registered", PAGE, renamed),
+        Scene("unknown platform", _body("telegram", MESSENGER), "rejected", errors=unknown, errorcode=10006),
         Scene("broken JSON", b'{"ottPlatformName": ', "rejected", errorcode=10004),
     ]
 
 
-def demo() -> int:
+def demo(
+    *, serve: Annotated[bool, typer.Option("--serve", help="Stay until Ctrl-C, and say what to try.")] = False
+) -> int:
     """Demonstrate the worker on this machine, with a real RabbitMQ and the sandbox.
 
     The API's examples and some bad requests go through the worker, and what comes back is shown. Exits 0 if
-    all is as expected.
+    all is as expected. With --serve, sandbox, worker and console keep running.
 
-    Example: ott-worker demo
+    Example: ott-worker demo --serve
     """
-    console = Console(highlight=False)
     settings = load_settings(
-        prefix=f"ott.demo.{uuid4().hex[:8]}",
+        prefix=f"ott.demo.{uuid4().hex[:4]}",
         declare=True,
+        partitions=1,
+        journal=True,
         mc_client_id="sandbox",
         mc_client_secret="sandbox",  # noqa: S106 - the sandbox's, made for this
         mc_account_id=None,
@@ -121,13 +121,26 @@ def demo() -> int:
         rate_limit=None,
         mc_auth_url="http://127.0.0.1",
         mc_rest_url="http://127.0.0.1",
+        console_host="127.0.0.1",
+        console_port=0,
+        console_password=None,
     )
-    return asyncio.run(_demo(console, settings))
+    try:
+        return asyncio.run(_demo(Console(highlight=False), settings, serve=serve))
+    except BrokerUnreachable:
+        script = Path(__file__).parents[2] / "deploy" / "lib" / "with_broker.py"
+        if not serve or environment().get("OTT_AMQP_URL") or not script.exists():
+            raise
+        # In a checkout: again, with a private RabbitMQ that lives as long as the command.
+        os.environ.setdefault("OTT_BROKER", "private")
+        command = [sys.executable, str(script), sys.executable, "-m", "worker", *sys.argv[1:]]
+        os.execv(sys.executable, command)  # noqa: S606 - this very Python
 
 
-async def _demo(console: Console, settings: Settings) -> int:
+async def _demo(console: Console, settings: Settings, *, serve: bool = False) -> int:
     task = asyncio.current_task()
     assert task is not None
+    serving = asyncio.Event()
 
     def interrupt() -> None:
         if not task.cancelling():  # once: what is deleted then must not be left half done
@@ -136,36 +149,98 @@ async def _demo(console: Console, settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
-        return await _show(console, settings)
+        return await _show(console, settings, serving if serve else None)
     except asyncio.CancelledError:
+        if serving.is_set():
+            return 0
         raise Interrupted("stopped; what it had declared is deleted") from None
 
 
-async def _show(console: Console, settings: Settings) -> int:
-    async with Sandbox() as sandbox:
+async def _show(console: Console, settings: Settings, serving: asyncio.Event | None) -> int:
+    async with AsyncExitStack() as stack:
+        sandbox = await stack.enter_async_context(Sandbox())
         settings = settings.model_copy(update={"mc_auth_url": sandbox.url, "mc_rest_url": sandbox.url})
         connection = await connect(settings, "demo")
+        stack.push_async_callback(connection.close)
+        stack.push_async_callback(topology.delete, connection, settings)
         console.print(
             f"RabbitMQ {connection.server_version} → ott-worker → "
             f"Marketing Cloud's sandbox on {sandbox.url.removeprefix('http://')}\n"
         )
-        try:
-            played = await _play(settings, sandbox)
-        finally:
-            await topology.delete(connection, settings)
-            await connection.close()
-    console.print(_table(played))
-    failed = [scene.request for scene, reply in played if not _as_expected(scene, reply)]
-    if failed:
-        console.print(f"Not as expected: {', '.join(failed)}", style="bold red")
-        return 1
-    console.print(f"All {len(played)} requests were answered as expected.")
+        worker = await stack.enter_async_context(_Worker(settings))
+        played = await _play(settings, sandbox, worker.task)
+        console.print(_table(played))
+        failed = [scene.request for scene, reply in played if not _as_expected(scene, reply)]
+        if failed:
+            console.print(f"Not as expected: {', '.join(failed)}", style="bold red")
+            return 1
+        console.print(f"All {len(played)} requests were answered as expected.")
+        if serving is not None:
+            page = await stack.enter_async_context(OperatorsPage(settings))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ott-demo-"))
+            typer.echo(_things_to_try(settings, sandbox.url, page.url, _pages(Path(folder))))
+            serving.set()
+            await worker.task
     return 0
 
 
-async def _play(settings: Settings, sandbox: Sandbox) -> list[tuple[Scene, Reply]]:
-    stop = asyncio.Event()
-    worker = asyncio.create_task(run_until(Service(settings, EventListener()), stop))
+class _Worker:
+    """Runs while its context lasts, and drains at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        phase = Phase()
+        feed = StatusFeed(phase)
+        service = Service(settings, EventListeners(phase, feed))
+        self._stop = asyncio.Event()
+        self._status = feed.publish(settings, service)
+        self._run = run_until(service, self._stop)
+
+    async def __aenter__(self) -> Self:
+        await self._status.__aenter__()
+        self.task = asyncio.create_task(self._run, name="worker")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._stop.set()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self._status.__aexit__(*error)
+
+
+def _pages(folder: Path) -> Path:
+    """A file of twenty pages to submit."""
+    path = folder / "pages.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["ottPlatformName", *MESSENGER])
+        writer.writeheader()
+        for number in range(1, 21):
+            own = {
+                "ottPlatformName": "messenger",
+                "pageId": 102030405060 + number,
+                "pageName": f"Page {number}",
+            }
+            writer.writerow(MESSENGER | own)
+    return path
+
+
+def _things_to_try(settings: Settings, sandbox: str, page: str, file: Path) -> str:
+    exports = [f"export OTT_PREFIX={settings.prefix}"]
+    url = settings.amqp_url.get_secret_value()
+    if "guest:guest@" in url:  # else it holds a secret, and the other terminal must have it too
+        exports.append(f"export OTT_AMQP_URL={shlex.quote(url)}")
+    if shutil.which("ott-worker") is None:
+        exports.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
+    values = {
+        "setup": "\n  ".join(exports),
+        "file": file,
+        "faults": f"{sandbox}/sandbox/faults",
+        "page": page,
+    }
+    return _TO_TRY.read_text(encoding="utf-8").format(**values)
+
+
+async def _play(
+    settings: Settings, sandbox: Sandbox, worker: "asyncio.Task[None]"
+) -> list[tuple[Scene, Reply]]:
     replies: dict[str, asyncio.Future[Reply]] = {}
 
     def on_reply(request_id: str, body: bytes) -> None:
@@ -190,8 +265,6 @@ async def _play(settings: Settings, sandbox: Sandbox) -> list[tuple[Scene, Reply
             return played
     finally:
         await publisher.stop()
-        stop.set()
-        await asyncio.gather(worker, return_exceptions=True)
 
 
 async def _answer(reply: "asyncio.Future[Reply]", worker: "asyncio.Task[None]") -> Reply:

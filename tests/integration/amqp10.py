@@ -10,8 +10,14 @@ NULL, TRUE, FALSE, ZERO = b"\x40", b"\x41", b"\x42", b"\x43"
 
 
 def publish_with_uuid(url: str, queue: str, body: bytes) -> None:
-    """Publish one message with a UUID in an application property, and wait until it is taken."""
-    properties = b"\x00\x53\x74" + _map(_text("u"), b"\x98" + UUID(int=7).bytes)
+    """Publish one message with a UUID in an application property, which AMQP 0-9-1 does not have."""
+    publish(url, queue, body, {"u": b"\x98" + UUID(int=7).bytes})
+
+
+def publish(url: str, queue: str, body: bytes, application: dict[str, bytes]) -> None:
+    """Publish one message with these application properties, and wait until it is taken."""
+    entries = (part for name, value in application.items() for part in (_text(name), value))
+    properties = b"\x00\x53\x74" + _map(*entries)
     message = properties + b"\x00\x53\x75" + _binary(body)
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672), timeout=10) as wire:
@@ -72,3 +78,24 @@ def _send(stream: BinaryIO, data: bytes) -> None:
 def _read(stream: BinaryIO) -> bytes:
     (size,) = struct.unpack(">I", stream.read(4))
     return bytes(stream.read(size - 4)[4:])
+
+
+# Application properties of each type that RabbitMQ can deliver over AMQP 0-9-1.
+DELIVERABLE = {
+    "true": TRUE,
+    "boolean": b"\x56\x00",
+    "ubyte": b"\x50\xfe",
+    "ushort": b"\x60\xff\xfe",
+    "uint": b"\x70\xff\xff\xff\xfe",
+    "ulong": b"\x80" + b"\x00" * 7 + b"\xfe",
+    "byte": b"\x51\xfe",
+    "short": b"\x61\xff\xfe",
+    "int": b"\x71\xff\xff\xff\xfe",
+    "long": b"\x81" + b"\xff" * 7 + b"\xfe",
+    "float": b"\x72" + struct.pack(">f", 1.5),
+    "double": b"\x82" + struct.pack(">d", 1.5),
+    "timestamp": b"\x83" + struct.pack(">q", 1_700_000_000_000),
+    "binary": _binary(b"\x00\xff"),
+    "string": _text("text"),
+    "symbol": b"\xa3\x04text",
+}

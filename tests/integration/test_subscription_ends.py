@@ -13,10 +13,9 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
 from worker.amqp import consumer
-from worker.amqp.causes import UNDELIVERABLE
 from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Channel, connect
-from worker.amqp.consumer import NO_MAJORITY, Delivery, Subscription
+from worker.amqp.consumer import Delivery, EndReason, Subscription
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue_browser import depth
@@ -81,9 +80,11 @@ async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
     assert (await requester.reply(wanted))["status"] == "registered"
 
 
-@pytest.mark.parametrize(("is_voting", "why"), [(True, NO_MAJORITY), (False, UNDELIVERABLE)])
+@pytest.mark.parametrize(
+    ("is_voting", "why"), [(True, EndReason.NO_MAJORITY), (False, EndReason.UNDELIVERABLE)]
+)
 async def test_why_rabbitmq_ends_a_connection_with_an_internal_error(
-    rig: Rig, is_voting: bool, why: str
+    rig: Rig, is_voting: bool, why: EndReason
 ) -> None:
     """It does so for a message that it cannot deliver, and where most of a queue's nodes do not answer."""
     connection = await connect(rig.settings(), "test")
@@ -93,7 +94,7 @@ async def test_why_rabbitmq_ends_a_connection_with_an_internal_error(
     error: asyncio.Future[object] = asyncio.get_running_loop().create_future()
     error.set_exception(aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR"))
     subscription._on_closed(error)
-    assert await subscription.ended == why
+    assert (await subscription.ended).reason is why
     await connection.close()
 
 
@@ -152,7 +153,7 @@ async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_
         patches.setattr(consumer, "LEASE_TIMEOUT", 0.1)
         first = Subscription(connection, queue, 200)
         await first.open(deliveries.append)
-        assert await first.ended == "the queue's leader does not answer"
+        assert (await first.ended).reason is EndReason.SILENT
     await first.close()
     second = Subscription(connection, queue, 200)
     await second.open(deliveries.append)

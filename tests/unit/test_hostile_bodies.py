@@ -88,6 +88,9 @@ MALFORMED = {
     "a number in hexadecimal": with_value(b"0x10"),
     "digits of another script": with_value("\u0661".encode()),
     "a bad escape": with_value(b'"\\x41"'),
+    "more than 10,000 empty lists": with_value(b"[ " + b"[ ], " * 10_000 + b"[]]"),
+    "more than 10,000 strings": with_value(b"[" + b'"a",' * 10_000 + b'"a"]'),
+    "more than 10,000 keys": with_value(b"{" + b",".join(b'"%d":1' % n for n in range(10_000)) + b"}"),
     "a no-break space between": VALID.replace(b", ", ",\u00a0".encode(), 1),
 }
 
@@ -116,6 +119,8 @@ LEGAL = {
     "100 levels of lists": nested(100),
     "1,000 lists side by side": b"[" + b"[]," * 999 + b"[]]",
     "brackets in a string": json.dumps("[{" * 5000).encode(),
+    "punctuation in a string": json.dumps('\\",[]{}:' * 5000).encode(),
+    "all but 10,000 values": b"[" + b'"],[", ' * 9_980 + b"{}]",
     "an empty key": b'{"": 1}',
     "keys that differ in case": b'{"a": 1, "A": 2}',
 }
@@ -230,15 +235,23 @@ def test_the_verdict_does_not_depend_on_how_deep_the_caller_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    "literal",
     [
-        pytest.param(b'{"a": [' + b"[]," * 340_000 + b"[]]}", id="many brackets"),
-        pytest.param(b'{"a": "' + b"\\u0000" * 170_000 + b'"}', id="many escapes"),
-        pytest.param(b'{"a": [' + b"1," * 500_000 + b"1]}", id="many numbers"),
-        pytest.param(b'{"a": "' + b"[" * 1_000_000 + b'"}', id="brackets in a string"),
+        pytest.param(b"[" + b"[]," * 330_000 + b"[]]", id="many lists"),
+        pytest.param(b'"' + b"\\u0000" * 170_000 + b'"', id="many escapes"),
+        pytest.param(b"[" + b"1," * 500_000 + b"1]", id="many numbers"),
+        pytest.param(b"[" + b'"",' * 330_000 + b'""]', id="many strings"),
+        pytest.param(b'"' + b"[," * 500_000 + b'"', id="brackets in a string"),
+        pytest.param(b'"' + b'\\"' * 500_000 + b'"', id="quotes in a string"),
+        pytest.param(b"[" + b"1" * 300 + (b"," + b"1" * 300) * 3_400 + b"]", id="long numbers"),
+        pytest.param(b"[" + (b"{" + b" " * 90 + b"},") * 9_900 + b"1]", id="just below 10,000 values"),
     ],
 )
-def test_the_largest_body_is_judged_in_well_under_a_heartbeat(body: bytes) -> None:
-    started = time.process_time()
-    assert isinstance(judge(body), Rejection)
-    assert time.process_time() - started < 5
+def test_the_largest_body_holds_the_event_loop_for_less_than_50_ms(literal: bytes) -> None:
+    body = with_value(literal)
+    took = []
+    for _ in range(3):
+        started = time.process_time()
+        judge(body)
+        took.append(time.process_time() - started)
+    assert min(took) < 0.05

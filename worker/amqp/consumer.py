@@ -9,20 +9,23 @@ import contextlib
 import math
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import aiormq.exceptions
 
 from worker.amqp import frames
-from worker.amqp.causes import broker_errors, describe
+from worker.amqp.causes import UNDELIVERABLE, broker_errors, describe
 from worker.amqp.connection import Channel, Connection, close_channel
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable
 
 HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
+TURN_BYTES = 256 * 2**10  # bytes of deliveries that are handed over in one turn of the event loop
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns. Yet
 # shorter than the 45 s after which nodes that hear nothing of each other give deliveries to somebody else.
@@ -35,10 +38,67 @@ LEASE = 8.0  # seconds; the longest
 LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
 
 FLUSH, VOTE = "flush", "vote"  # consumer tags
-NO_MAJORITY = "most nodes of the queue do not answer, as in a network partition"
+# Asked for on consuming, so that no policy shortens it unnoticed (contract §6).
+CONSUMER_TIMEOUT = 1_800_000  # milliseconds that the broker lets a consumer hold a delivery
 
 DELIVERY_COUNT = "x-delivery-count"
 COUNTS = frozenset({DELIVERY_COUNT, "x-acquired-count"})  # the queue's own headers; the second since 4.3
+
+
+class EndReason(Enum):
+    """Why a subscription ends, with its text for people."""
+
+    # On the broker's side, or by a loss:
+    LOST = "the connection or the channel was lost"
+    CANCELLED = "the broker cancelled the consumer (the queue is gone, or the consumer time-out is over)"
+    SILENT = "the queue's leader does not answer"
+    NO_MAJORITY = "most nodes of the queue do not answer, as in a network partition"
+    UNDELIVERABLE = UNDELIVERABLE
+    NOT_RENEWED = "the lease is not renewed any more"
+    # By this worker, which gives its deliveries back:
+    CLOSED = "closed"
+    STOPPING = "stopping"
+    FAILED = "a journey failed"
+    PAUSED = "paused by order"
+    HELD = "held for too long"
+    MEMORY_LIMIT = "memory limit for unsettled deliveries reached"
+    RESUME_PREFETCH = "one-at-a-time delivery is over"
+    EPOCH_OVER = "the epoch has ended"
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the worker gives its deliveries back in good health: then they are not suspected of having
+        crashed it."""
+        return self in _HEALTHY
+
+
+_HEALTHY = frozenset(
+    {
+        EndReason.PAUSED,
+        EndReason.HELD,
+        EndReason.MEMORY_LIMIT,
+        EndReason.RESUME_PREFETCH,
+        EndReason.EPOCH_OVER,
+    }
+)
+
+
+class End(NamedTuple):
+    """The end of a subscription, with the broker's or the client's own words where it has some."""
+
+    reason: EndReason
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.detail or self.reason.value
+
+
+def lease_clock() -> float:
+    """Seconds, in which the time counts that the machine was suspended (contract §6)."""
+    return time.clock_gettime(_LEASE_CLOCK)
+
+
+_LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,9 +160,11 @@ class Subscription:
         self._queue = queue
         self.prefetch = prefetch
         self._max_body_bytes = max_body_bytes
-        self._arguments: dict[str, Any] | None = None if priority is None else {"x-priority": priority}
+        self._arguments: dict[str, Any] = {"x-consumer-timeout": CONSUMER_TIMEOUT}
+        if priority is not None:
+            self._arguments["x-priority"] = priority
         self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.depth = 0
         self._channel: Channel | None = None
         self._interceptor: FrameInterceptor | None = None
@@ -110,6 +172,7 @@ class Subscription:
         self._acknowledged: list[int] = []
         self._rejected: list[int] = []
         self._requeued: list[int] = []
+        self._inbox: deque[Delivery] = deque()
         self._held_bytes = 0
         self._is_withholding = False
         self._flushing = False
@@ -129,7 +192,7 @@ class Subscription:
     @property
     def silence(self) -> float:
         """Seconds since the queue's leader was last known to count this consumer as alive."""
-        return time.monotonic() - self._heard_at
+        return lease_clock() - self._heard_at
 
     @property
     def unsettled(self) -> int:
@@ -168,15 +231,25 @@ class Subscription:
                 return
             delivery.held = len(body) + len(properties.raw("headers"))
             self._held_bytes += delivery.held
-            # Not raised from here: an error with one delivery must not end the connection.
-            loop.call_soon(hand_over, delivery)
+            if not self._inbox:
+                loop.call_soon(hand_over)
+            self._inbox.append(delivery)
 
-        def hand_over(delivery: Delivery) -> None:
-            if not self.ended.done():
-                on_delivery(delivery)
+        def hand_over() -> None:
+            """Hand over so many that the loop gets its turn. Not called by the interceptor: an error with one
+            delivery must not end the connection, and not hold back the others."""
+            handed = 0
+            try:
+                while self._inbox and handed < TURN_BYTES and not self.ended.done():
+                    delivery = self._inbox.popleft()
+                    handed += delivery.held
+                    on_delivery(delivery)
+            finally:
+                if self._inbox:
+                    loop.call_soon(hand_over)
 
         self._interceptor = self._connection.intercept(channel, arrived, keeps_body=self._keeps_body)
-        asked_at = time.monotonic()
+        asked_at = lease_clock()
         with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
@@ -184,7 +257,7 @@ class Subscription:
         self._heard_at = self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
         # Without this task nobody renews the lease, and every call would wait for it.
-        self._lease_task.add_done_callback(lambda _: self._end("the lease is not renewed any more"))
+        self._lease_task.add_done_callback(lambda _: self._end(EndReason.NOT_RENEWED))
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, once; nothing where the delivery is settled or the subscription has ended.
@@ -210,7 +283,7 @@ class Subscription:
         """Return at once while the queue is known to count this consumer as alive, else when that is
         confirmed. A worker that was frozen, or is cut off with a few of the broker's nodes, must not make a
         call for deliveries that it has lost."""
-        while time.monotonic() - self._lease_renewed_at > self._lease:
+        while lease_clock() - self._lease_renewed_at > self._lease:
             self._lease_wanted.set()
             await self._lease_renewed.wait()
 
@@ -237,7 +310,7 @@ class Subscription:
                         await self._until_settled(channel)
             except BrokerUnreachable:
                 heard = False
-        self._end("closed")
+        self._end(EndReason.CLOSED)
         if channel is not None and self._connection.is_open:
             await close_channel(channel, RPC_TIMEOUT)  # where it ended by itself, its consumer may stand yet
         self._connection.open_votes.discard(self)
@@ -258,17 +331,19 @@ class Subscription:
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         reason = None if closing.cancelled() else closing.exception()
-        if isinstance(reason, aiormq.exceptions.ConnectionInternalError) and self._connection.open_votes:
-            self._end(NO_MAJORITY)
+        if isinstance(reason, aiormq.exceptions.ConnectionInternalError):
+            # RabbitMQ says the same of both.
+            self._end(EndReason.NO_MAJORITY if self._connection.open_votes else EndReason.UNDELIVERABLE)
         else:
-            self._end(describe(reason) if reason else "channel closed")
+            self._end(EndReason.LOST, describe(reason) if reason else "")
 
     def _on_cancelled(self, _: object) -> None:
-        self._end("the broker cancelled the consumer")
+        self._end(EndReason.CANCELLED)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: EndReason, detail: str = "") -> None:
         if not self.ended.done():
-            self.ended.set_result(reason)
+            self.ended.set_result(End(reason, detail))
+            self._inbox.clear()
             self._unsettled.clear()
             self._acknowledged.clear()
             self._rejected.clear()
@@ -321,14 +396,14 @@ class Subscription:
             try:
                 heard = await self._renew(channel, by_majority=bool(self._unsettled))
             except BrokerUnreachable as error:
-                self._end(str(error))
+                self._end(EndReason.LOST, str(error))
                 return
             if heard:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LEASE_RENEWAL_INTERVAL * self._lease / LEASE):
                         await self._lease_wanted.wait()
             elif self.silence > LEASE_TIMEOUT:
-                self._end("the queue's leader does not answer")
+                self._end(EndReason.SILENT)
                 return
             else:
                 await asyncio.sleep(LEASE_RETRY_INTERVAL)
@@ -338,7 +413,7 @@ class Subscription:
         goes on answering while they give the deliveries to somebody else. So only what most of the queue's
         nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
         async with self._renewing:
-            asked_at = time.monotonic()
+            asked_at = lease_clock()
             deadline = asyncio.get_running_loop().time() + LEASE_TIMEOUT
             with broker_errors("The lease could not be renewed"):
                 async with asyncio.timeout_at(deadline):
@@ -362,7 +437,7 @@ class Subscription:
                 async with asyncio.timeout_at(deadline):
                     await self._pass_through_queue(channel, VOTE)
             except (TimeoutError, aiormq.exceptions.ConnectionInternalError):
-                raise BrokerUnreachable(NO_MAJORITY) from None
+                raise BrokerUnreachable(EndReason.NO_MAJORITY.value) from None
         votes.discard(self)
 
     async def _pass_through_queue(self, channel: Channel, tag: str) -> None:

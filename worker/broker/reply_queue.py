@@ -80,7 +80,7 @@ class ReplyQueue:
             if self._subscription is not None:
                 # Shielded: to cancel this task must not end the subscription before it was closed.
                 why = await asyncio.shield(self._subscription.ended)
-                self._events.subscription_ended(why)
+                self._events.subscription_ended(str(why))
                 await self._close(delete=False)
             try:
                 await self._open()

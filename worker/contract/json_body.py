@@ -15,6 +15,10 @@ _LONGEST_NUMBER = 1000
 """Characters; below the digits that any interpreter refuses to convert."""
 
 
+MOST_VALUES = 10_000
+"""JSON values of one body (contract §2): 1 MiB of small ones would hold the event loop for half a second."""
+
+
 class MalformedBody(ValueError):
     """The body is not acceptable JSON; the text says why in one line and holds nothing of the body."""
 
@@ -23,12 +27,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`; raises `MalformedBody` for anything else (contract §3).
 
     Refused besides broken JSON: a byte order mark, invalid UTF-8, duplicate keys, `NaN` and `Infinity`,
-    lone surrogates, numbers longer than 1,000 characters or beyond a double, more than about 200 levels.
+    lone surrogates, numbers longer than 1,000 characters or beyond a double, more than about 200 levels,
+    more than 10,000 values.
     """
     if not body.strip():
         raise MalformedBody("The body is empty; send the registration as a JSON object.")
     text = _decode(body)
-    if body.count(b"[") + body.count(b"{") > _SHALLOW:
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets + body.count(b",") >= MOST_VALUES and _count_values(body) > MOST_VALUES:
+        raise MalformedBody(f"The body holds more than {MOST_VALUES:,} JSON values.")
+    if brackets > _SHALLOW:
         _check_with_second_parser(body, "The body is not valid JSON, or is nested too deeply.")
     try:
         document = _DECODER.decode(text)
@@ -41,6 +49,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if type(document) is not dict:
         raise MalformedBody("The body is not a JSON object.")
     return document
+
+
+def _count_values(body: bytes) -> int:
+    """The number of values in well-formed JSON, found without parsing it."""
+    quotes = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if quotes.count(b'"') > 4 * MOST_VALUES:  # each value has two strings at most: itself and its key
+        return MOST_VALUES + 1
+    outside = b"0".join(quotes.split(b'"')[::2]).translate(None, b" \t\r\n")
+    containers = outside.count(b"[") + outside.count(b"{") - outside.count(b"[]") - outside.count(b"{}")
+    return 1 + outside.count(b",") + containers
 
 
 def _decode(body: bytes) -> str:

@@ -13,9 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from worker.amqp.causes import UNDELIVERABLE
 from worker.amqp.connection import Connection, connect
-from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.backoff import backoff
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
@@ -27,10 +26,6 @@ from worker.settings import Settings
 
 RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
-HELD = "held for too long"
-PAUSED = "paused by order"
-SPENT = "as many bytes as are held at once"
-SURE_AGAIN = "RabbitMQ delivers all messages again"
 DEFECT_PAUSE = 1.0  # seconds
 EPOCH_PAUSE = 0.5  # seconds
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
@@ -210,17 +205,17 @@ class QueueIntake:
             self._events.subscribed(prefetch)
             why = await watch.until_over()
             if subscription.ended.done():
-                if why == UNDELIVERABLE:
+                if why.reason is EndReason.UNDELIVERABLE:
                     self._one_by_one = self._settings.prefetch
                 self._events.stale_deliveries(watch.unsettled)
-                self._events.subscription_ended(why)
+                self._events.subscription_ended(str(why))
                 return False
-            self._own_requeues += why in (HELD, PAUSED, SPENT, SURE_AGAIN, journeys.over)
+            self._own_requeues += why.reason.is_healthy
             self._carried_attempts = journeys.attempts
             barrier.close()
             grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
             await journeys.drain(grace)
-            self._events.returned(subscription.unsettled, why)
+            self._events.returned(subscription.unsettled, str(why))
             if not await subscription.close():
                 self._events.acknowledgements_unheard()
         finally:
@@ -302,31 +297,36 @@ class _Watch:
         self._subscription = subscription
         self._journeys = journeys
         self._stopping = stopping
-        self._why = ""
+        self._why: End | None = None
         self.unsettled = 0
 
     @property
     def is_over(self) -> bool:
         """Whether the subscription is about to end: what still arrives goes back with the rest."""
-        return bool(self._why)
+        return self._why is not None
 
-    async def until_over(self) -> str:
+    async def until_over(self) -> End:
         """Wait until the subscription has ended or must end, and return why."""
         ended = self._subscription.ended
-        while not self._why and not ended.done():
+        while True:
             self.unsettled = self._subscription.unsettled
             await asyncio.wait({ended}, timeout=POLL_INTERVAL)
+            if ended.done():
+                return ended.result()
             self._why = self._reason()
-        return ended.result() if ended.done() else self._why
+            if self._why is not None:
+                return self._why
 
-    def _reason(self) -> str:
+    def _reason(self) -> End | None:
         oldest = self._subscription.oldest
         reasons = {
-            "stopping": self._stopping.is_set(),
-            PAUSED: self._orders.pause is not None,
-            SPENT: self._subscription.is_spent,
-            SURE_AGAIN: self._is_sure_again(),
-            "a journey failed": self._journeys.failed.is_set(),
-            HELD: oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit,
+            EndReason.STOPPING: self._stopping.is_set(),
+            EndReason.PAUSED: self._orders.pause is not None,
+            EndReason.MEMORY_LIMIT: self._subscription.is_spent,
+            EndReason.RESUME_PREFETCH: self._is_sure_again(),
+            EndReason.FAILED: self._journeys.failed.is_set(),
+            EndReason.HELD: oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit,
+            EndReason.EPOCH_OVER: bool(self._journeys.over),
         }
-        return next((why for why, holds in reasons.items() if holds), self._journeys.over)
+        why = next((why for why, holds in reasons.items() if holds), None)
+        return None if why is None else End(why, self._journeys.over if why is EndReason.EPOCH_OVER else "")

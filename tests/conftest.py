@@ -5,10 +5,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from tests.rig import DEFAULT_URL, Rig, delete_objects
 from worker.settings import Settings, load_settings
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 BROKER_URLS = [
     url

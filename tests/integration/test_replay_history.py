@@ -159,7 +159,7 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     await fail(rig, requester, "p", "old")
     letter = await requester.take("dead")
     second = next(service for service, _ in rig._running if service is not first)
-    active, other = (first, second) if first._replay_guard._index is not None else (second, first)
+    active, other = (first, second) if first.tools.replay_guard.has_index else (second, first)
     subscription = active.intake.subscription
     assert subscription is not None
     await subscription.connection.close()
@@ -206,7 +206,7 @@ async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(
     await fail(rig, requester, "p", "old")
     await rig.stop_worker(rig._running[0][0])
     service = await rig.start_worker(rig.settings())
-    monkeypatch.setattr(service._clock, "_wall_clock", lambda: 1_000_000)
+    monkeypatch.setattr(service.tools.clock, "_wall_clock", lambda: 1_000_000)
     newer = await requester.ask(messenger("p", "new"))
     assert newer["receivedAt"] > "2026"
     assert (await replay(requester))["status"] == "superseded"
@@ -266,8 +266,8 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(
         await fail(rig, requester, page, "old")
     monkeypatch.setattr("worker.pipeline.replay_guard.IDLE_TIMEOUT", 0.2)
     assert (await replay(requester))["status"] == "registered"
-    guard = service._replay_guard
-    await until(lambda: guard._index is None and guard._idle_timer is None, "the index to be dropped")
+    guard = service.tools.replay_guard
+    await until(lambda: not guard.has_index, "the index to be dropped")
 
     whole = StreamReader.read
 
@@ -365,7 +365,7 @@ async def test_more_resources_than_fit_into_memory_refuse_a_replay(
     await fail(rig, requester, "p", "old")
     for page in ("a", "b", "c"):
         await requester.ask(messenger(page))
-    monkeypatch.setattr(journal_index, "LIMIT", 3)
+    monkeypatch.setattr(journal_index, "LIMIT", 1)
     assert (await replay(requester))["status"] == "failed"
 
 

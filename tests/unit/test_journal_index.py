@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
+
 from worker.amqp.stream_reader import Entry
-from worker.broker.journal_index import JournalIndex
+from worker.broker import journal_index
+from worker.broker.journal_index import JournalIndex, covers
 from worker.contract.journal_record import recorded_id
 from worker.contract.resource import Resource
+from worker.contract.settlement import Settlement
 from worker.contract.timestamps import text_of
 
 PAGE = Resource(None, "messenger", "p")
@@ -92,11 +96,11 @@ def test_reading_goes_on_only_where_the_stream_is_the_same_and_has_no_gap() -> N
 
 def test_reading_began_early_enough_at_the_beginning_or_before_the_time_in_question() -> None:
     first = Entry(0, 10, [])
-    assert read(first, since=5).covers(first)
-    assert read(Entry(7, 40, []), since=40).covers(first)
-    assert not read(Entry(7, 41, []), since=40).covers(first)
-    assert not JournalIndex(0).covers(first)
-    assert JournalIndex(0).covers(None)
+    assert covers(first, first, since=5)
+    assert covers(Entry(7, 40, []), first, since=40)
+    assert not covers(Entry(7, 41, []), first, since=40)
+    assert not covers(None, first, since=0)
+    assert covers(None, None, since=0)
 
 
 def test_a_resource_whose_id_was_cut_is_found_by_its_whole_id() -> None:
@@ -104,3 +108,46 @@ def test_a_resource_whose_id_was_cut_is_found_by_its_whole_id() -> None:
     newest = read(Entry(0, 50, [record("x" * 300, 40, resourceId=recorded_id(page.id))]))
     assert newest.newer_than(page, 39) == "x" * 300
     assert newest.newer_than(Resource(None, "messenger", "7" * 1001), 39) is None
+
+
+def test_the_time_at_which_it_was_true_counts_where_a_record_tells_it() -> None:
+    newest = read(
+        Entry(0, 50, [record("dated", 40, asOf=text_of(10)), record("not", 20), record("bad", 5, asOf="?")])
+    )
+    assert newest.newer_than(PAGE, 19) == "not"
+    assert newest.newer_than(PAGE, 20) is None
+
+
+def test_what_this_worker_settles_counts_by_the_time_at_which_it_was_true() -> None:
+    newest = read(Entry(0, 50, []))
+    settled = Settlement(
+        request_id="dated",
+        status="registered",
+        reason=None,
+        message="",
+        errorcode=0,
+        documentation="",
+        errors=(),
+        account=None,
+        platform="messenger",
+        resource_id="p",
+        http_status=201,
+        attempts=1,
+        received_at=99,
+        completed_at=99,
+        as_of=30,
+    )
+    newest.settled(settled)
+    assert (newest.newer_than(PAGE, 29), newest.newer_than(PAGE, 30)) == ("dated", None)
+
+
+def test_a_full_index_keeps_up_with_what_it_knows_and_proves_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newest = read(Entry(0, 50, [record("a", 10)]))
+    monkeypatch.setattr(journal_index, "LIMIT", 1)
+    newest.read(Entry(1, 60, [record("b", 55), record("c", 56, resourceId="q")]), Entry(0, 50, []))
+    assert newest.newer_than(PAGE, 50) == "b"
+    assert newest.reaches_back_to("x", PAGE, 55)
+    assert newest.newer_than(OTHER, 50) is None
+    assert not newest.reaches_back_to("x", OTHER, 55)

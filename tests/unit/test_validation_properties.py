@@ -60,7 +60,7 @@ BODIES = (
 
 
 @given(BODIES, st.none() | st.text(max_size=30), st.none() | st.text(max_size=30))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 def test_every_body_gets_an_answer_and_always_the_same(
     body: bytes, content_type: str | None, content_encoding: str | None
 ) -> None:
@@ -74,7 +74,7 @@ def test_every_body_gets_an_answer_and_always_the_same(
 
 
 @given(BODIES)
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_accepted_reads_back_as_the_same_registration(body: bytes) -> None:
     verdict = judge(body)
     if isinstance(verdict, Registration):
@@ -84,7 +84,7 @@ def test_what_is_accepted_reads_back_as_the_same_registration(body: bytes) -> No
 
 
 @given(documents(), st.sampled_from(sorted(SECRET_FIELDS)), st.integers(0, 2**32))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, number: int) -> None:
     canary = f"canary-{number}-canary"
     attributes = document["ottPlatformAttributes"]
@@ -115,7 +115,7 @@ def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, num
 
 
 @given(st.dictionaries(st.text() | st.sampled_from(FIELDS), ANYTHING, max_size=8) | documents())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_validate_takes_any_parsed_document(document: dict[str, Any]) -> None:
     verdict = validate(document)
     assert isinstance(verdict, Registration) or verdict.errors
@@ -126,7 +126,7 @@ SCHEMA = Draft202012Validator({"$ref": "#/$defs/Registration", "$defs": SCHEMAS[
 
 
 @given(documents())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_the_json_schema_and_the_validator_agree(document: dict[str, Any]) -> None:
     attributes = document["ottPlatformAttributes"]
     flags = attributes.values() if isinstance(attributes, dict) else ()

@@ -1,9 +1,12 @@
 """The newest registration of each resource according to the journal, and how far back that is known."""
 
+import asyncio
 import contextlib
 import hashlib
-import json
-from dataclasses import dataclass, field
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,80 +16,93 @@ from worker.contract.resource import Resource
 from worker.contract.settlement import Settlement
 from worker.contract.timestamps import microseconds
 
-LIMIT = 300_000  # resources, about 70 MB
+LIMIT = 100_000_000  # bytes; room for a million resources
+PAGE_SIZE = 4096  # bytes
 SKEW = 600_000_000  # microseconds; a smaller difference of the broker's clock costs no second reading
 
+_KEEP_NEWEST = """
+    INSERT INTO newest VALUES (?1, ?2, ?3)
+    ON CONFLICT (resource) DO UPDATE SET true_at = ?2, id = ?3 WHERE true_at < ?2
+"""
+_KEEP_KNOWN = "UPDATE newest SET true_at = ?2, id = ?3 WHERE resource = ?1 AND true_at < ?2"
 
-@dataclass(slots=True)
+Row = tuple[int, int, str]
+
+
 class JournalIndex:
-    """The newest registered request of each resource, among those received after `since`.
+    """The newest registered request of each resource, among those that were true after `since`.
 
-    Times are microseconds since the epoch by the workers' arrival clock, which never goes back, not even
-    at a fail-over. No comparison here depends on the broker's clock.
+    Times are microseconds since the epoch: a request's `x-ott-as-of`, else its arrival by the workers' clock,
+    which never goes back, not even at a fail-over. No comparison here depends on the broker's clock.
+
+    It takes `LIMIT` bytes of memory at most. When they are used up, resources that are known stay up to date,
+    and nothing is known of others.
     """
 
-    since: int
-    next_offset: int = 0
-    began_at: Entry | None = None  # the first entry that was read
-    _registered: dict[bytes, tuple[int, str]] = field(default_factory=dict)
-    _own: dict[tuple[str, int], tuple[int, bytes]] = field(default_factory=dict)
-    _first: Entry | None = None
+    def __init__(self, since: int) -> None:
+        self.since = since
+        self.next_offset = 0
+        self.began_at: Entry | None = None  # the first entry that was read
+        self._first: Entry | None = None
+        self._own: dict[tuple[str, int], tuple[int, int]] = {}
+        self._hash_key = os.urandom(16)  # nobody can choose an id whose hash is another's
+        self._newest = sqlite3.connect(":memory:", isolation_level=None)
+        self._newest.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        self._newest.execute("CREATE TABLE newest (resource INTEGER PRIMARY KEY, true_at INTEGER, id TEXT)")
 
     def read(self, entry: Entry, oldest: Entry | None) -> None:
         """Add an entry. `oldest` is the stream's first entry, as far as is known."""
         self.began_at = self.began_at or entry
-        self.next_offset = entry.offset + 1
+        self.next_offset = max(self.next_offset, entry.offset + 1)
+        registered: list[Row] = []
         for record in entry.records:
             received_at = microseconds(str(record.get("receivedAt")))
             if received_at is None:
                 continue
-            resource = _resource(record)
+            resource, request_id = _resource(record), _utf8(str(record.get("id")))
             if record.get("status") == "registered" and resource is not None:
-                self.registered(resource, received_at, str(record.get("id")))
+                true_at = microseconds(str(record["asOf"])) if "asOf" in record else received_at
+                registered.append((self._key(resource), true_at or received_at, request_id))
             if oldest is not None and not record.get("replay") and received_at <= (oldest.clock or 0):
-                self._own[str(record.get("id")), received_at] = (entry.offset, digest(resource))
+                self._own[request_id, received_at] = (entry.offset, self._key(resource))
+        self._keep(registered)
 
     def settled(self, settlement: Settlement) -> None:
         """Add the records that this worker has written since it began to read the journal."""
-        resource = settlement.resource
+        resource, request_id = settlement.resource, _as_recorded(settlement.request_id)
         if settlement.status == "registered" and resource is not None:
-            self.registered(resource, settlement.received_at, settlement.request_id)
+            self._keep([(self._key(resource), settlement.true_at, request_id)])
         first = self._first
         begins_late = first is None or settlement.received_at <= (first.clock or 0)
         if begins_late and not settlement.is_replay:
-            own = (self.next_offset, digest(resource))
-            self._own[_as_recorded(settlement.request_id), settlement.received_at] = own
+            self._own[request_id, settlement.received_at] = (self.next_offset, self._key(resource))
 
-    def registered(self, resource: Resource, received_at: int, request_id: str) -> None:
-        """A request was registered."""
-        if received_at <= self.since or self.is_full:
-            return
-        key = digest(resource)
-        known = self._registered.get(key)
-        if known is None or known[0] < received_at:
-            self._registered[key] = (received_at, request_id)
+    def _keep(self, registered: Iterable[Row]) -> None:
+        with self._newest:
+            self._newest.executemany(_KEEP_KNOWN if self.is_full else _KEEP_NEWEST, registered)
 
     @property
     def is_full(self) -> bool:
-        """Whether there are more resources than fit. Such an index proves nothing."""
-        return len(self._registered) >= LIMIT
+        """Whether there is no room for more resources."""
+        (pages,) = self._newest.execute("PRAGMA page_count").fetchone()
+        return bool(pages * PAGE_SIZE >= LIMIT)
 
-    def newer_than(self, resource: Resource, received_at: int) -> str | None:
-        """The id of the newest registered request, if it was received later than `received_at`."""
-        known = self._registered.get(digest(resource))
-        return known[1] if known is not None and known[0] > received_at else None
+    def _newest_of(self, resource: Resource) -> tuple[int, str] | None:
+        found = self._newest.execute(
+            "SELECT true_at, id FROM newest WHERE resource = ?", (self._key(resource),)
+        )
+        newest: tuple[int, str] | None = found.fetchone()
+        return newest
+
+    def newer_than(self, resource: Resource, true_at: int) -> str | None:
+        """The id of the newest registered request, if it was true later than `true_at`."""
+        newest = self._newest_of(resource)
+        return newest[1] if newest is not None and newest[0] > true_at else None
 
     def complete(self, first: Entry | None) -> None:
         """Everything has been read. `first` is the stream's first entry afterwards: entries that were trimmed
         during the reading count as not read."""
         self._first = first
-
-    def covers(self, first: Entry | None) -> bool:
-        """Whether reading began early enough: at the stream's beginning, or before `since`."""
-        if first is None or self.began_at is None:
-            return first is None
-        begun = self.began_at
-        return begun.offset <= first.offset or (begun.clock is not None and begun.clock <= self.since)
 
     @property
     def is_empty(self) -> bool:
@@ -109,35 +125,74 @@ class JournalIndex:
         record names this resource, since later requests for it were settled after it.
         """
         first = self._first
-        if first is None or first.clock is None or received_at < self.since or self.is_full:
+        if first is None or first.clock is None or received_at < self.since:
+            return False
+        if self.is_full and self._newest_of(resource) is None:
             return False
         if first.clock <= received_at:
             return True
-        offset, own_resource = self._own.get((_as_recorded(request_id), received_at), (-1, b""))
-        return offset >= first.offset and (first.offset == 0 or own_resource == digest(resource))
+        offset, own_resource = self._own.get((_as_recorded(request_id), received_at), (-1, 0))
+        return offset >= first.offset and (first.offset == 0 or own_resource == self._key(resource))
+
+    def _key(self, resource: Resource | None) -> int:
+        """A short key, so that memory does not grow with the length of ids."""
+        if resource is None:
+            return 0
+        text = f"{resource.account}\0{resource.platform}\0{recorded_id(resource.id)}"
+        digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=8, key=self._hash_key)
+        return int.from_bytes(digest.digest(), signed=True)
 
 
-async def read_into(index: JournalIndex, reader: StreamReader, first: Entry | None) -> None:
-    """Read on, to the end of the journal, whose first entry is `first`. Raises as StreamReader does."""
+async def read_into(
+    index: JournalIndex, reader: StreamReader, first: Entry | None, since: int | None = None
+) -> None:
+    """Read on, to the end of the journal, whose first entry is `first`; and further back, to `since`, where
+    that is earlier than before. Raises as StreamReader does. What has been read by then counts."""
     last = await reader.last()
     reach = -1 if last is None else last.offset
-    if index.began_at is None:
-        await _read_from(around(index.since), index, reader, first, reach)
-        if not index.covers(first):
-            # The broker's clock is far from ours, so its times do not help to find the place.
-            index.began_at = None
-            await _read_from("first", index, reader, first, reach)
-    else:
+    since = index.since if since is None else min(since, index.since)
+    if index.began_at is not None:
         await _read_from(index.next_offset, index, reader, first, reach)
+    if not covers(index.began_at, first, since):
+        end = None if index.began_at is None else index.began_at.offset
+        began_at = await _read_from(around(since), index, reader, first, reach, end)
+        if not covers(began_at, first, since):
+            # The broker's clock is far from ours, so its times do not help to find the place.
+            end = None if began_at is None else began_at.offset
+            began_at = await _read_from("first", index, reader, first, reach, end)
+        index.began_at = began_at
+    index.since = since
     index.complete(await reader.first())
 
 
 async def _read_from(
-    start: Start, index: JournalIndex, reader: StreamReader, first: Entry | None, reach: int
-) -> None:
+    start: Start,
+    index: JournalIndex,
+    reader: StreamReader,
+    first: Entry | None,
+    reach: int,
+    end: int | None = None,
+) -> Entry | None:
+    """Read from `start` to the offset `end`, or to the end, and return the first entry. Between two entries
+    others have as much time as reading one took."""
+    began_at = None
     async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
+        begun = time.monotonic()
         async for entry in entries:
+            began_at = began_at or entry
+            if end is not None and entry.offset >= end:
+                break
             index.read(entry, first)
+            await asyncio.sleep(time.monotonic() - begun)
+            begun = time.monotonic()
+    return began_at
+
+
+def covers(began_at: Entry | None, first: Entry | None, since: int) -> bool:
+    """Whether reading began early enough: at the stream's beginning, or before `since`."""
+    if first is None or began_at is None:
+        return first is None
+    return began_at.offset <= first.offset or (began_at.clock is not None and began_at.clock <= since)
 
 
 def around(moment: int) -> datetime:
@@ -152,13 +207,11 @@ def _resource(record: dict[str, Any]) -> Resource | None:
     return Resource(account if isinstance(account, str) else None, platform, resource_id)
 
 
-def digest(resource: Resource | None) -> bytes:
-    """A short key, so that memory does not grow with the length of ids."""
-    text = json.dumps(resource and resource._replace(id=recorded_id(resource.id))).encode()
-    return hashlib.blake2b(text, digest_size=16, person=b"ott-resource").digest()
-
-
 def _as_recorded(request_id: str) -> str:
     """Ids come from AMQP properties and may hold characters that UTF-8 cannot encode. The journal replaces
     them."""
-    return recorded_id(request_id).encode(errors="replace").decode()
+    return _utf8(recorded_id(request_id))
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()

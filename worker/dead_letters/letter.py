@@ -10,7 +10,7 @@ from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import CannotOpen, Seals, is_sealed
 from worker.broker.journal_index import SKEW
-from worker.broker.request_message import account_of, request_id
+from worker.broker.request_message import account_of, as_of, request_id
 from worker.broker.routed_message import came_from
 from worker.contract.registration import parse_registration
 from worker.contract.resource import Resource
@@ -76,6 +76,15 @@ class Letter:
     def identity(self) -> tuple[str, str]:
         """What tells it from every other letter, and from what it was before somebody changed it."""
         return self.key, self.digest
+
+    @property
+    def true_after(self) -> int:
+        """What a newer registration is told by: `x-ott-as-of`, where it has one, else `received_after`."""
+        try:
+            moment = as_of(self.properties)
+        except ValueError:
+            moment = None
+        return self.received_after if moment is None else max(0, min(moment, self.received_after))
 
     @property
     def is_brokers(self) -> bool:

@@ -139,13 +139,13 @@ class Planner:
         oldest = None
         async with contextlib.aclosing(box.look(self._selection)) as letters:
             async for letter in letters:
-                oldest = letter.received_after if oldest is None else min(oldest, letter.received_after)
+                oldest = letter.true_after if oldest is None else min(oldest, letter.true_after)
         return oldest
 
 
 def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecast:
     """The forecast for a valid request, by what the journal holds for its resource."""
-    newer = newest.newer_than(resource, letter.received_after)
+    newer = newest.newer_than(resource, letter.true_after)
     if newer is not None:
         return Forecast(letter, "superseded", newer)
     if not newest.reaches_back_to(letter.id, resource, letter.received_after):

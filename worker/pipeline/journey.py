@@ -3,7 +3,7 @@
     a delivery arrives                          amqp/consumer.py
     → it is parsed, or rejected                 request.py (contract/registration.py)
     → it waits for its resource's turn          lanes.py
-    → a replay is checked against the journal   replay_guard.py
+    → a newer one in the journal supersedes it  replay_guard.py
     → it is forwarded, with retries             forward.py (gate.py, policy.py, given_up.py)
     → reply, dead letter, record: confirmed     settle.py
     → it is acknowledged                        amqp/consumer.py
@@ -159,7 +159,7 @@ class Journeys:
     async def _decide(self, request: Request) -> Outcome:
         if isinstance(request.parsed, Rejection):
             return _rejected(request.parsed)
-        if request.is_replay:
+        if request.is_replay or request.as_of is not None:
             outcome = await self._replay_guard.judge(request)
             if outcome is not None:
                 return outcome

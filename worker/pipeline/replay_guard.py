@@ -1,20 +1,20 @@
-"""A replay never rolls a resource back (contract §4).
+"""The latest truth wins (contract §2, §4).
 
-A replay is forwarded only if the journal shows that no request for its resource that was received later
-has been registered. Requests that wait ahead of the replay are in its lane: they are settled, and recorded,
-before the guard is asked.
+A request with `x-ott-as-of`, or a replay, is not forwarded if the journal has a registration of the same
+resource that was true later. Requests that wait ahead of it are in its lane: they are settled, and recorded,
+before the guard is asked. Where the journal cannot tell, a replay is refused; any other request is forwarded.
 
-The guard keeps an index of the journal in memory while replays come, and adds to it what this worker
+The guard keeps an index of the journal in memory while such requests come, and adds to it what this worker
 settles. Another worker can have been active only between two subscriptions; what it recorded is read before
-the next replay is judged.
+the next request is judged.
 """
 
 import asyncio
 import time
 
-from worker.amqp.stream_reader import StreamReader
 from worker.broker.journal import Journal, open_journal
 from worker.broker.journal_index import JournalIndex, read_into
+from worker.contract.resource import Resource
 from worker.contract.settlement import Settlement
 from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
 from worker.errors import BrokerUnreachable, TopologyError
@@ -24,14 +24,14 @@ from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
 RETRY_INTERVAL = 1.0  # seconds
-IDLE_TIMEOUT = 300.0  # seconds without a replay, after which the index is dropped
-# Dead letters are replayed roughly in the order in which their requests were received. With a margin, a
-# few that are older do not make the journal be read again; it doubles each time that it was too small.
+IDLE_TIMEOUT = 300.0  # seconds without a request to judge, after which the index is dropped
+# Requests come roughly in the order in which they were true. With a margin, a few that are older do not make
+# the journal be read further back; it doubles each time that it was too small.
 MARGIN = 3_600_000_000  # microseconds
 
 
 class ReplayGuard:
-    """Judges replays by the journal."""
+    """Judges replays, and requests that tell when they were true, by the journal."""
 
     def __init__(
         self, settings: Settings, journal: Journal | None, catch_up: CatchUp, events: EventListener
@@ -40,47 +40,52 @@ class ReplayGuard:
         self._journal = journal
         self._catch_up = catch_up
         self._events = events
-        # Replays are judged by `_index` alone, which is complete. What must be read first, or is being read,
-        # is kept apart: a half-read index knows too little.
         self._index: JournalIndex | None = None
-        self._unfinished: JournalIndex | None = None
-        self._reading: asyncio.Task[JournalIndex] | None = None
         self._subscriptions = 0
+        self._current_in = -1  # the subscription in which the index has been read to its end
+        self._reading: asyncio.Task[JournalIndex] | None = None
         self._margin = MARGIN
         self._asked_at = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def has_index(self) -> bool:
+        """Whether the journal, or a part of it, is in memory."""
+        return self._index is not None
+
     def subscription_began(self) -> None:
         """Another worker may have settled requests since the subscription before."""
         self._subscriptions += 1
-        if self._index is not None and self._unfinished is None:
-            self._unfinished = self._index
-        self._index = None
 
     async def judge(self, request: Request) -> Outcome | None:
-        """The outcome of a replay that must not be forwarded, or None."""
+        """The outcome of a replay or of a dated request that must not be forwarded, or None."""
         if request.resource is None or _is_forced(request):
             return None
-        received_at = max(0, request.received_at)  # a header can name any year
-        if doubt := await self._doubt(received_at):
-            return _forbidden(doubt)
-        try:
-            index = await self._current_index(received_at)
-        except TopologyError as error:
-            return _forbidden(str(error))
-        newer = index.newer_than(request.resource, received_at)
-        if newer is not None:
+        newer, doubt = await self._look_up(request, request.resource)
+        if newer:
             return _superseded(newer)
-        if not index.reaches_back_to(request.id, request.resource, received_at):
-            return _forbidden("the journal does not reach back to when this request was received")
-        return None
+        return _forbidden(doubt) if doubt and request.is_replay else None
+
+    async def _look_up(self, request: Request, resource: Resource) -> tuple[str | None, str]:
+        """The newer registration, or why the journal cannot tell."""
+        true_at, received_at = max(0, request.true_at), max(0, request.received_at)  # any year is possible
+        if self._journal is None:
+            return None, "the worker keeps no journal (OTT_JOURNAL=false)"
+        if request.is_replay and (doubt := await self._catch_up.doubt(received_at)):
+            return None, doubt
+        try:
+            index = await self._current_index(true_at)
+        except TopologyError as error:
+            return None, str(error)
+        newer = index.newer_than(resource, true_at)
+        if newer is None and not index.reaches_back_to(request.id, resource, received_at):
+            return None, "the journal does not reach back to when this request was received"
+        return newer, ""
 
     def settled(self, settlement: Settlement) -> None:
         """A request's record is confirmed, and the next one of its resource has not begun."""
         if self._index is not None:
             self._index.settled(settlement)
-        if self._unfinished is not None:
-            self._unfinished.settled(settlement)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -90,54 +95,43 @@ class ReplayGuard:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def _doubt(self, received_at: int) -> str:
-        """Why the journal cannot decide, regardless of its records; `""` if it can."""
-        if self._journal is None:
-            return "the worker keeps no journal (OTT_JOURNAL=false)"
-        return await self._catch_up.doubt(received_at)
-
-    async def _current_index(self, received_at: int) -> JournalIndex:
-        """All that was registered from `received_at` until now."""
+    async def _current_index(self, true_at: int) -> JournalIndex:
+        """All that was registered and true from `true_at` until now."""
         self._asked_at = time.monotonic()
-        while self._index is None or self._index.since > received_at:
+        while True:
+            index = self._index
+            if index is not None and self._current_in == self._subscriptions and index.since <= true_at:
+                return index
             if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._read(received_at), name="replay guard")
+                self._reading = asyncio.create_task(self._read(true_at), name="replay guard")
             # Reading goes on even if the waiting delivery goes back to the queue: reading a long journal may
             # take longer than a delivery is held.
             index = await asyncio.shield(self._reading)
             if index.is_empty:
-                return index  # not kept: the next replay reads the journal again
-        return self._index
+                return index  # not kept: the next one to judge reads the journal again
 
-    async def _read(self, received_at: int) -> JournalIndex:
+    async def _read(self, true_at: int) -> JournalIndex:
         assert self._journal is not None, "without a journal nothing is read"
+        if self._idle_timer is None:
+            self._idle_timer = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._drop_when_idle)
         while True:
             subscription = self._subscriptions
             try:
                 async with open_journal(self._settings) as reader:
                     await reader.catch_up(self._journal.mark)
-                    index = await self._read_to_the_end(reader, received_at)
+                    first = await reader.first()
+                    if self._index is None or not self._index.continues(first):
+                        self._index, self._current_in = JournalIndex(true_at - self._margin), -1
+                    elif self._index.since > true_at:
+                        self._margin *= 2
+                    index = self._index
+                    await read_into(index, reader, first, true_at - self._margin)
             except BrokerUnreachable as error:
                 self._events.journal_unreadable(str(error))
                 await asyncio.sleep(RETRY_INTERVAL)
             else:
                 break
-        if index.is_empty:
-            self._unfinished = None
-        elif subscription == self._subscriptions:
-            self._index, self._unfinished = index, None
-        if self._idle_timer is None:
-            self._idle_timer = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._drop_when_idle)
-        return index
-
-    async def _read_to_the_end(self, reader: StreamReader, received_at: int) -> JournalIndex:
-        first = await reader.first()
-        index = self._unfinished
-        if index is None or index.since > received_at or not index.continues(first):
-            if any(known is not None and known.since > received_at for known in (index, self._index)):
-                self._margin *= 2
-            index = self._unfinished = JournalIndex(since=max(0, received_at - self._margin))
-        await read_into(index, reader, first)
+        self._current_in = -1 if index.is_empty else subscription
         return index
 
     def _drop_when_idle(self) -> None:
@@ -147,18 +141,17 @@ class ReplayGuard:
             left = max(left, RETRY_INTERVAL)
             self._idle_timer = asyncio.get_running_loop().call_later(left, self._drop_when_idle)
         else:
-            self._index = self._unfinished = None
-            self._margin = MARGIN
+            self._index, self._margin = None, MARGIN
 
 
 def _is_forced(request: Request) -> bool:
-    return request.header(REPLAY_FORCE_HEADER) is True
+    return request.is_replay and request.header(REPLAY_FORCE_HEADER) is True
 
 
 def _superseded(newer: str) -> Outcome:
     return Outcome(
         "superseded",
-        message="A newer request for this resource has been registered; this replay was not forwarded.",
+        message="A newer request for this resource has been registered; this one was not forwarded.",
         errorcode=GENERIC,
         superseded_by=newer,
     )

@@ -5,7 +5,7 @@ WorkerError
 │   └── SettingsError   a setting is missing or cannot be what it is
 ├── Unreachable         the broker or Marketing Cloud does not answer   exit 3
 │   └── BrokerUnreachable
-├── TopologyError       a broker object is missing, or is another kind  exit 3
+├── TopologyError       a broker object is missing, forbidden or other  exit 3
 ├── QueueInUse          somebody else works on a queue that one at a time may work on
 ├── OutcomeUnknown      no answer in time: registered or not, nobody can tell yet
 ├── Unroutable          the broker returned a message: no queue took it
@@ -14,8 +14,10 @@ WorkerError
 └── Interrupted         ended by the user                               exit 130
 
 Every text is one line that says what to do and holds no secret. Errors of the libraries below are
-translated where they arise, in `broker` and `marketing_cloud`, and travel no further.
+translated where they arise, in `amqp` and `marketing_cloud`, and travel no further.
 """
+
+from enum import Enum
 
 
 class WorkerError(Exception):
@@ -44,10 +46,22 @@ class BrokerUnreachable(Unreachable):
     """RabbitMQ does not answer, or turned the connection down."""
 
 
+class Problem(Enum):
+    """What is wrong with a broker object."""
+
+    MISSING = "missing"
+    FORBIDDEN = "forbidden"  # this user may not use it so
+    DIFFERS = "differs"  # it has other arguments
+
+
 class TopologyError(WorkerError):
-    """A queue or exchange is missing, or exists with other arguments."""
+    """A queue or exchange is missing, may not be used, or exists with other arguments: `problem`."""
 
     exit_code = 3
+
+    def __init__(self, text: str, problem: Problem = Problem.MISSING) -> None:
+        super().__init__(text)
+        self.problem = problem
 
 
 class QueueInUse(WorkerError):

@@ -17,7 +17,9 @@ from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.overview import Overview, Settled
+from worker.broker.situation import judge
 from worker.broker.status_stream import read_workers
+from worker.broker.topology import Topology
 from worker.cli.status_screen import Causes, Screen, print_screen
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
@@ -92,7 +94,7 @@ async def test_status_tells_why_and_since_when_the_gate_is_closed(rig: Rig, requ
     await until(is_closed, "the outage")
     said = await ott_worker(rig.settings(), "status")
     assert "OUTAGE: Marketing Cloud takes no calls" in said.out
-    assert re.search(r"gate closed: Marketing Cloud answered 503: not available", said.out)
+    assert re.search(r"takes no calls: Marketing Cloud answered 503: not available, \d s ago", said.out)
     rig.sandbox.heal()
 
 
@@ -123,7 +125,7 @@ async def test_a_killed_worker_is_told_and_not_counted(rig: Rig) -> None:
         message = aio_pika.Message(record.to_json())
         await requester.channel.default_exchange.publish(message, f"{requester.prefix}.status")
     said = await ott_worker(rig.settings(), "status")
-    assert "NO WORKER RUNS: start one with ott-worker run." in said.out
+    assert "NO WORKER RUNS: 0 requests wait; killed:7 fell silent: killed, or cut off" in said.out
     assert re.search(r"killed:7: last heard 1 min ago .* killed, or cut off", said.out)
     assert "stopped" not in said.out
 
@@ -178,6 +180,8 @@ def night() -> Screen:
         ],
         lost=[worker_status("worker-7d4b9c-lt2vd:1", at=NOW - timedelta(minutes=3))],
         queues={"requests": 18_204, "replies": 0, "dead": 37},
+        consumers=1,
+        knows_workers=True,
     )
     died = int(NOW.timestamp() * 1_000_000)
     groups = [
@@ -192,7 +196,9 @@ def night() -> Screen:
         LetterGroup("forbidden", "20002 Insufficient privileges", 2, died, died),
     ]
     rates = (Settled(60, {}), Settled(3600, {"registered": 61_220, "rejected": 14, "failed": 23}))
-    return Screen("ott.registration", "RabbitMQ 4.0.9", NOW, overview, rates, Causes(groups, 37))
+    causes = Causes(groups, 37)
+    situation = judge(overview, Topology("ott.registration"), dead=causes.largest())
+    return Screen("ott.registration", "RabbitMQ 4.0.9", NOW, situation, overview, rates, causes)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -209,5 +215,6 @@ def test_the_screens_of_the_operators_page_are_what_is_printed(
 def test_a_pause_comes_before_everything_else(capsys: pytest.CaptureFixture[str]) -> None:
     screen = night()
     screen.overview.pause = Pause(by="ann@ops", why="rotating", since=NOW - timedelta(minutes=2))
+    screen.situation = judge(screen.overview, Topology("ott.registration"))
     print_screen(screen, 80)
     assert capsys.readouterr().out.splitlines()[1] == "PAUSED by ann@ops 2 min ago (03:10 UTC): rotating"

@@ -10,15 +10,9 @@ import pytest
 from tests.console.conftest import Running
 from tests.console.test_changes import dead, listed, post, refusal
 from tests.rig import Rig, messenger, until
-from worker.broker.overview import Overview
 from worker.console import last_hour
-from worker.console.advice import advise
 from worker.console.chart import HEIGHT, chart_of
 from worker.console.kept import Kept, refreshed
-from worker.console.letters import Cause
-from worker.contract.control import Pause
-from worker.contract.status import GateStatus, WorkerStatus
-from worker.dead_letters.groups import LetterGroup
 from worker.errors import BrokerUnreachable
 
 Start = Callable[..., Awaitable[Running]]
@@ -146,38 +140,6 @@ async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told()
     kept.expire()
     await refreshed(5, kept)
     assert (kept.value, kept.trouble) == (1, "gone")
-
-
-def worker(**changes: Any) -> WorkerStatus:
-    known = {"worker": "a:1:x", "version": "1", "at": NOW, "state": "active", "in_flight": 1}
-    return WorkerStatus(
-        **{**known, "rate_per_second": 2.0, "reconnects": 0, "gate": {"state": "open"}, **changes}
-    )
-
-
-CLOSED = worker(gate=GateStatus(state="closed", why="Marketing Cloud answered 503", since=NOW))
-CAUSE = Cause("x", "line", None, LetterGroup("forbidden", "20002 Insufficient privileges", count=3))
-
-
-@pytest.mark.parametrize(
-    ("state", "causes", "trouble", "headline"),
-    [
-        (Overview(), [], "no answer", "RabbitMQ cannot be asked"),
-        (Overview(queues={"requests": 12}), [], "", "No worker runs"),
-        (Overview([worker()], pause=Pause(by="ada", why="", since=NOW)), [CAUSE], "", "Paused"),
-        (Overview([CLOSED]), [CAUSE], "", "Marketing Cloud does not answer"),
-        (Overview([worker(state="draining")]), [], "", "Stopping"),
-        (Overview([worker()]), [CAUSE], "", "3 dead letters"),
-        (Overview([worker()], queues={"requests": 9000}), [], "", "9,000 requests wait"),
-        (Overview([worker()], queues={"requests": 9}), [], "", "All is well"),
-    ],
-)
-async def test_the_most_urgent_thing_comes_first(
-    state: Overview, causes: list[Cause], trouble: str, headline: str
-) -> None:
-    advice = advise(state, causes, trouble, is_known=True)
-    assert advice.headline == headline
-    assert advice.sentence
 
 
 async def test_a_bar_is_as_high_as_its_minute_was_busy() -> None:

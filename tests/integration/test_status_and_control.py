@@ -125,12 +125,20 @@ def test_a_status_has_the_names_of_the_contract() -> None:
         "partitions",
         "gate",
         "paused",
+        "blocked",
+        "pace",
         "inFlight",
         "ratePerSecond",
         "reconnects",
     ]
     assert document["partitions"] == []
     assert document["gate"] == {"state": "open", "why": None, "since": None}
+    assert (document["blocked"], document["pace"]) == ([], None)
+
+
+async def test_a_stopped_worker_is_left_out_and_was_not_killed(settings: Settings) -> None:
+    await publish(settings, status("ended"), status("ended", state="stopped"), status("alive"))
+    assert [each.worker for each in await read_workers(settings)] == ["alive"]
 
 
 async def test_without_an_order_nothing_is_paused(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from worker.amqp.connection import Channel, Connection, close_channel, connect
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
 from worker.contract.words import CLOCK_HEADER
-from worker.errors import TopologyError
+from worker.errors import Problem, TopologyError
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
@@ -116,7 +116,9 @@ class StreamReader:
         except aiormq.exceptions.ChannelNotFoundEntity:
             raise TopologyError(f"The stream {self._stream} is missing: start the worker once") from None
         except aiormq.exceptions.ChannelAccessRefused:
-            raise TopologyError(f"The stream {self._stream} may not be read by this user") from None
+            raise TopologyError(
+                f"The stream {self._stream} may not be read by this user", Problem.FORBIDDEN
+            ) from None
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from worker.broker.status_stream import read_workers_by
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.status import WorkerStatus
-from worker.errors import TopologyError
+from worker.errors import Problem, TopologyError
 
 REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
 ANSWER_TIMEOUT = 15.0  # seconds
@@ -27,15 +27,17 @@ WINDOW = 500  # messages that are read at first; the next windows are twice as l
 
 @dataclass(slots=True)
 class Overview:
-    """`queues` holds the messages that wait in `requests`, `replies` and `dead`. `lost` are workers that fell
-    silent without draining. `orders` are all that are kept, the oldest first. `problems` has a line for each
-    thing that could not be read."""
+    """`queues` holds the messages that wait in `requests`, `replies` and `dead`, `consumers` how many take
+    requests. `workers` are those that run; `lost` are those that fell silent without having stopped. `orders`
+    are all that are kept, the oldest first. `problems` has a line for each thing that could not be read."""
 
     workers: list[WorkerStatus] = field(default_factory=list)
     lost: list[WorkerStatus] = field(default_factory=list)
     pause: Pause | None = None
     orders: list[Order] = field(default_factory=list)
     queues: dict[str, int] = field(default_factory=dict)
+    consumers: int | None = None
+    knows_workers: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -57,29 +59,41 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
     found = Overview()
     for name in ("requests", "replies", "dead"):
         with _told(found):
-            found.queues[name] = await _messages(connection, getattr(names, name))
-    with _told(found):
+            found.queues[name], consumers = await _look(connection, getattr(names, name))
+            if name == "requests":
+                found.consumers = consumers
+    with _told(found) as told:
         now = datetime.now(UTC)
         for each in await read_workers_by(StreamReader(connection, names.status), REMEMBERED):
             if not each.is_silent(now):
                 found.workers.append(each)
             elif each.state != "draining":
                 found.lost.append(each)
+    # Without the stream no worker has ever run.
+    found.knows_workers = told.problem is not Problem.FORBIDDEN
     with _told(found):
         found.orders = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)
     return found
 
 
+@dataclass(slots=True)
+class _Told:
+    problem: Problem | None = None
+
+
 @contextlib.contextmanager
-def _told(found: Overview) -> Iterator[None]:
+def _told(found: Overview) -> Iterator[_Told]:
+    told = _Told()
     try:
-        yield
+        yield told
     except TopologyError as error:
+        told.problem = error.problem
         found.problems.append(str(error))
 
 
-async def _messages(connection: Connection, queue: str) -> int:
+async def _look(connection: Connection, queue: str) -> tuple[int, int]:
+    """Its messages and its consumers."""
     channel = await connection.channel()
     with broker_errors(f"{queue} could not be looked at"):
         try:
@@ -88,7 +102,7 @@ async def _messages(connection: Connection, queue: str) -> int:
                 await channel.close()
         except aiormq.exceptions.ChannelNotFoundEntity:
             raise TopologyError(f"The queue {queue} is missing: start the worker once") from None
-    return declared.message_count or 0
+    return declared.message_count or 0, declared.consumer_count or 0
 
 
 async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, Settled]:

@@ -17,7 +17,7 @@ from worker.contract.words import STATUS_TYPE
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
-CHANGES_TOGETHER = 0.1  # seconds in which several changes make one record
+CHANGES_TOGETHER = 0.25  # seconds in which several changes make one record
 RECONNECT_INTERVAL = 5.0  # seconds
 PUBLISH_TIMEOUT = 5.0  # seconds; longer during an alarm, when nothing is published
 STEP = 256  # records; how far the reader goes back at first
@@ -32,31 +32,45 @@ class StatusPublisher:
         self._stream = Topology(settings.prefix).status
         self._describe = describe
         self._changed = asyncio.Event()
+        self._is_stopping = False
 
     def changed(self) -> None:
         """Publish a record soon: the state has changed."""
         self._changed.set()
 
+    def stop(self) -> None:
+        """Publish a last record, if there is a connection, and let `run` return."""
+        self._is_stopping = True
+        self._changed.set()
+
     async def run(self) -> None:
-        """Publish a record on every change and every few seconds, until cancelled."""
-        while True:
+        """Publish a record on every change and every few seconds, until `stop`."""
+        while not self._is_stopping:
             with contextlib.suppress(BrokerUnreachable):
                 connection = await connect(self._settings, "status")
                 try:
                     await self._publish_on(connection)
                 finally:
                     await connection.close()
-            await asyncio.sleep(RECONNECT_INTERVAL)
+            await self._wait(RECONNECT_INTERVAL)
 
     async def _publish_on(self, connection: Connection) -> None:
         channel = await connection.channel()
         while connection.is_open:
-            self._changed.clear()
+            is_last = self._is_stopping
             await self._publish(channel)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STATUS_INTERVAL):
-                    await self._changed.wait()
-            await asyncio.sleep(CHANGES_TOGETHER)
+            if is_last:
+                return
+            await self._wait(STATUS_INTERVAL)
+
+    async def _wait(self, longest: float) -> None:
+        """Until something has changed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest):
+                await self._changed.wait()
+            if not self._is_stopping:
+                await asyncio.sleep(CHANGES_TOGETHER)
+        self._changed.clear()
 
     async def _publish(self, channel: Channel) -> None:
         properties = spec.Basic.Properties(
@@ -78,7 +92,7 @@ async def read_workers(settings: Settings) -> list[WorkerStatus]:
 
 async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
     """As `read_workers`, by an open reader of the status stream; of the workers that have said something
-    `within` this time."""
+    `within` this time and have not stopped."""
     newest = await reader.last()
     if newest is None:
         return []
@@ -91,7 +105,7 @@ async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER
             break
         back *= 4
     latest = {record.worker: record for record in records if record.at >= since}
-    return sorted(latest.values(), key=lambda each: each.worker)
+    return sorted((each for each in latest.values() if each.state != "stopped"), key=lambda each: each.worker)
 
 
 async def _read(reader: StreamReader, start: int, reach: int) -> list[WorkerStatus]:

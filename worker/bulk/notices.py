@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from worker.broker.situation import obstacle
 from worker.contract.status import WorkerStatus
 from worker.events import EventListener
 
@@ -21,8 +22,8 @@ class Notices(EventListener):
         return self._publishing or self._replies or self._workers or self.job
 
     def workers_told(self, workers: Iterable[WorkerStatus]) -> None:
-        """What the workers say of themselves: whether one is paused, or waits for Marketing Cloud."""
-        self._workers = next(filter(None, map(_obstacle, workers)), "")
+        """What the workers say of themselves."""
+        self._workers = obstacle(workers)
 
     def publisher_connected(self) -> None:
         self._publishing = ""
@@ -38,14 +39,6 @@ class Notices(EventListener):
 
     def broker_unreachable(self, why: str) -> None:
         self._replies = _trying(why)
-
-
-def _obstacle(worker: WorkerStatus) -> str:
-    if worker.paused:
-        return f"The worker is paused by {worker.paused.by}: {worker.paused.why or 'no reason given'}."
-    if worker.state == "active" and worker.gate.state == "closed":
-        return f"The worker waits for Marketing Cloud: {worker.gate.why or 'its gate is closed'}."
-    return ""
 
 
 def _trying(why: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
@@ -12,9 +12,10 @@ from rich.text import Text
 
 from worker.amqp.connection import Connection, connect
 from worker.broker import topology
-from worker.broker.overview import Overview, read_overview
+from worker.broker.overview import read_overview
 from worker.broker.partition_log import read_partition_state
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
+from worker.broker.situation import State, judge, of_worker
 from worker.broker.topology import Topology
 from worker.cli import token_cause
 from worker.errors import BrokerUnreachable, SettingsError, TopologyError, WorkerError
@@ -25,6 +26,7 @@ from worker.settings import Settings, load_settings, split_urls, unknown_variabl
 
 Mark = Literal["ok", "note", "FAIL"]
 STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
+NOT_SETTLED = 1  # exit code
 MARKETING_CLOUD = ("mc_subdomain", "mc_auth_url", "mc_rest_url", "mc_client_id", "mc_client_secret")
 
 
@@ -120,79 +122,72 @@ async def _inside(
         ("partitions", _partitions(connection, settings)),
     ):
         try:
-            if finding := await step:
+            for finding in await step:
                 yield finding
         except WorkerError as error:
-            yield Finding("FAIL", name, str(error))
+            yield Finding("FAIL", name, str(error), error.exit_code)
 
 
-async def _permissions(connection: Connection, settings: Settings, url: str, *, as_worker: bool) -> Finding:
+async def _permissions(
+    connection: Connection, settings: Settings, url: str, *, as_worker: bool
+) -> list[Finding]:
     rights = workers_rights(settings) if as_worker else operators_rights(settings)
     role = "a worker" if as_worker else "an operator"
     user, vhost = _user_and_vhost(url)
     missing = await lacking(connection, rights)
     if not missing:
-        return Finding("ok", "permissions", f"user {user} may do what {role} does")
-    return Finding(
-        "FAIL",
-        "permissions",
+        return [Finding("ok", "permissions", f"user {user} may do what {role} does")]
+    text = (
         f"user {user} may not {', '.join(map(str, missing))}, as {role} does: "
-        f"grant it {patterns(missing)} in the virtual host {vhost}",
+        f"grant it {patterns(missing)} in the virtual host {vhost}"
     )
+    return [Finding("FAIL", "permissions", text)]
 
 
-async def _topology(connection: Connection, settings: Settings) -> Finding:
+async def _topology(connection: Connection, settings: Settings) -> list[Finding]:
     missing = await topology.missing(connection, settings)
     if not missing:
-        return Finding("ok", "topology", f"all queues and exchanges of {settings.prefix} are there")
-    return Finding("ok", "topology", f"not there yet, the worker will declare it: {', '.join(missing)}")
+        return [Finding("ok", "topology", f"all queues and exchanges of {settings.prefix} are there")]
+    return [Finding("ok", "topology", f"not there yet, the worker will declare it: {', '.join(missing)}")]
 
 
-async def _workers(connection: Connection, settings: Settings) -> Finding:
-    overview = await read_overview(connection, Topology(settings.prefix))
-    return _judge(overview, settings.prefix)
+async def _workers(connection: Connection, settings: Settings) -> list[Finding]:
+    """What keeps requests from being settled fails the check; what only slows them down is a note."""
+    names, now = Topology(settings.prefix), datetime.now(UTC)
+    overview = await read_overview(connection, names)
+    findings = [
+        Finding(
+            "FAIL" if c.stops else "note", "workers", f"{c.line(now, str.lower)}. {c.advice}", NOT_SETTLED
+        )
+        for c in judge(overview, names)
+        if c.state not in (State.WELL, State.INCOMPLETE)
+    ]
+    hidden = not overview.knows_workers and next(iter(overview.problems), "")
+    if hidden:
+        findings = [Finding("FAIL", "workers", hidden)]
+    good = [worker for worker in overview.workers if not of_worker(worker)]
+    if good and not findings:
+        findings.append(Finding("ok", "workers", ", ".join(f"{each.place} is {each.state}" for each in good)))
+    return findings
 
 
-async def _partitions(connection: Connection, settings: Settings) -> Finding | None:
+async def _partitions(connection: Connection, settings: Settings) -> list[Finding]:
     """Those that are left over, if there are any and this user may see them: an operator may not. Without
     partitions there is no log to read."""
     names = Topology(settings.prefix)
     try:
         state = await read_partition_state(settings)
     except TopologyError:
-        return None
+        return []
     beyond = range(state.partitions + 1, state.most_partitions + 1)
     left = [number for number in beyond if await topology.exists(connection, names.partition(number))]
     if not left:
-        return None
+        return []
     text = (
         f"the workers have {state.partitions}, and {', '.join(map(names.partition, left))} are left over: "
         f"OTT_PARTITIONS={state.partitions} ott-worker partitions prune deletes those that are drained"
     )
-    return Finding("note", "partitions", text)
-
-
-def _judge(overview: Overview, prefix: str) -> Finding:
-    pause, workers = overview.pause, overview.workers
-    if pause is not None:
-        why = f"{pause.why or 'no reason given'} (ott-worker resume ends it)"
-        return Finding("note", "workers", f"paused by {pause.by} since {_minute(pause.since)}: {why}")
-    if not workers:
-        hidden = next((problem for problem in overview.problems if "may not be read" in problem), None)
-        if hidden is not None:
-            return Finding("FAIL", "workers", hidden)
-        text = f"no worker runs for {prefix}: start one with ott-worker run, or check OTT_PREFIX"
-        return Finding("note", "workers", text)
-    for worker in workers:
-        gate = worker.gate
-        if gate.state != "open" and gate.since is not None:
-            text = f"the gate of {worker.place} is {gate.state} since {_minute(gate.since)}: {gate.why}"
-            return Finding("FAIL", "workers", text)
-    return Finding("ok", "workers", ", ".join(f"{worker.place} is {worker.state}" for worker in workers))
-
-
-def _minute(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC"
+    return [Finding("note", "partitions", text)]
 
 
 async def _token(settings: Settings) -> Finding:

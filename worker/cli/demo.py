@@ -9,10 +9,11 @@ import shutil
 import signal
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
@@ -167,8 +168,8 @@ async def _show(console: Console, settings: Settings, serving: asyncio.Event | N
             f"RabbitMQ {connection.server_version} → ott-worker → "
             f"Marketing Cloud's sandbox on {sandbox.url.removeprefix('http://')}\n"
         )
-        worker = await stack.enter_async_context(_Worker(settings))
-        played = await _play(settings, sandbox, worker.task)
+        worker = await stack.enter_async_context(_worker(settings))
+        played = await _play(settings, sandbox, worker)
         console.print(_table(played))
         failed = [scene.request for scene, reply in played if not _as_expected(scene, reply)]
         if failed:
@@ -180,30 +181,23 @@ async def _show(console: Console, settings: Settings, serving: asyncio.Event | N
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ott-demo-"))
             typer.echo(_things_to_try(settings, sandbox.url, page.url, _pages(Path(folder))))
             serving.set()
-            await worker.task
+            await worker
     return 0
 
 
-class _Worker:
+@asynccontextmanager
+async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
     """Runs while its context lasts, and drains at the end."""
-
-    def __init__(self, settings: Settings) -> None:
-        phase = Phase()
-        feed = StatusFeed(phase)
-        service = Service(settings, EventListeners(phase, feed))
-        self._stop = asyncio.Event()
-        self._status = feed.publish(settings, service)
-        self._run = run_until(service, self._stop)
-
-    async def __aenter__(self) -> Self:
-        await self._status.__aenter__()
-        self.task = asyncio.create_task(self._run, name="worker")
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._stop.set()
-        await asyncio.gather(self.task, return_exceptions=True)
-        await self._status.__aexit__(*error)
+    phase, stop = Phase(), asyncio.Event()
+    feed = StatusFeed(phase)
+    service = Service(settings, EventListeners(phase, feed))
+    async with feed.publish(service):
+        running = asyncio.create_task(run_until(service, stop), name="worker")
+        try:
+            yield running
+        finally:
+            stop.set()
+            await asyncio.gather(running, return_exceptions=True)
 
 
 def _pages(folder: Path) -> Path:

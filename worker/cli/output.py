@@ -1,13 +1,20 @@
 """Standard output, for terminals, files and pipes that end early."""
 
 import contextlib
+import io
 import json
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+UNLIMITED = 10_000  # columns
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _JOINERS = frozenset("\u200c\u200d")  # Persian, Hindi and emoji are written with them
@@ -69,6 +76,23 @@ def abandon() -> None:
 def _give_up() -> None:
     abandon()
     raise typer.Exit(0)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> None:
+    """Write rows below their titles, after an empty line, `columns` wide or as wide as they are. Nothing
+    without rows."""
+    if not rows:
+        return
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in titles:
+        grid.add_column(Text(title), no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        grid.add_row(*(Text(printable(cell)) for cell in row))
+    console = Console(width=columns or UNLIMITED, color_system=None, file=io.StringIO(), legacy_windows=False)
+    console.print(grid)
+    write("")
+    for text in console.file.getvalue().splitlines():  # type: ignore[attr-defined]
+        write(text.rstrip())
 
 
 def width() -> int | None:

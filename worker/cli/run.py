@@ -55,7 +55,7 @@ async def _run(settings: Settings) -> None:
         async with Admin(settings, service, metrics, phase) as admin:
             if admin.url:
                 logger.info("admin server listening", url=admin.url)
-            async with status.publish(settings, service):
+            async with status.publish(service):
                 await run_until(service, stop)
     finally:
         summary.tell()

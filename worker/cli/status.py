@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from worker.amqp.connection import Connection, connect
 from worker.broker.overview import read_overview, read_rates
+from worker.broker.situation import Trend, judge
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.status_screen import Causes, Screen, print_screen
@@ -39,12 +41,12 @@ def status(
 
 
 async def _status(settings: Settings, *, watch: bool, as_json: bool) -> None:
-    causes = _CausesKept(settings)
-    _show(await _read(settings, causes), watch=watch, as_json=as_json)
+    causes, trend = _CausesKept(settings), Trend()
+    _show(await _read(settings, causes, trend), watch=watch, as_json=as_json)
     while watch:
         await asyncio.sleep(WATCH_INTERVAL)
         try:
-            _show(await _read(settings, causes), watch=watch, as_json=as_json)
+            _show(await _read(settings, causes, trend), watch=watch, as_json=as_json)
         except BrokerUnreachable as error:
             typer.echo(f"ott-worker: {error}; trying again", err=True)
 
@@ -59,15 +61,15 @@ def _show(screen: Screen, *, watch: bool, as_json: bool) -> None:
     output.flush()
 
 
-async def _read(settings: Settings, causes: "_CausesKept") -> Screen:
+async def _read(settings: Settings, causes: "_CausesKept", trend: Trend) -> Screen:
     connection = await connect(settings, "status")
     try:
-        return await _read_by(connection, settings, causes)
+        return await _read_by(connection, settings, causes, trend)
     finally:
         await connection.close()
 
 
-async def _read_by(connection: Connection, settings: Settings, causes: "_CausesKept") -> Screen:
+async def _read_by(connection: Connection, settings: Settings, causes: "_CausesKept", trend: Trend) -> Screen:
     names = Topology(settings.prefix)
     overview = await read_overview(connection, names)
     rates = None
@@ -78,8 +80,10 @@ async def _read_by(connection: Connection, settings: Settings, causes: "_CausesK
     found = await causes.read(overview.queues.get("dead", 0))
     if found.problem:
         overview.problems.append(found.problem)
+    growth = trend.growth(time.monotonic(), overview.queues.get("requests"))
+    situation = judge(overview, names, growth=growth, dead=found.largest())
     broker = f"RabbitMQ {connection.server_version}"
-    return Screen(settings.prefix, broker, datetime.now(UTC), overview, rates, found)
+    return Screen(settings.prefix, broker, datetime.now(UTC), situation, overview, rates, found)
 
 
 class _CausesKept:

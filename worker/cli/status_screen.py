@@ -1,21 +1,23 @@
 """The screen of `ott-worker status`, at any width."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from worker.broker.overview import Overview, Settled
+from worker.broker.situation import Condition, State
 from worker.cli import output
-from worker.cli.table import Column, TextTable
 from worker.contract.status import WorkerStatus
+from worker.contract.timestamps import how_long, span
+from worker.contract.words import STATUSES
 from worker.dead_letters.groups import LetterGroup
 from worker.dead_letters.hints import hint
 
 CAUSES_SHOWN = 5
 WIDTH = 100  # columns of prose where there is no terminal
-STATUSES = ("registered", "rejected", "failed", "superseded")
+WIDE = 100  # columns from which on all of the workers' columns are shown
 
 
 @dataclass(slots=True)
@@ -26,6 +28,10 @@ class Causes:
     looked_at: int = 0
     problem: str = ""
 
+    def largest(self) -> list[tuple[int, str, str]]:
+        """As `situation.judge` takes them."""
+        return [(group.count, group.reason, hint(group.reason)) for group in self.groups]
+
 
 @dataclass(slots=True)
 class Screen:
@@ -34,6 +40,7 @@ class Screen:
     prefix: str
     broker: str
     at: datetime
+    situation: Sequence[Condition]
     overview: Overview
     rates: tuple[Settled, Settled] | None
     causes: Causes
@@ -46,6 +53,7 @@ class Screen:
             "prefix": self.prefix,
             "broker": self.broker,
             "at": f"{self.at:%Y-%m-%dT%H:%M:%S.%fZ}",
+            "situation": [condition.document() for condition in self.situation],
             "paused": None if overview.pause is None else overview.pause.model_dump(mode="json"),
             "workers": [worker.model_dump(mode="json", by_alias=True) for worker in overview.workers],
             "lost": [worker.model_dump(mode="json", by_alias=True) for worker in overview.lost],
@@ -63,16 +71,19 @@ def print_screen(screen: Screen, width: int | None) -> None:
     """Print it, `width` columns wide, or as wide as it is."""
     overview = screen.overview
     output.line(f"{screen.prefix} · {screen.broker} · {screen.at:%Y-%m-%d %H:%M:%S} UTC")
-    for line in _headline(screen):
-        _prose(line, width)
-    has_partitions = any(each.partitions for each in overview.workers)
-    columns = tuple(column for column in WORKERS if has_partitions or column is not PARTITIONS)
-    _table(columns, [_worker(each, screen.at) for each in overview.workers], width)
-    for line in _whys(overview, screen.at):
-        _prose(line, width, indent="  ")
-    _table(QUEUES, list(_queues(screen)), width)
+    for number, condition in enumerate(screen.situation):
+        if number and condition.state in (State.DEAD_LETTERS, State.INCOMPLETE):
+            continue  # told below
+        _prose(condition.line(screen.at), width)
+        _prose(condition.advice, width, indent="" if number == 0 else "  ")
+    _workers(overview.workers, screen.at, width)
+    for worker in overview.lost:
+        ago = f"{how_long(worker.at, screen.at)} ago ({worker.at:%H:%M} UTC)"
+        _prose(f"{worker.place}: last heard {ago}: killed, or cut off from RabbitMQ", width, indent="  ")
+    output.table(("QUEUE", "WAITING", ""), list(_queues(overview)), width)
     if screen.rates is not None:
-        _table(RATES, list(_rates(*screen.rates)), width)
+        titles = ("SETTLED", *(status.upper() for status in STATUSES), "PER S")
+        output.table(titles, list(_rates(*screen.rates)), width)
     _causes(screen, width)
     if overview.problems:
         output.line("")
@@ -80,43 +91,27 @@ def print_screen(screen: Screen, width: int | None) -> None:
             _prose(f"Not shown: {problem}", width)
 
 
-def _headline(screen: Screen) -> Iterator[str]:
-    """What an operator must know first."""
-    overview = screen.overview
-    active = [worker for worker in overview.workers if worker.state == "active"]
-    if overview.pause is not None:
-        pause = overview.pause
-        yield f"PAUSED by {pause.by} {_ago(pause.since, screen.at)}: {pause.why or 'no reason given'}"
-        yield "Go on with: ott-worker resume"
-    elif not overview.workers:
-        yield "NO WORKER RUNS: start one with ott-worker run."
-    elif all(worker.gate.state == "closed" for worker in active) and active:
-        yield "OUTAGE: Marketing Cloud takes no calls. Requests wait; all resumes by itself."
-    elif not active:
-        yield "Nothing to do so far: one of these becomes active with the next request."
-
-
-def _whys(overview: Overview, now: datetime) -> Iterator[str]:
-    for worker in overview.workers:
-        if worker.gate.why and worker.gate.state != "open":
-            yield f"{worker.place}: gate {worker.gate.state}: {worker.gate.why}"
-    for worker in overview.lost:
-        yield f"{worker.place}: last heard {_ago(worker.at, now)}: killed, or cut off from RabbitMQ"
-
-
-def _worker(worker: WorkerStatus, now: datetime) -> dict[str, Any]:
-    since = worker.gate.since
-    gate = worker.gate.state if since is None else f"{worker.gate.state} {_span(since, now)}"
-    return {
-        "worker": worker.place,
-        "state": "paused" if worker.paused is not None and worker.state != "draining" else worker.state,
-        "gate": gate,
-        "partitions": _ranges(worker.partitions),
-        "inFlight": f"{worker.in_flight:,}",
-        "rate": _rate(worker.rate_per_second),
-        "reconnects": str(worker.reconnects),
-        "version": worker.version,
+def _workers(workers: Sequence[WorkerStatus], now: datetime, width: int | None) -> None:
+    has_partitions = any(each.partitions for each in workers)
+    has_pace = any(each.pace is not None for each in workers)
+    is_wide = width is None or width >= WIDE
+    columns: dict[str, Callable[[WorkerStatus], str] | None] = {
+        "WORKER": lambda each: each.place,
+        "STATE": lambda each: "paused" if each.paused and each.state != "draining" else each.state,
+        "GATE": lambda each: f"{each.gate.state} {_for(each.gate.since, now)}".rstrip(),
+        "PARTITIONS": (lambda each: _ranges(each.partitions)) if has_partitions else None,
+        "IN FLIGHT": lambda each: f"{each.in_flight:,}",
+        "PER S": lambda each: _rate(each.rate_per_second),
+        "PACE": (lambda each: "-" if each.pace is None else _rate(each.pace)) if has_pace else None,
+        "RECONNECTS": (lambda each: str(each.reconnects)) if is_wide else None,
+        "VERSION": (lambda each: each.version) if is_wide or not has_partitions else None,
     }
+    shown = {title: cell for title, cell in columns.items() if cell is not None}
+    output.table(tuple(shown), [tuple(cell(each) for cell in shown.values()) for each in workers], width)
+
+
+def _for(since: datetime | None, now: datetime) -> str:
+    return "" if since is None else how_long(since, now)
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -130,20 +125,19 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) or "-"
 
 
-def _queues(screen: Screen) -> Iterator[dict[str, Any]]:
-    for name, messages in screen.overview.queues.items():
+def _queues(overview: Overview) -> Iterator[tuple[str, str, str]]:
+    for name, messages in overview.queues.items():
         remark = ""
-        rate = sum(worker.rate_per_second for worker in screen.overview.workers)
+        rate = sum(worker.rate_per_second for worker in overview.workers)
         if name == "requests" and messages and rate:
-            remark = f"about {_duration(messages / rate)} at this rate"
-        yield {"queue": name, "messages": f"{messages:,}", "remark": remark}
+            remark = f"about {span(messages / rate)} at this rate"
+        yield name, f"{messages:,}", remark
 
 
-def _rates(minute: Settled, hour: Settled) -> Iterator[dict[str, Any]]:
-    titles = ("last minute", "last hour" if hour.seconds >= 3600 else f"last {_duration(hour.seconds)}")
+def _rates(minute: Settled, hour: Settled) -> Iterator[tuple[str, ...]]:
+    titles = ("last minute", "last hour" if hour.seconds >= 3600 else f"last {span(hour.seconds)}")
     for title, rate in zip(titles, (minute, hour), strict=True):
-        counts = {status: f"{rate.counts.get(status, 0):,}" for status in STATUSES}
-        yield {"title": title, **counts, "perSecond": _rate(rate.per_second)}
+        yield title, *(f"{rate.counts.get(status, 0):,}" for status in STATUSES), _rate(rate.per_second)
 
 
 def _causes(screen: Screen, width: int | None) -> None:
@@ -163,16 +157,6 @@ def _causes(screen: Screen, width: int | None) -> None:
         output.line(f"{'':>9}{len(groups) - CAUSES_SHOWN} more: ott-worker dead-letters list --by error")
 
 
-def _table(columns: tuple[Column, ...], rows: list[dict[str, Any]], width: int | None) -> None:
-    if not rows:
-        return
-    output.line("")
-    with TextTable(columns) as table:
-        for row in rows:
-            table.add(row)
-        table.print(width)
-
-
 def _prose(text: str, width: int | None, indent: str = "") -> None:
     for line in textwrap.wrap(text, (width or WIDTH) - 1, initial_indent=indent, subsequent_indent=indent):
         output.line(line)
@@ -180,46 +164,3 @@ def _prose(text: str, width: int | None, indent: str = "") -> None:
 
 def _rate(per_second: float) -> str:
     return f"{per_second:,.1f}" if per_second >= 1 or not per_second else f"{per_second:.2g}"
-
-
-def _ago(since: datetime, now: datetime) -> str:
-    return f"{_span(since, now)} ago ({since.astimezone(UTC):%H:%M} UTC)"
-
-
-def _span(since: datetime, now: datetime) -> str:
-    return _duration(max(0.0, (now - since).total_seconds()))
-
-
-def _duration(seconds: float) -> str:
-    """`12 s`, `3 min`, `5 h`, `2 d`."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"
-
-
-def _cell(name: str) -> Any:
-    return lambda row: row[name]
-
-
-PARTITIONS = Column("PARTITIONS", _cell("partitions"), rank=3, shrink_to=10)
-WORKERS = (
-    Column("WORKER", _cell("worker"), rank=1, shrink_to=16, middle=True),
-    Column("STATE", _cell("state")),
-    Column("GATE", _cell("gate")),
-    PARTITIONS,
-    Column("IN FLIGHT", _cell("inFlight")),
-    Column("PER S", _cell("rate")),
-    Column("RECONNECTS", _cell("reconnects"), rank=5),
-    Column("VERSION", _cell("version"), rank=4),
-)
-QUEUES = (
-    Column("QUEUE", _cell("queue")),
-    Column("WAITING", _cell("messages")),
-    Column("", _cell("remark"), rank=1),
-)
-RATES = (
-    Column("SETTLED", _cell("title")),
-    *(Column(status.upper(), _cell(status)) for status in STATUSES),
-    Column("PER S", _cell("perSecond"), rank=1),
-)

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from worker.errors import WorkerError
 
 T = TypeVar("T")
+FRESH = timedelta(seconds=5)  # the age up to which what is shown is called the present
 
 
 class Kept(Generic[T]):
@@ -23,6 +24,11 @@ class Kept(Generic[T]):
         self.life = life
         self.as_of: datetime | None = None
         self.trouble = ""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the value is that of the last seconds."""
+        return not self.trouble and self.as_of is not None and datetime.now(UTC) - self.as_of <= FRESH
 
     @property
     def is_reading(self) -> bool:

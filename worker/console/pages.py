@@ -1,5 +1,6 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -7,7 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
-from worker.console.advice import advise
+from worker.broker.situation import Condition, State, Trend, judge
+from worker.broker.topology import Topology
 from worker.console.chart import STACK, chart_of
 from worker.console.journal_search import Found, Wanted
 from worker.console.kept import refreshed
@@ -23,6 +25,8 @@ from worker.console.run import BAD, STAYING, Planned, Run
 from worker.console.sources import ANSWER, PAINT, Sources
 from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import PLATFORMS
+from worker.contract.timestamps import how_long
+from worker.dead_letters.hints import hint
 from worker.dead_letters.view import view
 
 PAGE_SIZE = 50
@@ -38,6 +42,7 @@ class Pages:
     def __init__(self, sources: Sources, render: Renderer) -> None:
         self._sources = sources
         self._render = render
+        self._trend = Trend()
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         """Where they are."""
@@ -58,7 +63,7 @@ class Pages:
         await sources.look(request)
         now = datetime.now(UTC)
         state, causes = sources.state.value, sources.letters.causes
-        advice = advise(state, causes, sources.state.trouble, is_known=sources.state.as_of is not None)
+        situation = self._situation()
         in_flight = sum(worker.in_flight for worker in state.workers)
         rate = sum(worker.rate_per_second for worker in state.workers)
         minutes = sources.last_hour.minutes(now)
@@ -66,8 +71,9 @@ class Pages:
         document = {
             "prefix": sources.settings.prefix,
             "asOf": sources.state.as_of,
-            "state": advice.headline,
-            "next": advice.sentence,
+            "state": situation[0].headline,
+            "next": situation[0].advice,
+            "situation": [condition.document() for condition in situation],
             "lost": [worker.model_dump(mode="json", by_alias=True) for worker in state.lost],
             "workers": [worker.model_dump(mode="json", by_alias=True) for worker in state.workers],
             "paused": state.pause and state.pause.model_dump(mode="json"),
@@ -87,7 +93,8 @@ class Pages:
             request,
             "overview.html",
             document,
-            advice=advice,
+            situation=situation,
+            now=now,
             state=state,
             in_flight=in_flight,
             rate=rate,
@@ -96,6 +103,21 @@ class Pages:
             chart=chart_of(minutes),
             latency=latency,
             last_hour=sources.last_hour,
+        )
+
+    def _situation(self) -> list[Condition]:
+        """Nothing is called well that is not known to be."""
+        kept, letters = self._sources.state, self._sources.letters
+        if not kept.trouble and kept.as_of is not None and not kept.is_fresh:
+            cause = f"what is shown is {how_long(kept.as_of, datetime.now(UTC))} old"
+            return [Condition(State.UNKNOWN, cause, "RabbitMQ is being asked.", stops=False)]
+        return judge(
+            kept.value,
+            Topology(self._sources.settings.prefix),
+            trouble=kept.trouble,
+            is_known=kept.as_of is not None,
+            growth=self._trend.growth(time.monotonic(), kept.value.queues.get("requests")),
+            dead=[(each.group.count, each.group.reason, hint(each.group.reason)) for each in letters.causes],
         )
 
     async def dead_letters(self, request: web.Request) -> web.Response:

@@ -10,9 +10,9 @@ import jinja2
 from aiohttp import web
 from markupsafe import Markup
 
-from worker.console.advice import how_long
 from worker.console.chart import HEIGHT, WIDTH
 from worker.console.session import SESSION
+from worker.contract.timestamps import how_long
 from worker.release import version
 from worker.settings import Settings
 
@@ -53,7 +53,8 @@ class Renderer:
             "path": lambda text: quote(str(text), safe=""),
             "query": _query,
             "seconds": _seconds,
-            "span": lambda since: how_long(since, datetime.now(UTC)),
+            "sentence": lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}.",
+            "span": lambda since: "-" if since is None else how_long(since, datetime.now(UTC)),
         }
         self._environment.globals |= {
             "prefix": settings.prefix,

@@ -15,6 +15,7 @@ from worker.console.run import Runs
 from worker.settings import Settings
 
 PAINT = 0.15  # seconds that a page waits for what is being read; the rest comes with the next refresh
+FIRST_PAINT = 1.5  # seconds that it waits for the broker's state where what it has is old
 ANSWER = 30.0  # seconds that a script waits, which asks once
 STATE_LIFE = 1.0  # seconds
 
@@ -35,7 +36,14 @@ class Sources:
         """Make the broker's state and the copy of the letters as new as they should be; a browser is shown
         what is there in time."""
         until = time.monotonic() + (ANSWER if wants_json(request) else PAINT)
-        await refreshed(until - time.monotonic(), self.state)
+        first = (
+            until - time.monotonic()
+            if self.state.is_fresh
+            else ANSWER
+            if wants_json(request)
+            else FIRST_PAINT
+        )
+        await refreshed(first, self.state)
         self.letters.depth_is(self.state.value.queues.get("dead"))
         await refreshed(until - time.monotonic(), self.letters.rows)
 

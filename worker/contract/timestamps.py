@@ -32,6 +32,19 @@ def microseconds(text: str) -> int | None:
     return (span.days * 86400 + span.seconds) * 1_000_000 + span.microseconds
 
 
+def how_long(since: datetime, until: datetime) -> str:
+    """The span between two moments, for people."""
+    return span(max(0.0, (until - since).total_seconds()))
+
+
+def span(seconds: float) -> str:
+    """A span for people: `12 s`, `3 min`, `5 h`, `2 d`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
 @lru_cache(maxsize=100)
 def _to_the_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

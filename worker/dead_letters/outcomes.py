@@ -13,6 +13,7 @@ from typing import Any, Self
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.journal import open_journal
 from worker.broker.request_sender import look_for_workers
+from worker.broker.situation import obstacle
 from worker.broker.status_stream import read_workers
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings
@@ -80,12 +81,8 @@ class OutcomeFollower:
     async def _workers(self) -> tuple[bool, str]:
         """Whether any worker runs, and why it takes long."""
         with contextlib.suppress(WorkerError):
-            for worker in await read_workers(self._settings):
-                if worker.paused is not None:
-                    why = worker.paused.why or "no reason given"
-                    return True, f"the worker is paused by {worker.paused.by}: {why}"
-                if worker.state == "active" and worker.gate.state == "closed":
-                    return True, f"the worker waits for Marketing Cloud: {worker.gate.why}"
+            if why := obstacle(await read_workers(self._settings)):
+                return True, why[:1].lower() + why[1:].rstrip(".")
         try:
             return await look_for_workers(self._settings) > 0, ""
         except BrokerUnreachable:

@@ -147,6 +147,7 @@ def _probe(name: str, report: Report) -> web.Response:
     document = {
         "status": name if report.ok else f"not {name}",
         "reasons": {check: report.checks[check] for check in report.wrong},
+        "situation": report.situation,
         "checks": report.checks,
     }
     text = json.dumps(document, ensure_ascii=False) + "\n"

@@ -6,12 +6,16 @@ worker takes requests, or would take over at once from the one that does.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from worker.amqp.confirm_channel import CONFIRM_TIMEOUT
 from worker.amqp.consumer import LEASE
+from worker.broker.situation import of_worker
 from worker.service import Service
 from worker.telemetry.state import Phase, Pulse, oldest_age
+from worker.telemetry.status import describe
 
 LONGEST_SILENCE = 10.0  # seconds without a turn of the loop
 MARGIN = 60.0  # seconds that a deadline may be exceeded by
@@ -19,8 +23,10 @@ MARGIN = 60.0  # seconds that a deadline may be exceeded by
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`checks` holds a text for each check; `wrong` names those that fail."""
+    """`checks` holds a text for each check; `wrong` names those that fail. `situation` has a line for each
+    reason for which nothing is settled."""
 
+    situation: list[str]
     checks: dict[str, str]
     wrong: tuple[str, ...]
 
@@ -56,13 +62,18 @@ class Health:
         )
 
     def ready(self) -> Report:
-        """Whether it takes requests or stands by to take them over."""
+        """Whether it takes requests or stands by to take them over. The situation names each reason for which
+        this worker settles nothing. A pause or an outage leaves it ready: another worker would wait too."""
+        conditions = of_worker(describe(self._service, self._phase))
+        now = datetime.now(UTC)
         return _report(
+            [f"{condition.line(now)}. {condition.advice}" for condition in conditions],
             consumer=self._consumer(),
             publisher=self._publisher(),
             token=self._token(),
             accounts=self._other_accounts(),
             gate=self._gate(),
+            queues=self._queues(),
         )
 
     def _consumer(self) -> tuple[bool, str]:
@@ -71,7 +82,6 @@ class Health:
             return False, "draining"
         pause = self._service.orders.pause
         if pause is not None and self._service.intake.connection is not None:
-            # A pause is an order to all workers, so it does not make one of them unready.
             return True, f"paused by {pause.by}: {pause.why}"
         if subscription is None:
             return False, "not subscribed"
@@ -101,13 +111,19 @@ class Health:
         return True, f"{len(troubles)} in trouble: {first}" if troubles else "none in trouble"
 
     def _gate(self) -> tuple[bool, str]:
-        # A pause does not make a worker unready: it ends by itself, and another replica would pause too.
         gate = self._service.gate
         return True, f"{gate.state.value}: {gate.why}" if gate.is_pausing else "open"
 
+    def _queues(self) -> tuple[bool, str]:
+        blocked = self._phase.blocked
+        return not blocked, "; ".join(
+            f"{each.queue} takes nothing: {each.why}" for each in blocked
+        ) or "none is full"
 
-def _report(**checks: tuple[bool, str]) -> Report:
+
+def _report(situation: Sequence[str] = (), **checks: tuple[bool, str]) -> Report:
     return Report(
+        situation=list(situation),
         checks={name: text for name, (_, text) in checks.items()},
         wrong=tuple(name for name, (ok, _) in checks.items() if not ok),
     )

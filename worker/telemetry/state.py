@@ -5,24 +5,37 @@ import platform
 import time
 from collections import deque
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.events import EventListener
+from worker.contract.settlement import Settlement
+from worker.contract.status import Blocked
+from worker.events import EventListener, TokenResult
 from worker.release import version
 from worker.service import Service
 
 TICK = 0.5  # seconds
 TICKS_KEPT = 60
+ACCOUNTS_KEPT = 1000
+BLOCKED_FOR = 8.0  # seconds after the last refusal; the publisher tries again sooner
 
 
 class Phase(EventListener):
-    """Active, standby or draining, according to the events."""
+    """What the events say of this worker: what it does, since when its gate is not open, which queues take
+    nothing."""
 
     def __init__(self) -> None:
         self.is_active = False
         self.draining_since: float | None = None
+        self.has_stopped = False
+        self.gate_since: datetime | None = None
+        self.connects = 0
+        self.settled_count = 0
+        self._refused: dict[str | None, datetime] = {}  # accounts, and since when
+        self._blocked: dict[str, tuple[Blocked, float]] = {}
+        self.hear(gate_left=self.gate_opened)
 
     def active(self) -> None:
         self.is_active = True
@@ -35,6 +48,41 @@ class Phase(EventListener):
 
     def draining(self) -> None:
         self.draining_since = time.monotonic()
+
+    def consumer_connected(self) -> None:
+        self.connects += 1
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        self.settled_count += 1
+
+    def gate_closed(self, why: str) -> None:
+        self.gate_since = datetime.now(UTC)
+
+    def gate_opened(self, seconds: float) -> None:
+        self.gate_since = None
+
+    def token_refused(self, account: str | None, result: TokenResult, why: str) -> None:
+        if result != "failed" and len(self._refused) < ACCOUNTS_KEPT:
+            self._refused.setdefault(account, datetime.now(UTC))
+
+    def token_fetched(self, account: str | None) -> None:
+        self._refused.pop(account, None)
+
+    def refused_since(self, account: str | None) -> datetime | None:
+        """Since when Marketing Cloud refuses tokens for this account, None where it does not."""
+        return self._refused.get(account)
+
+    def publish_turned_down(self, queue: str, why: str) -> None:
+        before = self._blocked.get(queue)
+        since = datetime.now(UTC) if before is None else before[0].since
+        self._blocked[queue] = (Blocked(queue=queue, why=why, since=since), time.monotonic())
+
+    @property
+    def blocked(self) -> list[Blocked]:
+        """Queues that have turned down what was published lately."""
+        until = time.monotonic() - BLOCKED_FOR
+        self._blocked = {queue: kept for queue, kept in self._blocked.items() if kept[1] > until}
+        return [blocked for blocked, _ in self._blocked.values()]
 
 
 class Pulse:

@@ -1,120 +1,116 @@
 """The worker's records in the status stream (contract §9)."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
 from collections import deque
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Self
 
 from worker.broker.status_stream import StatusPublisher
-from worker.contract.settlement import Settlement
-from worker.contract.status import GateStatus, WorkerState, WorkerStatus
+from worker.contract.status import GateState, GateStatus, WorkerState, WorkerStatus
 from worker.events import EventListener
+from worker.pipeline import gate as gates
 from worker.release import version
 from worker.service import Service
-from worker.settings import Settings
 from worker.telemetry.state import Phase
 
+STOP_TIMEOUT = 2.0  # seconds for the last record
 RATE_WINDOW = 10.0  # seconds
 
-# Events that change the record. Those of the gate do too.
+# Events that change the record.
 CHANGES = (
+    "consumer_connected",
+    "subscribed",
     "active",
     "subscription_ended",
     "returned",
     "partition_taken",
     "partition_left",
+    "gate_closed",
+    "gate_opening",
+    "gate_closed_again",
+    "gate_left",
+    "gate_opened",
+    "token_fetched",
+    "token_refused",
+    "publish_turned_down",
     "paused",
     "resumed",
     "draining",
 )
 
-OPEN = GateStatus(state="open")
-
 
 class StatusFeed(EventListener):
-    """Listens to the events, and publishes the resulting status while its context lasts."""
+    """Publishes the status while its context lasts, and at the end that the worker has stopped."""
 
     def __init__(self, phase: Phase) -> None:
         self._phase = phase
-        self._gate = OPEN
-        self._connects = 0
-        self._settled = 0
-        self._rate = _Rate()
         self._publisher: StatusPublisher | None = None
         self.hear(**dict.fromkeys(CHANGES, self._changed))
-
-    def publish(self, settings: Settings, service: Service) -> "_Publishing":
-        """A context in which the records of this service are published."""
-        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        name, release = f"{socket.gethostname()}:{os.getpid()}:{started}", version()
-        self._publisher = StatusPublisher(settings, lambda: self._describe(service, name, release))
-        return _Publishing(self._publisher)
-
-    def _describe(self, service: Service, name: str, release: str) -> WorkerStatus:
-        return WorkerStatus(
-            worker=name,
-            version=release,
-            at=datetime.now(UTC),
-            state=self._state(service),
-            partitions=service.partitions.taken,
-            gate=self._gate,
-            paused=service.orders.pause,
-            in_flight=sum(each.unsettled for each in service.subscriptions),
-            rate_per_second=self._rate.of(self._settled),
-            reconnects=max(0, self._connects - 1),
-        )
-
-    def _state(self, service: Service) -> WorkerState:
-        if self._phase.draining_since is not None:
-            return "draining"
-        return "active" if self._phase.is_active or service.partitions.taken else "standby"
 
     def _changed(self, *_: object) -> None:
         if self._publisher is not None:
             self._publisher.changed()
 
-    def consumer_connected(self) -> None:
-        self._connects += 1
-        self._changed()
-
-    def gate_closed(self, why: str) -> None:
-        self._gate = GateStatus(state="closed", why=why, since=datetime.now(UTC))
-        self._changed()
-
-    def gate_opening(self) -> None:
-        self._gate = self._gate.model_copy(update={"state": "opening"})
-        self._changed()
-
-    def gate_closed_again(self, why: str) -> None:
-        self._gate = self._gate.model_copy(update={"state": "closed", "why": why})
-        self._changed()
-
-    def gate_left(self, seconds: float) -> None:
-        self._gate = OPEN
-        self._changed()
-
-    def gate_opened(self, seconds: float) -> None:
-        self._gate = OPEN
-        self._changed()
-
-    def settled(self, settlement: Settlement, seconds: float) -> None:
-        self._settled += 1
+    @contextlib.asynccontextmanager
+    async def publish(self, service: Service) -> AsyncIterator[None]:
+        """A context in which the records of this service are published."""
+        rate = _Rate()
+        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        name = f"{socket.gethostname()}:{os.getpid()}:{started}"
+        self._publisher = StatusPublisher(
+            service.settings,
+            lambda: describe(service, self._phase, name, rate.of(self._phase.settled_count)),
+        )
+        publishing = asyncio.create_task(self._publisher.run(), name="status")
+        try:
+            yield
+        finally:
+            self._phase.has_stopped = True
+            self._publisher.stop()
+            await asyncio.wait({publishing}, timeout=STOP_TIMEOUT)
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
 
 
-class _Publishing:
-    def __init__(self, publisher: StatusPublisher) -> None:
-        self._publisher = publisher
+def describe(service: Service, phase: Phase, name: str = "", rate: float = 0.0) -> WorkerStatus:
+    """The record of this moment."""
+    return WorkerStatus(
+        worker=name,
+        version=version(),
+        at=datetime.now(UTC),
+        state=_state(service, phase),
+        partitions=service.partitions.taken,
+        gate=_gate(service, phase),
+        paused=service.orders.pause,
+        blocked=phase.blocked,
+        in_flight=sum(each.unsettled for each in service.subscriptions),
+        rate_per_second=rate,
+        reconnects=max(0, phase.connects - 1),
+    )
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._publisher.run(), name="status")
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+def _state(service: Service, phase: Phase) -> WorkerState:
+    if phase.has_stopped:
+        return "stopped"
+    if phase.draining_since is not None:
+        return "draining"
+    return "active" if phase.is_active or service.partitions.taken else "standby"
+
+
+def _gate(service: Service, phase: Phase) -> GateStatus:
+    accounts, gate = service.marketing_cloud.accounts, service.gate
+    refused = phase.refused_since(service.settings.mc_account_id)
+    if refused is not None and not accounts.has_token:
+        # No call can be made, though the gate closes with the first request only.
+        return GateStatus(state="closed", why=accounts.trouble, since=refused, cause="credentials")
+    if not gate.is_pausing:
+        return GateStatus(state="open")
+    state: GateState = "opening" if gate.state is gates.GateState.OPENING else "closed"
+    return GateStatus(state=state, why=gate.why, since=phase.gate_since, cause="outage")
 
 
 class _Rate:

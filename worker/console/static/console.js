@@ -2,12 +2,14 @@
 (() => {
   "use strict";
   const INTERVAL = 2000; // milliseconds
+  const OLD = 5; // seconds; an older page says so, and nothing on it is green
   const one = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
 
   // --- live: only while the page is seen, and while nobody marks text in it
   const isLive = () => localStorage.getItem("live") !== "off";
   let isWaiting = false;
+  let answeredAt = Date.now();
 
   const refresh = () => {
     const page = one("#live");
@@ -21,8 +23,11 @@
     if (!toggle) return;
     toggle.hidden = !one("#live[hx-get]");
     toggle.setAttribute("aria-pressed", String(isLive()));
-    toggle.classList.toggle("lost", text === "No answer");
-    one("#live-text").textContent = isLive() ? text : "Stopped";
+    const age = Math.round((Date.now() - answeredAt) / 1000);
+    const isLost = text !== "Live" || age > OLD;
+    toggle.classList.toggle("lost", isLost);
+    document.body.classList.toggle("lost", isLost);
+    one("#live-text").textContent = isLost ? `${age} s old` : isLive() ? text : "Stopped";
   };
   const toggleLive = () => {
     localStorage.setItem("live", isLive() ? "off" : "on");
@@ -112,6 +117,7 @@
 
   // --- htmx tells how a refresh went
   document.addEventListener("htmx:after:swap", () => {
+    answeredAt = Date.now();
     arrange();
     showLive("Live");
   });
@@ -124,6 +130,7 @@
   document.addEventListener("htmx:finally:request", () => (isWaiting = false));
   document.addEventListener("visibilitychange", refresh);
   setInterval(refresh, INTERVAL);
+  setInterval(() => showLive("Live"), INTERVAL);
   arrange();
   showLive("Live");
 })();

@@ -1,0 +1,139 @@
+"""The one situation: what each state is made of, and which comes first."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from worker.broker.overview import Overview
+from worker.broker.situation import State, Trend, judge, obstacle
+from worker.broker.topology import Topology
+from worker.contract.control import Pause
+from worker.contract.status import Blocked, GateStatus, WorkerStatus
+
+NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
+SINCE = NOW - timedelta(minutes=7)
+NAMES = Topology("p")
+PAUSE = Pause(by="ann@host", why="rotating", since=SINCE)
+
+
+def gate(cause: str, state: str = "closed") -> GateStatus:
+    return GateStatus(state=state, why="why it is", since=SINCE, cause=cause)  # type: ignore[arg-type]
+
+
+def worker(**more: Any) -> WorkerStatus:
+    given = {"worker": "host:7:20261125T030000Z", "version": "1", "at": NOW, "state": "active", "inFlight": 0}
+    given |= {"ratePerSecond": 10.0, "reconnects": 0, "gate": {"state": "open"}}
+    return WorkerStatus.model_validate(given | more)
+
+
+REFUSED = worker(gate=gate("credentials"))
+AWAY = worker(gate=gate("outage"))
+FULL = worker(blocked=[Blocked(queue="p.replies", why="the queue is full", since=SINCE)])
+
+
+def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any) -> Overview:
+    known: dict[str, Any] = {"consumers": len(workers) and 1, "knows_workers": True, **more}
+    return Overview(list(workers), queues={"requests": requests, "replies": 0, "dead": dead}, **known)
+
+
+@pytest.mark.parametrize(
+    ("overview", "state", "stops", "says"),
+    [
+        (found(requests=12), State.NO_WORKER, True, "12 requests wait"),
+        (found(), State.NO_WORKER, False, "ott-worker run"),
+        (found(worker(state="draining"), requests=1), State.NO_WORKER, True, "drain"),
+        (found(lost=[worker()], requests=1), State.NO_WORKER, True, "host:7 fell silent"),
+        (
+            found(worker(state="standby"), consumers=0),
+            State.NOT_CONSUMING,
+            False,
+            "p.requests has no consumer",
+        ),
+        (
+            found(worker(state="standby"), consumers=0, requests=3),
+            State.NOT_CONSUMING,
+            True,
+            "3 requests wait",
+        ),
+        (found(worker(state="standby"), requests=3), State.NOT_CONSUMING, True, "consumed by something else"),
+        (found(worker(paused=PAUSE), pause=PAUSE), State.PAUSED, True, "PAUSED by ann@host 7 min ago"),
+        (found(worker(paused=PAUSE)), State.PAUSED, True, "rotating"),
+        (found(REFUSED), State.CREDENTIALS, True, "does not heal by itself"),
+        (found(REFUSED), State.CREDENTIALS, True, "OTT_MC_CLIENT_SECRET"),
+        (found(AWAY), State.OUTAGE, True, "resumes by itself"),
+        (found(worker(gate=gate("outage", "opening"))), State.OUTAGE, False, "answers again"),
+        (found(worker(), worker(state="standby", gate=gate("outage"))), State.OUTAGE, False, "stands by"),
+        (
+            found(FULL),
+            State.BLOCKED,
+            True,
+            "BLOCKED by p.replies 7 min ago (03:05 UTC): the queue takes nothing",
+        ),
+        (found(FULL), State.BLOCKED, True, "have its replies consumed"),
+        (found(worker(pace=2.0), requests=900), State.PACE, False, "2.0 calls a second"),
+        (found(worker(), requests=90_000), State.BACKLOG, False, "150 minutes at 10.0 a second"),
+        (found(worker(), dead=3), State.DEAD_LETTERS, False, "3 requests were not registered"),
+        (found(worker(), problems=["The queue p.dead may not be read"]), State.INCOMPLETE, False, "p.dead"),
+        (found(worker(), worker(state="standby"), requests=9), State.WELL, False, "ALL IS WELL"),
+        (found(worker(state="standby")), State.WELL, False, "ALL IS WELL"),
+    ],
+)
+def test_each_state_names_its_cause_since_when_and_the_next_step(
+    overview: Overview, state: State, stops: bool, says: str
+) -> None:
+    first, *_ = judge(overview, NAMES)
+    assert (first.state, first.stops) == (state, stops)
+    assert says in f"{first.line(NOW)}. {first.advice}"
+    assert first.advice
+
+
+def test_nothing_is_called_well_that_is_not_known_to_be() -> None:
+    assert judge(Overview(), NAMES, is_known=False)[0].state is State.UNKNOWN
+    assert judge(found(worker()), NAMES, trouble="connection refused")[0].state is State.UNREACHABLE
+    hidden = Overview(queues={"requests": 0}, problems=["The stream p.status may not be read by this user"])
+    assert [each.state for each in judge(hidden, NAMES)] == [State.INCOMPLETE]
+
+
+def test_the_most_urgent_comes_first() -> None:
+    everything = found(
+        REFUSED.model_copy(update={"blocked": FULL.blocked, "pace": 1.0}),
+        requests=99_999,
+        dead=4,
+        pause=PAUSE,
+    )
+    states = [each.state for each in judge(everything, NAMES, growth=3.0)]
+    assert states == sorted(states, key=list(State).index)
+    assert states == [State.PAUSED, State.CREDENTIALS, State.BLOCKED, State.PACE, State.DEAD_LETTERS]
+
+
+def test_dead_letters_are_told_by_their_most_frequent_cause() -> None:
+    (condition,) = judge(
+        found(worker(), dead=9), NAMES, dead=[(5, "forbidden", "Grant it."), (4, "invalid", "x")]
+    )
+    assert condition.cause == "9 requests were not registered, 5 of them forbidden"
+    assert condition.advice == "Grant it."
+
+
+@pytest.mark.parametrize(
+    ("workers", "says"),
+    [
+        ([worker()], ""),
+        ([worker(paused=PAUSE)], "The worker is paused by ann@host: rotating."),
+        ([worker(state="draining", paused=PAUSE)], ""),
+        ([AWAY], "Marketing Cloud takes no calls: why it is."),
+        ([FULL], "The worker is blocked by p.replies: the queue takes nothing: the queue is full."),
+        ([worker(), worker(state="standby", gate=gate("credentials"))], ""),
+    ],
+)
+def test_who_waits_is_told_why(workers: list[WorkerStatus], says: str) -> None:
+    assert obstacle(workers) == says
+
+
+def test_a_backlog_grows_when_it_has_for_a_while_and_by_many() -> None:
+    trend = Trend()
+    assert [trend.growth(at, waiting) for at, waiting in ((0, 0), (10, 500), (30, 600))] == [0, 0, 20]
+    assert trend.growth(100, 650) == 0
+    assert trend.growth(110, None) == 0
+    growing = judge(found(worker(), requests=650), NAMES, growth=20)[0]
+    assert (growing.state, growing.cause) == (State.BACKLOG, "650 requests wait, 20.0 a second more")

@@ -1,0 +1,283 @@
+"""How a deployment is doing (contract §9), in the same words for `status`, `check`, `/readyz`, the console
+and everybody who waits for a worker. Pure: decided from what workers and queues tell."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum
+from typing import Any, Literal
+
+from worker.broker.overview import Overview
+from worker.broker.topology import Topology
+from worker.contract.control import Pause
+from worker.contract.status import Blocked, WorkerStatus
+from worker.contract.timestamps import how_long
+
+LONG_WAIT = 15 * 60  # seconds that the backlog takes; longer is told
+PACED_WAIT = 60  # seconds; the same where a speed limit is the cause
+TREND = 60.0  # seconds over which the backlog's growth is measured
+SHORTEST_TREND = 20.0  # seconds
+GROWN = 100  # requests by which it must have grown meanwhile
+
+Level = Literal["good", "notice", "warning", "bad"]
+
+
+class State(Enum):
+    """The states, the most urgent first."""
+
+    UNREACHABLE = "RabbitMQ cannot be reached"
+    UNKNOWN = "Nothing is known yet"
+    NO_WORKER = "No worker runs"
+    NOT_CONSUMING = "No worker takes requests"
+    PAUSED = "Paused"
+    CREDENTIALS = "Credentials refused"
+    OUTAGE = "Outage"
+    BLOCKED = "Blocked"
+    INCOMPLETE = "Not everything is known"
+    PACE = "Speed limit"
+    BACKLOG = "Backlog"
+    DEAD_LETTERS = "Dead letters"
+    WELL = "All is well"
+
+    @property
+    def level(self) -> Level:
+        """How bad it is."""
+        return _LEVELS.get(self, "bad")
+
+
+_LEVELS: dict[State, Level] = {
+    State.UNKNOWN: "warning",
+    State.PAUSED: "warning",
+    State.INCOMPLETE: "warning",
+    State.PACE: "notice",
+    State.BACKLOG: "notice",
+    State.DEAD_LETTERS: "notice",
+    State.WELL: "good",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One state with its cause, since when, and what to do next. `stops`: while it lasts, requests are not
+    settled. `subject` follows the state's name: `by …`."""
+
+    state: State
+    cause: str
+    advice: str
+    since: datetime | None = None
+    stops: bool = True
+    subject: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The state, with its subject."""
+        return f"{self.state.value} {self.subject}".rstrip()
+
+    def line(self, now: datetime, style: Callable[[str], str] = str.upper) -> str:
+        """The state, its cause and since when, in a line. `style` is that of the state's name."""
+        ago = "" if self.since is None else f"{how_long(self.since, now)} ago ({self.since:%H:%M} UTC)"
+        name = style(self.state.value)
+        if self.subject:
+            return f"{name} {self.subject} {ago}".rstrip() + f": {self.cause}"
+        return f"{name}: {self.cause}" + (f", {ago}" if ago else "")
+
+    def document(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return {
+            "state": self.state.name.lower(),
+            "headline": self.headline,
+            "cause": self.cause,
+            "since": self.since and self.since.isoformat(),
+            "advice": self.advice,
+            "stops": self.stops,
+        }
+
+
+def judge(
+    found: Overview,
+    names: Topology,
+    *,
+    trouble: str = "",
+    is_known: bool = True,
+    growth: float = 0.0,
+    dead: Sequence[tuple[int, str, str]] = (),
+) -> list[Condition]:
+    """What is not well, the most urgent first, or that all is. `trouble` is why RabbitMQ could not be asked;
+    not `is_known`: it has not answered yet. `growth` is that of the backlog, in requests a second. `dead` are
+    the dead letters by cause, the most frequent first: their number, the reason, and advice."""
+    if trouble:
+        advice = "Look at RabbitMQ and at OTT_AMQP_URL. Workers connect again by themselves."
+        return [Condition(State.UNREACHABLE, trouble, advice)]
+    if not is_known:
+        return [Condition(State.UNKNOWN, "RabbitMQ is being asked", "This takes a moment.", stops=False)]
+    conditions = [
+        *_unknown(found),
+        *_workers(found, names),
+        *([] if found.pause is None else [_paused(found.pause)]),
+        *(
+            each
+            for each in _of_workers(found.workers)
+            if each.state is not State.PAUSED or found.pause is None
+        ),
+        *_backlog(found, growth),
+        *_dead_letters(found, dead),
+    ]
+    conditions.sort(key=_urgency)
+    return conditions or [
+        Condition(State.WELL, "requests are settled as they come", "Nothing to do.", stops=False)
+    ]
+
+
+def of_worker(worker: WorkerStatus) -> list[Condition]:
+    """What keeps one worker from settling requests, or slows it down; the most urgent first."""
+    conditions = [] if worker.paused is None else [_paused(worker.paused)]
+    gate = worker.gate
+    if gate.state == "closed" and gate.cause == "credentials":
+        advice = (
+            "It does not heal by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET, or what "
+            "ott-worker check names."
+        )
+        cause = f"Marketing Cloud refuses this worker: {gate.why or 'no reason given'}"
+        conditions.append(Condition(State.CREDENTIALS, cause, advice, gate.since))
+    elif gate.state == "closed":
+        cause = f"Marketing Cloud takes no calls: {gate.why or 'no reason given'}"
+        advice = "Requests wait, none is lost, and all resumes by itself. If it lasts, run ott-worker check."
+        conditions.append(Condition(State.OUTAGE, cause, advice, gate.since))
+    elif gate.state == "opening":
+        cause = f"Marketing Cloud answers again, and calls grow step by step: {gate.why or 'an outage ends'}"
+        conditions.append(Condition(State.OUTAGE, cause, "Nothing to do.", gate.since, stops=False))
+    conditions += [_blocked(each) for each in worker.blocked]
+    return conditions
+
+
+def obstacle(workers: Iterable[WorkerStatus]) -> str:
+    """Why those who wait for the workers wait, in a sentence; empty where nothing is in the way."""
+    conditions = [each for each in _of_workers(workers) if each.stops]
+    if not conditions:
+        return ""
+    first = min(conditions, key=_urgency)
+    name = f"The worker is {first.state.value.lower()} {first.subject}: " if first.subject else ""
+    return f"{name}{first.cause.rstrip('.')}."
+
+
+class Trend:
+    """How quickly the backlog grows, from several looks at it."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def growth(self, now: float, waiting: int | None) -> float:
+        """Requests a second over the last minute, 0 where that is not known yet or too few to matter."""
+        if waiting is None:
+            return 0.0
+        while self._seen and now - self._seen[0][0] > TREND:
+            self._seen.popleft()
+        self._seen.append((now, waiting))
+        at, before = self._seen[0]
+        is_told = now - at >= SHORTEST_TREND and waiting - before >= GROWN
+        return (waiting - before) / (now - at) if is_told else 0.0
+
+
+_ORDER = {state: place for place, state in enumerate(State)}
+
+
+def _urgency(condition: Condition) -> int:
+    return _ORDER[condition.state]
+
+
+def _unknown(found: Overview) -> Iterator[Condition]:
+    if found.problems:
+        yield Condition(State.INCOMPLETE, "; ".join(found.problems), "See ott-worker check.", stops=False)
+
+
+def _workers(found: Overview, names: Topology) -> Iterator[Condition]:
+    if not found.knows_workers:
+        return
+    waiting = found.queues.get("requests", 0)
+    wait = f"{waiting:,} requests wait" if waiting != 1 else "1 request waits"
+    running = [worker for worker in found.workers if worker.state != "draining"]
+    if not running:
+        lost = f"; {found.lost[-1].place} fell silent: killed, or cut off from RabbitMQ" if found.lost else ""
+        ending = "; those that run drain and end" if found.workers else ""
+        advice = f"Start one with ott-worker run. If one runs, compare its OTT_PREFIX with {names.prefix}."
+        since = found.lost[-1].at if found.lost and not found.workers else None
+        yield Condition(State.NO_WORKER, f"{wait}{lost}{ending}", advice, since, stops=waiting > 0)
+    elif found.pause is None and not any(worker.state == "active" for worker in running):
+        takes = found.consumers if found.consumers is not None else 1
+        if takes and not waiting:
+            return
+        which = ", ".join(worker.place for worker in running[:3])
+        has = "has no consumer" if not takes else "is consumed by something else"
+        cause = f"{which}: connected to RabbitMQ, but {names.requests} {has}, and {wait}"
+        advice = "Look at the worker's log and /readyz; restart it if this lasts."
+        yield Condition(State.NOT_CONSUMING, cause, advice, stops=waiting > 0)
+
+
+def _of_workers(workers: Iterable[WorkerStatus]) -> Iterator[Condition]:
+    """Each thing once, though several workers tell it. What only a worker that stands by tells stops nothing
+    while another one is active."""
+    running = sorted(
+        (worker for worker in workers if worker.state != "draining"), key=lambda each: each.state != "active"
+    )
+    seen: set[State | str] = set()
+    for worker in running:
+        is_idle = worker.state != "active" and running[0].state == "active"
+        for condition in of_worker(worker):
+            key = condition.subject if condition.state is State.BLOCKED else condition.state
+            if key not in seen:
+                seen.add(key)
+                cause = f"{worker.place}, which stands by: {condition.cause}"
+                yield replace(condition, stops=False, cause=cause) if is_idle else condition
+
+
+def _paused(pause: Pause) -> Condition:
+    advice = "Go on with: ott-worker resume"
+    return Condition(
+        State.PAUSED, pause.why or "no reason given", advice, pause.since, subject=f"by {pause.by}"
+    )
+
+
+_ROOM = {
+    "replies": "Make room: have its replies consumed or deleted, or raise its max-length.",
+    "dead": "Make room: replay or discard dead letters, or raise its max-length.",
+}
+
+
+def _blocked(blocked: Blocked) -> Condition:
+    elsewhere = "Look at it in RabbitMQ: its limits, its leader, the disk."
+    advice = _ROOM.get(blocked.queue.rpartition(".")[2], elsewhere)
+    cause = f"the queue takes nothing: {blocked.why}"
+    return Condition(State.BLOCKED, cause, advice, blocked.since, subject=f"by {blocked.queue}")
+
+
+def _backlog(found: Overview, growth: float) -> Iterator[Condition]:
+    waiting = found.queues.get("requests", 0)
+    paces = [worker.pace for worker in found.workers if worker.pace is not None]
+    rate = sum(worker.rate_per_second for worker in found.workers)
+    if paces and (waiting > PACED_WAIT * sum(paces) or growth > 0):
+        cause = f"Marketing Cloud takes {sum(paces):,.1f} calls a second; {waiting:,} requests wait"
+        advice = (
+            "They are sent as fast as it takes them. Ask Marketing Cloud for a higher limit, or send fewer."
+        )
+        yield Condition(State.PACE, cause, advice, stops=False)
+    elif growth > 0:
+        cause = f"{waiting:,} requests wait, {growth:,.1f} a second more"
+        advice = "More come in than are settled: see the time of a call, OTT_RATE_LIMIT and OTT_PREFETCH."
+        yield Condition(State.BACKLOG, cause, advice, stops=False)
+    elif rate and waiting / rate > LONG_WAIT:
+        cause = f"{waiting:,} requests wait, about {waiting / rate / 60:,.0f} minutes at {rate:,.1f} a second"
+        yield Condition(State.BACKLOG, cause, "They are settled in order; nothing to do.", stops=False)
+
+
+def _dead_letters(found: Overview, dead: Sequence[tuple[int, str, str]]) -> Iterator[Condition]:
+    total = found.queues.get("dead", 0)
+    if not total and not dead:
+        return
+    total = total or sum(count for count, _, _ in dead)
+    cause = "1 request was not registered" if total == 1 else f"{total:,} requests were not registered"
+    advice = "See ott-worker dead-letters list --by error."
+    if dead:
+        count, reason, advice = dead[0]
+        cause += f", {count:,} of them {reason}" if len(dead) > 1 else f" ({reason})"
+    yield Condition(State.DEAD_LETTERS, cause, advice, stops=False)

@@ -20,7 +20,7 @@ BROKER_URLS = [
     for url in os.environ.get("OTT_TEST_AMQP_URLS", os.environ.get("OTT_AMQP_URL", DEFAULT_URL)).split(",")
     if url
 ]
-PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS"})
+PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT"})
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,8 @@ def definitions(
     rights = _rights(names) | {each: _publisher(names, f"{vhost}-{each}") for each in publishers}
     if publishers == (PUBLISHER,):
         rights[PUBLISHER] = _publisher(names)
-    keys = {each: [REQUEST_KEY] for each in publishers} | {"operator": [REPLAY_KEY, CONTROL_KEY]}
+    keys: dict[str, list[str]] = {each: [REQUEST_KEY] for each in publishers}
+    keys |= {"operator": [REPLAY_KEY, CONTROL_KEY], "worker": []}
     return {
         "vhosts": [{"name": vhost}],
         "users": [_user(f"{vhost}-{user}", passwords[user]) for user in users],
@@ -62,7 +63,7 @@ def definitions(
                 "vhost": vhost,
                 "user": f"{vhost}-{user}",
                 "exchange": names.entry,
-                "write": _exactly(*keys[user]),
+                "write": _exactly(*keys[user]) if keys[user] else NOTHING,
                 "read": NOTHING,
             }
             for user in users
@@ -108,7 +109,8 @@ def users_with(publishers: Sequence[str]) -> list[str]:
 
 
 def _rights(names: Topology) -> dict[str, Entry]:
-    """What each user needs, and nothing else. To look at an object (a passive declare) needs no right."""
+    """What each user needs, and nothing else. From RabbitMQ 4.3 on, to look at an object (a passive declare)
+    needs a right on it, whichever: the weakest is to write, which lets nobody publish to a queue."""
     entry, dead, requests, replies, journal, status, control, partition_log = (
         re.escape(name)
         for name in (
@@ -127,17 +129,19 @@ def _rights(names: Topology) -> dict[str, Entry]:
         # With OTT_DECLARE=false. Replies go to queues that requests name: by the default exchange, as does
         # what the worker tells of itself, and what the router puts into partitions.
         "worker": _right(
-            write=_exactly(r"amq\.default", dead),
+            write=_exactly(r"amq\.default", dead, entry, replies, status),
             read=_exactly(requests, journal, control, partition_log),
         ),
         # `dead-letters`, which keeps others out by two queues, `journal`, `status`, `pause`, the console.
         "operator": _right(
             _exactly(rf"{dead}\.(lock|change)"),
-            _exactly(entry),
+            _exactly(entry, requests),
             _exactly(dead, replies, journal, status, control),
         ),
         # `status` and `journal`: it sees no request, and changes nothing.
-        "observer": _right(read=_exactly(journal, status, control)),
+        # The exchange of dead letters bears the queue's name: with a right on it, it could forge a letter. So
+        # from 4.3 on it does not see how many there are.
+        "observer": _right(write=_exactly(replies, requests), read=_exactly(journal, status, control)),
         # Declares and binds, with OTT_DECLARE=true; to dead-letter from a queue asks for reading that queue.
         # It prunes partitions, for which it reads who uses them.
         "provisioner": _right(
@@ -153,7 +157,10 @@ def _publisher(names: Topology, user: str | None = None) -> Entry:
     is the beginning of those queues' names, where there are other publishers."""
     jobs = re.escape(f"{names.prefix}.job.{user}." if user else f"{names.prefix}.job.") + ".*"
     own = (r"amq\.gen-.*", jobs)
-    return _right(_exactly(*own), _exactly(re.escape(names.entry)), _exactly(*own, re.escape(names.status)))
+    looks_at = re.escape(names.requests)  # see _rights
+    return _right(
+        _exactly(*own), _exactly(re.escape(names.entry), looks_at), _exactly(*own, re.escape(names.status))
+    )
 
 
 def _right(configure: str = NOTHING, write: str = NOTHING, read: str = NOTHING) -> Entry:

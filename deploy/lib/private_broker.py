@@ -15,6 +15,9 @@ start stay.
 RabbitMQ notes down a new quorum queue up to three seconds late. A node that is killed before that comes back
 with the queue, but without a leader for it, and every operation on it hangs. `flush` has it noted down.
 
+OTT_TEST_RABBITMQ_ROOT names a file tree that holds another version of RabbitMQ, as debootstrap makes it. Its
+scripts then run in that tree, which only root can do.
+
 It runs as the user who starts it. The wrapper around `rabbitmq-server` that Linux packages install
 is passed by, because it insists on root and on the system's folders.
 """
@@ -31,6 +34,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -46,6 +50,7 @@ POLL = 0.05  # seconds
 # down could otherwise be given that very port as its own, and the node could not come back.
 PORTS = range(15_000, 32_000)
 
+TREE = os.environ.get("OTT_TEST_RABBITMQ_ROOT", "")
 _BEHIND_THE_WRAPPER = Path("/usr/lib/rabbitmq/bin")
 _BINARIES = (
     "/usr/local/sbin",
@@ -64,6 +69,8 @@ class BrokerError(Exception):
 
 def installed() -> Path | None:
     """The folder of RabbitMQ's scripts, or None where `rabbitmq-server` or Erlang is not installed."""
+    if TREE:
+        return _BEHIND_THE_WRAPPER if Path(f"{TREE}{_BEHIND_THE_WRAPPER}").is_dir() else None
     if shutil.which("erl", path=_path()) is None:
         return None
     if os.access(_BEHIND_THE_WRAPPER / "rabbitmq-server", os.X_OK):
@@ -90,12 +97,13 @@ class PrivateBroker:
             return self.url
         scripts = installed()
         if scripts is None:
-            raise BrokerError("rabbitmq-server is not installed")
+            raise BrokerError(f"rabbitmq-server is not installed{TREE and ' in ' + TREE}")
         self.kill()  # an epmd whose node ended by itself
         self._prepare(settings)
         try:
-            self._epmd.start([_epmd(), "-port", str(self._ports()["epmd"])], self._environment())
-            self._node.start([str(scripts / "rabbitmq-server")], self._environment())
+            epmd = [*self._in_tree(), _epmd(), "-port", str(self._ports()["epmd"])]
+            self._epmd.start(epmd, self._environment())
+            self._node.start([*self._in_tree(), str(scripts / "rabbitmq-server")], self._environment())
             self._wait_for_an_answer()
         except BaseException:
             self.kill()
@@ -118,13 +126,25 @@ class PrivateBroker:
         if scripts is None or not self._node.runs():
             raise BrokerError(f"no node runs in {self.folder}")
         return subprocess.run(
-            [scripts / "rabbitmqctl", *arguments], env=self._environment(), check=False
+            [*self._in_tree(), str(scripts / "rabbitmqctl"), *arguments], env=self._environment(), check=False
         ).returncode
 
     def flush(self) -> None:
         """Have the queues declared so far noted down. Raises BrokerError."""
         if self.ctl(["--quiet", "eval", "lists:foreach(fun dets:sync/1, dets:all())."]):
             raise BrokerError(f"the node in {self.folder} does not answer rabbitmqctl")
+
+    def _in_tree(self) -> list[str]:
+        """The beginning of a command that runs in the other tree, with this folder and the temporary files in
+        it. The mounts end with the command."""
+        if not TREE:
+            return []
+        mounts = "".join(
+            f'mkdir -p "$0{place}" && mount --bind "{place}" "$0{place}" && '
+            for place in (tempfile.gettempdir(), self.folder)
+        )
+        enter = f'{mounts}mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+        return ["unshare", "--mount", "sh", "-c", enter, TREE]
 
     def _prepare(self, settings: Sequence[str]) -> None:
         for name in ("data", "home", "log"):
@@ -275,7 +295,7 @@ def _path() -> str:
 
 def _epmd() -> str:
     """Erlang's port mapper. It is on the path with most packages, and always beside the emulator."""
-    found = shutil.which("epmd", path=_path())
+    found = "epmd" if TREE else shutil.which("epmd", path=_path())
     if found:
         return found
     ask = ["erl", "-noinput", "-eval", "io:format([code:root_dir()]), halt()."]

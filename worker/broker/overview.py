@@ -102,6 +102,11 @@ async def _look(connection: Connection, queue: str) -> tuple[int, int]:
                 await channel.close()
         except aiormq.exceptions.ChannelNotFoundEntity:
             raise TopologyError(f"The queue {queue} is missing: start the worker once") from None
+        except aiormq.exceptions.ChannelAccessRefused:
+            raise TopologyError(
+                f"The queue {queue} may not be looked at by this user: from RabbitMQ 4.3 on that needs a "
+                "permission on it, write for example"
+            ) from None
     return declared.message_count or 0, declared.consumer_count or 0
 
 

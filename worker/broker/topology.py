@@ -173,7 +173,7 @@ async def ensure(connection: Connection, settings: Settings) -> None:
     names = Topology(settings.prefix)
     for name, step in _steps(names, settings, passive=not settings.declare):
         try:
-            await _try(connection, name, step)
+            await _try(connection, name, step, passive=not settings.declare)
         except _Differs:
             # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
             if not name.startswith("stream "):
@@ -189,7 +189,7 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
     objects, names = Topology(settings.prefix), []
     for name, step in _steps(objects, settings, passive=True):
         try:
-            await _try(connection, name, step)
+            await _try(connection, name, step, passive=True)
         except TopologyError:
             if not settings.declare and name not in objects.optional:
                 raise
@@ -265,7 +265,7 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[
     return steps
 
 
-async def _try(connection: Connection, name: str, step: Step) -> None:
+async def _try(connection: Connection, name: str, step: Step, *, passive: bool = False) -> None:
     channel = await connection.channel()
     with broker_errors(f"The {name} could not be declared"):
         try:
@@ -284,7 +284,10 @@ async def _try(connection: Connection, name: str, step: Step) -> None:
             raise _Differs(f"The {name} exists but differs: {_difference(error)}") from None
         except aiormq.exceptions.ChannelAccessRefused:
             raise TopologyError(
-                f"The {name} may not be declared by this user: grant it, or set OTT_DECLARE=false"
+                f"The {name} may not be looked at by this user: from RabbitMQ 4.3 on that needs a permission "
+                "on it. Grant write, which is the least"
+                if passive
+                else f"The {name} may not be declared by this user: grant it, or set OTT_DECLARE=false"
             ) from None
 
 

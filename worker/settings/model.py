@@ -28,7 +28,7 @@ from worker.settings.sources import PREFIX, EnvironmentAndFiles, environment, re
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Variables of our own tools, which stand beside the worker's in one environment.
-NOT_SETTINGS = frozenset({"OTT_BROKER", "OTT_TEST_AMQP_URLS"})
+NOT_SETTINGS = frozenset({"OTT_BROKER", "OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT"})
 
 
 class Settings(BaseSettings):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.integration.secured.ports import free_port
+from tests.integration.secured.ports import free_port, wait_for_port
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
@@ -110,6 +110,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
     )
     assert start.returncode == 0, start.stderr
     try:
+        wait_for_port(port)  # which may open after the other one
         yield SecuredBroker(folder, start.stdout.strip(), port, authority)
     finally:
         subprocess.run([DEPLOY / "private-broker", "kill", folder], check=True)

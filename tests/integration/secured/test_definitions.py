@@ -319,6 +319,17 @@ async def _is_allowed(connection: aio_pika.abc.AbstractConnection, operation: Op
     return True
 
 
+async def test_operators_and_observers_look_at_what_they_may_see(deployment: Deployment) -> None:
+    seen = {"operator": {"requests", "replies", "dead"}, "observer": {"requests", "replies"}}
+    for user, wanted in seen.items():
+        shown = await ott_worker(deployment.settings(user), "status", "--json")
+        assert wanted <= set(shown.documents[0]["queues"]), shown.out + shown.err
+    for user in ("operator", "worker"):
+        looked = await ott_worker(deployment.settings(user), "check")
+        assert "FAIL  broker" not in looked.out
+        assert "FAIL  topology" not in looked.out, looked.out
+
+
 async def test_a_worker_divides_the_requests_with_its_user(secured: SecuredBroker, tmp_path: Path) -> None:
     vhost = f"{VHOST}-partitions"
     document = tmp_path / "definitions.json"

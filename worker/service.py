@@ -23,7 +23,7 @@ from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.gate import Gate
 from worker.pipeline.intake import Intake, QueueIntake
-from worker.pipeline.journey import Journeys, Tools
+from worker.pipeline.journey import Identity, Journeys, Tools
 from worker.pipeline.partition import PartitionJourneys
 from worker.pipeline.partitions import Partitions
 from worker.pipeline.replay_guard import ReplayGuard
@@ -64,6 +64,7 @@ class Service:
             events,
             tracing,
         )
+        self._turned_down: set[Identity] = set()
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
         worker = uuid4().hex
@@ -143,7 +144,7 @@ class Service:
             return Journeys(subscription, self.tools)
         channel = RouterChannel(self.settings, self._events)
         tools = replace(self.tools, tracing=None)  # the partition's worker traces the request
-        return Router(subscription, tools, self.settings.partitions, self._log, channel)
+        return Router(subscription, tools, self.settings.partitions, self._log, channel, self._turned_down)
 
     def _partition_journeys(self, number: int, subscription: Subscription, shared: bool) -> Journeys:
         forwarder = self.tools.forwarder.share(

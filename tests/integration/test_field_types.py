@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import pytest
 
 from tests.integration import amqp10
-from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, short_string
 from worker.amqp.publisher import publish_once
 from worker.settings import Settings

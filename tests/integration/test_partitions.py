@@ -84,7 +84,7 @@ async def test_a_worker_without_partitions_works_through_those_that_are_there(ri
     await all_registered(requester, await publish(requester, range(3, 6)))
     assert told(rig) == {page: list(range(6)) for page in PAGES}
     log = Topology(plain.settings.prefix).partition_log
-    assert plain.publisher._streams[log]._tag  # on its own channel; the reason stands at Publisher
+    assert plain.publisher._streams[log]._ledger.tag  # on its own channel; the reason stands at Publisher
 
 
 async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig: Rig) -> None:

@@ -12,9 +12,9 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.rig import Rig, messenger, until
 from worker.amqp import confirm_channel
-from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import connect
 from worker.amqp.direct_reply import DIRECT_REPLY_TO, is_well_formed
+from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
@@ -157,7 +157,7 @@ async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(dec
     publisher.start()
     targets = [names.journal, names.replies, names.control, names.replies, names.journal]
     await asyncio.gather(*(publisher.send(Message("", target, build(), b"{}")) for target in targets))
-    assert {name: channel._tag for name, channel in publisher._streams.items()} == {
+    assert {name: channel._ledger.tag for name, channel in publisher._streams.items()} == {
         names.journal: 2,
         names.control: 1,
     }
@@ -184,7 +184,7 @@ async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
     channel._interceptor._on_confirm = confirmed
     async with asyncio.timeout(10):
         await publisher.send(Message("", journal, build(), b"{}"))
-    assert channel._tag == 2
+    assert channel._ledger.tag == 2
     assert not events.lost
     await publisher.stop()
 

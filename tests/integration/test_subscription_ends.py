@@ -13,9 +13,9 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
 from worker.amqp import consumer
-from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Channel, connect
 from worker.amqp.consumer import Delivery, EndReason, Subscription
+from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue_browser import depth

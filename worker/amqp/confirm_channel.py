@@ -1,15 +1,16 @@
 """One channel in confirm mode: it publishes, takes in the confirms, and publishes again what was not
-confirmed.
+confirmed (ledger.py).
 
-When the broker forbids a publish or cannot take it, it closes the channel without saying which publish it
-was, and drops all that were on their way. So every publish is kept here until it is confirmed, and goes first
-on the next channel.
+When RabbitMQ cannot take a publish, it closes the channel or the whole connection without saying which one it
+was, and drops all that were under way. So every publish is kept until it is confirmed. Those that were under
+way are then published apart: in groups, on connections of their own, until the one to blame is alone. All
+others go on at once, and the one to blame is published in a reduced form (contract §2).
 """
 
 import asyncio
-import random
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import count
 from typing import Final
@@ -20,82 +21,69 @@ from aiormq.channel import Channel
 
 from worker.amqp import frames
 from worker.amqp.connection import Connection, close_channel
-from worker.amqp.direct_reply import is_direct_reply
 from worker.amqp.interceptor import FrameInterceptor
+from worker.amqp.ledger import Ledger, Message, Publish
 from worker.amqp.properties import Properties, short_string
 from worker.backoff import ceiling
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
 
 CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown, and it is published again
-# When a stream's leader dies and a record comes before the broker has noted the new leader everywhere, its
-# channel goes back to the dead one, until the next record. Records that are published twice do no harm. The
-# time-out doubles with each attempt, so that a slow broker can keep up.
+# After a stream's leader has died, RabbitMQ 3.x may go on sending to it until the next publish; records that
+# are published twice do no harm.
 STREAM_CONFIRM_TIMEOUT: Final = 3.0  # seconds
 GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
+RENEW_STREAM_AFTER: Final = 2  # overdue confirms of one record: 4.3 confirms on a new channel at once
 SWEEP_INTERVAL: Final = 1.0  # seconds between checks for overdue confirms
+SILENT_AFTER: Final = 5.0  # seconds without a confirm; then a queue of ours counts as blocked
 RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
-ALONE_AFTER: Final = 2  # channels that the broker closed with a message unconfirmed on them
 RENEW_INTERVAL: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
 REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
 WRITE_BYTES: Final = 1_048_576  # bytes in one write; the next one waits until most are sent
 PUBLISH_HEADER: Final = "x-ott-publish"  # tells apart pending publishes of one message id
+APART_CONNECTIONS: Final = 8  # at a time, for publishes of which one has ended its connection
+BLAMED_AFTER: Final = 2  # times that a message alone on its connection ended it
+
+Open = Callable[[], Awaitable[Connection]]
+Settle = Callable[[Message, WorkerError | None], None]
 
 
-@dataclass(slots=True, eq=False)
-class Message:
-    """One message to publish. Without a `message_id` of its own it gets a fresh one."""
-
-    exchange: str
-    routing_key: str
-    properties: Properties
-    body: bytes
-    external: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
-
-
-@dataclass(slots=True, eq=False)
-class _PendingPublish:
-    message: Message
-    future: "asyncio.Future[None]"
-    key: str = ""  # by which a returned message is recognized
-    sent_at: float = 0.0
-    refusals: int = 0
-    channel_losses: int = 0
-    overdue: int = 0
+class Poisonous(PublishRefused):
+    """RabbitMQ closes the channel or the connection on which this message is published."""
 
 
 @dataclass(eq=False)
 class ConfirmChannel:
-    """One channel in confirm mode, opened again whenever it closes. It holds the publishes that are not
-    confirmed. `missing` is set when one of our own broker objects does not exist.
+    """One channel in confirm mode, opened again whenever it closes. `missing` is set when one of our own
+    broker objects does not exist. `open_apart` opens a connection for publishes of which one has ended its
+    own.
 
-    With `publishes_again=False` it is opened once. A publish whose confirm does not come, or that is on its
-    way when the channel closes, ends in BrokerUnreachable: whether the broker took it is unknown."""
+    Without `open_apart` it is opened once. A publish whose confirm does not come, or that is under way when
+    the channel closes, ends in BrokerUnreachable: whether the broker took it is unknown."""
 
     name: str
     events: EventListener
+    open_apart: Open | None = None
     missing: asyncio.Event = field(default_factory=asyncio.Event)
     is_for_stream: bool = False
-    publishes_again: bool = True
     confirmed_at: float = 0.0
+    blocked: dict[str, tuple[str, datetime]] = field(default_factory=dict)  # queues of ours: why, since when
+    suspects: list[Publish] = field(default_factory=list)  # under way when the channel was lost
+    closed_by: BaseException | None = None
+    _ledger: Ledger = field(default_factory=Ledger)
     _connection: Connection | None = None
     _interceptor: FrameInterceptor | None = None
     _number: int = 0
-    _frame_max: int = 131072
-    _tag: int = 0
-    _outbox: deque[_PendingPublish] = field(default_factory=deque)
-    _sent: dict[int, _PendingPublish] = field(default_factory=dict)
-    _tags: dict[str, int] = field(default_factory=dict)
-    _later: set[_PendingPublish] = field(default_factory=set)
+    _frame_max: int = frames.LARGEST
     _flushing: bool = False
     _refused_until: float = 0.0
     _renew_at: float = 0.0
-    _draining: set["asyncio.Task[None]"] = field(default_factory=set)
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _stuck: bool = False
 
     def __len__(self) -> int:
-        return len(self._outbox) + len(self._sent) + len(self._later)
+        return len(self._ledger)
 
     @property
     def is_open(self) -> bool:
@@ -105,23 +93,21 @@ class ConfirmChannel:
         loop = asyncio.get_running_loop()
         if not len(self):
             self.confirmed_at = loop.time()  # no publish was waiting for a confirm until now
-        pending = _PendingPublish(message, loop.create_future())
+        publish = Publish(message, loop.create_future())
         if message.external and loop.time() < self._refused_until:
-            pending.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
+            publish.future.set_exception(PublishRefused("publishing to other queues is not allowed"))
         else:
-            self._queue(pending)
-        return pending.future
+            self._queue(publish)
+        return publish.future
 
     def abandon(self) -> None:
-        for pending in [*self._outbox, *self._sent.values(), *self._later]:
-            pending.future.cancel()
-        self._outbox.clear()
-        self._sent.clear()
-        self._tags.clear()
-        self._later.clear()
+        for task in self._tasks:
+            task.cancel()
+        for publish in self._ledger.clear():
+            publish.future.cancel()
 
     async def serve(self, connection: Connection) -> None:
-        """Keep a channel open on `connection` and write what is in the outbox, until cancelled."""
+        """Keep a channel open on `connection` and write what is waiting, until cancelled."""
         while connection.is_open:
             try:
                 channel = await connection.channel(confirms=True)
@@ -132,19 +118,32 @@ class ConfirmChannel:
             channel.closing.add_done_callback(partial(_tell, closed))
             self._open(channel, connection)
             try:
-                reason = await self._until_closed(channel, closed)
+                self.closed_by = await self._until_closed(channel, closed)
             finally:
                 self._interceptor = None
-                self._take_back()
-            self._closed(reason)
-            if not self.publishes_again:
+                self.suspects = self._ledger.lost()
+                if self.open_apart is None:
+                    for publish in self._ledger.clear():
+                        _end(publish, _error_of(self.closed_by))
+            if self.open_apart is None:
                 return
+            self._closed(self.closed_by)
             await asyncio.sleep(RETRY[0])
+
+    def suspect(self) -> bool:
+        """One of the publishes that were under way when the channel was lost is to blame: publish them apart.
+        False if there are none, or the channel is for a stream: no publisher's bytes are in its messages."""
+        suspects, self.suspects = [one for one in self.suspects if not one.future.done()], []
+        if not suspects or self.is_for_stream:
+            return False
+        self._ledger.set_aside(suspects)
+        self._run(self._publish_apart(suspects))
+        return True
 
     def _open(self, channel: Channel, connection: Connection) -> None:
         self._connection = connection
         self._interceptor = connection.intercept(channel, self._returned, self._answered)
-        self._number, self._tag = channel.number, 0
+        self._number = channel.number
         self._frame_max = connection.frame_max
         self.confirmed_at = asyncio.get_running_loop().time()
         self._flush_soon()
@@ -172,89 +171,85 @@ class ConfirmChannel:
 
     def _sweep(self) -> None:
         """Publish again what has waited too long: a half-dead peer may never confirm it."""
-        now = asyncio.get_running_loop().time()
-        if self._connection is not None and self._connection.is_blocked:
-            # The publishes wait in the connection. The broker reads them when its alarm has ended.
-            for pending in self._sent.values():
-                pending.sent_at = now
-            return
-        oldest = next(iter(self._sent.values()), None)
+        now, oldest = asyncio.get_running_loop().time(), self._ledger.oldest
         if oldest is None or self._connection is None:
             return
-        if self._connection.heard_at < oldest.sent_at <= now - CONFIRM_TIMEOUT:
+        if self._connection.is_blocked:
+            # The publishes wait in the connection. The broker reads them when its alarm has ended.
+            self._ledger.put_off(now)
+            self._is_blocked(oldest.message, "RabbitMQ takes no messages: an alarm of memory or disk")
+        elif self._connection.heard_at < oldest.sent_at <= now - CONFIRM_TIMEOUT:
             # The peer is gone. Without heartbeats nothing else would show it.
             self._connection.abort()
         else:
+            if oldest.sent_at <= now - SILENT_AFTER or oldest.overdue:
+                self._is_blocked(oldest.message, "it confirms nothing")
             self._publish_overdue_again(now)
 
     def _publish_overdue_again(self, now: float) -> None:
         first = STREAM_CONFIRM_TIMEOUT if self.is_for_stream else CONFIRM_TIMEOUT
-        for tag, pending in list(self._sent.items()):
-            if pending.sent_at + ceiling(pending.overdue + 1, first, CONFIRM_TIMEOUT) > now:
-                break
-            del self._sent[tag]
-            self._tags.pop(pending.key, None)
-            if not self.publishes_again:
-                _fail(pending, BrokerUnreachable("RabbitMQ did not confirm in time"))
-                continue
-            pending.overdue += 1
-            if pending.message.external and pending.overdue >= GIVE_UP_AFTER and not pending.future.done():
-                pending.future.set_exception(QueueFull("the queue does not confirm"))
+        for publish in self._ledger.overdue(now, first, CONFIRM_TIMEOUT):
+            if self.open_apart is None:
+                _end(publish, BrokerUnreachable("RabbitMQ did not confirm in time"))
+            elif publish.message.external and publish.overdue >= GIVE_UP_AFTER:
+                _end(publish, QueueFull("the queue does not confirm"))
             else:
-                self._queue(pending)
+                self._stuck |= self.is_for_stream and publish.overdue >= RENEW_STREAM_AFTER
+                self._queue(publish)
+
+    def _is_blocked(self, message: Message, why: str) -> None:
+        if not message.external:
+            self.blocked.setdefault(message.queue, (why, datetime.now(UTC)))
 
     def _flush_soon(self) -> None:
         """Write at the end of this turn of the loop, so that all publishes of the turn go out in one
         write."""
-        if self._outbox and not self._flushing:
+        if self._ledger.is_waiting and not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
         if self.is_open and self._connection is not None:
-            self._connection.write(self._write_outbox())
-            if self._outbox:
+            self._connection.write(self._waiting_frames())
+            if self._ledger.is_waiting:
                 self._flushing = True
-                task = asyncio.create_task(self._flush_when_drained(self._connection))
-                self._draining.add(task)
-                task.add_done_callback(self._draining.discard)
+                self._run(self._flush_when_drained(self._connection))
 
     async def _flush_when_drained(self, connection: Connection) -> None:
         await connection.drain()
         self._flush()
 
-    def _write_outbox(self) -> bytes:
+    def _run(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _waiting_frames(self) -> bytes:
         """The frames of the waiting publishes, up to WRITE_BYTES. The client's own publish takes a lock,
         futures and a time-out for each message, and writes them one by one."""
         now, written = asyncio.get_running_loop().time(), 0
         parts: list[bytes] = []
-        while self._outbox and written < WRITE_BYTES:
-            pending = self._outbox.popleft()
-            if pending.future.cancelled():
-                continue
+        while written < WRITE_BYTES and (publish := self._ledger.next()) is not None:
             try:
-                message = self._frames(pending)
+                message = self._frames(publish)
             except Exception as error:
-                pending.future.set_exception(error)
+                publish.future.set_exception(error)
                 continue
-            self._tag += 1
-            self._tags[pending.key] = self._tag
-            self._sent[self._tag] = pending
-            pending.sent_at = now
+            self._ledger.sent(publish, now)
             parts.append(message)
             written += len(message)
         return b"".join(parts)
 
-    def _frames(self, pending: _PendingPublish) -> bytes:
-        message = pending.message
+    def _frames(self, publish: Publish) -> bytes:
+        message = publish.message
         body, limit = message.body, self._frame_max - frames.OVERHEAD
-        pending.key = message.properties.message_id or _fresh_id()
-        if pending.key in self._tags:
-            pending.key = _fresh_id()
-            properties = message.properties.changed({PUBLISH_HEADER: pending.key})
+        publish.key = message.properties.message_id or _fresh_id()
+        if self._ledger.is_under_way(publish.key):
+            publish.key = _fresh_id()
+            properties = message.properties.changed({PUBLISH_HEADER: publish.key})
         else:
-            properties = message.properties.with_text("message_id", pending.key)
+            properties = message.properties.with_text("message_id", publish.key)
         encoded = properties.encoded()
         if len(encoded) > limit - 12:
             encoded = properties.without_large_headers(limit - 12).encoded()
@@ -268,122 +263,190 @@ class ConfirmChannel:
 
     def _answered(self, tag: int, multiple: bool, taken: bool) -> None:
         error = None if taken else QueueFull("the queue is full")
-        if not multiple:
-            self.confirmed(tag, error)
-            return
-        for earlier in [sent for sent in self._sent if sent <= tag]:
-            self.confirmed(earlier, error)
+        for publish in self._ledger.answered(tag, multiple=multiple):
+            self.confirmed(publish, error)
 
     def _returned(self, _method: bytes, properties: Properties, _body: bytes, _dropped: int) -> None:
         # A returned message is confirmed too, and the confirm comes after the return.
         header = properties.header(PUBLISH_HEADER)
-        tag = self._tags.get(header if isinstance(header, str) else properties.message_id or "")
-        if tag is not None:
-            self.confirmed(tag, Unroutable("no queue took the message"))
+        for publish in self._ledger.returned(
+            header if isinstance(header, str) else properties.message_id or ""
+        ):
+            self.confirmed(publish, Unroutable("no queue took the message"))
 
-    def confirmed(self, tag: int, error: WorkerError | None) -> None:
+    def confirmed(self, publish: Publish, error: WorkerError | None) -> None:
         """The broker has answered for one publish."""
-        pending = self._sent.pop(tag, None)
-        if pending is None:
-            return
-        self._tags.pop(pending.key, None)
-        if pending.future.done():
+        if publish.future.done():
             return
         self.confirmed_at = asyncio.get_running_loop().time()
         if error is None:
-            pending.future.set_result(None)
+            publish.future.set_result(None)
+            if self.blocked:
+                self.blocked.pop(publish.message.queue, None)
         else:
-            self._turned_down(pending, error)
+            self._turned_down(publish, error)
 
-    def _turned_down(self, pending: _PendingPublish, error: WorkerError) -> None:
-        if pending.message.external:
-            pending.future.set_exception(error)
+    def _turned_down(self, publish: Publish, error: WorkerError) -> None:
+        if publish.message.external:
+            publish.future.set_exception(error)
             return
         # One of our own queues is full or gone. The request stays in its queue until this is corrected.
-        self.events.publish_turned_down(pending.message.routing_key or pending.message.exchange, str(error))
+        self.events.publish_turned_down(publish.message.queue, str(error))
+        self._is_blocked(publish.message, str(error))
         if isinstance(error, Unroutable):
             self.missing.set()
             # RabbitMQ counts what goes into the stream that is declared anew from 1 again, but the channel
             # goes on counting, and the numbers must not differ (see Publisher).
             self._stuck = self._stuck or self.is_for_stream
-        elif pending.refusals >= STUCK_AFTER:
+        elif publish.refusals >= STUCK_AFTER:
             self._stuck = True
-        wait = ceiling(pending.refusals + 1, *RETRY)
-        pending.refusals = min(pending.refusals + 1, 10)
-        self._send_later(pending, wait)
+        self._later(publish, self._queue)
 
-    def _send_later(self, pending: _PendingPublish, wait: float) -> None:
-        self._later.add(pending)
-        asyncio.get_running_loop().call_later(wait, self._retry, pending)
+    def _later(self, publish: Publish, again: Callable[[Publish], None]) -> None:
+        wait = ceiling(publish.refusals + 1, *RETRY)
+        publish.refusals = min(publish.refusals + 1, 10)
+        self._ledger.set_aside([publish])
 
-    def _retry(self, pending: _PendingPublish) -> None:
-        if pending in self._later:
-            self._later.discard(pending)
-            self._queue(pending)
+        def retry() -> None:
+            if self._ledger.is_aside(publish):
+                again(publish)
 
-    def _queue(self, pending: _PendingPublish) -> None:
-        self._outbox.append(pending)
+        asyncio.get_running_loop().call_later(wait, retry)
+
+    def _queue(self, publish: Publish) -> None:
+        self._ledger.add(publish)
         self._flush_soon()
 
-    def _take_back(self) -> None:
-        """Put the publishes that the lost channel did not confirm at the front of the next one's outbox, in
-        their order."""
-        if not self.publishes_again:
-            for pending in [*self._sent.values(), *self._outbox, *self._later]:
-                _fail(pending, BrokerUnreachable("The channel was lost"))
-            self._later.clear()
-            self._outbox.clear()
-            self._sent.clear()
-            self._tags.clear()
-            return
-        kept: list[_PendingPublish] = []
-        for pending in self._sent.values():
-            pending.channel_losses += 1
-            if pending.channel_losses > 1 and is_direct_reply(pending.message.routing_key):
-                # It may have ended the connection itself, and a direct reply may be lost (contract §4).
-                if not pending.future.done():
-                    pending.future.set_exception(PublishRefused("the reply address ends the connection"))
-            else:
-                kept.append(pending)
-        self._outbox.extendleft(reversed(kept))
-        self._sent.clear()
-        self._tags.clear()
-
     def _closed(self, reason: BaseException | None) -> None:
-        """Settle the external publishes if the broker closed the channel for one that it forbids. It does not
-        say which one."""
+        """Find out what to blame, where the broker closed the channel for one of the publishes."""
         if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
             return
         self.events.channel_closed(self.name, " ".join(str(reason).split())[:200])
-        if not isinstance(reason, aiormq.exceptions.AMQPChannelError):
-            return
-        is_missing = isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity)
-        if is_missing:
+        if is_blame(reason):
+            self.suspect()
+        if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):
             self.missing.set()
-        forbidden = isinstance(reason, aiormq.exceptions.ChannelAccessRefused)
-        if forbidden:
+        if isinstance(reason, aiormq.exceptions.ChannelAccessRefused):
             self._refused_until = asyncio.get_running_loop().time() + REFUSED_FOR
-        keep: deque[_PendingPublish] = deque()
-        for pending in self._outbox:
-            gone = pending.message.external and (forbidden or pending.channel_losses > ALONE_AFTER)
-            if gone and not pending.future.done():
-                pending.future.set_exception(
-                    Unroutable("the exchange is missing")
-                    if is_missing
-                    else PublishRefused("the broker does not take this message")
-                )
-            elif not gone and pending.channel_losses >= ALONE_AFTER:
-                # One of them may close the channel each time, for example because it is larger than the
-                # broker takes. From now on each goes at a moment of its own, so that the others get through.
-                self._send_later(pending, random.uniform(*RETRY))  # noqa: S311
-            elif not gone:
-                keep.append(pending)
-        self._outbox = keep
+        error = _error_of(reason)
+        if not isinstance(error, BrokerUnreachable):
+            for publish in self.suspects:
+                if publish.message.external:
+                    _end(publish, error)
+
+    async def _publish_apart(self, suspects: list[Publish]) -> None:
+        assert self.open_apart is not None
+        by_message = {publish.message: publish for publish in suspects}
+
+        def settle(message: Message, outcome: WorkerError | None) -> None:
+            publish = by_message.pop(message)
+            if isinstance(outcome, Poisonous):
+                self._poisonous(publish)
+            elif isinstance(outcome, BrokerUnreachable):
+                self._queue(publish)
+            else:
+                self._ledger.settled(publish)
+                self.confirmed(publish, outcome)
+
+        try:
+            await publish_apart(self.open_apart, by_message, settle)
+        finally:
+            for publish in by_message.values():
+                self._queue(publish)
+
+    def _poisonous(self, publish: Publish) -> None:
+        """RabbitMQ does not take this message, whatever else is published."""
+        message = publish.message
+        self.events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
+        if message.external:
+            self._ledger.settled(publish)
+            _end(publish, PublishRefused("the broker does not take this message"))
+        else:
+            reduced = message.reduced or message.properties.reduced()
+            publish.message = replace(message, properties=reduced, reduced=reduced)
+            # Apart again: nothing shows yet that RabbitMQ takes this one.
+            self._later(publish, lambda publish: self._run(self._publish_apart([publish])))
 
 
-def _fail(pending: _PendingPublish, error: WorkerError) -> None:
-    if not pending.future.done():
-        pending.future.set_exception(error)
+async def publish_apart(open_apart: Open, messages: Iterable[Message], settle: Settle) -> None:
+    """Publish messages of which one has ended its connection, on connections that carry nothing else, and
+    `settle` each as soon as its outcome is known: None where it is confirmed, Poisonous where it ends its
+    connection alone, BrokerUnreachable where nothing is known. Groups that end theirs are halved."""
+    turn = asyncio.Semaphore(APART_CONNECTIONS)
+
+    async def publish(group: list[Message], blamed: int = 0) -> None:
+        async with turn:
+            left, is_to_blame = await _publish_group(open_apart, group, settle)
+        blamed += len(group) == 1
+        if not is_to_blame or blamed >= BLAMED_AFTER:
+            for message in left:
+                settle(message, Poisonous() if is_to_blame else BrokerUnreachable("The connection was lost"))
+            return
+        async with asyncio.TaskGroup() as halves:
+            for half in _split(left, 2):
+                halves.create_task(publish(half, blamed))
+
+    async with asyncio.TaskGroup() as groups:
+        for group in _split(list(messages), APART_CONNECTIONS):
+            groups.create_task(publish(group))
+
+
+async def _publish_group(
+    open_apart: Open, group: list[Message], settle: Settle
+) -> tuple[list[Message], bool]:
+    """Publish on one connection. Returns those that have no outcome, and whether one of them is to blame."""
+    try:
+        connection = await open_apart()
+    except BrokerUnreachable:
+        return group, False
+    channel = ConfirmChannel("apart", EventListener())
+    serving = asyncio.create_task(channel.serve(connection), name="publish apart")
+    left = []
+    try:
+        # As to foreign queues, so that each ends in its outcome.
+        sent = {message: channel.send(replace(message, external=True)) for message in group}
+        confirms = asyncio.ensure_future(asyncio.wait(sent.values()))
+        await asyncio.wait([serving, confirms], return_when=asyncio.FIRST_COMPLETED)
+        confirms.cancel()
+        for message, future in sent.items():
+            error = future.exception() if future.done() else BrokerUnreachable()
+            if isinstance(error, BrokerUnreachable):
+                left.append(message)
+            elif error is None or isinstance(error, WorkerError):
+                settle(message, error)
+        return left, connection.was_closed_for_cause or is_blame(channel.closed_by)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        channel.abandon()
+        await connection.close()
+
+
+def is_blame(reason: BaseException | None) -> bool:
+    """Whether the broker closed a channel for what a message holds."""
+    kinds = aiormq.exceptions
+    return isinstance(reason, kinds.AMQPChannelError) and not isinstance(
+        reason, kinds.ChannelNotFoundEntity | kinds.ChannelAccessRefused
+    )
+
+
+def _error_of(reason: BaseException | None) -> WorkerError:
+    """What to tell the senders of publishes to other queues, on whose channel the broker gave this reason."""
+    if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):
+        return Unroutable("the exchange is missing")
+    if isinstance(reason, aiormq.exceptions.ChannelAccessRefused):
+        return PublishRefused("the broker does not take this message")
+    return BrokerUnreachable("The channel was lost")
+
+
+def _split(messages: list[Message], parts: int) -> Iterable[list[Message]]:
+    size = -(-len(messages) // parts)
+    return [messages[at : at + size] for at in range(0, len(messages), size or 1)]
+
+
+def _end(publish: Publish, error: WorkerError) -> None:
+    if not publish.future.done():
+        publish.future.set_exception(error)
 
 
 @lru_cache(maxsize=1000)

@@ -30,6 +30,8 @@ CONNECT_TIMEOUT = 15.0  # seconds
 NODE_TIMEOUT = 5.0  # seconds, where there is another address to try
 CLOSE_TIMEOUT = 5.0  # seconds
 
+CONNECTION_FORCED = 320  # reply code: by an operator, or because the node stops
+
 # aiormq lets the last two escape when the peer closes during the handshake. A broker that is starting does
 # that.
 HANDSHAKE_ERRORS = (*AMQP_ERRORS, StopAsyncIteration, EOFError)
@@ -116,6 +118,12 @@ class Connection:
     async def drain(self) -> None:
         """Wait until the socket has taken most of what was written, or the connection is lost."""
         await self._transport.drain()
+
+    @property
+    def was_closed_for_cause(self) -> bool:
+        """Whether the broker closed it for something that this client sent."""
+        reason = self._transport.close_reason
+        return reason is not None and reason[0] != CONNECTION_FORCED
 
     @property
     def heard_at(self) -> float:

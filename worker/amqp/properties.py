@@ -16,7 +16,7 @@ from typing import Self
 
 from pamqp import decode, encode
 
-from worker.contract.words import OWN_HEADERS
+from worker.contract.words import OWN_HEADERS, REDUCED_HEADER
 
 HeaderValue = str | int | bool
 
@@ -149,6 +149,12 @@ class Properties:
             dropped.add(name)
             excess -= len(short_string(name)) + len(entries[name])
         return self.changed(without=frozenset(dropped))
+
+    def reduced(self) -> "Properties":
+        """Our own headers alone, encoded anew (contract §2)."""
+        own = ((name, self.header(name)) for name in self._entries() if name.startswith(OWN_HEADERS))
+        kept = {name: value for name, value in own if isinstance(value, str | int)}
+        return build(headers=kept | {REDUCED_HEADER: True})
 
     def with_text(self, name: str, value: str) -> "Properties":
         """A copy with this short string."""

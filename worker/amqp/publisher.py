@@ -7,12 +7,15 @@ does not take the message within a minute.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from functools import partial
 from typing import Final
 
-from worker.amqp.confirm_channel import ConfirmChannel, Message
+from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import Connection, connect
 from worker.amqp.direct_reply import is_direct_reply, is_well_formed
+from worker.amqp.ledger import Message
 from worker.backoff import backoff
 from worker.errors import BrokerUnreachable, PublishRefused, TopologyError
 from worker.events import EventListener
@@ -24,8 +27,6 @@ REDECLARE_INTERVAL: Final = 1.0  # seconds
 
 Declare = Callable[[Connection, Settings], Awaitable[None]]
 """Declares our own objects. Raises TopologyError or BrokerUnreachable."""
-Serve = Callable[[Connection], Awaitable[None]]
-"""Serves channels on a connection until it is lost."""
 
 
 class Publisher:
@@ -36,7 +37,8 @@ class Publisher:
     when a stream's leader dies, RabbitMQ before 4.0 sends again what is unconfirmed, by the channel's numbers
     instead of the stream's. Where they differ, further records are confirmed and not written.
     Direct replies have a connection of their own, because RabbitMQ ends the connection if it cannot decode an
-    address.
+    address. When RabbitMQ ends a connection for one of the publishes on it, the next one is opened at once,
+    and what was under way is published apart (confirm_channel.py).
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class Publisher:
         self._events = events
         self._declare = declare
         self._missing = asyncio.Event()
-        self._own = ConfirmChannel("own", events, self._missing)
-        self._external = ConfirmChannel("external", events)
+        apart = partial(connect, settings, "publisher apart")
+        self._own = ConfirmChannel("own", events, apart, self._missing)
+        self._external = ConfirmChannel("external", events, apart)
         self._streams = {
-            name: ConfirmChannel(name, events, self._missing, is_for_stream=True) for name in streams
+            name: ConfirmChannel(name, events, apart, self._missing, is_for_stream=True) for name in streams
         }
-        self._direct = ConfirmChannel("direct replies", events)
+        self._direct = ConfirmChannel("direct replies", events, apart)
         self._served = (self._own, self._external, *self._streams.values())
         self._task: asyncio.Task[None] | None = None
         self._direct_task: asyncio.Task[None] | None = None
@@ -77,9 +80,15 @@ class Publisher:
         """Messages not confirmed yet."""
         return sum(len(channel) for channel in (*self._served, self._direct))
 
+    @property
+    def blocked(self) -> list[tuple[str, str, datetime]]:
+        """The queues of ours that take nothing: their name, why, and since when."""
+        channels = (self._own, *self._streams.values())
+        return sorted((queue, *blocked) for channel in channels for queue, blocked in channel.blocked.items())
+
     def start(self) -> None:
         """Begin to connect, in the background."""
-        serve = self._keep_serving("publisher", self._serve, self._events)
+        serve = self._keep_serving("publisher", self._served, self._events)
         self._task = asyncio.create_task(serve, name="publisher")
 
     async def stop(self) -> None:
@@ -106,12 +115,14 @@ class Publisher:
             refused.set_exception(PublishRefused("the reply address is malformed"))
             return refused
         if self._direct_task is None:
-            serve = self._keep_serving("direct replies", self._direct.serve, EventListener())
+            serve = self._keep_serving("direct replies", [self._direct], EventListener())
             self._direct_task = asyncio.create_task(serve, name="direct-replies")
         return self._direct.send(message)
 
-    async def _keep_serving(self, purpose: str, serve: Serve, events: EventListener) -> None:
-        """Open a connection and serve on it, again and again."""
+    async def _keep_serving(
+        self, purpose: str, channels: Sequence[ConfirmChannel], events: EventListener
+    ) -> None:
+        """Open a connection and serve the channels on it, again and again."""
         failures = 0
         while True:
             connection = None
@@ -119,8 +130,10 @@ class Publisher:
                 connection = await connect(self._settings, purpose)
                 events.publisher_connected()
                 began = asyncio.get_running_loop().time()
-                await serve(connection)
+                await self._serve(channels, connection)
                 events.publisher_lost("connection lost")
+                if connection.was_closed_for_cause and [c for c in channels if c.suspect()]:
+                    continue  # at once: what is to blame goes elsewhere
                 if asyncio.get_running_loop().time() - began > STABLE_AFTER:
                     failures = 0
             except Exception as error:
@@ -133,9 +146,9 @@ class Publisher:
             failures += 1
             await asyncio.sleep(backoff(failures, *RECONNECT))
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, channels: Sequence[ConfirmChannel], connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
-            served = [group.create_task(channel.serve(connection)) for channel in self._served]
+            served = [group.create_task(channel.serve(connection)) for channel in channels]
             served.append(group.create_task(self._redeclare(connection)))
             await connection.lost
             for task in served:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterable
 from pydantic import ValidationError
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Connection, connect
+from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import publish_once
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream

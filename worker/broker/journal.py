@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
-from worker.amqp.confirm_channel import Message
+from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.stream_reader import StreamReader, open_stream

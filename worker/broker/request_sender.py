@@ -11,8 +11,8 @@ from typing import Final
 import aiormq.exceptions
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.confirm_channel import Message
 from worker.amqp.connection import Connection, connect
+from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.backoff import ceiling

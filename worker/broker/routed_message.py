@@ -7,8 +7,8 @@ request whatever looks like one of them (contract §2). A request bears all of t
 
 from dataclasses import replace
 
-from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import COUNTS, Delivery
+from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
 from worker.broker.request_message import is_from_operator, operator_headers
 from worker.contract.words import (
@@ -32,10 +32,12 @@ def barrier(queue: str, epoch: int) -> Message:
     return Message("", queue, build(type=BARRIER_TYPE, headers={EPOCH_HEADER: epoch}), b"", external=True)
 
 
-def routed(delivery: Delivery, queue: str, epoch: int, arrived_at: int, entry: str) -> Message:
+def routed(
+    delivery: Delivery, queue: str, epoch: int, arrived_at: int, entry: str, *, reduced: bool = False
+) -> Message:
     """A request for a partition: without a priority, by which it could overtake others on RabbitMQ 4, and
-    without an expiration, since its place in the order is taken."""
-    given = delivery.properties
+    without an expiration, since its place in the order is taken. `reduced`: with our headers alone."""
+    given = delivery.properties.reduced() if reduced else delivery.properties
     by_replay = is_from_operator(delivery, entry)
     headers: dict[str, str | int | bool] = {
         EPOCH_HEADER: epoch,

@@ -2,11 +2,16 @@
 after a publish whose outcome is unknown. So no second copy of a request can follow a newer request."""
 
 import asyncio
+import contextlib
+from dataclasses import replace
+from functools import partial
+from uuid import uuid4
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.confirm_channel import ConfirmChannel, Message
+from worker.amqp.confirm_channel import ConfirmChannel, Poisonous, is_blame, publish_apart
 from worker.amqp.connection import Channel, Connection, connect
-from worker.errors import BrokerUnreachable
+from worker.amqp.ledger import Message
+from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -18,7 +23,7 @@ class RouterChannel:
 
     def __init__(self, settings: Settings, events: EventListener) -> None:
         self._settings = settings
-        self._publishing = ConfirmChannel("router", events, publishes_again=False)
+        self._publishing = ConfirmChannel("router", events)
         self._connection: Connection | None = None
         self._asking: Channel | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -32,8 +37,10 @@ class RouterChannel:
         self._serving.add_done_callback(lambda _: self._is_lost("the connection to RabbitMQ was lost"))
 
     def send(self, message: Message) -> "asyncio.Future[None]":
-        """Publish. The future raises BrokerUnreachable where the outcome is unknown, else Unroutable,
-        QueueFull or PublishRefused."""
+        """Publish. Raises BrokerUnreachable where nothing can be published any more; the future does where
+        the outcome is unknown, else Unroutable, QueueFull or PublishRefused."""
+        if self.lost.done():
+            raise BrokerUnreachable(self.lost.result())
         sent = self._publishing.send(message)
         sent.add_done_callback(self._sent)
         return sent
@@ -55,6 +62,27 @@ class RouterChannel:
         self._publishing.abandon()
         if self._connection is not None:
             await self._connection.close()
+
+    async def poisonous(self) -> set[Message]:
+        """The messages for which RabbitMQ closed the connection, once it is closed. To find them they are
+        published apart, to no queue, so that no second copy comes to a partition."""
+        channel, connection = self._publishing, self._connection
+        if connection is None or not (connection.was_closed_for_cause or is_blame(channel.closed_by)):
+            return set()
+        nowhere = uuid4().hex
+        found: set[Message] = set()
+        probes = {
+            replace(one.message, routing_key=nowhere, body=b""): one.message for one in channel.suspects
+        }
+
+        def settle(probe: Message, outcome: WorkerError | None) -> None:
+            if isinstance(outcome, Poisonous):
+                found.add(probes[probe])
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await publish_apart(partial(connect, self._settings, "router apart"), probes, settle)
+        return found
 
     def _sent(self, sent: "asyncio.Future[None]") -> None:
         if not sent.cancelled() and isinstance(sent.exception(), BrokerUnreachable):

@@ -41,6 +41,9 @@ REPLY_REFUSED_HEADER: Final = "x-ott-reply-refused"
 UNROUTABLE: Final = "unroutable"
 NOT_ALLOWED: Final = "not-allowed"
 
+# Set where RabbitMQ turned a message down with its publisher's headers and properties.
+REDUCED_HEADER: Final = "x-ott-reduced"
+
 # Headers of a journal record.
 CLOCK_HEADER: Final = "x-ott-clock"
 
@@ -64,6 +67,7 @@ PUBLIC_HEADERS: Final = frozenset(
         USER_HEADER,
         ENCRYPTION_KEY_HEADER,
         REPLY_REFUSED_HEADER,
+        REDUCED_HEADER,
         CLOCK_HEADER,
     }
 )  # the headers of ours, all of which may be shown

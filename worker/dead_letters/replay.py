@@ -12,8 +12,8 @@ from typing import Any
 
 from aiolimiter import AsyncLimiter
 
-from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import COUNTS
+from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
 from worker.broker import topology

@@ -84,7 +84,7 @@ class Journeys:
             self._subscription.requeue(delivery)
             return
         if self.carried_attempts:
-            request.attempts = self.carried_attempts.pop(_identity(request), 0)
+            request.attempts = self.carried_attempts.pop(identity(request), 0)
         suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
 
@@ -93,11 +93,11 @@ class Journeys:
         is new, or begins again: then another worker has settled that one."""
         if not request.delivery.redelivered:
             self.overtaken.clear()
-        identity = _identity(request)
-        if self.overtaken.get(request.resource, identity) == identity or identity in self._requeued:
+        this = identity(request)
+        if self.overtaken.get(request.resource, this) == this or this in self._requeued:
             self.overtaken.pop(request.resource, None)
             return False
-        self._requeued.add(identity)
+        self._requeued.add(this)
         return True
 
     @property
@@ -106,7 +106,7 @@ class Journeys:
         oldest: dict[Resource | None, Identity] = {}
         for request in self._lanes.items:
             if request.resource is not None:
-                oldest.setdefault(request.resource, _identity(request))
+                oldest.setdefault(request.resource, identity(request))
         return oldest
 
     @property
@@ -120,7 +120,7 @@ class Journeys:
         they failed because of the outage, which must not cost the requests anything."""
         if self._forwarder.is_pausing:
             return {}
-        return {_identity(request): request.attempts for request in self._lanes.items if request.attempts}
+        return {identity(request): request.attempts for request in self._lanes.items if request.attempts}
 
     async def drain(self, grace: float) -> None:
         """Start nothing more. Requests that are being called or settled get `grace` seconds to end; those
@@ -166,7 +166,7 @@ class Journeys:
         return await self._forwarder.forward(request, self._subscription.ensure_lease)
 
 
-def _identity(request: Request) -> Identity:
+def identity(request: Request) -> Identity:
     """An identity that a redelivery shares with the delivery before it."""
     return request.id, hash(request.delivery.body)
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from hashlib import blake2b
 
-from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import Subscription
+from worker.amqp.ledger import Message
 from worker.broker.partition_log import PartitionLog
 from worker.broker.routed_message import barrier, routed
 from worker.broker.router_channel import RouterChannel
@@ -20,7 +20,7 @@ from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.resource import Resource
 from worker.errors import QueueFull, Unroutable, WorkerError
-from worker.pipeline.journey import Journeys, Tools
+from worker.pipeline.journey import Identity, Journeys, Tools, identity
 from worker.pipeline.request import Request
 
 ROOM_INTERVAL = 0.05  # seconds between looks at a partition that is full
@@ -45,12 +45,16 @@ class Router(Journeys):
         partitions: int,
         log: PartitionLog,
         channel: RouterChannel,
+        turned_down: set[Identity],
     ) -> None:
+        """`turned_down`: requests that RabbitMQ turned down with their publisher's headers and properties."""
         super().__init__(subscription, tools)
         self._epoch = 0
         self._partitions = partitions
         self._log = log
         self._channel = channel
+        self._turned_down = turned_down
+        self._routing: dict[Message, Identity] = {}
         self._names = Topology(self._settings.prefix)
         self._room = {number: _Room(self._settings.prefetch) for number in range(1, partitions + 1)}
 
@@ -75,6 +79,9 @@ class Router(Journeys):
         """Stop at once. A request that was published but not acknowledged is delivered again."""
         await self._lanes.cancel()
         await self._channel.close()
+        for message in await self._channel.poisonous() & self._routing.keys():
+            self._turned_down.add(self._routing[message])
+            self._events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
 
     async def _pass_barrier(self) -> None:
         waiting = set(range(1, self._partitions + 1)) | self._log.partitions
@@ -100,7 +107,10 @@ class Router(Journeys):
         queue = self._names.partition(partition)
         # A replay's `received_at` is not the time of its arrival.
         arrived_at = self._clock.stamp() if request.is_replay else request.received_at
-        message = routed(request.delivery, queue, self._epoch, arrived_at, self._names.entry)
+        this = identity(request)
+        reduced = this in self._turned_down
+        message = routed(request.delivery, queue, self._epoch, arrived_at, self._names.entry, reduced=reduced)
+        self._routing[message] = this
         try:
             async with self._room[partition].for_one(self._channel, queue):
                 await self._publish(message, request)
@@ -112,6 +122,8 @@ class Router(Journeys):
             self.failed.set()
             await self._until_the_end(request)
         self._subscription.ack(request.delivery)
+        del self._routing[message]
+        self._turned_down.discard(this)
         self._events.routed(partition)
 
     async def _until_the_end(self, request: Request) -> None:

@@ -3,9 +3,9 @@
 
 import asyncio
 
-from worker.amqp.confirm_channel import Message
 from worker.amqp.consumer import COUNTS
 from worker.amqp.direct_reply import DIRECT_REPLY_TO
+from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.broker.encryption import Seals
@@ -19,6 +19,7 @@ from worker.contract.settlement import Settlement
 from worker.contract.timestamps import now
 from worker.contract.words import (
     NOT_ALLOWED,
+    REDUCED_HEADER,
     REPLY_REFUSED_HEADER,
     REPLY_TYPE,
     UNROUTABLE,
@@ -29,6 +30,7 @@ from worker.events import EventListener, Tracing
 from worker.pipeline.request import Outcome, Request
 
 _REPLY = build(content_type="application/json", type=REPLY_TYPE)
+_REDUCED_REPLY = _REPLY.changed({REDUCED_HEADER: True})
 GENERATED = "amq.gen-"
 MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
 
@@ -149,4 +151,4 @@ def _reply_message(
     properties = _REPLY.with_text("correlation_id", correlation_id)
     if headers:
         properties = properties.changed(headers)
-    return Message("", queue, properties, body, external)
+    return Message("", queue, properties, body, external, _REDUCED_REPLY)

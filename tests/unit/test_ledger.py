@@ -1,0 +1,123 @@
+"""The ledger of one publishing channel: nothing is lost or reordered, whatever the broker answers."""
+
+import asyncio
+
+import pytest
+
+from worker.amqp.ledger import Ledger, Message, Publish
+from worker.amqp.properties import build
+
+
+@pytest.fixture
+def loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+def publishes(loop: asyncio.AbstractEventLoop, names: str) -> list[Publish]:
+    return [Publish(Message("", name, build(), b""), loop.create_future(), key=name) for name in names]
+
+
+def names(of: list[Publish]) -> str:
+    return "".join(publish.message.queue for publish in of)
+
+
+def sent(ledger: Ledger, now: float = 0.0) -> str:
+    """Send all that waits."""
+    gone = []
+    while (publish := ledger.next()) is not None:
+        ledger.sent(publish, now)
+        gone.append(publish)
+    return names(gone)
+
+
+def filled(loop: asyncio.AbstractEventLoop, names: str) -> Ledger:
+    ledger = Ledger()
+    for publish in publishes(loop, names):
+        ledger.add(publish)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("answers", "taken"),
+    [
+        ([(1, False), (2, False)], ["a", "b"]),
+        ([(3, False), (1, False)], ["c", "a"]),
+        ([(3, True)], ["abc"]),
+        ([(2, False), (3, True)], ["b", "ac"]),
+        ([(2, False), (2, False)], ["b", ""]),
+        ([(9, False)], [""]),
+        ([(9, True)], ["abcd"]),
+    ],
+)
+def test_an_answer_takes_out_the_publishes_that_it_names(
+    loop: asyncio.AbstractEventLoop, answers: list[tuple[int, bool]], taken: list[str]
+) -> None:
+    ledger = filled(loop, "abcd")
+    assert sent(ledger) == "abcd"
+    assert [names(ledger.answered(tag, multiple=multiple)) for tag, multiple in answers] == taken
+    assert len(ledger) == 4 - sum(map(len, taken))
+
+
+def test_a_returned_message_is_known_by_its_key_and_its_confirm_finds_nothing(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    ledger = filled(loop, "ab")
+    sent(ledger)
+    assert names(ledger.returned("b")) == "b"
+    assert ledger.returned("b") == ledger.returned("x") == ledger.answered(2) == []
+    assert ledger.is_under_way("a")
+    assert not ledger.is_under_way("b")
+
+
+def test_what_was_under_way_goes_first_on_the_next_channel_in_its_order(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    ledger = filled(loop, "abc")
+    sent(ledger)
+    ledger.answered(2)
+    ledger.add(publishes(loop, "d")[0])
+    assert names(ledger.lost()) == "ac"
+    assert sent(ledger) == "acd"
+    assert names(ledger.answered(1)) == "a"
+
+
+def test_what_is_given_up_is_not_sent(loop: asyncio.AbstractEventLoop) -> None:
+    ledger = Ledger()
+    a, b = publishes(loop, "ab")
+    ledger.add(a)
+    ledger.add(b)
+    a.future.cancel()
+    assert sent(ledger) == "b"
+
+
+def test_what_is_set_aside_counts_and_waits_for_nobody(loop: asyncio.AbstractEventLoop) -> None:
+    ledger = filled(loop, "abc")
+    sent(ledger)
+    suspects = ledger.lost()[:2]
+    ledger.set_aside(suspects)
+    assert (len(ledger), sent(ledger)) == (3, "c")
+    ledger.add(suspects[1])
+    ledger.settled(suspects[0])
+    assert (len(ledger), sent(ledger)) == (2, "b")
+    assert names(ledger.clear()) == "cb"
+    assert not len(ledger)
+
+
+def test_the_time_to_wait_for_a_confirm_doubles_up_to_a_limit(loop: asyncio.AbstractEventLoop) -> None:
+    ledger, now, waited = filled(loop, "a"), 0.0, []
+    for _ in range(4):
+        sent(ledger, now)
+        began = now
+        while not (late := ledger.overdue(now, 3, 10)):
+            now += 1
+        waited.append(now - began)
+        ledger.add(late[0])
+    assert waited == [3, 6, 10, 10]
+
+
+def test_a_wait_that_is_put_off_begins_anew(loop: asyncio.AbstractEventLoop) -> None:
+    ledger = filled(loop, "ab")
+    sent(ledger, 0)
+    ledger.put_off(5)
+    assert ledger.overdue(7, 3, 10) == []
+    assert names(ledger.overdue(8, 3, 10)) == "ab"

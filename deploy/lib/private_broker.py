@@ -156,7 +156,9 @@ class PrivateBroker:
         if not cookie.exists():
             with open(os.open(cookie, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as file:
                 file.write(secrets.token_hex(16))
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        plugins = self.folder / "enabled_plugins"
+        if not plugins.exists():
+            plugins.write_text("[].\n")
         config = self.folder / "rabbitmq.conf"
         if settings or not config.exists():
             lines = [

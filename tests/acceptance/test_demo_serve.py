@@ -27,7 +27,7 @@ async def demonstration(broker_url: str) -> AsyncIterator[tuple[asyncio.subproce
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             yield (
                 process,
                 (

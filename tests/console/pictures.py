@@ -1,4 +1,4 @@
-"""Takes the pictures of deploy/README.md: `python -m tests.console.pictures [FOLDER]`."""
+"""Takes the pictures of deploy/docs/console.md: `python -m tests.console.pictures [FOLDER]`."""
 
 import asyncio
 import sys

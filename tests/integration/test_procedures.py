@@ -1,4 +1,4 @@
-"""The runbooks of deploy/README.md, rehearsed."""
+"""The procedures of deploy/docs, rehearsed."""
 
 import asyncio
 import json

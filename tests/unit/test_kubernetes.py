@@ -26,7 +26,7 @@ CONSOLE = "ott-console"
 sys.path.insert(0, str(ROOT / "deploy" / "lib"))
 from definitions import USERS, definitions  # noqa: E402 - a script's module
 
-README = (ROOT / "deploy" / "README.md").read_text()
+README = (ROOT / "deploy" / "docs" / "kubernetes.md").read_text()
 Document = dict[str, Any]
 
 # What the resources of operators may hold. Offline, no schema of theirs is at hand.
@@ -352,7 +352,7 @@ def test_the_prometheus_rule_holds_the_alerts() -> None:
     )
     for group in yaml.safe_load(linked.stdout)["spec"]["groups"]:
         for alert in group["rules"]:
-            page = f"https://git.example.com/ott/deploy/README.md#{alert['alert'].lower()}"
+            page = f"https://git.example.com/ott/deploy/docs/alerts.md#{alert['alert'].lower()}"
             assert alert["annotations"]["runbook_url"] == page
 
 

@@ -129,13 +129,13 @@ def test_no_label_can_take_any_value(exported: dict[str, set[str]]) -> None:
 def test_an_alert_says_how_bad_it_is_and_has_a_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"]["summary"]
-    runbook = (DEPLOY / "README.md").read_text()
-    assert rule["annotations"]["runbook"] == f"deploy/README.md#{rule['alert'].lower()}"
-    assert f"#### {rule['alert']}\n" in runbook
+    runbook = (DEPLOY / "docs" / "alerts.md").read_text()
+    assert rule["annotations"]["runbook"] == f"deploy/docs/alerts.md#{rule['alert'].lower()}"
+    assert f"## {rule['alert']}\n" in runbook
 
 
 def test_a_runbook_asks_rabbitmq_in_the_vhost_of_the_deployment() -> None:
-    asked = re.findall(r"`rabbitmqctl (list_[^`]*)`", (DEPLOY / "README.md").read_text())
+    asked = re.findall(r"`rabbitmqctl (list_[^`]*)`", (DEPLOY / "docs" / "alerts.md").read_text())
     assert asked
     assert all(" -p ott" in command for command in asked)
 
@@ -154,7 +154,8 @@ def test_promtool_accepts_configuration_alerts_and_their_tests() -> None:
     )
     if shutil.which("promtool") is None:
         warnings.warn(
-            "promtool is not installed: the alerts' own tests did not run (deploy/README.md)", stacklevel=1
+            "promtool is not installed: the alerts' own tests did not run (deploy/docs/monitoring.md)",
+            stacklevel=1,
         )
         assert check.returncode == 3
         assert "promtool" in check.stderr

@@ -11,7 +11,7 @@ from worker.errors import SettingsError
 from worker.settings import Settings
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "ott-worker.service"
-README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
+README = (Path(__file__).parents[2] / "deploy" / "docs" / "systemd.md").read_text()
 EXPOSURE = 20  # of 100, as `systemd-analyze security` counts
 LOCKED = {
     "NoNewPrivileges": "yes",

@@ -1,0 +1,91 @@
+"""The README's three ways to publish, run as they are printed; only ports and prefix are the test's own."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import MESSENGER, Rig, until
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+BROKER = ROOT / "deploy" / "private-broker"
+URL = "amqp://guest:guest@localhost:5672/"
+
+
+def block(language: str, words: str) -> str:
+    """What a reader copies."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (found,) = (b for b in re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL) if words in b)
+    return found
+
+
+def run(command: list[str], folder: Path, **variables: str) -> str:
+    (folder / "page.json").write_text(json.dumps(MESSENGER))
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_from_python(rig: Rig, broker_url: str, prefix: str, tmp_path: Path) -> None:
+    await rig.start()
+    program = block("python", "RegistrationClient").replace(URL, broker_url)
+    said = await asyncio.to_thread(run, [sys.executable, "-c", program], tmp_path, OTT_PREFIX=prefix)
+    assert said == "registered 1732555047025799\n"
+
+
+async def test_from_node(rig: Rig, broker_url: str, prefix: str, tmp_path: Path) -> None:
+    install = ["npm", "install", "--silent", "--prefix", str(tmp_path), "amqplib@2"]
+    if shutil.which("npm") is None or await asyncio.to_thread(subprocess.call, install):
+        warnings.warn("npm cannot install amqplib: the README's Node example did not run", stacklevel=1)
+        return
+    program = block("js", "amqplib").replace(URL, broker_url).replace("ott.registration", prefix)
+    await rig.start()
+    assert await asyncio.to_thread(run, ["node", "-e", program], tmp_path) == "registered\n"
+
+
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """A RabbitMQ with its management API: URL, and port of the API."""
+    folder = tmp_path_factory.mktemp("managed")
+    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = ("--set", f"management.tcp.port={port}", "--set", "management.tcp.ip=127.0.0.1")
+    start = subprocess.run([BROKER, "start", folder, *given], capture_output=True, text=True, check=False)
+    assert start.returncode == 0, start.stderr
+    try:
+        yield start.stdout.strip(), port
+    finally:
+        subprocess.run([BROKER, "kill", folder], check=True)
+
+
+@pytest.fixture
+async def beside(managed: tuple[str, int], make_settings: Callable[..., Settings]) -> AsyncIterator[Rig]:
+    async with Rig(lambda **more: make_settings(**{"amqp_url": managed[0], **more})) as rig:
+        yield rig
+
+
+async def test_with_curl(beside: Rig, managed: tuple[str, int], prefix: str, tmp_path: Path) -> None:
+    await beside.start()
+    program = block("sh", "/publish").replace("15672", str(managed[1])).replace("ott.registration", prefix)
+    assert json.loads(await asyncio.to_thread(run, ["bash", "-c", program], tmp_path)) == {"routed": True}
+    await until(lambda: beside.sandbox.registrations, "the registration")

@@ -95,7 +95,7 @@ def _exit_codes() -> str:
 
 def _kinds(code: int) -> str:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    return ", ".join(f"`{kind.__name__}`" for kind in kinds if getattr(kind, "exit_code", 0) == code)
+    return ", ".join(f"`{kind.__name__}`" for kind in kinds if getattr(kind, "exit_code", None) == code)
 
 
 _MEANING = {

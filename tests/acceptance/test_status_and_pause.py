@@ -6,7 +6,6 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -27,7 +26,6 @@ from worker.dead_letters.groups import LetterGroup
 from worker.errors import WorkerError
 from worker.sandbox.faults import Status
 
-ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
 
 

@@ -57,7 +57,9 @@ async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(ri
     newest = json.loads(requester.replies["q"][1].body)["supersededBy"]
     first, *outcomes = ended.out.splitlines()
     assert (ended.code, first) == (0, "2 dead letters replayed, 0 left.")
-    assert sorted(outcomes) == ["p  p  registered", f"q  q  superseded by {newest}"]
+    told = sorted(line.split("  ", 1)[1] for line in outcomes)
+    assert told == ["p  p  registered", f"q  q  superseded by {newest}"]
+    assert re.search(rf"[0-9a-f]{{16}}  q  request q would be superseded by {newest}\n", ended.err)
     statuses = [json.loads(requester.replies[name][1].body)["status"] for name in ("p", "q")]
     assert statuses == ["registered", "superseded"]
     assert (held(rig, "p")["pageName"], held(rig, "q")["pageName"]) == ("old p", "new q")
@@ -105,6 +107,7 @@ async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twic
             "x-ott-replay-of": "the-id",
             "x-ott-replay-reason": "exhausted",
             "x-ott-replay-force": True,
+            "x-ott-user-id": "guest",
             "x-own": "kept",
         }
     assert await copies.get(fail=False) is None
@@ -130,15 +133,16 @@ async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig
     requester = await rig.start()
     await requester.ask(messenger("before the letter", "so that the journal reaches back"))
     await rig.stop_worker(rig._running[0][0])
-    late = await requester.publish(messenger("p", "old"), expiration=0.05)
+    await requester.publish(messenger("p", "old"), expiration=0.05)
     await until(lambda: requester.depth("dead"), "the dead letter")
     await rig.start()
     await asyncio.sleep(1.1)  # the broker tells the time of a death to the second
     newer = await requester.ask(messenger("p", "new"))
-    await ott_worker(rig.settings(), "dead-letters", "replay", "--reason", "expired")
-    refused_or_superseded = await requester.reply(late)
-    assert refused_or_superseded["status"] == "superseded"
-    assert refused_or_superseded["supersededBy"] == newer["requestId"]
+    refused = await ott_worker(rig.settings(), "dead-letters", "replay", "--reason", "expired")
+    assert (refused.code, refused.out) == (1, "")
+    assert f"would be superseded by {newer['requestId']}\n" in refused.err
+    assert "--force replays it all the same" in refused.err
+    assert await requester.depth("dead") == 1
     assert held(rig, "p")["pageName"] == "new"
 
 
@@ -171,8 +175,13 @@ async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(
     words = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run")
     assert (planned.code, words.code) == (1, 1)
     assert "rejected again: PageName must be provided" in words.out
-    assert words.out.endswith("2 dead letters of 2 match. 2 will be rejected again as they are.\n")
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    assert words.out.endswith("2 dead letters of 2 match. 2 would be rejected again as they are, and stay.\n")
+    refused = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    assert (refused.code, refused.out) == (1, "")
+    assert "1 dead letter would be rejected again: PageName must be provided" in refused.err
+    assert "Nothing would be registered" in refused.err
+    assert await requester.depth("dead") == 2
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--force")
     assert (ended.code, ended.out.split(".")[0]) == (1, "2 dead letters replayed, 0 left")
 
 
@@ -299,7 +308,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
     assert "left where it is: PageName must be provided" in ended.out
     ended = await ott_worker(rig.settings(), *command)
     assert (ended.code, ended.out) == (1, "0 dead letters replayed, 2 left.\n")
-    assert ended.err == "ott-worker: 2 dead letters cannot be replayed: PageName must be provided\n"
+    assert ended.err.startswith("ott-worker: 2 dead letters cannot be replayed: PageName must be provided\n")
     assert [m.message_id for m in await dead_queue(requester)] == ids
     assert await requester.depth("requests") == 0
 
@@ -309,7 +318,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
     [
         (["replay"], "wants a filter, or --all"),
         (["discard"], "wants a filter, or --all"),
-        (["discard", "--all"], "give --yes"),
+        (["discard", "--all"], "confirm with --yes"),
         (["show"], "wants the id"),
         (["replay", "--all", "--set", "nonsense=1"], "must be FIELD=VALUE"),
         (["replay", "--all", "--set", "isActive=yes"], "must be true, false, 0 or 1"),
@@ -379,7 +388,8 @@ async def test_a_field_that_the_platform_of_a_letter_does_not_have_leaves_it_whe
 async def test_without_waiting_a_replay_only_publishes(rig: Rig) -> None:
     requester = await rig.start()
     await requester.ask(b"{}", message_id="hopeless")
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--no-wait", "--all", "--json")
+    command = ("dead-letters", "replay", "--no-wait", "--all", "--force", "--json")
+    ended = await ott_worker(rig.settings(), *command)
     assert ended.documents == [{"replayed": 1, "left": 0, "unfit": 0}]
 
 
@@ -480,7 +490,7 @@ async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester
 async def test_a_letter_that_fails_again_is_left_for_another_run(rig: Rig) -> None:
     requester = await rig.start()
     await requester.ask(b"{}", message_id="hopeless")
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--json")
+    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--force", "--json")
     record, summary = ended.documents
     assert (record["id"], record["status"], record["reason"]) == ("hopeless", "rejected", "invalid")
     assert (ended.code, summary) == (1, {"replayed": 1, "left": 0, "unfit": 0})

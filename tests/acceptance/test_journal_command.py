@@ -80,7 +80,7 @@ async def test_records_are_found_by_bare_id_status_reason_and_time(rig: Rig, req
 async def test_what_was_wrong_is_shown(rig: Rig, requester: Requester) -> None:
     await requester.ask(messenger("page-9", endpointUrl=""), message_id="wrong")
     ended = await ott_worker(rig.settings(), "journal", "wrong")
-    assert "10006 EndpointUrl must be provided" in ended.out
+    assert "EndpointUrl must be provided" in ended.out
 
 
 @pytest.mark.parametrize("option", ["--status", "--reason"])

@@ -22,7 +22,7 @@ from worker.broker.topology import Topology
 from worker.cli.status_screen import Causes, Screen, print_screen
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
-from worker.dead_letters.groups import LetterGroup
+from worker.dead_letters.groups import Cause
 from worker.errors import WorkerError
 from worker.sandbox.faults import Status
 
@@ -183,15 +183,18 @@ def night() -> Screen:
     )
     died = int(NOW.timestamp() * 1_000_000)
     groups = [
-        LetterGroup("exhausted", "10000 Marketing Cloud answered 500", 21, died, died),
-        LetterGroup(
+        Cause("a", "exhausted", "10000 Marketing Cloud answered 500", None, None, 21, died, died),
+        Cause(
+            "b",
             "invalid",
             "10006 Please fix the following errors: EndpointUrl must be provided; PageId must be provided",
+            None,
+            None,
             14,
             died,
             died,
         ),
-        LetterGroup("forbidden", "20002 Insufficient privileges", 2, died, died),
+        Cause("c", "forbidden", "20002 Insufficient privileges", None, None, 2, died, died),
     ]
     rates = (Settled(60, {}), Settled(3600, {"registered": 61_220, "rejected": 14, "failed": 23}))
     causes = Causes(groups, 37)

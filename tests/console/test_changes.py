@@ -109,14 +109,15 @@ async def test_what_was_selected_is_replayed_and_its_outcomes_are_told(
 
 async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
+    rig.sandbox.faults.add(refusal(4))
     for page in ("1", "2", "3"):
-        await dead(requester, page)
+        await dead(requester, page, endpointUrl="https://example.com")
     console = await start_console()
     await listed(console, 3)
-    _, run = await post(console, "/runs", do="replay", reason="invalid")
+    _, run = await post(console, "/runs", do="replay")
     await post(console, f"/runs/{run['run']}/start", why="perhaps", canary="one")
     run = await ended(console, run)
-    assert (run["phase"], run["done"], run["outcomes"]) == ("stopped", 1, {"rejected": 1})
+    assert (run["phase"], run["done"], run["outcomes"]) == ("stopped", 1, {"failed": 1})
     assert (await orders(console))[0]["count"] == 1
 
 
@@ -135,8 +136,9 @@ async def test_a_canary_that_is_registered_is_followed_by_the_others(rig: Rig, s
 
 async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
+    rig.sandbox.faults.add(refusal(20))
     for page in range(20):
-        await dead(requester, str(page))
+        await dead(requester, str(page), endpointUrl="https://example.com")
     console = await start_console()
     await listed(console, 20)
     _, run = await post(console, "/runs", do="replay")
@@ -153,12 +155,12 @@ async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_cons
     assert (await orders(console))[0]["count"] == run["done"]
 
 
-async def test_a_letter_is_mended_with_its_difference_shown_first(rig: Rig, start_console: Start) -> None:
+async def test_a_letter_is_corrected_with_its_difference_shown_first(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
     request_id = await dead(requester, "1")
     console = await start_console()
     await listed(console, 1)
-    form = {"do": "mend", "id": request_id, "platform": "messenger", "set.pageId": "1"}
+    form = {"do": "correct", "letter": request_id, "platform": "messenger", "set.pageId": "1"}
     form |= {"set.applicationId": "1093076390764037", "set.pageName": "SFMC Engineers"}
     status, _ = await post(console, "/runs", **form)
     assert status == 400  # nothing was changed
@@ -182,7 +184,7 @@ async def test_a_change_that_leaves_a_letter_invalid_does_not_replay_it(
     reply = await requester.ask(json.dumps(body).encode())
     console = await start_console()
     await listed(console, 1)
-    form = {"do": "mend", "id": str(reply["requestId"]), "platform": "line", "set.isActive": "false"}
+    form = {"do": "correct", "letter": str(reply["requestId"]), "platform": "line", "set.isActive": "false"}
     form |= {"set.channelId": "23493453984234345", "set.endpointUrl": "https://example.com/x"}
     _, run = await post(console, "/runs", **form)
     assert run["plan"] == {"unfit": 1}

@@ -127,7 +127,7 @@ print(json.dumps(list(sys.modules)))
         ("schema", set()),
         ("submit", set()),  # --check needs no broker's client
         ("dead-letters list", {"aiormq", "cryptography"}),
-        ("journal", {"aiormq", "cryptography"}),
+        ("journal", {"aiormq"}),
         ("check", {"aiormq", "aiohttp"}),
         ("run", {"aiormq", "aiohttp", "cryptography", "prometheus_client", "structlog"}),
     ],

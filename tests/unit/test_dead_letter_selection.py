@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.rig import LINE, MESSENGER, messenger
+from worker.contract.timestamps import moment
 from worker.dead_letters.patch import InvalidPatch, Patched, parse
-from worker.dead_letters.selection import moment
 from worker.errors import UsageError
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

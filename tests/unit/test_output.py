@@ -6,7 +6,7 @@ import pytest
 
 from worker.cli import output
 from worker.cli.dead_letters.listing import LETTER_COLUMNS
-from worker.cli.table import Column, TextTable
+from worker.cli.table import Table
 
 CONTROLS = [
     "\x00",
@@ -47,15 +47,6 @@ def test_a_lone_surrogate_is_shown_and_stays_json(capsys: pytest.CaptureFixture[
     assert (text, json.loads(document)) == ("a\\udcffb", {"a": "?"})
 
 
-def printed(
-    columns: tuple[Column, ...], row: dict, width: int, capsys: pytest.CaptureFixture[str]
-) -> list[str]:
-    with TextTable(columns) as table:
-        table.add(row)
-        table.print(width)
-    return capsys.readouterr().out.splitlines()
-
-
 LETTER = {
     "letter": "a1b2c3d4e5f60718",
     "id": "6f1c0a52-d0b1-4a5e-9c3a-0123456789ab",
@@ -64,23 +55,29 @@ LETTER = {
     "ottPlatformName": "messenger",
     "resourceId": "1732555047025799",
     "attempts": 6,
+    "userId": None,
     "error": "10006 Please fix the following errors: PageId must be provided; IsActive is invalid",
 }
 
 
-def test_at_80_columns_reason_resource_and_error_stay_readable(capsys: pytest.CaptureFixture[str]) -> None:
-    head, row = printed(LETTER_COLUMNS, LETTER, 80, capsys)
-    assert max(len(head), len(row)) <= 80
-    assert row.startswith("a1b2c3d4e5f60718  exhausted  ")
-    assert "10006 Please fix the" in row
-    assert "173255…025799" in row
+def printed(width: int | None, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    Table(LETTER_COLUMNS, [LETTER], width).print()
+    head, row = capsys.readouterr().out.splitlines()
+    return head, row
+
+
+def test_at_80_columns_the_cause_comes_first_and_ids_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    _, row = printed(80, capsys)
+    assert row == "a1b2c3d4e5f60718  exhausted  PageId must be provided; IsActiv…  1732555047025799"
 
 
 def test_where_there_is_room_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    _, row = printed(LETTER_COLUMNS, LETTER, 250, capsys)
-    assert [text for text in map(str, LETTER.values()) if text not in row] == [LETTER["deadAt"]]
+    _, row = printed(None, capsys)
+    whole = [*map(str, LETTER.values())][:-2]
+    assert [text for text in whole if text not in row] == [LETTER["deadAt"]]
+    assert "PageId must be provided; IsActive is invalid" in row
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 160])
 def test_a_row_is_no_wider_than_the_terminal(capsys: pytest.CaptureFixture[str], width: int) -> None:
-    assert max(map(len, printed(LETTER_COLUMNS, LETTER, width, capsys))) <= width
+    assert max(map(len, printed(width, capsys))) <= max(width, len("a1b2c3d4e5f60718  ") + 24)

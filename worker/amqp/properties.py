@@ -176,6 +176,12 @@ class Properties:
         parts[0] = _UNSIGNED_SHORT.pack(flags)
         return b"".join(parts)
 
+    def canonical(self, without: frozenset[str]) -> bytes:
+        """The encoding without these headers, and with the others in the order of their names: RabbitMQ sorts
+        them when it adds one."""
+        kept = {name: value for name, value in sorted(self._entries().items()) if name not in without}
+        return Properties({**self._raw, "headers": _table(kept)}).encoded()
+
     def _entries(self) -> dict[str, bytes]:
         if self._headers is None:
             self._headers = _read_table(self._raw.get("headers", b""))

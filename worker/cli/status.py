@@ -16,7 +16,8 @@ from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.status_screen import Causes, Screen, print_screen
 from worker.dead_letters.box import open_box
-from worker.dead_letters.groups import Groups
+from worker.dead_letters.groups import causes_of
+from worker.dead_letters.letter import LetterFacts
 from worker.dead_letters.selection import Selection
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings, load_settings
@@ -104,15 +105,15 @@ class _CausesKept:
         return self._kept
 
     async def _look(self) -> Causes:
-        groups, found = Groups(), Causes()
+        facts: list[LetterFacts] = []
+        found = Causes()
         try:
             async with open_box(self._settings) as box, contextlib.aclosing(box.look(Selection())) as letters:
                 async for letter in letters:
-                    groups.add(letter)
-                    found.looked_at += 1
-                    if found.looked_at == LETTERS_LOOKED_AT:
+                    facts.append(letter.facts())
+                    if len(facts) == LETTERS_LOOKED_AT:
                         break
         except (TopologyError, QueueInUse) as error:
             found.problem = str(error)
-        found.groups = groups.largest_first()
+        found.looked_at, found.groups = len(facts), causes_of(facts, by_error=True)
         return found

@@ -12,8 +12,7 @@ from worker.cli import output
 from worker.contract.status import WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES
-from worker.dead_letters.groups import LetterGroup
-from worker.dead_letters.hints import hint
+from worker.dead_letters.groups import Cause, advice
 
 CAUSES_SHOWN = 5
 WIDTH = 100  # columns of prose where there is no terminal
@@ -24,13 +23,13 @@ WIDE = 100  # columns from which on all of the workers' columns are shown
 class Causes:
     """Why the dead letters died. `looked_at` of them, the oldest, were looked at."""
 
-    groups: list[LetterGroup] = field(default_factory=list)
+    groups: list[Cause] = field(default_factory=list)
     looked_at: int = 0
     problem: str = ""
 
     def largest(self) -> list[tuple[int, str, str]]:
         """As `situation.judge` takes them."""
-        return [(group.count, group.reason, hint(group.reason)) for group in self.groups]
+        return [(group.count, group.reason, advice(group.reason)) for group in self.groups]
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class Screen:
                 name: {"seconds": round(rate.seconds), **{s: rate.counts.get(s, 0) for s in STATUSES}}
                 for name, rate in rates
             },
-            "deadLetters": [group.summary() | {"hint": hint(group.reason)} for group in self.causes.groups],
+            "deadLetters": [group.summary() | {"hint": advice(group.reason)} for group in self.causes.groups],
             "problems": overview.problems,
         }
 
@@ -152,7 +151,7 @@ def _causes(screen: Screen, width: int | None) -> None:
         cause = f"{group.count:>7,}  {group.reason}: {group.error or '-'}"
         room = (width or WIDTH) - 1
         output.line(cause if len(cause) <= room else f"{cause[: room - 1]}…")
-        _prose(f"→ {hint(group.reason)}", width, indent=" " * 9)
+        _prose(f"→ {advice(group.reason)}", width, indent=" " * 9)
     if len(groups) > CAUSES_SHOWN:
         output.line(f"{'':>9}{len(groups) - CAUSES_SHOWN} more: ott-worker dead-letters list --by error")
 

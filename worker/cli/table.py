@@ -1,116 +1,81 @@
-"""Tables that fit: the columns that matter least give way."""
+"""Tables that fit the terminal. (rich's take a millisecond a row, and lists can have 65,000.)"""
 
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
 from worker.cli import output
 
 GAP = 2
-IN_MEMORY = 4_000_000  # bytes; more of a long table goes to a temporary file
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that `text` fills from a row.
-
-    Where room is short, columns give way from the highest `rank` down. One with `shrink_to` shrinks to no
-    less than that: it shows `short` where it has one, else cells are cut, in the `middle` or at the end. One
-    without goes. If that is not enough, the shrunk ones go too. Rank 0 stays whole."""
+    """A column that `text` fills from a row. Where room is short, those with the highest `rank` go first, and
+    those with a `least` width are cut: those with rank 0 stay."""
 
     title: str
-    text: Callable[[dict[str, Any]], str]
+    text: Callable[[Row], str]
     rank: int = 0
-    shrink_to: int | None = None
-    short: Callable[[dict[str, Any]], str] | None = None
-    middle: bool = False
+    least: int = 0
 
 
-class TextTable:
-    """Rows, gathered first and printed when all are known. Rows hold nothing secret."""
+class Table:
+    """The columns that fit in `width` (all of them where that is None), as wide as the rows need."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
-        self._columns = list(columns)
-        self._widths = [cell_len(column.title) for column in columns]
-        self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY, mode="w+", encoding="utf-8")  # noqa: SIM115
-        self._shown: list[tuple[Column, int]] = []
-        self.rows = 0
+    def __init__(self, columns: Sequence[Column], rows: Iterable[Row], width: int | None) -> None:
+        self._rows = [[output.printable(column.text(row)) for column in columns] for row in rows]
+        widths = {
+            column: max(cell_len(column.title), *(cell_len(cells[i]) for cells in self._rows), 0)
+            for i, column in enumerate(columns)
+        }
 
-    def __enter__(self) -> Self:
-        return self
+        def over() -> int:
+            return 0 if width is None else sum(widths.values()) + GAP * (len(widths) - 1) - width
 
-    def __exit__(self, *_: object) -> None:
-        self._spool.close()
+        def cut() -> int:
+            """What the columns that can be cut can give."""
+            return sum(
+                widths[column] - min(column.least, widths[column]) for column in widths if column.least
+            )
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row."""
-        self.rows += 1
-        for i, column in enumerate(self._columns):
-            self._widths[i] = max(self._widths[i], cell_len(output.printable(column.text(row))))
-        self._spool.write(json.dumps(row) + "\n")
+        for column in sorted(columns, key=lambda column: -column.rank):
+            if over() > cut() and column.rank:
+                del widths[column]
+        for column, width_ in list(widths.items()):
+            if column.least and over() > 0:
+                widths[column] = max(min(column.least, width_), width_ - over())
+        self._columns = columns
+        self._shown = [(i, column, widths[column]) for i, column in enumerate(columns) if column in widths]
 
-    def print(self, width: int | None) -> None:
-        """Print all rows, `width` columns wide or as wide as they are."""
-        self._shown = _fit(self._columns, self._widths, width)
-        self._print([column.title for column, _ in self._shown])
-        for row in self._all():
-            self._print([column.text(row) for column, _ in self._shown])
+    def print(self) -> None:
+        """Print the titles and the rows."""
+        self._print([column.title for column in self._columns])
+        for cells in self._rows:
+            self._print(cells)
 
-    def print_row(self, row: dict[str, Any]) -> None:
-        """Print one more row below those that were printed; what is wider than they are is not cut."""
-        cells = [output.printable(column.text(row)) for column, _ in self._shown]
-        padded = [set_cell_size(c, max(w, cell_len(c))) for c, (_, w) in zip(cells, self._shown, strict=True)]
-        output.write((" " * GAP).join(padded).rstrip())
+    def print_row(self, row: Row) -> None:
+        """Print one more row; nothing of it is cut."""
+        cells = [output.printable(column.text(row)) for column in self._columns]
+        self._print(cells, is_cut=False)
 
-    def print_json(self) -> None:
-        """Print all rows as one JSON object a line."""
-        for row in self._all():
-            output.json_line(row)
-
-    def _print(self, cells: list[str]) -> None:
-        cut = [
-            _cut(output.printable(cell), width, middle=column.middle)
-            for cell, (column, width) in zip(cells, self._shown, strict=True)
-        ]
-        output.write((" " * GAP).join(cut).rstrip())
-
-    def _all(self) -> Iterator[dict[str, Any]]:
-        self._spool.seek(0)
-        for text in self._spool:
-            yield json.loads(text)
+    def _print(self, cells: Sequence[str], *, is_cut: bool = True) -> None:
+        fitted = []
+        for i, _, width in self._shown:
+            length = cell_len(cells[i])
+            text = set_cell_size(cells[i], width - 1) + "…" if is_cut and length > width else cells[i]
+            fitted.append(set_cell_size(text, max(width, cell_len(text))))
+        output.write((" " * GAP).join(fitted).rstrip())
 
 
-def _fit(columns: list[Column], widths: list[int], width: int | None) -> list[tuple[Column, int]]:
-    shown = list(zip(columns, widths, strict=True))
-    if width is None:
-        return shown
-
-    def over() -> int:
-        return sum(w for _, w in shown) + GAP * (len(shown) - 1) - width
-
-    giving_way = sorted((c for c in columns if c.rank), key=lambda column: -column.rank)
-    for column in giving_way:
-        if over() <= 0:
-            return shown
-        at = next(i for i, (each, _) in enumerate(shown) if each is column)
-        if column.shrink_to is None:
-            del shown[at]
-        elif column.short is not None:
-            shown[at] = (replace(column, text=column.short), min(shown[at][1], column.shrink_to))
-        else:
-            shown[at] = (column, min(shown[at][1], max(column.shrink_to, shown[at][1] - over())))
-    for rank in (column.rank for column in giving_way):
-        if over() > 0:
-            shown = [(column, w) for column, w in shown if column.rank != rank]
-    return shown
+def time_of(name: str) -> Callable[[Row], str]:
+    """The time in a row's field: `2026-11-23 12:00:00`, or `-`."""
+    return lambda row: text[:19].replace("T", " ") if isinstance(text := row.get(name), str) else "-"
 
 
-def _cut(text: str, width: int, *, middle: bool) -> str:
-    if cell_len(text) > width:
-        end = (width - 1) // 2 if middle else 0
-        text = set_cell_size(text, width - 1 - end) + "…" + text[len(text) - end :]
-    return set_cell_size(text, width)
+def text_of(name: str) -> Callable[[Row], str]:
+    """A row's field, or `-`."""
+    return lambda row: "-" if row.get(name) in (None, "") else str(row[name])

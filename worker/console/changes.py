@@ -2,9 +2,7 @@
 reason."""
 
 import asyncio
-import secrets
 from collections.abc import Iterable, Mapping
-from typing import get_args
 
 from aiohttp import web
 from multidict import MultiDict
@@ -15,20 +13,23 @@ from worker.console.letters import filter_of
 from worker.console.pages import Pages
 from worker.console.patch_form import Change, patch_of
 from worker.console.rendering import wants_json
-from worker.console.run import Canary, Kind, Run
+from worker.console.run import ConsoleRun
 from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources
 from worker.contract.control import Order, whoami
 from worker.contract.platforms import PLATFORMS
-from worker.dead_letters.patch import Patch
+from worker.dead_letters.patch import Patch, SamePatch
+from worker.dead_letters.plan import Wish
+from worker.dead_letters.run import CANARIES
+from worker.dead_letters.selection import Selection
 from worker.dead_letters.view import view
 from worker.errors import UsageError
 
 PLAN_PATIENCE = 1.5  # seconds; a plan that takes longer is shown while it is made
 PICKED = "-picked"
+ACTIONS = frozenset({"replay", "discard", "correct", f"replay{PICKED}", f"discard{PICKED}"})
 MAX_RATE = 1e6  # letters a second
 WHY_LENGTH = 200
-CANARIES: Mapping[str, Canary] = {name: name for name in get_args(Canary)}
 
 
 class Changes:
@@ -69,45 +70,46 @@ class Changes:
         return _see("/")
 
     async def plan(self, request: web.Request) -> web.StreamResponse:
-        """Make a plan for the letters of the form: those picked, or all that match its filters."""
+        """Make a plan for the letters of the form: those picked, or all that its page showed."""
         form = await _form(request)
         do = form.get("do", "")
-        kind: Kind = "discard" if do.startswith("discard") else "replay"
-        if do not in ("replay", "discard", "mend", f"replay{PICKED}", f"discard{PICKED}"):
-            raise UsageError("do must be replay, discard, mend, replay-picked or discard-picked")
+        if do not in ACTIONS:
+            raise UsageError(f"do must be one of {', '.join(sorted(ACTIONS))}")
         patch = Patch()
         changes: list[Change] = []
-        if do == "mend":
-            ids, patch, changes = await self._patched(form)
-        elif do.endswith(PICKED):
-            ids = form.getall("pick", [])
+        if do.endswith(PICKED):
+            keys = form.getall("pick", [])
+        elif letter := form.get("letter", ""):
+            keys = [letter]
         else:
             await refreshed(ANSWER, self._sources.letters.rows)
-            ids = [row.letter.id for row in filter_of(form).apply(self._sources.letters.rows.value)]
-        if not ids:
+            keys = self._sources.letters.shown(filter_of(form), form.get("version", ""))
+        if do == "correct":
+            patch, changes = await self._patched(form)
+        if not keys:
             raise UsageError("No dead letter was selected, or none matches any more.")
-        run = Run(
-            secrets.token_urlsafe(6),
-            self._sources.settings,
-            kind=kind,
-            ids=ids,
-            patch=patch,
-            changes=changes,
+        wish = Wish(
+            "discard" if do.startswith("discard") else "replay",
+            Selection(ids=frozenset(keys)),
+            SamePatch(patch),
+            force="force" in form,
+            same_for_all="same_for_all" in form,
         )
+        run = ConsoleRun(self._sources.settings, wish, len(keys), changes)
         self._sources.runs.add(run)
         await asyncio.wait({run.plan()}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
         return self._shown(request, run)
 
-    async def _patched(self, form: Mapping[str, str]) -> tuple[list[str], Patch, list[Change]]:
-        request_id = form.get("id", "")
-        letter = await self._sources.letters.find(request_id)
+    async def _patched(self, form: Mapping[str, str]) -> tuple[Patch, list[Change]]:
         platform = PLATFORMS.get(form.get("platform", ""))
-        if letter is None or platform is None:
-            raise UsageError("The letter is not there any more, or its platform is none.")
-        patch, changes = patch_of(form, view(letter, reveal=False), platform)
-        if not changes:
-            raise UsageError("Nothing was changed: type a new value, or replay the letter as it is.")
-        return [request_id], patch, changes
+        if platform is None:
+            raise UsageError("The platform is none.")
+        if not (key := form.get("letter", "")):
+            return patch_of(form, None, platform)
+        letter = await self._sources.letters.find(key)
+        if letter is None:
+            raise UsageError("The letter is not there any more.")
+        return patch_of(form, view(letter, reveal=False), platform)
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         """Do what was planned."""
@@ -115,13 +117,17 @@ class Changes:
         if run.phase != "planned":
             raise UsageError("This was started already, or its plan failed: make a new one.")
         if (active := self._sources.runs.active) is not None:
-            raise UsageError(f"Another run is under way ({active.stage}): wait until it ends, or cancel it.")
+            raise UsageError(
+                f"Another run is under way ({active.run.stage}): wait until it ends, or cancel it."
+            )
         why = _why(form)
+        if run.refusal:
+            raise UsageError(run.refusal)
         if run.kind == "discard" and form.get("count", "").replace(",", "").strip() != str(run.count):
             raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
-        canary = CANARIES.get(form.get("canary", "none"))
+        canary = next((each for each in CANARIES if each == form.get("canary", "none")), None)
         if canary is None:
-            raise UsageError("canary must be one, tenth or none")
+            raise UsageError(f"canary must be one of {', '.join(CANARIES)}")
         run.start(by=_by(request), why=why, canary=canary, rate=_rate(form), ended=self._sources.expire)
         return self._shown(request, run)
 
@@ -131,13 +137,13 @@ class Changes:
         run.cancel()
         return self._shown(request, run)
 
-    def _run(self, request: web.Request) -> Run:
+    def _run(self, request: web.Request) -> ConsoleRun:
         run = self._sources.runs.get(request.match_info["number"])
         if run is None:
             raise web.HTTPNotFound(reason="This run is not known any more")
         return run
 
-    def _shown(self, request: web.Request, run: Run) -> web.StreamResponse:
+    def _shown(self, request: web.Request, run: ConsoleRun) -> web.StreamResponse:
         if wants_json(request):
             return self._pages.show_run(request, run)
         return _see(f"/runs/{run.number}")

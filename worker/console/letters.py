@@ -1,81 +1,36 @@
-"""The dead letters as the pages show them: a copy of the queue, its groups by cause, and filters.
+"""The dead letters as the pages show them: what is known of each, its causes, and filters.
 
 To look at a queue is to consume from it, while everybody else has to wait. So the pages show a copy. It is
 made anew only while somebody looks, when the queue's depth has changed or the copy is old, and never for
-more than a small share of the time.
+more than a small share of the time. It holds no body: a letter's page looks for that in the queue.
 """
 
 import asyncio
 import contextlib
-import hashlib
+import sys
 import time
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from multidict import MultiMapping
 
 from worker.console.kept import Kept
+from worker.contract.timestamps import moment
 from worker.dead_letters.box import open_box
-from worker.dead_letters.groups import LetterGroup
-from worker.dead_letters.letter import Letter
-from worker.dead_letters.selection import Selection, moment
+from worker.dead_letters.groups import Cause, causes_of
+from worker.dead_letters.letter import Letter, LetterFacts
+from worker.dead_letters.selection import Selection
 from worker.settings import Settings
 
 LEAST_LIFE = 2.0  # seconds that a copy stays good, at least
 SHARE = 5  # a fifth of the time, at most, is spent on looking
 LONGEST_LIFE = 30.0  # seconds; a queue of the same depth may hold other letters by then
-BODIES_KEPT = 64_000_000  # bytes; what is beyond is looked for when its page is opened
+MOST_BYTES = 64_000_000  # of the copy; of more letters the newest are shown
+ROW_BYTES = 450  # of a letter in the copy, besides its texts
+OPENED_KEPT = 8  # letters whose page was opened last
 BREATH = 100  # letters between two pauses for other pages
-
-
-@dataclass(frozen=True, slots=True)
-class LetterRow:
-    """A letter in the copy. `letter` has lost its body where `is_whole` is false."""
-
-    letter: Letter
-    cause: str
-    is_whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Letters that died of the same on one platform and account. `key` names it in URLs, the same whenever it
-    is made."""
-
-    key: str
-    platform: str | None
-    account: str | None
-    group: LetterGroup
-
-    def document(self) -> dict[str, Any]:
-        """The cause, as JSON."""
-        return {
-            "cause": self.key,
-            **self.group.summary(),
-            "ottPlatformName": self.platform,
-            "accountId": self.account,
-        }
-
-
-def cause_key(letter: Letter) -> str:
-    """The key of a letter's cause."""
-    words = "\x00".join((letter.reason, letter.error, letter.platform or "", letter.account or ""))
-    return hashlib.sha256(words.encode(errors="replace")).hexdigest()[:12]
-
-
-def causes_of(rows: Iterable[LetterRow]) -> list[Cause]:
-    """The causes, the one with the most letters first."""
-    causes: dict[str, Cause] = {}
-    for row in rows:
-        letter = row.letter
-        cause = causes.get(row.cause)
-        if cause is None:
-            group = LetterGroup(letter.reason, letter.error)
-            cause = causes[row.cause] = Cause(row.cause, letter.platform, letter.account, group)
-        cause.group.add(letter)
-    return sorted(causes.values(), key=lambda cause: (-cause.group.count, cause.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +38,17 @@ class Filter:
     """What the query of a URL asks for. `given` are its words, to make further URLs of."""
 
     selection: Selection = field(default_factory=Selection)
-    cause: str = ""
-    account: str = ""
-    error: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.given)
 
-    def apply(self, rows: Iterable[LetterRow]) -> Iterator[LetterRow]:
-        """The rows that match, in their order."""
-        wanted = self.error.casefold()
-        for row in rows:
-            letter = row.letter
-            if self.cause and row.cause != self.cause:
-                continue
-            if self.account and letter.account != self.account:
-                continue
-            if wanted and wanted not in letter.error.casefold():
-                continue
-            if letter in self.selection:
-                yield row
+    def apply(self, rows: Iterable[LetterFacts]) -> Iterator[LetterFacts]:
+        """The letters that match, in their order."""
+        return (row for row in rows if row in self.selection)
 
 
-FILTERS = ("reason", "platform", "resource", "account", "error", "since", "until", "id", "cause")
+FILTERS = ("reason", "platform", "resource", "account", "user", "error", "since", "until", "id", "cause")
 
 
 def filter_of(query: "MultiMapping[str]") -> Filter:
@@ -120,20 +62,27 @@ def filter_of(query: "MultiMapping[str]") -> Filter:
         reasons=words("reason"),
         platforms=words("platform"),
         resources=words("resource"),
+        accounts=words("account"),
+        users=words("user"),
+        errors=words("error"),
+        causes=words("cause"),
         ids=words("id"),
         since=moment(given.get("since"), "Since"),
         until=moment(given.get("until"), "Until"),
     )
-    return Filter(selection, given.get("cause", ""), given.get("account", ""), given.get("error", ""), given)
+    return Filter(selection, given)
 
 
 class LetterCopy:
-    """The copy of the dead letter queue."""
+    """The copy of the dead letter queue. `total` letters are in the queue, of which `rows` are the newest."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._renewable_at = float("-inf")
-        self.rows: Kept[list[LetterRow]] = Kept(self._read, [], LEAST_LIFE)
+        self._first_seen: dict[str, int] = {}
+        self._opened: OrderedDict[str, Letter] = OrderedDict()
+        self.rows: Kept[Sequence[LetterFacts]] = Kept(self._read, (), LEAST_LIFE)
+        self.version = 0
         self.seen = 0
         self.total = 0
         self.causes: list[Cause] = []
@@ -146,56 +95,80 @@ class LetterCopy:
 
     def depth_is(self, depth: int | None) -> None:
         """What the queue holds by now: the copy is renewed when it differs."""
-        if depth is not None and depth != len(self.rows.value) and time.monotonic() > self._renewable_at:
+        if depth is not None and depth != self.total and time.monotonic() > self._renewable_at:
             self.rows.expire()
 
-    async def find(self, request_id: str) -> Letter | None:
-        """The letter of a request, with its body. Raises WorkerError where it must be looked for in vain."""
-        row = next((row for row in reversed(self.rows.value) if row.letter.id == request_id), None)
-        if row is not None and row.is_whole:
-            return row.letter
-        if row is None and self.is_complete and not self.rows.trouble:
-            return None
-        selection = Selection(ids=frozenset({request_id}))
+    def shown(self, wanted: Filter, version: str) -> list[str]:
+        """The ids of the letters that a page of this version showed for the filter; without a version, of all
+        that match."""
+        newest = int(version) if version.isdecimal() else self.version
+        return [row.key for row in wanted.apply(self.rows.value) if self._first_seen[row.key] <= newest]
+
+    async def find(self, name: str) -> Letter | None:
+        """The letter of this id, or the only one whose request has it. Raises AmbiguousId, or WorkerError
+        where it cannot be looked for."""
+        if name in self._opened:
+            return self._opened[name]
+        selection = Selection(ids=frozenset({name}))
+        if self.is_complete and not self.rows.trouble and len(self.rows.value) == self.total:
+            known = selection.named(row for row in self.rows.value if row in selection)
+            if not known:
+                return None
+            selection = Selection(ids=frozenset({known[0].key}))
         async with (
             open_box(self._settings) as box,
             contextlib.aclosing(box.look(selection)) as letters,
         ):
-            return await anext(letters, None)
+            found = selection.named([letter async for letter in letters])
+        if not found:
+            return None
+        self._opened[name] = found[0]
+        if len(self._opened) > OPENED_KEPT:
+            self._opened.popitem(last=False)
+        return found[0]
 
-    async def _read(self) -> list[LetterRow]:
-        rows: list[LetterRow] = []
-        kept = 0
+    async def _read(self) -> Sequence[LetterFacts]:
+        rows: deque[LetterFacts] = deque()
+        size = 0
         async with open_box(self._settings) as box:
             started = time.monotonic()
             self.seen, self.total = 0, await box.depth()
             async with contextlib.aclosing(box.look(Selection())) as letters:
                 async for letter in letters:
-                    size = len(letter.delivery.body)
-                    is_whole = kept + size <= BODIES_KEPT
-                    kept += size if is_whole else 0
-                    rows.append(LetterRow(letter if is_whole else _bare(letter), cause_key(letter), is_whole))
+                    row = letter.facts()
+                    rows.append(row)
+                    size += _size(row)
+                    while size > MOST_BYTES:
+                        size -= _size(rows.popleft())
                     self.seen += 1
                     if self.seen % BREATH == 0:
                         await asyncio.sleep(0)
             now = time.monotonic()
+        self.total = self.seen
+        self.version += 1
+        self._first_seen = {row.key: self._first_seen.get(row.key, self.version) for row in rows}
+        for key in [key for key, letter in self._opened.items() if letter.key not in self._first_seen]:
+            del self._opened[key]
         self.causes, self.choices = causes_of(rows), _choices(rows)
         self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
         self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
-        return rows
+        return tuple(rows)
 
 
-def _choices(rows: Sequence[LetterRow]) -> dict[str, list[str]]:
+def _size(row: LetterFacts) -> int:
+    texts = (row.id, row.error, row.resource_id, row.user)
+    return ROW_BYTES + sum(sys.getsizeof(text) for text in texts)
+
+
+def _choices(rows: Iterable[LetterFacts]) -> dict[str, list[str]]:
     """What the filters can be set to."""
+    rows = list(rows)
     return {
-        "reasons": sorted({row.letter.reason for row in rows}),
-        "platforms": sorted({row.letter.platform for row in rows if row.letter.platform}),
-        "accounts": sorted({row.letter.account for row in rows if row.letter.account}),
+        "reasons": sorted({row.reason for row in rows}),
+        "platforms": sorted({row.platform for row in rows if row.platform}),
+        "accounts": sorted({row.account for row in rows if row.account}),
+        "users": sorted({row.user for row in rows if row.user}),
     }
-
-
-def _bare(letter: Letter) -> Letter:
-    return replace(letter, delivery=replace(letter.delivery, body=b""))
 
 
 def as_time(micros: int | None) -> datetime | None:

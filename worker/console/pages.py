@@ -1,37 +1,42 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
+import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
+from urllib.parse import urlencode
 
 from aiohttp import web
 
+from worker.broker.journal_query import JournalQuery
 from worker.broker.situation import Condition, State, Trend, judge
 from worker.broker.topology import Topology
 from worker.console.chart import STACK, chart_of
-from worker.console.journal_search import Found, Wanted
+from worker.console.journal_search import Found
 from worker.console.kept import refreshed
 from worker.console.last_hour import time_of
-from worker.console.letters import (
-    as_time,
-    causes_of,
-    filter_of,
-)
-from worker.console.patch_form import fields_of
+from worker.console.letters import as_time, filter_of
+from worker.console.patch_form import Field, fields_of
 from worker.console.rendering import Renderer, wants_json
-from worker.console.run import BAD, STAYING, Planned, Run
+from worker.console.run import LETTERS_SHOWN, ConsoleRun
 from worker.console.sources import ANSWER, PAINT, Sources
+from worker.contract.control import Order
 from worker.contract.journal_record import JournalRecord
-from worker.contract.platforms import PLATFORMS
+from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
 from worker.contract.timestamps import how_long
-from worker.dead_letters.hints import hint
+from worker.dead_letters.groups import Cause, advice, causes_of
+from worker.dead_letters.plan import Planned
+from worker.dead_letters.selection import AmbiguousId, Selection
 from worker.dead_letters.view import view
 
 PAGE_SIZE = 50
+LONGEST_NUMBER = 16  # digits in a query
 CAUSES_SHOWN = 6
-LETTERS_SHOWN = 200  # of a run
+NAMES = frozenset(name for each in PLATFORMS.values() for name in each.fields) | {PLATFORM_NAME, ATTRIBUTES}
+_FIELD = re.compile(r'\s*"(\w+)":')
 # Records that another version wrote may lack a field.
 EMPTY_RECORD = dict.fromkeys(str(each.alias) for each in JournalRecord.model_fields.values())
 
@@ -49,10 +54,11 @@ class Pages:
         return (
             web.get("/", self.overview),
             web.get("/dead-letters", self.dead_letters),
-            web.get("/dead-letters/{id:.+}", self.letter),
+            web.get(r"/dead-letters/{id:[\s\S]+}", self.letter),
             web.get("/journal", self.journal),
-            web.get("/resources/{platform}/{id:.+}", self.resource),
+            web.get(r"/resources/{platform}/{id:[\s\S]*}", self.resource),
             web.get("/audit", self.audit),
+            web.get("/runs", self.all_runs),
             web.get("/runs/{number}", self.run),
         )
 
@@ -117,7 +123,7 @@ class Pages:
             trouble=kept.trouble,
             is_known=kept.as_of is not None,
             growth=self._trend.growth(time.monotonic(), kept.value.queues.get("requests")),
-            dead=[(each.group.count, each.group.reason, hint(each.group.reason)) for each in letters.causes],
+            dead=[(each.count, each.reason, advice(each.reason)) for each in letters.causes],
         )
 
     async def dead_letters(self, request: web.Request) -> web.Response:
@@ -131,12 +137,14 @@ class Pages:
         shown = list(islice(reversed(matching), (page - 1) * PAGE_SIZE, page * PAGE_SIZE))
         document = {
             "asOf": copy.rows.as_of,
-            "total": len(copy.rows.value),
+            "total": copy.total,
+            "kept": len(copy.rows.value),
+            "version": copy.version,
             "matching": len(matching),
             "page": page,
             "pages": _pages(len(matching)),
             "groups": [cause.document() for cause in causes],
-            "letters": [{**row.letter.summary(), "cause": row.cause} for row in shown],
+            "letters": [{**row.document(), "cause": row.cause} for row in shown],
             "problem": copy.rows.trouble or None,
         }
         return self._answer(
@@ -147,6 +155,10 @@ class Pages:
             copy=copy,
             matching=len(matching),
             causes=causes,
+            cause=causes[0] if wanted.selection.causes and causes else None,
+            advice=advice,
+            correctable=_correctable(causes),
+            fields=_fields(causes),
             rows=shown,
             page=page,
             pages=_pages(len(matching)),
@@ -156,32 +168,37 @@ class Pages:
     async def letter(self, request: web.Request) -> web.Response:
         """One dead letter: why it is one, what it holds, what else is known of its resource."""
         await self._sources.look(request)
-        letter = await self._sources.letters.find(request.match_info["id"])
+        name = request.match_info["id"]
+        try:
+            letter = await self._sources.letters.find(name)
+        except AmbiguousId:
+            raise web.HTTPSeeOther(f"/dead-letters?{urlencode({'id': name})}") from None
         if letter is None:
             return await self._gone(request)
-        document = view(letter, reveal=False)
+        document, facts, named = view(letter, reveal=False), letter.facts(), named_fields(letter.error)
         platform = PLATFORMS.get(request.query.get("platform") or letter.platform or "")
-        same = [
-            row.letter
+        same = sum(
+            (row.account, row.platform, row.resource_id) == (facts.account, facts.platform, facts.resource_id)
             for row in self._sources.letters.rows.value
-            if letter.resource is not None and row.letter.resource == letter.resource
-        ]
+        )
         return self._answer(
             request,
             "letter.html",
             document,
-            letter=letter,
+            letter=facts,
             message=document,
-            same=len(same),
+            body=marked_lines(document["body"], named) if "body" in document else [],
+            same=same if letter.resource else 0,
+            advice=advice,
             platform=platform,
             platforms=sorted(PLATFORMS),
-            fields=fields_of(document, platform) if platform else [],
+            fields=fields_of(document, platform, named) if platform else [],
         )
 
     async def _gone(self, request: web.Request) -> web.Response:
         """The letter is not there any more: what became of its request?"""
         request_id = request.match_info["id"]
-        found = await self._search(request, Wanted(id=request_id))
+        found = await self._search(request, JournalQuery(ids=frozenset({request_id})))
         document = {"id": request_id, "problem": "No dead letter has this id.", "journal": found.records}
         response = self._answer(
             request,
@@ -194,8 +211,9 @@ class Pages:
         response.set_status(404)
         return response
 
-    async def _search(self, request: web.Request, wanted: Wanted) -> Found:
-        return await self._sources.journal.find(wanted, PAGE_SIZE, ANSWER if wants_json(request) else PAINT)
+    async def _search(self, request: web.Request, query: JournalQuery, before: int | None = None) -> Found:
+        patience = ANSWER if wants_json(request) else PAINT
+        return await self._sources.journal.find(query, PAGE_SIZE, patience, before)
 
     async def journal(self, request: web.Request) -> web.Response:
         """What became of requests, the newest first."""
@@ -205,13 +223,21 @@ class Pages:
             if (value := request.query.get(name, "").strip())
         }
         before = request.query.get("before", "")
-        wanted = Wanted(**given, before=int(before) if before.isdecimal() else None)
+        before = before if before.isdecimal() and len(before) < LONGEST_NUMBER else ""
+        query = JournalQuery(
+            ids=_words(given, "id"),
+            resources=_words(given, "resource"),
+            platforms=_words(given, "platform"),
+            accounts=_words(given, "account"),
+            statuses=_words(given, "status"),
+            reasons=_words(given, "reason"),
+        )
         await refreshed(PAINT, self._sources.state)
-        found = await self._search(request, wanted)
+        found = await self._search(request, query, int(before) if before else None)
         document = {
             "records": found.records,
-            "backTo": found.back_to,
-            "isAll": found.is_all,
+            "backTo": found.page.back_to,
+            "isAll": found.page.is_all,
             "problem": found.problem or None,
         }
         return self._answer(
@@ -226,24 +252,27 @@ class Pages:
 
     async def resource(self, request: web.Request) -> web.Response:
         """One page or channel: what became of its requests, and which of them lie among the dead letters."""
-        platform, resource_id = request.match_info["platform"], request.match_info["id"]
+        platform = request.match_info["platform"]
+        # A browser takes `.` and `..` out of a path: such an id stands in the query.
+        resource_id = request.match_info["id"] or request.query.get("id", "")
         account = request.query.get("account", "")
+        wanted = Selection(
+            platforms=frozenset({platform}),
+            resources=frozenset({resource_id}),
+            accounts=frozenset({account} if account else ()),
+        )
         await self._sources.look(request)
-        found = await self._search(request, Wanted(platform=platform, resource=resource_id, account=account))
-        waiting = [
-            row.letter
-            for row in self._sources.letters.rows.value
-            if (row.letter.platform, row.letter.resource_id) == (platform, resource_id)
-            and (not account or row.letter.account == account)
-        ][::-1]
+        query = JournalQuery(platforms=wanted.platforms, resources=wanted.resources, accounts=wanted.accounts)
+        found = await self._search(request, query)
+        waiting = [row for row in self._sources.letters.rows.value if row in wanted][::-1]
         registered = next((r for r in found.records if r.get("status") == "registered"), None)
         document = {
             "ottPlatformName": platform,
             "resourceId": resource_id,
             "registered": registered,
-            "deadLetters": [letter.summary() for letter in waiting],
+            "deadLetters": [letter.document() for letter in waiting],
             "journal": found.records,
-            "isAll": found.is_all,
+            "isAll": found.page.is_all,
         }
         return self._answer(
             request,
@@ -262,7 +291,16 @@ class Pages:
         await refreshed(ANSWER if wants_json(request) else PAINT, self._sources.state)
         orders = self._sources.state.value.orders[::-1]
         document = {"orders": [order.model_dump(mode="json", exclude_none=True) for order in orders]}
-        return self._answer(request, "audit.html", document, orders=orders[: 10 * PAGE_SIZE])
+        acts = _acts(orders)[: 10 * PAGE_SIZE]
+        known = {run.number for run in self._sources.runs.newest_first()}
+        return self._answer(request, "audit.html", document, acts=acts, known=known)
+
+    async def all_runs(self, request: web.Request) -> web.Response:
+        """The replays and discards of this console, the newest first."""
+        await refreshed(PAINT, self._sources.state)
+        runs = self._sources.runs.newest_first()
+        document = {"runs": [_run_document(run) for run in runs]}
+        return self._answer(request, "runs.html", document, runs=runs)
 
     async def run(self, request: web.Request) -> web.Response:
         """A replay or a discard: its plan, how far it is, and what came of each letter."""
@@ -272,27 +310,14 @@ class Pages:
         await refreshed(PAINT, self._sources.state)
         return self.show_run(request, run)
 
-    def show_run(self, request: web.Request, run: Run) -> web.Response:
+    def show_run(self, request: web.Request, run: ConsoleRun) -> web.Response:
         """The page of a run, or the same as JSON."""
         document = {
-            "run": run.number,
-            "kind": run.kind,
-            "phase": run.phase,
-            "stage": run.stage,
-            "problem": run.problem or None,
-            "plan": dict(run.forecasts),
-            "count": run.count,
-            "done": run.done,
-            "outcomes": dict(run.statuses),
-            "letters": [_run_letter(run, letter) for letter in run.planned],
+            **_run_document(run),
+            "letters": [_run_letter(run, letter) for letter in run.letters],
         }
-        return self._answer(
-            request,
-            "run.html",
-            document,
-            this=run,
-            letters=[_run_letter(run, letter) for letter in _worst_first(run)[:LETTERS_SHOWN]],
-        )
+        shown = [_run_letter(run, letter) for letter in run.worst_first()[:LETTERS_SHOWN]]
+        return self._answer(request, "run.html", document, this=run, letters=shown)
 
     def _answer(
         self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
@@ -315,35 +340,81 @@ def _events(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any
     return [({**EMPTY_RECORD, **record}, time_of(record, "completedAt")) for record in records]
 
 
-def _run_letter(run: Run, letter: Planned) -> dict[str, Any]:
-    record = run.outcomes.get(letter.id, {})
+def _acts(orders: Sequence[Order]) -> list[Order]:
+    """One line for each act: a change of dead letters that has ended stands for its beginning too."""
+    ended = {order.run for order in orders if order.run and order.order in ("replayed", "discarded")}
+    return [
+        order
+        for order in orders
+        if order.order not in ("replaying", "discarding") or (order.run and order.run not in ended)
+    ]
+
+
+def _correctable(causes: Sequence[Cause]) -> Platform | None:
+    """The platform of the letters on a cause's page, whose fields its form corrects."""
+    return PLATFORMS.get(causes[0].platform or "") if len(causes) == 1 else None
+
+
+def _fields(causes: Sequence[Cause]) -> list[Field]:
+    platform = _correctable(causes)
+    return fields_of(None, platform, named_fields(causes[0].error)) if platform else []
+
+
+def named_fields(error: str) -> frozenset[str]:
+    """The fields that an error names, in whichever case."""
+    words = {word.casefold() for word in re.findall(r"\w+", error)}
+    return frozenset(name for name in NAMES if name.casefold() in words)
+
+
+def marked_lines(body: object, named: frozenset[str]) -> list[tuple[str, bool]]:
+    """A body in lines, each with whether it holds a field that the error names."""
+    lines = json.dumps(body, ensure_ascii=False, indent=2).splitlines()
+    return [(line, (found := _FIELD.match(line)) is not None and found[1] in named) for line in lines]
+
+
+def _words(given: Mapping[str, str], name: str) -> frozenset[str]:
+    return frozenset({given[name]} if name in given else ())
+
+
+def _run_document(run: ConsoleRun) -> dict[str, Any]:
     return {
-        "id": letter.id,
+        "run": run.number,
+        "kind": run.kind,
+        "phase": run.phase,
+        "stage": run.run.stage,
+        "problem": run.problem or None,
+        "refusal": run.refusal or None,
+        "plan": dict(run.counts),
+        "causes": list(run.causes),
+        "count": run.count,
+        "done": run.done,
+        "gone": sorted(run.run.gone),
+        "changed": sorted(run.run.changed),
+        "outcomes": dict(run.run.statuses),
+    }
+
+
+def _run_letter(run: ConsoleRun, letter: Planned) -> dict[str, Any]:
+    record = run.outcome_of(letter)
+    return {
+        "letter": letter.key,
+        "id": letter.shown_id,
         "ottPlatformName": letter.platform,
         "resourceId": letter.resource_id,
-        "forecast": letter.forecast,
+        "forecast": letter.outcome,
         "why": letter.why,
         "status": record.get("status"),
         "errors": list(record.get("errors") or ()),
+        "message": record.get("message"),
+        "httpStatus": record.get("httpStatus"),
+        "supersededBy": record.get("supersededBy"),
         "reason": record.get("reason"),
     }
 
 
-def _worst_first(run: Run) -> list[Planned]:
-    """What somebody must look at comes first, then what has an outcome."""
-
-    def rank(letter: Planned) -> int:
-        status = run.outcomes.get(letter.id, {}).get("status")
-        if status in BAD or (status is None and letter.forecast in ("rejected", *STAYING)):
-            return 0
-        return 1 if letter.forecast == "superseded" else 2
-
-    return sorted(run.planned, key=rank)
-
-
 def _page(request: web.Request, matching: int) -> int:
     text = request.query.get("page", "1")
-    number = int(text) if text.isdecimal() and len(text) < 10 else 1
+    number = int(text) if text.isdecimal() and len(text) < LONGEST_NUMBER else 1
     return min(max(1, number), _pages(matching))
 
 

@@ -1,29 +1,28 @@
-"""The form that patches one letter: its fields, what was typed, and the difference that makes."""
+"""The form that corrects letters: its fields, what was typed, and the difference that makes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.contract.platforms import Platform
+from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, Platform
 from worker.contract.secrets import MASK
-from worker.dead_letters.patch import PLATFORM_NAME, Patch
+from worker.dead_letters.patch import FLAGS, Patch
 from worker.errors import UsageError
 
-FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "1": 1, "0": 0}
-ATTRIBUTES = "ottPlatformAttributes"
 UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
     """A field of the form. `shown` is the value as it is shown, empty for a secret; `is_there` whether the
-    letter has it."""
+    letter has it, None where the form is for several; `is_named` whether the error names it."""
 
     name: str
     shown: str
     is_secret: bool
     is_flag: bool
-    is_there: bool
+    is_there: bool | None
+    is_named: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,11 @@ class Change:
     after: str
 
 
-def fields_of(document: Mapping[str, Any], platform: Platform) -> list[Field]:
-    """The form for a letter as `view` shows it."""
-    body = document.get("body")
+def fields_of(
+    document: Mapping[str, Any] | None, platform: Platform, named: frozenset[str] = frozenset()
+) -> list[Field]:
+    """The form for a letter as `view` shows it, or for several."""
+    body = (document or {}).get("body")
     attributes = body.get(ATTRIBUTES) if isinstance(body, dict) else None
     attributes = attributes if isinstance(attributes, dict) else {}
     return [
@@ -46,19 +47,20 @@ def fields_of(document: Mapping[str, Any], platform: Platform) -> list[Field]:
             "" if name in platform.secrets else _text(attributes.get(name)),
             name in platform.secrets,
             name in platform.flags,
-            attributes.get(name) not in (None, ""),
+            None if document is None else attributes.get(name) not in (None, ""),
+            name in named,
         )
         for name in platform.fields
     ]
 
 
 def patch_of(
-    form: Mapping[str, str], document: Mapping[str, Any], platform: Platform
+    form: Mapping[str, str], document: Mapping[str, Any] | None, platform: Platform
 ) -> tuple[Patch, list[Change]]:
-    """The patch that the form describes, and its changes to the letter. Raises UsageError."""
+    """The patch that the form describes, and its changes to the letter or to several. Raises UsageError."""
     values: dict[str, Any] = {}
     changes: list[Change] = []
-    if document.get("ottPlatformName") != platform.name:
+    if document is not None and document.get("ottPlatformName") != platform.name:
         values[PLATFORM_NAME] = platform.name
         changes.append(Change(PLATFORM_NAME, str(document.get("ottPlatformName") or ""), platform.name))
     for field in fields_of(document, platform):
@@ -69,13 +71,16 @@ def patch_of(
         values[field.name] = _flag(field.name, typed) if field.is_flag else typed
         before = MASK if field.is_secret and field.is_there else field.shown
         changes.append(Change(field.name, before, f"{MASK} (new)" if field.is_secret else typed))
+    if not changes:
+        raise UsageError("Nothing was changed: type a new value, or replay as it is.")
     return Patch(values), changes
 
 
 def _flag(name: str, typed: str) -> bool | int:
     if typed not in FLAGS:
         raise UsageError(f"{name} must be true, false, 0 or 1")
-    return FLAGS[typed]
+    flag: bool | int = FLAGS[typed]
+    return flag
 
 
 def _text(value: object) -> str:

@@ -13,14 +13,12 @@ from markupsafe import Markup
 from worker.console.chart import HEIGHT, WIDTH
 from worker.console.session import SESSION
 from worker.contract.timestamps import how_long
+from worker.dead_letters.groups import brief
 from worker.release import version
 from worker.settings import Settings
 
 THEME_COOKIE = "ott-theme"
 THEMES = ("auto", "light", "dark")
-
-# The API wraps every list of errors in the same words.
-_AGGREGATE = "10006 Please fix the following errors: "
 
 
 def wants_json(request: web.Request) -> bool:
@@ -48,9 +46,11 @@ class Renderer:
         )
         self._environment.filters |= {
             "ago": _ago,
-            "brief": lambda error: error.removeprefix(_AGGREGATE),
+            "brief": brief,
             "number": _number,
             "path": lambda text: quote(str(text), safe=""),
+            "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+            "resource": _resource_path,
             "query": _query,
             "seconds": _seconds,
             "sentence": lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}.",
@@ -78,7 +78,7 @@ class Renderer:
             can_log_out=request.get(SESSION) is not None,
             **values,
         )
-        return web.Response(text=text, content_type="text/html", status=status)
+        return web.Response(body=_encoded(text), content_type="text/html", charset="utf-8", status=status)
 
     def answer(
         self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
@@ -86,10 +86,26 @@ class Renderer:
         """The document for those that want JSON, else a page."""
         if wants_json(request):
             text = json.dumps(document, ensure_ascii=False, default=_plain) + "\n"
-            return web.Response(text=text, content_type="application/json", headers={"Vary": "Accept"})
+            return web.Response(
+                body=_encoded(text),
+                content_type="application/json",
+                charset="utf-8",
+                headers={"Vary": "Accept"},
+            )
         response = self.page(request, template, **values)
         response.headers["Vary"] = "Accept"
         return response
+
+
+def _encoded(text: str) -> bytes:
+    """Ids come from AMQP properties and may hold bytes that are not UTF-8."""
+    return text.encode(errors="replace")
+
+
+def _resource_path(resource: tuple[str, str]) -> str:
+    """The page of a page or channel. A browser takes `.` and `..` out of a path."""
+    platform, id_ = (quote(each, safe="") for each in resource)
+    return f"/resources/{platform}/?id={id_}" if id_ in (".", "..") else f"/resources/{platform}/{id_}"
 
 
 def _plain(value: object) -> str:

@@ -4,7 +4,7 @@ import getpass
 import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -22,11 +22,16 @@ class Order(BaseModel):
     why: str = Field(default="", description="The reason that was given.")
     at: AwareDatetime
     count: int | None = Field(default=None, description="Dead letters that were replayed or discarded.")
+    run: str | None = Field(
+        default=None, description="Which change of dead letters, from its begin to its end."
+    )
+    cause: str | None = Field(default=None, description="What the letters died of.")
+    outcome: str | None = Field(default=None, description="What became of the replays.")
 
     @classmethod
-    def now(cls, order: OrderKind, why: str, *, by: str | None = None, count: int | None = None) -> Self:
+    def now(cls, order: OrderKind, why: str, *, by: str | None = None, **more: Any) -> Self:
         """An order of this moment, by the person at this terminal unless `by` names another."""
-        return cls(order=order, by=by or whoami(), why=why, at=datetime.now(UTC), count=count)
+        return cls(order=order, by=by or whoami(), why=why, at=datetime.now(UTC), **more)
 
     def to_json(self) -> bytes:
         """The body of its message."""

@@ -8,6 +8,7 @@ from worker.contract.words import (
     ATTEMPTS_HEADER,
     DEAD_AT_HEADER,
     ERROR_HEADER,
+    HTTP_STATUS_HEADER,
     LETTER_HEADER,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
@@ -19,7 +20,7 @@ ERROR_LENGTH = 500  # characters of `x-ott-error`
 
 def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
     """Which request was given up, why, when, and after how many calls."""
-    return {
+    headers: dict[str, str | int] = {
         LETTER_HEADER: new_letter_id(),
         REASON_HEADER: settlement.reason or "",
         ERROR_HEADER: error_text(settlement),
@@ -28,6 +29,9 @@ def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
         DEAD_AT_HEADER: text_of(settlement.completed_at),
         REQUEST_ID_HEADER: settlement.request_id,
     }
+    if settlement.http_status is not None:
+        headers[HTTP_STATUS_HEADER] = settlement.http_status
+    return headers
 
 
 def new_letter_id() -> str:

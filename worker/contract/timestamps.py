@@ -1,9 +1,15 @@
 """Moments: microseconds since the epoch in the code, text on the wire (contract §4)."""
 
+import re
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from worker.errors import UsageError
+
+_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -43,6 +49,25 @@ def span(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+def moment(
+    text: str | None, option: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> int | None:
+    """Microseconds since the epoch of `2026-11-23T12:00:00Z` (UTC where no zone is named), of a date,
+    or of a while ago: `90s`, `15m`, `2h`, `3d`, `1w`. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        if relative := _RELATIVE.fullmatch(text.strip()):
+            ago = float(relative[1]) * _UNIT[relative[2]]
+            return max(0, int((now().timestamp() - ago) * 1_000_000))
+        parsed = datetime.fromisoformat(text.strip())
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option} must be a time such as 2026-11-23T12:00:00Z, or 2h, 3d") from None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=UTC)
+    return int(parsed.timestamp() * 1_000_000)
 
 
 @lru_cache(maxsize=100)

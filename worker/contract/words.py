@@ -34,6 +34,7 @@ REASON_HEADER: Final = "x-ott-reason"
 ERROR_HEADER: Final = "x-ott-error"
 ATTEMPTS_HEADER: Final = "x-ott-attempts"
 DEAD_AT_HEADER: Final = "x-ott-dead-at"
+HTTP_STATUS_HEADER: Final = "x-ott-http-status"  # of Marketing Cloud's last answer
 ENCRYPTION_KEY_HEADER: Final = "x-ott-sealed"
 
 # Headers of a reply.
@@ -63,6 +64,7 @@ PUBLIC_HEADERS: Final = frozenset(
         ERROR_HEADER,
         ATTEMPTS_HEADER,
         DEAD_AT_HEADER,
+        HTTP_STATUS_HEADER,
         LETTER_HEADER,
         USER_HEADER,
         ENCRYPTION_KEY_HEADER,

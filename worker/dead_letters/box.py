@@ -2,9 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Literal, get_args
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.queue_browser import QueueBrowser, depth, hold, lock
@@ -23,23 +21,8 @@ Letters = AsyncGenerator[Letter, None]
 OnWait = Callable[[str], None]
 """Called once, with a sentence that says what a command waits for."""
 
-Change = Literal["replaying", "discarding"]
-_CHANGES = frozenset({*get_args(Change), "replayed", "discarded"})
-
-
-@dataclass(slots=True)
-class Progress:
-    """Letters done so far: `done` are replayed or discarded, `unfit` stay where they are."""
-
-    done: int = 0
-    unfit: int = 0
-    tell: Callable[[], None] = field(default=lambda: None)
-
-    def more(self, done: int = 0, unfit: int = 0) -> None:
-        """Count, and tell."""
-        self.done += done
-        self.unfit += unfit
-        self.tell()
+_UNDER_WAY = frozenset({"replaying", "discarding"})
+_CHANGES = _UNDER_WAY | {"replayed", "discarded"}
 
 
 class DeadLetterBox:
@@ -84,20 +67,19 @@ class DeadLetterBox:
             yield Removal(browser, count, held, self._seals, self._settings.mc_account_id)
 
     @contextlib.asynccontextmanager
-    async def change(self, change: Change, *, by: str | None = None, why: str = "") -> AsyncIterator[bool]:
-        """Keep other changes out, and record in the control stream who makes this one. While somebody else
-        changes the letters, wait for that to end; True where that was so. `by` is this terminal's user by
-        default."""
-        async with hold(self._connection, f"{self._queue}.change", self._tell_who) as has_waited:
+    async def change(self, order: Order) -> AsyncIterator[None]:
+        """Keep other changes out, and record in the control stream that this one has begun. While somebody
+        else changes the letters, wait for that to end."""
+        async with hold(self._connection, f"{self._queue}.change", self._tell_who):
             with contextlib.suppress(WorkerError):  # the change goes on without its record
-                await publish_order(self._settings, Order.now(change, why, by=by))
-            yield has_waited
+                await publish_order(self._settings, order)
+            yield
 
     async def _tell_who(self) -> None:
         who = "Another dead-letters command is at work"
         with contextlib.suppress(WorkerError):
             changes = [each for each in await read_orders(self._settings) if each.order in _CHANGES]
-            if changes and changes[-1].order in get_args(Change):
+            if changes and changes[-1].order in _UNDER_WAY:
                 last = changes[-1]
                 since = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
                 who = f"{last.by} has been {last.order} dead letters since {since}"

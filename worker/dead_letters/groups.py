@@ -1,29 +1,61 @@
-"""Dead letters counted by cause."""
+"""Dead letters counted by cause, with advice for each reason."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from worker.contract.timestamps import text_of
-from worker.dead_letters.letter import Letter
+from worker.dead_letters.letter import LetterFacts
+
+_ADVICE = {
+    "invalid": "The sender must correct them: the error names the field. Or correct and replay them here.",
+    "rejected": "Marketing Cloud turned them down: the error says why. Correct and replay them.",
+    "exhausted": "Their calls failed while others succeeded: replay one, then the rest.",
+    "forbidden": "Grant the scope or the business unit in Marketing Cloud, then replay them.",
+    "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must send less. Discard them.",
+    "delivery_limit": "Redelivered too often, probably because they crash the worker: read its log before "
+    "replaying.",
+    "expired": "They expired unread: the sender must send them again.",
+    "maxlen": "The queue was full: the sender must send them again.",
+}
+# The API wraps every list of errors in the same words.
+_BOILERPLATE = ("10006 Please fix the following errors: ", "10006 Please fix the following errors")
+
+
+def advice(reason: str) -> str:
+    """What to do about letters with this reason, in a sentence or two."""
+    return _ADVICE.get(reason, "Look at one of them: ott-worker dead-letters show LETTER.")
+
+
+def brief(error: str) -> str:
+    """An error that begins with its cause."""
+    for words in _BOILERPLATE:
+        if error.startswith(words) and error != words:
+            return error.removeprefix(words)
+    return error
 
 
 @dataclass(slots=True)
-class LetterGroup:
-    """Letters of one reason and error. `first` and `last` are when they died, in microseconds since the
-    epoch, None where no letter tells."""
+class Cause:
+    """Letters that died of the same: `count` of them, between `first` and `last` (microseconds since the
+    epoch, None where no letter tells). `key` names it in URLs, the same whenever it is made. Where letters
+    are grouped by error alone, `platform` and `account` are those of one of them."""
 
+    key: str
     reason: str
     error: str
+    platform: str | None = None
+    account: str | None = None
     count: int = 0
     first: int | None = None
     last: int | None = None
 
-    def add(self, letter: Letter) -> None:
+    def add(self, died_at: int | None) -> None:
         """Count a letter."""
         self.count += 1
-        if letter.dead_at is not None:
-            self.first = letter.dead_at if self.first is None else min(self.first, letter.dead_at)
-            self.last = letter.dead_at if self.last is None else max(self.last, letter.dead_at)
+        if died_at is not None:
+            self.first = died_at if self.first is None else min(self.first, died_at)
+            self.last = died_at if self.last is None else max(self.last, died_at)
 
     def summary(self) -> dict[str, Any]:
         """The object that `list --by error --json` prints."""
@@ -35,18 +67,25 @@ class LetterGroup:
             "last": None if self.last is None else text_of(self.last),
         }
 
+    def document(self) -> dict[str, Any]:
+        """The cause, as JSON."""
+        return {
+            "cause": self.key,
+            **self.summary(),
+            "ottPlatformName": self.platform,
+            "accountId": self.account,
+        }
 
-class Groups:
-    """Groups by reason and error."""
 
-    def __init__(self) -> None:
-        self._groups: dict[tuple[str, str], LetterGroup] = {}
-
-    def add(self, letter: Letter) -> None:
-        """Count a letter in its group."""
-        key = (letter.reason, letter.error)
-        self._groups.setdefault(key, LetterGroup(*key)).add(letter)
-
-    def largest_first(self) -> list[LetterGroup]:
-        """All groups; of the same size, the one that died last comes first."""
-        return sorted(self._groups.values(), key=lambda group: (-group.count, -(group.last or 0)))
+def causes_of(letters: Iterable[LetterFacts], *, by_error: bool = False) -> list[Cause]:
+    """The causes, the one with the most letters first, else the one that died last. `by_error` makes no
+    difference between platforms and accounts."""
+    causes: dict[str, Cause] = {}
+    for letter in letters:
+        key = f"{letter.reason}\0{letter.error}" if by_error else letter.cause
+        cause = causes.get(key)
+        if cause is None:
+            cause = Cause(key, letter.reason, letter.error, letter.platform, letter.account)
+            causes[key] = cause
+        cause.add(letter.dead_at)
+    return sorted(causes.values(), key=lambda cause: (-cause.count, -(cause.last or 0), cause.key))

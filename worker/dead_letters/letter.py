@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from worker.broker.request_message import account_of, as_of, request_id
 from worker.broker.routed_message import came_from
 from worker.contract.registration import parse_registration
 from worker.contract.resource import Resource
+from worker.contract.secrets import SecretMask
 from worker.contract.timestamps import microseconds, text_of
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
@@ -21,6 +23,7 @@ from worker.contract.words import (
     CAME_BY_HEADER,
     DEAD_AT_HEADER,
     ERROR_HEADER,
+    HTTP_STATUS_HEADER,
     LETTER_HEADER,
     NO_MESSAGE_ID_HEADER,
     OWN_HEADERS,
@@ -62,6 +65,7 @@ class Letter:
     reason: str
     error: str
     attempts: int
+    http_status: int | None
     account: str | None
     platform: str | None
     resource_id: str | None
@@ -98,13 +102,68 @@ class Letter:
             return None
         return Resource(self.account, self.platform, self.resource_id)
 
-    def summary(self) -> dict[str, Any]:
-        """What `list --json` prints (contract §8). Holds no secret."""
+    @property
+    def cause(self) -> str:
+        """The key of its cause, as its facts tell it."""
+        return self.facts().cause
+
+    def facts(self) -> "LetterFacts":
+        """What may be shown of it: a secret of its body that stands in a public place is masked, and what
+        UTF-8 cannot hold is escaped."""
+        mask = SecretMask.of_body(b"" if self.closed else self.delivery.body)
+
+        def shown(text: str) -> str:
+            return mask(text).encode(errors="backslashreplace").decode()
+
+        reason, error = sys.intern(shown(self.reason)), sys.intern(shown(self.error))
+        account = self.account and sys.intern(shown(self.account))
+        words = "\x00".join((reason, error, self.platform or "", account or ""))
+        return LetterFacts(
+            key=self.key,
+            id=shown(self.id),
+            user=self.user and shown(self.user),
+            reason=reason,
+            error=error,
+            cause=sys.intern(hashlib.blake2b(words.encode(), digest_size=6).hexdigest()),
+            attempts=self.attempts,
+            http_status=self.http_status,
+            account=account,
+            platform=self.platform,
+            resource_id=self.resource_id and shown(self.resource_id),
+            received_at=self.received_at,
+            dead_at=self.dead_at,
+            replays=self.replays,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFacts:
+    """What lists tell of a letter (contract §8). Holds no secret. `cause` is the key of what it died of, on
+    which platform and account."""
+
+    key: str
+    id: str
+    user: str | None
+    reason: str
+    error: str
+    cause: str
+    attempts: int
+    http_status: int | None
+    account: str | None
+    platform: str | None
+    resource_id: str | None
+    received_at: int | None
+    dead_at: int | None
+    replays: int
+
+    def document(self) -> dict[str, Any]:
+        """What `list --json` prints."""
         return {
             "letter": self.key,
             "id": self.id,
             "reason": self.reason,
             "error": self.error,
+            "httpStatus": self.http_status,
             "attempts": self.attempts,
             "accountId": self.account,
             "userId": self.user,
@@ -152,6 +211,7 @@ def parse_letter(delivery: Delivery, default_account: str | None, digest: str = 
         reason=reason or BROKERS_REASONS.get(death.reason, death.reason),
         error=_text(properties, ERROR_HEADER) or "",
         attempts=_number(properties, ATTEMPTS_HEADER),
+        http_status=_integer(properties, HTTP_STATUS_HEADER),
         account=account_of(properties) or default_account,
         platform=request.platform,
         resource_id=request.resource_id,
@@ -176,7 +236,7 @@ def _key(delivery: Delivery) -> str:
 def _digest(delivery: Delivery) -> str:
     """16 hexadecimal digits of all that a letter holds but how often it was looked at. They begin with a
     letter other than e, as the worker's own ids do (`new_letter_id`)."""
-    properties = delivery.properties.changed(without=COUNTS).encoded()
+    properties = delivery.properties.canonical(without=COUNTS)
     parts = (delivery.exchange, delivery.routing_key, str(delivery.size))
     holds = hashlib.blake2b(digest_size=9, person=b"ott-letter")
     for part in (*(text.encode(errors="replace") for text in parts), properties, delivery.body):

@@ -6,35 +6,44 @@ holds a record of each settled request.
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from worker.amqp.stream_reader import StreamReader
 from worker.broker.journal import open_journal
+from worker.broker.journal_query import follow
 from worker.broker.request_sender import look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status_stream import read_workers
+from worker.contract.journal_record import recorded_id
+from worker.contract.timestamps import text_of
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings
 
 POLL_INTERVAL = 0.1  # seconds
 LOOK_INTERVAL = 1.0  # seconds without an outcome before looking for workers
 ABSENT_LOOKS = 2  # looks that find no worker before giving up
-RECONNECT_INTERVAL = 1.0  # seconds
 
 Record = dict[str, Any]
+Tell = Callable[[str, Record], None]
+"""Called with a letter's id and the record of its replay."""
+
+
+class _Expected(NamedTuple):
+    key: str
+    received_at: str
+    resource_id: str | None
 
 
 class OutcomeFollower:
-    """Follows the journal while its context lasts. `records` are those of the expected replays, as they came;
-    `tell` is called with each. Entering raises TopologyError (there is no journal) or BrokerUnreachable."""
+    """Follows the journal while its context lasts. `outcomes` are the records of the expected replays by the
+    ids of their letters, in the order in which they came; `tell` is called with each. Entering raises
+    TopologyError (there is no journal) or BrokerUnreachable."""
 
-    def __init__(self, settings: Settings, tell: Callable[[Record], None] = lambda _: None) -> None:
-        self.records: list[Record] = []
+    def __init__(self, settings: Settings, tell: Tell = lambda *_: None) -> None:
+        self.outcomes: dict[str, Record] = {}
         self._tell = tell
         self._settings = settings
-        self._expected: Counter[str] = Counter()
+        self._expected: dict[str, list[_Expected]] = {}
         self._next = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -53,11 +62,13 @@ class OutcomeFollower:
     @property
     def missing(self) -> int:
         """Replays whose outcome is not known yet."""
-        return self._expected.total()
+        return sum(map(len, self._expected.values()))
 
-    def expect(self, request_id: str) -> None:
-        """Expect one replay of this request."""
-        self._expected[request_id] += 1
+    def expect(self, key: str, request_id: str, received_at: int, resource_id: str | None) -> None:
+        """Expect the replay of the letter `key`, by what its record will tell."""
+        name = recorded_id(request_id).encode(errors="replace").decode()
+        expected = _Expected(key, text_of(received_at), resource_id and recorded_id(resource_id))
+        self._expected.setdefault(name, []).append(expected)
 
     async def wait(self, stop: asyncio.Event, say: Callable[[str], None]) -> bool:
         """Wait until all outcomes are known, and `say` once what this waits for. False where `stop` was set,
@@ -67,8 +78,8 @@ class OutcomeFollower:
         said = {""}
         while self._expected and not stop.is_set() and absent < ABSENT_LOOKS:
             await asyncio.sleep(POLL_INTERVAL)
-            if len(self.records) > known:
-                known, look_at, absent = len(self.records), clock() + LOOK_INTERVAL, 0
+            if len(self.outcomes) > known:
+                known, look_at, absent = len(self.outcomes), clock() + LOOK_INTERVAL, 0
             elif clock() > look_at:
                 look_at = clock() + LOOK_INTERVAL
                 is_there, why = await self._workers()
@@ -89,24 +100,21 @@ class OutcomeFollower:
             return True, "RabbitMQ does not answer: waiting"
 
     async def _follow(self) -> None:
-        while True:
-            with contextlib.suppress(WorkerError, ConnectionError):
-                async with open_journal(self._settings) as reader:
-                    await self._read(reader)
-            await asyncio.sleep(RECONNECT_INTERVAL)
-
-    async def _read(self, reader: StreamReader) -> None:
-        async with contextlib.aclosing(reader.follow(self._next)) as entries:
+        async with contextlib.aclosing(follow(self._settings, self._next)) as entries:
             async for entry in entries:
-                self._next = entry.offset + 1
                 for record in entry.records:
                     self._take(record)
 
     def _take(self, record: Record) -> None:
-        request_id = record.get("id")
-        if record.get("replay") is not True or not self._expected.get(str(request_id)):
+        request_id = str(record.get("id"))
+        bearers = self._expected.get(request_id)
+        if record.get("replay") is not True or not bearers:
             return
-        self._expected[str(request_id)] -= 1
-        self._expected += Counter()  # drops what is no longer expected
-        self.records.append(record)
-        self._tell(record)
+        # Several letters may bear one request id. Their times of arrival differ, or at least their resources.
+        told = (record.get("receivedAt"), record.get("resourceId"))
+        best = max(bearers, key=lambda each: (each.received_at == told[0], each.resource_id == told[1]))
+        bearers.remove(best)
+        if not bearers:
+            del self._expected[request_id]
+        self.outcomes[best.key] = record
+        self._tell(best.key, record)

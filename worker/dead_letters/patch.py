@@ -1,21 +1,20 @@
 """New values for a dead letter's request before it is replayed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from worker.contract.json_encoder import to_json
-from worker.contract.platforms import PLATFORMS
+from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PLATFORMS
 from worker.contract.registration import MalformedBody, Rejection, parse_object, validate
 from worker.dead_letters.letter import Letter
 from worker.errors import UsageError
 
-PLATFORM_NAME = "ottPlatformName"
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
-_COMMON_FIELDS = frozenset({PLATFORM_NAME, "endpointUrl"}).union(*(p.flags for p in PLATFORMS.values()))
-_FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
+_COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}).union(*(p.flags for p in PLATFORMS.values()))
+FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
 _FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.fields)
 _FLAG_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.flags)
 
@@ -40,10 +39,10 @@ class Patch:
             document = parse_object(body)
         except MalformedBody as problem:
             return InvalidPatch((str(problem),))
-        attributes = document.get("ottPlatformAttributes")
-        document["ottPlatformAttributes"] = dict(attributes) if isinstance(attributes, dict) else {}
+        attributes = document.get(ATTRIBUTES)
+        document[ATTRIBUTES] = dict(attributes) if isinstance(attributes, dict) else {}
         for name, value in self.fields.items():
-            (document if name == PLATFORM_NAME else document["ottPlatformAttributes"])[name] = value
+            (document if name == PLATFORM_NAME else document[ATTRIBUTES])[name] = value
         platform = PLATFORMS.get(str(document.get(PLATFORM_NAME)))
         if platform and (strangers := self.fields.keys() - {PLATFORM_NAME, *platform.fields}):
             return InvalidPatch((f"{platform.name} has no {', '.join(sorted(strangers))}",))
@@ -59,6 +58,14 @@ class Patch:
 class Patches(Protocol):
     """A patch for each letter."""
 
+    @property
+    def of_one_resource(self) -> Sequence[str]:
+        """The fields that would get one value in all letters, although it belongs to one resource."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The ids by which these are told apart; empty where one is for all."""
+
     def of(self, letter: Letter) -> "Patch | InvalidPatch | None":
         """The letter's patch, None to replay it unchanged, or InvalidPatch to leave it in the queue."""
 
@@ -68,6 +75,11 @@ class SamePatch:
     """One patch for all letters."""
 
     patch: Patch = field(default_factory=Patch)
+    names: frozenset[str] = frozenset()
+
+    @property
+    def of_one_resource(self) -> Sequence[str]:
+        return self.patch.of_one_resource
 
     def of(self, letter: Letter) -> Patch | None:
         return self.patch or None
@@ -125,7 +137,7 @@ def _file(path: str, _: str) -> str:
 
 
 def _flag(name: str, value: str) -> bool | int:
-    if value not in _FLAGS:
+    if value not in FLAGS:
         raise UsageError(f"--set {name} must be true, false, 0 or 1")
-    flag: bool | int = _FLAGS[value]
+    flag: bool | int = FLAGS[value]
     return flag

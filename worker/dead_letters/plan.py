@@ -1,8 +1,8 @@
-"""What a replay would do. Planning publishes nothing and removes nothing."""
+"""What a replay or a discard would do, letter by letter. Planning publishes nothing and removes nothing."""
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,146 +11,220 @@ from worker.broker.journal_index import JournalIndex, read_into
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.resource import Resource
 from worker.dead_letters.box import DeadLetterBox
+from worker.dead_letters.groups import brief
 from worker.dead_letters.letter import Letter
-from worker.dead_letters.patch import InvalidPatch, Patches
+from worker.dead_letters.patch import InvalidPatch, Patched, Patches, SamePatch
 from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings
 
+Kind = Literal["replay", "discard"]
 Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "discarded"]
-
-
-@dataclass(slots=True)
-class Plan:
-    """`total` letters lie there and `matching` of them match. Of these, `unfit` are refused after the patch
-    (`unfit_because` counts them by reason), `rejected` are replayed though they are invalid as they are, and
-    `unproven` could overwrite something newer, for all that the journal tells. `ids` and `resources` are
-    those of the matching letters; a letter that names no resource counts as one of its own."""
-
-    total: int = 0
-    matching: int = 0
-    unfit: int = 0
-    superseded: int = 0
-    rejected: int = 0
-    unproven: int = 0
-    resources: set[Resource | str] = field(default_factory=set)
-    ids: set[str] = field(default_factory=set)
-    unfit_because: Counter[str] = field(default_factory=Counter)
-
-    def add(self, outcome: Outcome, letter: Letter) -> None:
-        """Count a matching letter."""
-        self.matching += 1
-        self.ids.add(letter.id)
-        self.resources.add(letter.resource or letter.id)
-        self.unfit += outcome == "unfit"
-        self.superseded += outcome == "superseded"
-        self.rejected += outcome == "rejected"
-        self.unproven += outcome == "unproven"
+"""`unproven`: the journal cannot rule out a newer registration. `unfit`: cannot be replayed, or is invalid
+after its patch. `rejected`: invalid as it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a replay would make of one letter. `why` is the reason, or the newer request's id."""
+class Wish:
+    """What somebody wants done, and with which letters."""
 
-    letter: Letter
+    kind: Kind
+    selection: Selection
+    patches: Patches = field(default_factory=SamePatch)
+    force: bool = False
+    accept_unencrypted: bool = False
+    same_for_all: bool = False
+
+    @property
+    def staying(self) -> frozenset[Outcome]:
+        """Forecasts of letters that stay where they are."""
+        return frozenset({"unfit"} if self.force else {"unfit", "unproven", "rejected"})
+
+
+@dataclass(slots=True, eq=False)
+class Planned:
+    """What the plan says of one letter. `why` is the reason, or the newer request's id. `id` is the
+    request's as it came, `shown_id` without secrets; `resource` is where the request would be registered."""
+
+    key: str
+    digest: str
+    id: str
+    shown_id: str
+    reason: str
+    error: str
+    platform: str | None
+    resource_id: str | None
+    cause: str
+    resource: Resource | None
+    received_after: int
+    true_after: int
     outcome: Outcome
     why: str = ""
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """The letter's, when it was planned."""
+        return self.key, self.digest
 
-class Planner:
-    """Looks at letters, and at the journal, before anything is published."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        selection: Selection,
-        patches: Patches,
-        *,
-        force: bool = False,
-        accept_unencrypted: bool = False,
-    ) -> None:
-        self._settings = settings
-        self._selection = selection
-        self._patches = patches
-        self._force = force
-        self._accept_unencrypted = accept_unencrypted
-        if not settings.journal and not force:
-            raise UsageError(
-                "Without a journal (OTT_JOURNAL=false) nobody knows whether a replay would overwrite "
-                "a newer registration: give --force to replay all the same"
-            )
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The letters that match, of `total` in the queue. `resources` counts what they are about; a letter that
+    names no resource counts as one of its own. `missing` are ids that name no letter."""
 
-    async def make(self, box: DeadLetterBox, tell: Callable[[Forecast], None]) -> Plan:
-        """Look at all letters and `tell` the forecast of each matching one."""
-        plan = Plan(total=await box.depth())
-        newest = None if self._force else await self._read_journal(box)
-        async with contextlib.aclosing(box.look(self._selection)) as letters:
-            async for letter in letters:
-                forecast = self._forecast(letter, newest)
-                plan.add(forecast.outcome, letter)
-                if forecast.outcome == "unfit":
-                    plan.unfit_because[forecast.why] += 1
-                tell(forecast)
-        return plan
+    wish: Wish
+    total: int
+    letters: Sequence[Planned]
+    resources: int
+    missing: frozenset[str]
 
-    def _forecast(self, letter: Letter, newest: JournalIndex | None) -> Forecast:
-        resource = letter.resource
-        if why := why_not_replayable(letter, self._settings, accept_unencrypted=self._accept_unencrypted):
-            return Forecast(letter, "unfit", why)
-        patch = self._patches.of(letter)
-        if isinstance(patch, InvalidPatch):
-            return Forecast(letter, "unfit", str(patch))
-        if patch is not None:
-            patched = patch.apply(letter.delivery.body, self._settings.max_body_bytes)
-            if isinstance(patched, InvalidPatch):
-                return Forecast(letter, "unfit", str(patched))
-            resource = Resource(letter.account, patched.platform, patched.resource_id)
-        elif refusal := self._refusal(letter):
-            return Forecast(letter, "rejected", refusal)
-        if newest is None or resource is None:
-            return Forecast(letter, "replayed")
-        return _beside(newest, letter, resource)
+    @property
+    def going(self) -> list[Planned]:
+        """The letters that would be replayed or discarded."""
+        return [letter for letter in self.letters if letter.outcome not in self.wish.staying]
 
-    def _refusal(self, letter: Letter) -> str:
-        """The error that the worker will find in an unpatched request."""
-        properties = letter.delivery.properties
-        parsed = parse_registration(
-            letter.delivery.body,
-            content_type=properties.text("content_type"),
-            content_encoding=properties.text("content_encoding"),
-            max_bytes=self._settings.max_body_bytes,
-        )
-        if not isinstance(parsed, Rejection):
+    @property
+    def causes(self) -> list[str]:
+        """What the letters died of, the most frequent first."""
+        return [
+            f"{reason}: {brief(error)}" if error else reason
+            for (reason, error), _ in Counter(
+                (each.reason, each.error) for each in self.letters
+            ).most_common()
+        ]
+
+    @property
+    def counts(self) -> Counter[Outcome]:
+        """The letters by what would become of them."""
+        return Counter(letter.outcome for letter in self.letters)
+
+    @property
+    def refusal(self) -> str:
+        """Why this is not done: nothing would be registered. `""` where it is forced."""
+        if self.wish.kind == "discard" or self.wish.force or not self.letters:
             return ""
-        return "; ".join(error.message for error in parsed.errors) or parsed.message
-
-    async def _read_journal(self, box: DeadLetterBox) -> JournalIndex | None:
-        """The journal from the oldest letter on; an empty index where there is no journal."""
-        oldest = await self._oldest(box)
-        if oldest is None:
-            return None
-        newest = JournalIndex(since=oldest)
-        with contextlib.suppress(TopologyError):
-            async with open_journal(self._settings) as reader:
-                await read_into(newest, reader, await reader.first())
-        return newest
-
-    async def _oldest(self, box: DeadLetterBox) -> int | None:
-        oldest = None
-        async with contextlib.aclosing(box.look(self._selection)) as letters:
-            async for letter in letters:
-                oldest = letter.true_after if oldest is None else min(oldest, letter.true_after)
-        return oldest
+        counts = self.counts
+        if counts["replayed"]:
+            return ""
+        if counts["superseded"]:
+            why = "newer registrations of the same pages or channels would supersede what is replayed"
+        elif counts["unproven"]:
+            why = (
+                "what is replayed could overwrite a newer registration: the journal does not reach back to it"
+            )
+        elif counts["rejected"]:
+            why = "what is replayed would be rejected again: correct it first"
+        else:
+            return ""
+        return (
+            f"Nothing would be registered, for {why}. Nothing was replayed; --force replays it all the same"
+        )
 
 
-def _beside(newest: JournalIndex, letter: Letter, resource: Resource) -> Forecast:
-    """The forecast for a valid request, by what the journal holds for its resource."""
-    newer = newest.newer_than(resource, letter.true_after)
+async def make_plan(box: DeadLetterBox, settings: Settings, wish: Wish) -> Plan:
+    """Look at all letters that match, and at the journal. Raises UsageError where the wish is not safe (a
+    value that belongs to one resource for several), AmbiguousId, or as the box does."""
+    if wish.kind == "replay" and not settings.journal and not wish.force:
+        raise UsageError(
+            "Without a journal (OTT_JOURNAL=false) nobody knows whether a replay would overwrite "
+            "a newer registration: give --force to replay all the same"
+        )
+    total, found = await box.depth(), {}
+    async with contextlib.aclosing(box.look(wish.selection)) as looked_at:
+        async for letter in looked_at:
+            found[_planned(letter, settings, wish)] = letter.resource or letter.key
+    letters = wish.selection.named(found)
+    missing = wish.selection.ids - {name for each in letters for name in (each.key, each.id)}
+    named = Selection(ids=wish.patches.names)
+    if named.ids:
+        named.named(each for each in letters if each.key in named.ids or each.id in named.ids)
+    plan = Plan(wish, total, letters, len({found[each] for each in letters}), frozenset(missing))
+    fields = wish.patches.of_one_resource
+    if fields and plan.resources > 1 and not wish.same_for_all:
+        raise UsageError(
+            f"--set {fields[0]} would give {plan.resources} pages or channels the same value: narrow "
+            "the filter to one of them, or give --same-for-all if that is meant"
+        )
+    judged = [each for each in letters if each.outcome == "replayed" and each.resource is not None]
+    if judged and not wish.force:
+        index = await _read_journal(settings, min(each.true_after for each in judged))
+        for each in judged:
+            _judge(each, index)
+    return plan
+
+
+def _planned(letter: Letter, settings: Settings, wish: Wish) -> Planned:
+    facts = letter.facts()
+    planned = Planned(
+        key=letter.key,
+        digest=letter.digest,
+        id=letter.id,
+        shown_id=facts.id,
+        reason=facts.reason,
+        error=facts.error,
+        platform=letter.platform,
+        resource_id=facts.resource_id,
+        cause=facts.cause,
+        resource=letter.resource,
+        received_after=letter.received_after,
+        true_after=letter.true_after,
+        outcome="discarded",
+    )
+    if wish.kind == "discard":
+        return planned
+    prepared = prepare(letter, settings, wish)
+    if isinstance(prepared, InvalidPatch):
+        planned.outcome, planned.why = "unfit", str(prepared)
+    elif prepared is not None:
+        planned.outcome = "replayed"
+        planned.resource = Resource(letter.account, prepared.platform, prepared.resource_id)
+    else:
+        planned.why = _refusal(letter, settings)
+        planned.outcome = "rejected" if planned.why else "replayed"
+    return planned
+
+
+def prepare(letter: Letter, settings: Settings, wish: Wish) -> "Patched | InvalidPatch | None":
+    """The letter's corrected request, None where it goes as it is, or why it cannot be replayed."""
+    if why := why_not_replayable(letter, settings, accept_unencrypted=wish.accept_unencrypted):
+        return InvalidPatch((why,))
+    patch = wish.patches.of(letter)
+    if patch is None or isinstance(patch, InvalidPatch):
+        return patch
+    return patch.apply(letter.delivery.body, settings.max_body_bytes)
+
+
+def _refusal(letter: Letter, settings: Settings) -> str:
+    """The error that the worker will find in an unpatched request."""
+    properties = letter.delivery.properties
+    parsed = parse_registration(
+        letter.delivery.body,
+        content_type=properties.text("content_type"),
+        content_encoding=properties.text("content_encoding"),
+        max_bytes=settings.max_body_bytes,
+    )
+    if not isinstance(parsed, Rejection):
+        return ""
+    return "; ".join(error.message for error in parsed.errors) or parsed.message
+
+
+async def _read_journal(settings: Settings, since: int) -> JournalIndex:
+    """The journal since then; an empty index where there is no journal."""
+    index = JournalIndex(since=since)
+    with contextlib.suppress(TopologyError):
+        async with open_journal(settings) as reader:
+            await read_into(index, reader, await reader.first())
+    return index
+
+
+def _judge(planned: Planned, index: JournalIndex) -> None:
+    """Forecast a valid request by what the journal holds for its resource."""
+    assert planned.resource is not None
+    newer = index.newer_than(planned.resource, planned.true_after)
     if newer is not None:
-        return Forecast(letter, "superseded", newer)
-    if not newest.reaches_back_to(letter.id, resource, letter.received_after):
-        return Forecast(letter, "unproven")
-    return Forecast(letter, "replayed")
+        planned.outcome, planned.why = "superseded", newer
+    elif not index.reaches_back_to(planned.id, planned.resource, planned.received_after):
+        planned.outcome = "unproven"
 
 
 def why_not_replayable(letter: Letter, settings: Settings, *, accept_unencrypted: bool) -> str:
@@ -164,6 +238,6 @@ def why_not_replayable(letter: Letter, settings: Settings, *, accept_unencrypted
     if settings.dead_letter_keys is None or letter.was_sealed or letter.is_brokers or accept_unencrypted:
         return ""
     return (
-        "The dead letter lies in the clear, though OTT_DEAD_LETTER_KEYS is set: look at it (show), and give "
-        "--accept-unencrypted to replay it all the same"
+        "this dead letter is not encrypted although OTT_DEAD_LETTER_KEYS is set: inspect it with show, then "
+        "add --accept-unencrypted"
     )

@@ -1,4 +1,5 @@
-"""Replaying: each letter is published again, and removed when the broker has confirmed that (contract §5).
+"""Replaying and discarding: each letter is removed, a replayed one when the broker has confirmed that it was
+published again (contract §5).
 
 Killed in between, a letter is replayed twice and never lost. Letters of one resource go one after the other,
 so that their order is kept even if the broker refuses one for a while.
@@ -7,7 +8,8 @@ so that their order is kept even if the broker refuses one for a while.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiolimiter import AsyncLimiter
@@ -25,6 +27,7 @@ from worker.contract.words import (
     DEAD_AT_HEADER,
     ENCRYPTION_KEY_HEADER,
     ERROR_HEADER,
+    HTTP_STATUS_HEADER,
     LETTER_HEADER,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
@@ -35,13 +38,12 @@ from worker.contract.words import (
     REPLAY_OF_HEADER,
     REPLAY_REASON_HEADER,
     REQUEST_ID_HEADER,
+    USER_HEADER,
 )
-from worker.dead_letters.box import DeadLetterBox, Progress, Removal
+from worker.dead_letters.box import DeadLetterBox, Removal
 from worker.dead_letters.letter import BROKERS_HEADER, Letter
-from worker.dead_letters.outcomes import OutcomeFollower
-from worker.dead_letters.patch import InvalidPatch, Patches
-from worker.dead_letters.plan import Plan, why_not_replayable
-from worker.dead_letters.selection import Selection
+from worker.dead_letters.patch import InvalidPatch
+from worker.dead_letters.plan import Wish, prepare
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -58,6 +60,7 @@ _LEFT_BEHIND = frozenset(
         DEAD_AT_HEADER,
         *COUNTS,
         ERROR_HEADER,
+        HTTP_STATUS_HEADER,
         LETTER_HEADER,
         REPLAY_FORCE_HEADER,
         REASON_HEADER,
@@ -74,98 +77,113 @@ STOP_TIMEOUT = 3.0  # seconds; how long a stopped replay waits for the confirms 
 TIMER = 0.01  # seconds
 POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
+Handle = Callable[[Removal, Letter], Awaitable[None]]
 
-class Replay:
-    """One run. `stop` ends it after what is under way. `follower`, if there is one, is told which replays to
-    expect."""
 
-    def __init__(
+class Sweep:
+    """Goes through the queue, in turns, to remove the `wanted` letters and no other. `stop` ends it after
+    what is under way. Those that are left in `wanted` were not there as they were planned; `changed` are
+    those of them that somebody has changed."""
+
+    def __init__(self, wanted: Counter[tuple[str, str]], stop: asyncio.Event) -> None:
+        self.wanted = wanted
+        self.changed: set[str] = set()
+        self._planned = frozenset(wanted)
+        self._keys = {key for key, _ in wanted}
+        self._stop = stop
+
+    async def discard(self, box: DeadLetterBox, removed: Callable[[Letter], None]) -> None:
+        """Remove them. Raises as DeadLetterBox does."""
+
+        async def remove(removal: Removal, letter: Letter) -> None:
+            await removal.remove(letter)
+            removed(letter)
+
+        await self._in_turns(box, lambda _: contextlib.nullcontext(remove))
+
+    async def replay(
         self,
+        box: DeadLetterBox,
         settings: Settings,
-        selection: Selection,
-        patches: Patches,
+        wish: Wish,
+        rate: float | None,
         events: EventListener,
-        *,
-        force: bool = False,
-        accept_unencrypted: bool = False,
-        rate: float | None = None,
-        follower: OutcomeFollower | None = None,
+        sent: Callable[[Letter], None],
+        removed: Callable[[Letter], None],
     ) -> None:
-        self._settings = settings
-        self._selection = selection
-        self._patches = patches
-        self._events = events
-        self._force = force
-        self._accept_unencrypted = accept_unencrypted
-        self._rate = rate
-        self._follower = follower
-        self._entry = Topology(settings.prefix).entry
-        self.stop = asyncio.Event()
-
-    async def run(self, box: DeadLetterBox, plan: Plan, progress: Progress) -> None:
-        """Replay the matching letters that the plan counted. A letter that fails again and comes back is left
-        for another run. Raises as DeadLetterBox does."""
-        limiter = None if self._rate is None else _limiter(self._rate)
-        publisher = Publisher(self._settings, self._events, topology.ensure)
+        """Publish each again, then remove it. Raises as DeadLetterBox does."""
+        limiter = None if rate is None else _limiter(rate)
+        entry = Topology(settings.prefix).entry
+        publisher = Publisher(settings, events, topology.ensure)
         publisher.start()
-        try:
-            while not self.stop.is_set():
-                async with box.take(
-                    plan.total - progress.done, plan.total - plan.matching + plan.unfit
-                ) as removal:
-                    batch = _Batch(publisher, removal, progress, self.stop, self._follower)
-                    finished = await self._replay(removal, batch, limiter, progress)
-                if finished:
-                    break
-                progress.unfit = 0  # they are counted again
-                await asyncio.sleep(BETWEEN_TURNS)
-        finally:
-            await publisher.stop()
 
-    async def _replay(
-        self, removal: Removal, batch: "_Batch", limiter: AsyncLimiter | None, progress: Progress
-    ) -> bool:
-        """True when all were seen, False when the turn is over."""
-        ends_at = time.monotonic() + TURN
-        async with contextlib.aclosing(removal.letters()) as letters, _drained(batch):
-            async for letter in letters:
-                if self.stop.is_set():
-                    return True
-                if letter not in self._selection:
-                    continue
-                message = self._message(letter)
-                if isinstance(message, InvalidPatch):
-                    progress.more(unfit=1)
-                    continue
+        @contextlib.asynccontextmanager
+        async def batch_of(removal: Removal) -> AsyncIterator[Handle]:
+            batch = _Batch(publisher, removal, self._stop, removed)
+
+            async def publish(removal: Removal, letter: Letter) -> None:
+                message = _message(letter, settings, wish, entry)
+                if message is None:
+                    return
                 if limiter is not None:
                     await batch.settle()
                     await self._unless_stopped(limiter.acquire())
-                await batch.publish(letter, message)
-                if time.monotonic() > ends_at:
-                    return False
+                if await batch.publish(letter, message):
+                    sent(letter)
+
+            yield publish
+            await batch.drain()
+
+        try:
+            await self._in_turns(box, batch_of)
+        finally:
+            await publisher.stop()
+
+    async def _in_turns(self, box: DeadLetterBox, handling: Callable[[Removal], Any]) -> None:
+        is_over = await self._turn(box, handling)
+        while not is_over:
+            await asyncio.sleep(BETWEEN_TURNS)
+            is_over = await self._turn(box, handling)
+
+    async def _turn(self, box: DeadLetterBox, handling: Callable[[Removal], Any]) -> bool:
+        """True when all were seen, False when the turn is over."""
+        total, ends_at = await box.depth(), time.monotonic() + TURN
+        async with (
+            box.take(total, total - self.wanted.total()) as removal,
+            contextlib.aclosing(removal.letters()) as letters,
+            handling(removal) as handle,
+        ):
+            async for letter in letters:
+                if self._stop.is_set():
+                    return True
+                if self.wanted[letter.identity]:
+                    self.wanted[letter.identity] -= 1
+                    await handle(removal, letter)
+                    if not self.wanted.total():
+                        return True
+                    if time.monotonic() > ends_at:
+                        return False
+                elif letter.key in self._keys and letter.identity not in self._planned:
+                    self.changed.add(letter.key)
         return True
 
     async def _unless_stopped(self, waited_for: Coroutine[Any, Any, None]) -> None:
-        tasks = {asyncio.create_task(waited_for), asyncio.create_task(self.stop.wait())}
+        tasks = {asyncio.create_task(waited_for), asyncio.create_task(self._stop.wait())}
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
 
-    def _message(self, letter: Letter) -> "Message | InvalidPatch":
-        if why := why_not_replayable(letter, self._settings, accept_unencrypted=self._accept_unencrypted):
-            return InvalidPatch((why,))
-        body = letter.delivery.body
-        properties = replayed(letter, force=self._force)
-        patch = self._patches.of(letter)
-        if isinstance(patch, InvalidPatch):
-            return patch
-        if patch is not None:
-            patched = patch.apply(body, self._settings.max_body_bytes)
-            if isinstance(patched, InvalidPatch):
-                return patched
-            body = patched.body
-            properties = properties.changed(content_type="application/json", content_encoding=None)
-        return Message(self._entry, REPLAY_KEY, properties, body)
+
+def _message(letter: Letter, settings: Settings, wish: Wish, entry: str) -> Message | None:
+    """The replay of a letter, None where it cannot be replayed."""
+    prepared = prepare(letter, settings, wish)
+    if isinstance(prepared, InvalidPatch):
+        return None
+    properties = replayed(letter, force=wish.force)
+    if prepared is None:
+        return Message(entry, REPLAY_KEY, properties, letter.delivery.body)
+    properties = properties.changed(content_type="application/json", content_encoding=None)
+    return Message(entry, REPLAY_KEY, properties, prepared.body)
 
 
 def _limiter(rate: float) -> AsyncLimiter:
@@ -181,31 +199,28 @@ class _Batch:
         self,
         publisher: Publisher,
         removal: Removal,
-        progress: Progress,
         stop: asyncio.Event,
-        follower: OutcomeFollower | None,
+        removed: Callable[[Letter], None],
     ) -> None:
         self._publisher = publisher
         self._removal = removal
-        self._progress = progress
         self._stop = stop
-        self._follower = follower
+        self._removed = removed
         self._open: dict[asyncio.Future[None], Letter] = {}
         self._resources: set[Resource] = set()
 
-    async def publish(self, letter: Letter, message: Message) -> None:
+    async def publish(self, letter: Letter, message: Message) -> bool:
         """Publish, unless stopped; waits while too many are open, or one of the same resource is."""
         while len(self._open) >= AT_ONCE or letter.resource in self._resources:
             if self._stop.is_set():
-                return
+                return False
             await self._wait()
         if self._stop.is_set():
-            return
+            return False
         self._open[self._publisher.send(message)] = letter
-        if self._follower is not None:
-            self._follower.expect(message.properties.text("message_id") or "")
         if letter.resource is not None:
             self._resources.add(letter.resource)
+        return True
 
     async def drain(self) -> None:
         """Wait until all are confirmed and removed; once stopped, for a short while only."""
@@ -226,18 +241,12 @@ class _Batch:
                 self._resources.discard(letter.resource)
             future.result()
             await self._removal.remove(letter)
-            self._progress.more(done=1)
+            self._removed(letter)
 
     async def _wait(self) -> None:
         self._removal.check()
         await asyncio.wait(self._open, timeout=POLL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
         await self.settle()
-
-
-@contextlib.asynccontextmanager
-async def _drained(batch: _Batch) -> AsyncIterator[None]:
-    yield
-    await batch.drain()
 
 
 def replayed(letter: Letter, *, force: bool) -> Properties:
@@ -250,21 +259,11 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
         REPLAY_OF_HEADER: letter.id,
         REPLAY_REASON_HEADER: letter.reason,
     }
+    if letter.user:
+        headers[USER_HEADER] = letter.user
     if force:
         headers[REPLAY_FORCE_HEADER] = True
     # The publisher gives a message without an id a fresh one, which the worker would take for the request's.
     return letter.properties.changed(
         headers, without=_LEFT_BEHIND, user_id=None, expiration=None, message_id=letter.id
     ).persistent()
-
-
-async def discard(box: DeadLetterBox, selection: Selection, plan: Plan, progress: Progress) -> None:
-    """Remove the matching letters that the plan counted. Raises as DeadLetterBox does."""
-    async with (
-        box.take(plan.total, plan.total - plan.matching) as removal,
-        contextlib.aclosing(removal.letters()) as letters,
-    ):
-        async for letter in letters:
-            if letter in selection:
-                await removal.remove(letter)
-                progress.more(done=1)

@@ -1,25 +1,66 @@
-"""The selection of dead letters that a command works on."""
+"""The selection of dead letters that a command or a page works on."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Protocol, TypeVar
 
-from worker.dead_letters.letter import Letter
-from worker.errors import UsageError
+from worker.errors import WorkerError
 
-_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
-_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+class Named(Protocol):
+    """The ids of a letter and of its request."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+
+
+class Facts(Named, Protocol):
+    """What a selection asks of a letter."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def cause(self) -> str: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def account(self) -> str | None: ...
+    @property
+    def platform(self) -> str | None: ...
+    @property
+    def resource_id(self) -> str | None: ...
+    @property
+    def dead_at(self) -> int | None: ...
+
+
+AnyNamed = TypeVar("AnyNamed", bound=Named)
+
+
+class AmbiguousId(WorkerError):
+    """A request's id that several letters bear."""
+
+    def __init__(self, request_id: str, count: int) -> None:
+        super().__init__(f"{count} dead letters bear the request id {request_id}: name one by its own id")
+        self.request_id = request_id
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Letters that match every filter given; of several values of one filter, one has to match. `since`
-    and `until` are about when the letter died (microseconds since the epoch, both included)."""
+    """Letters that match every filter given; of several values of one filter, one has to match. `ids` are of
+    letters or of requests. An error matches that contains one of `errors`, in any case. `since` and `until`
+    are about when the letter died (microseconds since the epoch, both included)."""
 
     reasons: frozenset[str] = frozenset()
     platforms: frozenset[str] = frozenset()
     resources: frozenset[str] = frozenset()
+    accounts: frozenset[str] = frozenset()
+    users: frozenset[str] = frozenset()
+    errors: frozenset[str] = frozenset()
+    causes: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     since: int | None = None
     until: int | None = None
@@ -28,16 +69,23 @@ class Selection:
     def is_everything(self) -> bool:
         return self == Selection()
 
-    def __contains__(self, letter: Letter) -> bool:
+    def __contains__(self, letter: Facts) -> bool:
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (not self.platforms or letter.platform in self.platforms)
             and (not self.resources or letter.resource_id in self.resources)
+            and (not self.accounts or letter.account in self.accounts)
+            and (not self.users or letter.user in self.users)
+            and (not self.errors or self._is_error(letter.error.casefold()))
+            and (not self.causes or letter.cause in self.causes)
             and (not self.ids or letter.key in self.ids or letter.id in self.ids)
-            and self._in_time(letter.dead_at)
+            and self._is_in_time(letter.dead_at)
         )
 
-    def _in_time(self, moment: int | None) -> bool:
+    def _is_error(self, error: str) -> bool:
+        return any(text.casefold() in error for text in self.errors)
+
+    def _is_in_time(self, moment: int | None) -> bool:
         if self.since is None and self.until is None:
             return True
         return (
@@ -46,21 +94,18 @@ class Selection:
             and (self.until is None or moment <= self.until)
         )
 
-
-def moment(
-    text: str | None, option: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> int | None:
-    """Microseconds since the epoch of `2026-11-23T12:00:00Z` (UTC where no zone is named), of a date,
-    or of a while ago: `90s`, `15m`, `2h`, `3d`, `1w`. Raises UsageError."""
-    if text is None:
-        return None
-    try:
-        if relative := _RELATIVE.fullmatch(text.strip()):
-            ago = float(relative[1]) * _UNIT[relative[2]]
-            return max(0, int((now().timestamp() - ago) * 1_000_000))
-        parsed = datetime.fromisoformat(text.strip())
-    except (ValueError, OverflowError):
-        raise UsageError(f"{option} must be a time such as 2026-11-23T12:00:00Z, or 2h, 3d") from None
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=UTC)
-    return int(parsed.timestamp() * 1_000_000)
+    def named(self, letters: Iterable[AnyNamed]) -> list[AnyNamed]:
+        """Those of the matching letters that `ids` name: by a letter's id, else by the id of its request, if
+        no other letter bears that. Raises AmbiguousId."""
+        letters = list(letters)
+        if not self.ids:
+            return letters
+        keys = {letter.key for letter in letters}
+        by_request: dict[str, list[AnyNamed]] = {}
+        for letter in letters:
+            if letter.key not in self.ids:
+                by_request.setdefault(letter.id, []).append(letter)
+        for request_id, bearers in by_request.items():
+            if request_id not in keys and len({each.key for each in bearers}) > 1:
+                raise AmbiguousId(request_id, len(bearers))
+        return [letter for letter in letters if letter.key in self.ids or letter.id not in keys]

@@ -8,13 +8,13 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
 from worker.contract.registration import MalformedBody, parse_object
-from worker.contract.secrets import MASK
+from worker.contract.secrets import MASK, SecretMask
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.errors import UsageError
@@ -23,7 +23,8 @@ from worker.tables.damage import ACCOUNT, EXACT_DIGITS
 from worker.tables.records import Record, open_table
 from worker.tables.source import Source, Unreadable
 
-ABOUT: Final = ("id", "reason", "error", "deadAt")
+LETTER: Final = "letter"
+ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")
 FIELDS: Final = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
 COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
 
@@ -38,29 +39,40 @@ def header() -> bytes:
 def row(letter: Letter, *, reveal: bool) -> bytes:
     """One letter; without `reveal` its secrets are masked."""
     cells = _cells(letter)
-    summary = letter.summary()
-    shown = {name: MASK if name in SECRET_FIELDS and not reveal else cells[name] for name in cells}
+    summary = letter.facts().document()
+    mask = (lambda text: text) if reveal else SecretMask.of_body(letter.delivery.body)
+    shown = {name: MASK if name in SECRET_FIELDS and not reveal else mask(cells[name]) for name in cells}
     about = {name: summary[name] or "" for name in ABOUT}
     return _line([guard(str({**about, **shown}.get(name, ""))) for name in COLUMNS])
 
 
 @dataclass(frozen=True, slots=True)
 class TablePatches:
-    """The patches that a table holds, by the letters' ids."""
+    """The patches that a table holds, by the ids of letters. In a table that release 1.1.0 exported they are
+    by the ids of requests."""
 
-    records: Mapping[str, Record]
+    by_letter: Mapping[str, Record]
+    by_request: Mapping[str, Record]
+    of_one_resource: Sequence[str] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The ids in the table."""
+        return frozenset({*self.by_letter, *self.by_request})
 
     def of(self, letter: Letter) -> Patch | InvalidPatch | None:
         """The changes in the letter's row: None if there are none, InvalidPatch if cells cannot be
         trusted."""
-        record = self.records.get(letter.id)
+        record = self.by_letter.get(letter.key) or self.by_request.get(letter.id)
         if record is None:
             return None
-        before = _cells(letter)
+        before, mask = _cells(letter), SecretMask.of_body(letter.delivery.body)
         changed = {
             name: value
             for name, value in record.values.items()
-            if name not in ABOUT and not _is_same(name, before.get(name, ""), value)
+            if name not in ABOUT
+            and not _is_same(name, before.get(name, ""), value)
+            and value != clean(mask(before.get(name, "")))
         }
         problems = [str(each) for each in record.problems if not each.field or each.field in changed]
         if problems:
@@ -72,24 +84,27 @@ class TablePatches:
 
 def read_patches(path: str) -> TablePatches:
     """The table in a CSV file or a workbook. Raises UsageError."""
-    records: dict[str, Record] = {}
+    by_letter: dict[str, Record] = {}
+    by_request: dict[str, Record] = {}
     try:
         with Source(path) as source:
             for record in open_table(source, also=ABOUT):
-                _add(records, record)
+                if letter := str(record.values.get(LETTER) or ""):
+                    _add(by_letter, letter, record)
+                else:
+                    _add(by_request, str(record.values.get("id") or ""), record)
     except (UsageError, Unreadable) as error:
         raise UsageError(f"{path}: {error}") from None
-    return TablePatches(records)
+    return TablePatches(by_letter, by_request)
 
 
-def _add(records: dict[str, Record], record: Record) -> None:
-    request_id = str(record.values.get("id", ""))
-    if not request_id:
-        raise UsageError(f"line {record.line} names no letter: its column id is empty or missing")
-    earlier = records.setdefault(request_id, record)
+def _add(records: dict[str, Record], name: str, record: Record) -> None:
+    if not name:
+        raise UsageError(f"line {record.line} names no letter: its column letter is empty or missing")
+    earlier = records.setdefault(name, record)
     if earlier.values != record.values:
         lines = f"lines {earlier.line} and {record.line}"
-        raise UsageError(f"{lines} are both about the letter {request_id}: keep one of them")
+        raise UsageError(f"{lines} are both about the letter {name}: keep one of them")
 
 
 def _cells(letter: Letter) -> dict[str, str]:

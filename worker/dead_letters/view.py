@@ -44,13 +44,15 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     shown = _Revealed() if reveal else _Guarded(body)
     properties = letter.delivery.properties
     document: dict[str, Any] = {
-        **{name: shown.known(value) for name, value in letter.summary().items()},
+        **{name: shown.known(value) for name, value in letter.facts().document().items()},
         "properties": {
             name: shown.known(text) if name in PUBLIC_PROPERTIES else shown.unknown(text)
             for name in (*PUBLIC_PROPERTIES, *OTHER_PROPERTIES)
             if (text := properties.text(name))
         },
-        "headers": {name: shown.header(name, properties.header(name)) for name in properties.header_names()},
+        "headers": {
+            _plain(name): shown.header(name, properties.header(name)) for name in properties.header_names()
+        },
         "bodyBytes": letter.delivery.size,
     }
     if closed:
@@ -88,7 +90,7 @@ class _Guarded(_Revealed):
 
     def known(self, value: object) -> Any:
         if isinstance(value, str):
-            return self._mask(value)
+            return _plain(self._mask(value))
         return value if value is None or isinstance(value, bool | int | float) else describe(value)
 
     def unknown(self, value: object) -> Any:
@@ -156,14 +158,16 @@ def describe(value: Any) -> Any:
 def _plain(value: object) -> Any:
     """A header's or a body's value as JSON."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {_plain(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, bytes | bytearray):
         return bytes(value).decode(errors="backslashreplace")
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # an AMQP text need not be UTF-8
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def as_text(document: dict[str, Any]) -> list[str]:

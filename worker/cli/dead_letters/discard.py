@@ -1,89 +1,48 @@
 """`ott-worker dead-letters discard`."""
 
 import asyncio
-import contextlib
 import sys
 
 from worker.cli import output
-from worker.cli.dead_letters.options import (
-    All,
-    BareIds,
-    Ids,
-    Json,
-    Platforms,
-    Reasons,
-    Resources,
-    Since,
-    Until,
-    Yes,
-    require_filter,
-    select,
-)
-from worker.cli.dead_letters.progress_bar import progress_bar
-from worker.cli.dead_letters.terminal import agreed, letters, record, say
-from worker.dead_letters import replay as replaying
-from worker.dead_letters.box import DeadLetterBox, Progress, open_box
-from worker.dead_letters.plan import Plan
+from worker.cli.dead_letters.options import All, Json, Yes, filtered, require_filter
+from worker.cli.dead_letters.terminal import Say, agreed, letters, performed, told_absent
+from worker.dead_letters.plan import Wish
+from worker.dead_letters.run import Run
 from worker.dead_letters.selection import Selection
-from worker.errors import UsageError
-from worker.settings import Settings, load_settings
+from worker.errors import BrokerUnreachable, Interrupted, UsageError
+from worker.settings import load_settings
 
 
-def discard(
-    bare_ids: BareIds = None,
-    reason: Reasons = None,
-    platform: Platforms = None,
-    resource: Resources = None,
-    id_: Ids = None,
-    since: Since = None,
-    until: Until = None,
-    all_: All = False,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> int:
+@filtered
+def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: Json = False) -> int:
     """Remove dead letters for good.
 
     Example: ott-worker dead-letters discard --reason invalid --until 30d --yes
     """
-    selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
     require_filter(selection, "discard", everything=all_)
     if not yes and not sys.stdin.isatty():
-        raise UsageError("discard removes for good and cannot ask here: give --yes")
-    settings = load_settings()
-    plan = asyncio.run(_count(settings, selection))
-    if not plan.matching:
+        raise UsageError("discard is permanent; without a terminal, confirm with --yes")
+    say = Say()
+    run = Run(load_settings(), Wish("discard", selection), say)
+    plan = asyncio.run(run.plan())
+    if not plan.letters:
         say("no dead letter matches")
         return 1 if selection.ids else 0
-    if not yes and not agreed(f"{letters(plan.matching)} of {plan.total} will be removed for good. Go on?"):
+    count = letters(len(plan.letters))
+    if not yes and not agreed(f"{count} of {plan.total} will be removed for good. Go on?"):
         say("nothing was discarded")
         return 1
-    done = asyncio.run(_discard(settings, selection, plan))
+    lost = asyncio.run(performed(run, "Discarding", rate=None, follow=False))
+    left = max(0, plan.total - run.done - len(run.gone))
     if as_json:
-        output.json_line({"discarded": done})
+        output.json_line({"discarded": run.done})
     else:
-        output.line(f"{letters(done)} discarded.")
-    return 0
-
-
-async def _count(settings: Settings, selection: Selection) -> Plan:
-    async with open_box(settings, say) as box:
-        return await _look(box, selection)
-
-
-async def _look(box: DeadLetterBox, selection: Selection) -> Plan:
-    plan = Plan(total=await box.depth())
-    async with contextlib.aclosing(box.look(selection)) as found:
-        async for letter in found:
-            plan.add("discarded", letter)
-    return plan
-
-
-async def _discard(settings: Settings, selection: Selection, plan: Plan) -> int:
-    progress = Progress()
-    async with open_box(settings, say) as box, box.change("discarding") as has_waited:
-        if has_waited:  # somebody else has changed the queue since
-            plan = await _look(box, selection)
-        with progress_bar("Discarding", plan.matching, progress):
-            await replaying.discard(box, selection, plan, progress)
-    await record("discarded", progress.done, settings)
-    return progress.done
+        output.line(f"{letters(run.done)} discarded.")
+    if lost is not None:
+        raise BrokerUnreachable(f"{lost}: run it again for the letters that are left")
+    if run.is_stopping:
+        raise Interrupted("stopped: the remaining dead letters were not touched")
+    told_absent(run, say)
+    if left:
+        say(f"{letters(left)} left: ott-worker dead-letters list --by error")
+    return 1 if plan.missing or run.gone or run.changed else 0

@@ -8,17 +8,8 @@ from typing import Annotated, BinaryIO
 import typer
 
 from worker.cli import output
-from worker.cli.dead_letters.options import (
-    BareIds,
-    Ids,
-    Platforms,
-    Reasons,
-    Resources,
-    Since,
-    Until,
-    select,
-)
-from worker.cli.dead_letters.terminal import letters, say
+from worker.cli.dead_letters.options import filtered
+from worker.cli.dead_letters.terminal import Say, letters
 from worker.dead_letters.box import open_box
 from worker.dead_letters.selection import Selection
 from worker.dead_letters.table import header, row
@@ -26,24 +17,18 @@ from worker.errors import UsageError
 from worker.settings import Settings, load_settings
 
 
+@filtered
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE.csv", help="The file to write. Only you can read it.")],
-    bare_ids: BareIds = None,
-    reason: Reasons = None,
-    platform: Platforms = None,
-    resource: Resources = None,
-    id_: Ids = None,
-    since: Since = None,
-    until: Until = None,
+    selection: Selection,
     reveal: Annotated[bool, typer.Option("--reveal", help="Write the values of secrets too.")] = False,
-) -> None:
+) -> int:
     """Write dead letters to a CSV file, one row each: correct it in a spreadsheet, then replay --patch FILE.
 
     Changes nothing in the queue. A cell that is left as it is, or emptied, changes nothing either.
 
     Example: ott-worker dead-letters export letters.csv --reason rejected
     """
-    selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
     settings = load_settings()
     try:
         # A file that is there already may be open to others.
@@ -53,13 +38,19 @@ def export(
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from None
     output.line(f"{letters(count)} written to {file}.")
+    return 1 if selection.ids and not count else 0
 
 
 async def _export(settings: Settings, selection: Selection, file: BinaryIO, *, reveal: bool) -> int:
     count = 0
-    file.write(header())
-    async with open_box(settings, say) as box, contextlib.aclosing(box.look(selection)) as found:
-        async for letter in found:
-            file.write(row(letter, reveal=reveal))
-            count += 1
+    async with open_box(settings, Say()) as box:
+        if selection.ids:
+            async with contextlib.aclosing(box.look(selection)) as found:
+                keys = selection.named([each async for each in found])
+            selection = Selection(ids=frozenset(each.key for each in keys))
+        file.write(header())
+        async with contextlib.aclosing(box.look(selection)) as found:
+            async for letter in found:
+                file.write(row(letter, reveal=reveal))
+                count += 1
     return count

@@ -3,67 +3,48 @@
 import asyncio
 import contextlib
 from collections import Counter
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from worker.cli import output
-from worker.cli.dead_letters.options import Ids, Json, Platforms, Reasons, Resources, Since, Until, select
-from worker.cli.dead_letters.terminal import letters, say
-from worker.cli.table import Column, TextTable
+from worker.cli.dead_letters.options import Json, filtered
+from worker.cli.dead_letters.terminal import Say, letters
+from worker.cli.table import Column, Row, Table, text_of, time_of
 from worker.dead_letters.box import open_box
-from worker.dead_letters.groups import Groups
+from worker.dead_letters.groups import brief, causes_of
+from worker.dead_letters.letter import LetterFacts
 from worker.dead_letters.selection import Selection
 from worker.settings import Settings, load_settings
 
 
-def _time(text: str | None) -> str:
-    return "-" if text is None else text[:19].replace("T", " ")
+def _error(row: Row) -> str:
+    return brief(row["error"]) or "-"
 
 
-def _minute(text: str | None) -> str:
-    return _time(text)[5:16] or "-"
-
-
-def _time_column(title: str, name: str, rank: int) -> Column:
-    return Column(
-        title, lambda row: _time(row[name]), rank=rank, shrink_to=11, short=lambda row: _minute(row[name])
-    )
-
-
-def resource_of(row: dict[str, Any]) -> str:
-    """The resource's id, or `-`."""
-    return row["resourceId"] or "-"
-
-
-ID = Column("ID", lambda row: row["id"], rank=5, shrink_to=13, middle=True)
 LETTER_COLUMNS = (
-    Column("LETTER", lambda row: row["letter"]),
-    replace(ID, rank=9, shrink_to=None),
-    Column("REASON", lambda row: row["reason"], rank=1, shrink_to=10),
-    _time_column("DIED (UTC)", "deadAt", rank=6),
-    Column("PLATFORM", lambda row: row["ottPlatformName"] or "-", rank=7),
-    Column("RESOURCE", resource_of, rank=2, shrink_to=13, middle=True),
-    Column("TRIES", lambda row: str(row["attempts"]), rank=8),
-    Column("ERROR", lambda row: row["error"] or "-", rank=4, shrink_to=24),
+    Column("LETTER", text_of("letter")),
+    Column("DIED (UTC)", time_of("deadAt"), rank=4),
+    Column("REASON", text_of("reason"), rank=1),
+    Column("ERROR", _error, least=24),
+    Column("RESOURCE", text_of("resourceId"), rank=2),
+    Column("PLATFORM", text_of("ottPlatformName"), rank=6),
+    Column("TRIES", text_of("attempts"), rank=7),
+    Column("REQUEST", text_of("id"), rank=8),
+    Column("USER", text_of("userId"), rank=9),
 )
 GROUP_COLUMNS = (
-    Column("COUNT", lambda row: str(row["count"])),
-    Column("REASON", lambda row: row["reason"], rank=1, shrink_to=10),
-    _time_column("FIRST (UTC)", "first", rank=5),
-    _time_column("LAST (UTC)", "last", rank=4),
-    Column("ERROR", lambda row: row["error"] or "-", rank=3, shrink_to=24),
+    Column("COUNT", text_of("count")),
+    Column("REASON", text_of("reason"), rank=1),
+    Column("ERROR", _error, least=24),
+    Column("FIRST (UTC)", time_of("first"), rank=3),
+    Column("LAST (UTC)", time_of("last"), rank=2),
 )
 
 
+@filtered
 def list_letters(
-    reason: Reasons = None,
-    platform: Platforms = None,
-    resource: Resources = None,
-    id_: Ids = None,
-    since: Since = None,
-    until: Until = None,
+    selection: Selection,
     by: Annotated[
         Literal["error"] | None, typer.Option("--by", help="Group by reason and error, with counts.")
     ] = None,
@@ -71,43 +52,47 @@ def list_letters(
         int | None, typer.Option("--limit", "-n", min=1, help="Only the oldest N that match.")
     ] = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """List dead letters, oldest first. Changes nothing.
 
     Example: ott-worker dead-letters list --reason exhausted --since 2h
     """
-    selection = select(reason, platform, resource, id_, since, until)
-    with TextTable(GROUP_COLUMNS if by else LETTER_COLUMNS) as table:
-        total, reasons = asyncio.run(_list(load_settings(), selection, table, by=by, limit=limit))
-        if as_json:
-            table.print_json()
-        elif table.rows:
-            table.print(output.width())
-            counts = ", ".join(f"{count} {name}" for name, count in reasons.most_common())
-            first = "The first " if limit is not None and reasons.total() == limit < total else ""
-            output.line(f"{first}{letters(reasons.total())}: {counts}")
-        else:
-            output.line("No dead letter matches." if total else "No dead letters.")
-        output.flush()
+    print_letters(selection, by_error=by is not None, limit=limit, as_json=as_json)
+    return 0
 
 
-async def _list(
-    settings: Settings, selection: Selection, table: TextTable, *, by: str | None, limit: int | None
-) -> tuple[int, Counter[str]]:
-    """Fill the table; the depth of the queue, and the letters shown by their reasons."""
-    reasons: Counter[str] = Counter()
-    groups = Groups()
-    async with open_box(settings, say) as box:
+def print_letters(
+    selection: Selection, *, by_error: bool = False, limit: int | None = None, as_json: bool = False
+) -> None:
+    """Print the letters, or groups of them, as a table with counts or as JSON."""
+    found, total = asyncio.run(_look(load_settings(), selection, limit))
+    rows = (
+        [cause.summary() for cause in causes_of(found, by_error=True)]
+        if by_error
+        else [letter.document() for letter in found]
+    )
+    if as_json:
+        for row in rows:
+            output.json_line(row)
+    elif rows:
+        Table(GROUP_COLUMNS if by_error else LETTER_COLUMNS, rows, output.width()).print()
+        reasons = Counter(letter.reason for letter in found)
+        counts = ", ".join(f"{count} {name}" for name, count in reasons.most_common())
+        first = "The first " if limit is not None and len(found) == limit < total else ""
+        output.line(f"{first}{letters(len(found))}: {counts}")
+    else:
+        output.line("No dead letter matches." if total else "No dead letters.")
+    output.flush()
+
+
+async def _look(settings: Settings, selection: Selection, limit: int | None) -> tuple[list[LetterFacts], int]:
+    """What is known of the letters, and the depth of the queue."""
+    found: list[LetterFacts] = []
+    async with open_box(settings, Say()) as box:
         total = await box.depth()
-        async with contextlib.aclosing(box.look(selection)) as found:
-            async for letter in found:
-                if by:
-                    groups.add(letter)
-                else:
-                    table.add(letter.summary())
-                reasons[letter.reason] += 1
-                if reasons.total() == limit:
+        async with contextlib.aclosing(box.look(selection)) as looked_at:
+            async for letter in looked_at:
+                found.append(letter.facts())
+                if len(found) == limit:
                     break
-    for group in groups.largest_first():
-        table.add(group.summary())
-    return total, reasons
+    return found, total

@@ -1,29 +1,18 @@
-"""Options that the commands share, and the selection that they make."""
+"""The filters that all dead-letter commands share."""
 
-from typing import Annotated, get_args
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
 
 import typer
 
 from worker.contract.platforms import PLATFORMS
+from worker.contract.timestamps import moment
 from worker.contract.words import Reason
-from worker.dead_letters.selection import Selection, moment
+from worker.dead_letters.selection import AmbiguousId, Selection
 from worker.errors import UsageError
 
-Reasons = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reason",
-        help="invalid, rejected, exhausted, forbidden, oversize, or the broker's delivery_limit, expired.",
-    ),
-]
-Platforms = Annotated[list[str] | None, typer.Option("--platform", help="messenger or line.")]
-Resources = Annotated[list[str] | None, typer.Option("--resource", help="pageId or channelId.")]
-BareIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of requests.")]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="The request's id.")]
-Since = Annotated[
-    str | None, typer.Option("--since", help="Died at this time (UTC) or later; or a while ago: 2h, 3d.")
-]
-Until = Annotated[str | None, typer.Option("--until", help="Died at this time (UTC) or before.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -32,27 +21,67 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 REASONS = frozenset({*get_args(Reason), "delivery_limit", "expired", "maxlen", "unknown"})
 
 
-def select(
-    reasons: list[str] | None,
-    platforms: list[str] | None,
-    resources: list[str] | None,
-    ids: list[str] | None,
-    since: str | None,
-    until: str | None,
+def _select(
+    bare_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[LETTER]...", help="Ids of letters; or of requests that one letter bears."),
+    ] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="invalid, rejected, exhausted, forbidden, oversize, or the broker's delivery_limit, expired."
+        ),
+    ] = None,
+    error: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The error contains this.")] = None,
+    platform: Annotated[list[str] | None, typer.Option(help="messenger or line.")] = None,
+    resource: Annotated[list[str] | None, typer.Option(help="pageId or channelId.")] = None,
+    user: Annotated[list[str] | None, typer.Option(help="The RabbitMQ user that published it.")] = None,
+    id_: Annotated[list[str] | None, typer.Option("--id", help="As a bare id.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Died at this time (UTC) or later; or a while ago: 2h, 3d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Died at this time (UTC) or before.")] = None,
 ) -> Selection:
-    """The letters that the options name. Raises UsageError."""
-    if not REASONS.issuperset(reasons or ()):
+    if not REASONS.issuperset(reason or ()):
         raise UsageError(f"--reason must be one of {', '.join(sorted(REASONS))}")
-    if not PLATFORMS.keys() >= set(platforms or ()):
+    if not PLATFORMS.keys() >= set(platform or ()):
         raise UsageError(f"--platform must be {' or '.join(PLATFORMS)}")
     return Selection(
-        reasons=frozenset(reasons or ()),
-        platforms=frozenset(platforms or ()),
-        resources=frozenset(resources or ()),
-        ids=frozenset(ids or ()),
+        reasons=frozenset(reason or ()),
+        platforms=frozenset(platform or ()),
+        resources=frozenset(resource or ()),
+        users=frozenset(user or ()),
+        errors=frozenset(error or ()),
+        ids=frozenset([*(bare_ids or ()), *(id_ or ())]),
         since=moment(since, "--since"),
         until=moment(until, "--until"),
     )
+
+
+def filtered(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the filters as options; it takes the `selection` that they make."""
+    filters = inspect.signature(_select).parameters
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "selection"]
+    required = [each for each in own if each.default is each.empty]
+    optional = [each for each in own if each.default is not each.empty]
+
+    @functools.wraps(command)
+    def with_selection(**given: Any) -> int:
+        chosen = {name: given.pop(name) for name in filters}
+        try:
+            return command(selection=_select(**chosen), **given)
+        except AmbiguousId as ambiguous:
+            from worker.cli.dead_letters.listing import print_letters  # noqa: PLC0415 # it imports this module
+
+            print_letters(
+                Selection(ids=frozenset({ambiguous.request_id})), as_json=given.get("as_json", False)
+            )
+            raise
+
+    parameters = [*required, *filters.values(), *optional]
+    with_selection.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=int)
+    with_selection.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_selection
 
 
 def require_filter(selection: Selection, command: str, *, everything: bool) -> None:

@@ -2,38 +2,30 @@
 
 import asyncio
 import contextlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from worker.cli import output
-from worker.cli.dead_letters.options import (
-    BareIds,
-    Ids,
-    Json,
-    Platforms,
-    Reasons,
-    Resources,
-    Since,
-    Until,
-    select,
-)
-from worker.cli.dead_letters.terminal import say
+from worker.cli.dead_letters.options import Json, filtered
+from worker.cli.dead_letters.terminal import Say
 from worker.dead_letters.box import open_box
+from worker.dead_letters.groups import advice
+from worker.dead_letters.letter import Letter
 from worker.dead_letters.selection import Selection
 from worker.dead_letters.view import as_text, view
 from worker.errors import UsageError
 from worker.settings import Settings, load_settings
 
+NEXT = {
+    "discard": ("oversize", "expired", "maxlen"),
+    "replay --set FIELD=VALUE": ("invalid", "rejected"),
+}
 
+
+@filtered
 def show(
-    bare_ids: BareIds = None,
-    reason: Reasons = None,
-    platform: Platforms = None,
-    resource: Resources = None,
-    id_: Ids = None,
-    since: Since = None,
-    until: Until = None,
+    selection: Selection,
     reveal: Annotated[bool, typer.Option("--reveal", help="Print all values, secrets too.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -41,27 +33,34 @@ def show(
 
     Values of fields that may hold a secret show their type and length only.
 
-    Example: ott-worker dead-letters show 6f1c0a52d0b14a5e
+    Example: ott-worker dead-letters show a1f2c0a52d0b14a5
     """
-    selection = select(reason, platform, resource, [*(bare_ids or ()), *(id_ or ())], since, until)
     if selection.is_everything:
         raise UsageError("show wants the id of a dead letter, or a filter: see ott-worker dead-letters list")
-    documents = asyncio.run(_show(load_settings(), selection, reveal=reveal))
-    if not documents:
-        typer.echo("ott-worker: no dead letter matches", err=True)
+    say = Say()
+    found = asyncio.run(_look(load_settings(), selection, say))
+    if not found:
+        say("no dead letter matches")
         return 1
-    for number, document in enumerate(documents):
+    for number, letter in enumerate(found):
+        document = view(letter, reveal=reveal)
         if as_json:
             output.json_line(document)
             continue
-        if number:
-            output.write("")
-        for line in as_text(document):
+        for line in (*[""][: bool(number)], *as_text(document)):
             output.line(line)
+        output.line(f"next: {advice(letter.reason)}")
+        output.line(f"  ott-worker dead-letters {_next(letter)}")
     output.flush()
     return 0
 
 
-async def _show(settings: Settings, selection: Selection, *, reveal: bool) -> list[dict[str, Any]]:
-    async with open_box(settings, say) as box, contextlib.aclosing(box.look(selection)) as letters:
-        return [view(letter, reveal=reveal) async for letter in letters]
+async def _look(settings: Settings, selection: Selection, say: Say) -> list[Letter]:
+    async with open_box(settings, say) as box, contextlib.aclosing(box.look(selection)) as looked_at:
+        return selection.named([letter async for letter in looked_at])
+
+
+def _next(letter: Letter) -> str:
+    command = next((command for command, reasons in NEXT.items() if letter.reason in reasons), "replay")
+    name, _, more = command.partition(" ")
+    return f"{name} {letter.key} {more}".rstrip()

@@ -1,6 +1,7 @@
 """A worker, the sandbox and a real RabbitMQ, put together for a test."""
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -11,10 +12,12 @@ from uuid import uuid4
 import aio_pika
 import aio_pika.exceptions
 
-from worker.events import EventListener
+from worker.events import EventListener, EventListeners
 from worker.sandbox import Sandbox
 from worker.service import Service
 from worker.settings import Settings
+from worker.telemetry.state import Phase
+from worker.telemetry.status import StatusFeed
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
 WAIT_TIMEOUT = 30.0  # seconds that a condition may take
@@ -210,14 +213,27 @@ class Rig:
             await self.requester.__aenter__()
         return self.requester
 
-    async def start_worker(self, settings: Settings, events: EventListener | None = None) -> Service:
-        service = Service(settings, events or EventListener())
-        task = asyncio.create_task(_run(service))
+    async def start_worker(
+        self, settings: Settings, events: EventListener | None = None, *, tells_status: bool = False
+    ) -> Service:
+        phase = Phase()
+        status = StatusFeed(phase)
+        listener = EventListeners(events or EventListener(), phase, status)
+        service = Service(settings, listener)
+        publishing = status.publish(service) if tells_status else contextlib.nullcontext()
+        task = asyncio.create_task(_run(service, publishing))
         self._running.append((service, task))
         await until(lambda: task.done() or service.intake.subscription, "the subscription")
         if task.done():
             task.result()
         return service
+
+    async def lose_worker(self, service: Service) -> None:
+        """End one worker as a crash does, with its connections and without a word."""
+        for running in [r for r in self._running if r[0] is service]:
+            running[1].cancel()
+            await asyncio.gather(running[1], return_exceptions=True)
+            self._running.remove(running)
 
     async def stop_worker(self, service: Service) -> None:
         """Drain one worker and wait for its end."""
@@ -227,8 +243,8 @@ class Rig:
             self._running.remove(running)
 
 
-async def _run(service: Service) -> None:
-    async with service:
+async def _run(service: Service, beside: contextlib.AbstractAsyncContextManager[None]) -> None:
+    async with beside, service:
         await service.run()
 
 

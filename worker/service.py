@@ -1,10 +1,12 @@
 """The worker, put together: what `ott-worker run` runs."""
 
 import asyncio
+import os
+import socket
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Self
-from uuid import uuid4
 
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
@@ -13,22 +15,23 @@ from worker.broker.control_stream import StandingOrders
 from worker.broker.depths import QueueDepths
 from worker.broker.encryption import Seals
 from worker.broker.journal import Journal
-from worker.broker.partition_log import PartitionLog
-from worker.broker.router_channel import RouterChannel
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
+from worker.partitions.log import PartitionLog
+from worker.partitions.members import Members
+from worker.partitions.partition import PartitionJourneys
+from worker.partitions.router import Router
+from worker.partitions.routing_channel import RouterChannel
+from worker.partitions.worker import Partitions
 from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.gate import Gate
 from worker.pipeline.intake import Intake, QueueIntake
 from worker.pipeline.journey import Identity, Journeys, Tools
-from worker.pipeline.partition import PartitionJourneys
-from worker.pipeline.partitions import Partitions
 from worker.pipeline.replay_guard import ReplayGuard
 from worker.pipeline.request import RequestParser
-from worker.pipeline.router import Router
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
@@ -67,10 +70,18 @@ class Service:
         self._turned_down: set[Identity] = set()
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
-        worker = uuid4().hex
-        self._log = PartitionLog(settings, worker, self.publisher, events)
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        self._log = PartitionLog(settings, self.name, self.publisher, events)
+        self._members = Members(self.name, names.status)
         self.partitions = Partitions(
-            settings, worker, self._log, self._partition_journeys, self.orders, stopping, events
+            settings,
+            self._log,
+            self._members,
+            self.publisher,
+            self._partition_journeys,
+            self.orders,
+            stopping,
+            events,
         )
         self._requests = QueueIntake(
             settings, names.requests, self._journeys, self._take_over, self.orders, stopping, events
@@ -146,12 +157,14 @@ class Service:
         tools = replace(self.tools, tracing=None)  # the partition's worker traces the request
         return Router(subscription, tools, self.settings.partitions, self._log, channel, self._turned_down)
 
-    def _partition_journeys(self, number: int, subscription: Subscription, shared: bool) -> Journeys:
-        forwarder = self.tools.forwarder.share(
-            1 / self.settings.partitions, lambda: not self.partitions.lanes
-        )
+    def _partition_journeys(self, number: int, subscription: Subscription) -> PartitionJourneys:
+        # The limit is for all workers together: one with a smaller number may have more partitions than that.
+        share = 1 / max(self.settings.partitions, len(self._log.partitions))
+        forwarder = self.tools.forwarder.share(share, lambda: not self.partitions.lanes)
         tools = replace(self.tools, forwarder=forwarder)
-        return PartitionJourneys(subscription, tools, number, self._log, shared=shared)
+        return PartitionJourneys(
+            subscription, tools, number, self._log, lambda: self._members.have_priorities
+        )
 
 
 async def run_until(service: Service, stop: asyncio.Event) -> None:

@@ -130,7 +130,7 @@ def _rights(names: Topology) -> dict[str, Entry]:
         # what the worker tells of itself, and what the router puts into partitions.
         "worker": _right(
             write=_exactly(r"amq\.default", dead, entry, replies, status),
-            read=_exactly(requests, journal, control, partition_log),
+            read=_exactly(requests, journal, status, control, partition_log),
         ),
         # `dead-letters`, which keeps others out by two queues, `journal`, `status`, `pause`, the console.
         "operator": _right(

@@ -26,7 +26,7 @@ from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
 from worker.contract.control import Order
 from worker.contract.resource import Resource
-from worker.pipeline.router import partition_of
+from worker.partitions.router import partition_of
 from worker.settings import Settings, load_settings
 
 LATENCY = 0.05  # seconds that the upstream takes

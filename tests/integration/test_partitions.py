@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter, defaultdict
 from itertools import pairwise
 
@@ -9,7 +10,6 @@ import aio_pika
 import pytest
 
 from tests.rig import Requester, Rig, messenger, until
-from worker.broker.partition_pruning import prune
 from worker.broker.topology import Topology
 from worker.contract.resource import Resource
 from worker.contract.words import (
@@ -21,7 +21,9 @@ from worker.contract.words import (
     ROUTED_HEADERS,
 )
 from worker.events import EventListener
-from worker.pipeline.router import partition_of
+from worker.partitions.members import weight
+from worker.partitions.pruning import prune
+from worker.partitions.router import partition_of
 from worker.sandbox.faults import Hang, Latency, Status
 from worker.service import Service
 from worker.settings import Settings
@@ -74,6 +76,39 @@ async def test_each_resource_is_registered_in_order_by_three_workers(rig: Rig) -
     assert told(rig) == {page: list(range(8)) for page in PAGES}
     taken = [number for service in services for number in service.partitions.taken]
     assert sorted(taken) == list(range(1, PARTITIONS + 1))
+
+
+def spread(rig: Rig) -> bool:
+    """Whether each worker has the partitions that are to be its own, as it says."""
+    names = {service.name: service for service in rig.services}
+    wanted: dict[str, list[int]] = {name: [] for name in names}
+    for number in range(1, 9):
+        wanted[max(names, key=lambda name: (weight(name, number), name))].append(number)
+    return all(service.partitions.taken == wanted[name] for name, service in names.items())
+
+
+async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig: Rig) -> None:
+    settings = rig.settings(partitions=8)
+    requester = await rig.requester_for(settings)
+    took = {}
+    for what in ("start", "join", "end", "death"):
+        began = time.monotonic()
+        if what == "start":
+            await asyncio.gather(*(rig.start_worker(settings, tells_status=True) for _ in range(3)))
+            publishing = asyncio.create_task(publish(requester, range(10)))
+        elif what == "join":
+            await rig.start_worker(settings, tells_status=True)
+        elif what == "end":
+            await rig.stop_worker(rig.services[0])
+        else:
+            await rig.lose_worker(rig.services[0])
+        await until(lambda: spread(rig), f"the spread after a {what}")
+        took[what] = time.monotonic() - began
+        if what == "start":
+            await all_registered(requester, await publishing)  # the others come with nothing to do
+    assert max(took.values()) < 15, took
+    await all_registered(requester, await publish(requester, range(10, 12)))
+    assert told(rig) == {page: list(range(12)) for page in PAGES}
 
 
 async def test_a_worker_without_partitions_works_through_those_that_are_there(rig: Rig) -> None:
@@ -234,7 +269,6 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     await requester.ask(messenger())
     documents = [
         {"takes": 5},
-        {"by": "x", "mark": "m", "takes": ["x"]},
         {"by": "x", "mark": "m", "claim": 10**9},
         {"by": "x", "mark": "m", "settled": {"9" * 5000: [1, 1]}},
         {"by": "x", "mark": ["m"], "settled": {"1": [None, 1]}},

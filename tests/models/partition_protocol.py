@@ -27,9 +27,9 @@ of them. The protocol is this.
 5. Memory. Before a worker acknowledges a barrier, it writes the partition and the epoch into the stream
    PREFIX.partitions and waits for the confirm. A worker that takes a partition over writes a mark into the
    stream and reads up to it. So it knows all that was confirmed before, and the fence holds. A worker of
-   higher priority can have had the partition between any two deliveries, as long as none is unsettled
-   (RabbitMQ moves a partition only then). So a worker reads again whenever a delivery comes while nothing
-   is unsettled.
+   release 1.1.0, whose consumers have priorities, can have had the partition between any two deliveries, as
+   long as none is unsettled (RabbitMQ moves a partition only then). While there is one, a worker reads
+   again whenever a delivery comes while nothing is unsettled.
 6. Times of arrival. The router gives them, after the barrier, and they grow. The answers to the barrier tell
    the newest time that was settled in each partition, and a new router's times begin above that.
 7. Lease. A worker calls Marketing Cloud only while the broker is known to count it as alive.

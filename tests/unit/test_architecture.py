@@ -20,6 +20,7 @@ FLOORS = [
     {"bulk", "dead_letters", "client", "sandbox", "telemetry"},
     {"tables"},
     {"service"},
+    {"partitions"},
     {"pipeline"},
     {"broker", "marketing_cloud"},
     {"amqp"},

@@ -13,10 +13,10 @@ from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.encryption import Seals
 from worker.broker.journal_index import SKEW
-from worker.broker.routed_message import as_it_came, routed
 from worker.contract.timestamps import text_of
 from worker.dead_letters.letter import Letter, open_letter, parse_letter
 from worker.dead_letters.replay import replayed
+from worker.partitions.message import as_it_came, routed
 from worker.settings import load_settings
 
 NOON = 1_795_435_200_000_000

@@ -5,7 +5,8 @@ import pytest
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.request_message import request_id
-from worker.broker.routed_message import (
+from worker.contract.words import BARRIER_TYPE, REPLAY_KEY, REQUEST_KEY, ROUTED_HEADERS
+from worker.partitions.message import (
     arrival_of,
     as_it_came,
     barrier,
@@ -13,7 +14,6 @@ from worker.broker.routed_message import (
     is_barrier,
     routed,
 )
-from worker.contract.words import BARRIER_TYPE, REPLAY_KEY, REQUEST_KEY, ROUTED_HEADERS
 
 ENTRY, QUEUE = "ott", "ott.requests.3"
 

@@ -154,15 +154,12 @@ class Subscription:
         queue: str,
         prefetch: int,
         max_body_bytes: float = math.inf,
-        priority: int | None = None,
     ) -> None:
         self._connection = connection
         self._queue = queue
         self.prefetch = prefetch
         self._max_body_bytes = max_body_bytes
         self._arguments: dict[str, Any] = {"x-consumer-timeout": CONSUMER_TIMEOUT}
-        if priority is not None:
-            self._arguments["x-priority"] = priority
         self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.depth = 0

@@ -42,6 +42,8 @@ def workers_rights(settings: Settings) -> list[Right]:
     names = Topology(settings.prefix)
     streams = [names.control] + [names.journal] * settings.journal
     partitions = names.partition_objects(settings.partitions)
+    if partitions:
+        partitions.append(names.status)  # by which it knows of the other workers
     rights = [Right("read", name) for name in (names.requests, *streams, *partitions)]
     rights += [Right("write", DEFAULT_EXCHANGE), Right("write", names.dead)]
     if settings.declare:

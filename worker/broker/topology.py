@@ -10,7 +10,7 @@ import aiormq.exceptions
 from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
-from worker.errors import BrokerUnreachable, TopologyError
+from worker.errors import BrokerUnreachable, Problem, TopologyError
 from worker.settings import Settings
 
 DECLARE_TIMEOUT = 30.0  # seconds
@@ -200,10 +200,35 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
 async def exists(connection: Connection, queue: str) -> bool:
     """Whether there is such a queue. Raises BrokerUnreachable."""
     try:
-        await _try(connection, f"queue {queue}", lambda channel: channel.queue_declare(queue, passive=True))
+        await look(connection, queue)
     except TopologyError:
         return False
     return True
+
+
+async def look(connection: Connection, queue: str) -> tuple[int, int]:
+    """Ready messages and active consumers of a queue. Raises TopologyError (there is no such queue, or this
+    user may not look at it) or BrokerUnreachable."""
+    declared = await _try(
+        connection,
+        f"queue {queue}",
+        lambda channel: channel.queue_declare(queue, passive=True),
+        passive=True,
+    )
+    return declared.message_count or 0, declared.consumer_count or 0
+
+
+async def delete_queue(connection: Connection, queue: str) -> int:
+    """Delete a queue; the number of messages that were in it. Raises TopologyError where this user may not,
+    or BrokerUnreachable."""
+    try:
+        deleted = await _try(connection, f"queue {queue}", lambda channel: channel.queue_delete(queue))
+    except TopologyError:
+        raise TopologyError(
+            f"This user may not delete {queue}: it needs the right to configure it, as the provisioner has",
+            Problem.FORBIDDEN,
+        ) from None
+    return int(deleted.message_count or 0)
 
 
 async def delete(connection: Connection, settings: Settings) -> None:
@@ -265,13 +290,14 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[
     return steps
 
 
-async def _try(connection: Connection, name: str, step: Step, *, passive: bool = False) -> None:
+async def _try(connection: Connection, name: str, step: Step, *, passive: bool = False) -> Any:
     channel = await connection.channel()
     with broker_errors(f"The {name} could not be declared"):
         try:
             async with asyncio.timeout(DECLARE_TIMEOUT):
-                await step(channel)
+                answer = await step(channel)
                 await channel.close()
+                return answer
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             if "home node" in str(error):  # RabbitMQ's words for a queue that exists and cannot be reached
                 raise BrokerUnreachable(

@@ -13,7 +13,6 @@ from rich.text import Text
 from worker.amqp.connection import Connection, connect
 from worker.broker import topology
 from worker.broker.overview import read_overview
-from worker.broker.partition_log import read_partition_state
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
 from worker.broker.situation import State, judge, of_worker
 from worker.broker.topology import Topology
@@ -22,6 +21,7 @@ from worker.errors import BrokerUnreachable, SettingsError, TopologyError, Worke
 from worker.events import EventListener
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
+from worker.partitions.log import read_partition_state
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 
 Mark = Literal["ok", "note", "FAIL"]

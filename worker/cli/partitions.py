@@ -4,9 +4,9 @@ import asyncio
 
 import typer
 
-from worker.broker.partition_pruning import prune
 from worker.cli import output
 from worker.errors import WorkerError
+from worker.partitions.pruning import prune
 from worker.settings import load_settings
 
 app = typer.Typer(

@@ -12,7 +12,6 @@ from worker.amqp.properties import Properties
 from worker.broker.encryption import CannotOpen, Seals, is_sealed
 from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, as_of, request_id
-from worker.broker.routed_message import came_from
 from worker.contract.registration import parse_registration
 from worker.contract.resource import Resource
 from worker.contract.secrets import SecretMask
@@ -37,6 +36,7 @@ from worker.contract.words import (
     ROUTED_HEADERS,
     USER_HEADER,
 )
+from worker.partitions.message import came_from
 
 BROKERS_HEADER = "x-death"
 _KEY = re.compile(r"[0-9a-f]{16}")

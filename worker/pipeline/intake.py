@@ -111,7 +111,7 @@ class Intake:
 
 class QueueIntake:
     """Subscribes to one queue, again and again. `take_over` is awaited before a subscription's first
-    request. With a `priority` RabbitMQ 4 prefers this consumer to those of lower priority."""
+    request."""
 
     def __init__(
         self,
@@ -122,7 +122,6 @@ class QueueIntake:
         orders: StandingOrders,
         stopping: asyncio.Event,
         events: EventListener,
-        priority: int | None = None,
     ) -> None:
         self._settings = settings
         self._queue = queue
@@ -131,7 +130,6 @@ class QueueIntake:
         self._orders = orders
         self._stopping = stopping
         self._events = events
-        self._priority = priority
         self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
         self._carried_attempts: Attempts = {}  # of the requests in them
         self._one_by_one = 0  # deliveries that are still to be taken one at a time
@@ -179,7 +177,7 @@ class QueueIntake:
         is_careful = self._one_by_one > 0
         prefetch = 1 if is_careful else self._settings.prefetch
         subscription = self._subscription = Subscription(
-            connection, self._queue, prefetch, self._settings.max_body_bytes, self._priority
+            connection, self._queue, prefetch, self._settings.max_body_bytes
         )
         journeys = self._journeys = self._journeys_for(subscription)
         journeys.own_requeues = self._own_requeues

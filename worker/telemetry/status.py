@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -59,11 +57,8 @@ class StatusFeed(EventListener):
     async def publish(self, service: Service) -> AsyncIterator[None]:
         """A context in which the records of this service are published."""
         rate = _Rate()
-        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        name = f"{socket.gethostname()}:{os.getpid()}:{started}"
         self._publisher = StatusPublisher(
-            service.settings,
-            lambda: describe(service, self._phase, name, rate.of(self._phase.settled_count)),
+            service.settings, lambda: describe(service, self._phase, rate.of(self._phase.settled_count))
         )
         publishing = asyncio.create_task(self._publisher.run(), name="status")
         try:
@@ -76,10 +71,10 @@ class StatusFeed(EventListener):
             await asyncio.gather(publishing, return_exceptions=True)
 
 
-def describe(service: Service, phase: Phase, name: str = "", rate: float = 0.0) -> WorkerStatus:
+def describe(service: Service, phase: Phase, rate: float = 0.0) -> WorkerStatus:
     """The record of this moment."""
     return WorkerStatus(
-        worker=name,
+        worker=service.name,
         version=version(),
         at=datetime.now(UTC),
         state=_state(service, phase),

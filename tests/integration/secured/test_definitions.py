@@ -262,6 +262,7 @@ MAY: dict[str, set[str]] = {
         "publish to any queue",
         "read requests",
         "read journal",
+        "read status",
         "read control",
         "purge requests",
     },

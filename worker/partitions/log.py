@@ -8,7 +8,7 @@ its own mark back knows all that was confirmed before.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
@@ -33,7 +33,7 @@ Number = Annotated[int, Field(ge=1, le=MOST_PARTITIONS)]  # of a partition
 
 
 class _Record(BaseModel):
-    """One record: who wrote it, what it claims or takes, and the newest barrier of each partition that its
+    """One record: who wrote it, what it claims, and the newest barrier of each partition that its
     writer knows, as epoch and arrival."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -41,7 +41,6 @@ class _Record(BaseModel):
     by: str
     mark: str
     claim: Number | None = None
-    takes: list[Number] = []
     settled: dict[Number, tuple[NonNegativeInt, NonNegativeInt]] = {}
 
 
@@ -64,7 +63,6 @@ class PartitionState:
 
     def __post_init__(self) -> None:
         self.barriers: dict[int, Barrier] = {}
-        self.owners: dict[int, str] = {}  # the worker that took each partition last
         self._claimed_by = ""
 
     def read(self, entry: Entry) -> int:
@@ -81,8 +79,6 @@ class PartitionState:
                 barrier = Barrier(*known)
                 self.barriers[partition] = max(self.barriers.get(partition, Barrier()), barrier)
                 self.epoch = max(self.epoch, barrier.epoch)
-            for partition in record.takes:
-                self.owners[partition] = record.by
             if record.claim is not None and record.mark != self._claimed_by:  # published again by its writer
                 self._claimed_by = record.mark
                 # The offset grows from claim to claim, unless somebody has deleted the stream.
@@ -93,7 +89,7 @@ class PartitionState:
 
 
 class PartitionLog:
-    """Follows the stream while `followed`, and writes into it through a publisher."""
+    """Follows the stream while it is told to `follow`, and writes into it through a publisher."""
 
     def __init__(self, settings: Settings, worker: str, publisher: Publisher, events: EventListener) -> None:
         self._worker = worker
@@ -104,7 +100,6 @@ class PartitionLog:
         self._state = PartitionState()
         self._marks: dict[str, asyncio.Future[int]] = {}
         self._looking: asyncio.Task[int] | None = None
-        self._takes: set[int] = set()
         self._changed = asyncio.Event()
 
     def barrier(self, partition: int) -> Barrier:
@@ -120,14 +115,9 @@ class PartitionLog:
         """Claim an epoch, for a router with so many partitions: higher than all that were claimed before."""
         return await self._write({"claim": partitions})
 
-    def is_taken(self, partition: int) -> bool:
-        """Whether this worker is the last one that took the partition."""
-        return self._state.owners.get(partition) == self._worker
-
-    async def take(self, partition: int) -> None:
-        """Take a partition over. When this returns, everything confirmed before the call is known. Calls in
-        one turn of the loop make one record."""
-        self._takes.add(partition)
+    async def catch_up(self) -> None:
+        """When this returns, everything confirmed before the call is known. Calls in one turn of the loop
+        make one record."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look(), name="partition log")
         await asyncio.shield(self._looking)
@@ -143,21 +133,10 @@ class PartitionLog:
             self._changed.clear()
             await self._changed.wait()
 
-    @contextlib.asynccontextmanager
-    async def followed(self) -> AsyncIterator[None]:
-        """Read the stream, and read on, within this context."""
-        task = asyncio.create_task(self._follow(), name="partition log")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
     async def _look(self) -> int:
         await asyncio.sleep(0)
         self._looking = None
-        takes, self._takes = sorted(self._takes), set()
-        return await self._write({"takes": takes})
+        return await self._write({})
 
     async def _write(self, record: dict[str, Any]) -> int:
         """Write a record and read up to it; the newest epoch as of then."""
@@ -172,7 +151,8 @@ class PartitionLog:
         finally:
             self._marks.pop(mark, None)
 
-    async def _follow(self) -> None:
+    async def follow(self) -> None:
+        """Read the stream, and read on, until cancelled."""
         while True:
             try:
                 async with open_stream(self._settings, self._stream) as reader:

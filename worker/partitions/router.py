@@ -13,17 +13,17 @@ from hashlib import blake2b
 
 from worker.amqp.consumer import Subscription
 from worker.amqp.ledger import Message
-from worker.broker.partition_log import PartitionLog
-from worker.broker.routed_message import barrier, routed
-from worker.broker.router_channel import RouterChannel
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.resource import Resource
 from worker.errors import QueueFull, Unroutable, WorkerError
+from worker.partitions.log import PartitionLog
+from worker.partitions.message import barrier, routed
+from worker.partitions.routing_channel import RouterChannel
 from worker.pipeline.journey import Identity, Journeys, Tools, identity
 from worker.pipeline.request import Request
 
-ROOM_INTERVAL = 0.05  # seconds between looks at a partition that is full
+FULL_INTERVAL = 0.05  # seconds between looks at a partition that is full
 
 
 def partition_of(resource: Resource, partitions: int) -> int:
@@ -56,7 +56,8 @@ class Router(Journeys):
         self._turned_down = turned_down
         self._routing: dict[Message, Identity] = {}
         self._names = Topology(self._settings.prefix)
-        self._room = {number: _Room(self._settings.prefetch) for number in range(1, partitions + 1)}
+        numbers, prefetch = range(1, partitions + 1), self._settings.prefetch
+        self._capacity = {number: PartitionCapacity(prefetch) for number in numbers}
 
     async def take_over(self) -> None:
         """Claim an epoch, and return when every partition has settled everything that earlier routers put
@@ -112,7 +113,7 @@ class Router(Journeys):
         message = routed(request.delivery, queue, self._epoch, arrived_at, self._names.entry, reduced=reduced)
         self._routing[message] = this
         try:
-            async with self._room[partition].for_one(self._channel, queue):
+            async with self._capacity[partition].slot(self._channel, queue):
                 await self._publish(message, request)
         except WorkerError as error:
             self._end_epoch(str(error))
@@ -141,7 +142,7 @@ class Router(Journeys):
                 # On the same channel, and before any newer request of the resource.
                 self._events.publish_turned_down(self._names.requests, str(error))
                 request.phase = "waiting"
-                await asyncio.sleep(ROOM_INTERVAL)
+                await asyncio.sleep(FULL_INTERVAL)
             else:
                 return
 
@@ -151,9 +152,8 @@ class Router(Journeys):
             self._events.epoch_ended(why)
 
 
-class _Room:
-    """Limits the requests in a partition to as many as its worker may hold, so that the backlog stays in
-    PREFIX.requests."""
+class PartitionCapacity:
+    """Caps each partition's backlog at the prefetch. The rest waits in PREFIX.requests."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -162,8 +162,8 @@ class _Room:
         self._looking = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def for_one(self, channel: RouterChannel, queue: str) -> AsyncIterator[None]:
-        """Wait until there is room for one more, which is on its way within this context. Raises
+    async def slot(self, channel: RouterChannel, queue: str) -> AsyncIterator[None]:
+        """Wait until one more fits in, which is on its way within this context. Raises
         BrokerUnreachable."""
         while self._left <= 0:
             async with self._looking:
@@ -171,7 +171,7 @@ class _Room:
                     break
                 self._left = self._limit - self._on_their_way - await channel.depth(queue)
                 if self._left <= 0:
-                    await asyncio.sleep(ROOM_INTERVAL)
+                    await asyncio.sleep(FULL_INTERVAL)
         self._left -= 1
         self._on_their_way += 1
         try:

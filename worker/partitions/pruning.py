@@ -5,21 +5,17 @@ barrier settled there: nothing older is left in it, and nothing new comes. Where
 that it is empty.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import aiormq.exceptions
-
-from worker.amqp.connection import Connection, close_channel, connect
-from worker.broker.partition_log import Barrier, PartitionState, read_partition_state
+from worker.amqp.connection import connect
+from worker.broker import topology
 from worker.broker.status_stream import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.errors import TopologyError
+from worker.partitions.log import Barrier, PartitionState, read_partition_state
 from worker.settings import Settings
-
-ANSWER_TIMEOUT = 15.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +36,13 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
         state = await _state(settings)
         workers = len(await _workers(settings))
         for partition in range(MOST_PARTITIONS, first - 1, -1):
-            found = await _look(connection, names.partition(partition))
-            if found is None:
+            queue = names.partition(partition)
+            if not await topology.exists(connection, queue):
                 continue
-            why = _keeps(partition, *found, state, workers)
-            if not why:
-                await _delete(connection, names.partition(partition))
+            why = _keeps(partition, *await topology.look(connection, queue), state, workers)
+            if not why and (lost := await topology.delete_queue(connection, queue)):
+                # Quorum queues know no `if-empty`.
+                why = f"{lost} messages came while it was deleted, and are lost: publish them again"
             yield Pruned(partition, why)
     finally:
         await connection.close()
@@ -60,7 +57,7 @@ def _keeps(partition: int, messages: int, consumers: int, state: PartitionState,
     if partition <= state.partitions:
         return f"a worker with OTT_PARTITIONS={state.partitions} uses it: restart all workers first"
     if state.barriers.get(partition, Barrier()).epoch < state.epoch:
-        return "it is not known to be drained: send a request, so that a router puts its barrier through"
+        return "not known to be empty: publish any request (the router then confirms it) and run this again"
     return ""
 
 
@@ -75,29 +72,3 @@ async def _workers(settings: Settings) -> list[object]:
     with contextlib.suppress(TopologyError):
         return list(await read_workers(settings))
     return []
-
-
-async def _look(connection: Connection, queue: str) -> tuple[int, int] | None:
-    """Ready messages and active consumers, None where there is no such queue."""
-    channel = await connection.channel()
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            declared = await channel.queue_declare(queue, passive=True)
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        return None
-    finally:
-        await close_channel(channel, ANSWER_TIMEOUT)
-    return declared.message_count or 0, declared.consumer_count or 0
-
-
-async def _delete(connection: Connection, queue: str) -> None:
-    channel = await connection.channel()
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            await channel.queue_delete(queue)
-    except aiormq.exceptions.ChannelAccessRefused:
-        raise TopologyError(
-            f"This user may not delete {queue}: it needs the right to configure it, as the provisioner has"
-        ) from None
-    finally:
-        await close_channel(channel, ANSWER_TIMEOUT)

@@ -7,11 +7,11 @@ successor are ignored, because the successor gets them too.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from worker.amqp.consumer import Delivery, Subscription
-from worker.broker.partition_log import Barrier, PartitionLog
-from worker.broker.routed_message import arrival_of, as_it_came, epoch_of, is_barrier
+from worker.partitions.log import Barrier, PartitionLog
+from worker.partitions.message import arrival_of, as_it_came, epoch_of, is_barrier
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.journey import Journeys, Tools
 
@@ -22,23 +22,30 @@ class PartitionJourneys(Journeys):
     """The journeys of one subscription to one partition."""
 
     def __init__(
-        self, subscription: Subscription, tools: Tools, partition: int, log: PartitionLog, *, shared: bool
+        self,
+        subscription: Subscription,
+        tools: Tools,
+        partition: int,
+        log: PartitionLog,
+        is_shared: Callable[[], bool],
     ) -> None:
-        """`shared`: a worker of higher priority may have had the partition in between."""
+        """`is_shared`: whether another worker may have had the partition between two deliveries."""
         super().__init__(subscription, tools)
         self._partition = partition
         self._log = log
-        self._shared = shared
+        self._is_shared = is_shared
         self._epoch: int | None = None  # of the newest barrier
         self._held: list[Delivery] | None = None  # until the log is read
         self._tasks: set[asyncio.Task[None]] = set()
+        self.is_active = False  # whether anything was delivered
 
     def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
-        """Take in a delivery. RabbitMQ may have given the partition to another worker in between if nothing
-        was unsettled when it came: then first read what that one recorded."""
+        """Take in a delivery. Before the first one, read what other workers recorded; and where the partition
+        is shared, before each that comes while nothing is unsettled."""
+        self.is_active = True
         if self._held is not None:
             self._held.append(delivery)
-        elif self._epoch is None or (self._shared and self._subscription.oldest is delivery):
+        elif self._epoch is None or (self._subscription.oldest is delivery and self._is_shared()):
             self._held = [delivery]
             self._run(self._look())
         else:
@@ -51,7 +58,7 @@ class PartitionJourneys(Journeys):
         await super().cancel()
 
     async def _look(self) -> None:
-        await self._log.take(self._partition)
+        await self._log.catch_up()
         self._epoch = max(self._epoch or 0, self._log.barrier(self._partition).epoch)
         self._replay_guard.subscription_began()
         held, self._held = self._held or [], None

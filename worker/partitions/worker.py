@@ -1,0 +1,274 @@
+"""All partitions, as one worker consumes them (contract §10): each as a single active consumer, all on the
+worker's consuming connection.
+
+RabbitMQ decides which worker has which partition: the first that has subscribed. So the workers spread over
+the partitions by their place behind each other. One that learns of a better owner settles what it holds and
+subscribes anew, behind it. An owner that gets nothing sends a barrier of no epoch through its partition. It
+shows who has it: the owner itself, or a worker that steps back then.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from worker.amqp.connection import Connection
+from worker.amqp.consumer import Subscription
+from worker.amqp.publisher import Publisher
+from worker.broker import topology
+from worker.broker.control_stream import StandingOrders
+from worker.broker.topology import Topology
+from worker.errors import BrokerUnreachable, TopologyError, WorkerError
+from worker.events import EventListener
+from worker.partitions.log import PartitionLog
+from worker.partitions.members import Members
+from worker.partitions.message import barrier
+from worker.partitions.partition import PartitionJourneys
+from worker.pipeline.intake import QueueIntake
+from worker.pipeline.journey import Journeys
+from worker.settings import Settings
+
+RETRY_INTERVAL = 1.0  # seconds between attempts to consume a partition
+SPREAD_INTERVAL = 0.5  # seconds between looks at who is to have what
+SUBSCRIBED_WITHIN = 2.0  # seconds in which a worker that is new has subscribed to all partitions
+PATIENCE = (2.0, 60.0)  # seconds, first and longest: before a worker steps back, or asks, once more
+STEPS_BACK = "another worker is to have the partition"
+
+JourneysFor = Callable[[int, Subscription], PartitionJourneys]
+
+
+@dataclass
+class _Place:
+    """This worker's place among the consumers of a partition."""
+
+    intake: QueueIntake
+    journeys: PartitionJourneys | None = None
+    subscribed_at: float = 0.0  # monotonic seconds, as all here
+    owner: str = ""
+    since: float = 0.0
+    patience: float = PATIENCE[0]
+    asked_at: float = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        return self.intake.subscription is not None and self.journeys is not None and self.journeys.is_active
+
+    def learn(self, owner: str) -> None:
+        """Take note of who is to have it."""
+        if owner != self.owner:
+            self.owner, self.since, self.patience = owner, time.monotonic(), PATIENCE[0]
+
+    def steps_back(self, known_since: float) -> bool:
+        """Whether to subscribe anew, behind the owner: once where this worker may be ahead of it, and again
+        each time that it is the active consumer all the same."""
+        now, behind_at = time.monotonic(), max(self.since, known_since + SUBSCRIBED_WITHIN)
+        if self.subscribed_at < behind_at:
+            return now >= behind_at
+        if not self.is_active or now - self.subscribed_at < self.patience:
+            return False
+        self.patience = min(self.patience * 2, PATIENCE[1])
+        return True
+
+    def asks(self) -> bool:
+        """Whether the owner, which gets nothing, is to find out who has it."""
+        now = time.monotonic()
+        if self.is_active or now - max(self.subscribed_at, self.since, self.asked_at) < self.patience:
+            return False
+        self.asked_at, self.patience = now, min(self.patience * 2, PATIENCE[1])
+        return True
+
+
+class Partitions:
+    """The partitions of one worker. Without any, it does nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: PartitionLog,
+        members: Members,
+        publisher: Publisher,
+        journeys: JourneysFor,
+        orders: StandingOrders,
+        stopping: asyncio.Event,
+        events: EventListener,
+    ) -> None:
+        self._settings = settings
+        self._names = Topology(settings.prefix)
+        self._log = log
+        self._members = members
+        self._publisher = publisher
+        self._journeys = journeys
+        self._orders = orders
+        self._stopping = stopping
+        self._events = events
+        self._places: dict[int, _Place] = {}
+        self.in_use = settings.partitions > 1
+
+    @property
+    def taken(self) -> list[int]:
+        """The partitions whose active consumer this worker is, as far as it knows."""
+        return sorted(number for number, place in self._places.items() if place.is_active)
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """The subscriptions that stand now."""
+        return [s for place in self._places.values() if (s := place.intake.subscription) is not None]
+
+    @property
+    def lanes(self) -> int:
+        """Resources with a request under way, in the subscriptions that stand."""
+        intakes = (place.intake for place in self._places.values())
+        return sum(intake.lanes for intake in intakes if intake.subscription is not None)
+
+    async def exist(self, connection: Connection) -> bool:
+        """Whether there are any. With OTT_PARTITIONS=1 there may be some from before, or from workers with a
+        new number. Raises BrokerUnreachable."""
+        return await topology.exists(connection, self._names.partition(1))
+
+    @contextlib.asynccontextmanager
+    async def consumed(self, connection: Connection) -> AsyncIterator[None]:
+        """Consume all partitions within this context. Raises BrokerUnreachable."""
+        self.in_use = self._settings.partitions > 1 or await self.exist(connection)
+        if not self.in_use:
+            yield
+            return
+        leaving = asyncio.Event()
+        running = asyncio.create_task(self._run(connection, leaving), name="partitions")
+        try:
+            yield
+        finally:
+            leaving.set()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(self._leave_with_worker(leaving), name="stop partitions"),
+                    group.create_task(self._log.follow(), name="partition log"),
+                    group.create_task(self._members.follow(connection), name="members"),
+                ]
+                await self._consume_all(connection, leaving)
+                for task in beside:
+                    task.cancel()
+        except Exception as error:
+            # A defect. Nothing would consume the partitions any more: begin again on a new connection.
+            self._events.topology_wrong(f"Partitions: {type(error).__name__}")
+            await connection.close()
+
+    async def _leave_with_worker(self, leaving: asyncio.Event) -> None:
+        await self._stopping.wait()
+        leaving.set()
+
+    async def _consume_all(self, connection: Connection, leaving: asyncio.Event) -> None:
+        """The partitions up to this worker's own number, and every other one that has been used."""
+        self._places = {}
+        async with asyncio.TaskGroup() as group:
+            while not leaving.is_set():
+                wanted = set(range(1, self._settings.partitions + 1)) | self._log.partitions
+                for number in sorted(wanted - set(self._places)):
+                    place = self._places[number] = self._place(number, leaving)
+                    consume = self._consume(connection, number, place.intake, leaving)
+                    group.create_task(consume, name=f"partition {number}")
+                self._spread(group)
+                await _until(leaving, SPREAD_INTERVAL)
+
+    def _place(self, number: int, leaving: asyncio.Event) -> _Place:
+        def journeys(subscription: Subscription) -> Journeys:
+            place.journeys = self._journeys(number, subscription)
+            place.subscribed_at = time.monotonic()
+            return place.journeys
+
+        place = _Place(
+            QueueIntake(
+                self._settings,
+                self._names.partition(number),
+                journeys,
+                _at_once,
+                self._orders,
+                leaving,
+                _PartitionEvents(number, self._events),
+            )
+        )
+        return place
+
+    def _spread(self, group: asyncio.TaskGroup) -> None:
+        for number, place in self._places.items():
+            if place.intake.subscription is None or place.journeys is None:
+                continue
+            owner, known_since = self._members.owner(number)
+            place.learn(owner)
+            if owner == self._members.worker:
+                if place.asks():
+                    group.create_task(self._ask(number), name=f"ask for partition {number}")
+            elif place.steps_back(known_since):
+                place.journeys.over = STEPS_BACK
+
+    async def _ask(self, number: int) -> None:
+        with contextlib.suppress(WorkerError):
+            await self._publisher.send(barrier(self._names.partition(number), 0))
+
+    async def _consume(
+        self, connection: Connection, number: int, intake: QueueIntake, leaving: asyncio.Event
+    ) -> None:
+        while connection.is_open and not leaving.is_set():
+            try:
+                await intake.consume_on(connection)
+                if leaving.is_set() or not await self._is_there(connection, number):
+                    return
+            except (BrokerUnreachable, TopologyError) as error:
+                if connection.is_open:
+                    self._events.topology_wrong(str(error))
+            except Exception as error:
+                self._events.topology_wrong(f"Partition {number}: {type(error).__name__}")
+            await _until(leaving, RETRY_INTERVAL)
+
+    async def _is_there(self, connection: Connection, number: int) -> bool:
+        """Whether to go on consuming it. One that was deleted is declared anew, unless it is beyond this
+        worker's number: then it was pruned."""
+        if not connection.is_open:
+            return False
+        if await topology.exists(connection, self._names.partition(number)):
+            return True
+        if not 1 < self._settings.partitions >= number:
+            return False
+        await topology.ensure(connection, self._settings)
+        return True
+
+
+async def _at_once(_: Journeys) -> None:
+    """The journeys of a partition take over by themselves."""
+
+
+async def _until(leaving: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await leaving.wait()
+
+
+class _PartitionEvents(EventListener):
+    """Turns the events of one partition's intake into events of a partition instead of the worker."""
+
+    def __init__(self, number: int, events: EventListener) -> None:
+        self._number = number
+        self._events = events
+        self._is_taken = False
+
+    def active(self) -> None:
+        self._is_taken = True
+        self._events.partition_taken(self._number)
+
+    def subscription_ended(self, why: str) -> None:
+        self._left(why)
+
+    def returned(self, count: int, why: str) -> None:
+        self._left(why)
+
+    def acknowledgements_unheard(self) -> None:
+        self._events.acknowledgements_unheard()
+
+    def _left(self, why: str) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._events.partition_left(self._number, why)

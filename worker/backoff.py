@@ -1,14 +1,40 @@
-"""How long to wait before the next try: one function for everything that tries again."""
+"""Exponential back-off with full jitter, and the waits that are named."""
 
 import random
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds to wait after failures in a row: `first` at most after one, twice as much after two, never more
+    than `longest`."""
+
+    first: float
+    longest: float
+
+    def ceiling(self, failures: int) -> float:
+        """The most that is waited after so many failures."""
+        return min(self.longest, self.first * 2.0 ** min(max(failures - 1, 0), 60))
+
+    def draw(self, failures: int) -> float:
+        """A random time up to the ceiling."""
+        return random.uniform(0, self.ceiling(failures))  # noqa: S311
+
+
+RECONNECT: Final = Backoff(0.1, 5.0)  # to RabbitMQ
+RECONNECT_SOON: Final = Backoff(0.1, 1.0)  # where requests wait for nothing else
+REPUBLISH: Final = Backoff(0.1, 5.0)  # to our own queues, what they turned down
+REFUSED: Final = Backoff(0.1, 2.0)  # what a full requests queue turned down, by its publisher
+LONGEST_CALL: Final = 60.0  # between calls to Marketing Cloud for one request (contract §6)
+LONGEST_PROBE: Final = 30.0  # between probes of a closed gate (contract §6)
 
 
 def backoff(failures: int, first: float, longest: float) -> float:
-    """Seconds to wait after so many failures in a row, exponential with full jitter: a random time up to
-    `ceiling`."""
-    return random.uniform(0, ceiling(failures, first, longest))  # noqa: S311
+    """See `Backoff.draw`."""
+    return Backoff(first, longest).draw(failures)
 
 
 def ceiling(failures: int, first: float, longest: float) -> float:
-    """The most that `backoff` waits: `first` after one failure, twice that after two, at most `longest`."""
-    return min(longest, first * 2.0 ** min(max(failures - 1, 0), 60))
+    """See `Backoff.ceiling`."""
+    return Backoff(first, longest).ceiling(failures)

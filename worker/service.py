@@ -95,6 +95,11 @@ class Service:
         await self.marketing_cloud.__aenter__()
         self._background = [
             asyncio.create_task(self.depths.run(), name="depths"),
+            asyncio.create_task(self.orders.follow(), name="orders"),
+            asyncio.create_task(
+                topology.keep_declared(self.settings, lambda: self.intake.connection, self._events),
+                name="topology",
+            ),
             asyncio.create_task(self.marketing_cloud.accounts.keep_default_token(), name="credentials"),
         ]
         return self

@@ -78,7 +78,7 @@ async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before
     settings, queue = make_settings(), Topology(prefix).dead
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)
-    channel = await connection.channel(confirms=True)
+    channel = await connection.raw_channel(confirms=True)
     for number in range(3):
         await channel.basic_publish(b"%d" % number, routing_key=queue)
     await asyncio.to_thread(publish_with_uuid, clean_broker, queue, b"3")

@@ -31,7 +31,7 @@ async def test_a_client_library_that_ignores_the_transport_is_told_at_the_start(
 ) -> None:
     """Nothing would be received through it, while the worker looked ready."""
     monkeypatch.setattr(InterceptingTransport, "is_used", False)
-    with pytest.raises(BrokerUnreachable, match=r"aiormq [\d.]+ does not use its transport_factory"):
+    with pytest.raises(BrokerUnreachable, match=r"aio-pika [\d.]+ does not use its transport_factory"):
         await connect(make_settings(), "test")
 
 

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import pytest
 
 from tests.integration import amqp10
+from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, short_string
-from worker.amqp.publisher import publish_once
+from worker.events import EventListener
 from worker.settings import Settings
 
 SEED = 19
@@ -67,15 +68,16 @@ def _mixture(rng: random.Random, depth: int = 0) -> bytes:
 class Mirror:
     """A queue: what is published into it byte for byte, as it is delivered."""
 
-    def __init__(self, connection: Connection, queue: str) -> None:
+    def __init__(self, connection: Connection, publishing: ConfirmChannel, queue: str) -> None:
         self.connection = connection
+        self.publishing = publishing
         self.queue = queue
         self.arrived: asyncio.Queue[Delivery] = asyncio.Queue()
 
     async def through(self, properties: Properties) -> Properties:
         message = Message("", self.queue, properties, b"{}", external=True)
         async with asyncio.timeout(5):
-            await publish_once(self.connection, message)
+            await self.publishing.send(message)
         return await self.next()
 
     async def next(self) -> Properties:
@@ -86,16 +88,19 @@ class Mirror:
 @pytest.fixture
 async def mirror(make_settings: Callable[..., Settings], prefix: str) -> AsyncIterator[Mirror]:
     connection = await connect(make_settings(), "test")
-    channel = await connection.channel()
+    channel = await connection.raw_channel()
     queue = f"{prefix}.mirror"
     await channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
-    mirror = Mirror(connection, queue)
+    publishing = ConfirmChannel("test", EventListener())
+    serving = asyncio.create_task(publishing.serve(connection))
+    mirror = Mirror(connection, publishing, queue)
     subscription = Subscription(connection, queue, 100)
     await subscription.open(
         lambda delivery: (subscription.ack(delivery), mirror.arrived.put_nowait(delivery))
     )
     yield mirror
     await subscription.close()
+    serving.cancel()
     if connection.is_open:
         await channel.queue_delete(queue)
     await connection.close()

@@ -262,7 +262,7 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     skipped: list[int] = []
 
     class Listener(EventListener):
-        def partition_record_skipped(self, offset: int) -> None:
+        def record_skipped(self, stream: str, offset: int) -> None:
             skipped.append(offset)
 
     requester = await rig.start(Listener(), partitions=PARTITIONS)
@@ -277,7 +277,7 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     for body in (*bodies, b"[]", b"[" * 100_000, b"\xff", b""):
         message = aio_pika.Message(body)
         await requester.channel.default_exchange.publish(message, f"{requester.prefix}.partitions")
-    await until(lambda: len(skipped) == len(documents), "the skipped records")
+    await until(lambda: len(skipped) == len(documents) + 3, "the skipped records")  # b"" is a mark
     await all_registered(requester, await publish(requester, range(1)))
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
     await rig.stop_worker(rig.services[0])

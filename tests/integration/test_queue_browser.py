@@ -9,7 +9,7 @@ import pytest
 
 from tests.rig import until
 from worker.amqp import frames, queue_browser
-from worker.amqp.connection import Channel, Connection, connect
+from worker.amqp.connection import Connection, RawChannel, connect
 from worker.amqp.queue_browser import QueueBrowser, depth, lock
 from worker.broker import topology
 from worker.broker.topology import Topology
@@ -86,7 +86,7 @@ async def test_more_that_stays_than_can_be_held_is_told(
         taking = browser.take(COUNT, held=COUNT)
         for i in range(20):
             assert int((await anext(taking)).body) == i
-        with pytest.raises(QueueInUse, match="do not match lie before"):
+        with pytest.raises(QueueInUse, match="do not match"):
             await anext(taking)
     monkeypatch.undo()
     assert await bodies(connection, queue) == list(range(COUNT))
@@ -150,7 +150,7 @@ async def test_hundreds_removed_at_the_last_moment_are_gone(connection: Connecti
 
 
 async def _fill(connection: Connection, queue: str) -> None:
-    channel = await connection.channel(confirms=True)
+    channel = await connection.raw_channel(confirms=True)
     await channel.queue_purge(queue)
     publishes = [channel.basic_publish(str(i).encode(), routing_key=queue) for i in range(COUNT)]
     await asyncio.gather(*publishes)
@@ -177,7 +177,7 @@ async def test_removing_that_stops_early_keeps_the_order(connection: Connection,
 async def test_what_arrives_while_others_are_removed_stays_behind_them(
     connection: Connection, queue: str
 ) -> None:
-    channel = await connection.channel(confirms=True)
+    channel = await connection.raw_channel(confirms=True)
     last = COUNT
 
     async def publish() -> None:
@@ -201,7 +201,7 @@ async def test_what_arrives_while_others_are_removed_stays_behind_them(
 
 
 async def test_an_empty_queue_is_believed(connection: Connection, queue: str) -> None:
-    channel = await connection.channel()
+    channel = await connection.raw_channel()
     await channel.queue_purge(queue)
     assert await depth(connection, queue) == 0
     async with lock(connection, queue):
@@ -212,17 +212,17 @@ async def test_a_queue_whose_leader_does_not_answer_is_not_taken_for_empty(
     connection: Connection, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ then answers a passive declare with no messages and no consumers."""
-    declare, silent = Channel.queue_declare, 3
+    declare, silent = RawChannel.queue_declare, 3
 
-    async def sometimes(self: Channel, name: str, **more: Any) -> Any:
+    async def sometimes(self: RawChannel, **more: Any) -> Any:
         nonlocal silent
-        declared = await declare(self, name, **more)
+        declared = await declare(self, **more)
         if more.get("passive") and silent:
             silent -= 1
             declared.message_count = declared.consumer_count = 0
         return declared
 
-    monkeypatch.setattr(Channel, "queue_declare", sometimes)
+    monkeypatch.setattr(RawChannel, "queue_declare", sometimes)
     assert await depth(connection, queue) == COUNT
     assert await bodies(connection, queue) == list(range(COUNT))
 

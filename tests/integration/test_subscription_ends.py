@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiormq.exceptions
@@ -13,19 +12,19 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
 from worker.amqp import consumer
-from worker.amqp.connection import Channel, connect
+from worker.amqp.connection import Connection, RawChannel, connect
 from worker.amqp.consumer import Delivery, EndReason, Subscription
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue_browser import depth
-from worker.backoff import ceiling
+from worker.amqp.reconnect import keep_connected
+from worker.backoff import Backoff
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.contract.settlement import Settlement
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
-from worker.pipeline import intake
 from worker.pipeline.journey import Journeys
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency
@@ -118,7 +117,7 @@ async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(
 ) -> None:
     vote, defects = Subscription._pass_through_queue, iter([True])
 
-    async def sometimes(subscription: Subscription, channel: Channel, tag: str) -> None:
+    async def sometimes(subscription: Subscription, channel: RawChannel, tag: str) -> None:
         if next(defects, False):
             raise KeyError("a defect")
         await vote(subscription, channel, tag)
@@ -145,7 +144,7 @@ async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_
     queue = Topology(settings.prefix).requests
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)
-    channel = await connection.channel(confirms=True)
+    channel = await connection.raw_channel(confirms=True)
     await channel.basic_publish(b"", routing_key=queue)
     deliveries: list[Delivery] = []
     with monkeypatch.context() as patches:
@@ -171,7 +170,7 @@ async def test_hundreds_acknowledged_at_the_last_moment_are_gone(
     queue = Topology(settings.prefix).requests
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)
-    channel = await connection.channel(confirms=True)
+    channel = await connection.raw_channel(confirms=True)
     for _ in range(20):
         publishes = [channel.basic_publish(str(i).encode(), routing_key=queue) for i in range(200)]
         await asyncio.gather(*publishes)
@@ -187,28 +186,29 @@ async def test_hundreds_acknowledged_at_the_last_moment_are_gone(
     await connection.close()
 
 
-async def test_a_consumer_that_cannot_start_is_tried_less_and_less_often(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+async def test_a_connection_that_is_of_no_use_is_opened_less_and_less_often(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requester = await rig.requester_for(rig.settings())
     longest: list[float] = []
-    opened = Subscription.open
+    told: list[str] = []
 
-    async def refused(*_: Any) -> None:
+    async def use(_: Connection) -> None:
         raise BrokerUnreachable("The consumer could not start")
 
-    def at_once(failures: int, first: float, most: float) -> float:
-        longest.append(ceiling(failures, first, most))
+    def at_once(backoff: Backoff, failures: int) -> float:
+        longest.append(backoff.ceiling(failures))
         return 0.0
 
-    monkeypatch.setattr(intake, "backoff", at_once)
-    monkeypatch.setattr(Subscription, "open", refused)
-    starting = asyncio.create_task(rig.start_worker(rig.settings()))
+    monkeypatch.setattr(Backoff, "draw", at_once)
+    enough = asyncio.Event()
+    keeping = asyncio.create_task(
+        keep_connected(make_settings(), "test", use, lambda error: told.append(str(error)), until=enough)
+    )
     await until(lambda: len(longest) >= 4, "four attempts")
-    monkeypatch.setattr(Subscription, "open", opened)
-    await starting
+    enough.set()
+    await keeping
     assert longest[:4] == [0.1, 0.2, 0.4, 0.8]
-    assert (await requester.ask(messenger()))["status"] == "registered"
+    assert set(told) == {"The consumer could not start"}
 
 
 async def test_a_rotated_url_file_that_holds_no_url_is_waited_out(

@@ -7,9 +7,10 @@ import pytest
 from aiormq.connection import FrameReceiver
 from pamqp import commands, header
 from pamqp import frame as pamqp_frame
+from pamqp.body import ContentBody
 from pamqp.heartbeat import Heartbeat
 
-from worker.amqp import frames
+from worker.amqp import frames, transport
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties, build
 from worker.amqp.transport import InterceptingReader, ProtocolViolation
@@ -112,17 +113,36 @@ async def test_what_is_not_intercepted_is_the_clients_and_keeps_its_order() -> N
     assert len(seen.contents) == 1
 
 
-async def test_the_client_gets_no_properties_and_no_body_to_decode() -> None:
-    unreadable = b"\x20\x00" + b"\0\0\0\x03\x01ux"  # a header of the type x, which is cut short
-    data = (
-        pamqp_frame.marshal(commands.Basic.GetOk(1, False, "", "q", 0), CHANNEL)
-        + frames.frame(frames.HEADER, CHANNEL, frames.content_head(4) + unreadable)
-        + frames.frame(frames.BODY, CHANNEL, b"body")
+def foreign(body: bytes) -> bytes:
+    """A message whose routing key, id and headers a client cannot decode, but for one header."""
+    key = frames.GET_OK + b"\0" * 7 + b"\x01\0" + b"\0" + b"\x02k\xff" + b"\0" * 4
+    table = b"\x01bl" + b"\0" * 7 + b"\x07" + b"\x01at\x01" + b"\x01\xfft\x01" + b"\x01ux"
+    properties = b"\x20\x80" + len(table).to_bytes(4, "big") + table + b"\x01\xff"
+    return (
+        frames.frame(frames.METHOD, CHANNEL, key)
+        + frames.frame(frames.HEADER, CHANNEL, frames.content_head(len(body)) + properties)
+        + frames.frame(frames.BODY, CHANNEL, body)
     )
-    got, content = await receive(data, Seen().interceptor(), 100_000)
+
+
+async def test_the_client_gets_only_what_it_can_decode() -> None:
+    got, content, body = await receive(foreign(b"body"), Seen().interceptor(), 100_000)
     assert isinstance(got, commands.Basic.GetOk)
     assert isinstance(content, header.ContentHeader)
+    assert isinstance(body, ContentBody)
+    assert got.routing_key == "k?"
+    assert content.properties.headers == {"a": True, "b": 7}
+    assert content.properties.message_id is None
+    assert body.value == b"body"
+
+
+async def test_the_client_gets_a_large_message_without_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LARGEST_BODY", 3)
+    _, content = await receive(foreign(b"body"), Seen().interceptor(), 100_000)
+    assert isinstance(content, header.ContentHeader)
     assert content.body_size == 0
+    *_, body = await receive(foreign(b"bod"), Seen().interceptor(), 100_000)
+    assert isinstance(body, ContentBody)
 
 
 async def test_a_channel_that_the_broker_closed_is_not_written_on_any_more() -> None:

@@ -113,7 +113,15 @@ def test_a_redelivery_is_no_warning(lines: Lines) -> None:
 @pytest.mark.parametrize("name", LINES)
 def test_an_events_line_has_all_its_fields(lines: Lines, name: str) -> None:
     known = {"account", "by", "count", "epoch", "error", "offset", "partition", "partitions"}
-    known |= {"prefetch", "queue", "request_id", "result", "seconds", "why"}  # none of these holds a secret
+    known |= {
+        "prefetch",
+        "queue",
+        "request_id",
+        "result",
+        "seconds",
+        "stream",
+        "why",
+    }  # none of these holds a secret
     log = Log(configure(load_settings(log_format="json", log_level="debug")), debug=False)
     getattr(log, name)(*LINES[name].fields)
     (line,) = lines()

@@ -6,16 +6,30 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
+from enum import StrEnum
 
 import aiormq.exceptions
 import pamqp.exceptions
 
 from worker.amqp.transport import ProtocolViolation
-from worker.errors import BrokerUnreachable
+from worker.errors import BrokerUnreachable, Problem, TopologyError
 
 ACCESS_REFUSED = 403  # reply code
-REFUSED = "connection refused"
-RESET = "the connection was reset"
+
+
+class Cause(StrEnum):
+    """Causes that code tells apart, each with its text."""
+
+    REFUSED = "connection refused"
+    RESET = "the connection was reset"
+    # From RabbitMQ 4.0 on, publishers can speak AMQP 1.0. Properties of a type that AMQP 0-9-1 does not have
+    # (a UUID, a decimal, a single character) end the connection of the consumer that such a message is
+    # delivered to.
+    UNDELIVERABLE = (
+        "RabbitMQ ended the connection with an internal error, as it does for a message of an AMQP 1.0 "
+        "publisher with a property that AMQP 0-9-1 does not have, such as a UUID"
+    )
+
 
 AMQP_ERRORS = (
     aiormq.exceptions.AMQPError,
@@ -30,14 +44,34 @@ AMQP_ERRORS = (
 @contextlib.contextmanager
 def broker_errors(what: str) -> Iterator[None]:
     """Translate what the client raises into BrokerUnreachable, which begins with `what`. The client library
-    cancels its own calls when their connection ends. Such a cancellation is translated too; one of this task
-    is not."""
+    cancels its own calls when their connection ends, and such a cancellation is translated. One of this task
+    is not: aiormq puts the connection's error in its place where both come at once, and it would be lost."""
     try:
         yield
     except (TimeoutError, asyncio.CancelledError, *AMQP_ERRORS) as error:
-        if isinstance(error, asyncio.CancelledError) and is_cancelled():
-            raise
+        if is_cancelled():
+            raise asyncio.CancelledError from None
         raise BrokerUnreachable(f"{what}: {describe(error)}") from None
+
+
+@contextlib.contextmanager
+def object_errors(name: str, missing: str, forbidden: str) -> Iterator[None]:
+    """Translate why the broker closed a channel over the object `name` into TopologyError. The last two say
+    what to do."""
+    try:
+        yield
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        if "home node" in str(error):  # RabbitMQ's words for a queue that exists and cannot be reached
+            raise BrokerUnreachable(
+                f"The {name} is there, but its node in RabbitMQ is down: see rabbitmq-diagnostics"
+            ) from None
+        raise TopologyError(f"The {name} is missing: {missing}") from None
+    except aiormq.exceptions.ChannelAccessRefused:
+        raise TopologyError(f"The {name} {forbidden}", Problem.FORBIDDEN) from None
+    except aiormq.exceptions.ChannelPreconditionFailed as error:
+        text = " ".join(str(error.args[-1] if error.args else error).split())
+        differs = text.removeprefix("PRECONDITION_FAILED - ")[:300]
+        raise TopologyError(f"The {name} exists but differs: {differs}", Problem.DIFFERS) from None
 
 
 def is_cancelled() -> bool:
@@ -56,32 +90,25 @@ def describe(error: BaseException) -> str:
         return _describe_tls(cause.reason or "handshake")
     if isinstance(error, EOFError | StopAsyncIteration) or isinstance(error.__cause__, EOFError):
         return (
-            "it ended the connection without a word: either the port speaks TLS "
-            "(use amqps:// in OTT_AMQP_URL), or the broker is just starting"
+            "the broker closed the connection during the handshake: the port may expect TLS "
+            "(amqps:// in OTT_AMQP_URL), or the broker is still starting"
         )
     text = str(cause.args[-1] if cause.args else cause)
     if "Connect call failed" in text:
-        return REFUSED
+        return Cause.REFUSED
     if isinstance(cause, ProtocolViolation):
         return text
     line = " ".join(text.split())
     return "connection lost" if "://" in line or not line else line[:200]
 
 
-# From RabbitMQ 4.0 on, publishers can speak AMQP 1.0. Properties of a type that AMQP 0-9-1 does not have (a
-# UUID, a decimal, a single character) end the connection of the consumer that such a message is delivered to.
-UNDELIVERABLE = (
-    "RabbitMQ ended the connection with an internal error, as it does for a message of an AMQP 1.0 publisher "
-    "with a property that AMQP 0-9-1 does not have, such as a UUID"
-)
-
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "no answer in time"),
     (asyncio.CancelledError, "the connection was lost"),
-    (ConnectionRefusedError, REFUSED),
+    (ConnectionRefusedError, Cause.REFUSED),
     (socket.gaierror, "the host name is not known"),
-    (ConnectionResetError, RESET),
-    (aiormq.exceptions.ConnectionInternalError, UNDELIVERABLE),
+    (ConnectionResetError, Cause.RESET),
+    (aiormq.exceptions.ConnectionInternalError, Cause.UNDELIVERABLE),
 )
 
 

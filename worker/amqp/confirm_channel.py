@@ -110,7 +110,7 @@ class ConfirmChannel:
         """Keep a channel open on `connection` and write what is waiting, until cancelled."""
         while connection.is_open:
             try:
-                channel = await connection.channel(confirms=True)
+                channel = await connection.raw_channel(confirms=True)
             except BrokerUnreachable:
                 await asyncio.sleep(RETRY[0])
                 continue

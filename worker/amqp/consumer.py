@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import aiormq.exceptions
 
 from worker.amqp import frames
-from worker.amqp.causes import UNDELIVERABLE, broker_errors, describe
-from worker.amqp.connection import Channel, Connection, close_channel
+from worker.amqp.causes import Cause, broker_errors, describe
+from worker.amqp.connection import Connection, RawChannel, close_channel
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable
@@ -53,7 +53,7 @@ class EndReason(Enum):
     CANCELLED = "the broker cancelled the consumer (the queue is gone, or the consumer time-out is over)"
     SILENT = "the queue's leader does not answer"
     NO_MAJORITY = "most nodes of the queue do not answer, as in a network partition"
-    UNDELIVERABLE = UNDELIVERABLE
+    UNDELIVERABLE = Cause.UNDELIVERABLE.value
     NOT_RENEWED = "the lease is not renewed any more"
     # By this worker, which gives its deliveries back:
     CLOSED = "closed"
@@ -163,7 +163,7 @@ class Subscription:
         self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.depth = 0
-        self._channel: Channel | None = None
+        self._channel: RawChannel | None = None
         self._interceptor: FrameInterceptor | None = None
         self._unsettled: dict[int, Delivery] = {}
         self._acknowledged: list[int] = []
@@ -213,7 +213,7 @@ class Subscription:
 
     async def open(self, on_delivery: Callable[[Delivery], None]) -> None:
         """Begin to consume. Raises BrokerUnreachable."""
-        channel = self._channel = await self._connection.channel()
+        channel = self._channel = await self._connection.raw_channel()
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
 
@@ -376,7 +376,7 @@ class Subscription:
         settlements += [frames.ack(channel, tag) for tag in acknowledged[split:]]
         return b"".join(settlements)
 
-    async def _until_settled(self, channel: Channel) -> None:
+    async def _until_settled(self, channel: RawChannel) -> None:
         """Wait until the queue has taken all acknowledgements. The broker's channel holds some of them back
         until the queue has taken the first ones, and drops them if the channel is closed meanwhile. What
         passes through the queue goes behind the first ones, and the others follow."""
@@ -405,7 +405,7 @@ class Subscription:
             else:
                 await asyncio.sleep(LEASE_RETRY_INTERVAL)
 
-    async def _renew(self, channel: Channel, *, by_majority: bool) -> bool:
+    async def _renew(self, channel: RawChannel, *, by_majority: bool) -> bool:
         """Whether the queue's leader counts this consumer as alive. A leader that is cut off from the others
         goes on answering while they give the deliveries to somebody else. So only what most of the queue's
         nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
@@ -424,7 +424,7 @@ class Subscription:
             self._heard_at = asked_at
             return True
 
-    async def _vote(self, channel: Channel, deadline: float) -> None:
+    async def _vote(self, channel: RawChannel, deadline: float) -> None:
         """Return when most nodes of the queue have agreed to something. Raises BrokerUnreachable. Where they
         do not, RabbitMQ ends the whole connection after a while, with an internal error."""
         votes = self._connection.open_votes
@@ -437,14 +437,14 @@ class Subscription:
                 raise BrokerUnreachable(EndReason.NO_MAJORITY.value) from None
         votes.discard(self)
 
-    async def _pass_through_queue(self, channel: Channel, tag: str) -> None:
+    async def _pass_through_queue(self, channel: RawChannel, tag: str) -> None:
         """Add and cancel a consumer, and return when most nodes of the queue have taken it into their log.
         It waits behind the real consumer, whose cancelling could let another start on what lies behind our
         unsettled deliveries."""
         await channel.basic_consume(self._queue, no_callback, consumer_tag=tag)
         await channel.basic_cancel(tag)
 
-    async def _round_trip(self, channel: Channel) -> int:
+    async def _round_trip(self, channel: RawChannel) -> int:
         """The number of the queue's consumers. RabbitMQ reports no consumers and no messages if the queue's
         leader does not answer within a quarter of a second."""
         declared = await channel.queue_declare(self._queue, passive=True)

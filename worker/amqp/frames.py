@@ -14,8 +14,8 @@ TUNE = struct.pack(">HH", 10, 30)
 CONNECTION_CLOSE = struct.pack(">HH", 10, 50)
 BLOCKED, UNBLOCKED = (struct.pack(">HH", 10, method) for method in (60, 61))
 CHANNEL_CLOSE = struct.pack(">HH", 20, 40)
-PUBLISH, RETURN, DELIVER, ACK, REJECT, NACK = (
-    struct.pack(">HH", 60, method) for method in (40, 50, 60, 80, 90, 120)
+PUBLISH, RETURN, DELIVER, GET_OK, ACK, REJECT, NACK = (
+    struct.pack(">HH", 60, method) for method in (40, 50, 60, 71, 80, 90, 120)
 )
 
 HEAD: Final = struct.Struct(">BHI")
@@ -80,6 +80,22 @@ def _route(names: bytes) -> tuple[str, str]:
     size = names[0]
     exchange, key = names[1 : 1 + size], names[2 + size :]
     return exchange.decode("utf-8", "replace"), key.decode("utf-8", "replace")
+
+
+def with_readable_key(method: bytes) -> bytes:
+    """A method in which a routing key that is not UTF-8 has question marks: a publisher chooses it, and pamqp
+    ends the connection where it cannot decode it."""
+    kind = method[:4]
+    if kind == DELIVER:
+        at = 14 + method[4]
+    elif kind in (GET_OK, RETURN):
+        at = 13 if kind == GET_OK else 7 + method[6]
+    else:
+        return method
+    at += 1 + method[at]  # behind the exchange's name
+    end = at + 1 + method[at]
+    key = method[at + 1 : end].decode("utf-8", "surrogateescape").encode("utf-8", "replace")
+    return method[: at + 1] + key + method[end:]
 
 
 def close_reason(method: bytes) -> tuple[int, str]:

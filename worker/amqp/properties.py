@@ -55,6 +55,10 @@ _UNSIGNED_LONG = struct.Struct(">I")
 _TEXT_ERRORS = "surrogateescape"  # so that text which is not UTF-8 is echoed byte for byte
 
 
+_PLAIN = frozenset(b"tIlS")
+_TEXTS = frozenset(name for name, _, kind in _LAYOUT if kind == _SHORT_STRING)
+
+
 class Properties:
     """Basic properties (contract §2). Reading never raises: what is not readable is None."""
 
@@ -164,6 +168,17 @@ class Properties:
         """A copy with delivery mode 2."""
         return Properties({**self._raw, "delivery_mode": b"\x02"})
 
+    def plain(self) -> "Properties":
+        """A copy with what every client can decode: text in UTF-8, and headers that are numbers, booleans or
+        text."""
+        entries = {
+            name: value
+            for name, value in self._entries().items()
+            if value[0] in _PLAIN and _is_utf8(name.encode("utf-8", _TEXT_ERRORS))
+        }
+        raw = {name: text for name, text in self._raw.items() if name in _TEXTS and _is_utf8(text[1:])}
+        return Properties(raw | {"headers": _table(entries)} if entries else raw)
+
     def encoded(self) -> bytes:
         """Flags and list, as in a content header."""
         flags = 0
@@ -202,6 +217,14 @@ def build(
     if headers:
         raw["headers"] = _table({k: _header_value(v) for k, v in headers.items()})
     return Properties(raw)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -16,13 +16,11 @@ from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import Connection, connect
 from worker.amqp.direct_reply import is_direct_reply, is_well_formed
 from worker.amqp.ledger import Message
-from worker.backoff import backoff
+from worker.amqp.reconnect import keep_connected
 from worker.errors import BrokerUnreachable, PublishRefused, TopologyError
 from worker.events import EventListener
 from worker.settings import Settings
 
-STABLE_AFTER: Final = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
-RECONNECT: Final = (0.05, 5.0)  # seconds; first and longest wait
 REDECLARE_INTERVAL: Final = 1.0  # seconds
 
 Declare = Callable[[Connection, Settings], Awaitable[None]]
@@ -123,28 +121,16 @@ class Publisher:
         self, purpose: str, channels: Sequence[ConfirmChannel], events: EventListener
     ) -> None:
         """Open a connection and serve the channels on it, again and again."""
-        failures = 0
-        while True:
-            connection = None
-            try:
-                connection = await connect(self._settings, purpose)
-                events.publisher_connected()
-                began = asyncio.get_running_loop().time()
-                await self._serve(channels, connection)
+
+        async def use(connection: Connection) -> None:
+            events.publisher_connected()
+            await self._serve(channels, connection)
+            if connection.was_closed_for_cause and [c for c in channels if c.suspect()]:
                 events.publisher_lost("connection lost")
-                if connection.was_closed_for_cause and [c for c in channels if c.suspect()]:
-                    continue  # at once: what is to blame goes elsewhere
-                if asyncio.get_running_loop().time() - began > STABLE_AFTER:
-                    failures = 0
-            except Exception as error:
-                # Any error: without its publisher the worker would hold its requests for good.
-                known = isinstance(error, BrokerUnreachable)
-                events.publisher_lost(str(error) if known else type(error).__name__)
-            finally:
-                if connection is not None:
-                    await connection.close()
-            failures += 1
-            await asyncio.sleep(backoff(failures, *RECONNECT))
+                return  # at once: what is to blame goes elsewhere
+            raise BrokerUnreachable("connection lost")
+
+        await keep_connected(self._settings, purpose, use, lambda error: events.publisher_lost(str(error)))
 
     async def _serve(self, channels: Sequence[ConfirmChannel], connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
@@ -164,20 +150,3 @@ class Publisher:
             except (TopologyError, BrokerUnreachable) as error:
                 self._events.topology_wrong(str(error))
             await asyncio.sleep(REDECLARE_INTERVAL)
-
-
-async def publish_once(connection: Connection, message: Message) -> None:
-    """Publish one message on a channel of its own, and return when the broker has confirmed it. Raises
-    BrokerUnreachable, and for an external message Unroutable or PublishRefused."""
-    channel = ConfirmChannel("once", EventListener())
-    serving = asyncio.create_task(channel.serve(connection), name="publish-once")
-    try:
-        published = channel.send(message)
-        await asyncio.wait({published, serving}, return_when=asyncio.FIRST_COMPLETED)
-        if not published.done():
-            raise BrokerUnreachable("The connection to RabbitMQ was lost")
-        published.result()
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        channel.abandon()

@@ -2,8 +2,8 @@
 
 A quorum queue takes unacknowledged deliveries back in their order when the channel closes, however it closes.
 So a look consumes everything, acknowledges nothing and closes the channel. That order holds for one consumer.
-Two consumers would each get a share, and the shares would come back one after the other. So a lock keeps
-others out, and a look waits until the messages of a killed process are back.
+With two consumers each requeues its share in turn, which reorders the queue. So a lock keeps others out, and
+a look waits until the messages of a killed process are back.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from typing import Self
 
 import aiormq.exceptions
 
-from worker.amqp.causes import UNDELIVERABLE, broker_errors, describe
-from worker.amqp.connection import Channel, Connection
+from worker.amqp.causes import Cause, broker_errors, describe, object_errors
+from worker.amqp.connection import Connection
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
-from worker.errors import BrokerUnreachable, QueueInUse, TopologyError, WorkerError
+from worker.amqp.queue import MISSING, QueueState, look
+from worker.errors import BrokerUnreachable, QueueInUse, WorkerError
 
 RPC_TIMEOUT = 30.0  # seconds
 LOCK_TIMEOUT = 3.0  # seconds; a killed process's connection takes a moment to end
@@ -75,34 +76,32 @@ async def hold(
     """Hold the exclusive queue `name`. While another connection holds it this waits, at most `timeout`
     seconds, and calls `on_wait` once; True where it has waited. Where the user may not declare the queue,
     nothing is held."""
-    channel, has_waited = await _declared_alone(connection, name, on_wait, timeout)
+    is_held, has_waited = await _declared_alone(connection, name, on_wait, timeout)
     try:
         yield has_waited
     finally:
-        with contextlib.suppress(BrokerUnreachable), broker_errors(LOST):
-            async with asyncio.timeout(RPC_TIMEOUT):
-                if channel is not None:
+        with contextlib.suppress(BrokerUnreachable):
+            if is_held:
+                async with connection.asked(LOST) as channel:
                     await channel.queue_delete(name)
-                    await channel.close()
 
 
 async def _declared_alone(
     connection: Connection, name: str, on_wait: OnWait, timeout: float
-) -> tuple[Channel | None, bool]:
+) -> tuple[bool, bool]:
+    """Whether it is held, and whether this had to wait."""
     clock = asyncio.get_running_loop().time
     begun, has_waited, has_told = clock(), False, False
     while True:
-        channel = await connection.channel()
-        with broker_errors(LOST):
+        async with connection.asked(LOST) as channel:
             try:
-                async with asyncio.timeout(RPC_TIMEOUT):
-                    await channel.queue_declare(name, exclusive=True)
+                await channel.declare_queue(name, exclusive=True)
             except aiormq.exceptions.ChannelLockedResource:
                 has_waited = True
             except aiormq.exceptions.ChannelAccessRefused:
-                return None, has_waited
+                return False, has_waited
             else:
-                return channel, has_waited
+                return True, has_waited
         if clock() - begun > timeout:
             raise QueueInUse("Another dead-letters command is at work: wait until it ends")
         if clock() - begun > LOCK_TIMEOUT and not has_told:
@@ -114,7 +113,7 @@ async def _declared_alone(
 async def _until_unused(connection: Connection, queue: str) -> None:
     """Wait until the queue has no consumer: only then has it back what its last consumer held."""
     deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT
-    while (await _state(connection, queue))[1]:
+    while (await _state(connection, queue)).consumers:
         if asyncio.get_running_loop().time() > deadline:
             raise QueueInUse(f"Something else consumes from {queue}: end it first, or the order is lost")
         await asyncio.sleep(POLL_INTERVAL)
@@ -122,56 +121,34 @@ async def _until_unused(connection: Connection, queue: str) -> None:
 
 async def depth(connection: Connection, queue: str) -> int:
     """Messages that are ready in the queue. Raises TopologyError or BrokerUnreachable."""
-    return (await _state(connection, queue))[0]
+    return (await _state(connection, queue)).ready
 
 
-async def _state(connection: Connection, queue: str) -> tuple[int, int]:
-    """Ready messages, and consumers."""
+async def _state(connection: Connection, queue: str) -> QueueState:
+    """RabbitMQ reports zero for both if the queue's leader does not answer within a quarter of a second.
+    Basic.Get waits for the leader, so it tells an empty queue from a silent leader."""
     deadline = asyncio.get_running_loop().time() + WAIT_TIMEOUT
     while True:
-        state = await _asked(connection, queue)
-        if state is not None:
+        state = await look(connection, queue)
+        if any(state) or await _is_empty(connection, queue):
             return state
         if asyncio.get_running_loop().time() > deadline:
             raise BrokerUnreachable(f"The leader of {queue} does not answer: try again later")
 
 
-async def _asked(connection: Connection, queue: str) -> tuple[int, int] | None:
-    """None if the answer cannot be trusted: RabbitMQ reports zero for both if the queue's leader does not
-    answer within a quarter of a second. Basic.Get waits for the leader, so it tells an empty queue from a
-    silent leader."""
-    channel = await connection.channel()
-    with broker_errors(LOST):
-        try:
-            async with asyncio.timeout(RPC_TIMEOUT):
-                state = await _declared(channel, queue)
-                is_believed = any(state) or await _is_empty(channel, queue)
-                await channel.close()
-        except aiormq.exceptions.ChannelNotFoundEntity:
-            raise TopologyError(
-                f"The queue {queue} is missing: start the worker once, or check OTT_PREFIX"
-            ) from None
-        except aiormq.exceptions.ChannelAccessRefused:
-            raise TopologyError(f"The queue {queue} may not be read by this user") from None
-    return state if is_believed else None
-
-
-async def _is_empty(channel: Channel, queue: str) -> bool:
+async def _is_empty(connection: Connection, queue: str) -> bool:
     """Get a message. It is back in its place when this ends, since nobody else consumes meanwhile."""
-    message = await channel.basic_get(queue)
-    if message.delivery_tag is None:
-        return True
-    await channel.basic_reject(message.delivery_tag, requeue=True)
-    ready, consumers = 0, 0
-    while ready <= (message.message_count or 0) and not consumers:
+    async with connection.asked(LOST) as channel:
+        with object_errors(f"queue {queue}", MISSING, "may not be read by this user"):
+            message = await (await channel.get_queue(queue, ensure=False)).get(fail=False)
+            if message is None:
+                return True
+            await message.reject(requeue=True)
+    state = QueueState(0, 0)
+    while state.ready <= (message.message_count or 0) and not state.consumers:
         await asyncio.sleep(POLL_INTERVAL)
-        ready, consumers = await _declared(channel, queue)
+        state = await look(connection, queue)
     return False
-
-
-async def _declared(channel: Channel, queue: str) -> tuple[int, int]:
-    declared = await channel.queue_declare(queue, passive=True)
-    return declared.message_count or 0, declared.consumer_count or 0
 
 
 class QueueBrowser:
@@ -200,7 +177,7 @@ class QueueBrowser:
         self._has_removed = False
 
     async def __aenter__(self) -> Self:
-        self._channel = await self._connection.channel()
+        self._channel = await self._connection.raw_channel()
         self._channel.closing.add_done_callback(lambda _: self._news.set())
         self._connection.intercept(
             self._channel, self._take, keeps_body=lambda size: size <= self._max_body_bytes
@@ -264,10 +241,10 @@ class QueueBrowser:
             return
         closing = self._channel.closing
         reason = None if closing.cancelled() else closing.exception()
-        if reason is not None and describe(reason) == UNDELIVERABLE:
+        if reason is not None and describe(reason) is Cause.UNDELIVERABLE:
             raise BrokerUnreachable(
                 f"Message {self._seen + 1} of {self._queue} cannot be looked at, nor can those behind it: "
-                f"{UNDELIVERABLE}. An AMQP 1.0 client can take it out"
+                f"{Cause.UNDELIVERABLE}. An AMQP 1.0 client can take it out"
             )
         raise BrokerUnreachable("The connection to RabbitMQ was lost: run the command again")
 
@@ -320,8 +297,7 @@ class QueueBrowser:
             self._news.clear()
             if not self._credit:
                 raise QueueInUse(
-                    f"{LARGEST_PREFETCH} messages of {self._queue} that do not match lie before the others: "
-                    "work on those first"
+                    f"{LARGEST_PREFETCH} oldest messages of {self._queue} do not match: handle those first"
                 )
             try:
                 async with asyncio.timeout(QUIET):

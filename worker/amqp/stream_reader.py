@@ -1,4 +1,8 @@
-"""Reading a stream: from any place to its end, only its first or last entry, or on and on as it grows."""
+"""Reading a stream: from any place to its end, only its first or last entry, or on and on as it grows.
+
+Anybody whom the broker lets write may have written there. What is not a record is skipped and told to the
+listener; it never ends the reading (transport.py sees to its properties).
+"""
 
 import asyncio
 import contextlib
@@ -9,19 +13,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-import aiormq.exceptions
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Channel, Connection, close_channel, connect
-from worker.amqp.consumer import Delivery, delivery_of, no_callback
-from worker.amqp.properties import Properties
+from worker.amqp.causes import object_errors
+from worker.amqp.connection import ANSWER_TIMEOUT, Connection, connect
+from worker.amqp.queue import MISSING
 from worker.contract.words import CLOCK_HEADER
-from worker.errors import Problem, TopologyError
+from worker.events import EventListener
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
-LARGEST_MESSAGE = 262_144  # bytes; a larger message is not the worker's, and its records are not read
-RPC_TIMEOUT = 30.0  # seconds
 POLL_INTERVAL = 0.05  # seconds to wait for entries that a replica of the stream does not show yet
 OFFSET_HEADER = "x-stream-offset"
 
@@ -47,9 +48,10 @@ class StreamReader:
     """Reads one stream. Every method raises TopologyError (there is no such stream, or it may not be read)
     or BrokerUnreachable."""
 
-    def __init__(self, connection: Connection, stream: str) -> None:
+    def __init__(self, connection: Connection, stream: str, events: EventListener | None = None) -> None:
         self._connection = connection
-        self._stream = stream
+        self.stream = stream
+        self._events = events or EventListener()
 
     async def first(self) -> Entry | None:
         """The oldest entry that is kept."""
@@ -67,9 +69,9 @@ class StreamReader:
     async def catch_up(self, mark: Callable[[], Awaitable[str]]) -> None:
         """Return when reading shows all that was confirmed before this call. A replica of the stream lags
         behind when its node has just come back. `mark` writes a message and returns its id."""
-        async with self._consumer("last", PREFETCH) as consumer, asyncio.timeout(RPC_TIMEOUT):
+        async with self._consumer("last", PREFETCH) as consumer, asyncio.timeout(ANSWER_TIMEOUT):
             written = await mark()
-            while written not in await consumer.message_ids():
+            while written not in [message.message_id async for message in consumer.arrived()]:
                 await consumer.more()
 
     async def read(self, start: Start, *, reach: int = -1, prefetch: int = PREFETCH) -> Entries:
@@ -78,7 +80,8 @@ class StreamReader:
         async with self._consumer(start, prefetch) as consumer:
             at = start - 1 if isinstance(start, int) else -1
             while True:
-                async for entry in consumer.arrived():
+                async for message in consumer.arrived():
+                    entry = self._entry(message)
                     at = entry.offset
                     yield entry
                 # The broker delivers up to the new credit before it answers a request that follows the acks.
@@ -93,94 +96,84 @@ class StreamReader:
         """The entries from `start` on, for as long as it is iterated."""
         async with self._consumer(start, PREFETCH) as consumer:
             while True:
-                async for entry in consumer.arrived():
-                    yield entry
+                async for message in consumer.arrived():
+                    yield self._entry(message)
                 await consumer.more()
 
     @contextlib.asynccontextmanager
-    async def _consumer(self, start: Start, prefetch: int) -> AsyncIterator["_StreamConsumer"]:
-        channel = await self._connection.channel()
-        consumer = _StreamConsumer(self._connection, channel, prefetch)
-        try:
-            with broker_errors(f"The stream {self._stream} could not be read"):
-                await self._start(channel, prefetch, start)
+    async def _consumer(self, start: Start, prefetch: int) -> AsyncIterator["_Consumer"]:
+        async with self._connection.opened(f"The stream {self.stream} could not be read") as channel:
+            consumer = _Consumer(self._connection, channel, self.stream, prefetch)
+            with object_errors(f"stream {self.stream}", MISSING, "may not be read by this user"):
+                await consumer.open(start)
                 yield consumer
-        finally:
-            await close_channel(channel, RPC_TIMEOUT)
 
-    async def _start(self, channel: Channel, prefetch: int, start: Start) -> None:
-        try:
-            async with asyncio.timeout(RPC_TIMEOUT):
-                await channel.basic_qos(prefetch_count=prefetch)
-                await channel.basic_consume(self._stream, no_callback, arguments={OFFSET_HEADER: start})
-        except aiormq.exceptions.ChannelNotFoundEntity:
-            raise TopologyError(f"The stream {self._stream} is missing: start the worker once") from None
-        except aiormq.exceptions.ChannelAccessRefused:
-            raise TopologyError(
-                f"The stream {self._stream} may not be read by this user", Problem.FORBIDDEN
-            ) from None
+    def _entry(self, message: AbstractIncomingMessage) -> Entry:
+        offset, clock = message.headers.get(OFFSET_HEADER), message.headers.get(CLOCK_HEADER)
+        at = offset if isinstance(offset, int) else -1
+        records = []
+        for line in filter(None, message.body.split(b"\n")):
+            record = _record(line)
+            if record is None:
+                self._events.record_skipped(self.stream, at)
+            else:
+                records.append(record)
+        return Entry(at, clock if isinstance(clock, int) else None, records, message.routing_key or "")
 
 
 @contextlib.asynccontextmanager
-async def open_stream(settings: Settings, stream: str) -> AsyncIterator[StreamReader]:
+async def open_stream(
+    settings: Settings, stream: str, events: EventListener | None = None
+) -> AsyncIterator[StreamReader]:
     """A reader of any stream, on a connection of its own. Raises BrokerUnreachable."""
     connection = await connect(settings, stream.rpartition(".")[2])
     try:
-        yield StreamReader(connection, stream)
+        yield StreamReader(connection, stream, events)
     finally:
         await connection.close()
 
 
-class _StreamConsumer:
-    """What a channel delivers, entry by entry."""
+class _Consumer:
+    """What a channel delivers of one stream."""
 
-    def __init__(self, connection: Connection, channel: Channel, prefetch: int) -> None:
+    def __init__(self, connection: Connection, channel: AbstractChannel, stream: str, prefetch: int) -> None:
+        self._connection = connection
         self._channel = channel
+        self._stream = stream
         self._prefetch = prefetch
-        self._messages: deque[Delivery] = deque()
+        self._messages: deque[AbstractIncomingMessage] = deque()
         self._news = asyncio.Event()
         self._is_cancelled = False
-        channel.closing.add_done_callback(lambda _: self._news.set())
-        channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
-        connection.intercept(channel, self._take, keeps_body=lambda size: size <= LARGEST_MESSAGE)
 
     @property
     def is_empty(self) -> bool:
         return not self._messages
 
-    def _on_cancelled(self, _: object) -> None:
-        self._is_cancelled = True
-        self._news.set()
+    async def open(self, start: Start) -> None:
+        queue = await self._channel.get_queue(self._stream, ensure=False)
+        raw = await self._channel.get_underlay_channel()
+        self._channel.close_callbacks.add(self._on_closed)
+        raw.on_consumer_cancel_callbacks.add(self._on_cancelled)
+        async with self._connection.answered(f"The stream {self._stream} could not be read"):
+            await self._channel.set_qos(self._prefetch)
+            await queue.consume(self._take, arguments={OFFSET_HEADER: start})
 
-    def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
-        self._messages.append(delivery_of(method, properties, body, dropped))
-        self._news.set()
-
-    async def arrived(self) -> AsyncIterator[Entry]:
-        """The entries that have been delivered so far. Each is acknowledged as it is taken, because a stream
+    async def arrived(self) -> AsyncIterator[AbstractIncomingMessage]:
+        """The messages that have been delivered so far. Each is acknowledged as it is taken, because a stream
         never delivers further ahead than the prefetch."""
-        taken, tag = 0, 0
+        taken = 0
         while self._messages:
             message = self._messages.popleft()
-            tag, taken = message.tag, taken + 1
-            entry = _entry(message)
-            if entry is not None:
-                yield entry
+            taken += 1
+            yield message
             if taken * 2 >= self._prefetch or not self._messages:
-                await self._channel.basic_ack(tag, multiple=True)
+                await message.ack(multiple=True)
                 taken = 0
-
-    async def message_ids(self) -> set[str]:
-        """The ids of the messages that have been delivered so far, as in `arrived`."""
-        messages, self._messages = self._messages, deque()
-        if messages:
-            await self._channel.basic_ack(messages[-1].tag, multiple=True)
-        return {message.properties.message_id or "" for message in messages}
 
     async def round_trip(self) -> None:
         self._check()
-        async with asyncio.timeout(RPC_TIMEOUT):
-            await self._channel.basic_qos(prefetch_count=self._prefetch)
+        async with self._connection.answered(f"The stream {self._stream} could not be read"):
+            await self._channel.set_qos(self._prefetch)
 
     async def more(self) -> None:
         """Wait for a delivery."""
@@ -196,14 +189,16 @@ class _StreamConsumer:
         if self._is_cancelled:
             raise ConnectionError("the broker cancelled the consumer: the stream was deleted")
 
+    async def _take(self, message: AbstractIncomingMessage) -> None:
+        self._messages.append(message)
+        self._news.set()
 
-def _entry(message: Delivery) -> Entry | None:
-    properties = message.properties
-    offset, clock = properties.header(OFFSET_HEADER), properties.header(CLOCK_HEADER)
-    if not isinstance(offset, int):
-        return None
-    records = [record for line in message.body.split(b"\n") if (record := _record(line)) is not None]
-    return Entry(offset, clock if isinstance(clock, int) else None, records, message.routing_key)
+    def _on_closed(self, *_: object) -> None:
+        self._news.set()
+
+    def _on_cancelled(self, _: object) -> None:
+        self._is_cancelled = True
+        self._news.set()
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
 """The connection's transport: frames are split where they arrive, before aiormq reads them.
 
 aiormq passes each frame through two queues, makes a task for each delivery, and decodes every property, where
-one that it cannot decode ends the connection. So the frames of every message (deliveries, confirms, returns)
-go to the interceptor of their channel, at once and in order. All others go to aiormq. aiormq's
-`transport_factory` lets us supply the reading end of the stream.
+one that it cannot decode ends the connection. So on the hot and hostile channels the frames of every message
+(deliveries, confirms, returns) go to the interceptor of their channel, at once and in order. All others go to
+aiormq, made such that it can decode them. aiormq's `transport_factory` lets us supply the reading end of the
+stream.
 """
 
 import asyncio
@@ -18,10 +19,11 @@ from yarl import URL
 
 from worker.amqp import frames
 from worker.amqp.interceptor import FrameInterceptor
+from worker.amqp.properties import Properties
 
 ALIVE_INTERVAL: Final = 0.5  # seconds; aiormq wants to see a frame within 3 * (heartbeat + 1)
 _ALIVE = frames.frame(frames.HEARTBEAT, 0, b"")
-_NO_PROPERTIES = b"\0\0"
+LARGEST_BODY: Final = 262_144  # bytes; aiormq gets a larger message without its body
 _KINDS = frozenset({frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT})
 
 
@@ -41,6 +43,7 @@ class InterceptingReader(asyncio.StreamReader):
         self._missing = 0  # bytes until more of `_partial` can be read
         self._alive_at = 0.0
         self._has_failed = False
+        self._without_body: set[int] = set()  # channels
         self.is_blocked = False
         self.close_reason: tuple[int, str] | None = None
         self.heard_at = loop.time()
@@ -101,14 +104,20 @@ class InterceptingReader(asyncio.StreamReader):
         return b"".join(passed)
 
     def _for_the_client(self, kind: int, channel: int, payload: bytes) -> bytes:
-        """The frame as aiormq may have it: of a message that nobody intercepts (the answer to Basic.Get) it
-        only needs to know that it came."""
+        """The frame as aiormq may have it."""
         if kind == frames.METHOD:
             if channel == 0:
                 payload = self._on_connection_method(payload)
+            else:
+                payload = frames.with_readable_key(payload)
         elif kind == frames.HEADER:
-            payload = frames.content_head(0) + _NO_PROPERTIES
-        elif kind == frames.BODY:
+            size = frames.body_size(payload)
+            self._without_body.discard(channel)
+            if size > LARGEST_BODY:
+                self._without_body.add(channel)
+                size = 0
+            payload = frames.content_head(size) + Properties.parse(payload[12:]).plain().encoded()
+        elif kind == frames.BODY and channel in self._without_body:
             return b""
         return frames.frame(kind, channel, payload)
 

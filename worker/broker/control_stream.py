@@ -2,50 +2,55 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterator
 
+from aio_pika import DeliveryMode, Message
+from aio_pika.exceptions import PublishError
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pydantic import ValidationError
 
-from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection, connect
-from worker.amqp.ledger import Message
-from worker.amqp.properties import build
-from worker.amqp.publisher import publish_once
+from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE
-from worker.errors import BrokerUnreachable, PublishRefused, TopologyError, Unroutable
+from worker.errors import PublishRefused, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
-PUBLISH_TIMEOUT = 15.0  # seconds
 READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders before it begins without them
-RETRY_INTERVAL = 5.0  # seconds between attempts to read on
 
 
 async def publish_order(settings: Settings, order: Order) -> None:
     """Give an order; it is confirmed by the broker when this returns. Raises PublishRefused (this user may
     give none), TopologyError (there is no control stream) or BrokerUnreachable."""
     names = Topology(settings.prefix)
-    # Through the entry exchange, whose topic permissions tell operators from publishers.
-    properties = build(content_type="application/json", type=CONTROL_TYPE)
-    message = Message(names.entry, CONTROL_KEY, properties, order.to_json(), external=True)
+    message = Message(
+        order.to_json(),
+        content_type="application/json",
+        delivery_mode=DeliveryMode.PERSISTENT,
+        type=CONTROL_TYPE,
+    )
+    what = "The order could not be published"
     connection = await connect(settings, "control")
     try:
-        with broker_errors("The order could not be published"):
-            async with asyncio.timeout(PUBLISH_TIMEOUT):
-                await publish_once(connection, message)
-    except Unroutable:
-        raise TopologyError(
-            f"Nothing takes orders: the stream {names.control} or its binding to the exchange {names.entry} "
-            "is missing. Start a worker once with OTT_DECLARE=true, or import the definitions again"
-        ) from None
-    except PublishRefused:
-        raise PublishRefused(
-            f"This user may give no orders: it needs to write to the exchange {names.entry} with the "
-            f"routing key {CONTROL_KEY}, which is an operator's right"
-        ) from None
+        async with connection.opened(what, confirms=True) as channel, connection.answered(what):
+            # Through the entry exchange, whose topic permissions tell operators from publishers.
+            exchange = await channel.get_exchange(names.entry, ensure=False)
+            try:
+                await exchange.publish(message, CONTROL_KEY)
+            except (PublishError, ChannelNotFoundEntity):
+                raise TopologyError(
+                    f"Nothing takes orders: the stream {names.control} or its binding to the exchange "
+                    f"{names.entry} is missing. Start a worker once with OTT_DECLARE=true, or import the "
+                    "definitions again"
+                ) from None
+            except ChannelAccessRefused:
+                raise PublishRefused(
+                    f"This user may give no orders: it needs to write to the exchange {names.entry} with the "
+                    f"routing key {CONTROL_KEY}, which is an operator's right"
+                ) from None
     finally:
         await connection.close()
 
@@ -59,7 +64,7 @@ async def read_orders(settings: Settings) -> list[Order]:
 
 async def read_orders_by(reader: StreamReader) -> list[Order]:
     """As `read_orders`, by an open reader of the control stream."""
-    orders, _ = await _read(reader)
+    orders, _ = await _read(reader, EventListener())
     return orders
 
 
@@ -69,52 +74,50 @@ async def read_pause(settings: Settings) -> Pause | None:
 
 
 class StandingOrders:
-    """The pause that is in force, as a worker knows it. The worker reads it before it takes requests, then
-    follows the stream on its consuming connection. If the stream is missing or forbidden, no pause is in
-    force."""
+    """The pause that is in force, as a worker knows it. It is read on a connection of its own, before the
+    worker takes requests. If the stream is missing or forbidden, no pause is in force."""
 
     def __init__(self, settings: Settings, events: EventListener) -> None:
+        self._settings = settings
         self._stream = Topology(settings.prefix).control
         self._events = events
+        self._known = asyncio.Event()
         self._resumed = asyncio.Event()
         self._resumed.set()
         self.pause: Pause | None = None
+
+    async def until_known(self) -> None:
+        """Return when the orders in force are known, or cannot be read for now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_TIMEOUT):
+                await self._known.wait()
 
     async def until_resumed(self) -> None:
         """Return when no pause stands."""
         await self._resumed.wait()
 
-    @contextlib.asynccontextmanager
-    async def followed(self, connection: Connection) -> AsyncIterator[None]:
-        """Read the orders in force, and follow new ones while the context lasts. Never raises."""
-        known = asyncio.Event()
-        task = asyncio.create_task(self._follow(connection, known), name="orders")
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(READ_TIMEOUT):
-                    await known.wait()
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async def follow(self) -> None:
+        """Read the orders, until cancelled."""
+        await keep_connected(self._settings, "orders", self._follow, self._unreadable)
 
-    async def _follow(self, connection: Connection, known: asyncio.Event) -> None:
-        reader = StreamReader(connection, self._stream)
-        while True:
-            try:
-                orders, following = await _read(reader)
-                self._stands(standing_pause(orders))
-                known.set()
-                async with contextlib.aclosing(reader.follow(following)) as entries:
-                    async for entry in entries:
-                        for order in _orders(entry):
-                            if order.order in ("pause", "resume"):
-                                self._stands(standing_pause([order]))
-            except (BrokerUnreachable, TopologyError) as error:
-                known.set()
-                if connection.is_open:
-                    self._events.control_unreadable(str(error))
-            await asyncio.sleep(RETRY_INTERVAL)
+    def _unreadable(self, error: WorkerError) -> None:
+        if isinstance(error, TopologyError):
+            self._known.set()
+        self._events.control_unreadable(str(error))
+
+    async def _follow(self, connection: Connection) -> None:
+        reader = StreamReader(connection, self._stream, self._events)
+        try:
+            orders, following = await _read(reader, self._events)
+            self._stands(standing_pause(orders))
+            self._known.set()
+            async with contextlib.aclosing(reader.follow(following)) as entries:
+                async for entry in entries:
+                    for order in _orders(entry, self._stream, self._events):
+                        if order.order in ("pause", "resume"):
+                            self._stands(standing_pause([order]))
+        finally:
+            self._known.clear()
 
     def _stands(self, pause: Pause | None) -> None:
         before, self.pause = self.pause, pause
@@ -128,22 +131,25 @@ class StandingOrders:
                 self._events.paused(pause.by, pause.why)
 
 
-async def _read(reader: StreamReader) -> tuple[list[Order], int]:
+async def _read(reader: StreamReader, events: EventListener) -> tuple[list[Order], int]:
     """The orders so far, and the offset that comes next."""
     orders: list[Order] = []
     following = 0
     async with contextlib.aclosing(reader.read("first")) as entries:
         async for entry in entries:
-            orders += _orders(entry)
+            orders += _orders(entry, reader.stream, events)
             following = entry.offset + 1
     return orders, following
 
 
-def _orders(entry: Entry) -> Iterable[Order]:
-    """The orders of an entry: none where a publisher's `CC` header, which RabbitMQ before 4.0 does not check,
-    brought a message here that was published with another routing key."""
-    if entry.routing_key != CONTROL_KEY:
-        return
+def _orders(entry: Entry, stream: str, events: EventListener) -> Iterator[Order]:
+    """Only what came by the key `control`. RabbitMQ before 4.0 lets any publisher add that key by a header
+    (`CC`), and then delivers the key that the publisher had the right to use."""
     for document in entry.records:
-        with contextlib.suppress(ValidationError):
-            yield Order.model_validate(document)
+        try:
+            if entry.routing_key == CONTROL_KEY:
+                yield Order.model_validate(document)
+                continue
+        except ValidationError:
+            pass
+        events.record_skipped(stream, entry.offset)

@@ -19,6 +19,7 @@ from worker.amqp.stream_reader import StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.json_encoder import to_json
 from worker.contract.words import CLOCK_HEADER, JOURNAL_TYPE
+from worker.events import EventListener
 from worker.settings import Settings
 
 BATCH_BYTES = 64_000  # of one message
@@ -98,7 +99,9 @@ class Journal:
 
 
 @contextlib.asynccontextmanager
-async def open_journal(settings: Settings) -> AsyncIterator[StreamReader]:
+async def open_journal(
+    settings: Settings, events: EventListener | None = None
+) -> AsyncIterator[StreamReader]:
     """A reader of the journal on a connection of its own. Raises BrokerUnreachable."""
-    async with open_stream(settings, Topology(settings.prefix).journal) as reader:
+    async with open_stream(settings, Topology(settings.prefix).journal, events) as reader:
         yield reader

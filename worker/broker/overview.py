@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-import aiormq.exceptions
-
-from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection
+from worker.amqp.queue import look
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.control_stream import read_orders_by
 from worker.broker.status_stream import read_workers_by
@@ -20,7 +18,6 @@ from worker.contract.status import WorkerStatus
 from worker.errors import Problem, TopologyError
 
 REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
-ANSWER_TIMEOUT = 15.0  # seconds
 RATE_BUDGET = 5.0  # seconds that reading the last hour of the journal may take
 WINDOW = 500  # messages that are read at first; the next windows are twice as large each
 
@@ -59,7 +56,7 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
     found = Overview()
     for name in ("requests", "replies", "dead"):
         with _told(found):
-            found.queues[name], consumers = await _look(connection, getattr(names, name))
+            found.queues[name], consumers = await look(connection, getattr(names, name))
             if name == "requests":
                 found.consumers = consumers
     with _told(found) as told:
@@ -90,24 +87,6 @@ def _told(found: Overview) -> Iterator[_Told]:
     except TopologyError as error:
         told.problem = error.problem
         found.problems.append(str(error))
-
-
-async def _look(connection: Connection, queue: str) -> tuple[int, int]:
-    """Its messages and its consumers."""
-    channel = await connection.channel()
-    with broker_errors(f"{queue} could not be looked at"):
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                declared = await channel.queue_declare(queue, passive=True)
-                await channel.close()
-        except aiormq.exceptions.ChannelNotFoundEntity:
-            raise TopologyError(f"The queue {queue} is missing: start the worker once") from None
-        except aiormq.exceptions.ChannelAccessRefused:
-            raise TopologyError(
-                f"The queue {queue} may not be looked at by this user: from RabbitMQ 4.3 on that needs a "
-                "permission on it, write for example"
-            ) from None
-    return declared.message_count or 0, declared.consumer_count or 0
 
 
 async def read_rates(connection: Connection, names: Topology) -> tuple[Settled, Settled]:

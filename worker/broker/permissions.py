@@ -14,7 +14,7 @@ from uuid import uuid4
 import aiormq.exceptions
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Channel, Connection
+from worker.amqp.connection import Connection, RawChannel
 from worker.broker.topology import Topology
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings
@@ -85,7 +85,7 @@ def _pattern(names: list[str]) -> str:
 
 
 async def _has(connection: Connection, right: Right) -> bool:
-    channel = await connection.channel()
+    channel = await connection.raw_channel()
     with broker_errors(f"Whether this user may {right} could not be found out"):
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
@@ -98,7 +98,7 @@ async def _has(connection: Connection, right: Right) -> bool:
     return True
 
 
-async def _try(channel: Channel, right: Right) -> None:
+async def _try(channel: RawChannel, right: Right) -> None:
     match right.verb:
         case "read":
             await channel.basic_consume(right.name, _never, arguments={"x-priority": "none"})

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 import aiormq.exceptions
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import ANSWER_TIMEOUT, Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.backoff import backoff
-from worker.broker.topology import DECLARE_TIMEOUT, NO_DELIVERY_LIMIT, Arguments
+from worker.broker.topology import NO_DELIVERY_LIMIT, Arguments
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings, split_urls
@@ -124,10 +124,10 @@ class ReplyQueue:
             "x-delivery-limit": NO_DELIVERY_LIMIT,
             "x-expires": self._expires,
         }
-        channel = await connection.channel()
+        channel = await connection.raw_channel()
         with broker_errors("The reply queue could not be declared"):
             try:
-                async with asyncio.timeout(DECLARE_TIMEOUT):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
                     declared = await channel.queue_declare(self.name, durable=True, arguments=arguments)
                     await channel.close()
             except aiormq.exceptions.ChannelAccessRefused:
@@ -139,6 +139,6 @@ class ReplyQueue:
 
     async def _delete(self, connection: Connection) -> None:
         with suppress(BrokerUnreachable), broker_errors("It expires"):
-            async with asyncio.timeout(DECLARE_TIMEOUT):
-                channel = await connection.channel()
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                channel = await connection.raw_channel()
                 await channel.queue_delete(self.name)

@@ -8,22 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import aiormq.exceptions
-
-from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Connection, connect
+from worker.amqp.causes import object_errors
+from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
-from worker.backoff import ceiling
+from worker.amqp.queue import FORBIDDEN, MISSING, look
+from worker.backoff import REFUSED
 from worker.broker.topology import Topology
 from worker.contract.words import ACCOUNT_HEADER, AS_OF_HEADER, REQUEST_KEY
-from worker.errors import OutcomeUnknown, PublishRefused, QueueFull, TopologyError, Unroutable
+from worker.errors import OutcomeUnknown, Problem, PublishRefused, QueueFull, TopologyError, Unroutable
 from worker.settings import Settings
 
-RETRY: Final = (0.1, 2.0)  # seconds; first and longest wait while the queue is full
 MISSING_FOR: Final = 30.0  # seconds that a missing requests queue may take to come back
-LOOK_TIMEOUT = 15.0  # seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +96,7 @@ class RequestSender:
         elif error is None:
             future.set_result(None)
         elif self._may_pass(sending, error):
-            wait = ceiling(sending.refusals + 1, *RETRY)
+            wait = REFUSED.draw(sending.refusals + 1)
             sending.refusals = min(sending.refusals + 1, 10)
             asyncio.get_running_loop().call_later(wait, self._write, sending)
             return
@@ -151,21 +148,13 @@ async def look_for_workers(settings: Settings) -> int:
     names = Topology(settings.prefix)
     connection = await connect(settings, "look")
     try:
-        with broker_errors("The requests queue could not be looked at"):
-            return await _count_consumers(connection, names)
+        async with connection.asked(f"The exchange {names.entry} could not be looked at") as channel:
+            with object_errors(f"exchange {names.entry}", MISSING, FORBIDDEN):
+                await channel.declare_exchange(names.entry, "topic", durable=True, passive=True)
+        return (await look(connection, names.requests)).consumers
+    except TopologyError as error:
+        if error.problem is not Problem.MISSING:
+            raise
+        raise TopologyError(f"Nothing takes requests at {names.entry}: {MISSING}") from None
     finally:
         await connection.close()
-
-
-async def _count_consumers(connection: Connection, names: Topology) -> int:
-    try:
-        async with asyncio.timeout(LOOK_TIMEOUT):
-            channel = await connection.channel()
-            await channel.exchange_declare(names.entry, exchange_type="topic", durable=True, passive=True)
-            declared = await channel.queue_declare(names.requests, durable=True, passive=True)
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        raise TopologyError(
-            f"Nothing takes requests at {names.entry}: start the worker once, which declares its queues, "
-            "or check OTT_PREFIX and the virtual host in OTT_AMQP_URL"
-        ) from None
-    return declared.consumer_count or 0

@@ -5,21 +5,18 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from aiormq import spec
+from aio_pika import DeliveryMode, Message
 from pydantic import ValidationError
 
-from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Channel, Connection, connect
+from worker.amqp.connection import Connection
+from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, WorkerStatus
 from worker.contract.words import STATUS_TYPE
-from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
 CHANGES_TOGETHER = 0.25  # seconds in which several changes make one record
-RECONNECT_INTERVAL = 5.0  # seconds
-PUBLISH_TIMEOUT = 5.0  # seconds; longer during an alarm, when nothing is published
 STEP = 256  # records; how far the reader goes back at first
 
 
@@ -32,7 +29,7 @@ class StatusPublisher:
         self._stream = Topology(settings.prefix).status
         self._describe = describe
         self._changed = asyncio.Event()
-        self._is_stopping = False
+        self._stopping = asyncio.Event()
 
     def changed(self) -> None:
         """Publish a record soon: the state has changed."""
@@ -40,47 +37,38 @@ class StatusPublisher:
 
     def stop(self) -> None:
         """Publish a last record, if there is a connection, and let `run` return."""
-        self._is_stopping = True
+        self._stopping.set()
         self._changed.set()
 
     async def run(self) -> None:
         """Publish a record on every change and every few seconds, until `stop`."""
-        while not self._is_stopping:
-            with contextlib.suppress(BrokerUnreachable):
-                connection = await connect(self._settings, "status")
-                try:
-                    await self._publish_on(connection)
-                finally:
-                    await connection.close()
-            await self._wait(RECONNECT_INTERVAL)
+        await keep_connected(self._settings, "status", self._publish_on, lambda _: None, until=self._stopping)
 
     async def _publish_on(self, connection: Connection) -> None:
-        channel = await connection.channel()
-        while connection.is_open:
-            is_last = self._is_stopping
-            await self._publish(channel)
-            if is_last:
-                return
-            await self._wait(STATUS_INTERVAL)
+        what = "The status could not be published"
+        async with connection.opened(what, confirms=True) as channel:
+            while connection.is_open:
+                is_last = self._stopping.is_set()
+                record = Message(
+                    self._describe().to_json(),
+                    content_type="application/json",
+                    delivery_mode=DeliveryMode.PERSISTENT,
+                    type=STATUS_TYPE,
+                )
+                async with connection.answered(what):
+                    await channel.default_exchange.publish(record, self._stream)
+                if is_last:
+                    return
+                await self._until_changed()
 
-    async def _wait(self, longest: float) -> None:
-        """Until something has changed."""
+    async def _until_changed(self) -> None:
+        """Wait for a change, or until the next record is due."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(longest):
+            async with asyncio.timeout(STATUS_INTERVAL):
                 await self._changed.wait()
-            if not self._is_stopping:
+            if not self._stopping.is_set():
                 await asyncio.sleep(CHANGES_TOGETHER)
         self._changed.clear()
-
-    async def _publish(self, channel: Channel) -> None:
-        properties = spec.Basic.Properties(
-            content_type="application/json", delivery_mode=2, message_type=STATUS_TYPE
-        )
-        with broker_errors("The status could not be published"):
-            async with asyncio.timeout(PUBLISH_TIMEOUT):
-                await channel.basic_publish(
-                    self._describe().to_json(), routing_key=self._stream, properties=properties
-                )
 
 
 async def read_workers(settings: Settings) -> list[WorkerStatus]:

@@ -1,20 +1,23 @@
 """The broker objects of one prefix (contract §1): their names, their arguments and their declaration."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import aiormq.exceptions
+from aio_pika.abc import AbstractChannel
 
-from worker.amqp.causes import broker_errors
+from worker.amqp.causes import object_errors
 from worker.amqp.connection import Connection
+from worker.amqp.queue import FORBIDDEN
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
 from worker.errors import BrokerUnreachable, Problem, TopologyError
+from worker.events import EventListener
 from worker.settings import Settings
 
-DECLARE_TIMEOUT = 30.0  # seconds
 MOST_PARTITIONS = 64
+CHECK_INTERVAL = 10.0  # seconds
 
 # A request counts one delivery for each lost connection and each return to the queue. The limit stops a
 # message that crashes the worker. Its neighbours are settled meanwhile (pipeline/suspects.py), so the limit
@@ -163,10 +166,6 @@ def _segment_size(max_bytes: int) -> int:
     return max(1_000_000, min(100_000_000, max_bytes // 10))
 
 
-class _Differs(TopologyError):
-    """The object exists with other arguments."""
-
-
 async def ensure(connection: Connection, settings: Settings) -> None:
     """Make sure that every object is there: declare what is missing, or with `OTT_DECLARE=false` only
     check. Raises TopologyError (one is missing, differs or may not be declared) or BrokerUnreachable."""
@@ -174,12 +173,10 @@ async def ensure(connection: Connection, settings: Settings) -> None:
     for name, step in _steps(names, settings, passive=not settings.declare):
         try:
             await _try(connection, name, step, passive=not settings.declare)
-        except _Differs:
+        except TopologyError as error:
             # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
-            if not name.startswith("stream "):
-                raise
-        except TopologyError:
-            if name not in names.optional:
+            keeps_limits = error.problem is Problem.DIFFERS and name.startswith("stream ")
+            if not keeps_limits and name not in names.optional:
                 raise
 
 
@@ -190,133 +187,91 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
     for name, step in _steps(objects, settings, passive=True):
         try:
             await _try(connection, name, step, passive=True)
-        except TopologyError:
+        except TopologyError as error:
             if not settings.declare and name not in objects.optional:
                 raise
-            names.append(name)
+            if error.problem is Problem.MISSING:
+                names.append(name)
     return names
 
 
-async def exists(connection: Connection, queue: str) -> bool:
-    """Whether there is such a queue. Raises BrokerUnreachable."""
-    try:
-        await look(connection, queue)
-    except TopologyError:
-        return False
-    return True
-
-
-async def look(connection: Connection, queue: str) -> tuple[int, int]:
-    """Ready messages and active consumers of a queue. Raises TopologyError (there is no such queue, or this
-    user may not look at it) or BrokerUnreachable."""
-    declared = await _try(
-        connection,
-        f"queue {queue}",
-        lambda channel: channel.queue_declare(queue, passive=True),
-        passive=True,
-    )
-    return declared.message_count or 0, declared.consumer_count or 0
-
-
-async def delete_queue(connection: Connection, queue: str) -> int:
-    """Delete a queue; the number of messages that were in it. Raises TopologyError where this user may not,
-    or BrokerUnreachable."""
-    try:
-        deleted = await _try(connection, f"queue {queue}", lambda channel: channel.queue_delete(queue))
-    except TopologyError:
-        raise TopologyError(
-            f"This user may not delete {queue}: it needs the right to configure it, as the provisioner has",
-            Problem.FORBIDDEN,
-        ) from None
-    return int(deleted.message_count or 0)
+async def keep_declared(
+    settings: Settings, connection: Callable[[], Connection | None], events: EventListener
+) -> None:
+    """Declare again what was deleted while the worker runs, until cancelled. It asks on the connection that
+    there is at that time."""
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL)
+        current = connection()
+        if current is None or not settings.declare:
+            continue
+        try:
+            gone = await missing(current, settings)
+            if gone:
+                events.topology_wrong(f"deleted, and declared again: {', '.join(gone)}")
+                await ensure(current, settings)
+        except (BrokerUnreachable, TopologyError) as error:
+            events.topology_wrong(str(error))
 
 
 async def delete(connection: Connection, settings: Settings) -> None:
     """Delete every object of the prefix, and all that is in it. Raises BrokerUnreachable."""
     names = Topology(settings.prefix)
-    channel = await connection.channel()
-    with broker_errors(f"{names.prefix} could not be deleted"):
-        async with asyncio.timeout(DECLARE_TIMEOUT):
-            for queue in (*names.own_queues, *map(names.partition, range(1, MOST_PARTITIONS + 1))):
-                await channel.queue_delete(queue)
-            for exchange in (names.entry, names.dead):
-                await channel.exchange_delete(exchange)
-            await channel.close()
+    async with connection.asked(f"{names.prefix} could not be deleted") as channel:
+        for queue in (*names.own_queues, *map(names.partition, range(1, MOST_PARTITIONS + 1))):
+            await channel.queue_delete(queue)
+        for exchange in (names.entry, names.dead):
+            await channel.exchange_delete(exchange)
 
 
-Step = Callable[[Any], Awaitable[object]]
+Step = Callable[[AbstractChannel], Awaitable[object]]
 
 
-def _steps(names: Topology, settings: Settings, *, passive: bool) -> list[tuple[str, Step]]:
+def _steps(names: Topology, settings: Settings, *, passive: bool) -> Iterator[tuple[str, Step]]:
+    """What to declare, in this order; passively, only what can be looked at."""
+
     def exchange(name: str, kind: str) -> tuple[str, Step]:
-        return f"exchange {name}", lambda channel: channel.exchange_declare(
-            name, exchange_type=kind, durable=True, passive=passive
+        return f"exchange {name}", lambda channel: channel.declare_exchange(
+            name, kind, durable=True, passive=passive
         )
 
     def queue(name: str, arguments: Arguments) -> tuple[str, Step]:
-        return f"queue {name}", lambda channel: channel.queue_declare(
+        kind = "stream" if arguments["x-queue-type"] == "stream" else "queue"
+        return f"{kind} {name}", lambda channel: channel.declare_queue(
             name, durable=True, passive=passive, arguments=None if passive else arguments
         )
 
-    def binding(name: str, source: str, key: str) -> tuple[str, Step]:
-        return f"binding of {name}", lambda channel: channel.queue_bind(name, source, routing_key=key)
+    def bindings(name: str, source: str, *keys: str) -> Iterator[tuple[str, Step]]:
+        async def bind(channel: AbstractChannel, key: str) -> None:
+            await (await channel.get_queue(name, ensure=False)).bind(source, key)
+
+        for key in () if passive else keys:
+            yield f"binding of {name}", partial(bind, key=key)
 
     # The dead letter queue stands before the requests queue that dead-letters into it.
-    steps = [exchange(names.dead, "fanout"), queue(names.dead, names.dead_arguments())]
-    if not passive:
-        steps.append(binding(names.dead, names.dead, ""))
-    steps.append(queue(names.replies, names.replies_arguments()))
+    yield exchange(names.dead, "fanout")
+    yield queue(names.dead, names.dead_arguments())
+    yield from bindings(names.dead, names.dead, "")
+    yield queue(names.replies, names.replies_arguments())
     if settings.journal:
-        steps.append((f"stream {names.journal}", queue(names.journal, names.journal_arguments(settings))[1]))
-    steps += [exchange(names.entry, "topic"), queue(names.requests, names.requests_arguments())]
-    if not passive:
-        steps += [binding(names.requests, names.entry, key) for key in (REQUEST_KEY, REPLAY_KEY)]
-    for stream, arguments in (
-        (names.status, names.status_arguments()),
-        (names.control, names.control_arguments()),
-    ):
-        steps.append((f"stream {stream}", queue(stream, arguments)[1]))
-    if not passive:
-        steps.append(binding(names.control, names.entry, CONTROL_KEY))
+        yield queue(names.journal, names.journal_arguments(settings))
+    yield exchange(names.entry, "topic")
+    yield queue(names.requests, names.requests_arguments())
+    yield from bindings(names.requests, names.entry, REQUEST_KEY, REPLAY_KEY)
+    yield queue(names.status, names.status_arguments())
+    yield queue(names.control, names.control_arguments())
+    yield from bindings(names.control, names.entry, CONTROL_KEY)
     if settings.partitions > 1:
-        steps.append(
-            (
-                f"stream {names.partition_log}",
-                queue(names.partition_log, names.partition_log_arguments())[1],
-            )
-        )
-        partitions = (names.partition(number) for number in range(1, settings.partitions + 1))
-        steps += [queue(partition, names.requests_arguments()) for partition in partitions]
-    return steps
+        yield queue(names.partition_log, names.partition_log_arguments())
+        for number in range(1, settings.partitions + 1):
+            yield queue(names.partition(number), names.requests_arguments())
 
 
-async def _try(connection: Connection, name: str, step: Step, *, passive: bool = False) -> Any:
-    channel = await connection.channel()
-    with broker_errors(f"The {name} could not be declared"):
-        try:
-            async with asyncio.timeout(DECLARE_TIMEOUT):
-                answer = await step(channel)
-                await channel.close()
-                return answer
-        except aiormq.exceptions.ChannelNotFoundEntity as error:
-            if "home node" in str(error):  # RabbitMQ's words for a queue that exists and cannot be reached
-                raise BrokerUnreachable(
-                    f"The {name} is there, but its node in RabbitMQ is down: see rabbitmq-diagnostics"
-                ) from None
-            raise TopologyError(
-                f"The {name} is missing: create it, or let the worker do so with OTT_DECLARE=true"
-            ) from None
-        except aiormq.exceptions.ChannelPreconditionFailed as error:
-            raise _Differs(f"The {name} exists but differs: {_difference(error)}") from None
-        except aiormq.exceptions.ChannelAccessRefused:
-            raise TopologyError(
-                f"The {name} may not be looked at by this user: from RabbitMQ 4.3 on that needs a permission "
-                "on it. Grant write, which is the least"
-                if passive
-                else f"The {name} may not be declared by this user: grant it, or set OTT_DECLARE=false"
-            ) from None
-
-
-def _difference(error: BaseException) -> str:
-    text = " ".join(str(error.args[-1] if error.args else error).split())
-    return text.removeprefix("PRECONDITION_FAILED - ")[:300]
+async def _try(connection: Connection, name: str, step: Step, *, passive: bool) -> None:
+    missing = "create it, or let the worker do so with OTT_DECLARE=true"
+    forbidden = (
+        FORBIDDEN if passive else "may not be declared by this user: grant it, or set OTT_DECLARE=false"
+    )
+    async with connection.asked(f"The {name} could not be declared") as channel:
+        with object_errors(name, missing, forbidden):
+            await step(channel)

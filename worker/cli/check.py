@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker.amqp.connection import Connection, connect
+from worker.amqp.queue import exists
 from worker.broker import topology
 from worker.broker.overview import read_overview
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
@@ -180,7 +181,7 @@ async def _partitions(connection: Connection, settings: Settings) -> list[Findin
     except TopologyError:
         return []
     beyond = range(state.partitions + 1, state.most_partitions + 1)
-    left = [number for number in beyond if await topology.exists(connection, names.partition(number))]
+    left = [number for number in beyond if await exists(connection, names.partition(number))]
     if not left:
         return []
     text = (

@@ -18,14 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
+from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
+from worker.backoff import RECONNECT_SOON
 from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.contract.words import PARTITIONS_TYPE
-from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
 from worker.settings import Settings
-
-RETRY_INTERVAL = 0.5  # seconds between attempts to read on
 
 _PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
 
@@ -153,16 +152,13 @@ class PartitionLog:
 
     async def follow(self) -> None:
         """Read the stream, and read on, until cancelled."""
-        while True:
-            try:
-                async with open_stream(self._settings, self._stream) as reader:
-                    await self._read_on(reader)
-            except (BrokerUnreachable, TopologyError) as error:
-                self._events.partition_log_unreadable(str(error))
-            except Exception as error:
-                # All partitions would stand still if this task ended unheard.
-                self._events.partition_log_unreadable(f"internal error: {type(error).__name__}")
-            await asyncio.sleep(RETRY_INTERVAL)
+        await keep_connected(
+            self._settings,
+            "partitions",
+            lambda connection: self._read_on(StreamReader(connection, self._stream, self._events)),
+            lambda error: self._events.partition_log_unreadable(str(error)),
+            backoff=RECONNECT_SOON,
+        )
 
     async def _read_on(self, reader: StreamReader) -> None:
         last = await reader.last()
@@ -171,7 +167,7 @@ class PartitionLog:
         async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
             async for entry in entries:
                 if self._state.read(entry):
-                    self._events.partition_record_skipped(entry.offset)
+                    self._events.record_skipped(self._stream, entry.offset)
                 for record in entry.records:
                     waiting = self._marks.get(str(record.get("mark")))
                     if waiting is not None and not waiting.done():

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from worker.amqp.connection import connect
-from worker.broker import topology
+from worker.amqp.queue import delete, exists, look
 from worker.broker.status_stream import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.errors import TopologyError
@@ -37,10 +37,10 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
         workers = len(await _workers(settings))
         for partition in range(MOST_PARTITIONS, first - 1, -1):
             queue = names.partition(partition)
-            if not await topology.exists(connection, queue):
+            if not await exists(connection, queue):
                 continue
-            why = _keeps(partition, *await topology.look(connection, queue), state, workers)
-            if not why and (lost := await topology.delete_queue(connection, queue)):
+            why = _keeps(partition, *await look(connection, queue), state, workers)
+            if not why and (lost := await delete(connection, queue)):
                 # Quorum queues know no `if-empty`.
                 why = f"{lost} messages came while it was deleted, and are lost: publish them again"
             yield Pruned(partition, why)

@@ -7,15 +7,13 @@ from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
-from worker.amqp.causes import broker_errors
 from worker.amqp.confirm_channel import ConfirmChannel, Poisonous, is_blame, publish_apart
-from worker.amqp.connection import Channel, Connection, connect
+from worker.amqp.connection import ANSWER_TIMEOUT, Connection, connect
 from worker.amqp.ledger import Message
-from worker.errors import BrokerUnreachable, WorkerError
+from worker.amqp.queue import look
+from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
-
-ANSWER_TIMEOUT = 10.0  # seconds
 
 
 class RouterChannel:
@@ -25,14 +23,12 @@ class RouterChannel:
         self._settings = settings
         self._publishing = ConfirmChannel("router", events)
         self._connection: Connection | None = None
-        self._asking: Channel | None = None
         self._serving: asyncio.Task[None] | None = None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def open(self) -> None:
         """Raises BrokerUnreachable."""
         connection = self._connection = await connect(self._settings, "router")
-        self._asking = await connection.channel()
         self._serving = asyncio.create_task(self._publishing.serve(connection), name="router channel")
         self._serving.add_done_callback(lambda _: self._is_lost("the connection to RabbitMQ was lost"))
 
@@ -47,11 +43,11 @@ class RouterChannel:
 
     async def depth(self, queue: str) -> int:
         """Messages that are ready in a queue. Raises BrokerUnreachable, also where it is missing."""
-        assert self._asking is not None
-        with broker_errors(f"The queue {queue} does not answer"):
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                declared = await self._asking.queue_declare(queue, passive=True)
-        return declared.message_count or 0
+        assert self._connection is not None
+        try:
+            return (await look(self._connection, queue)).ready
+        except TopologyError as error:
+            raise BrokerUnreachable(str(error)) from None
 
     async def close(self) -> None:
         """Close the connection; publishes that are not confirmed are cancelled."""

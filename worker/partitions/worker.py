@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
+from worker.amqp.queue import exists
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.broker.topology import Topology
@@ -124,7 +125,7 @@ class Partitions:
     async def exist(self, connection: Connection) -> bool:
         """Whether there are any. With OTT_PARTITIONS=1 there may be some from before, or from workers with a
         new number. Raises BrokerUnreachable."""
-        return await topology.exists(connection, self._names.partition(1))
+        return await exists(connection, self._names.partition(1))
 
     @contextlib.asynccontextmanager
     async def consumed(self, connection: Connection) -> AsyncIterator[None]:
@@ -229,7 +230,7 @@ class Partitions:
         worker's number: then it was pruned."""
         if not connection.is_open:
             return False
-        if await topology.exists(connection, self._names.partition(number)):
+        if await exists(connection, self._names.partition(number)):
             return True
         if not 1 < self._settings.partitions >= number:
             return False

@@ -13,18 +13,17 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
-from worker.backoff import backoff
+from worker.amqp.reconnect import keep_connected
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.contract.resource import Resource
-from worker.errors import BrokerUnreachable, TopologyError
+from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener
 from worker.pipeline.journey import Attempts, Identity, Journeys
 from worker.settings import Settings
 
-RECONNECT = (0.1, 5.0)  # seconds; first and longest wait
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
 DEFECT_PAUSE = 1.0  # seconds
 EPOCH_PAUSE = 0.5  # seconds
@@ -54,6 +53,7 @@ class Intake:
         self._events = events
         self._stopping = stopping
         self._connection: Connection | None = None
+        self._has_started = False
 
     @property
     def connection(self) -> Connection | None:
@@ -79,34 +79,24 @@ class Intake:
     async def run(self) -> None:
         """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start;
         after that it keeps trying, whatever happens."""
-        failures, started = 0, False
-        while not self._stopping.is_set():
-            connection = None
-            try:
-                connection = self._connection = await connect(self._settings, "consumer")
-                self._events.consumer_connected()
-                await topology.ensure(connection, self._settings)
-                started = True
-                await self._consume_on(connection)
-                failures = 0
-            except BrokerUnreachable as error:
-                self._events.broker_unreachable(str(error))
-            except TopologyError as error:
-                if not started:
-                    raise
-                self._events.topology_wrong(str(error))
-            finally:
-                if connection is not None:
-                    await connection.close()
-            await self._pause(backoff(failures + 1, *RECONNECT))
-            failures = min(failures + 1, 10)
+        await keep_connected(self._settings, "consumer", self._consume_on, self._failed, until=self._stopping)
+
+    def _failed(self, error: WorkerError) -> None:
+        if isinstance(error, BrokerUnreachable):
+            self._events.broker_unreachable(str(error))
+        elif self._has_started:
+            self._events.topology_wrong(str(error))
+        else:
+            raise error
 
     async def _consume_on(self, connection: Connection) -> None:
-        async with self._orders.followed(connection), self._beside(connection):
+        self._connection = connection
+        self._events.consumer_connected()
+        await topology.ensure(connection, self._settings)
+        self._has_started = True
+        await self._orders.until_known()
+        async with self._beside(connection):
             await self._requests.consume_on(connection)
-
-    async def _pause(self, seconds: float) -> None:
-        await _wait(self._stopping, seconds)
 
 
 class QueueIntake:

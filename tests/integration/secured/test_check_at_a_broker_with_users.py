@@ -46,7 +46,7 @@ class Tenant:
     async def messages(self) -> list[int]:
         settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)
         connection = await connect(settings, "test")
-        channel = await connection.channel()
+        channel = await connection.raw_channel()
         names = topology.Topology(PREFIX)
         counts = [
             (await channel.queue_declare(queue, passive=True)).message_count or 0

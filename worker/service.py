@@ -26,8 +26,8 @@ from worker.partitions.router import Router
 from worker.partitions.routing_channel import RouterChannel
 from worker.partitions.worker import Partitions
 from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
+from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
-from worker.pipeline.gate import Gate
 from worker.pipeline.intake import Intake, QueueIntake
 from worker.pipeline.journey import Identity, Journeys, Tools
 from worker.pipeline.replay_guard import ReplayGuard
@@ -50,7 +50,15 @@ class Service:
         self.depths = QueueDepths(names, lambda: self.intake.connection)
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
-        self.gate = Gate(settings.gate_after, settings.retry_base, events)
+        self.flow = Flow(
+            time.monotonic,
+            events,
+            after=settings.gate_after,
+            base=settings.retry_base,
+            most=settings.prefetch,
+            limit=settings.rate_limit,
+            share=lambda: self.partitions.share,
+        )
         self._events = events
         clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
         self._catch_up = CatchUp(settings, clock, events)
@@ -60,7 +68,7 @@ class Service:
         self.tools = Tools(
             settings,
             RequestParser(settings, seals, events),
-            Forwarder(settings, self.marketing_cloud, self.gate),
+            Forwarder(settings, self.marketing_cloud, self.flow),
             Settler(self.publisher, journal, names, seals, events, tracing),
             self._replay_guard,
             clock,
@@ -163,12 +171,8 @@ class Service:
         return Router(subscription, tools, self.settings.partitions, self._log, channel, self._turned_down)
 
     def _partition_journeys(self, number: int, subscription: Subscription) -> PartitionJourneys:
-        # The limit is for all workers together: one with a smaller number may have more partitions than that.
-        share = 1 / max(self.settings.partitions, len(self._log.partitions))
-        forwarder = self.tools.forwarder.share(share, lambda: not self.partitions.lanes)
-        tools = replace(self.tools, forwarder=forwarder)
         return PartitionJourneys(
-            subscription, tools, number, self._log, lambda: self._members.have_priorities
+            subscription, self.tools, number, self._log, lambda: self._members.have_priorities
         )
 
 

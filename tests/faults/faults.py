@@ -19,7 +19,7 @@ from worker.sandbox.faults import AnyFault, Half, Hang, Reset, ShortToken, Statu
 
 Strike = Callable[[World], Awaitable[float]]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
-QUICK_GATE = "worker.pipeline.gate.LONGEST_PROBE_WAIT=0.5"
+QUICK_GATE = "worker.pipeline.flow.LONGEST_PROBE_WAIT=0.5"
 QUICK = {"OTT_HTTP_TIMEOUT": "1", "FAULTS_CLOCKS": QUICK_GATE}
 LIMITED = "limited"
 

@@ -62,7 +62,7 @@ async def test_what_goes_back_alone_is_not_overtaken_by_what_was_received_later(
             await asyncio.to_thread(publish_with_uuid, url, f"{requester.prefix}.requests", b"{}")
     rig.sandbox.faults.add(failing(503))
     service = await rig.start_worker(rig.settings(prefetch=10, gate_after=1))
-    await until(lambda: service.gate.is_pausing, "the outage")
+    await until(lambda: service.flow.is_pausing, "the outage")
     await order(rig, "pause")
     await until(lambda: service.intake.subscription is None, "the pause")
     rig.sandbox.heal()

@@ -116,14 +116,14 @@ async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(ri
 async def test_a_probe_does_not_wait_behind_those_that_wait_for_the_rate_limit(rig: Rig) -> None:
     events = GateEvents()
     requester = await rig.start(events, rate_limit=1, gate_after=2)
-    rig.sandbox.faults.add(failing(503, count=2))
+    rig.sandbox.faults.add(failing(503, count=3))
     for i in range(60):
         await requester.publish(messenger(f"p{i}"))
     await until(lambda: events.opened, "the gate to open: in a minute, at a call a second")
 
 
-async def test_after_a_pause_the_flow_grows_again_step_by_step(rig: Rig) -> None:
-    """An upstream that takes five calls at once: nothing is exhausted, and few calls are in vain."""
+async def test_an_upstream_that_takes_five_calls_at_once_is_called_at_its_pace(rig: Rig) -> None:
+    """Nothing is exhausted, no gate closes, and few calls are in vain."""
     under_way, calls, refused = 0, 0, 0
     busy = b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\n\r\n"
     token = b'HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n{"access_token": "t"}'
@@ -151,8 +151,8 @@ async def test_after_a_pause_the_flow_grows_again_step_by_step(rig: Rig) -> None
         ids = [await requester.publish(messenger(f"page-{n}")) for n in range(150)]
         for i in ids:
             assert (await requester.reply(i))["status"] == "registered"
-    assert events.closed
-    assert calls < 150 * 3
+    assert not events.closed
+    assert calls < 150 * 1.5
 
 
 async def test_a_page_that_always_fails_closes_an_opening_gate_only_once(rig: Rig) -> None:
@@ -173,7 +173,7 @@ async def test_a_page_that_always_fails_closes_an_opening_gate_only_once(rig: Ri
 
 async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(rig: Rig) -> None:
     """Once one of its requests was given up, each further one gets a single attempt, until one succeeds."""
-    requester = await rig.start(prefetch=20, retry_attempts=4, retry_base=0.2)
+    requester = await rig.start(prefetch=20, retry_attempts=4, retry_base=0.2, coalesce_after=0)
     rig.sandbox.faults.add(failing(500, resource_id="bad"))
     bad = [await requester.publish(messenger("bad")) for _ in range(60)]
     good = await requester.publish(messenger("good"))
@@ -188,12 +188,20 @@ async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(ri
 
 async def test_a_page_that_was_given_up_closes_no_gate_however_many_requests_it_has(rig: Rig) -> None:
     events = GateEvents()
-    requester = await rig.start(events, prefetch=20, retry_attempts=2, gate_after=3)
-    rig.sandbox.faults.add(failing(503, resource_id="bad"))
+    requester = await rig.start(events, prefetch=20, retry_attempts=2, gate_after=3, coalesce_after=0)
+    rig.sandbox.faults.add(failing(500, resource_id="bad"))
     assert (await requester.ask(messenger("bad")))["status"] == "failed"
     for i in [await requester.publish(messenger("bad")) for _ in range(40)]:
         assert (await requester.reply(i))["attempts"] == 1
     assert not events.closed
+
+
+async def test_a_lone_request_is_not_exhausted_by_an_outage(rig: Rig) -> None:
+    """Attempts are spent only while others are answered."""
+    requester = await rig.start(retry_attempts=3, gate_after=5)
+    rig.sandbox.faults.add(failing(503, count=12))
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    assert len(rig.sandbox.history.registration_calls) == 13
 
 
 async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: Rig) -> None:
@@ -202,7 +210,7 @@ async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: 
     requester = await rig.start(events, retry_attempts=1, gate_after=5)
     pages = [f"page-{n}" for n in range(10)]
     for page in pages:
-        rig.sandbox.faults.add(failing(503, resource_id=page, count=1))
+        rig.sandbox.faults.add(failing(500, resource_id=page, count=1))
         assert (await requester.ask(messenger(page)))["status"] == "failed"
         await requester.ask(messenger("good"))
     rig.sandbox.faults.add(failing(503))

@@ -62,7 +62,7 @@ async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig: R
     service, requester = await start(rig, gate_after=1)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     sent = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
-    await until(lambda: service.gate.is_pausing, "the outage")
+    await until(lambda: service.flow.is_pausing, "the outage")
     await order(rig, "pause")
     await until(lambda: _waiting(requester, 5), "the requests in the queue")
     rig.sandbox.heal()

@@ -114,6 +114,7 @@ def test_a_redelivery_is_no_warning(lines: Lines) -> None:
 def test_an_events_line_has_all_its_fields(lines: Lines, name: str) -> None:
     known = {"account", "by", "count", "epoch", "error", "offset", "partition", "partitions"}
     known |= {
+        "pace",
         "prefetch",
         "queue",
         "request_id",

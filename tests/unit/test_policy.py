@@ -26,8 +26,8 @@ TABLE = [
     (403, 40004, Verdict.FORBIDDEN),
     *((status, None, Verdict.FAILED) for status in (402, 404, 405, 409, 413, 415, 422, 451)),
     *((status, None, Verdict.RETRY) for status in (301, 307, 408, 425, 500, 501, 505, 599)),
-    (429, 50100, Verdict.OUTAGE),
-    (429, None, Verdict.OUTAGE),
+    (429, 50100, Verdict.THROTTLED),
+    (429, None, Verdict.THROTTLED),
     (429, 50200, Verdict.BLOCKED),
     *((status, None, Verdict.OUTAGE) for status in (502, 503, 504)),
     (None, None, Verdict.OUTAGE),
@@ -123,13 +123,31 @@ def test_a_retry_after_date_is_counted_from_the_answers_own_date() -> None:
     assert read_answer(Response(503, headers, b""), NOW).retry_after == 5
 
 
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"content-type": "text/html; charset=utf-8"}, b"Sorry"),
+        ({"content-type": "Application/XHTML+xml"}, b"Sorry"),
+        ({}, b"\xef\xbb\xbf \r\n<html>"),
+        ({"content-type": "application/json"}, b"<?xml"),
+    ],
+)
+def test_a_page_counts_like_a_500_whatever_its_status_but_for_those_that_say_what_to_do(
+    headers: dict[str, str], body: bytes
+) -> None:
+    for status in range(200, 500):
+        answer = read_answer(Response(status, headers, body), NOW)
+        assert answer.is_page is (status not in {401, 407, 408, 425, 429})
+        if answer.is_page:
+            assert judge(answer) is Verdict.RETRY
+    assert not read_answer(Response(503, headers, body), NOW).is_page
+
+
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_what_a_2xx_is_depends_on_its_body_only_where_it_is_a_page_or_an_error(status: int) -> None:
-    page = Response(status, {"content-type": "text/html; charset=utf-8"}, b"<html>")
+def test_what_a_2xx_is_depends_on_its_body_only_where_it_is_an_error(status: int) -> None:
     error = Response(status, {}, b'{"message": "No", "errorcode": 10006}')
-    assert judge(read_answer(page, NOW)) is Verdict.OUTAGE
     assert judge(read_answer(error, NOW)) is Verdict.REJECTED
-    for body in (b"", b"<html>", b"null", b'{"message": "OK", "errorcode": 0}', b'{"errorcode": 5}'):
+    for body in (b"", b"null", b'{"message": "OK", "errorcode": 0}', b'{"errorcode": 5}'):
         assert judge(read_answer(Response(status, {}, body), NOW)) is Verdict.REGISTERED
 
 

@@ -3,6 +3,7 @@
 import re
 
 from worker.events import EventListener
+from worker.marketing_cloud.answer import Cause
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
 from worker.settings import Settings
@@ -19,9 +20,9 @@ async def of(error: TokenTrouble, settings: Settings) -> str:
 async def _cause(error: TokenTrouble, settings: Settings) -> str:
     status, said = error.status, str(error)
     where = "OTT_MC_AUTH_URL" if settings.mc_auth_url else "OTT_MC_SUBDOMAIN"
-    if status is None or status in (404, 405) or "web page" in said or "is not a token" in said:
+    if error.cause in (Cause.NO_ANSWER, Cause.PAGE, Cause.NO_TOKEN) or status in (404, 405):
         return f"check {where}, which gives {settings.auth_url}"
-    if status >= 500 or status in (408, 425, 429):
+    if error.cause is Cause.ERROR:
         return "this is Marketing Cloud's side: the worker waits and tries again"
     if re.search(r"\bIP\b|allow-?list|white-?list", said, re.IGNORECASE):
         return "add this machine's public IP address to the allowlist in Marketing Cloud's Setup (Security)"

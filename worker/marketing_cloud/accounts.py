@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from aiolimiter import AsyncLimiter
 
 from worker.events import EventListener
+from worker.marketing_cloud.answer import Cause
 from worker.marketing_cloud.http import Http, NoAnswer, to_json
 from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble, read_token
 from worker.settings import Settings
@@ -243,7 +244,7 @@ class Accounts:
                     f"{settings.auth_url}/v2/token", to_json(request), {"Content-Type": "application/json"}
                 )
             except NoAnswer as error:
-                raise TokenTrouble(f"the token endpoint: {error}") from None
+                raise TokenTrouble(Cause.NO_ANSWER, f"the token endpoint: {error}") from None
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))
         except TokenTrouble as trouble:
             held.trouble = str(trouble)

@@ -1,10 +1,11 @@
 """Marketing Cloud's answers as plain data (contract §6)."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from typing import Any
 
 from worker.contract.registration import FieldError
@@ -14,17 +15,43 @@ from worker.marketing_cloud.response import Response
 
 MESSAGE_LIMIT = 1000  # characters of a message that is passed on
 ERRORS_LIMIT = 100  # entries of validationErrors that are passed on
-HINT_LIMIT = 10**9  # seconds; what is longer is not a hint
+HINT_LIMIT = 86_400  # seconds; what is longer is not a hint
 LONGEST_PAUSE = 300.0  # seconds that all requests wait because of one hint
-PAGE_MESSAGE = "Marketing Cloud answered {} with a web page (text/html): a login or maintenance page?"
+PAGE_MESSAGE = (
+    "{} was answered with a web page, not by Marketing Cloud's API: a login, maintenance or firewall page?"
+)
+# Statuses that a page cannot hide: they say what to do.
+NO_PAGE = frozenset({401, 407, 408, 425, 429})
+
+
+class Cause(Enum):
+    """Why a call or a token request failed; the value says it in words."""
+
+    NO_ANSWER = "no answer"
+    PAGE = "a web page"
+    CREDENTIALS = "the access token was turned down"
+    THROTTLED = "too many requests"
+    BLOCKED = "this client is blocked for a while"
+    BAD_GATEWAY = "bad gateway"
+    NOT_AVAILABLE = "not available"
+    GATEWAY_TIMEOUT = "gateway time-out"
+    ERROR = "a failure on its side"
+    INVALID_CLIENT = "the client id or secret is wrong"
+    TOKEN_REFUSED = "the token was refused"  # noqa: S105 - a sentence
+    NO_TOKEN = "the answer is not a token"  # noqa: S105
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the credentials are refused, which does not heal by itself."""
+        return self in (Cause.CREDENTIALS, Cause.INVALID_CLIENT, Cause.TOKEN_REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """How one call ended. `status` is the HTTP status, or None where no answer came; then `message` says why.
 
-    `retry_after` is the longest of Marketing Cloud's own hints, in seconds, or None. `is_page` tells of a 2xx
-    whose body is a web page: somebody else has answered, such as a login or maintenance page.
+    `retry_after` is the longest of Marketing Cloud's own hints, in seconds, or None. `is_page`: another
+    server has answered, with a web page, such as a login, a maintenance notice or a firewall.
     """
 
     status: int | None
@@ -53,8 +80,8 @@ def read_answer(response: Response, now: datetime) -> Answer:
     is_success = 200 <= status < 300
     if is_success and not body:
         return Answer(status)
-    if is_success and headers.get("content-type", "").lower().startswith("text/html"):
-        return Answer(status, PAGE_MESSAGE.format(status), is_page=True)
+    if 200 <= status < 500 and status not in NO_PAGE and _is_page(headers, body):
+        return Answer(status, PAGE_MESSAGE.format(f"The request ({status})"), is_page=True)
     document = _object(body)
     message, errorcode = _text(document.get("message")), _code(document.get("errorcode"))
     if is_success and not (message and errorcode):
@@ -87,6 +114,11 @@ def masked(answer: Answer, mask: SecretMask) -> Answer:
             FieldError(clean(e.message), e.errorcode, clean(e.documentation)) for e in answer.errors
         ),
     )
+
+
+def _is_page(headers: Mapping[str, str], body: bytes) -> bool:
+    kind = headers.get("content-type", "").lower()
+    return "html" in kind.partition(";")[0] or body[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -135,7 +167,7 @@ def _header_hint(value: str | None, now: datetime) -> float | None:
     if not value:
         return None
     moment = _date(value)
-    return _seconds(value) if moment is None else max(0.0, (moment - now).total_seconds())
+    return _seconds(value if moment is None else max(0.0, (moment - now).total_seconds()))
 
 
 def _date(value: str | None) -> datetime | None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from worker.contract.secrets import SecretMask
 from worker.errors import WorkerError
 from worker.events import TokenResult
-from worker.marketing_cloud.answer import read_answer
+from worker.marketing_cloud.answer import Cause, read_answer
 from worker.marketing_cloud.response import Response
 
 REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetched
@@ -31,29 +31,33 @@ class TokenTrouble(WorkerError):
     """There is no token for now, and the default account has this trouble too: an outage.
 
     The text quotes the endpoint. `summary` is in words of our own. `retry_after` is the endpoint's own hint,
-    in seconds, or None. `result` tells a refusal (4xx) from a failure. `status` is what the endpoint
-    answered, None where that is no matter.
+    in seconds, or None. `status` is what the endpoint answered, None without an answer.
     """
 
     def __init__(
         self,
+        cause: Cause,
         summary: str,
         said: str = "",
         retry_after: float | None = None,
-        *,
-        result: TokenResult = "failed",
         status: int | None = None,
     ) -> None:
         super().__init__(f"{summary}: {said}" if said else summary)
+        self.cause = cause
         self.summary = summary
         self.retry_after = retry_after
-        self.result = result
         self.status = status
 
     @property
+    def result(self) -> TokenResult:
+        if self.cause is Cause.INVALID_CLIENT:
+            return "invalid_client"
+        return "refused" if self.is_refused else "failed"
+
+    @property
     def is_refused(self) -> bool:
-        """Whether Marketing Cloud refused it (4xx)."""
-        return self.result != "failed"
+        """Whether the endpoint refuses the credentials or the account (4xx)."""
+        return self.cause.is_refusal
 
 
 class AccountTrouble(WorkerError):
@@ -93,21 +97,22 @@ def read_token(
     status = response.status
     answer = read_answer(response, datetime.now(UTC))
     if answer.is_page:
-        raise TokenTrouble(f"the token endpoint answered {status} with a web page (text/html)")
+        why = f"the token endpoint answered {status} with a web page (text/html)"
+        raise TokenTrouble(Cause.PAGE, why, status=status)
     document = _object(response.body)
     is_success = 200 <= status < 300
     if (400 <= status < 500 and status not in _PASSING) or (is_success and _is_error(document)):
         error = document.get("error")
         known = f" {error}" if error in _OAUTH_ERRORS else ""
         said = _said(document, secrets)
-        result: TokenResult = "invalid_client" if error == "invalid_client" else "refused"
-        raise TokenTrouble(f"the token was refused: {status}{known}", said, result=result, status=status)
+        cause = Cause.INVALID_CLIENT if error == "invalid_client" else Cause.TOKEN_REFUSED
+        raise TokenTrouble(cause, f"the token was refused: {status}{known}", said, status=status)
     if not is_success:
-        said = _said(document, secrets)
-        raise TokenTrouble(f"the token endpoint answered {status}", said, answer.retry_after, status=status)
+        said, why = _said(document, secrets), f"the token endpoint answered {status}"
+        raise TokenTrouble(Cause.ERROR, why, said, answer.retry_after, status)
     value = document.get("access_token")
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
-        raise TokenTrouble("the token endpoint's answer is not a token")
+        raise TokenTrouble(Cause.NO_TOKEN, "the token endpoint's answer is not a token", status=status)
     life = _life(document.get("expires_in"))
     ahead = min(REFRESH_AHEAD, life * REFRESH_SHARE)
     scope = document.get("scope")
@@ -161,4 +166,6 @@ def _instance_url(value: object) -> str:
             host = parts.hostname or ""
             if parts.scheme == "https" and host.endswith(REST_DOMAIN) and parts.netloc.lower() == host:
                 return f"https://{host}"
-    raise TokenTrouble("the token names no REST URL under marketingcloudapis.com: set OTT_MC_REST_URL")
+    raise TokenTrouble(
+        Cause.NO_TOKEN, "the token names no REST URL under marketingcloudapis.com: set OTT_MC_REST_URL"
+    )

@@ -112,6 +112,15 @@ class Partitions:
         return sorted(number for number, place in self._places.items() if place.is_active)
 
     @property
+    def share(self) -> float:
+        """The share of all partitions that this worker consumes: of a rate that holds for all workers
+        together, so much is its own."""
+        if not self.in_use:
+            return 1.0
+        partitions = set(range(1, self._settings.partitions + 1)) | self._log.partitions
+        return max(1, len(self.taken)) / len(partitions)
+
+    @property
     def subscriptions(self) -> list[Subscription]:
         """The subscriptions that stand now."""
         return [s for place in self._places.values() if (s := place.intake.subscription) is not None]

@@ -1,18 +1,19 @@
 """What an answer of Marketing Cloud means (contract ยง6): pure decisions, no clock and no I/O."""
 
+from collections.abc import Hashable
 from enum import Enum, auto
 
 from worker.backoff import backoff
 from worker.contract.words import GENERIC, Reason, Status
-from worker.marketing_cloud.answer import Answer
-from worker.pipeline.request import Outcome
+from worker.marketing_cloud.answer import Answer, Cause
+from worker.pipeline.request import Outcome, Request
 
 BLOCKED_CODE = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
 LONGEST_BACKOFF = 60.0  # seconds
 _AUTHENTICATION = range(40000, 40004)
 _AUTHORIZATION = range(20000, 20003)
-_OUTAGE = frozenset({429, 502, 503, 504})
+_OUTAGE = frozenset({502, 503, 504})
 _RETRY = frozenset({408, 425})
 
 
@@ -24,8 +25,9 @@ class Verdict(Enum):
     FORBIDDEN = auto()
     FAILED = auto()
     CREDENTIALS = auto()  # the token was turned down, or there is none
-    OUTAGE = auto()  # retry; and enough of these in a row mean that Marketing Cloud is down
+    OUTAGE = auto()  # retry; enough of these in a row mean that Marketing Cloud is down
     RETRY = auto()  # retry; the fault may lie with this one request
+    THROTTLED = auto()  # one call too many: again when the pace allows it
     BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while
 
     @property
@@ -33,13 +35,13 @@ class Verdict(Enum):
         return self in _FINAL
 
 
-_MEANINGS = {
-    401: "the access token was turned down",
-    403: "the access token was turned down",
-    429: "too many requests",
-    502: "bad gateway",
-    503: "not available",
-    504: "gateway time-out",
+_CAUSES = {
+    401: Cause.CREDENTIALS,
+    403: Cause.CREDENTIALS,
+    429: Cause.THROTTLED,
+    502: Cause.BAD_GATEWAY,
+    503: Cause.NOT_AVAILABLE,
+    504: Cause.GATEWAY_TIMEOUT,
 }
 _FINAL = frozenset({Verdict.REGISTERED, Verdict.REJECTED, Verdict.FORBIDDEN, Verdict.FAILED})
 _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
@@ -53,8 +55,10 @@ _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
 def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract ยง6, row by row
     """The row of the answer table that holds."""
     status, code = answer.status, answer.errorcode
-    if status is None or answer.is_page:
+    if status is None:
         return Verdict.OUTAGE
+    if answer.is_page:
+        return Verdict.RETRY
     if 200 <= status < 300 and not answer.is_error:
         return Verdict.REGISTERED
     if status == 400 or 200 <= status < 300:
@@ -63,8 +67,8 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract ย
         return Verdict.CREDENTIALS
     if status == 403:
         return Verdict.FORBIDDEN
-    if status == 429 and code == BLOCKED_CODE:
-        return Verdict.BLOCKED
+    if status == 429:
+        return Verdict.BLOCKED if code == BLOCKED_CODE else Verdict.THROTTLED
     if status in _OUTAGE:
         return Verdict.OUTAGE
     if 400 <= status < 500 and status not in _RETRY:
@@ -73,14 +77,22 @@ def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract ย
     return Verdict.RETRY
 
 
+def cause(answer: Answer) -> Cause:
+    """Why a call that is tried again failed."""
+    if answer.status is None:
+        return Cause.NO_ANSWER
+    if answer.is_page:
+        return Cause.PAGE
+    if judge(answer) is Verdict.BLOCKED:
+        return Cause.BLOCKED
+    return _CAUSES.get(answer.status, Cause.ERROR)
+
+
 def why(answer: Answer) -> str:
-    """Why the gate closes, in words of our own, because Marketing Cloud's text may quote a request."""
+    """The cause in words of our own, because Marketing Cloud's text may quote a request."""
     if answer.status is None or answer.is_page:
         return answer.message
-    meaning = _MEANINGS.get(answer.status, "a failure on its side")
-    if judge(answer) is Verdict.BLOCKED:
-        meaning = "this client is blocked for a while"
-    return f"Marketing Cloud answered {answer.status}: {meaning}"
+    return f"Marketing Cloud answered {answer.status}: {cause(answer).value}"
 
 
 def lacks_scope(answer: Answer) -> bool:
@@ -115,3 +127,39 @@ def retry_wait(failures: int, base: float, hint: float | None, remaining: float)
     """Seconds to wait before the next call: the back-off, at least Marketing Cloud's hint, and at most the
     rest of the budget."""
     return min(max(backoff(failures, base, LONGEST_BACKOFF), hint or 0.0), max(remaining, 0.0))
+
+
+KEPT = 10_000  # resources and accounts
+
+
+class FailingKeys:
+    """Resources and accounts whose last request was given up. Each further request of theirs gets one attempt
+    until one succeeds. So one page that fails, or one account without tokens, cannot fill the prefetch for
+    long."""
+
+    def __init__(self) -> None:
+        self._keys: dict[Hashable, None] = {}  # the oldest first
+
+    def __contains__(self, request: Request) -> bool:
+        keys = self._keys
+        return bool(keys) and (request.resource in keys or _account(request) in keys)
+
+    def has_resource(self, request: Request) -> bool:
+        """Whether the last request of this resource was given up, and not for want of its account's token."""
+        return request.resource in self._keys
+
+    def add(self, request: Request, *, is_account: bool) -> None:
+        """A request was given up. `is_account`: because of its account, not of its resource."""
+        self._keys[_account(request) if is_account else request.resource] = None
+        if len(self._keys) > KEPT:
+            del self._keys[next(iter(self._keys))]
+
+    def forgive(self, request: Request) -> None:
+        """A request succeeded."""
+        if self._keys:
+            self._keys.pop(request.resource, None)
+            self._keys.pop(_account(request), None)
+
+
+def _account(request: Request) -> Hashable:
+    return "account", request.account

@@ -31,7 +31,8 @@ class Request:
     is_replay: bool
     as_of: int | None = None
     attempts: int = 0
-    queued: float = 0.0  # seconds spent waiting for the rate limit
+    spent: float = 0.0  # seconds of the budget: in calls and back-offs that count
+    throttled: int = 0  # times, while others were taken
     phase: Literal["waiting", "calling", "settling"] = "waiting"
 
     @property

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     rate_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="calls a second; unlimited when empty"
     )
+    coalesce_after: int = Field(
+        default=16,
+        ge=0,
+        description="waiting requests of one page or channel; with more, the newest goes first; 0 never",
+    )
     http_timeout: Seconds = Field(default=30, description="seconds for one whole call")
     retry_attempts: int = Field(default=6, ge=1, description="calls for one request, outages not counted")
     retry_budget: Seconds = Field(default=300, description="seconds for one request, outages not counted")

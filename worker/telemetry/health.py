@@ -111,8 +111,8 @@ class Health:
         return True, f"{len(troubles)} in trouble: {first}" if troubles else "none in trouble"
 
     def _gate(self) -> tuple[bool, str]:
-        gate = self._service.gate
-        return True, f"{gate.state.value}: {gate.why}" if gate.is_pausing else "open"
+        flow = self._service.flow
+        return True, f"{flow.state.value}: {flow.why}" if flow.is_pausing else "open"
 
     def _queues(self) -> tuple[bool, str]:
         blocked = self._phase.blocked

@@ -152,7 +152,13 @@ class StateCollector(Collector):
         )
         depths = "Messages that wait in a queue; left out where the broker has not told lately."
         yield _gauge("ott_queue_messages", depths, service.depths.known(), "queue")
-        yield _gauge("ott_gate_closed", "1 while an outage pauses the worker.", service.gate.is_pausing)
+        yield _gauge("ott_gate_closed", "1 while an outage pauses the worker.", service.flow.is_pausing)
+        pace = service.flow.pace
+        yield _gauge(
+            "ott_pace_per_second",
+            "Calls a second that a speed limit allows; -1 without one.",
+            -1 if pace is None else pace,
+        )
         is_paused = service.orders.pause is not None
         yield _gauge("ott_paused_by_order", "1 while an operator's pause stands.", is_paused)
         held = service.marketing_cloud.accounts.has_token

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from worker.broker.status_stream import StatusPublisher
 from worker.contract.status import GateState, GateStatus, WorkerState, WorkerStatus
 from worker.events import EventListener
-from worker.pipeline import gate as gates
+from worker.pipeline.flow import FlowState
 from worker.release import version
 from worker.service import Service
 from worker.telemetry.state import Phase
@@ -82,6 +82,7 @@ def describe(service: Service, phase: Phase, rate: float = 0.0) -> WorkerStatus:
         gate=_gate(service, phase),
         paused=service.orders.pause,
         blocked=phase.blocked,
+        pace=service.flow.pace,
         in_flight=sum(each.unsettled for each in service.subscriptions),
         rate_per_second=rate,
         reconnects=max(0, phase.connects - 1),
@@ -97,15 +98,18 @@ def _state(service: Service, phase: Phase) -> WorkerState:
 
 
 def _gate(service: Service, phase: Phase) -> GateStatus:
-    accounts, gate = service.marketing_cloud.accounts, service.gate
+    accounts, flow = service.marketing_cloud.accounts, service.flow
     refused = phase.refused_since(service.settings.mc_account_id)
     if refused is not None and not accounts.has_token:
         # No call can be made, though the gate closes with the first request only.
         return GateStatus(state="closed", why=accounts.trouble, since=refused, cause="credentials")
-    if not gate.is_pausing:
+    if not flow.is_pausing:
         return GateStatus(state="open")
-    state: GateState = "opening" if gate.state is gates.GateState.OPENING else "closed"
-    return GateStatus(state=state, why=gate.why, since=phase.gate_since, cause="outage")
+    state: GateState = "opening" if flow.state is FlowState.OPENING else "closed"
+    is_refused = flow.cause is not None and flow.cause.is_refusal
+    return GateStatus(
+        state=state, why=flow.why, since=phase.gate_since, cause="credentials" if is_refused else "outage"
+    )
 
 
 class _Rate:

@@ -1,0 +1,384 @@
+"""The flow to Marketing Cloud in simulated time: outages, grey failures and speed limits (contract §6)."""
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+
+from worker.events import EventListener
+from worker.marketing_cloud.answer import Cause
+from worker.pipeline.flow import Call, Flow, FlowState
+
+PREFETCH = 200
+LATENCY = 0.05  # seconds, on average
+Upstream = Callable[[float, int], tuple[int, float]]  # time and request → status and Retry-After
+
+
+class Heard(EventListener):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def gate_closed(self, why: str) -> None:
+        self.events.append("closed")
+
+    def gate_closed_again(self, why: str) -> None:
+        self.events.append("closed again")
+
+    def gate_opening(self) -> None:
+        self.events.append("opening")
+
+    def gate_opened(self, seconds: float) -> None:
+        self.events.append(f"opened after {seconds:.0f}")
+
+    def gate_left(self, seconds: float) -> None:
+        self.events.append("left")
+
+    def pace_began(self, pace: float, why: str) -> None:
+        self.events.append("paced")
+
+    def pace_ended(self) -> None:
+        self.events.append("unpaced")
+
+
+class NoGate:
+    """Calls as fast as it can, whatever comes back."""
+
+    state, answered = FlowState.OPEN, 0
+
+    def wait(self) -> float:
+        return 0.0
+
+    def begin(self) -> None: ...
+    def taken(self, call: object) -> None: ...
+    def throttled(self, *args: object) -> None: ...
+    def nobody_waits(self) -> None: ...
+
+    def failed(self, *args: object, **more: object) -> bool:
+        return False
+
+
+@dataclass
+class World:
+    """Requests without end, `PREFETCH` at a time, through a flow to an upstream."""
+
+    upstream: Upstream
+    seconds: float = 60.0
+    with_flow: bool = True
+    attempts: int = 6
+    now: float = 0.0
+    calls: list[float] = field(default_factory=list)
+    answers: list[float] = field(default_factory=list)
+    exhausted: list[int] = field(default_factory=list)
+    heard: Heard = field(default_factory=Heard)
+
+    @property
+    def rate(self) -> float:
+        return len(self.answers) / self.seconds
+
+    @property
+    def calls_per_answer(self) -> float:
+        return len(self.calls) / max(1, len(self.answers))
+
+    def run(self) -> "World":  # noqa: C901 - a loop over events
+        flow: Any = new_flow(lambda: self.now, self.heard) if self.with_flow else NoGate()
+        order, events, wake = count(), list[tuple[float, int, int, int, Any, float]](), float("inf")
+        ready, tries, since = deque(range(PREFETCH)), [0] * PREFETCH, [0] * PREFETCH
+
+        def later(seconds: float, *event: Any) -> None:
+            heapq.heappush(events, (self.now + seconds, next(order), *event))
+
+        while True:
+            while ready and (wait := flow.wait()) == 0:
+                request = ready.popleft()
+                self.calls.append(self.now)
+                status, hint = self.upstream(self.now, request)
+                later(LATENCY * random.uniform(0.5, 1.5), status, request, flow.begin(), hint)
+            if ready and wait is not None and self.now + wait < wake:
+                wake = self.now + wait
+                later(wait, 0, -1, None, 0.0)
+            if not events or events[0][0] > self.seconds:
+                return self
+            self.now, _, status, request, call, hint = heapq.heappop(events)
+            if status == 0:  # a timer: the request is ready again, if there is one
+                wake = wake if request >= 0 else float("inf")
+                ready.extend([request] if request >= 0 else [])
+                continue
+            if status == 200:
+                flow.taken(call)
+                self.answers.append(self.now)
+                tries[request] = 0
+                ready.append(request)
+            elif status == 429 and self.with_flow:
+                flow.throttled(call, "429", hint)
+                ready.appendleft(request)
+            elif flow.failed(
+                call, request, CAUSES.get(status, Cause.ERROR), "", outage=status == 503, pause=hint
+            ):
+                ready.append(request)
+            else:
+                if tries[request] == 0:
+                    since[request] = flow.answered
+                tries[request] += 1
+                if tries[request] >= self.attempts and (status == 500 or flow.answered > since[request]):
+                    self.exhausted.append(request)
+                    tries[request] = 0
+                step = min(60.0, 0.5 * 2 ** max(0, tries[request] - 1))
+                later(max(hint, random.uniform(0, step)), 0, request, None, 0.0)
+            if not ready:
+                flow.nobody_waits()
+
+
+CAUSES = {503: Cause.NOT_AVAILABLE}
+
+
+def new_flow(clock: Callable[[], float], events: EventListener | None = None, **more: Any) -> Flow:
+    more = {"after": 5, "base": 0.5, "most": PREFETCH, **more}
+    return Flow(clock, events or EventListener(), **more)
+
+
+def failing(share: float, status: int) -> Upstream:
+    return lambda now, request: (200, 0.0) if random.random() >= share else (status, 0.0)
+
+
+def limited(rate: float, status: int, hint: float) -> Upstream:
+    """Takes so many a second, with a fifth of a second saved up."""
+    most = rate / 5 + 1
+    tokens, at = most, 0.0
+
+    def upstream(now: float, request: int) -> tuple[int, float]:
+        nonlocal tokens, at
+        tokens, at = min(most, tokens + (now - at) * rate), now
+        if tokens < 1:
+            return status, hint
+        tokens -= 1
+        return 200, 0.0
+
+    return upstream
+
+
+def away(begin: float, end: float) -> Upstream:
+    return lambda now, request: (503, 0.0) if begin <= now < end else (200, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    random.seed(2)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
+def test_a_grey_failure_is_no_outage(share: float, status: int) -> None:
+    """At least 80 % of what would be reached with no gate at all."""
+
+    def rate(*, with_flow: bool) -> float:
+        worlds = [World(failing(share, status), 60, with_flow=with_flow) for _ in range(3)]
+        return sum(world.run().rate for world in worlds)
+
+    assert rate(with_flow=True) >= 0.8 * rate(with_flow=False)
+
+
+@pytest.mark.parametrize("hint", [0.0, 1.0])
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("limit", [5, 40, 200])
+def test_a_speed_limit_is_a_pace(limit: float, status: int, hint: float) -> None:
+    world = World(limited(limit, status, hint), 120).run()
+    assert world.rate >= 0.9 * limit
+    assert world.calls_per_answer <= 1.2
+    assert not world.exhausted
+
+
+def test_an_outage_is_a_pause_with_one_probe_at_a_time_and_costs_no_attempt() -> None:
+    world = World(away(10, 35), 60, attempts=2).run()
+    during = [call for call in world.calls if 10.2 < call < 35]
+    assert 4 <= len(during) < 20
+    assert min(b - a for a, b in pairwise(during)) > LATENCY / 2
+    assert not world.exhausted
+    back = next(answer for answer in world.answers if answer > 35)
+    assert back < 35 + 12
+    after = [call - back for call in world.calls if call > back]
+    assert sum(call < LATENCY for call in after) < 20  # no stampede
+    assert sum(call < 1 for call in after) > 1000
+
+
+def test_a_probe_that_succeeds_by_chance_does_not_open_everything() -> None:
+    world = World(lambda now, _: (200 if now < 5 or random.random() < 0.02 else 503, 0.0), 300).run()
+    assert len([call for call in world.calls if call > 5.2]) < 700
+    assert not world.exhausted
+
+
+def test_one_page_that_always_fails_slows_nobody() -> None:
+    for status in (500, 503):
+        world = World(lambda now, request, s=status: (s if request == 0 else 200, 0.0), 10).run()
+        assert world.rate > 0.95 * World(failing(0, 500), 10).run().rate
+        assert "closed" not in world.heard.events
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fail(flow: Flow, call: Call, resource: str = "r", *, outage: bool = True, pause: float = 0.0) -> bool:
+    return flow.failed(call, resource, Cause.BAD_GATEWAY, "502", outage=outage, pause=pause)
+
+
+def closed(clock: Clock, heard: Heard | None = None) -> Flow:
+    flow = new_flow(clock, heard)
+    while not fail(flow, flow.begin()):
+        pass
+    return flow
+
+
+def probe(flow: Flow, clock: Clock) -> Call:
+    wait = flow.wait()
+    assert wait is not None
+    clock.now += wait
+    return flow.begin()
+
+
+def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_attempt() -> None:
+    flow = new_flow(Clock())
+    assert [fail(flow, flow.begin()) for _ in range(5)] == [False] * 4 + [True]
+    assert flow.state is FlowState.CLOSED
+    assert (flow.cause, flow.why) == (Cause.BAD_GATEWAY, "502")
+
+
+@pytest.mark.parametrize(("resources", "closes"), [("ab", False), ("abc", True)])
+def test_other_failures_close_it_only_from_three_resources(resources: str, closes: bool) -> None:
+    flow = new_flow(Clock())
+    told = [fail(flow, flow.begin(), resources[n % len(resources)], outage=False) for n in range(6)]
+    assert any(told) is closes
+
+
+def test_the_longest_wait_for_a_probe_is_half_a_minute() -> None:
+    clock = Clock()
+    flow = closed(clock)
+    waits = []
+    for _ in range(20):
+        before = clock.now
+        fail(flow, probe(flow, clock))
+        waits.append(clock.now - before)
+    assert max(waits) <= 30
+    assert min(waits[-5:]) >= 15
+
+
+def test_there_is_never_a_second_probe_beside_one_and_one_told_nothing_leaves_its_place() -> None:
+    clock = Clock()
+    flow = closed(clock)
+    call = probe(flow, clock)
+    assert call.is_probe
+    assert flow.wait() is None
+    flow.abandoned(call)
+    assert flow.wait() == 0
+
+
+def test_it_opens_with_two_calls_and_doubles_and_halves() -> None:
+    clock, heard = Clock(), Heard()
+    flow = closed(clock, heard)
+    flow.taken(probe(flow, clock))
+    levels, calls = [], list[Call]()
+    for outcome in (True, True, False, True, True):
+        calls = []
+        while flow.wait() == 0:
+            calls.append(flow.begin())
+        levels.append(len(calls))
+        if outcome:
+            flow.taken(calls[0])
+        else:
+            fail(flow, calls[0])
+        for call in calls[1:]:
+            flow.abandoned(call)
+    assert levels == [2, 4, 8, 4, 8]
+    flow.nobody_waits()
+    assert flow.state is FlowState.OPEN
+    assert heard.events[:2] == ["closed", "opening"]
+
+
+def test_a_call_from_before_the_pause_neither_opens_nor_closes_it_and_may_not_go() -> None:
+    clock = Clock()
+    flow = new_flow(clock)
+    before, other = flow.begin(), flow.begin()
+    while not fail(flow, flow.begin()):
+        pass
+    assert not flow.allows(before)
+    flow.taken(before)
+    assert flow.state is FlowState.CLOSED
+    flow.taken(probe(flow, clock))
+    assert fail(flow, other)
+    assert flow.state is FlowState.OPENING
+
+
+@pytest.mark.parametrize("ends", ["failed", "taken", "abandoned"])
+def test_a_pause_that_was_asked_for_is_kept_whatever_becomes_of_the_probe(ends: str) -> None:
+    clock = Clock()
+    flow = new_flow(clock)
+    before = flow.begin()
+    while not fail(flow, flow.begin()):
+        pass
+    call = probe(flow, clock)
+    flow.close(Cause.BLOCKED, "blocked", 60, before)
+    if ends == "failed":
+        fail(flow, call)
+    else:
+        getattr(flow, ends)(call)
+    assert flow.state is FlowState.CLOSED
+    assert (flow.wait() or 0) > 59.9
+
+
+def test_retry_after_of_a_throttled_call_is_a_pause_of_all() -> None:
+    clock = Clock()
+    flow = new_flow(clock)
+    flow.throttled(flow.begin(), "429", 7)
+    assert flow.wait() == 7
+    assert flow.pace is not None
+    assert flow.state is FlowState.OPEN
+
+
+def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_one_is_a_probe() -> None:
+    clock, heard = Clock(), Heard()
+    flow = closed(clock, heard)
+    flow.leave()
+    assert (flow.state, flow.is_pausing, flow.wait()) == (FlowState.UNKNOWN, False, 0)
+    call = flow.begin()
+    assert call.is_probe
+    flow.taken(call)
+    flow.nobody_waits()
+    assert heard.events == ["closed", "left", "closed", "opening", "opened after 0"]
+
+
+def test_a_rate_limit_is_for_all_workers_together_also_while_shares_change() -> None:
+    clock = Clock()
+    share = 0.25
+    flow = new_flow(clock, limit=40, share=lambda: share)
+
+    def calls(seconds: float) -> int:
+        made, end = 0, clock.now + seconds
+        while clock.now < end:
+            wait = flow.wait()
+            assert wait is not None
+            clock.now += wait
+            flow.taken(flow.begin())
+            made += 1
+        return made
+
+    assert calls(10) == pytest.approx(100, abs=2)
+    share = 1.0
+    assert calls(10) == pytest.approx(400, abs=5)
+
+
+def test_a_limit_that_holds_no_more_is_forgotten() -> None:
+    clock, heard = Clock(), Heard()
+    flow = new_flow(clock, heard)
+    flow.throttled(flow.begin(), "429", 0)
+    assert flow.pace == 5
+    clock.now += 60
+    flow.taken(flow.begin())
+    assert flow.pace is None
+    assert heard.events == ["paced", "unpaced"]

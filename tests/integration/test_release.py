@@ -1,0 +1,79 @@
+"""A release that was built from the tree is installed elsewhere, and used."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.rig import MESSENGER, Rig, environment
+
+ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+CLIENT = """
+import asyncio, json, sys
+from worker.client import RegistrationClient
+async def main():
+    async with RegistrationClient() as client:
+        print((await client.register(json.loads(sys.argv[1]))).status)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def broker_url(first_broker: str) -> str:
+    return first_broker
+
+
+async def run(*command: str | Path, **variables: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command),
+        env=variables or None,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel. Its dependencies are the tests' own."""
+    folder = tmp_path_factory.mktemp("release")
+    build = [sys.executable, ROOT / "deploy" / "lib" / "release.py", folder / "dist"]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    done = subprocess.run(build, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path})
+    assert done.returncode == 0, done.stderr
+    built = [Path(line) for line in done.stdout.split()]
+    assert [file.name.removeprefix(f"ott_registration_worker-{VERSION}") for file in built] == [
+        "-py3-none-any.whl",
+        ".tar.gz",
+        ".cdx.json",
+    ]
+    venv.create(folder / "venv", with_pip=True)
+    bin_ = folder / "venv" / "bin"
+    install = [bin_ / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", built[0]]
+    subprocess.run(install, check=True, capture_output=True)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    ours = next(entry for entry in map(Path, sys.path) if entry.name == "site-packages")
+    (site / "dependencies.pth").write_text(f"{ours}\n")
+    return bin_
+
+
+async def test_the_wheel_is_installed_and_used(rig: Rig, installed: Path) -> None:
+    await rig.start()
+    variables = environment(rig.settings())
+    variables.pop("PYTHONPATH", None)
+    assert await run(installed / "ott-worker", "--version", **variables) == f"ott-worker {VERSION}\n"
+    where = await run(installed / "python", "-c", "import worker; print(worker.__file__)", **variables)
+    assert str(installed.parent) in where
+    asyncapi = json.loads(await run(installed / "ott-worker", "schema", "--asyncapi", **variables))
+    assert asyncapi["info"]["version"] == VERSION
+    said = await run(installed / "python", "-c", CLIENT, json.dumps(MESSENGER), **variables)
+    assert said == "registered\n"

@@ -1,0 +1,44 @@
+"""The checker of the fault tests allows no step back but a redelivered run that is repeated whole."""
+
+import pytest
+
+from tests.faults.checker import Evidence, check
+from worker.sandbox.history import Call
+
+
+def call(seq: int, version: int) -> Call:
+    body = b'{"ottPlatformAttributes": {"pageName": "version %d"}}' % version
+    return Call(
+        seq, seq, "POST", "/", "registration", resource_id="p", masked=body, finished_at=seq, status=201
+    )
+
+
+@pytest.mark.parametrize(
+    ("versions", "violations"),
+    [
+        ([1, 2, 3], 0),
+        ([1, 2, 3, 2, 3, 4], 0),  # redelivered, repeated whole
+        ([1, 2, 3, 1, 2, 1, 2, 3, 4], 0),  # and interrupted once more
+        ([1, 2, 3, 3, 4], 0),
+        ([1, 2, 3, 2], 1),  # a stale call won
+        ([1, 2, 3, 2, 4], 2),  # the newest did not follow again, and a version was skipped
+        ([1, 2, 4], 1),
+        ([3, 2, 1], 2),
+    ],
+)
+def test_order_violations(versions: list[int], violations: int) -> None:
+    calls = [call(seq, version) for seq, version in enumerate(versions)]
+    evidence = Evidence(
+        sent=[],
+        replies=[],
+        dead=[],
+        queued=0,
+        calls=calls,
+        registered={},
+        texts=[],
+        secrets=[],
+        strikes=9,
+        prefetch=200,
+        attempts=9,
+    )
+    assert check(evidence).order_violations == violations

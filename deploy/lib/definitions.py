@@ -34,6 +34,8 @@ NOTHING = "^$"
 # Length and age of what holds secrets, or grows. A dead letter queue that is full turns messages down, so
 # that the worker waits instead of losing one; by age they do go, whoever has looked at them.
 DEAD_LETTERS = {"max-length": 1_000_000, "max-length-bytes": 2_000_000_000, "message-ttl": 90 * 86_400_000}
+REPLIES = {"max-length": 1_000_000, "max-length-bytes": 2_000_000_000}
+PUBLISHERS_LIMITS = {"max-connections": 100, "max-channels": 1_000}
 JOURNAL = {"max-age": "30D", "max-length-bytes": 1_000_000_000}
 
 Entry = dict[str, Any]
@@ -56,7 +58,10 @@ def definitions(
     keys |= {"operator": [REPLAY_KEY, CONTROL_KEY], "worker": []}
     return {
         "vhosts": [{"name": vhost}],
-        "users": [_user(f"{vhost}-{user}", passwords[user]) for user in users],
+        "users": [
+            _user(f"{vhost}-{user}", passwords[user], PUBLISHERS_LIMITS if user in publishers else {})
+            for user in users
+        ],
         "permissions": [{"vhost": vhost, "user": f"{vhost}-{user}"} | rights[user] for user in users],
         "topic_permissions": [
             {
@@ -71,6 +76,7 @@ def definitions(
         ],
         "policies": [
             _policy(vhost, names.dead, "queues", DEAD_LETTERS),
+            _policy(vhost, names.replies, "queues", REPLIES),
             _policy(vhost, names.journal, "queues", JOURNAL),
         ],
         "exchanges": [
@@ -171,7 +177,7 @@ def _exactly(*patterns: str) -> str:
     return f"^({'|'.join(patterns)})$"
 
 
-def _user(name: str, password: str) -> Entry:
+def _user(name: str, password: str, limits: Entry) -> Entry:
     salt = secrets.token_bytes(4)
     digest = hashlib.sha256(salt + password.encode()).digest()
     return {
@@ -179,7 +185,7 @@ def _user(name: str, password: str) -> Entry:
         "password_hash": base64.b64encode(salt + digest).decode(),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
         "tags": [],
-        "limits": {},
+        "limits": limits,
     }
 
 

@@ -27,7 +27,7 @@ BREAKS = [
         "worker/pipeline/settle.py",
         "                await letter\n",
         "                pass\n",
-        "unit/test_settlement.py integration/test_requests.py",
+        "unit/test_settlement.py integration/test_requests.py faults/test_broker_faults.py",
     ),
     Break(
         "no dead letter",

@@ -408,7 +408,10 @@ async def test_dead_letters_and_journal_are_limited_by_policy_and_a_full_queue_l
     listed = json.loads(deployment.broker.ctl("list_policies", "--vhost", VHOST, "--formatter=json"))
     policies = {row["name"]: json.loads(row["definition"]) for row in listed}
     assert {"max-length", "max-length-bytes", "message-ttl"} <= set(policies[queues[NAMES.dead]["policy"]])
+    assert {"max-length", "max-length-bytes"} <= set(policies[queues[NAMES.replies]["policy"]])
     assert {"max-age", "max-length-bytes"} <= set(policies[queues[NAMES.journal]["policy"]])
+    limited = json.loads(deployment.broker.ctl("list_user_limits", "--global", "--formatter=json"))
+    assert {row["user"] for row in limited if "max-connections" in str(row)} == {f"{VHOST}-publisher"}
     assert ["x-overflow", "longstr", "reject-publish"] in queues[NAMES.dead]["arguments"]
 
 

@@ -205,7 +205,11 @@ class Cluster:
         settings = [
             "listeners.tcp.1 = 0.0.0.0:5672",
             "loopback_users = none",
-            f"cluster_partition_handling = {handling}",
+            # From 4.3 on, the former has no effect, and the latter is how long a queue waits for consumers of
+            # a node that vanished: as in deploy/rabbitmq/ott.conf.
+            "consumer_disconnected_timeout = 10000"
+            if _knows("consumer_disconnected_timeout")
+            else f"cluster_partition_handling = {handling}",
             "cluster_formation.peer_discovery_backend = classic_config",
             *(f"cluster_formation.classic_config.nodes.{n} = {name}" for n, name in enumerate(names, 1)),
         ]
@@ -316,6 +320,12 @@ class Cluster:
             with contextlib.suppress(AssertionError):
                 return (await node.evaluate(SEEN.format(nodes=f"'{node.name}'"))).count("rabbit@")
         return 0
+
+
+def _knows(setting: str) -> bool:
+    """Whether RabbitMQ has such a setting."""
+    schemas = Path(f"{TREE}/usr/lib/rabbitmq/lib").glob("*/plugins/rabbit-*/priv/schema/rabbit.schema")
+    return any(setting in schema.read_text() for schema in schemas)
 
 
 def _descendants(pid: int) -> list[int]:

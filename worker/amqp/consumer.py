@@ -289,7 +289,7 @@ class Subscription:
         BrokerUnreachable: it has ended, or the broker does not answer."""
         channel = self._channel
         while channel is not None and not self.ended.done():
-            if await self._renew(channel, by_majority=True):
+            if await self._renew(channel):
                 return
             await asyncio.sleep(LEASE_RETRY_INTERVAL)
         raise BrokerUnreachable("The subscription has ended")
@@ -385,13 +385,14 @@ class Subscription:
             await self._round_trip(channel)
 
     async def _keep_lease(self) -> None:
-        """Renew the lease while there are deliveries, and ask for the depth at any time."""
+        """Renew the lease, and ask for the depth, also without deliveries: after a network partition, RabbitMQ
+        4.3 hands a standby that was cut off what others have settled since."""
         channel = self._channel
         assert channel is not None
         while True:
             self._lease_wanted.clear()
             try:
-                heard = await self._renew(channel, by_majority=bool(self._unsettled))
+                heard = await self._renew(channel)
             except BrokerUnreachable as error:
                 self._end(EndReason.LOST, str(error))
                 return
@@ -405,7 +406,7 @@ class Subscription:
             else:
                 await asyncio.sleep(LEASE_RETRY_INTERVAL)
 
-    async def _renew(self, channel: RawChannel, *, by_majority: bool) -> bool:
+    async def _renew(self, channel: RawChannel) -> bool:
         """Whether the queue's leader counts this consumer as alive. A leader that is cut off from the others
         goes on answering while they give the deliveries to somebody else. So only what most of the queue's
         nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
@@ -416,11 +417,10 @@ class Subscription:
                 async with asyncio.timeout_at(deadline):
                     if not await self._round_trip(channel):
                         return False
-            if by_majority:
-                await self._vote(channel, deadline)
-                self._lease_renewed_at = asked_at
-                self._lease_renewed.set()
-                self._lease_renewed.clear()
+            await self._vote(channel, deadline)
+            self._lease_renewed_at = asked_at
+            self._lease_renewed.set()
+            self._lease_renewed.clear()
             self._heard_at = asked_at
             return True
 

@@ -1,6 +1,7 @@
 """What all tests share: brokers to run against, a prefix of one's own, and nothing left behind."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import uuid4
@@ -21,6 +22,13 @@ BROKER_URLS = [
     if url
 ]
 PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT"})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_in_order() -> None:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: nodes, networks and processes are put away."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,7 @@ def main() -> int:
     """Run it; exit code 1 where a promise did not hold."""
     arguments = _arguments()
     logging.disable()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is put away
     node = Node()
     broken = False
     print(HEADING, flush=True)

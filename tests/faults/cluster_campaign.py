@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import logging
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ def main() -> int:
     """Run it; exit code 1 where a promise did not hold."""
     arguments = _arguments()
     logging.disable()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is put away
     print(HEADING, flush=True)
     with Network() as network:
         return asyncio.run(_run(arguments, network))

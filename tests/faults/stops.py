@@ -13,7 +13,6 @@ told on standard error, in lines of `{"faults": ...}`, so that no test depends o
 import asyncio
 import functools
 import importlib
-import json
 import os
 import signal
 import sys
@@ -29,7 +28,6 @@ from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.consumer import Subscription
 from worker.marketing_cloud import accounts, client
 from worker.pipeline import forward, journey, request, settle
-from worker.telemetry.log import Log
 
 ON_ITS_WAY = 0.002  # seconds: enough for the loop to hand what was written to the kernel
 
@@ -118,13 +116,6 @@ POINTS: dict[str, Callable[[Passed], None]] = {
 }
 
 
-def _tell(what: str) -> Passed:
-    return lambda: print(json.dumps({"faults": what}), file=sys.stderr, flush=True)
-
-
-TOLD = ("partition_taken", "subscribed", "active", "subscription_ended", "gate_closed", "gate_opened")
-
-
 def lose_names(flag: Path) -> None:
     """Make every host name unknown while the file is there, also those that were known a moment ago."""
     original = aiohttp.resolver.ThreadedResolver.resolve
@@ -171,8 +162,6 @@ def believe_the_leader() -> None:
 
 
 if __name__ == "__main__":
-    for fact in TOLD:
-        _before(Log, fact, _tell(fact))
     if len(sys.argv) > 1:
         install(sys.argv[1], int(sys.argv[2]), signal.Signals[f"SIG{sys.argv[3]}"])
     if "FAULTS_NO_DNS" in os.environ:

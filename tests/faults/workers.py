@@ -14,9 +14,11 @@ from pathlib import Path
 
 import aiohttp
 
+from worker.events import LINES
+
 LAUNCHER = Path(__file__).with_name("stops.py")
 SAMPLE_EVERY = 0.25  # seconds
-STATES = ("subscribed", "active", "subscription_ended")
+STATES = {LINES[fact].text: fact for fact in ("subscribed", "active", "subscription_ended")}
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -59,13 +61,13 @@ class Worker:
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def told(self, fact: str) -> int:
-        """How often it has stated this fact (stops.py)."""
-        return sum(entry.get("faults") == fact for entry in self.events())
+        """How often it has logged this event (worker/events.py)."""
+        return sum(entry.get("event") == LINES[fact].text for entry in self.events())
 
     @property
     def is_active(self) -> bool:
         """Whether it has been given deliveries in its newest subscription."""
-        states = [entry["faults"] for entry in self.events() if entry.get("faults") in STATES]
+        states = [STATES[text] for entry in self.events() if (text := str(entry.get("event"))) in STATES]
         return self.runs and bool(states) and states[-1] == "active"
 
     def kill(self) -> None:

@@ -234,7 +234,7 @@ async def connect(settings: Settings, purpose: str) -> Connection:
     """Open a connection named after its `purpose`, to the first node of OTT_AMQP_URL that takes it. An
     address that failed lately is tried last. Raises BrokerUnreachable, in one line without a password."""
     urls = node_urls(settings)
-    tls = _tls(settings, urls)
+    tls = tls_context(settings, urls)
     problems: dict[str, str] = {}
     endpoints = await _resolve(urls, problems)
     timeout = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
@@ -300,7 +300,7 @@ def _why(error: BaseException, endpoint: Endpoint, refusal: tuple[int, str] | No
     return why
 
 
-def _tls(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
+def tls_context(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
     if all(url.scheme != "amqps" for url in urls):
         return None
     try:

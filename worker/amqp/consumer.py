@@ -385,8 +385,8 @@ class Subscription:
             await self._round_trip(channel)
 
     async def _keep_lease(self) -> None:
-        """Renew the lease, and ask for the depth, also without deliveries: after a network partition, RabbitMQ
-        4.3 hands a standby that was cut off what others have settled since."""
+        """Renew the lease and ask for the depth, also without deliveries: after a network partition, RabbitMQ
+        4.3 hands to a standby that was cut off what others have settled since."""
         channel = self._channel
         assert channel is not None
         while True:

@@ -9,10 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.text import Text
+from yarl import URL
 
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection, connect, tls_context
 from worker.amqp.queue import exists
 from worker.broker import topology
+from worker.broker.compatibility import effective_policy, policy_warnings, version_warnings
 from worker.broker.overview import read_overview
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
 from worker.broker.situation import State, judge, of_worker
@@ -101,6 +103,8 @@ async def _broker(settings: Settings, *, as_worker: bool) -> AsyncIterator[Findi
                 yield Finding("FAIL", "broker", f"{error}{_of_several(url, urls)}")
                 continue
             yield Finding("ok", "broker", f"RabbitMQ {opened.server_version} answers at {_where(url)}")
+            for warning in version_warnings(opened.server_version):
+                yield Finding("note", "broker", warning)
             if connection is None:
                 connection, answering = opened, url
             else:
@@ -119,6 +123,7 @@ async def _inside(
     for name, step in (
         ("permissions", _permissions(connection, settings, url, as_worker=as_worker)),
         ("topology", _topology(connection, settings)),
+        ("policies", _policies(settings, url)),
         ("workers", _workers(connection, settings)),
         ("partitions", _partitions(connection, settings)),
     ):
@@ -127,6 +132,20 @@ async def _inside(
                 yield finding
         except WorkerError as error:
             yield Finding("FAIL", name, str(error), error.exit_code)
+
+
+async def _policies(settings: Settings, url: str) -> list[Finding]:
+    names = Topology(settings.prefix)
+    partitions = range(1, settings.partitions + 1) if settings.partitions > 1 else ()
+    found: list[Finding] = []
+    tls = tls_context(settings, [URL(url)])
+    for queue in (names.requests, *map(names.partition, partitions)):
+        policy = await effective_policy(url, queue, tls)
+        if policy is None:
+            break
+        warnings = policy_warnings(queue, policy, settings.hold_limit)
+        found += [Finding("note", "policies", warning) for warning in warnings]
+    return found
 
 
 async def _permissions(

@@ -1,0 +1,89 @@
+"""What breaks the contract's promises about a RabbitMQ: its version, or a policy on a queue (contract §1)."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+TESTED = ((3, 10), (4, 0), (4, 3))
+REALM = "RabbitMQ Management"
+ANSWER_TIMEOUT = 3.0  # seconds
+MANAGEMENT = 10_000  # its usual port is so much above that of AMQP
+
+
+def version_warnings(version: str) -> list[str]:
+    """What a version of RabbitMQ does not keep."""
+    numbers = version.split(".")[:2]
+    if not all(part.isdecimal() for part in numbers) or len(numbers) < 2:
+        return []
+    number, warnings = (int(numbers[0]), int(numbers[1])), []
+    if number not in TESTED:
+        tested = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
+        warnings.append(f"RabbitMQ {version} is not one of the tested versions ({tested})")
+    if number < (3, 13):
+        warnings.append(
+            f"RabbitMQ {version}: let only trusted publishers send. One forged x-death header can end "
+            "at-least-once dead-lettering on the whole node; from 3.13 on it cannot"
+        )
+    return warnings
+
+
+def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) -> list[str]:
+    """What the policy of a queue breaks."""
+    warnings = []
+    if policy.get("delayed-retry-type", "disabled") != "disabled":
+        warnings.append(
+            f"{queue}: a policy sets delayed-retry-type, so returned requests come back out of their order: "
+            "take it off"
+        )
+    timeout = policy.get("consumer-timeout")
+    if isinstance(timeout, int | float) and timeout < hold_limit * 1000:
+        warnings.append(
+            f"{queue}: a policy sets consumer-timeout to {timeout / 1000:g} s, below OTT_HOLD_LIMIT "
+            f"({hold_limit:g} s): RabbitMQ takes requests back that are still being worked on"
+        )
+    return warnings
+
+
+async def effective_policy(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+    """The policy in force for a queue, as RabbitMQ's management tells it; None where it does not: it is not
+    there, or does not answer this user. `context` is for `amqps`."""
+    return await asyncio.to_thread(_effective_policy, url, queue, context)
+
+
+def _effective_policy(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+    parts = urlsplit(url)
+    secured = parts.scheme == "amqps"
+    port = (parts.port or (5671 if secured else 5672)) + MANAGEMENT
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    base = f"{'https' if secured else 'http'}://{host}:{port}/api/"
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    vhost = unquote(parts.path[1:]) or "/"
+    request = urllib.request.Request(  # noqa: S310 - http or https
+        f"{base}queues/{quote(vhost, safe='')}/{quote(queue, safe='')}"
+    )
+    with contextlib.suppress(OSError, ValueError):
+        if not _is_management(opener, base):
+            return None  # it gets no password
+        login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+        with opener.open(request, timeout=ANSWER_TIMEOUT) as answer:
+            policy = json.load(answer).get("effective_policy_definition")
+            return policy if isinstance(policy, dict) else {}
+    return None
+
+
+def _is_management(opener: urllib.request.OpenerDirector, base: str) -> bool:
+    try:
+        opener.open(f"{base}overview", timeout=ANSWER_TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        return error.code == 401 and REALM in error.headers.get("WWW-Authenticate", "")
+    return False

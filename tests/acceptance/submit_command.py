@@ -69,7 +69,8 @@ def write_pages(path: Path, ids: Iterable[object], **more: Any) -> Path:
         writer = csv.writer(file)
         writer.writerow(HEADER)
         for page_id in ids:
-            writer.writerow(["messenger", *{**ATTRIBUTES, "pageId": page_id, **more}.values()])
+            own = {"pageId": page_id, "pageAccessToken": f"token-of-{page_id}"}
+            writer.writerow(["messenger", *{**ATTRIBUTES, **own, **more}.values()])
     return path
 
 

@@ -124,15 +124,15 @@ async def test_what_is_not_registered_is_told_by_error_and_first_rows(
     end = await submit("pages.jsonl", "--results", "results.jsonl")
     assert end.code == 1
     assert "6 rows read" in end.out
-    assert ": 1 registered, 4 rejected, 1 failed.\n" in end.out
+    assert ": 1 registered, 1 failed, 4 invalid.\n" in end.out
     table = [line.split() for line in end.out.splitlines()[2:]]
-    assert table[0] == ["rejected", "2", "PageName", "must", "be", "provided", "2,", "4"]
+    assert table[0] == ["invalid", "2", "PageName", "must", "be", "provided", "2,", "4"]
     assert ["failed", "1", "Insufficient", "privileges", "5"] in table
     written = {line["row"]: line for line in lines(tmp_path / "results.jsonl")}
     assert written[3] == {
         "row": 3,
         "requestId": written[3]["requestId"],
-        "status": "rejected",
+        "status": "invalid",
         "ottPlatformName": None,
         "resourceId": None,
         "errors": ["The row is not valid JSON."],
@@ -216,7 +216,12 @@ async def test_of_several_rows_for_one_page_the_last_one_is_what_remains(
 
 
 async def test_check_tells_each_invalid_row_and_needs_no_broker_and_no_credentials(tmp_path: Path) -> None:
-    rows = [messenger("1"), messenger("2", ""), b"nonsense", messenger("4", isActive=2)]
+    rows = [
+        messenger("1"),
+        messenger("2", "", pageAccessToken="b"),
+        b"nonsense",
+        messenger("4", isActive=2, pageAccessToken="c"),
+    ]
     (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
     command = Command(Settings(amqp_url="amqp://127.0.0.1:1/"))
     end = await command("pages.jsonl", "--check", "--results", "invalid.jsonl")
@@ -237,7 +242,7 @@ The row is not valid JSON: 1 row
 IsActive is invalid: 1 row
   Allowed: true or false, yes or no, y or n, on or off, 1 or 0.
   To do: Enter one of the allowed values.
-    pages.jsonl line 4 (row 4), column isActive: "2"
+    pages.jsonl line 4 (row 4), column isActive: 2
 
 4 rows: 1 valid, 3 invalid.
 """
@@ -317,7 +322,7 @@ async def test_where_no_worker_has_declared_its_queues_it_ends_with_3(
         (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
         (
             ["pages.csv", "--failed", "f.jsonl"],
-            "--failed gives rows of a table back as CSV: name",
+            "--failed gives rows of a table back as CSV or .xlsx: name",
         ),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv is an input too: name another file"),

@@ -44,7 +44,8 @@ def save(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> None:
 
 
 def page(page_id: str, **more: Any) -> dict[str, str]:
-    return {name: str(value) for name, value in {**ATTRIBUTES, "pageId": page_id, **more}.items()}
+    own = {"pageId": page_id, "pageAccessToken": f"token-of-{page_id}"}
+    return {name: str(value) for name, value in {**ATTRIBUTES, **own, **more}.items()}
 
 
 def write_three(path: Path) -> None:
@@ -177,15 +178,16 @@ async def test_it_warns_once_of_what_the_author_may_not_expect(submit: Command, 
     assert end.err.splitlines() == [
         "ott-worker: pages.csv: columns that no attribute has are left out "
         "(--send-unknown sends them): Notes",
-        "ott-worker: messenger 1 stands in 2 rows, and the last one wins: pages.csv line 2, pages.csv line 3",
-        'ott-worker: endpointUrl is no URL (http:// or https://): "none" in pages.csv line 3',
+        "ott-worker: messenger 1 stands in 2 rows, and the last one wins: pages.csv row 2 (line 2), "
+        "pages.csv row 3 (line 3)",
+        'ott-worker: endpointUrl is no URL (http:// or https://): "none" in pages.csv row 3 (line 3)',
     ]
 
 
 async def test_a_workbook_is_submitted_like_csv(submit: Command, rig: Rig) -> None:
-    end = await submit(EXAMPLES / "files" / "workbook.xlsx", "--platform", "messenger")
+    end = await submit(EXAMPLES / "files" / "bad_colour.xlsx", "--platform", "messenger")
     assert (end.code, end.err) == (0, "")
-    assert sorted(pages_called(rig)) == ["1732555047025799", "1732555047025800"]
+    assert sorted(pages_called(rig)) == [f"173255504702579{n}" for n in range(3)]
 
 
 async def test_failed_rows_of_json_come_back_as_json_lines(submit: Command, rig: Rig, tmp_path: Path) -> None:
@@ -212,13 +214,13 @@ async def test_check_is_the_page_on_which_a_file_is_mended(tmp_path: Path) -> No
 IsActive is invalid: 2 rows
   Allowed: true or false, yes or no, y or n, on or off, 1 or 0.
   To do: Enter one of the allowed values.
-    pages.csv line 3 (row 2), column isActive: "WAHR"
-    pages.csv line 5 (row 4), column isActive: "maybe"
+    pages.csv row 3 (line 3), column isActive: "WAHR"
+    pages.csv row 5 (line 5), column isActive: "maybe"
 
 pageId is in scientific notation, which has lost digits: 1 row
   Allowed: digits only (0 to 9).
   To do: Format the column as Text, then enter the id again as its source has it.
-    pages.csv line 4 (row 3), column pageId: "1.73256E+15"
+    pages.csv row 4 (line 4), column pageId: "1.73256E+15"
 
 Warning: pages.csv: columns that no attribute has are left out (--send-unknown sends them): Notes
 4 rows: 1 valid, 3 invalid.

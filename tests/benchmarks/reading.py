@@ -11,14 +11,14 @@ import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
-
-import openpyxl
 
 from tests.benchmarks.bulk import WRITERS
 from tests.rig import MESSENGER
+from worker.bulk.job_database import JobDatabase
 from worker.bulk.readers import Reading
-from worker.bulk.survey import Survey
+from worker.tables.workbook_writer import write
 
 HEADING = """\
 | rows | format | CPU a row, read | CPU a row, surveyed | peak memory |
@@ -60,9 +60,9 @@ def read_file(path: str, rows: int) -> tuple[float, float]:
 def survey_file(path: str, rows: int) -> tuple[float, float]:
     """The same for the first of the two readings of a job, which looks at all rows together."""
     started = time.process_time()
-    with Survey() as survey:
-        survey.take(Reading((path,)), stopped=lambda: False)
-        assert sum(1 for _ in survey.rows()) == rows
+    with JobDatabase() as database:
+        database.take(Reading((path,)), stopped=lambda: False)
+        assert database.where(rows) is not None
     return time.process_time() - started, peak_memory()
 
 
@@ -72,12 +72,10 @@ def peak_memory() -> float:
 
 def write_workbook(path: Path, rows: int) -> None:
     attributes = MESSENGER["ottPlatformAttributes"]
-    book = openpyxl.Workbook(write_only=True)
-    sheet = book.create_sheet()
-    sheet.append(["ottPlatformName", *attributes])
-    for number in range(rows):
-        sheet.append(["messenger", *{**attributes, "pageId": str(number)}.values()])
-    book.save(path)
+    header = ["ottPlatformName", *attributes]
+    pages = (["messenger", *map(str, {**attributes, "pageId": n}.values())] for n in range(rows))
+    with path.open("wb") as file:
+        write(file, chain([header], pages))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ LIBRARIES = {
     "pamqp": {"amqp", "broker"},
     "aiohttp": {"console", "marketing_cloud", "sandbox", "telemetry"},
     "jinja2": {"console"},
-    "openpyxl": {"tables"},
     "rich": {"cli"},
     "typer": {"cli"},
 }
@@ -105,7 +104,6 @@ CLIENTS = {
     "aiormq",
     "cryptography",
     "jinja2",
-    "openpyxl",
     "opentelemetry",
     "prometheus_client",
     "structlog",

@@ -1,28 +1,37 @@
 """Files as people have them, one small file of each kind, and what comes out of each (contract §12)."""
 
 import gzip
+import time
 import tracemalloc
 import zipfile
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pytest
 
+from worker.bulk.job_database import JobDatabase
 from worker.bulk.readers import Reading, Row
-from worker.bulk.survey import Survey
 from worker.errors import UsageError, WorkerError
 from worker.tables.damage import (
+    ALL_END_IN_0,
     CELL_COUNT,
+    DATE,
     DECIMAL,
     ERROR_VALUE,
     NOT_DIGITS,
+    NUMBER,
+    PLACEHOLDER,
     QUOTING,
     ROUNDED,
     SCIENTIFIC,
     SECRET_AS_ID,
     Kind,
+    SpoiltCell,
 )
+from worker.tables.workbook import Workbook
+from worker.tables.workbook_writer import is_ours, write
 
 FILES = Path(__file__).parents[1] / "examples" / "files"
 FIRST, SECOND = "1732555047025799", "1732555047025800"
@@ -31,10 +40,23 @@ TWO = [(2, FIRST), (3, SECOND)]
 Expected = list[tuple[int, str | Kind]]
 """For each row its line, and its id or what is damaged in it."""
 
+FIRST_OF_TEN = "1732555047025790"
+
+
+def _ids(lines: Iterable[int]) -> Expected:
+    return [(line, f"173255504702579{line - 2}") for line in lines]
+
+
 READ: dict[str, Expected] = {
+    "bad_colour.xlsx": _ids(range(2, 5)),
+    "bad_validation.xlsx": _ids(range(2, 5)),
     "blank_lines.csv": [(4, FIRST), (7, SECOND)],
     "broken_quotes.csv": [(2, QUOTING), (3, SECOND)],
     "business_units.csv": [(2, FIRST), (3, FIRST), (4, FIRST)],
+    "c_line_in_quotes.csv": _ids(range(2, 5)),
+    "c_placeholders.csv": [(line, PLACEHOLDER) for line in range(2, 18)],
+    "c_rounded_distinct.csv": [(line, ALL_END_IN_0) for line in range(2, 8)],
+    "c_smart_quotes_values.csv": _ids(range(2, 4)),
     "csv_named.xlsx": TWO,
     "database_null.csv": [(2, FIRST)],
     "decimal.csv": [(2, DECIMAL)],
@@ -48,19 +70,23 @@ READ: dict[str, Expected] = {
     ],
     "far_cell.xlsx": [(2, FIRST), (40, CELL_COUNT)],
     "flags.csv": [(line, f"17325550470257{line - 2:02}") for line in range(2, 10)],
+    "formats.xlsx": [(2, FIRST_OF_TEN), (3, DATE), (4, DATE)],
     "full_width_digits.csv": [(2, NOT_DIGITS)],
     "header_twice.csv": [(2, FIRST), (4, SECOND)],
     "headers_as_people_write_them.csv": TWO,
+    "hidden_rows.xlsx": _ids(range(2, 5)),
+    "hidden_sheet_first.xlsx": _ids(range(2, 5)),
     "json_from_a_spreadsheet.jsonl": [(1, SCIENTIFIC), (2, "page-1")],
     "letters_in_id.csv": [(2, NOT_DIGITS), (3, NOT_DIGITS)],
     "not_packed.csv.gz": TWO,
     "not_urls.csv": TWO,
     "nul_bytes.csv": [(2, FIRST)],
+    "numeric_ids_rounded_distinct.xlsx": [(2, NUMBER), (3, NUMBER), (4, NUMBER)],
     "old_mac_line_ends.csv": TWO,
     "only_header.csv": [],
     "packed.csv.gz": TWO,
     "packed.jsonl.gz": [(1, "1")],
-    "packed_workbook.xlsx.gz": TWO,
+    "packed_workbook.xlsx.gz": [(2, NUMBER), (3, SECOND)],
     "quotes.csv": [(2, FIRST), (3, SECOND), (5, "1732555047025801")],
     "repeated_page.csv": [(2, FIRST), (3, SECOND), (4, FIRST)],
     "rounded.csv": [(2, ROUNDED), (3, ROUNDED), (4, "1732555047025810")],
@@ -80,22 +106,24 @@ READ: dict[str, Expected] = {
     "utf16_without_mark.csv": TWO,
     "utf8_mark.csv": TWO,
     "white_space.csv": [(2, FIRST)],
-    "workbook.xlsx": TWO,
-    "workbook_named.csv": TWO,
+    "workbook.xlsx": [(2, NUMBER), (3, SECOND)],
+    "workbook_named.csv": [(2, NUMBER), (3, SECOND)],
     "workbook_with_errors.xlsx": [
         (2, ERROR_VALUE),
         (3, "None"),  # a formula that was never calculated: an empty cell
-        (4, NOT_DIGITS),
+        (4, DATE),
         (5, "1732555047025801"),
     ],
     "workbook_with_title.xlsx": [(4, FIRST), (6, SECOND)],
     "wrapped.csv": TWO,
+    "x000d.xlsx": _ids(range(2, 4)),
 }
 
 REFUSED = {
     "archive_named.xlsx": "it is a ZIP archive and no workbook: unpack it, or save the workbook as .xlsx",
-    "cp1252.csv": "line 2 is not utf-8 text: it looks like cp1252: give --encoding cp1252",
-    "cp932.csv": "line 2 is not utf-8 text: it looks like cp932: give --encoding cp932",
+    "cp1252.csv": "line 2 is not utf-8 text: save the file as UTF-8, or name its --encoding",
+    "c_mixed_encoding.csv": "line 3 is not utf-8 text: save the file as UTF-8, or name its --encoding",
+    "cp932.csv": "line 2 is not utf-8 text: save the file as UTF-8, or name its --encoding",
     "damaged_workbook.xlsx": "the workbook is damaged: open it in a spreadsheet and save it again",
     "duplicate_column.csv": "the columns pageId and page id are both pageId: keep one of them",
     "no_header.csv": "no column has the name of an attribute (such as pageId): is the header line missing?",
@@ -111,10 +139,10 @@ REFUSED = {
 def read(path: Path, **how: Any) -> tuple[list[tuple[Row, list[Kind]]], list[str]]:
     """The rows of a file, each with what is damaged in it; and what the job is warned of."""
     reading = Reading((str(path),), "messenger", **how)
-    with Survey() as survey:
-        survey.take(reading, stopped=lambda: False)
-        rows = [(row, [problem.kind for problem in survey.problems(row)]) for row in reading.rows()]
-        return rows, list(survey.warnings(reading))
+    with JobDatabase() as database:
+        database.take(reading, stopped=lambda: False)
+        rows = [(row, [problem.kind for problem in database.problems(row)]) for row in reading.rows()]
+        return rows, list(database.warnings(reading))
 
 
 def values(name: str, attribute: str, **how: Any) -> list[object]:
@@ -196,57 +224,141 @@ def test_a_secret_that_slid_into_another_column_is_not_shown(name: str) -> None:
     assert [row.shown_id for row, kinds in rows if kinds] == [None] * sum(bool(kinds) for _, kinds in rows)
 
 
-def test_a_page_in_several_rows_is_warned_of_with_its_lines() -> None:
-    path = FILES / "repeated_page.csv"
-    assert read(path)[1] == [
-        f"messenger {FIRST} stands in 2 rows, and the last one wins: {path} line 2, {path} line 4"
-    ]
+TOKEN = "one pageAccessToken stands for 2 pages"
+WARNINGS = {
+    "bad_colour.xlsx": [],
+    "c_smart_quotes_values.csv": [
+        "curly quotes stand around a value, and are sent: *** in {} row 2 (line 2), "
+    ],
+    "hidden_rows.xlsx": ["{}: hidden rows (1) are read like the others: row 3"],
+    "hidden_sheet_first.xlsx": [
+        "{}: the sheet Sheet2 is read; --sheet NAME takes another one: Sheet1 (hidden)"
+    ],
+    "not_urls.csv": [
+        TOKEN,
+        'endpointUrl is no URL (http:// or https://): "graph.facebook.com/v2.6" in {} row 2 (line 2), "http',
+    ],
+    "repeated_page.csv": [
+        f"messenger {FIRST} stands in 2 rows, and the last one wins: {{}} row 2 (line 2), {{}} row 4",
+        TOKEN,
+    ],
+    "unknown_columns.csv": [
+        "{}: columns that no attribute has are left out (--send-unknown sends them): "
+        "Notes, Page Nmae (is it pageName?)"
+    ],
+}
 
 
-def test_endpoint_urls_that_are_none_are_warned_of() -> None:
-    (warning,) = read(FILES / "not_urls.csv")[1]
-    assert '"graph.facebook.com/v2.6" in' in warning
-    assert '"https://" in' in warning
+@pytest.mark.parametrize("name", WARNINGS)
+def test_what_the_author_may_not_expect_is_warned_of(name: str) -> None:
+    told, path = read(FILES / name)[1], str(FILES / name)
+    for warning, expected in zip(told, WARNINGS[name], strict=True):
+        assert warning.startswith(expected.replace("{}", path))
 
 
-def test_columns_that_are_left_out_are_warned_of_with_the_likely_name() -> None:
-    (warning,) = read(FILES / "unknown_columns.csv")[1]
-    assert warning.endswith("are left out (--send-unknown sends them): Notes, Page Nmae (is it pageName?)")
+def bomb(path: Path, part: str, beginning: bytes, filling: bytes, megabytes: int) -> str:
+    """A workbook in which one part unpacks to many megabytes."""
+    with zipfile.ZipFile(FILES / "bad_colour.xlsx") as parts, zipfile.ZipFile(path, "w", 8) as file:
+        for each in parts.infolist():
+            if each.filename != part:
+                file.writestr(each, parts.read(each))
+        with file.open(part, "w") as packed:
+            packed.write(beginning)
+            for _ in range(megabytes):
+                packed.write(filling * (1024 * 1024 // len(filling)))
+    return str(path)
 
 
-def test_a_workbook_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    bomb = tmp_path / "bomb.xlsx"
-    with zipfile.ZipFile(FILES / "workbook.xlsx") as parts, zipfile.ZipFile(bomb, "w") as file:
-        for part in parts.infolist():
-            file.writestr(part, parts.read(part))
-        with file.open("xl/media/zeros.bin", "w") as zeros:
-            for _ in range(129):
-                zeros.write(bytes(1024 * 1024))
-    with pytest.raises(UsageError, match="the workbook is too large: save the sheet as CSV"):
-        read(bomb)
+SHEET = "xl/worksheets/sheet1.xml"
+HARMFUL = {
+    "a sheet of spaces": (
+        lambda path: bomb(path / "bomb.xlsx", SHEET, b"<worksheet>", b" ", 200),
+        "the workbook is too large: save the sheet as CSV",
+    ),
+    "a style sheet of spaces": (
+        lambda path: bomb(path / "bomb.xlsx", "xl/styles.xml", b"<styleSheet>", b" ", 64),
+        "the workbook is too large: save the sheet as CSV",
+    ),
+    "a row number beyond the last one": (
+        lambda path: bomb(
+            path / "bomb.xlsx", SHEET, b'<worksheet><sheetData><row r="2000000000"/></sheetData>', b" ", 1
+        ),
+        "the workbook is damaged",
+    ),
+    "entities that multiply": (
+        lambda path: bomb(path / "bomb.xlsx", SHEET, b'<!DOCTYPE x [<!ENTITY a "b">]><worksheet>', b" ", 1),
+        "the workbook is damaged",
+    ),
+    "blank lines": (
+        lambda path: packed(path / "bomb.csv.gz", b"pageId,pageName\n", b"\n" * 1024 * 1024, 200),
+        "more than 1,100,000 blank rows",
+    ),
+    "blank lines of JSON": (
+        lambda path: packed(path / "bomb.jsonl.gz", b"{}\n", b"\n" * 1024 * 1024, 200),
+        "blank lines",
+    ),
+    "a line without end": (
+        lambda path: packed(path / "bomb.csv.gz", b"pageId,pageName\n", b"x" * 1024 * 1024, 50),
+        "line 2 is longer than",
+    ),
+    "a line of JSON without end": (
+        lambda path: packed(path / "bomb.jsonl.gz", b'{"a": "', b"x" * 1024 * 1024, 50),
+        "the next row is longer than",
+    ),
+}
+
+
+def packed(path: Path, beginning: bytes, piece: bytes, pieces: int) -> str:
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(beginning)
+        for _ in range(pieces):
+            file.write(piece)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_small_file_cannot_do_harm(name: str, tmp_path: Path) -> None:
+    make, why = HARMFUL[name]
+    path = make(tmp_path)
+    begun = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(WorkerError, match=why):
+            deque(Reading((path,), "messenger").rows(), maxlen=0)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - begun < 40  # traced, which takes several times as long
 
 
 def test_a_cell_at_the_far_end_of_a_sheet_takes_no_memory(tmp_path: Path) -> None:
-    book = openpyxl.load_workbook(FILES / "workbook.xlsx")
-    book.worksheets[0]["XFD100000"] = "far away"
-    book.save(tmp_path / "far.xlsx")
+    path = tmp_path / "far.xlsx"
+    row = b'<row r="%d"><c r="%s" t="str"><v>%s</v></c></row>'
+    rows = row % (1, b"A1", b"pageId") + row % (1_048_576, b"XFD1048576", b"1")
+    bomb(path, SHEET, b"<worksheet><sheetData>" + rows + b"</sheetData></worksheet>", b" ", 1)
     tracemalloc.start()
     try:
-        assert [row.line for row in Reading((str(tmp_path / "far.xlsx"),)).rows()] == [2, 3, 100_000]
+        ((row, kinds),) = read(path)[0]
+        assert (row.line, kinds) == (1_048_576, [CELL_COUNT])
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
 
 
-def test_a_packed_line_without_end_is_refused_in_little_memory(tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "bomb.csv.gz", "wb") as file:
-        file.write(b"pageId,pageName\n")
-        for _ in range(50):
-            file.write(b"x" * 1024 * 1024)
-    tracemalloc.start()
-    try:
-        with pytest.raises(WorkerError, match="line 2 is longer than"):
-            list(Reading((str(tmp_path / "bomb.csv.gz"),)).rows())
-        assert tracemalloc.get_traced_memory()[1] < 20_000_000
-    finally:
-        tracemalloc.stop()
+def test_what_is_written_as_a_workbook_is_read_back_as_text(tmp_path: Path) -> None:
+    cells = [
+        "pageId",
+        "1732555047025799",
+        " a\r\nb ",
+        "=1+1",
+        "_x0041_",
+        "<&\x01\ufffe",
+        "\U0001f600",
+        "#N/A",
+    ]
+    with (tmp_path / "out.xlsx").open("w+b") as file:
+        write(file, [cells, ["pageId", *cells]])
+        assert is_ours(file)
+        read_back = [row for _, _, row in Workbook(file).rows()]
+    assert read_back == [cells, ["pageId", *cells]]
+    assert not any(isinstance(cell, SpoiltCell) for row in read_back for cell in row)

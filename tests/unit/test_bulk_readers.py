@@ -130,7 +130,7 @@ def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf_8_is_told_with_its_line_and_read_with_its_encoding(tmp_path: Path) -> None:
     content = "pageId,pageName\n1,a\n2,Käse\n".encode("cp1252")
-    why = "line 3 is not utf-8 text: it looks like cp1252: give --encoding cp1252"
+    why = "line 3 is not utf-8 text: save the file as UTF-8, or name its --encoding"
     with pytest.raises(Unreadable, match=why):
         read(tmp_path, "a.csv", content)
     rows = read(tmp_path, "a.csv", content, encoding="cp1252")

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from worker.bulk.earlier import Earlier, parse_request_id, request_id
+from worker.bulk.job_database import JobDatabase, parse_request_id, request_id
 from worker.bulk.notices import Notices
-from worker.bulk.pace import Pace
 from worker.bulk.readers import Row
 from worker.bulk.results import Results, ResultsFileError, RowResult, read_results
-from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
+from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, ProgressMeter, Tally
 from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import show_summary
 from worker.contract.platforms import PLATFORMS
@@ -104,9 +103,9 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
 ) -> None:
     with Results(tmp_path / name) as results:
         results.write(RowResult(1, f"{JOB}-1", "registered", "line", resource))
-    with Earlier() as earlier:
-        earlier.load(read_results(tmp_path / name))
-        assert earlier.settled(1, row("line", resource))
+    with JobDatabase() as database:
+        database.load(read_results(tmp_path / name))
+        assert database.settled(1, row("line", resource))
 
 
 def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
@@ -133,87 +132,87 @@ def test_a_request_id_tells_its_job_and_row() -> None:
 
 
 def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
-    with Earlier() as earlier:
-        earlier.load(
+    with JobDatabase() as database:
+        database.load(
             [
                 RowResult(1, f"{JOB}-1", "failed", "line", "a"),
                 RowResult(2, f"{JOB}-2", "registered", "line", "b"),
                 RowResult(1, f"{JOB}-1", "registered", "line", "a"),
             ]
         )
-        assert earlier.job == JOB
-        assert earlier.settled(1, row("line", "a"))
-        assert earlier.settled(2, row("line", "b"))
-        assert not earlier.settled(3, row("line", "c"))
+        assert database.job == JOB
+        assert database.settled(1, row("line", "a"))
+        assert database.settled(2, row("line", "b"))
+        assert not database.settled(3, row("line", "c"))
 
 
 def test_the_newest_registered_row_of_a_resource_is_known() -> None:
-    with Earlier() as earlier:
+    with JobDatabase() as database:
         results = [
             RowResult(9, None, "registered", "line", "a"),
             RowResult(4, None, "registered", "line", "a"),
             RowResult(12, None, "failed", "line", "a"),
             RowResult(5, None, "registered", "messenger", "a"),
         ]
-        earlier.load(results)
-        assert earlier.newest(row("line", "a")) == 9
-        assert earlier.newest(row("messenger", "a")) == 5
-        assert earlier.newest(row("line", "b")) == 0
+        database.load(results)
+        assert database.newest(row("line", "a")) == 9
+        assert database.newest(row("messenger", "a")) == 5
+        assert database.newest(row("line", "b")) == 0
 
 
 def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one() -> None:
     overtaken = [RowResult(9, None, "registered", "line", "a"), RowResult(4, None, "registered", "line", "a")]
-    with Earlier() as earlier:
-        earlier.load(overtaken)
-        assert [earlier.must_follow(place, row("line", "a")) for place in (4, 9)] == [False, True]
-        assert not earlier.must_follow(9, row("line", "b"))
-    with Earlier() as earlier:
-        earlier.load([*overtaken, overtaken[0]])
-        assert not earlier.must_follow(9, row("line", "a"))
+    with JobDatabase() as database:
+        database.load(overtaken)
+        assert [database.must_follow(place, row("line", "a")) for place in (4, 9)] == [False, True]
+        assert not database.must_follow(9, row("line", "b"))
+    with JobDatabase() as database:
+        database.load([*overtaken, overtaken[0]])
+        assert not database.must_follow(9, row("line", "a"))
 
 
 def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
-    with Earlier() as earlier:
+    with JobDatabase() as database:
         first, second = (RowResult(row, None, "registered", "line", "a") for row in (4, 9))
-        assert earlier.is_news(first)
-        earlier.add(first)
-        assert not earlier.is_news(first)
-        earlier.add(second)
-        assert earlier.is_news(first)
+        assert database.is_news(first)
+        database.note(first)
+        assert not database.is_news(first)
+        database.note(second)
+        assert database.is_news(first)
 
 
 def test_a_row_that_was_about_another_resource_is_told() -> None:
-    with Earlier() as earlier:
-        earlier.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
+    with JobDatabase() as database:
+        database.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
         with pytest.raises(UsageError, match="Row 1 is about another resource"):
-            earlier.settled(1, row("line", "b"))
+            database.settled(1, row("line", "b"))
 
 
 def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> None:
     tally = Tally()
     for row in range(1, 11):
-        tally.add(RowResult(row, None, "rejected", errors=("A", "B") if row > 3 else ("A",)))
-    assert [(group.error, group.count, group.first_rows) for group in tally.errors()] == [
-        ("A", 10, [1, 2, 3, 4, 5]),
-        ("B", 7, [4, 5, 6, 7, 8]),
+        tally.add(RowResult(row, None, "rejected", errors=("A", "B") if row > 3 else ("A",)), str(row))
+    assert [(group.error, group.count, group.first) for group in tally.errors()] == [
+        ("A", 10, ["1", "2", "3", "4", "5"]),
+        ("B", 7, ["4", "5", "6", "7", "8"]),
     ]
 
 
 def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
     tally = Tally()
     for row in range(MOST_ERRORS + 50):
-        tally.add(RowResult(row, None, "failed", errors=(f"error {row}",)))
+        tally.add(RowResult(row, None, "failed", errors=(f"error {row}",)), str(row))
     assert len(tally.errors()) == MOST_ERRORS + 1
     assert (tally.errors()[0].error, tally.errors()[0].count) == (OTHER, 50)
-    assert len(tally.errors()[0].first_rows) == FIRST_ROWS
+    assert len(tally.errors()[0].first) == FIRST_ROWS
 
 
 def test_all_is_well_when_what_is_not_registered_was_superseded_by_a_later_row() -> None:
     tally = Tally()
-    tally.add(REGISTERED)
-    tally.add(RowResult(1, None, "superseded"))
+    tally.add(REGISTERED, "2")
+    tally.add(RowResult(1, None, "superseded"), "1")
     assert tally.all_well
-    tally.add(REJECTED)
+    tally.add(REJECTED, "3")
     assert not tally.all_well
 
 
@@ -235,7 +234,7 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
     text = io.StringIO()
     console = Console(file=text, width=columns, force_terminal=True, color_system=None)
     job = a_large_job()
-    console.print(SubmitProgress(job.tally, job.notices, Pace(job.tally, None)).render())
+    console.print(SubmitProgress(job.tally, job.notices, ProgressMeter(job.tally, None)).render())
     bar, names, numbers, notice = text.getvalue().rstrip("\n").split("\n")
     assert "90%" in bar
     assert len(bar.rstrip()) in range(columns - 2, columns + 1)
@@ -247,7 +246,7 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
 
 def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
     job = a_large_job()
-    assert SubmitProgress(job.tally, job.notices, Pace(job.tally, None)).line() == (
+    assert SubmitProgress(job.tally, job.notices, ProgressMeter(job.tally, None)).line() == (
         "1,000,000 read, 1,000,000 published, 120,000 skipped, 650,000 registered, 100,000 rejected, "
         "20,000 failed, 10,000 superseded, 0 rows/s"
     )
@@ -257,7 +256,8 @@ def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
 def test_the_summary_fits_the_terminal(columns: int) -> None:
     tally = Tally(read=100_000)
     tally.add(
-        RowResult(99_999, None, "failed", errors=("The gateway of this business unit is " + "very " * 20,))
+        RowResult(99_999, None, "failed", errors=("The gateway of this business unit is " + "very " * 20,)),
+        "99999",
     )
     tally.statuses.update(registered=99_999)
     text = io.StringIO()

@@ -1,14 +1,13 @@
-"""`submit --check`: what is wrong with each row, in words that help to correct the file (contract §12)."""
+"""What is wrong with each row, in words that help to correct the file (contract §12)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from worker.bulk.readers import Row
-from worker.contract.platforms import PLATFORMS
+from worker.contract.platforms import FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
 from worker.contract.registration import Rejection
 from worker.contract.words import MISSING
-from worker.tables.columns import FLAG_FIELDS, PLATFORM_COLUMN
 from worker.tables.damage import CELL_COUNT, Kind, Problem, shown
 
 MOST_PLACES: Final = 1000  # of one kind that are named one by one
@@ -33,7 +32,7 @@ class ProblemGroup:
     """The rows that have one kind of problem, and the places of the first few."""
 
     rows: int = 0
-    places: list[tuple[str, int, int, Problem]] = field(default_factory=list)
+    places: list[tuple[str, Problem]] = field(default_factory=list)
 
 
 class Findings:
@@ -53,7 +52,8 @@ class Findings:
             group = self._group(finding.problem.kind)
             group.rows += 1
             if len(group.places) < MOST_PLACES:
-                group.places.append((row.file, row.line, row.number, finding.problem))
+                place = row.where(finding.problem.field)
+                group.places.append((place, finding.problem))
         self.invalid += bool(errors)
         return tuple(errors)
 
@@ -87,19 +87,23 @@ def findings(row: Row, damaged: tuple[Problem, ...], max_body_bytes: int) -> Ite
 def _explained(row: Row, message: str, *, is_missing: bool) -> Problem:
     name = _FIELD_OF.get(message.partition(" ")[0], "")
     if name:
-        column = row.headers.get(name, name)
+        column = row.header(name)
         value = "" if is_missing else shown(name, row.attributes.get(name), row.secrets)
         allowed = _FLAG_VALUES if name in FLAG_FIELDS else "a text"
         advice = _fill_in(row, name) if is_missing else "Enter one of the allowed values."
         return Problem(Kind(message, allowed, advice), name, column, value)
     if message.startswith("OttPlatformName"):
-        advice = f"Fill in the column {PLATFORM_COLUMN}, or give --platform for rows that name none."
-        value = "" if is_missing else shown(PLATFORM_COLUMN, (row.document or {}).get(PLATFORM_COLUMN))
-        return Problem(Kind(message, _PLATFORM_VALUES, advice), PLATFORM_COLUMN, PLATFORM_COLUMN, value)
+        advice = f"Fill in the column {PLATFORM_NAME}, or give --platform for rows that name none."
+        value = "" if is_missing else shown(PLATFORM_NAME, (row.document or {}).get(PLATFORM_NAME))
+        return Problem(Kind(message, _PLATFORM_VALUES, advice), PLATFORM_NAME, PLATFORM_NAME, value)
     return Problem(Kind(message, "an object with the attributes of the platform", "Add the attributes."))
 
 
 def _fill_in(row: Row, name: str) -> str:
     if row.cells is None:
         return f"Add {name} to the row."
-    return "Fill in the cell." if name in row.headers else f"Add a column {name} and fill it in."
+    return (
+        "Fill in the cell."
+        if row.table and name in row.table.columns.headers
+        else f"Add a column {name} and fill it in."
+    )

@@ -20,8 +20,16 @@ Numbered = tuple[int, bytes]
 
 def lines(chunks: Iterable[bytes]) -> Iterator[Numbered]:
     """Each line that is not blank, stripped. Raises Unreadable for an endless one."""
-    pending, number = b"", 0
+    pending, number, blank = b"", 0, 0
     for chunk in chunks:
+        blank = blank + len(chunk) if chunk.isspace() else 0
+        if blank > LONGEST_ROW:
+            raise Unreadable(
+                f"there are more than {LONGEST_ROW:,} blank lines or spaces: is it the right file?"
+            )
+        if blank and not pending:
+            number += chunk.count(b"\n")
+            continue
         *complete, rest = (pending + chunk).split(b"\n") if pending else chunk.split(b"\n")
         for number, line in enumerate(complete, number + 1):  # noqa: B020 (counted on over chunks)
             if stripped := line.strip():

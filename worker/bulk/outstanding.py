@@ -1,6 +1,12 @@
-"""The rows that are published and not answered: never more than a job may have out."""
+"""The rows that are published and not answered: no more than are settled in two seconds (contract §12).
+
+The limit follows the rate at which answers come: as many as come in `HOLD` seconds, and in the time that an
+answer takes at best, with nothing of the job's own ahead of it. So others wait for `HOLD` seconds at most,
+and a slow upstream that takes many calls at once is used all the same.
+"""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -8,23 +14,60 @@ from typing import Final
 from worker.bulk.readers import Row
 
 UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024  # published, and held until the broker has them
+HOLD: Final = 1.5  # seconds for which the rows of a job hold up others
+FEWEST: Final = 2  # rows
+FIRST: Final = 16  # rows before any answer has come
+MOST: Final = 10_000  # rows
+RATE_OVER: Final = 1.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sent:
-    """A row that is out: its number, where it stands, and the row as it came if somebody may want it back."""
+    """A row that is out: its number, where it stands, and the row as it came if it may be given back."""
 
     number: int
     file: str
     line: int
+    shown: str
     row: Row | None = None
+    sent_at: float = 0.0
+
+
+class Pacer:
+    """Decides how many rows may be out, as pure arithmetic over the times of their answers."""
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self._answers: deque[float] = deque()
+        self._shortest = 0.0  # seconds from a row to its answer, at best
+
+    def answered(self, now: float, seconds: float, out: int) -> None:
+        """An answer has come after so many seconds, while so many rows are out."""
+        self._answers.append(now)
+        # With hardly a row out it is what the upstream takes now, though it took less before.
+        if out < FEWEST or not self._shortest or seconds < self._shortest:
+            self._shortest = seconds
+
+    def limit(self, now: float) -> int:
+        """How many rows may be out."""
+        if self._fixed is not None:
+            return self._fixed
+        if not self._shortest:
+            return FIRST
+        over = max(RATE_OVER, self._shortest)
+        while self._answers and now - self._answers[0] > over:
+            self._answers.popleft()
+        rate = len(self._answers) / over
+        return max(FEWEST, min(MOST, int(rate * (HOLD + self._shortest))))
 
 
 class Outstanding:
     """Rows by their request id. One task at a time may wait."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None = None, rate: float | None = None) -> None:
+        self._pacer = Pacer(limit)
+        self._interval = 1 / rate if rate else 0.0
+        self._next_at = 0.0
         self._rows: dict[str, Sent] = {}
         self._unconfirmed = 0
         self._changed = asyncio.Event()
@@ -49,6 +92,7 @@ class Outstanding:
         """A row goes out; its body has `size` bytes."""
         if not self._rows:
             self._moved()
+        sent.sent_at = asyncio.get_running_loop().time()
         self._rows[request_id] = sent
         self._unconfirmed += size
 
@@ -60,7 +104,10 @@ class Outstanding:
     def answered(self, request_id: str) -> Sent | None:
         """A row has come back; None if it was not out."""
         self._moved()
-        return self._rows.pop(request_id, None)
+        sent = self._rows.pop(request_id, None)
+        if sent is not None:
+            self._pacer.answered(self._moved_at, self._moved_at - sent.sent_at, len(self._rows))
+        return sent
 
     def rows(self) -> Iterable[Sent]:
         """The rows that have been sent and not answered."""
@@ -68,7 +115,13 @@ class Outstanding:
 
     async def room(self) -> None:
         """Wait until one more row may go out."""
-        await self.until(lambda: len(self._rows) < self._limit and self._unconfirmed < UNCONFIRMED_BYTES)
+        loop = asyncio.get_running_loop()
+        if self._interval:
+            self._next_at = max(self._next_at, loop.time()) + self._interval
+            await asyncio.sleep(self._next_at - self._interval - loop.time())
+        await self.until(
+            lambda: len(self._rows) < self._pacer.limit(loop.time()) and self._unconfirmed < UNCONFIRMED_BYTES
+        )
 
     async def none(self) -> None:
         """Wait until no row is out."""

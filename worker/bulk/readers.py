@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from worker.bulk import json_rows
+from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME
 from worker.contract.registration import (
     PLATFORMS,
     SECRET_FIELDS,
@@ -22,11 +23,13 @@ from worker.contract.registration import (
     validate,
 )
 from worker.errors import UsageError
-from worker.tables.columns import ATTRIBUTES, PLATFORM_COLUMN
+from worker.tables.cells import printable
 from worker.tables.damage import ACCOUNT, CELL_COUNT, RESOURCE_IDS, ROUNDED, Problem, spreadsheet_marks
 from worker.tables.records import RETURNED, Record, Table, check_kind, is_workbook, open_table
 from worker.tables.source import STANDARD_INPUT, Source, Unreadable
 from worker.tables.text import decode_sample, encoding_of, lines
+from worker.tables.workbook import Workbook
+from worker.tables.workbook_writer import cell_name
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -54,8 +57,9 @@ class Row:
     many bytes of all inputs had been read by then.
 
     `document` is the registration that the row asks for; without one nothing can be sent. `fault` is why a
-    row of JSON holds none, `problems` are what is damaged. `raw` is a row of JSON as the file has it; of
-    a table's row, `cells` are what stands there, and `headers` what the table calls each attribute.
+    row of JSON holds none, `problems` are what is damaged. `raw` is a row of JSON as the file has it; of a
+    `table`'s row, `cells` are what stands there, and `shown_as` is its number in a spreadsheet. `returned_as`
+    is the number that it had in the job that gave it back (`--failed`). `true_at` is when the file says so.
     """
 
     number: int
@@ -67,8 +71,31 @@ class Row:
     account_id: str | None = None
     fault: str = ""
     problems: tuple[Problem, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
+    table: Table | None = None
     cells: list[str] | None = None
+    shown_as: int = 0
+    returned_as: int | None = None
+    true_at: int | None = None
+
+    def header(self, name: str) -> str:
+        """What the file calls an attribute."""
+        return self.table.columns.headers.get(name, name) if self.table else name
+
+    @property
+    def at(self) -> str:
+        """The number that a spreadsheet or an editor shows beside the row."""
+        return str(self.shown_as or self.line)
+
+    def where(self, name: str = "") -> str:
+        """The place of the row, or of one of its attributes, as a spreadsheet or an editor shows it."""
+        if self.table is None:
+            return f"{self.file} line {self.line} (row {self.number})"
+        if self.table.workbook is None:
+            return f"{self.file} row {self.shown_as} (line {self.line})"
+        names = self.table.columns.names
+        if name not in names:
+            return f"{self.file} row {self.shown_as}"
+        return f"{self.file} cell {cell_name(self.shown_as, names.index(name) + 1)}"
 
     @cached_property
     def body(self) -> bytes:
@@ -91,7 +118,7 @@ class Row:
     @cached_property
     def platform(self) -> str | None:
         """The platform that the row is for, None if it names none or an unknown one."""
-        name = self.document.get(PLATFORM_COLUMN) if self.document else None
+        name = self.document.get(PLATFORM_NAME) if self.document else None
         return name if isinstance(name, str) and name in PLATFORMS else None
 
     @cached_property
@@ -118,7 +145,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
-    out unless `send_unknown`."""
+    out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the
+    epoch), 0 for rows that do not tell, None for the time of the file itself."""
 
     paths: tuple[str, ...]
     platform: str | None = None
@@ -126,6 +154,7 @@ class Reading:
     encoding: str | None = None
     sheet: str | None = None
     send_unknown: bool = False
+    as_of: int | None = None
     tables: dict[str, Table] = field(default_factory=dict, compare=False)
     """Each table that has been opened, by its path: its columns and its delimiter."""
 
@@ -154,10 +183,10 @@ class Reading:
                     next(self._rows(source, count(1), 0), None)
         for path, table in self.tables.items():
             names = table.columns.names
-            if names and PLATFORM_COLUMN not in names and self.platform is None:
+            if names and PLATFORM_NAME not in names and self.platform is None:
                 options = " or ".join(f"--platform {name}" for name in PLATFORMS)
                 raise UsageError(
-                    f"{path}: no column {PLATFORM_COLUMN} tells the platform of its rows: "
+                    f"{printable(path)}: no column {PLATFORM_NAME} tells the platform of its rows: "
                     f"give {options}, or add the column"
                 )
 
@@ -183,35 +212,38 @@ class Reading:
                 source, encoding=self.encoding, sheet=self.sheet, also=RETURNED, unknown=self.send_unknown
             )
             self.tables[source.path] = table
-            headers = table.columns.headers
             for record in table:
-                yield self._table_row(record, headers, source, next(numbers), before)
+                yield self._table_row(record, table, source, next(numbers), before)
             return
         encoding = self.encoding or encoding_of(sample)
         for line, body in _json_bodies(chosen, source.chunks(), sample, encoding):
             yield self._json_row(line, body, source, next(numbers), before)
 
-    def _table_row(
-        self, record: Record, headers: Mapping[str, str], source: Source, number: int, before: int
-    ) -> Row:
+    def _table_row(self, record: Record, table: Table, source: Source, number: int, before: int) -> Row:
         document, values = None, record.values
+        # A column called row means nothing by itself.
+        is_back = set(RETURNED) <= set(table.columns.names)
+        returned_as = str(values.get("row", "")) if is_back else ""
         account = values.pop(ACCOUNT, None)
         if record.cells:
-            platform = values.pop(PLATFORM_COLUMN, self.platform)
+            platform = values.pop(PLATFORM_NAME, self.platform)
             for name in RETURNED:
                 values.pop(name, None)
-            document = {} if platform is None else {PLATFORM_COLUMN: platform}
+            document = {} if platform is None else {PLATFORM_NAME: platform}
             document[ATTRIBUTES] = values
         return Row(
             number,
             before + source.read,
-            source.path,
+            source.name,
             record.line,
             document,
             account_id=account,
             problems=record.problems,
-            headers=headers,
+            table=table,
             cells=record.cells,
+            shown_as=record.row,
+            returned_as=int(returned_as) if returned_as.isdecimal() else None,
+            true_at=self._true_at(source, table.workbook),
         )
 
     def _json_row(self, line: int, body: bytes, source: Source, number: int, before: int) -> Row:
@@ -220,14 +252,31 @@ class Reading:
             document = parse_object(body)
         except MalformedBody as error:
             fault = str(error).replace("The body", "The row")
-            return Row(number, read, source.path, line, raw=body, fault=fault)
-        if document.keys() >= set(RETURNED):
+            return Row(number, read, source.name, line, raw=body, fault=fault)
+        returned_as = None
+        if document.keys() >= {"error", "line"}:
+            returned_as = document.get("row")
             body, document = b"", {k: v for k, v in document.items() if k not in RETURNED}
-        if self.platform and document.get(PLATFORM_COLUMN) in (None, ""):
-            others = {k: v for k, v in document.items() if k != PLATFORM_COLUMN}
-            body, document = b"", {PLATFORM_COLUMN: self.platform, **others}
-        row = Row(number, read, source.path, line, document, body)
+        if self.platform and document.get(PLATFORM_NAME) in (None, ""):
+            others = {k: v for k, v in document.items() if k != PLATFORM_NAME}
+            body, document = b"", {PLATFORM_NAME: self.platform, **others}
+        row = Row(
+            number,
+            read,
+            source.name,
+            line,
+            document,
+            body,
+            returned_as=returned_as if type(returned_as) is int else None,
+            true_at=self._true_at(source),
+        )
         return replace(row, problems=tuple(spreadsheet_marks(row.attributes)))
+
+    def _true_at(self, source: Source, workbook: Workbook | None = None) -> int | None:
+        """`--as-of`, else when the workbook was saved, else when the file was changed."""
+        if self.as_of is not None:
+            return self.as_of or None
+        return (workbook and workbook.saved_at) or source.changed_at
 
 
 def format_of(path: str, sample: bytes) -> Format:

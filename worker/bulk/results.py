@@ -10,8 +10,8 @@ import re
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -23,7 +23,6 @@ from worker.tables.damage import Problem
 from worker.tables.source import Source, Unreadable
 from worker.tables.text import decode_sample, encoding_of
 
-COLUMNS = ("row", "requestId", "status", "ottPlatformName", "resourceId", "errors", "line", "file")
 CSV_SEPARATOR = "; "  # between the messages of one cell
 INVALID = "invalid"
 SETTLED = ("registered", "superseded")
@@ -37,28 +36,53 @@ class ResultsFileError(WorkerError):
     """The results file takes no more lines."""
 
 
+def _column(name: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"column": name})
+
+
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of one row. `status` is that of the reply, or `invalid` for a row that was not sent. `file`
-    and `line` tell where the row stands, if that is known."""
+    """What became of one row: a line of the file, whose columns are these fields in this order. `status` is
+    that of the reply, or `invalid` for a row that was not sent. `file` and `line` tell where it stands, if
+    that is known."""
 
     row: int
-    request_id: str | None
-    status: str
-    platform: str | None = None
-    resource_id: str | None = None
+    request_id: str | None = _column("requestId")
+    status: str = _column("status")
+    platform: str | None = _column("ottPlatformName", None)
+    resource_id: str | None = _column("resourceId", None)
     errors: tuple[str, ...] = ()
     line: int | None = None
     file: str | None = None
 
     @classmethod
     def of(cls, row: int, reply: Reply, line: int | None = None, file: str | None = None) -> Self:
+        """The answer to a row. Raises nothing."""
         messages = tuple(error.message for error in reply.errors) or (
             (reply.message,) if reply.message else ()
         )
-        return cls(
-            row, reply.request_id, reply.status, reply.platform, reply.resource_id, messages, line, file
+        about = (reply.request_id, reply.status, reply.platform, reply.resource_id)
+        return cls(row, *about, messages, line, file)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """A line's values by column. Raises KeyError, TypeError or ValueError for what is no line of ours."""
+        result = cls(
+            **{_FIELDS[name]: values[name] for name in _FIELDS if name in REQUIRED or name in values}
         )
+        if type(result.row) is not int or not isinstance(result.status, str):
+            raise TypeError
+        return replace(result, errors=tuple(result.errors))
+
+    def values(self) -> dict[str, Any]:
+        """The line's values by column."""
+        return {column: getattr(self, name) for column, name in _FIELDS.items()}
+
+
+_FIELDS = {each.metadata.get("column", each.name): each.name for each in fields(RowResult)}
+COLUMNS = tuple(_FIELDS)
+REQUIRED = frozenset(COLUMNS) - {"line", "file"}  # what the first version wrote
+_NUMBERS = frozenset({"row", "line"})
 
 
 class Results:
@@ -68,6 +92,8 @@ class Results:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._write_line = _csv_line if _is_csv(path) else _json_line
+        if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+            raise UsageError("--results writes JSON lines or CSV: name a .jsonl or a .csv file")
 
     def __enter__(self) -> Self:
         try:
@@ -142,7 +168,7 @@ def _parse(path: Path, number: int, line: bytes) -> Iterator[RowResult]:
             if number > 1 and cells:
                 yield _from_cells(dict(zip(COLUMNS, cells, strict=True)))
         elif text:
-            yield _from_document(json.loads(text))
+            yield RowResult.parse(json.loads(text))
     except (ValueError, TypeError, KeyError):
         raise _something_else(path, number) from None
 
@@ -164,17 +190,23 @@ def _resaved(path: Path) -> Iterator[RowResult]:
             source.chunks(), encoding, csv_file.dialect_of(decode_sample(sample, encoding))
         )
         names: list[str] = []
+        torn = None  # a line that cannot be read may only be the last one
         try:
-            for number, cells in rows:
+            for _, number, cells in rows:
+                if torn is not None:
+                    raise _something_else(path, torn)
                 if isinstance(cells, Problem):
-                    raise _something_else(path, number)
-                if not names:
+                    torn = number
+                elif not names:
                     names = [clean(cell) for cell in cells]
-                    if not set(names) >= set(COLUMNS[:-2]):
+                    if not set(names) >= REQUIRED:
                         raise _something_else(path, number)
                 elif any(map(clean, cells)):
-                    yield _from_cells(dict(zip(names, cells, strict=False)))
-        except (Unreadable, ValueError, KeyError):
+                    try:
+                        yield _from_cells(dict(zip(names, cells, strict=False)))
+                    except (ValueError, TypeError, KeyError):
+                        torn = number
+        except Unreadable:
             raise _something_else(path, number if names else 1) from None
 
 
@@ -182,59 +214,27 @@ def _something_else(path: Path, number: int) -> UsageError:
     return UsageError(f"--results {path} holds something else in line {number}: name another file")
 
 
-def _from_cells(cells: dict[str, str]) -> RowResult:
-    def text(name: str) -> str | None:
-        return unguard(cells.get(name, "")) or None
-
-    errors, line = text("errors"), clean(cells.get("line", ""))
-    return RowResult(
-        int(clean(cells["row"])),
-        text("requestId"),
-        clean(cells["status"]),
-        text("ottPlatformName"),
-        text("resourceId"),
-        tuple(errors.split(CSV_SEPARATOR)) if errors else (),
-        int(line) if line else None,
-        text("file"),
-    )
-
-
-def _from_document(line: dict[str, Any]) -> RowResult:
-    row, status = line["row"], line["status"]
-    if type(row) is not int or not isinstance(status, str):
-        raise TypeError
-    return RowResult(
-        row,
-        line["requestId"],
-        status,
-        line["ottPlatformName"],
-        line["resourceId"],
-        tuple(line["errors"]),
-        line.get("line"),
-        line.get("file"),
-    )
+def _from_cells(cells: Mapping[str, str]) -> RowResult:
+    values: dict[str, Any] = {}
+    for name in COLUMNS:
+        if name in _NUMBERS:
+            text = clean(cells.get(name, ""))
+            values[name] = int(text) if text else None
+        elif name == "errors":
+            values[name] = tuple(filter(None, unguard(cells[name]).split(CSV_SEPARATOR)))
+        else:
+            values[name] = unguard(cells[name] if name in REQUIRED else cells.get(name, "")) or None
+    return RowResult.parse(values)
 
 
 def _json_line(result: RowResult) -> bytes:
-    line = {
-        "row": result.row,
-        "requestId": result.request_id,
-        "status": result.status,
-        "ottPlatformName": result.platform,
-        "resourceId": result.resource_id,
-        "errors": result.errors,
-        "line": result.line,
-        "file": result.file,
-    }
-    return _encode(line).encode(errors="replace") + b"\n"
+    return _encode(result.values()).encode(errors="replace") + b"\n"
 
 
 def _csv_line(result: RowResult) -> bytes:
-    errors = CSV_SEPARATOR.join(" ".join(error.split()) for error in result.errors)
-    resource = one_line(result.resource_id or "")
-    about = (result.request_id, result.status, result.platform, resource, errors)
-    guarded = [guard(cell or "") for cell in about]
-    return _csv_text((result.row, *guarded, result.line, guard(one_line(result.file or ""))))
+    values = result.values()
+    values["errors"] = CSV_SEPARATOR.join(" ".join(error.split()) for error in result.errors)
+    return _csv_text([v if name in _NUMBERS else guard(one_line(v or "")) for name, v in values.items()])
 
 
 def one_line(text: str) -> str:
@@ -242,7 +242,7 @@ def one_line(text: str) -> str:
     return re.sub(r"[\r\n]", " ", text)
 
 
-def _csv_text(cells: tuple[object, ...]) -> bytes:
+def _csv_text(cells: Iterable[object]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode(errors="replace")

@@ -1,18 +1,20 @@
 """A bulk job, on one page.
 
-a row is read                                   readers.py, in a thread (feed.py)
-→ left out, if an earlier run has settled it    earlier.py
-→ kept back, if it is damaged                   survey.py, tables/damage.py
+a row is read                                   readers.py, in a thread (RowReader)
+→ left out, if an earlier run has settled it    job_database.py
+→ kept back, if it is damaged or invalid        job_database.py, check.py
 → published, when there is room                 outstanding.py, broker/request_sender.py
 → answered, on the job's own queue              broker/reply_queue.py
 → written to the results file, and counted      results.py, tally.py
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import uuid4
 
 from worker.amqp.publisher import Publisher
@@ -20,17 +22,15 @@ from worker.broker import topology
 from worker.broker.reply_queue import ReplyQueue, job_queue
 from worker.broker.request_sender import RequestSender, look_for_workers
 from worker.broker.status_stream import read_workers
-from worker.bulk.earlier import Earlier, parse_request_id, request_id
-from worker.bulk.feed import Feed
+from worker.bulk.check import findings
+from worker.bulk.job_database import JobDatabase, parse_request_id, place_of, request_id
 from worker.bulk.notices import Notices
 from worker.bulk.outstanding import Outstanding, Sent
-from worker.bulk.plan import SubmissionPlan
-from worker.bulk.readers import Row
+from worker.bulk.readers import Reading, Row
 from worker.bulk.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
-from worker.bulk.returned import Returned
-from worker.bulk.survey import Survey
 from worker.bulk.tally import Tally
 from worker.contract.reply import MalformedReply, Reply
+from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.settings import Settings
 
@@ -40,38 +40,54 @@ QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be
 ASK_AFTER: Final = 2  # seconds without a reply, before the workers are asked why
 ASK_INTERVAL: Final = 3  # seconds
 ASK_TIMEOUT: Final = 10.0  # seconds
+AHEAD: Final = 100  # rows read before they are asked for
 
 
 class NoReplies(WorkerError):
     """No reply came for as long as the user would wait."""
 
 
+@dataclass(frozen=True, slots=True)
+class SubmissionPlan:
+    """What a job does. It waits for the next reply for `reply_timeout` seconds, or for ever. `outstanding`
+    rows at most wait for theirs, or as many as are settled soon; `rate` is the most rows a second."""
+
+    reading: Reading
+    account_id: str | None = None
+    outstanding: int | None = None
+    rate: float | None = None
+    wait: bool = True
+    reply_timeout: float | None = None
+    send_damaged: bool = False
+
+
 class Submission:
     """One run of a job. `tally`, `notices` and `out` tell how it stands.
 
-    With `earlier` it is the same job again: rows keep their request ids, and replies that came after the
-    earlier run had ended are taken in.
+    With `resumed` it is the same job again: rows keep their request ids, and replies that came after the
+    earlier run had ended are taken in. With `gives_back` the database keeps the rows that are not registered.
     """
 
     def __init__(
         self,
         settings: Settings,
         plan: SubmissionPlan,
-        survey: Survey,
+        database: JobDatabase,
         results: Results | None = None,
-        earlier: Earlier | None = None,
-        returned: Returned | None = None,
+        *,
+        resumed: bool = False,
+        gives_back: bool = False,
     ) -> None:
         self.tally = Tally()
         self.notices = Notices()
-        self.out = Outstanding(plan.outstanding)
-        self.job = (earlier and earlier.job) or uuid4().hex
+        self.out = Outstanding(plan.outstanding, plan.rate)
+        self.job = database.job or uuid4().hex
         self._settings = settings
         self._plan = plan
-        self._survey = survey
+        self._database = database
         self._results = results
-        self._earlier = earlier
-        self._returned = returned
+        self._resumed = resumed
+        self._gives_back = gives_back
         self._late = 0
         self._replies: ReplyQueue | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,7 +108,7 @@ class Submission:
                 await work
             finally:
                 await _cancel(work, watch, stopped)
-                self._return_unanswered()
+                self._give_back_unanswered()
                 if self._replies is not None and len(self.out):
                     self._replies.keep()
 
@@ -116,12 +132,12 @@ class Submission:
         await self._take_in_what_waits()
         problem = None
         try:
-            with Feed(self._plan.reading) as rows:
+            with RowReader(self._plan.reading) as rows:
                 async for row in rows:
                     self.tally.read, self.tally.read_bytes = row.number, row.read
                     if not self._plan.reading.rereadable:
-                        self._survey.add(row)
-                    place = self._earlier.place(row.number) if self._earlier else row.number
+                        self._database.add(row)
+                    place = place_of(row)
                     if not self._is_left_out(place, row) and not self._is_kept_back(place, row):
                         await self._submit(place, row, sender)
         except WorkerError as error:
@@ -133,33 +149,30 @@ class Submission:
 
     async def _take_in_what_waits(self) -> None:
         """Replies that came after an earlier run had ended."""
-        waiting = self._replies.waiting_at_start if self._replies and self._earlier else 0
-        try:
+        waiting = self._replies.waiting_at_start if self._replies and self._resumed else 0
+        with suppress(TimeoutError):  # the connection is lost again; they are taken in later
             async with asyncio.timeout(COLLECT):
                 await self.out.until(lambda: self._late >= waiting)
-        except TimeoutError:
-            pass  # the connection is lost again; they are taken in later
 
     def _is_kept_back(self, place: int, row: Row) -> bool:
-        problems = self._survey.problems(row)
-        if row.fault:
-            self._record_unsent(place, row, "rejected", row.fault)
-        elif problems and not (self._plan.send_damaged and row.body):
-            self._record_unsent(place, row, INVALID, *map(str, problems))
-        else:
-            return False
-        return True
+        damaged = () if self._plan.send_damaged and row.body else self._database.problems(row)
+        errors = [finding.error for finding in findings(row, damaged, self._settings.max_body_bytes)]
+        if errors:
+            self._record_unsent(place, row, INVALID, *errors)
+        return bool(errors)
 
     def _is_left_out(self, place: int, row: Row) -> bool:
-        if self._earlier is None:
+        if not self._resumed:
             return False
-        settled = self._earlier.settled(place, row)
-        if self._earlier.must_follow(place, row):
+        # What was superseded is sent again where its own time no longer counts.
+        statuses = SETTLED[:1] if self._plan.reading.as_of == 0 else SETTLED
+        settled = self._database.settled(place, row, statuses)
+        if self._database.must_follow(place, row):
             return False
         if settled:
             self.tally.skipped += 1
             return True
-        later = self._earlier.newest(row)
+        later = self._database.newest(row)
         if later < place:
             return False
         error = f"Row {later}, a later one, is registered for the same resource."
@@ -169,22 +182,27 @@ class Submission:
     def _record_unsent(self, place: int, row: Row, status: str, *errors: str) -> None:
         name = request_id(self.job, place)
         result = RowResult(place, name, status, row.platform, row.shown_id, errors, row.line, row.file)
-        self._record(result, row)
+        self._record(result, self._at(row), row)
+
+    def _at(self, row: Row) -> str:
+        return row.at if len(self._plan.reading.paths) == 1 else f"{row.file} {row.at}"
 
     async def _submit(self, place: int, row: Row, sender: RequestSender) -> None:
         name = request_id(self.job, place)
         await self.out.room()
-        if self._earlier is not None:
-            self._earlier.goes_out(place, row)
-        sent = Sent(place, row.file, row.line, row if self._returned else None)
-        self.out.add(name, sent, len(row.body))
+        if self._resumed:
+            self._database.goes_out(place, row)
+        kept = row if self._gives_back else None
+        self.out.add(name, Sent(place, row.file, row.line, self._at(row), kept), len(row.body))
         account = row.account_id or self._plan.account_id
+        resource = (account, row.platform, row.resource_id) if row.resource_id else None
         confirmed = sender.send(
             row.body,
             request_id=name,
             reply_to=self._replies.name if self._replies else None,
             account_id=account,
-            lane=(account, row.platform, row.resource_id) if row.resource_id else None,
+            as_of=None if row.true_at is None else text_of(row.true_at),
+            lane=resource,
         )
         confirmed.add_done_callback(partial(self._on_confirm, name, len(row.body)))
 
@@ -209,24 +227,27 @@ class Submission:
         except MalformedReply:
             return
         if sent := self.out.answered(name):
-            self._record(RowResult.of(parts[1], reply, sent.line, sent.file), sent.row)
+            result = RowResult.of(parts[1], reply, sent.line, sent.file)
+            if reply.status == "superseded" and not (reply.superseded_by or "").startswith(self.job):
+                self.tally.overtaken.add(sent.shown)
+            self._record(result, sent.shown, sent.row)
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
-        if self._earlier is not None:
-            result = RowResult.of(parts[1], reply, *self._earlier.where(parts[1]))
-            if self._earlier.is_news(result):
+        if self._resumed:
+            result = RowResult.of(parts[1], reply, *self._database.where(parts[1]))
+            if self._database.is_news(result):
                 self._write(result)
 
-    def _record(self, result: RowResult, row: Row | None) -> None:
-        self.tally.add(result)
-        if self._returned and row is not None and result.status not in SETTLED:
-            self._returned.add(row, result.errors)
+    def _record(self, result: RowResult, place: str, row: Row | None) -> None:
+        self.tally.add(result, place)
+        if self._gives_back and row is not None and result.status not in SETTLED:
+            self._database.give_back(result.row, row, result.errors)
         self._write(result)
 
     def _write(self, result: RowResult) -> None:
-        if self._earlier is not None:
-            self._earlier.add(result)
+        if self._resumed:
+            self._database.note(result)
         try:
             if self._results is not None:
                 self._results.write(result)
@@ -234,11 +255,11 @@ class Submission:
             self._fail(error)
             raise
 
-    def _return_unanswered(self) -> None:
-        """Give the rows back too that were sent and not answered."""
+    def _give_back_unanswered(self) -> None:
         for sent in self.out.rows():
-            if self._returned and sent.row is not None:
-                self._returned.add(sent.row, ["No reply came; it may be registered all the same."])
+            if sent.row is not None:
+                error = "No reply came; it may be registered all the same."
+                self._database.give_back(sent.number, sent.row, [error])
 
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done():
@@ -289,6 +310,56 @@ class Submission:
             return f"Nothing is out; {resume}"
         missing = "published and not answered" if self._plan.wait else "not confirmed by the broker"
         return f"{str(self.out).capitalize()} {missing}; {resume}"
+
+
+class RowReader:
+    """Reads rows in a thread of its own (standard input blocks, and parsing must not hold up heartbeats), and
+    raises what reading raises. Use as a context manager."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._loop = asyncio.get_running_loop()
+        self._rows: asyncio.Queue[Row | BaseException | None] = asyncio.Queue()
+        self._room = threading.Semaphore(AHEAD)
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        # A daemon, for a read of standard input cannot be ended.
+        threading.Thread(target=self._read, name="rows", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._room.release()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Row:
+        row = await self._rows.get()
+        self._room.release()
+        if row is None:
+            raise StopAsyncIteration
+        if isinstance(row, BaseException):
+            raise row
+        return row
+
+    def _read(self) -> None:
+        try:
+            for row in self._reading.rows():
+                self._room.acquire()
+                if self._ended:
+                    return
+                self._hand_over(row)
+            self._hand_over(None)
+        except Exception as error:
+            self._hand_over(error if isinstance(error, WorkerError) else error.with_traceback(None))
+
+    def _hand_over(self, row: Row | BaseException | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._rows.put_nowait, row)
+        except RuntimeError:
+            self._ended = True  # the loop is closed: nobody reads any more
 
 
 async def _first(*ends: "asyncio.Future[Any]", timeout: float | None = None) -> None:

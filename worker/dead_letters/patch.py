@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from worker.contract.json_encoder import to_json
-from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PLATFORMS
+from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
 from worker.contract.registration import MalformedBody, Rejection, parse_object, validate
 from worker.dead_letters.letter import Letter
 from worker.errors import UsageError
 
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
-_COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}).union(*(p.flags for p in PLATFORMS.values()))
+_COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
 FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
-_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.fields)
-_FLAG_FIELDS = frozenset(name for platform in PLATFORMS.values() for name in platform.flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +109,8 @@ def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Patch
     from_stdin = None
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
-        if not equals or (name not in _FIELDS and name != PLATFORM_NAME):
-            known = ", ".join([PLATFORM_NAME, *sorted(_FIELDS)])
+        if not equals or (name not in FIELDS and name != PLATFORM_NAME):
+            known = ", ".join([PLATFORM_NAME, *sorted(FIELDS)])
             raise UsageError(f"--set must be FIELD=VALUE with a field of the request: {known}")
         if value == "-":
             if from_stdin is not None:
@@ -120,13 +118,13 @@ def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Patch
             from_stdin, value = name, _text(name, "-", "standard input", read_stdin)
         elif value.startswith("@"):
             value = _text(name, value, "the file", partial(_file, value[1:]))
-        fields[name] = _flag(name, value) if name in _FLAG_FIELDS else value
+        fields[name] = _flag(name, value) if name in FLAG_FIELDS else value
     return Patch(fields)
 
 
 def _text(name: str, given: str, source: str, read: Callable[[str], str]) -> str:
     try:
-        return read(name).rstrip("\r\n")
+        return read(name).removeprefix("\ufeff").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--set {name}={given}: {source} cannot be read: {why}") from None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
+from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME, SECRET_FIELDS
 from worker.contract.registration import MalformedBody, parse_object
 from worker.contract.secrets import MASK, SecretMask
 from worker.dead_letters.letter import Letter
@@ -25,7 +25,6 @@ from worker.tables.source import Source, Unreadable
 
 LETTER: Final = "letter"
 ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")
-FIELDS: Final = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
 COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
 
 _SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?E\+?\d+", re.IGNORECASE)

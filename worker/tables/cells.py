@@ -11,13 +11,16 @@ WHITE: Final = (
     "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u202f\u205f\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068"
     "\u2069\u3000\u3164\ufeff\uffa0"
 )
-FORMULA_BEGINS: Final = ("=", "+", "-", "@", "\t", "\r")
 FLAGS: Final[dict[str, bool | int]] = {
     **dict.fromkeys(("true", "yes", "y", "on"), True),
     **dict.fromkeys(("false", "no", "n", "off"), False),
     "1": 1,
     "0": 0,
 }
+# Where a formula can begin: also behind what separates cells in another country, and in full width.
+_SIGN = "=+\\-@\uff1d\uff0b\uff0d\uff20\t\r"
+_FORMULA = re.compile(rf"(^|[;\t|])(?=['\"\s]*[{_SIGN}])")
+_GUARDED = re.compile(rf"(^|[;\t|])'(?=['\"\s]*[{_SIGN}])")
 _AS_TEXT = re.compile(r'="((?:[^"]|"")*)"\Z')
 
 
@@ -47,9 +50,15 @@ def plain(name: str) -> str:
 
 def guard(cell: str) -> str:
     """The cell so that no spreadsheet takes it for a formula; `unguard` takes it back."""
-    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_BEGINS) else cell
+    return _FORMULA.sub(r"\1'", cell)
 
 
 def unguard(cell: str) -> str:
     """The cell as it was before `guard`."""
-    return cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA_BEGINS) else cell
+    return _GUARDED.sub(r"\1", cell)
+
+
+def printable(text: str) -> str:
+    """A file's name for one line of a terminal, whatever its bytes: control characters and bytes that are no
+    UTF-8 are written as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -2,21 +2,15 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from worker.contract.platforms import PLATFORMS
+from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME
 from worker.errors import UsageError
 from worker.tables.cells import clean, plain
 from worker.tables.damage import ACCOUNT
 
-PLATFORM_COLUMN: Final = "ottPlatformName"
-ATTRIBUTES: Final = "ottPlatformAttributes"
-FLAG_FIELDS: Final = frozenset(name for platform in PLATFORMS.values() for name in platform.flags)
-FIELDS: Final = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
-
 _PREFIX = f"{plain(ATTRIBUTES)}."
 _KNOWN: Mapping[str, str] = {
-    **{plain(name): name for name in (PLATFORM_COLUMN, *FIELDS, ACCOUNT)},
+    **{plain(name): name for name in (PLATFORM_NAME, *FIELDS, ACCOUNT)},
     "mid": ACCOUNT,
 }
 

@@ -16,10 +16,12 @@ from worker.tables.text import lines
 HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20
 
+_IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
-RawRow = tuple[int, list[str] | Problem]
-"""The line on which a row begins, and its cells as they came or what keeps them from being read."""
+RawRow = tuple[int, int, list[str] | Problem]
+"""The row's number as a spreadsheet shows it, the line on which it begins, and its cells as they came or what
+keeps them from being read."""
 
 
 class Dialect(csv.Dialect):
@@ -30,7 +32,11 @@ class Dialect(csv.Dialect):
     quoting = csv.QUOTE_MINIMAL
     strict = True
 
-    def __init__(self, delimiter: str, quotechar: str, escapechar: str | None) -> None:
+    def __init__(
+        self, delimiter: str, quotechar: str, escapechar: str | None, *, in_quotes: bool = False
+    ) -> None:
+        """`in_quotes`: each line is in quotation marks as a whole."""
+        self.in_quotes = in_quotes
         self.delimiter = delimiter
         self.quotechar = quotechar
         self.escapechar = escapechar
@@ -39,10 +45,15 @@ class Dialect(csv.Dialect):
 
 def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
     """Each row of the file. Raises Unreadable where the text stops being readable."""
-    reader = csv.reader(lines(chunks, encoding), dialect)
+    text = lines(chunks, encoding)
+    reader = csv.reader(map(_out_of_quotes, text) if dialect.in_quotes else text, dialect)
+    number = 0
     while (row := _next(reader)) is not None:
-        if not (row[0] == 1 and isinstance(row[1], list) and separator_in(row[1])):
-            yield row
+        line, cells = row
+        if line == 1 and isinstance(cells, list) and separator_in(cells):
+            continue  # a spreadsheet does not show it
+        number += 1
+        yield number, line, cells
 
 
 def dialect_of(text: str) -> Dialect:
@@ -53,7 +64,14 @@ def dialect_of(text: str) -> Dialect:
     quotes = '"' if '"' in text else "\"'"
     escapes = [None, "\\"] if '\\"' in text else [None]
     candidates = [Dialect(*parts) for parts in product(delimiters, quotes, escapes)]
+    if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
+        candidates += [Dialect(delimiter, '"', None, in_quotes=True) for delimiter in delimiters]
     return max(candidates, key=lambda dialect: _fitness(text, dialect))
+
+
+def _out_of_quotes(line: str) -> str:
+    found = _IN_QUOTES.match(line.lstrip("\ufeff"))
+    return found[1].replace('""', '"') + "\n" if found else line
 
 
 def separator_in(cells: Sequence[str]) -> bool:
@@ -72,7 +90,7 @@ def header_in(rows: Sequence[Sequence[str]]) -> int:
     return max(range(len(rows)), key=lambda at: known_in(rows[at]), default=0)
 
 
-def _next(reader: Any) -> RawRow | None:
+def _next(reader: Any) -> tuple[int, list[str] | Problem] | None:
     first = reader.line_num + 1
     try:
         cells = next(reader, None)
@@ -88,7 +106,8 @@ def _next(reader: Any) -> RawRow | None:
 def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
     """Attributes that the header names, rows as long as it, and (less is better) quotes left over."""
     complete, _, _ = text.rpartition("\n")
-    reader = csv.reader((complete or text).splitlines(keepends=True), dialect)
+    sample = (complete or text).splitlines(keepends=True)
+    reader = csv.reader(map(_out_of_quotes, sample) if dialect.in_quotes else sample, dialect)
     rows: list[list[str]] = []
     with contextlib.suppress(csv.Error):
         rows.extend(islice(filter(any, reader), HEADER_WITHIN + SAMPLE_ROWS))

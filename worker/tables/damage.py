@@ -1,21 +1,21 @@
 """Finds damage by a spreadsheet or a shifted row before a row is sent (contract §12)."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
-from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
+from worker.contract.platforms import ID_FIELDS, NAME_FIELDS, PLATFORMS, SECRET_FIELDS
 from worker.contract.secrets import MASK
 
 ACCOUNT: Final = "accountId"
 RESOURCE_IDS: Final = frozenset(platform.id_field for platform in PLATFORMS.values())
-IDS: Final = RESOURCE_IDS | {"applicationId", ACCOUNT}
+IDS: Final = frozenset(ID_FIELDS) | {ACCOUNT}
 EXACT_DIGITS: Final = 15  # digits that a spreadsheet keeps of a number
 LONGEST_SHOWN: Final = 40  # characters
 
-_NAMES = frozenset({"pageName", "channelName"})
 _DIGITS = "digits only (0 to 9)"
 _AS_TEXT = "Format the column as Text, then enter the id again as its source has it."
 
@@ -55,6 +55,49 @@ QUOTING: Final = Kind(
     "Save the file again from the spreadsheet.",
 )
 
+NUMBER: Final = Kind(
+    "is a number with more digits than a spreadsheet keeps",
+    "the value as text",
+    "Format the column as Text, then enter the value again as its source has it.",
+)
+DATE: Final = Kind(
+    "is a date to the spreadsheet",
+    "the value as text",
+    "Format the column as Text, then enter the value again.",
+)
+
+
+class SpoiltCell(str):  # noqa: SLOT000 (it has an attribute)
+    """A cell that a workbook does not hold as text, and may have changed."""
+
+    kind: Kind
+
+    def __new__(cls, text: str, kind: Kind) -> Self:
+        cell = super().__new__(cls, text)
+        cell.kind = kind
+        return cell
+
+
+PLACEHOLDER: Final = Kind(
+    "is a mask or a placeholder, not a value", "the value itself", "Enter the value as its source has it."
+)
+LOST: Final = Kind(
+    "has lost characters (\ufffd)",
+    "the value itself",
+    "Save the file as UTF-8 from its source, or enter it again.",
+)
+ALL_END_IN_0: Final = Kind(
+    "ends in 0, as every id of 16 and more digits in its column does: a spreadsheet has rounded them",
+    "the exact id",
+    _AS_TEXT,
+)
+# What is damaged in whatever format it comes.
+EVERYWHERE: Final = frozenset({SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID, PLACEHOLDER, LOST})
+
+_PLACEHOLDER = re.compile(
+    r"""(?ix) [*•●∙·.?_-]+ | x{3,} | <[^<>]*> | \{\{.*\}\} | \$\{.*\} | .*… | \[object\ object\]
+    | [\[(<]? (?:null|nil|(?-i:None|NONE)|nan|undefined|n/a|tbd|tba|todo|redacted|changeme) [\])>]?"""
+)
 _SCIENTIFIC = re.compile(r"[+-]?\d+(?:[.,]\d+)?E[+-]?\d+\Z", re.IGNORECASE)
 _DECIMAL = re.compile(r"\d+[.,]0+\Z")
 # In English, then as German, French, Spanish, Italian, Dutch and Portuguese spreadsheets save them.
@@ -100,20 +143,43 @@ def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> lis
                 found.append(_damaged_id(name, value))
         elif value[0] in "#E" and is_error_value(value):
             found.append((ERROR_VALUE, name, f'"{value}"', ""))
-    return [Problem(kind, name, headers.get(name, name), *more) for kind, name, *more in found]
+        if "\ufffd" in value:
+            found.append((LOST, name, shown(name, value), ""))
+        elif _PLACEHOLDER.fullmatch(value):
+            is_cut = name in SECRET_FIELDS and value.endswith("…")  # then what is left is secret
+            found.append((PLACEHOLDER, name, MASK if is_cut else f'"{value[:LONGEST_SHOWN]}"', ""))
+    spoilt = {name for kind, name, *_ in found if kind in (PLACEHOLDER, LOST)}
+    return [
+        Problem(kind, name, headers.get(name, name), *more)
+        for kind, name, *more in found
+        if not (kind is NOT_DIGITS and name in spoilt)
+    ]
+
+
+def spoilt_cells(cells: Iterable[tuple[str, str]], headers: Mapping[str, str]) -> list[Problem]:
+    """The cells of attributes that a workbook does not hold as text, with what they are for."""
+    return [
+        Problem(cell.kind, name, headers[name], shown(name, str(cell)))
+        for cell, name in cells
+        if isinstance(cell, SpoiltCell) and name in headers
+    ]
 
 
 def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
     """The damage in a row of JSON: only the traces of a spreadsheet. A program that writes letters into an id
     means them."""
-    kinds = (SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID)
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
-    return [problem for problem in damaged_values(texts, {}) if problem.kind in kinds]
+    return [problem for problem in damaged_values(texts, {}) if problem.kind in EVERYWHERE]
 
 
 def is_error_value(text: str) -> bool:
     """Whether a cell holds a spreadsheet's error value."""
     return text in _ERROR_VALUES or _OTHER_ERROR.match(text) is not None
+
+
+def ends_in_0(value: str) -> bool:
+    """Whether an id has more digits than a spreadsheet keeps, and its last one may be lost."""
+    return len(value) > EXACT_DIGITS and value.isdigit() and value.endswith("0")
 
 
 def may_be_rounded(resource_id: str) -> bool:
@@ -123,13 +189,15 @@ def may_be_rounded(resource_id: str) -> bool:
 
 
 def shown(name: str, value: object, secrets: Iterable[object] = ()) -> str:
-    """A value for people: a secret masked, a long one shortened, invisible characters made visible."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if name in SECRET_FIELDS or text in secrets or (name not in _NAMES and _may_be_a_secret(text)):
+    """A value for people: a secret masked, a long one shortened, invisible characters made visible. A number
+    of JSON has no quotation marks."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if name in SECRET_FIELDS or text in secrets or (name not in NAME_FIELDS and _may_be_a_secret(text)):
         return MASK
     if len(text) > LONGEST_SHOWN:
         text = text[: LONGEST_SHOWN - 1] + "…"
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text) + '"'
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return f'"{text}"' if isinstance(value, str) else text
 
 
 def _damaged_id(name: str, value: str) -> tuple[Kind, str, str, str]:

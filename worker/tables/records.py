@@ -6,29 +6,34 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Final
 
+from worker.contract.platforms import FLAG_FIELDS
 from worker.errors import UsageError
-from worker.tables import csv_file, workbook
+from worker.tables import csv_file
 from worker.tables.cells import clean, flag
-from worker.tables.columns import FLAG_FIELDS, Columns, columns_of, known_in
+from worker.tables.columns import Columns, columns_of, known_in
 from worker.tables.csv_file import HEADER_WITHIN, RawRow, dialect_of, header_in, is_header
-from worker.tables.damage import CELL_COUNT, Problem, damaged_values
-from worker.tables.source import Source
+from worker.tables.damage import CELL_COUNT, Problem, damaged_values, spoilt_cells
+from worker.tables.source import Source, Unreadable
 from worker.tables.text import decode_sample, encoding_of
+from worker.tables.workbook import OLD_SIGNATURE, SIGNATURE, Workbook
 
 # Columns that `submit --failed` adds. Both together mark a file that has come back.
-RETURNED: Final = ("error", "line")
+RETURNED: Final = ("error", "line", "row")
+MOST_BLANK: Final = 1_100_000  # rows one after the other; a sheet has no more
 
 _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|meta|table|\?xml|!--)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row. `line` is where it begins in the file, or its number in the sheet; `cells` are as they came.
+    """One row: its number as a spreadsheet shows it, and the line on which it begins in the file (of a
+    workbook, the same); `cells` are as they came.
 
     `values` are clean and by attribute, with flags as JSON has them and without empty cells. With `problems`
     they must not be trusted.
     """
 
+    row: int
     line: int
     cells: list[str]
     values: dict[str, Any]
@@ -41,8 +46,8 @@ class Table:
 
     columns: Columns
     delimiter: str
+    workbook: Workbook | None
     _rows: Iterable[RawRow]
-    _ragged: bool
     _unknown: bool
 
     def __iter__(self) -> Iterator[Record]:
@@ -53,9 +58,9 @@ class Table:
         fields = [(name if name in wanted else "", name in FLAG_FIELDS) for name in self.columns.names]
         headers = self.columns.headers
         width = len(fields)
-        for line, cells in self._rows:
+        for row, line, cells in self._rows:
             if isinstance(cells, Problem):
-                yield Record(line, [], {}, (cells,))
+                yield Record(row, line, [], {}, (cells,))
                 continue
             values: dict[str, Any] = {}
             for cell, (name, is_flag) in zip(cells, fields, strict=False):
@@ -64,12 +69,14 @@ class Table:
             surplus = len(cells) > width and any(map(clean, cells[width:]))
             if not (values or surplus or any(map(clean, cells))) or cells[:width] == header:
                 continue
-            problems = damaged_values(values, headers)
-            if surplus or (len(cells) < width and not self._ragged):
+            problems = spoilt_cells(zip(cells, self.columns.names, strict=False), headers)
+            spoilt = {problem.field for problem in problems}
+            problems += [each for each in damaged_values(values, headers) if each.field not in spoilt]
+            if surplus or (len(cells) < width and self.workbook is None):
                 # In a shifted row no cell can be assigned to an attribute, and no value may be shown.
                 count = f"{len(cells)} cells, the header {width}"
                 problems = [Problem(CELL_COUNT, remark=count)]
-            yield Record(line, cells, values, tuple(problems))
+            yield Record(row, line, cells, values, tuple(problems))
 
 
 def open_table(
@@ -88,27 +95,40 @@ def open_table(
     """
     sample = source.sample()
     check_kind(sample)
-    packed, delimiter = is_workbook(sample), ","
-    if packed:
-        rows = workbook.rows_of(source.seekable(), sheet)
+    workbook, delimiter = None, ","
+    if is_workbook(sample):
+        workbook = Workbook(source.seekable(), sheet)
+        rows = workbook.rows()
     else:
         if sheet:
             raise UsageError("it has no sheets, being CSV: leave out --sheet")
         encoding = encoding or encoding_of(sample)
         dialect = dialect_of(decode_sample(sample, encoding))
         rows, delimiter = csv_file.rows_of(source.chunks(), encoding, dialect), dialect.delimiter
+    rows = _bounded(rows)
     header, below = _find_header(rows)
-    return Table(columns_of(header, also), delimiter, chain(below, rows), packed, unknown)
+    return Table(columns_of(header, also), delimiter, workbook, chain(below, rows), unknown)
+
+
+def _bounded(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    blank = 0
+    for row in rows:
+        blank = 0 if row[2] else blank + 1
+        if blank > MOST_BLANK:
+            raise Unreadable(
+                f"more than {MOST_BLANK:,} blank rows end at row {row[0]:,}: is it the right file?"
+            )
+        yield row
 
 
 def is_workbook(sample: bytes) -> bool:
     """Whether an input that begins like this is a workbook, whatever its name says."""
-    return sample.startswith(workbook.SIGNATURE)
+    return sample.startswith(SIGNATURE)
 
 
 def check_kind(sample: bytes) -> None:
     """Raises UsageError for what is neither text nor a workbook, whatever its name says."""
-    if sample.startswith(workbook.OLD_SIGNATURE):
+    if sample.startswith(OLD_SIGNATURE):
         raise UsageError("it is an old or protected workbook: save it as .xlsx, without a password")
     if _MARKUP.match(sample):
         raise UsageError("it is a web page that is named like a spreadsheet: open it and save it as .xlsx")
@@ -136,8 +156,8 @@ def _find_header(rows: Iterator[RawRow]) -> tuple[list[str], list[RawRow]]:
 
 
 def _cells(row: RawRow) -> list[str]:
-    return row[1] if isinstance(row[1], list) else []
+    return row[2] if isinstance(row[2], list) else []
 
 
 def _is_not_blank(row: RawRow) -> bool:
-    return isinstance(row[1], Problem) or any(map(clean, row[1]))
+    return isinstance(row[2], Problem) or any(map(clean, row[2]))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Self
 
 from worker.errors import UsageError, WorkerError
+from worker.tables.cells import printable
 
 STANDARD_INPUT = "-"
 CHUNK = 65536  # bytes
@@ -31,7 +32,8 @@ class Source:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.name = "standard input" if path == STANDARD_INPUT else path
+        self.name = "standard input" if path == STANDARD_INPUT else printable(path)
+        self.changed_at: int | None = None  # microseconds since the epoch; of a file
         self.read = 0
         self._head = b""
         self._started = False
@@ -44,6 +46,8 @@ class Source:
                 self._raw: BinaryIO = open(0, "rb", buffering=0, closefd=False)
             else:
                 self._raw = open(self.path, "rb", buffering=0)
+                state = os.fstat(self._raw.fileno())
+                self.changed_at = state.st_mtime_ns // 1000 if stat.S_ISREG(state.st_mode) else None
         except OSError as error:
             raise UsageError(f"{self.name} cannot be read: {error.strerror}") from None
         return self

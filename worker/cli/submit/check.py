@@ -5,9 +5,9 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from worker.bulk.check import Findings, ProblemGroup, findings
+from worker.bulk.job_database import JobDatabase, place_of
 from worker.bulk.readers import Reading
 from worker.bulk.results import INVALID, RowResult
-from worker.bulk.survey import Survey
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.summary import console_for_results, rows
 from worker.tables.damage import Kind, Problem
@@ -21,32 +21,32 @@ def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_
     reading.probe()
     found = Findings()
     with ExitStack() as stack:
-        survey = stack.enter_context(Survey())
+        database = stack.enter_context(JobDatabase())
+        failed = outputs.failed_rows(reading, database)
         results = outputs.open_results(stack)
-        returned = outputs.open_failed(stack, reading)
         if reading.rereadable:
-            survey.take(reading, stopped=lambda: False)
+            database.take(reading, stopped=lambda: False)
         for row in reading.rows():
             if not reading.rereadable:
-                survey.add(row)
-            damaged = () if send_damaged and row.body else survey.problems(row)
+                database.add(row)
+            damaged = () if send_damaged and row.body else database.problems(row)
             errors = found.add(row, findings(row, damaged, max_body_bytes))
             if errors and results:
                 about = (row.platform, row.shown_id, errors, row.line, row.file)
-                results.write(RowResult(row.number, None, INVALID, *about))
-            if errors and returned:
-                returned.add(row, errors)
-        if returned:
-            returned.write()
+                results.write(RowResult(place_of(row), None, INVALID, *about))
+            if errors and failed:
+                database.give_back(place_of(row), row, errors)
+        if failed:
+            failed.write()
         if not outputs.quiet:
-            _show(found, survey, reading)
+            _show(found, database, reading)
     return 1 if found.invalid else 0
 
 
-def _show(found: Findings, survey: Survey, reading: Reading) -> None:
+def _show(found: Findings, database: JobDatabase, reading: Reading) -> None:
     console = console_for_results()
     show_findings(console, found)
-    for warning in survey.warnings(reading):
+    for warning in database.warnings(reading):
         _line(console, f"Warning: {warning}")
     _line(console, f"{rows(found.rows)}: {found.rows - found.invalid:,} valid, {found.invalid:,} invalid.")
 
@@ -59,8 +59,8 @@ def show_findings(console: Console, findings: Findings) -> None:
         _line(console, f"  Allowed: {kind.allowed}.")
         _line(console, f"  To do: {kind.advice}")
         shown = group.places[:SHOWN_PLACES] if console.is_terminal else group.places
-        for file, line, row, problem in shown:
-            _line(console, f"    {file} line {line} (row {row}){_about(problem)}")
+        for place, problem in shown:
+            _line(console, f"    {place}{_about(problem)}")
         if group.rows > len(shown):
             _line(console, f"    … and {group.rows - len(shown):,} more; --results FILE names all of them")
         console.print()
@@ -75,7 +75,7 @@ def _title(kind: Kind, group: ProblemGroup) -> str:
 
 
 def _subject(group: ProblemGroup) -> str:
-    columns = list(dict.fromkeys(problem.column for *_, problem in group.places if problem.column))
+    columns = list(dict.fromkeys(problem.column for _, problem in group.places if problem.column))
     return " or ".join(columns) or "The row"
 
 

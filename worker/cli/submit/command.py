@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from worker.bulk.plan import OUTSTANDING, SubmissionPlan
 from worker.bulk.readers import Format, Reading
 from worker.cli import output
 from worker.cli.submit.outputs import Outputs
-from worker.contract.platforms import PLATFORMS
+from worker.contract.platforms import PLATFORM_NAME, PLATFORMS
+from worker.contract.timestamps import microseconds
 from worker.errors import UsageError
 from worker.settings import load_settings
-from worker.tables.columns import PLATFORM_COLUMN
+from worker.tables.cells import printable
 from worker.tables.source import STANDARD_INPUT
 
 
@@ -51,7 +51,7 @@ def submit(
         str | None, typer.Option(help="Encoding of files that are not Unicode, such as cp932 or cp1252.")
     ] = None,
     sheet: Annotated[
-        str | None, typer.Option(help="Name of the workbook's sheet. Default: the first one.")
+        str | None, typer.Option(help="Name of the workbook's sheet. Default: the first visible one.")
     ] = None,
     send_damaged: Annotated[
         bool, typer.Option("--send-damaged", help="Also send rows that a spreadsheet seems to have damaged.")
@@ -60,8 +60,21 @@ def submit(
         bool, typer.Option("--send-unknown", help="Also send columns that are not attributes.")
     ] = False,
     outstanding: Annotated[
-        int, typer.Option(help="Rows that may wait for their reply at one time.", min=1, max=100_000)
-    ] = OUTSTANDING,
+        int | None,
+        typer.Option(
+            help="Rows that may wait for their reply at one time. Default: what is settled in two seconds.",
+            min=1,
+            max=100_000,
+        ),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Rows a second at most.", min=0.01)] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            help="When the rows were true: a time such as 2026-11-23T12:00:00Z, or now. Nothing newer is "
+            "overwritten. Default: when the file was changed.",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Give up after so many seconds without a reply.", min=0.1)
     ] = None,
@@ -85,31 +98,42 @@ def submit(
         return 0
     if not files:
         raise UsageError("Missing argument 'FILE...' (see --help)")
-    reading = Reading(tuple(files), platform, input_format, _codec(encoding), sheet, send_unknown)
+    reading = Reading(
+        tuple(files), platform, input_format, _codec(encoding), sheet, send_unknown, _as_of(as_of)
+    )
     if no_wait and (results or failed or resume or check):
         raise UsageError("--no-wait follows no replies: leave out --results, --failed, --resume and --check")
     if resume and (not results or check):
         raise UsageError("--resume goes on from a results file: name it with --results, without --check")
-    if files.count(STANDARD_INPUT) > 1:
-        raise UsageError("Standard input (-) can be read only once")
-    for option, path in (("--results", results), ("--failed", failed)):
-        if path and path.is_file() and any(_is_same_file(name, path) for name in files):
-            raise UsageError(f"{option} {path} is an input too: name another file")
+    _check_paths(files, results, failed)
     outputs = Outputs(results, failed, resume=resume, quiet=quiet)
     settings = load_settings()
     if check:
         from worker.cli.submit.check import check_rows  # noqa: PLC0415 - a check needs no broker's client
 
         return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
+    from worker.bulk.submission import SubmissionPlan  # noqa: PLC0415
     from worker.cli.submit.job import run_job  # noqa: PLC0415
 
-    plan = SubmissionPlan(reading, account, outstanding, not no_wait, timeout, send_damaged)
+    plan = SubmissionPlan(reading, account, outstanding, rate, not no_wait, timeout, send_damaged)
     return run_job(settings, plan, outputs)
+
+
+def _check_paths(files: list[str], results: Path | None, failed: Path | None) -> None:
+    if files.count(STANDARD_INPUT) > 1:
+        raise UsageError("Standard input (-) can be read only once")
+    if twice := next((name for name in files if files.count(name) > 1), None):
+        raise UsageError(f"{printable(twice)} is given twice")
+    if results and failed and (results == failed or _is_same_file(str(results), failed)):
+        raise UsageError("--results and --failed name the same file")
+    for option, path in (("--results", results), ("--failed", failed)):
+        if path and path.is_file() and any(_is_same_file(name, path) for name in files):
+            raise UsageError(f"{option} {path} is an input too: name another file")
 
 
 def _template(platform: str | None) -> list[str]:
     platforms = [PLATFORMS[platform]] if platform else PLATFORMS.values()
-    return [PLATFORM_COLUMN, *dict.fromkeys(name for each in platforms for name in each.fields)]
+    return [PLATFORM_NAME, *dict.fromkeys(name for each in platforms for name in each.fields)]
 
 
 def _is_same_file(path: str, results: Path) -> bool:
@@ -123,6 +147,16 @@ def _known(platform: str | None) -> str | None:
     if platform is not None and platform not in PLATFORMS:
         raise UsageError(f"--platform must be {' or '.join(PLATFORMS)}")
     return platform
+
+
+def _as_of(given: str | None) -> int | None:
+    """Microseconds since the epoch, 0 for `now`, None for the time of the file."""
+    if given is None or given == "now":
+        return None if given is None else 0
+    moment = microseconds(given.upper())
+    if moment is None:
+        raise UsageError("--as-of must be now, or a time with its offset such as 2026-11-23T12:00:00Z")
+    return max(1, moment)
 
 
 def _codec(encoding: str | None) -> str | None:

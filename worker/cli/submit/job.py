@@ -10,13 +10,11 @@ import typer
 import uvloop
 from rich.console import Console
 
-from worker.bulk.earlier import Earlier
-from worker.bulk.pace import Pace
-from worker.bulk.plan import SubmissionPlan
+from worker.bulk.job_database import JobDatabase
 from worker.bulk.readers import Reading
 from worker.bulk.results import read_results
-from worker.bulk.submission import Submission
-from worker.bulk.survey import Survey
+from worker.bulk.submission import Submission, SubmissionPlan
+from worker.bulk.tally import ProgressMeter
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import console_for_results, show_summary
@@ -24,58 +22,57 @@ from worker.settings import Settings
 
 
 def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
-    """Submit all rows, and return the exit code. SIGINT and SIGTERM end it early."""
+    """Submit all rows, and return the exit code. SIGINT, SIGTERM and SIGHUP end it early."""
     return uvloop.run(_run(settings, plan, outputs))
 
 
 async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     reading = plan.reading
     outputs.check_results()
     reading.probe()
     with ExitStack() as stack:
-        returned = outputs.open_failed(stack, reading)
-        survey = stack.enter_context(Survey())
+        database = stack.enter_context(JobDatabase())
+        failed = outputs.failed_rows(reading, database)
         if reading.rereadable:
-            await asyncio.to_thread(survey.take, reading, stop.is_set)
-            _warn(survey, reading, outputs)
+            await asyncio.to_thread(database.take, reading, stop.is_set)
+            _warn(database, reading, outputs)
         results = outputs.open_results(stack)
-        earlier = _earlier(stack, survey, outputs)
-        job = Submission(settings, plan, survey, results, earlier, returned)
-        pace = Pace(job.tally, _size(reading), wait=plan.wait)
-        progress = SubmitProgress(job.tally, job.notices, pace)
+        if outputs.resume:
+            _load(database, outputs)
+        job = Submission(
+            settings, plan, database, results, resumed=outputs.resume, gives_back=failed is not None
+        )
+        meter = ProgressMeter(job.tally, _size(reading), wait=plan.wait)
+        progress = SubmitProgress(job.tally, job.notices, meter)
         try:
             async with progress.shown(Console(stderr=True, highlight=False, quiet=outputs.quiet)):
                 await job.run(stop)
-            if results and earlier:
+            if results and outputs.resume:
                 results.keep_last_lines()
         finally:
-            if returned:
-                returned.write()
+            if failed:
+                failed.write()
             if not reading.rereadable:
-                _warn(survey, reading, outputs)
+                _warn(database, reading, outputs)
             if job.tally.read and not outputs.quiet:
-                show_summary(console_for_results(), job.tally, len(job.out), pace.elapsed, wait=plan.wait)
+                show_summary(console_for_results(), job.tally, len(job.out), meter.elapsed, wait=plan.wait)
     return 0 if job.tally.all_well else 1
 
 
-def _earlier(stack: ExitStack, survey: Survey, outputs: Outputs) -> Earlier | None:
-    if not outputs.resume or outputs.results is None:
-        return None
-    earlier = stack.enter_context(Earlier())
-    if survey.any:
-        earlier.match(read_results(outputs.results), survey)
-    earlier.load(read_results(outputs.results))
-    if earlier.job is None:
+def _load(database: JobDatabase, outputs: Outputs) -> None:
+    if outputs.results is None:
+        return
+    database.load(read_results(outputs.results))
+    if database.job is None:
         # Its answers would tell which job it was; without any, what it had out is sent once more.
         _say(f"{outputs.results} holds no answer of an earlier run: every row is sent, as a new job", outputs)
-    return earlier
 
 
-def _warn(survey: Survey, reading: Reading, outputs: Outputs) -> None:
-    for warning in survey.warnings(reading):
+def _warn(database: JobDatabase, reading: Reading, outputs: Outputs) -> None:
+    for warning in database.warnings(reading):
         _say(warning, outputs)
 
 

@@ -4,9 +4,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.bulk.failed_rows import FailedRows
+from worker.bulk.job_database import JobDatabase
 from worker.bulk.readers import Reading
 from worker.bulk.results import INVALID, Results, read_results
-from worker.bulk.returned import Returned
 from worker.errors import UsageError
 
 
@@ -38,10 +39,6 @@ class Outputs:
         """The results file, open as long as the stack lasts."""
         return stack.enter_context(Results(self.results)) if self.results else None
 
-    def open_failed(self, stack: ExitStack, reading: Reading) -> Returned | None:
+    def failed_rows(self, reading: Reading, database: JobDatabase) -> FailedRows | None:
         """The rows that will be given back. Comes after `reading.probe`, which tells their format."""
-        if self.failed is None:
-            return None
-        returned = stack.enter_context(Returned(self.failed, reading))
-        returned.check()
-        return returned
+        return FailedRows(self.failed, reading, database) if self.failed else None

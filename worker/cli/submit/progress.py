@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.bulk.notices import Notices
-from worker.bulk.pace import Pace, Standing
-from worker.bulk.tally import Tally
+from worker.bulk.tally import ProgressMeter, ProgressSnapshot, Tally
 
 REFRESH: Final = 0.2  # seconds
 LINE_INTERVAL: Final = 5.0  # seconds
@@ -24,10 +23,10 @@ SHOWN_ERRORS: Final = 3
 class SubmitProgress:
     """Shows one job."""
 
-    def __init__(self, tally: Tally, notices: Notices, pace: Pace) -> None:
+    def __init__(self, tally: Tally, notices: Notices, meter: ProgressMeter) -> None:
         self._tally = tally
         self._notices = notices
-        self._pace = pace
+        self._meter = meter
 
     @asynccontextmanager
     async def shown(self, console: Console) -> AsyncIterator[None]:
@@ -54,27 +53,27 @@ class SubmitProgress:
             if self._notices.current not in ("", notice):
                 console.print(self._notices.current, soft_wrap=True, markup=False)
             notice = self._notices.current
-            if self._pace.elapsed >= due:
+            if self._meter.elapsed >= due:
                 due += LINE_INTERVAL
                 console.print(line, soft_wrap=True, markup=False)
 
     def render(self) -> RenderableType:
         """The bar, the counts, the most frequent errors, and what stands in the way."""
-        standing = self._pace.standing()
-        total = standing.total
-        bar = ProgressBar(total=total or 1, completed=standing.done if total else 0, pulse=total is None)
-        beside = [f"{min(1, standing.done / total):.0%}"] if total else []
-        beside.extend(_speed(standing))
+        snapshot = self._meter.snapshot()
+        total = snapshot.total
+        bar = ProgressBar(total=total or 1, completed=snapshot.done if total else 0, pulse=total is None)
+        beside = [f"{min(1, snapshot.done / total):.0%}"] if total else []
+        beside.extend(_speed(snapshot))
         top = Table.grid(padding=(0, 2), expand=True)
         top.add_column(ratio=1)
         for _ in beside:
             top.add_column(justify="right", no_wrap=True)
         top.add_row(bar, *beside)
         counts = Table.grid(padding=(0, 2))
-        for _ in standing.counts:
+        for _ in snapshot.counts:
             counts.add_column(justify="right", no_wrap=True, min_width=8)
-        counts.add_row(*(Text(name, style="dim") for name in standing.counts))
-        numbers = standing.counts.items()
+        counts.add_row(*(Text(name, style="dim") for name in snapshot.counts))
+        numbers = snapshot.counts.items()
         counts.add_row(*(Text(f"{number:,}", style=_style(name, number)) for name, number in numbers))
         parts: list[RenderableType] = [top, counts]
         parts.extend(
@@ -87,9 +86,9 @@ class SubmitProgress:
 
     def line(self) -> str:
         """The same in one line."""
-        standing = self._pace.standing()
-        parts = [f"{number:,} {name}" for name, number in standing.counts.items()]
-        line = ", ".join([*parts, *_speed(standing)])
+        snapshot = self._meter.snapshot()
+        parts = [f"{number:,} {name}" for name, number in snapshot.counts.items()]
+        line = ", ".join([*parts, *_speed(snapshot)])
         errors = self._tally.errors()[:SHOWN_ERRORS]
         return "; ".join([line, *(f"{group.count:,} times: {group.error}" for group in errors)])
 
@@ -99,9 +98,9 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _speed(standing: Standing) -> list[str]:
-    speed = [f"{standing.rows_per_second:,.0f} rows/s"]
-    return speed if standing.seconds_left is None else [*speed, f"{duration(standing.seconds_left)} left"]
+def _speed(snapshot: ProgressSnapshot) -> list[str]:
+    speed = [f"{snapshot.rows_per_second:,.0f} rows/s"]
+    return speed if snapshot.seconds_left is None else [*speed, f"{duration(snapshot.seconds_left)} left"]
 
 
 def _style(name: str, number: int) -> str:

@@ -25,6 +25,14 @@ def show_summary(console: Console, tally: Tally, out: int, seconds: float, *, wa
         f"{rows(tally.read)} read in {duration(seconds)}{rate}: {_by_status(tally, out, wait=wait)}."
     )
     show_errors(console, tally.errors())
+    if overtaken := tally.overtaken.count:
+        first = ", ".join(tally.overtaken.first) + (" …" if overtaken > FIRST_ROWS else "")
+        console.print(
+            f"{rows(overtaken)} superseded by a newer registration of the page or channel (row {first}). "
+            "Is the file right? Then --as-of now (with --resume) sends them all the same.",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def show_errors(console: Console, groups: list[ErrorGroup]) -> None:
@@ -38,7 +46,7 @@ def show_errors(console: Console, groups: list[ErrorGroup]) -> None:
     table.add_column("First rows", overflow="fold")
     for group in groups:
         more = " …" if group.count > FIRST_ROWS else ""
-        first = ", ".join(map(str, group.first_rows)) + more
+        first = ", ".join(group.first) + more
         table.add_row(group.status, f"{group.count:,}", Text(group.error), first)
     console.print(table)
 

@@ -18,12 +18,17 @@ PLATFORMS: Mapping[str, Platform] = MappingProxyType(
 )
 """Every known platform by its `ottPlatformName`."""
 
+FIELDS = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
+"""The attributes of all platforms, as named in the body."""
+
+FLAG_FIELDS: frozenset[str] = frozenset().union(*(platform.flags for platform in PLATFORMS.values()))
+ID_FIELDS: frozenset[str] = frozenset(name for name in FIELDS if name.endswith("Id"))
+NAME_FIELDS: frozenset[str] = frozenset(platform.name_field for platform in PLATFORMS.values())
+
 SECRET_FIELDS: frozenset[str] = frozenset().union(*(platform.secrets for platform in PLATFORMS.values()))
 """The attributes, as named in the body, that no log, reply, header or metric may ever show."""
 
-PUBLIC_FIELDS: frozenset[str] = frozenset(
-    name for platform in PLATFORMS.values() for name in platform.fields if name not in SECRET_FIELDS
-)
+PUBLIC_FIELDS: frozenset[str] = frozenset(name for name in FIELDS if name not in SECRET_FIELDS)
 """The attributes that may be shown: names, ids, flags, and the endpoint URL without its query."""
 
 PLATFORM_NAME = "ottPlatformName"
@@ -33,6 +38,10 @@ ENDPOINT_URL = "endpointUrl"
 __all__ = [
     "ATTRIBUTES",
     "ENDPOINT_URL",
+    "FIELDS",
+    "FLAG_FIELDS",
+    "ID_FIELDS",
+    "NAME_FIELDS",
     "PLATFORMS",
     "PLATFORM_NAME",
     "PUBLIC_FIELDS",

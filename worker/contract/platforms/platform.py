@@ -11,7 +11,7 @@ class Platform:
 
     `id_field` names the attribute that identifies a resource. `fields` lists every attribute as named
     in the body, in the order of the errors; `secrets` are those of them that may never be shown, `flags`
-    those of the true/false/0/1 kind.
+    those of the true/false/0/1 kind. `noun` is what people call a resource, `name_field` holds its name.
     """
 
     name: str
@@ -20,6 +20,14 @@ class Platform:
     fields: tuple[str, ...] = field(init=False)
     secrets: frozenset[str] = field(init=False)
     flags: frozenset[str] = field(init=False)
+
+    @property
+    def noun(self) -> str:
+        return self.id_field.removesuffix("Id")
+
+    @property
+    def name_field(self) -> str:
+        return f"{self.noun}Name"
 
     def __post_init__(self) -> None:
         infos = self.attributes.model_fields.values()

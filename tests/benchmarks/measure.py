@@ -119,9 +119,7 @@ async def stage(contender: Contender, amqp_url: str, work: Work) -> AsyncIterato
                     await broker.declare(queue)
                 yield Stage(broker, upstream, prefix, settings, queue, replies)
             finally:
-                await broker.delete(
-                    [queue, replies, names.replies, names.dead, names.journal], [names.entry, names.dead]
-                )
+                await broker.delete(sorted({queue, replies, *names.own_queues}), [names.entry, names.dead])
 
 
 def _ours(amqp_url: str, prefix: str, url: str, work: Work) -> dict[str, str]:

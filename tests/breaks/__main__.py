@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _fits(root: Path, row: Break) -> bool:
-    return (root / row.file).read_text("utf-8").count(row.old) == 1
+    file = root / row.file
+    return file.exists() and file.read_text("utf-8").count(row.old) == 1
 
 
 def _run(copy: Path, row: Break) -> list[str]:

@@ -71,6 +71,7 @@ async def test_every_answer_forbids_what_its_pages_do_not_need(start_console: St
         async with console.session.get(path) as response:
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
             assert "unsafe" not in policy
             assert response.headers["X-Content-Type-Options"] == "nosniff"
 

@@ -297,3 +297,16 @@ async def test_each_request_is_settled_once(rig: Rig) -> None:
     await until(lambda: len(events.statuses) == 70)
     assert sorted(events.statuses) == sorted((f"m{i}", "registered") for i in range(70))
     assert await requester.depth("requests") == 0
+
+
+async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(rig: Rig) -> None:
+    requester = await rig.start()
+    await rig.stop_worker(rig.services[0])
+    name, limits = f"{requester.prefix}.dead", {"x-max-length": 0, "x-overflow": "reject-publish"}
+    await requester.channel.queue_delete(name)
+    full = await requester.channel.declare_queue(name, durable=True, arguments=limits)
+    await full.bind(name)
+    worker = await rig.start_worker(rig.settings(declare=False, shutdown_grace=1))
+    assert (await requester.ask(b"{}"))["status"] == "rejected"
+    await rig.stop_worker(worker)
+    assert await requester.depth("requests") == 1

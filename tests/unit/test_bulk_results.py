@@ -37,6 +37,13 @@ def test_what_is_written_can_be_read_back(tmp_path: Path, name: str) -> None:
     assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
 
 
+def test_a_spreadsheet_takes_no_cell_for_a_formula(tmp_path: Path) -> None:
+    with Results(tmp_path / "r.csv") as results:
+        results.write(RowResult(3, f"{JOB}-3", "rejected", "messenger", "=1+1", ("+cmd",)))
+    written = (tmp_path / "r.csv").read_text(encoding="utf-8-sig")
+    assert ",'=1+1,'+cmd," in written
+
+
 def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> None:
     with Results(tmp_path / "r.jsonl") as results:
         results.write(REGISTERED)

@@ -210,6 +210,10 @@ class EventListener:
     @_logged("error", "internal error; request requeued")
     def processing_failed(self, request_id: str, error: str) -> None: ...
 
+    @_logged("warning", "a setting's file cannot be used", repeats=True)
+    def setting_ignored(self, variable: str, why: str) -> None:
+        """A file that was replaced holds nothing that can be used; the last good value stays."""
+
     @_logged("info", "draining")
     def draining(self) -> None: ...
 

@@ -1,8 +1,10 @@
 """A trace goes from a request's headers to its call and its reply."""
 
 import asyncio
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from tests.integration.forwarder import forwarder
 from tests.rig import Requester, Rig, messenger, until
 from worker.events import EventListeners
 from worker.service import Service
-from worker.telemetry.traces import Traces
+from worker.telemetry.traces import Traces, exporting
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -136,3 +138,18 @@ def test_without_the_setting_opentelemetry_is_not_imported() -> None:
     code = "import sys, worker.cli.run; print(sorted(m for m in sys.modules if 'opentelemetry' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_collector_that_does_not_answer_delays_the_end_by_3_seconds_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        provider = exporting()
+        provider.get_tracer("test").start_span("waiting").end()
+        began = time.monotonic()
+        await Traces(provider, "queue").close()
+        assert time.monotonic() - began < 3

@@ -121,6 +121,7 @@ def test_an_events_line_has_all_its_fields(lines: Lines, name: str) -> None:
         "result",
         "seconds",
         "stream",
+        "variable",
         "why",
     }  # none of these holds a secret
     log = Log(configure(load_settings(log_format="json", log_level="debug")), debug=False)

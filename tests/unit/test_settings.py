@@ -70,7 +70,7 @@ def test_a_file_stands_in_for_any_variable(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "secret").write_text("rotated")
     assert settings.now("mc_client_secret") == "rotated"
     (tmp_path / "secret").unlink()
-    assert settings.now("mc_client_secret") == "from a file"
+    assert settings.now("mc_client_secret") == "rotated"
 
 
 def test_what_was_given_in_code_stands_above_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,3 +232,88 @@ def test_no_secret_stands_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "s3cret")
     settings = load_settings()
     assert "s3cret" not in repr(settings) + str(settings) + str(settings.model_dump())
+
+
+SECURITY = (
+    "OTT_AMQP_CA_FILE",
+    "OTT_CONSOLE_PASSWORD",
+    "OTT_DEAD_LETTER_KEYS",
+    "OTT_MC_CA_FILE",
+    "OTT_MC_CLIENT_SECRET",
+)
+
+
+@pytest.mark.parametrize("name", SECURITY)
+@pytest.mark.parametrize("value", ["", " ", ",\t,", "\ufeff"])
+def test_a_security_setting_that_holds_nothing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name} must not be empty"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", [name for name in SECURITY if not name.endswith("_FILE")])
+@pytest.mark.parametrize("value", ["", " \n", ",\n", "\ufeff\n"])
+def test_a_file_of_a_security_setting_that_holds_nothing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    (tmp_path / "file").write_text(value, encoding="utf-8")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "file"))
+    with pytest.raises(SettingsError, match=f"^{name}_FILE must be a file that holds a value"):
+        load_settings()
+    monkeypatch.setenv(f"{name}_FILE", "")
+    with pytest.raises(SettingsError, match=f"^{name} must not be empty"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("field", "first", "second"),
+    [
+        ("mc_client_secret", "one", "two"),
+        ("console_password", "one", "two"),
+        ("dead_letter_keys", "a:" + "A" * 43 + "=", "b:" + "B" * 43 + "="),
+        ("amqp_url", "amqp://one/", "amqp://two/"),
+    ],
+)
+def test_the_last_good_value_of_a_file_stays_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str, first: str, second: str
+) -> None:
+    file, warned = tmp_path / "file", []
+    variable = f"OTT_{field.upper()}_FILE"
+    monkeypatch.setenv(variable, str(file))
+    file.write_text("\ufeff" + first + "\n", encoding="utf-8")
+    settings = load_settings()
+    settings.warn_by(lambda name, why: warned.append((name, why)))
+    assert settings.now(field) == first
+    file.write_text(second, encoding="utf-8")
+    assert settings.now(field) == second
+    assert warned == []
+    for broken in ("", " ,\n", "\ufeff"):
+        file.write_text(broken, encoding="utf-8")
+        assert settings.now(field) == second
+    file.unlink()
+    assert settings.now(field) == second
+    assert len(warned) == 4
+    assert all(name == variable and "the last good value stays" in why for name, why in warned)
+    assert not any(first in why or second in why for _, why in warned)
+
+
+def test_certificates_are_read_anew_when_their_file_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority: trustme.CA
+) -> None:
+    file, warned = tmp_path / "ca.pem", []
+    authority.cert_pem.write_to_path(str(file))
+    monkeypatch.setenv("OTT_MC_CA_FILE", str(file))
+    settings = load_settings()
+    settings.warn_by(lambda name, why: warned.append((name, why)))
+    first = settings.tls("mc")
+    assert settings.tls("mc") is first
+    trustme.CA().cert_pem.write_to_path(str(file))
+    second = settings.tls("mc")
+    assert second.get_ca_certs() != first.get_ca_certs()
+    file.write_text("")
+    assert settings.tls("mc") is second
+    assert settings.tls("mc") is second
+    ((name, why),) = warned
+    assert (name, "the last good ones stay" in why) == ("OTT_MC_CA_FILE", True)

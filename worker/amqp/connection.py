@@ -27,7 +27,7 @@ from worker.amqp.causes import (
 from worker.amqp.endpoints import Endpoint, by_trust, node_name, node_urls, resolve
 from worker.amqp.interceptor import FrameInterceptor, KeepsBody, OnConfirm, OnContent
 from worker.amqp.transport import InterceptingTransport
-from worker.errors import BrokerUnreachable
+from worker.errors import BrokerUnreachable, SettingsError
 from worker.settings import Settings
 
 CONNECT_TIMEOUT = 15.0  # seconds
@@ -304,12 +304,6 @@ def tls_context(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
     if all(url.scheme != "amqps" for url in urls):
         return None
     try:
-        context = ssl.create_default_context(cafile=settings.amqp_ca_file)
-        if settings.amqp_cert_file:
-            context.load_cert_chain(settings.amqp_cert_file, settings.amqp_key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise BrokerUnreachable(
-            "OTT_AMQP_CA_FILE, OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be PEM files "
-            f"that can be read: {error.strerror or 'not PEM'}"
-        ) from None
-    return context
+        return settings.tls("amqp")
+    except SettingsError as error:
+        raise BrokerUnreachable(str(error)) from None

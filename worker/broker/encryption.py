@@ -24,7 +24,7 @@ from worker.contract.words import (
     RECEIVED_AT_HEADER,
     REQUEST_ID_HEADER,
 )
-from worker.errors import SettingsError, WorkerError
+from worker.errors import WorkerError
 from worker.settings import Settings, parse_keys
 
 # No JSON begins with these.
@@ -81,12 +81,7 @@ class Seals:
     def _current(self) -> dict[str, bytes]:
         given = self._settings.now("dead_letter_keys")
         if given != self._read:
-            try:
-                self._keys = parse_keys(given)
-            except ValueError as error:
-                if not self._keys:
-                    raise SettingsError(f"OTT_DEAD_LETTER_KEYS {error}") from None
-            self._read = given
+            self._keys, self._read = parse_keys(given), given
         return self._keys
 
     def _place(self, properties: Properties) -> bytes:

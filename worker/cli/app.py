@@ -1,6 +1,8 @@
 """The commands, put together; what goes wrong becomes one line and an exit code."""
 
 import errno
+import io
+import os
 import sys
 from typing import Annotated, ClassVar
 
@@ -60,6 +62,7 @@ def _root(
 def main() -> None:
     """Run a command. Exit codes as in contract §8."""
     try:
+        _prepare_streams()
         silence_libraries()
         code = _run()
         output.flush()
@@ -74,6 +77,19 @@ def main() -> None:
         output.abandon()
         code = WorkerError.exit_code
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """A character that the encoding lacks is escaped. A standard stream that is closed is opened as nothing:
+    else the next connection would take its descriptor, and be written to."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:

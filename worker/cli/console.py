@@ -1,11 +1,11 @@
 """`ott-worker console`."""
 
 import asyncio
-import signal
 
 import typer
 import uvloop
 
+from worker.cli.signals import stop_on_signals
 from worker.console.server import Console
 from worker.settings import Settings, load_settings
 
@@ -22,9 +22,7 @@ def console() -> None:
 
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop_on_signals(asyncio.get_running_loop(), stop)
     async with Console(settings) as server:
         typer.echo(server.url)
         await stop.wait()

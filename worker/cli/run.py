@@ -1,19 +1,23 @@
 """`ott-worker run`."""
 
 import asyncio
-import signal
+import contextlib
+import os
+import resource
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import uvloop
 
 from worker.broker.topology import Topology
+from worker.cli.signals import stop_on_signals
 from worker.errors import SettingsError
 from worker.events import EventListeners
 from worker.release import version
 from worker.service import Service, run_until
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 from worker.telemetry.admin import Admin
+from worker.telemetry.line_writer import LineWriter
 from worker.telemetry.log import Log, Logger, configure, unexpected
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
@@ -23,6 +27,7 @@ from worker.telemetry.summary import Summary
 if TYPE_CHECKING:
     from worker.telemetry.traces import Traces
 
+LAST_GRACE = 15.0  # seconds after OTT_SHUTDOWN_GRACE
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
@@ -33,23 +38,27 @@ def run() -> None:
     """
     settings = load_settings()
     settings.require_marketing_cloud()
+    _raise_descriptor_limit()
     uvloop.run(_run(settings))
 
 
 async def _run(settings: Settings) -> None:
-    logger = configure(settings)
+    lines = LineWriter(2)
+    logger = configure(settings, lines)
     metrics, phase = Metrics(), Phase()
+    metrics.count_dropped_lines(lambda: lines.dropped)
     status = StatusFeed(phase)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unexpected(logger, context))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop_on_signals(loop, stop)
+    ending = asyncio.create_task(_end_at_last(stop, settings, logger, lines), name="end at last")
     traces = _traces(settings)
     summary = Summary(logger)
     listeners = [metrics, phase, status, summary, Log(logger, debug=settings.log_level == "debug")]
     events = EventListeners(*listeners, *([traces] if traces else []))
     _introduce(logger, settings)
+    settings.warn_by(events.setting_ignored)
     service = Service(settings, events, traces)
     try:
         async with Admin(settings, service, metrics, phase) as admin:
@@ -61,7 +70,27 @@ async def _run(settings: Settings) -> None:
         summary.tell()
         if traces:
             await traces.close()
+        ending.cancel()
     logger.info("stopped")
+    lines.close()
+
+
+async def _end_at_last(stop: asyncio.Event, settings: Settings, logger: Logger, lines: LineWriter) -> None:
+    """End the process some time after the grace is over, whatever still runs: RabbitMQ delivers again what
+    is not acknowledged."""
+    await stop.wait()
+    await asyncio.sleep(settings.shutdown_grace + LAST_GRACE)
+    logger.error("did not drain in time: ends now")
+    lines.close()
+    os._exit(1)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each call takes a descriptor: where the system allows more than the usual 1,024, use them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _introduce(logger: Logger, settings: Settings) -> None:

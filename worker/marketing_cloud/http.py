@@ -8,9 +8,9 @@ once and sent many times. `response.py` reads the responses: a malformed body ne
 import asyncio
 import json
 import os
+import resource
 import select
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from weakref import WeakSet
@@ -20,7 +20,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from yarl import URL
 
-from worker.errors import SettingsError, UsageError
+from worker.errors import UsageError
 from worker.marketing_cloud.proxy import Proxy, check_proxies, proxy_for
 from worker.marketing_cloud.response import Response, ResponseReader
 from worker.settings import Settings
@@ -30,6 +30,8 @@ BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what mat
 # Seconds for which the peer's kernel may leave sent data unacknowledged. This ends a connection that a
 # firewall has forgotten, long before the time-out of the call.
 SILENT_PEER_TIMEOUT = 10.0
+OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
+MOST_CALLS = 60_000  # at a time, to one address
 _LENGTH = b"Content-Length: "
 
 EnsureLease = Callable[[], Awaitable[None]]
@@ -50,6 +52,7 @@ class HttpEndpoint:
     target: aiohttp.ClientRequest
     head: bytes
     proxy: Proxy | None
+    renewed: Callable[[], aiohttp.ClientRequest]  # the target, with the certificates of this moment
 
     def __repr__(self) -> str:
         return "HttpEndpoint(***)"
@@ -71,9 +74,12 @@ class Http:
         self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
         self._loop = asyncio.get_running_loop()
         check_proxies(settings)
+        self._settings = settings
+        settings.tls("mc")  # or the start would not fail
         self._connector = aiohttp.TCPConnector(
-            limit=0, ssl=_tls(settings), keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
+            limit=0, keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
         )
+        self._slots = asyncio.Semaphore(_descriptors_for_calls())
         self._used: WeakSet[ResponseHandler] = WeakSet()  # connections that have served a call
         self._distrusts_idle = False  # a kept connection brought no byte in time
 
@@ -87,20 +93,28 @@ class Http:
         proxy = proxy_for(where)
         host = {"Host": where.host_port_subcomponent or ""}
         to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
-        target = aiohttp.ClientRequest(
-            "POST",
-            where,
-            loop=self._loop,
-            proxy=proxy.url if proxy else None,
-            proxy_headers={**host, **to_proxy},  # the connector adds Host itself, but then keeps two pools
-        )
+
+        def target() -> aiohttp.ClientRequest:
+            return aiohttp.ClientRequest(
+                "POST",
+                where,
+                loop=self._loop,
+                ssl=self._settings.tls("mc"),
+                proxy=proxy.url if proxy else None,
+                proxy_headers={
+                    **host,
+                    **to_proxy,
+                },  # the connector adds Host itself, but then keeps two pools
+            )
+
         fields = {**host, "Accept-Encoding": "identity", **headers}
         path = where.raw_path_qs
         if proxy is not None and where.scheme == "http":
             path = str(where)
             fields |= to_proxy
         lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-        return HttpEndpoint(target, "\r\n".join([*lines, ""]).encode("ascii") + _LENGTH, proxy)
+        head = "\r\n".join([*lines, ""]).encode("ascii") + _LENGTH
+        return HttpEndpoint(target(), head, proxy, target)
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
         """`send` to an endpoint that is used once."""
@@ -113,10 +127,11 @@ class Http:
         the request is written. Where a kept connection fails before an answer begins, both are done once more
         on a fresh connection. Raises NoAnswer."""
         try:
-            try:
-                response = await self._exchange(endpoint, body, ensure_lease)
-            except _Stale:
-                response = await self._exchange(endpoint, body, ensure_lease, fresh=True)
+            async with self._slots:
+                try:
+                    response = await self._exchange(endpoint, body, ensure_lease)
+                except _Stale:
+                    response = await self._exchange(endpoint, body, ensure_lease, fresh=True)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise NoAnswer(self._explain(error, endpoint.proxy)) from None
         if response.status == 407 and endpoint.proxy is not None:
@@ -170,8 +185,10 @@ class Http:
         """A connection, and whether it has served a call before. For a `fresh` one all idle connections to
         the same host are closed: the others have most likely failed too."""
         fresh, self._distrusts_idle = fresh or self._distrusts_idle, False
+        is_current = endpoint.target.ssl is self._settings.tls("mc")
+        target = endpoint.target if is_current else endpoint.renewed()
         while True:
-            connection = await self._connector.connect(endpoint.target, [], self._connecting)
+            connection = await self._connector.connect(target, [], self._connecting)
             protocol = connection.protocol
             if protocol is None or protocol not in self._used:
                 if protocol is not None:
@@ -280,11 +297,10 @@ def _verification(error: aiohttp.ClientConnectorCertificateError) -> str:
     return str(getattr(error.certificate_error, "verify_message", "") or "it could not be verified")
 
 
-def _tls(settings: Settings) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=settings.mc_ca_file)
-    except (OSError, ssl.SSLError):
-        raise SettingsError("OTT_MC_CA_FILE must be a PEM file of CA certificates that can be read") from None
+def _descriptors_for_calls() -> int:
+    """Calls at a time, so that some descriptors are left for the broker and the admin server."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CALLS if soft == resource.RLIM_INFINITY else max(16, min(MOST_CALLS, soft - OTHERS))
 
 
 def _check_aiohttp() -> None:
@@ -293,6 +309,7 @@ def _check_aiohttp() -> None:
         aiohttp.TCPConnector: ("connect", "close"),
         Connection: ("protocol", "transport", "release", "close"),
         ResponseHandler: ("set_parser", "should_close"),
+        aiohttp.ClientRequest: ("ssl",),
     }
     missing = [
         f"{kind.__name__}.{name}"

@@ -1,6 +1,8 @@
 """The settings of one process. Each field `some_name` is the variable `OTT_SOME_NAME` (contract §7)."""
 
 import difflib
+import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -22,10 +24,12 @@ from worker.settings.checks import (
     Seconds,
     Subdomain,
     check_client_certificate,
+    check_text,
     explain,
 )
 from worker.settings.sources import PREFIX, EnvironmentAndFiles, environment, read_file, variable
 
+Warn = Callable[[str, str], object]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Variables of our own tools, which stand beside the worker's in one environment.
 NOT_SETTINGS = frozenset({"OTT_BROKER", "OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT"})
@@ -120,6 +124,9 @@ class Settings(BaseSettings):
     )
 
     _given_in_code: frozenset[str] = PrivateAttr(default=frozenset())
+    _last_good: dict[str, str] = PrivateAttr(default_factory=dict)
+    _tls: dict[str, tuple[object, ssl.SSLContext]] = PrivateAttr(default_factory=dict)
+    _warned: list[Warn] = PrivateAttr(default_factory=list)
 
     @classmethod
     def settings_customise_sources(
@@ -163,19 +170,58 @@ class Settings(BaseSettings):
 
     def now(self, field: str) -> str:
         """The value of a text `field` now: its file may have been replaced since the start, so that a
-        secret can be rotated without a restart. What was given in code, or whose file cannot be read,
-        stays as it is."""
+        secret can be rotated without a restart. What was given in code stays as it is. Where the file cannot
+        be read, or holds no such value, the last good one stays, with a warning."""
         value = getattr(self, field)
         current = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+        good = self._last_good.get(field, str(current))
         if field in self._given_in_code:
-            return str(current)
+            return good
         try:
             path = environment().get(f"{variable(field)}_FILE")
             if not path:
-                return str(current)
-            return read_file(path, variable(field)) or str(current)
-        except SettingsError:
-            return str(current)
+                return good
+            given = read_file(path, variable(field))
+            check_text(field, given)
+        except (SettingsError, ValueError) as error:
+            self._warn(f"{variable(field)}_FILE", f"{error}; the last good value stays")
+            return good
+        self._last_good[field] = given
+        return given
+
+    def tls(self, peer: Literal["amqp", "mc"]) -> ssl.SSLContext:
+        """What verifies the broker or Marketing Cloud. The files are read anew when one of them has changed;
+        where they cannot be used the last good ones stay, with a warning. Raises SettingsError."""
+        ca_file, certificate, key = (
+            getattr(self, f"{peer}_{name}_file", None) for name in ("ca", "cert", "key")
+        )
+        state = [_state_of(path) for path in (ca_file, certificate, key)]
+        before, context = self._tls.get(peer, (None, None))
+        if context is not None and before == state:
+            return context
+        try:
+            renewed = ssl.create_default_context(cafile=ca_file)
+            if certificate:
+                renewed.load_cert_chain(certificate, key)
+        except OSError as error:
+            names = [variable(f"{peer}_{name}_file") for name in ("ca", "cert", "key")]
+            given = ", ".join(n for n, path in zip(names, (ca_file, certificate, key), strict=True) if path)
+            why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            text = f"{given} must be PEM files that can be read: {why}"
+            if context is None:
+                raise SettingsError(text) from None
+            self._warn(given, f"{text}; the last good ones stay")
+            renewed = context
+        self._tls[peer] = (state, renewed)
+        return renewed
+
+    def warn_by(self, warn: Warn) -> None:
+        """Tell `warn` the variable and the text where a file that was replaced cannot be used."""
+        self._warned.append(warn)
+
+    def _warn(self, name: str, why: str) -> None:
+        for warn in self._warned:
+            warn(name, why)
 
     def require_marketing_cloud(self) -> None:
         """Raise SettingsError where what a call to Marketing Cloud needs is missing."""
@@ -190,6 +236,15 @@ class Settings(BaseSettings):
                 "OTT_MC_CLIENT_SECRET must be set: the client secret of your API package "
                 "(or OTT_MC_CLIENT_SECRET_FILE)"
             )
+
+
+def _state_of(path: Path | None) -> object:
+    """What changes with the file."""
+    try:
+        found = path and path.stat()
+    except OSError:
+        return "missing"
+    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def load_settings(**overrides: Any) -> Settings:

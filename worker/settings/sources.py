@@ -13,6 +13,16 @@ from worker.errors import SettingsError
 
 PREFIX = "OTT_"
 ENV_FILE = ".env"
+# Security settings. One that is given and holds nothing is an error: without it less would be protected.
+NEVER_EMPTY = frozenset(
+    {
+        "OTT_AMQP_CA_FILE",
+        "OTT_CONSOLE_PASSWORD",
+        "OTT_DEAD_LETTER_KEYS",
+        "OTT_MC_CA_FILE",
+        "OTT_MC_CLIENT_SECRET",
+    }
+)
 
 
 def variable(field: str) -> str:
@@ -49,12 +59,20 @@ def environment() -> dict[str, str]:
 
 
 def read_file(path: str, name: str) -> str:
-    """The text of a variable's file, without the line end. Raises SettingsError."""
+    """The text of a variable's file, without a byte order mark and the line end. Raises SettingsError."""
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        text = Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{name}_FILE must be a file that can be read: {why}") from None
+    if name in NEVER_EMPTY and is_blank(text):
+        raise SettingsError(f"{name}_FILE must be a file that holds a value: it is empty")
+    return text
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing but blanks and commas."""
+    return not text.strip(" \t\r\n\f\v,\ufeff")
 
 
 def _is_named(name: str, given: Mapping[str, str]) -> bool:
@@ -69,6 +87,8 @@ def _read(given: dict[str, str], name: str) -> str | None:
         raise SettingsError(f"{name} and {name}_FILE must not both be set: keep one of them")
     if path:
         return read_file(path, name)
+    if name in NEVER_EMPTY and (f"{name}_FILE" in given or is_blank("x" if value is None else value)):
+        raise SettingsError(f"{name} must not be empty where it is given: set a value, or leave it out")
     if value == "" and name != "OTT_ADMIN_PORT":
         return None
     return value

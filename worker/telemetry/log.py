@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -16,6 +16,7 @@ from worker.contract.settlement import Settlement
 from worker.events import LINES, EventListener, Line
 from worker.settings import Settings
 from worker.telemetry.library_logs import silence_libraries
+from worker.telemetry.line_writer import LineWriter
 
 REPEAT_INTERVAL = 60.0  # seconds before the same failure is logged again
 FAILURES_KEPT = 1000
@@ -24,10 +25,10 @@ LONGEST_TEXT = 500  # characters
 Logger = structlog.typing.FilteringBoundLogger
 
 
-def configure(settings: Settings) -> Logger:
-    """Set logging up for this process."""
+def configure(settings: Settings, file: TextIO | LineWriter | None = None) -> Logger:
+    """Set logging up for this process, to standard error or a `file`."""
     silence_libraries()
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
     renderer: Any = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=terminal)
@@ -40,7 +41,7 @@ def configure(settings: Settings) -> Logger:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, file or sys.stderr)),
         cache_logger_on_first_use=False,
     )
     logger: Logger = structlog.get_logger()

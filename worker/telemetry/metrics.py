@@ -2,7 +2,7 @@
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
@@ -70,6 +70,7 @@ class Metrics(EventListener, Collector):
             "Requests that a router published after it had lost its role; its successor has them too.",
         )
         self._closings = counter("ott_gate_closings", "Outages of Marketing Cloud that paused the worker.")
+        self._dropped_lines: Callable[[], int] = lambda: 0
         self._closed_at: float | None = None
         self._closed_for = 0.0
         self.hear(
@@ -120,6 +121,10 @@ class Metrics(EventListener, Collector):
         self._closed_at = None
         self._closed_for += seconds
 
+    def count_dropped_lines(self, dropped: Callable[[], int]) -> None:
+        """`dropped` tells how many log lines were dropped so far."""
+        self._dropped_lines = dropped
+
     def collect(self) -> Iterable[Metric]:
         """All of it, as Prometheus' objects."""
         yield from self._counters.collect()
@@ -129,6 +134,8 @@ class Metrics(EventListener, Collector):
         yield self._call_durations.metric(
             "ott_upstream_call_duration_seconds", "Time of registration calls to Marketing Cloud."
         )
+        lines = "Log lines that could not be written."
+        yield CounterMetricFamily("ott_log_lines_dropped", lines, value=self._dropped_lines())
         paused = 0.0 if self._closed_at is None else time.monotonic() - self._closed_at
         yield CounterMetricFamily(
             "ott_gate_closed_seconds",

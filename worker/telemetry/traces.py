@@ -6,6 +6,8 @@ OpenTelemetry's own variables say where spans are sent. Without the setting this
 """
 
 import asyncio
+import contextlib
+import threading
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -19,6 +21,7 @@ from worker.contract.settlement import Settlement
 from worker.events import Call, Called, EventListener, Process, TracedRequest
 
 SERVICE_NAME = "ott-registration-worker"
+CLOSE_TIMEOUT = 2.5  # seconds
 HEADERS = ("traceparent", "tracestate")
 
 _propagator = TraceContextTextMapPropagator()
@@ -28,7 +31,7 @@ def exporting() -> TracerProvider:
     """A provider that exports spans by OTLP, configured by OpenTelemetry's variables."""
     # The variables OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come first.
     resource = Resource({"service.name": SERVICE_NAME}).merge(_from_environment())
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
@@ -107,8 +110,18 @@ class Traces(EventListener):
             span.set_status(StatusCode.ERROR, settlement.reason)
 
     async def close(self) -> None:
-        """Export the remaining spans."""
-        await asyncio.to_thread(self._provider.shutdown)
+        """Export the remaining spans, for a few seconds at most: a collector that does not answer delays the
+        end no longer."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def export() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(ended.set)
+
+        threading.Thread(target=export, daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT)
 
 
 def _text(value: str) -> str:

@@ -27,6 +27,7 @@ class Running:
 
     def __init__(self, console: Console, session: aiohttp.ClientSession) -> None:
         self.console = console
+        self.cookie = console.sessions.cookie
         self.session = session
 
     async def json(self, path: str) -> dict[str, object]:
@@ -55,7 +56,10 @@ async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
     async def start(**overrides: object) -> Running:
         settings: Settings = rig.settings(console_port=0, **overrides)
         console = await Console(settings).__aenter__()
-        running = Running(console, aiohttp.ClientSession(console.url))
+        jar = aiohttp.CookieJar(unsafe=True)  # the console is at an address
+        running = Running(console, aiohttp.ClientSession(console.url, cookie_jar=jar))
+        if console.entry.startswith(console.url):
+            await (await running.session.get(console.entry.removeprefix(console.url))).release()
         started.append(running)
         return running
 

@@ -28,7 +28,7 @@ async def test_what_happens_appears_by_itself_and_disturbs_nobody(
     for page_id in range(12):
         await dead(requester, str(page_id))
     console = await start_console()
-    async with open_page(console.console.url, viewport={"width": 1280, "height": 500}) as page:
+    async with open_page(console.console.entry, viewport={"width": 1280, "height": 500}) as page:
         await page.goto("/dead-letters")
         await expect(page.locator("#letters tbody tr")).to_have_count(12)
         await page.check("#letters tbody tr >> nth=4 >> input")
@@ -48,7 +48,7 @@ async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(
 ) -> None:
     await rig.start()
     console = await start_console()
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.clock.install()
         await page.goto("/")
         asked: list[str] = []
@@ -76,7 +76,7 @@ async def test_a_cause_is_replayed_by_plan_and_canary(
         await dead(requester, page_id, endpointUrl="https://example.com")
     await dead(requester, "4")
     console = await start_console()
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto("/")
         await page.get_by_role("link", name="3 rejected").click()
         await expect(page.locator("#letters tbody tr")).to_have_count(3)
@@ -103,7 +103,7 @@ async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(
     requester = await rig.start()
     request_id = await dead(requester, "1")
     console = await start_console()
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto(f"/dead-letters/{request_id}")
         await page.locator("#mend summary").click()
         await page.get_by_label("endpointUrl").fill("https://example.com/new")
@@ -125,7 +125,7 @@ async def test_letters_that_were_selected_are_discarded_when_their_count_is_type
     for page_id in ("1", "2", "3"):
         await dead(requester, page_id)
     console = await start_console()
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto("/dead-letters")
         button = page.get_by_role("button", name="Discard selected…")
         await expect(button).to_be_disabled()
@@ -145,7 +145,7 @@ async def test_the_workers_are_paused_and_resumed(
 ) -> None:
     await rig.start()
     console = await start_console()
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto("/")
         await page.locator("#pause-box summary").click()
         await page.get_by_label("Why?").fill("maintenance")
@@ -160,7 +160,7 @@ async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start,
     requester = await rig.start()
     newest = [await dead(requester, page_id) for page_id in ("1", "2", "3")][::-1]
     console = await start_console()
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto("/")
         await page.keyboard.press("?")
         await expect(page.locator("#help")).to_be_visible()
@@ -182,7 +182,7 @@ async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start,
 async def test_the_theme_is_kept(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
     await rig.start()
     console = await start_console()
-    async with open_page(console.console.url, color_scheme="dark") as page:
+    async with open_page(console.console.entry, color_scheme="dark") as page:
         await page.goto("/audit")
         assert await _brightness(page) < 100
         await page.click("#theme")
@@ -202,7 +202,7 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(
     requester = await rig.start()
     request_id = await dead(requester, "1")
     console = await start_console()
-    async with open_page(console.console.url, java_script_enabled=False) as page:
+    async with open_page(console.console.entry, java_script_enabled=False) as page:
         await page.goto("/dead-letters")
         await page.get_by_role("link", name=request_id).click()
         await expect(page.locator("h1")).to_contain_text("invalid")
@@ -216,7 +216,7 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(
 async def test_a_password_is_asked_for(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
     await rig.start()
     console = await start_console(console_password="correct horse")
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto("/audit")
         await page.get_by_label("Your name").fill("Ada")
         await page.get_by_label("Password").fill("correct horse")
@@ -232,7 +232,7 @@ async def test_a_read_only_console_shows_its_buttons_disabled(
     requester = await rig.start()
     await dead(requester, "1")
     console = await start_console(console_read_only=True)
-    async with open_page(console.console.url) as page:
+    async with open_page(console.console.entry) as page:
         await page.goto("/dead-letters")
         await expect(page.get_by_role("button", name="Replay all 1…")).to_be_disabled()
         await expect(page.get_by_text("Read-only: buttons are disabled")).to_be_visible()
@@ -246,7 +246,7 @@ async def test_pages_are_for_everybody(
     request_id = await dead(requester, "1732555047025799")
     await requester.ask(messenger("1932555047025799"))
     console = await start_console()
-    async with open_page(console.console.url, color_scheme=theme, viewport=size) as page:
+    async with open_page(console.console.entry, color_scheme=theme, viewport=size) as page:
         for path in (
             "/",
             "/dead-letters",

@@ -1,7 +1,9 @@
 """Who the console answers, and what leaves it."""
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,8 +13,9 @@ import pytest
 
 from tests.console.conftest import Running
 from tests.rig import Rig, environment, messenger, until
+from worker.console import server
 from worker.console.server import Console
-from worker.console.session import GUESSES
+from worker.console.session import GUESSES, Sessions
 from worker.errors import SettingsError
 from worker.settings import Settings
 
@@ -90,19 +93,110 @@ async def test_a_password_is_asked_for_and_opens_a_session(start_console: Start)
         cookie = response.headers["Set-Cookie"]
         assert "HttpOnly" in cookie
         assert "SameSite=Strict" in cookie
-        value = response.cookies["ott-console"].value
-    ours = {"Cookie": f"ott-console={value}"}
-    forged = {"Cookie": f"ott-console={'9' + value}"}
+        value = response.cookies[console.cookie].value
+    ours = {"Cookie": f"{console.cookie}={value}"}
+    forged = {"Cookie": f"{console.cookie}={'9' + value}"}
     async with aiohttp.ClientSession(console.console.url, cookie_jar=aiohttp.DummyCookieJar()) as plain:
         assert (await plain.get("/", headers=ours, allow_redirects=False)).status == 200
         assert (await plain.get("/", headers=forged, allow_redirects=False)).status == 303
 
 
-async def test_guesses_are_limited(start_console: Start) -> None:
-    console = await start_console(console_password=PASSWORD)
+async def test_guesses_slow_down_the_guesser_alone(start_console: Start) -> None:
+    console = await start_console(console_password=PASSWORD, console_url="https://console.example/ott")
+    guesser, other = ({"X-Forwarded-For": f"10.0.0.9, {address}"} for address in ("10.0.0.1", "10.0.0.2"))
     for _ in range(GUESSES):
-        assert await status(console, "POST", "/login", data={"password": "wrong"}) == 401
-    assert await status(console, "POST", "/login", data={"password": PASSWORD}) == 429
+        assert await status(console, "POST", "/login", headers=guesser, data={"password": "wrong"}) == 401
+    assert await status(console, "POST", "/login", headers=guesser, data={"password": PASSWORD}) == 429
+    assert await status(console, "POST", "/login", headers=other, data={"password": PASSWORD}) == 303
+
+
+async def test_a_session_ends_everywhere_when_its_owner_logs_out(start_console: Start) -> None:
+    console = await start_console(console_password=PASSWORD)
+    stolen = {"Cookie": f"{console.cookie}={await _log_in(console)}"}
+    assert await status(console, "GET", "/", headers=stolen) == 200
+    assert await status(console, "POST", "/logout", headers=stolen) == 303
+    assert await status(console, "GET", "/", headers=stolen) == 303
+
+
+async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(start_console: Start) -> None:
+    console = await start_console()
+    token = console.console.entry.partition("?token=")[2]
+    console.session.cookie_jar.clear()
+    assert await status(console, "GET", "/") == 200
+    assert await status(console, "POST", "/resume", data=FORM) == 403
+    assert await status(console, "POST", "/resume?token=wrong", data=FORM) == 403
+    async with console.session.get(f"/journal?token={token}&status=failed", allow_redirects=False) as entered:
+        assert (entered.status, entered.headers["Location"]) == (303, "/journal?status=failed")
+    assert await status(console, "POST", "/resume", data=FORM) != 403
+    console.session.cookie_jar.clear()
+    assert await status(console, "POST", f"/resume?token={token}", data=FORM) != 403
+
+
+@pytest.mark.parametrize("is_stripped", [True, False])
+async def test_behind_a_proxy_links_cookies_and_the_origin_follow_its_url(
+    start_console: Start, is_stripped: bool
+) -> None:
+    console = await start_console(console_password=PASSWORD, console_url="https://ops.example:8443/ott")
+    base = "" if is_stripped else "/ott"
+    proxied = {"Host": "ops.example", "Origin": "https://ops.example:8443"}
+    async with console.session.get(f"{base}/journal", headers=proxied, allow_redirects=False) as response:
+        assert response.headers["Location"] == "/ott/login?next=/journal"
+    form = {"password": PASSWORD, "next": "/journal"}
+    async with console.session.post(
+        f"{base}/login", headers=proxied, data=form, allow_redirects=False
+    ) as response:
+        assert response.headers["Location"] == "/ott/journal"
+        cookie = response.cookies[console.cookie]
+        assert (cookie["path"], cookie["secure"]) == ("/ott", True)
+    session = {**proxied, "Cookie": f"{console.cookie}={cookie.value}"}
+    async with console.session.get(f"{base}/", headers=session) as response:
+        links = re.findall(r'(?:href|src|action|hx-get)="(/[^"]*)"', await response.text())
+    assert len(links) > 10
+    assert all(link.startswith("/ott/") for link in links)
+    assert await status(console, "GET", f"{base}/static/console.css", headers=session) == 200
+    elsewhere = {**session, "Origin": "https://ops.example"}
+    assert await status(console, "POST", f"{base}/theme", headers=session, data={"theme": "dark"}) == 303
+    assert await status(console, "POST", f"{base}/theme", headers={**elsewhere, "Host": "127.0.0.1"}) == 403
+
+
+async def test_two_consoles_on_one_host_have_cookies_of_their_own(
+    make_settings: Callable[..., Settings],
+) -> None:
+    places = [{"prefix": "one"}, {"prefix": "two"}, {"prefix": "two", "console_url": "https://ops.example/b"}]
+    names = {Sessions(make_settings().model_copy(update=place)).cookie for place in places}
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200),
+        ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
+    ],
+)
+async def test_no_other_site_loads_a_page_as_its_part(
+    start_console: Start, headers: dict[str, str], answer: int
+) -> None:
+    assert await status(await start_console(), "GET", "/journal?id=x", headers=headers) == answer
+
+
+async def test_requests_that_are_half_sent_are_closed(
+    start_console: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SILENCE", 0.5)
+    console = await start_console()
+    port = int(console.console.url.rpartition(":")[2])
+    halves = [await asyncio.open_connection("127.0.0.1", port) for _ in range(server.CONNECTION_LIMIT + 50)]
+    for _, writer in halves:
+        writer.write(b"POST /pause HTTP/1.1\r\nHost: loc")
+    assert await status(console, "GET", "/") == 200
+    for reader, writer in halves:
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+    assert await status(console, "GET", "/") == 200
 
 
 async def test_a_changed_password_ends_the_sessions(
@@ -113,7 +207,7 @@ async def test_a_changed_password_ends_the_sessions(
         written.write(PASSWORD)
     monkeypatch.setenv("OTT_CONSOLE_PASSWORD_FILE", file)
     console = await start_console()
-    jar = {"Cookie": f"ott-console={await _log_in(console)}"}
+    jar = {"Cookie": f"{console.cookie}={await _log_in(console)}"}
     assert await status(console, "GET", "/", headers=jar) == 200
     with open(file, "w") as written:
         written.write("another")
@@ -123,7 +217,7 @@ async def test_a_changed_password_ends_the_sessions(
 
 async def _log_in(console: Running) -> str:
     async with console.session.post("/login", data={"password": PASSWORD}, allow_redirects=False) as response:
-        value: str = response.cookies["ott-console"].value
+        value: str = response.cookies[console.cookie].value
     console.session.cookie_jar.clear()
     return value
 

@@ -24,5 +24,5 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     stop_on_signals(asyncio.get_running_loop(), stop)
     async with Console(settings) as server:
-        typer.echo(server.url)
+        typer.echo(server.entry)
         await stop.wait()

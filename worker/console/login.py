@@ -1,12 +1,14 @@
 """Logging in and out, and the choice of a theme."""
 
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from worker.console.rendering import THEME_COOKIE, THEMES, Renderer
-from worker.console.security import safe_path
-from worker.console.session import COOKIE, LIFE, Sessions
+from worker.console.security import client_of, safe_path, set_cookie
+from worker.console.session import Sessions
+from worker.settings import Settings
 
 YEAR = 365 * 24 * 3600  # seconds
 NAME_LENGTH = 60
@@ -15,7 +17,8 @@ NAME_LENGTH = 60
 class Login:
     """The handlers."""
 
-    def __init__(self, sessions: Sessions, render: Renderer) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, render: Renderer) -> None:
+        self._settings = settings
         self._sessions = sessions
         self._render = render
 
@@ -36,26 +39,27 @@ class Login:
         """Opens a session for the right password."""
         form = await request.post()
         following = safe_path(str(form.get("next", "/")))
-        if wait := self._sessions.wait():
+        client = client_of(request, self._settings)
+        if wait := self._sessions.wait(client):
             response = self._form(
                 request, following, 429, f"Too many wrong passwords: try again in {wait:.0f} seconds."
             )
             response.headers["Retry-After"] = f"{wait:.0f}"
             return response
         name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]
-        cookie = self._sessions.open(name, str(form.get("password", "")))
+        cookie = self._sessions.log_in(client, name, str(form.get("password", "")))
         if cookie is None:
             return self._form(request, following, 401, "That is not the password.")
         answer = web.Response(status=303, headers={"Location": following})
-        answer.set_cookie(
-            COOKIE, cookie, max_age=LIFE, httponly=True, samesite="Strict", secure=request.secure
-        )
+        set_cookie(answer, request, self._settings, self._sessions.cookie, cookie)
         return answer
 
     async def log_out(self, request: web.Request) -> web.StreamResponse:
-        """Forgets the session."""
+        """Ends the session."""
+        self._sessions.end(request.cookies.get(self._sessions.cookie, ""))
         answer = web.Response(status=303, headers={"Location": "/login"})
-        answer.del_cookie(COOKIE, httponly=True, samesite="Strict")
+        path = urlsplit(self._settings.console_url or "").path or "/"
+        answer.del_cookie(self._sessions.cookie, path=path, httponly=True, samesite="Strict")
         return answer
 
     async def choose_theme(self, request: web.Request) -> web.StreamResponse:

@@ -1,10 +1,11 @@
 """Pages out of templates, or the same as JSON (contract §11)."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import jinja2
 from aiohttp import web
@@ -19,6 +20,13 @@ from worker.settings import Settings
 
 THEME_COOKIE = "ott-theme"
 THEMES = ("auto", "light", "dark")
+_LINK = re.compile(r'\b(href|src|action|formaction|hx-get|hx-post)="/(?!/)')
+
+
+def local_path(path: str, settings: Settings) -> str:
+    """The path on this console of one that a proxy may have passed on with its own path before it."""
+    base = urlsplit(settings.console_url or "").path
+    return path.removeprefix(base) if base and path.startswith(f"{base}/") else path
 
 
 def wants_json(request: web.Request) -> bool:
@@ -37,6 +45,8 @@ class Renderer:
     """The templates, with everything that all of them need."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._base = quote(urlsplit(settings.console_url or "").path)
         self._environment = jinja2.Environment(
             loader=jinja2.PackageLoader("worker.console"),
             autoescape=True,
@@ -71,13 +81,15 @@ class Renderer:
         """A page."""
         theme = theme_of(request)
         text = self._environment.get_template(template).render(
-            path=request.path,
-            url=request.path_qs,
+            path=local_path(request.path, self._settings),
+            url=local_path(request.path_qs, self._settings),
             theme=theme,
             next_theme=THEMES[(THEMES.index(theme) + 1) % len(THEMES)],
-            can_log_out=request.get(SESSION) is not None,
+            can_log_out=bool(self._settings.console_password) and request.get(SESSION) is not None,
             **values,
         )
+        if self._base:
+            text = _LINK.sub(rf'\1="{self._base}/', text)
         return web.Response(body=_encoded(text), content_type="text/html", charset="utf-8", status=status)
 
     def answer(

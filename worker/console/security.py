@@ -1,5 +1,6 @@
 """What every request has to pass, and the headers that every answer carries."""
 
+import asyncio
 import ipaddress
 import socket
 import sys
@@ -10,8 +11,8 @@ from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
-from worker.console.rendering import Renderer, wants_json
-from worker.console.session import COOKIE, SESSION, Sessions
+from worker.console.rendering import Renderer, local_path, wants_json
+from worker.console.session import LIFE, SESSION, Sessions
 from worker.errors import SettingsError, UsageError, WorkerError
 from worker.settings import Settings
 
@@ -30,6 +31,15 @@ HEADERS = {
 }
 OPEN_TO_ALL = ("/login", "/theme", "/static/")
 CHANGES_NOTHING = frozenset({"/login", "/logout", "/theme"})
+LONGEST_ANSWER = 60.0  # seconds, the time that the client takes to send its form included
+FOREIGN = (
+    "A change must come from a page of this console. Behind a proxy set OTT_CONSOLE_URL to the address that "
+    "people use."
+)
+WITHOUT_PROOF = "A change wants the token: open the URL that ott-worker console printed."
+FOREIGN_NAME = (
+    "This console does not answer to that host name: set OTT_CONSOLE_URL or OTT_CONSOLE_ALLOWED_HOSTS."
+)
 READ_ONLY = "This console is read-only (OTT_CONSOLE_READ_ONLY=true): it shows and changes nothing."
 
 
@@ -60,13 +70,18 @@ class Guard:
         self._render = render
         self._is_local = is_loopback(settings.console_host)
         names = (settings.console_allowed_hosts or "").split(",")
+        self._url = urlsplit(settings.console_url or "")
+        names.append(self._url.hostname or "")
         if not self._is_local:
             names += [settings.console_host, socket.gethostname()]
         self._names = {name.strip().lower() for name in names if name.strip()}
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            response = self._refusal(request) or await handler(request)
+            async with asyncio.timeout(LONGEST_ANSWER):
+                response = self._refusal(request) or await handler(request)
+        except TimeoutError:
+            response = self._problem(request, 408, "That took too long.")
         except web.HTTPException as answer:
             response = answer if answer.status < 400 else self._problem(request, answer.status, answer.reason)
         except WorkerError as error:
@@ -80,36 +95,74 @@ class Guard:
             response = self._problem(request, 500, "The console failed: its standard error says where.")
         for name, value in HEADERS.items():
             response.headers[name] = value
-        if not request.path.startswith("/static/"):
+        if not self._path(request).startswith("/static/"):
             response.headers["Cache-Control"] = "no-store"
+        if response.headers.get("Location", "").startswith("/"):
+            response.headers["Location"] = self._url.path + response.headers["Location"]
         return response
 
+    def _path(self, request: web.Request) -> str:
+        """Without the path under which a proxy serves the console."""
+        return local_path(request.path, self._settings)
+
     def _refusal(self, request: web.Request) -> web.StreamResponse | None:
-        if not self._is_own_name(request.headers.get("Host", "")):
-            return self._problem(
-                request,
-                421,
-                "This console does not answer to that host name: add it to OTT_CONSOLE_ALLOWED_HOSTS.",
-            )
-        if request.method not in ("GET", "HEAD"):
-            if not _is_same_origin(request):
-                return self._problem(request, 403, "A change must come from a page of this console.")
-            if self._settings.console_read_only and request.path not in CHANGES_NOTHING:
-                return self._problem(request, 403, READ_ONLY)
-        if not self._sessions.is_required or request.path.startswith(OPEN_TO_ALL):
-            return None
-        session = self._sessions.read(request.cookies.get(COOKIE, ""))
+        path, sessions = self._path(request), self._sessions
+        is_change = request.method not in ("GET", "HEAD") and path not in CHANGES_NOTHING
+        if refused := self._not_served(request, is_change=is_change):
+            return self._problem(request, *refused)
+        cookie = request.cookies.get(sessions.cookie, "")
+        if entered := sessions.admit(request.query.get("token", "")):
+            if request.method == "GET":
+                return self._enter(request, entered)
+            cookie = entered
+        session = sessions.read(cookie)
         if session is not None:
             request[SESSION] = session
-            return None
-        return self._ask_for_password(request)
+        elif sessions.is_required and not path.startswith(OPEN_TO_ALL):
+            return self._ask_for_password(request)
+        elif is_change:
+            return self._problem(request, 403, WITHOUT_PROOF)
+        return None
+
+    def _not_served(self, request: web.Request, *, is_change: bool) -> tuple[int, str] | None:
+        """The status and text where a request is refused, whoever sent it."""
+        if not self._is_own_name(request.headers.get("Host", "")):
+            return 421, FOREIGN_NAME
+        if request.method not in ("GET", "HEAD") and not self._is_same_origin(request):
+            return 403, FOREIGN
+        if request.method in ("GET", "HEAD") and _is_embedded(request):
+            return 403, "Another site may not load this page."
+        return (403, READ_ONLY) if is_change and self._settings.console_read_only else None
+
+    def _enter(self, request: web.Request, entered: str) -> web.StreamResponse:
+        """The same page again, without the token in its URL."""
+        bare = request.rel_url.without_query_params("token").path_qs
+        response = web.Response(status=303, headers={"Location": local_path(bare, self._settings)})
+        set_cookie(response, request, self._settings, self._sessions.cookie, entered)
+        return response
+
+    def _is_same_origin(self, request: web.Request) -> bool:
+        """Every browser says where a change comes from, by one of these headers; what says nothing is none,
+        and carries nobody's cookie."""
+        site = request.headers.get("Sec-Fetch-Site")
+        if site is not None and site != "same-origin":
+            return False
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return True
+        parts = urlsplit(origin)
+        is_named = (parts.scheme, parts.netloc) == (self._url.scheme, self._url.netloc)
+        return bool(parts.netloc) and (is_named or parts.netloc == request.headers.get("Host"))
 
     def _ask_for_password(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("HX-Request"):
             return web.Response(status=401, headers={"HX-Refresh": "true"})
         if wants_json(request) or request.method not in ("GET", "HEAD"):
             return self._problem(request, 401, "Log in first, at /login.")
-        return web.Response(status=303, headers={"Location": f"/login?next={quote(request.path_qs)}"})
+        return web.Response(
+            status=303,
+            headers={"Location": f"/login?next={quote(local_path(request.path_qs, self._settings))}"},
+        )
 
     def _is_own_name(self, host: str) -> bool:
         try:
@@ -138,14 +191,34 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _is_same_origin(request: web.Request) -> bool:
-    """Every browser says where a change comes from, by one of these headers; what says nothing is none, and
-    carries nobody's cookie."""
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None and site != "same-origin":
+def _is_embedded(request: web.Request) -> bool:
+    """Whether a page of another site loads this as a part of itself. A link may lead here."""
+    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
         return False
-    origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+    is_link = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return not (is_link and request.headers.get("Sec-Fetch-Dest", "document") == "document")
+
+
+def client_of(request: web.Request, settings: Settings) -> str:
+    """The client's address; a proxy that OTT_CONSOLE_URL tells of names it."""
+    passed_on = request.headers.get("X-Forwarded-For", "") if settings.console_url else ""
+    return passed_on.rpartition(",")[2].strip() or request.remote or ""
+
+
+def set_cookie(
+    response: web.Response, request: web.Request, settings: Settings, name: str, value: str
+) -> None:
+    """For this console alone."""
+    url = urlsplit(settings.console_url or "")
+    response.set_cookie(
+        name,
+        value,
+        max_age=LIFE,
+        path=url.path or "/",
+        httponly=True,
+        samesite="Strict",
+        secure=request.secure or url.scheme == "https",
+    )
 
 
 def safe_path(path: str) -> str:

@@ -1,40 +1,51 @@
-"""Who may look where a password is set: signed cookies, and a limit on guesses."""
+"""Who may do what: sessions, kept by the console, and a limit on guesses for each client.
 
-import base64
+With a password everybody logs in. Without one, on loopback, everybody may look, and a change wants the token
+of the URL that the console printed: so no other program of this machine changes anything.
+"""
+
 import hashlib
 import hmac
 import secrets
 import time
 from collections import deque
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from worker.settings import Settings
 
-COOKIE = "ott-console"
 LIFE = 12 * 3600  # seconds that a session lasts
+MOST = 1000  # sessions
 GUESSES = 10  # wrong passwords
-GUESS_WINDOW = 60.0  # seconds in which these may be given, by everybody together
+GUESS_WINDOW = 60.0  # seconds in which one client may give these
+CLIENTS_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Somebody who gave the password. `name` is what they call themselves."""
+    """Somebody who gave the password or the token. `name` is what they call themselves."""
 
     name: str
+    ends: float
+    proof: bytes  # of the password that was given
 
 
 SESSION: web.RequestKey[Session] = web.RequestKey("session", Session)
 
 
 class Sessions:
-    """Sessions live in their cookies. They end with the process, and when the password is changed."""
+    """They end with the process, when somebody logs out, and when the password is changed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._key = secrets.token_bytes(32)
-        self._wrong: deque[float] = deque()
+        self._open: dict[str, Session] = {}
+        self._wrong: dict[str, deque[float]] = {}
+        self.token = secrets.token_urlsafe(24)
+        # Ports do not keep the cookies of two consoles on one host apart.
+        place = f"{settings.prefix}\0{urlsplit(settings.console_url or '').path}"
+        self.cookie = f"ott-console-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
     @property
     def is_required(self) -> bool:
@@ -45,35 +56,45 @@ class Sessions:
     def _password(self) -> str:
         return self._settings.now("console_password")
 
-    def wait(self) -> float:
-        """Seconds until another password may be tried; 0 where one may be now."""
-        now = time.monotonic()
-        while self._wrong and now - self._wrong[0] > GUESS_WINDOW:
-            self._wrong.popleft()
-        return GUESS_WINDOW - (now - self._wrong[0]) if len(self._wrong) >= GUESSES else 0.0
+    def wait(self, client: str) -> float:
+        """Seconds until this client may try another password; 0 where it may now."""
+        now, wrong = time.monotonic(), self._wrong.get(client, deque())
+        while wrong and now - wrong[0] > GUESS_WINDOW:
+            wrong.popleft()
+        return GUESS_WINDOW - (now - wrong[0]) if len(wrong) >= GUESSES else 0.0
 
-    def open(self, name: str, password: str) -> str | None:
+    def log_in(self, client: str, name: str, password: str) -> str | None:
         """The value of a cookie, or None for a wrong password."""
         if not hmac.compare_digest(_digest(password), _digest(self._password)):
-            self._wrong.append(time.monotonic())
+            if client not in self._wrong and len(self._wrong) >= CLIENTS_KEPT:
+                del self._wrong[next(iter(self._wrong))]
+            self._wrong.setdefault(client, deque(maxlen=GUESSES)).append(time.monotonic())
             return None
-        encoded = base64.urlsafe_b64encode(name.encode(errors="replace")).decode()
-        text = f"{int(time.time()) + LIFE}.{encoded}"
-        return f"{text}.{self._sign(text)}"
+        return self._begin(name)
+
+    def admit(self, token: str) -> str | None:
+        """The value of a cookie for the token of the printed URL, or None."""
+        is_right = not self.is_required and hmac.compare_digest(_digest(token), _digest(self.token))
+        return self._begin("") if is_right else None
 
     def read(self, cookie: str) -> Session | None:
-        """The session of a cookie, None where it is not ours or has ended."""
-        text, _, signature = cookie.rpartition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
-            return None
-        ends, _, encoded = text.partition(".")
-        if int(ends) < time.time():
-            return None
-        return Session(base64.urlsafe_b64decode(encoded).decode())
+        """The session of a cookie, None where there is none or it has ended."""
+        session = self._open.get(cookie)
+        if session is None or (session.ends > time.monotonic() and session.proof == _digest(self._password)):
+            return session
+        del self._open[cookie]
+        return None
 
-    def _sign(self, text: str) -> str:
-        key = hmac.digest(self._key, self._password.encode(), "sha256")
-        return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    def end(self, cookie: str) -> None:
+        """Log out, everywhere."""
+        self._open.pop(cookie, None)
+
+    def _begin(self, name: str) -> str:
+        while len(self._open) >= MOST:
+            del self._open[next(iter(self._open))]
+        cookie = secrets.token_urlsafe(32)
+        self._open[cookie] = Session(name, time.monotonic() + LIFE, _digest(self._password))
+        return cookie
 
 
 def _digest(password: str) -> bytes:

@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     console_password: SecretStr | None = Field(
         default=None, description="asked for by the console; required beyond loopback"
     )
+    console_url: HttpUrl | None = Field(
+        default=None, description="the address that people use behind a reverse proxy: scheme, host, path"
+    )
     console_allowed_hosts: str | None = Field(
         default=None, description="further host names that the console answers to, separated by commas"
     )

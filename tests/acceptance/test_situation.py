@@ -1,0 +1,217 @@
+"""Each state is brought about for real, and every screen names it within 5 seconds: `status`, `check`,
+`/readyz`, the console and the log (contract §9)."""
+
+import asyncio
+import contextlib
+import io
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aio_pika
+import aiohttp
+import pytest
+import structlog
+
+from tests.acceptance.dead_letter_commands import ott_worker
+from tests.acceptance.test_check import check
+from tests.rig import Requester, Rig, messenger, until
+from worker.broker.control_stream import publish_order
+from worker.broker.status_stream import read_workers
+from worker.console.server import Console
+from worker.contract.control import Order
+from worker.events import EventListeners
+from worker.sandbox.faults import Status
+from worker.service import Service, run_until
+from worker.telemetry.admin import Admin
+from worker.telemetry.log import Log, configure
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.state import Phase
+from worker.telemetry.status import StatusFeed
+
+GOAL = 5.0  # seconds from the fault to the first screen that names it
+
+
+class Worker:
+    """A worker with all that tells of it, and the console."""
+
+    def __init__(self, rig: Rig, **overrides: Any) -> None:
+        ports = {"admin_port": 0, "console_port": 0, "shutdown_grace": 1}
+        self.settings = rig.settings(**ports, gate_after=1, log_format="json", **overrides)
+        self.log = io.StringIO()
+        self.stop = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Worker"]:
+        phase, metrics = Phase(), Metrics()
+        feed = StatusFeed(phase)
+        log = Log(configure(self.settings, self.log), debug=False)
+        service = Service(self.settings, EventListeners(metrics, phase, feed, log))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(structlog.reset_defaults)
+            self.admin = await stack.enter_async_context(Admin(self.settings, service, metrics, phase))
+            await stack.enter_async_context(feed.publish(service))
+            ended = asyncio.create_task(run_until(service, self.stop))
+            stack.push_async_callback(asyncio.wait, {ended})
+            stack.callback(self.stop.set)
+            await until(lambda: service.intake.subscription, "the subscription")
+            yield self
+
+    async def readyz(self) -> dict[str, Any]:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.admin.url}/readyz") as response:
+            return dict(await response.json())
+
+
+async def page(console: Console) -> dict[str, Any]:
+    accept = {"Accept": "application/json"}
+    async with aiohttp.ClientSession() as session, session.get(console.url, headers=accept) as response:
+        return dict(await response.json())
+
+
+async def told(console: Console, state: str) -> float:
+    """Seconds until the console names the state first."""
+    began = time.monotonic()
+
+    async def is_told() -> bool:
+        return bool((await page(console))["situation"][0]["state"] == state)
+
+    await until(is_told, state)
+    return time.monotonic() - began
+
+
+async def paused(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+    await publish_order(rig.settings(), Order.now("pause", "rotating", by="ann@host"))
+
+
+async def outage(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+    rig.sandbox.faults.add(Status(path="registration", status=503))
+    await requester.publish(messenger())
+
+
+async def dead_letters(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+    await requester.ask(b"{}")
+
+
+async def full_replies(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+    name = f"{requester.prefix}.replies"
+    await requester.channel.queue_delete(name)
+    limits = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    await requester.channel.declare_queue(name, durable=True, arguments=limits)
+    for _ in range(50):  # the limit is enforced a little later
+        await requester.publish(b"{}", reply_to="")
+        await asyncio.sleep(0.02)
+
+
+async def foreign_consumer(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+    await requester.publish(messenger())
+
+
+async def keep(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    """Hold it, as a consumer that hangs."""
+
+
+async def nothing(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+    await requester.ask(messenger())
+
+
+Fault = Callable[[Rig, Requester, contextlib.AsyncExitStack], Awaitable[None]]
+CASES: list[tuple[str, Fault, dict[str, Any], int, str, str, str]] = [
+    # state, fault, settings, exit code of check, on the screens, in /readyz, in the log
+    ("paused", paused, {}, 1, "by ann@host", "PAUSED by ann@host", "paused by order"),
+    ("outage", outage, {}, 1, "takes no calls", "OUTAGE", "paused: Marketing Cloud is not available"),
+    (
+        "credentials",
+        nothing,
+        {"mc_client_secret": "wrong"},
+        1,
+        "does not heal by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET",
+        "CREDENTIALS REFUSED",
+        "invalid_client",
+    ),
+    ("blocked", full_replies, {"declare": False}, 1, "Make room", "BLOCKED by", "rejects publishes"),
+    ("not_consuming", foreign_consumer, {}, 1, "is consumed by something else", "", "standby"),
+    ("dead_letters", dead_letters, {}, 0, "(invalid)", "", "active"),
+    ("well", nothing, {}, 0, "requests are settled as they come", "", "active"),
+]
+
+
+@pytest.mark.parametrize(("state", "fault", "given", "code", "says", "ready", "logged"), CASES)
+async def test_every_screen_names_the_state(
+    rig: Rig, state: str, fault: Fault, given: dict[str, Any], code: int, says: str, ready: str, logged: str
+) -> None:
+    requester = await rig.start()  # declares everything
+    await rig.stop_worker(rig.services[0])
+    async with contextlib.AsyncExitStack() as stack:
+        if fault is foreign_consumer:
+            other = await aio_pika.connect(rig.settings().amqp_url.get_secret_value())
+            stack.push_async_callback(other.close)
+            channel = await other.channel()
+            await channel.set_qos(1)
+            queue = await channel.get_queue(f"{requester.prefix}.requests", ensure=False)
+            await queue.consume(keep)
+            await requester.publish(messenger("held by the other one"))
+        worker = await stack.enter_async_context(Worker(rig, **given).running())
+        console = await stack.enter_async_context(Console(worker.settings))
+        fault_ends = asyncio.create_task(fault(rig, requester, stack))
+        stack.callback(fault_ends.cancel)
+        seconds = await told(console, state)
+        print(f"{state}: {seconds:.1f} s")
+        assert seconds < GOAL
+        status = (await ott_worker(worker.settings, "status")).out
+        name = (await page(console))["situation"][0]["headline"].upper()
+        assert name in status.upper()
+        assert says in " ".join(status.split())
+        assert says in str((await page(console))["situation"])
+        checked = await check(worker.settings)
+        if state != "credentials":  # where the token's own line fails first
+            assert checked.code == code, checked.out
+        if code:
+            assert says in checked.out
+        report = await worker.readyz()
+        assert ready in " ".join(report["situation"])
+        assert bool(report["situation"]) == bool(ready)
+        assert logged in worker.log.getvalue()
+        rig.sandbox.heal()
+        await publish_order(rig.settings(), Order.now("resume", "", by="ann@host"))
+
+
+async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig: Rig) -> None:
+    worker = Worker(rig)
+    async with worker.running():
+        requester = await rig.requester_for(worker.settings)
+        await requester.ask(messenger())
+        await until(lambda: _names(worker), "the record")
+    assert await _names(worker) == []  # its last record tells that it stopped
+    await requester.publish(messenger())
+    async with Console(worker.settings) as console:
+        assert await told(console, "no_worker") < GOAL
+        document = await page(console)
+    assert (document["lost"], document["situation"][0]["cause"]) == ([], "1 request waits")
+    said = (await ott_worker(worker.settings, "status")).out
+    assert "NO WORKER RUNS: 1 request waits" in said
+    assert "killed" not in said
+    checked = await check(worker.settings)
+    assert (checked.code, "no worker runs: 1 request waits" in checked.out) == (1, True)
+
+
+async def _names(worker: Worker) -> list[str]:
+    return [each.worker for each in await read_workers(worker.settings)]
+
+
+async def test_a_worker_tells_of_itself_within_a_second_of_connecting(rig: Rig) -> None:
+    await rig.start()
+    worker = Worker(rig)
+    async with worker.running():
+        began = time.monotonic()
+        await until(lambda: _names(worker), "the first record")
+        assert time.monotonic() - began < 1
+
+
+async def test_a_broker_that_is_away_is_told_at_once(rig: Rig) -> None:
+    settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", console_port=0)
+    async with Console(settings) as console:
+        assert await told(console, "unreachable") < GOAL
+        async with aiohttp.ClientSession() as session, session.get(console.url) as response:
+            assert "banner good" not in await response.text()
+    said = await ott_worker(settings, "status")
+    assert (said.code, "cannot be reached: connection refused" in said.err) == (3, True)

@@ -212,6 +212,17 @@ async def test_a_broker_that_is_away_is_told_at_once(rig: Rig) -> None:
     async with Console(settings) as console:
         assert await told(console, "unreachable") < GOAL
         async with aiohttp.ClientSession() as session, session.get(console.url) as response:
-            assert "banner good" not in await response.text()
+            text = await response.text()
+            assert "banner good" not in text
+            assert 'class="stale"' in text
+            assert "<dd>0</dd>" not in text
     said = await ott_worker(settings, "status")
     assert (said.code, "cannot be reached: connection refused" in said.err) == (3, True)
+
+
+async def test_an_output_that_knows_ascii_alone_shows_the_rest_as_escapes(rig: Rig) -> None:
+    await rig.start()
+    said = await ott_worker(rig.settings(), "status", PYTHONIOENCODING="ascii")
+    assert (said.code, said.err) == (0, "")
+    assert "RabbitMQ" in said.out
+    assert said.out.isascii()

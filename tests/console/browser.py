@@ -40,6 +40,8 @@ async def browser() -> AsyncIterator[OpenPage]:
             page = await context.new_page()
             page.on("console", lambda line: told.append(line.text) if line.type == "error" else None)
             page.on("pageerror", lambda error: told.append(str(error)))
+            if "?token=" in url:
+                await page.goto(url)
             yield page
             await context.close()
             assert told == []

@@ -38,7 +38,7 @@ CAUSES_SHOWN = 6
 NAMES = frozenset(name for each in PLATFORMS.values() for name in each.fields) | {PLATFORM_NAME, ATTRIBUTES}
 _FIELD = re.compile(r'\s*"(\w+)":')
 # Records that another version wrote may lack a field.
-EMPTY_RECORD = dict.fromkeys(str(each.alias) for each in JournalRecord.model_fields.values())
+EMPTY_RECORD = dict.fromkeys(("message", *(str(each.alias) for each in JournalRecord.model_fields.values())))
 
 
 class Pages:

@@ -100,11 +100,12 @@ def read_answer(response: Response, now: datetime) -> Answer:
     )
 
 
-def masked(answer: Answer, mask: SecretMask) -> Answer:
-    """The answer without secrets: Marketing Cloud may quote the request."""
+def masked(answer: Answer, mask: SecretMask, *, is_quoted: bool = True) -> Answer:
+    """The answer without secrets: Marketing Cloud may quote the request, unless the text is our own."""
+    hide = mask.upstream if is_quoted and answer.status is not None else mask
 
     def clean(text: str) -> str:
-        return mask(text, was_cut=len(text) == MESSAGE_LIMIT)
+        return hide(text, was_cut=len(text) == MESSAGE_LIMIT)
 
     return replace(
         answer,

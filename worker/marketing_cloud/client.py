@@ -48,9 +48,9 @@ class MarketingCloud:
         self._events.call_ended(response.status, time.perf_counter() - started)
         answer = read_answer(response, datetime.now(UTC))
         # An error may quote the headers of this request, or of an earlier one.
-        return (
-            masked(answer, SecretMask(known.value for known in self._endpoints)) if answer.message else answer
-        )
+        if not answer.message:
+            return answer
+        return masked(answer, SecretMask(known.value for known in self._endpoints), is_quoted=False)
 
     async def _send_traced(
         self, tracing: Tracing, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease

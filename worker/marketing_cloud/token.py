@@ -145,7 +145,7 @@ def _said(document: dict[str, object], secrets: Iterable[str]) -> str:
     parts += [document.get(name) for name in ("error_description", "message")]
     text = ": ".join(" ".join(part.split()) for part in parts if isinstance(part, str) and part.strip())
     text = "".join(character if character.isprintable() else " " for character in text)
-    return SecretMask(secrets)(text)[:DESCRIPTION_LIMIT]
+    return SecretMask(secrets).upstream(text)[:DESCRIPTION_LIMIT]
 
 
 def _life(value: object) -> float:

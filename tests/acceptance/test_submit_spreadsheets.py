@@ -1,6 +1,7 @@
 """`ott-worker submit` with files that come from spreadsheets, are mended there, and come back."""
 
 import csv
+import os
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.sandbox.faults import Latency
 from worker.settings import Settings
+from worker.tables.workbook import Workbook
+from worker.tables.workbook_writer import write
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFLINE = Settings(amqp_url="amqp://127.0.0.1:1/")
@@ -289,3 +292,48 @@ async def test_it_says_that_the_worker_is_paused_and_why(
     await told(process, "The worker is paused by kim@host: Marketing Cloud is upgraded.")
     end = await ended(process)
     assert end.out.endswith("1 registered.\n")
+
+
+async def test_rows_of_an_old_file_undo_nothing_newer_and_can_be_sent_all_the_same(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    save(tmp_path / "pages.csv", [page("1", pageName="Monday"), page("2")])
+    os.utime(tmp_path / "pages.csv", (1_700_000_000, 1_700_000_000))
+    await rig.requester.ask(messenger("1", "Wednesday"))
+    given = ("pages.csv", "--platform", "messenger", "--results", "r.jsonl")
+    end = await submit(*given)
+    assert (end.code, end.err) == (0, "")
+    assert ": 1 registered, 1 superseded." in end.out
+    assert "1 row superseded by a newer registration of the page or channel (row 2). " in end.out
+    assert pages_called(rig) == ["1", "2"]
+    end = await submit(*given, "--resume", "--as-of", "now")
+    assert (end.code, end.err) == (0, "")
+    assert pages_called(rig) == ["1", "2", "1"]
+
+
+async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(
+    submit: Command, rig: Rig, tmp_path: Path
+) -> None:
+    save(tmp_path / "pages.csv", [page("1"), page("1732555047025799", pageName="")])
+    (tmp_path / "mine.xlsx").write_bytes((EXAMPLES / "files" / "bad_colour.xlsx").read_bytes())
+    (tmp_path / "mine.csv").write_text("my own\n")
+    for foreign in ("mine.xlsx", "mine.csv"):
+        end = await submit("pages.csv", "--platform", "messenger", "--failed", foreign)
+        assert (end.code, "--failed did not write" in end.err) == (2, True)
+    results = ("--platform", "messenger", "--results", "r.jsonl")
+    for _ in range(2):  # the second time over the file of the first
+        end = await submit("pages.csv", *results, "--failed", "failed.xlsx", "--resume")
+        assert end.code == 1
+    with (tmp_path / "failed.xlsx").open("rb") as file:
+        header, row = (cells for *_, cells in Workbook(file).rows())
+        assert row[:3] == ["PageName must be provided", "3", "2"]
+        assert row[header.index("pageId")] == "1732555047025799"
+        row[header.index("pageName")] = "Support"
+    with (tmp_path / "corrected.xlsx").open("wb") as file:
+        write(file, [header, row])
+    end = await submit("corrected.xlsx", *results, "--resume")
+    assert (end.code, end.err) == (0, "")
+    assert sorted((line["row"], line["status"]) for line in lines(tmp_path / "r.jsonl")) == [
+        (1, "registered"),
+        (2, "registered"),
+    ]

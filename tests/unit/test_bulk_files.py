@@ -1,6 +1,7 @@
 """Files as people have them, one small file of each kind, and what comes out of each (contract §12)."""
 
 import gzip
+import heapq
 import time
 import tracemalloc
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from worker.bulk.job_database import JobDatabase
+from worker.bulk.outstanding import Pacer
 from worker.bulk.readers import Reading, Row
 from worker.errors import UsageError, WorkerError
 from worker.tables.damage import (
@@ -362,3 +364,26 @@ def test_what_is_written_as_a_workbook_is_read_back_as_text(tmp_path: Path) -> N
         read_back = [row for _, _, row in Workbook(file).rows()]
     assert read_back == [cells, ["pageId", *cells]]
     assert not any(isinstance(cell, SpoiltCell) for row in read_back for cell in row)
+
+
+@pytest.mark.parametrize(("take", "parallel"), [(0.05, 200), (0.5, 200), (0.025, 1), (2.0, 100)])
+def test_a_job_has_no_more_rows_out_than_are_settled_in_two_seconds(take: float, parallel: int) -> None:
+    """A worker that calls `parallel` rows at once, each for `take` seconds. The wait is what another request
+    would find ahead of it."""
+    pacer, now, waits = Pacer(), 0.0, []
+    running: deque[tuple[float, float]] = deque()  # sent, done
+    free = [0.0] * parallel
+    for _ in range(4000):
+        while len(running) < pacer.limit(now):
+            slot = heapq.heappop(free)
+            heapq.heappush(free, max(now, slot) + take)
+            running.append((now, max(now, slot) + take))
+            waits.append(max(0.0, slot - now))
+        sent, now = running.popleft()
+        pacer.answered(now, now - sent, len(running))
+    assert max(waits[100:]) <= 2.0
+    assert 4000 / now >= 0.7 * parallel / take
+
+
+def test_a_fixed_number_of_rows_may_be_out() -> None:
+    assert Pacer(7).limit(0.0) == 7

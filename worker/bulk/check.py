@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from worker.bulk.readers import Row
-from worker.contract.platforms import FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
+from worker.contract.platforms import ATTRIBUTES, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
 from worker.contract.registration import Rejection
 from worker.contract.words import MISSING
 from worker.tables.damage import CELL_COUNT, Kind, Problem, shown
@@ -96,7 +96,19 @@ def _explained(row: Row, message: str, *, is_missing: bool) -> Problem:
         advice = f"Fill in the column {PLATFORM_NAME}, or give --platform for rows that name none."
         value = "" if is_missing else shown(PLATFORM_NAME, (row.document or {}).get(PLATFORM_NAME))
         return Problem(Kind(message, _PLATFORM_VALUES, advice), PLATFORM_NAME, PLATFORM_NAME, value)
-    return Problem(Kind(message, "an object with the attributes of the platform", "Add the attributes."))
+    return Problem(Kind(message, "an object with the attributes of the platform", _hint(row)))
+
+
+def _hint(row: Row) -> str:
+    """What to do with an object that has no attributes where they belong."""
+    document = row.document or {}
+    if isinstance(document.get("data"), list):
+        return "It is a list of the Graph API: write one object for each entry of its data."
+    if document.keys() >= {"id", "access_token"}:
+        return "It is a page of the Graph API: rename id to pageId, access_token to pageAccessToken."
+    if document.keys() & set(FIELDS):
+        return f"The attributes stand beside {ATTRIBUTES}: put them into it."
+    return "Add the attributes."
 
 
 def _fill_in(row: Row, name: str) -> str:

@@ -14,11 +14,12 @@ from typing import Final
 from worker.bulk.readers import Row
 
 UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024  # published, and held until the broker has them
-HOLD: Final = 1.5  # seconds for which the rows of a job hold up others
+HOLD: Final = 0.8  # seconds for which the rows of a job hold up others
 FEWEST: Final = 2  # rows
 FIRST: Final = 16  # rows before any answer has come
 MOST: Final = 10_000  # rows
 RATE_OVER: Final = 1.0  # seconds
+BURSTS: Final = 3  # answers that come in bursts are counted over so many of them
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class Pacer:
             return self._fixed
         if not self._shortest:
             return FIRST
-        over = max(RATE_OVER, self._shortest)
+        over = max(RATE_OVER, BURSTS * self._shortest)
         while self._answers and now - self._answers[0] > over:
             self._answers.popleft()
         rate = len(self._answers) / over

@@ -59,7 +59,9 @@ async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
         jar = aiohttp.CookieJar(unsafe=True)  # the console is at an address
         running = Running(console, aiohttp.ClientSession(console.url, cookie_jar=jar))
         if console.entry.startswith(console.url):
-            await (await running.session.get(console.entry.removeprefix(console.url))).release()
+            await (
+                await running.session.get(console.entry.removeprefix(console.url), allow_redirects=False)
+            ).release()
         started.append(running)
         return running
 

@@ -1,6 +1,7 @@
 """The console as an operator uses it, in a real browser."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from playwright.async_api import Page, ViewportSize, expect
@@ -105,7 +106,7 @@ async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(
     console = await start_console()
     async with open_page(console.console.entry) as page:
         await page.goto(f"/dead-letters/{request_id}")
-        await page.locator("#mend summary").click()
+        await page.locator("#correct summary").click()
         await page.get_by_label("endpointUrl").fill("https://example.com/new")
         await page.get_by_label("pageAccessToken").fill(SECRET)
         await page.get_by_role("button", name="Show the difference…").click()
@@ -156,10 +157,27 @@ async def test_the_workers_are_paused_and_resumed(
         await expect(page.locator("#pause-box summary")).to_be_visible()
 
 
+async def letters(console: Running, count: int) -> list[str]:
+    """The keys of so many letters, the newest first."""
+
+    async def found() -> list[str]:
+        shown: list[dict[str, Any]] = (await console.json("/dead-letters"))["letters"]  # type: ignore[assignment]
+        return [each["letter"] for each in shown]
+
+    await until(lambda: _has(found, count), f"{count} letters")
+    return await found()
+
+
+async def _has(found: Callable[[], Awaitable[list[str]]], count: int) -> bool:
+    return len(await found()) == count
+
+
 async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
     requester = await rig.start()
-    newest = [await dead(requester, page_id) for page_id in ("1", "2", "3")][::-1]
+    for page_id in ("1", "2", "3"):
+        await dead(requester, page_id)
     console = await start_console()
+    newest = await letters(console, 3)
     async with open_page(console.console.entry) as page:
         await page.goto("/")
         await page.keyboard.press("?")
@@ -200,11 +218,12 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(
     rig: Rig, start_console: Start, open_page: OpenPage
 ) -> None:
     requester = await rig.start()
-    request_id = await dead(requester, "1")
+    await dead(requester, "1")
     console = await start_console()
+    (key,) = await letters(console, 1)
     async with open_page(console.console.entry, java_script_enabled=False) as page:
         await page.goto("/dead-letters")
-        await page.get_by_role("link", name=request_id).click()
+        await page.get_by_role("link", name=key, exact=True).click()
         await expect(page.locator("h1")).to_contain_text("invalid")
         await page.get_by_role("button", name="Discard…").click()
         await page.get_by_label("Type 1").fill("1")

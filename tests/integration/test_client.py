@@ -16,12 +16,17 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
+from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import connect
-from worker.broker import request_sender, topology
+from worker.amqp.ledger import Message
+from worker.amqp.properties import build
+from worker.broker import requester as requests
+from worker.broker import topology
 from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationClient, TopologyError
 from worker.errors import BrokerUnreachable, SettingsError
+from worker.events import EventListener
 from worker.sandbox.faults import Latency
-from worker.settings import Settings
+from worker.settings import Settings, load_settings
 
 
 @pytest.fixture
@@ -198,7 +203,7 @@ async def test_a_full_queue_is_waited_for(
 async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
     requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
 ) -> None:
-    monkeypatch.setattr(request_sender, "MISSING_FOR", 0.5)
+    monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         await requester.channel.exchange_delete(prefix)
         with pytest.raises(TopologyError, match=f"No queue takes requests at {prefix}: start the worker"):
@@ -208,7 +213,7 @@ async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
 async def test_a_requests_queue_that_stays_away_fails_what_is_sent_there(
     requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
 ) -> None:
-    monkeypatch.setattr(request_sender, "MISSING_FOR", 0.5)
+    monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         queue = await requester.channel.get_queue(f"{prefix}.requests", ensure=False)
         await queue.unbind(prefix, "request")
@@ -224,7 +229,7 @@ async def test_a_requests_queue_that_comes_back_takes_what_was_sent_meanwhile(
         await queue.unbind(prefix, "request")
         names = [f"Page {number}" for number in range(3)]
         sent = [asyncio.create_task(client.register(page("1", name))) for name in names]
-        await until(lambda: len(client._sender._lanes) == 1)
+        await until(lambda: len(client._requester._lanes) == 1)
         await queue.bind(prefix, "request")
         replies = await asyncio.gather(*sent)
     assert {reply.status for reply in replies} == {"registered"}
@@ -283,10 +288,108 @@ async def test_its_end_is_quiet(
     assert caplog.messages == []
 
 
+async def test_of_many_each_result_comes_as_it_is_known_and_few_are_under_way(
+    requester: Requester, rig: Rig, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
+    documents: list[dict[str, Any]] = [page(str(number)) for number in range(1, 41)]
+    documents[7] = {"ottPlatformName": "telegram"}
+    documents[8] = {"not": {"json"}}
+    most = 0
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        outcomes = []
+        async for outcome in client.register_many(documents, window=10):
+            most = max(most, len(client._answers))
+            outcomes.append(outcome)
+    assert sorted(outcome.number for outcome in outcomes) == list(range(40))
+    assert most <= 10
+    by_number = {outcome.number: outcome for outcome in outcomes}
+    assert isinstance(by_number.pop(8).error, TypeError)
+    assert by_number.pop(7).reply.status == "rejected"
+    assert {outcome.reply.resource_id for outcome in by_number.values()} == {
+        document["ottPlatformAttributes"]["pageId"] for document in documents[:7] + documents[9:]
+    }
+
+
+async def test_of_many_from_a_slow_source_the_first_results_come_at_once(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    more = asyncio.Event()
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        yield page("1")
+        await more.wait()
+        yield page("2")
+
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        outcomes = client.register_many(source())
+        assert (await anext(outcomes)).number == 0
+        more.set()
+        assert [outcome.number async for outcome in outcomes] == [1]
+
+
+async def test_a_call_that_is_cancelled_is_given_up(
+    requester: Requester, rig: Rig, broker_url: str, prefix: str
+) -> None:
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        calls = [asyncio.create_task(client.register(page("1", str(number)))) for number in range(3)]
+        await until(lambda: rig.sandbox.history.registration_calls, "the first call")
+        calls[1].cancel()
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(replies[1], asyncio.CancelledError)
+        assert [reply.status for reply in replies if not isinstance(reply, BaseException)] == [
+            "registered"
+        ] * 2
+        assert client._answers == {}
+
+
+@pytest.mark.parametrize("opens", [aio_pika.connect, aio_pika.connect_robust])
+async def test_a_connection_of_the_application_is_used_and_stays_open(
+    requester: Requester, broker_url: str, prefix: str, opens: Callable[[str], Any]
+) -> None:
+    async with await opens(broker_url) as connection:
+        async with RegistrationClient(connection=connection, prefix=prefix) as client:
+            assert (await client.register(MESSENGER)).status == "registered"
+            queue = client._requester.queue
+        assert not connection.is_closed
+        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+            await (await connection.channel()).get_queue(queue)
+
+
+async def test_a_robust_connection_of_the_application_is_used_again_after_its_loss(
+    requester: Requester, proxy: Proxy, broker_url: str, prefix: str
+) -> None:
+    async with (
+        await aio_pika.connect_robust(through(proxy, broker_url), reconnect_interval=0.1) as connection,
+        RegistrationClient(connection=connection, prefix=prefix) as client,
+    ):
+        assert (await client.register(page("1"))).status == "registered"
+        proxy.reset()
+        assert (await client.register(page("2"))).status == "registered"
+
+
+async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    hostile = build(correlation_id="x", headers={"a": 1}).changed(message_id="\udcff")
+    connection = await connect(load_settings(amqp_url=broker_url, prefix=prefix), "test")
+    publishing = ConfirmChannel("test", EventListener())
+    serving = asyncio.create_task(publishing.serve(connection))
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        before = client._requester._connection
+        for body in (b"\xff", b"{", b"x" * 300_000):
+            await publishing.send(Message("", client._requester.queue or "", hostile, body, external=True))
+        assert (await client.register(MESSENGER)).status == "registered"
+        assert client._requester._connection is before
+    serving.cancel()
+    await connection.close()
+
+
 async def test_its_queue_is_deleted_at_the_end(requester: Requester, broker_url: str, prefix: str) -> None:
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         await client.register(MESSENGER)
-        name = client._replies.name
+        name = client._requester.queue
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await requester.channel.declare_queue(name, passive=True)
 
@@ -314,6 +417,18 @@ async def test_a_client_in_another_event_loop_says_so_at_once(
         with pytest.raises(RuntimeError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, client.register(MESSENGER))
         assert (await client.register(MESSENGER)).status == "registered"
+
+
+async def test_a_blocking_client_yields_the_results_of_many(
+    requester: Requester, broker_url: str, prefix: str
+) -> None:
+    def many() -> list[int]:
+        with SyncRegistrationClient(broker_url, prefix=prefix) as client:
+            outcomes = client.register_many(page(str(number)) for number in range(1, 21))
+            first = next(outcomes)
+            return sorted([first.number, *(outcome.number for outcome in outcomes)])
+
+    assert await asyncio.to_thread(many) == list(range(20))
 
 
 async def test_threads_share_a_client_that_blocks(requester: Requester, broker_url: str, prefix: str) -> None:

@@ -30,7 +30,7 @@ FLOORS = [
 ]
 ROOMS = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LIBRARIES = {
-    "aio_pika": {"amqp", "broker"},
+    "aio_pika": {"amqp", "broker", "client"},
     "aiormq": {"amqp", "broker"},
     "pamqp": {"amqp", "broker"},
     "aiohttp": {"console", "marketing_cloud", "sandbox", "telemetry"},
@@ -136,3 +136,15 @@ def test_a_command_imports_the_libraries_that_it_needs_and_no_others(words: str,
         [sys.executable, "-c", IMPORTED, *words.split()], capture_output=True, text=True, check=True
     )
     assert CLIENTS & set(json.loads(done.stdout)) == needed
+
+
+def test_the_client_for_publishers_loads_nothing_that_it_does_not_need() -> None:
+    code = "import json, sys, worker.client; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    needless = CLIENTS - {"aiormq"} | {"typer", "rich", "uvloop", "aiolimiter", "click"}
+    assert needless & loaded == set()
+    ours = {name for name in json.loads(done.stdout) if name.startswith("worker.")}
+    assert {name.split(".")[1] for name in ours} <= {
+        *("client", "broker", "amqp", "contract", "events", "backoff", "settings", "errors")
+    }

@@ -11,7 +11,7 @@ from typing import cast
 import aio_pika
 import aiormq
 import aiormq.channel
-from aio_pika.abc import AbstractChannel, ConnectionParameter
+from aio_pika.abc import AbstractChannel, AbstractConnection, ConnectionParameter
 from aio_pika.exceptions import ConnectionClosed
 from aiormq.abc import ExceptionType
 from yarl import URL
@@ -73,6 +73,7 @@ class Connection(aio_pika.Connection):
         self._endpoint = endpoint
         self._wire = wire
         self._ends_here = False
+        self._raw: aiormq.Connection | None = None
         self._questions: AbstractChannel | None = None
         self._asking = asyncio.Lock()
         # Consumers that have asked most nodes of their queue something, and have no answer yet.
@@ -94,6 +95,11 @@ class Connection(aio_pika.Connection):
                 self._endpoint.failed()
 
     @property
+    def _engine(self) -> aiormq.Connection:
+        assert self._raw is not None, "it is not open yet"
+        return self._raw
+
+    @property
     def is_open(self) -> bool:
         return not self.lost.done()
 
@@ -105,34 +111,22 @@ class Connection(aio_pika.Connection):
     @property
     def heartbeat(self) -> float:
         """Seconds of silence after which the broker may give this client up; 0 means never."""
-        return float(self._raw.connection_tune.heartbeat or 0)
+        return float(self._engine.connection_tune.heartbeat or 0)
 
     @property
     def frame_max(self) -> int:
         """The largest frame, in bytes, that may travel."""
-        return int(self._raw.connection_tune.frame_max)
+        return int(self._engine.connection_tune.frame_max)
 
     @property
     def server_version(self) -> str:
-        return str((self._raw.server_properties or {}).get("version", "unknown"))
+        return str((self._engine.server_properties or {}).get("version", "unknown"))
 
     async def raw_channel(self, *, confirms: bool = False) -> RawChannel:
         """Open a channel of aiormq, aio-pika's engine. Raises BrokerUnreachable."""
         with broker_errors("RabbitMQ gave no channel"):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                return cast(RawChannel, await self._raw.channel(publisher_confirms=confirms))
-
-    @contextlib.asynccontextmanager
-    async def opened(self, what: str, *, confirms: bool = False) -> AsyncIterator[AbstractChannel]:
-        """A channel of aio-pika, to do `what`, which is closed at the end. Raises BrokerUnreachable, which
-        begins with `what`."""
-        with broker_errors(what):
-            async with self.answered(what):
-                channel = await self.channel(publisher_confirms=confirms, on_return_raises=confirms)
-            try:
-                yield channel
-            finally:
-                await close_channel(channel, CLOSE_TIMEOUT)
+                return cast(RawChannel, await self._engine.channel(publisher_confirms=confirms))
 
     @contextlib.asynccontextmanager
     async def asked(self, what: str) -> AsyncIterator[AbstractChannel]:
@@ -140,23 +134,12 @@ class Connection(aio_pika.Connection):
         kept, since aio-pika holds 4 kB of each channel until its connection ends. Raises BrokerUnreachable,
         which begins with `what`."""
         with broker_errors(what):
-            async with self.answered(what), self._asking:
+            async with answered(self, what), self._asking:
                 channel, self._questions = self._questions, None
                 if channel is None or channel.is_closed:
                     channel = await self.channel(publisher_confirms=False)
                 yield channel
                 self._questions = channel
-
-    @contextlib.asynccontextmanager
-    async def answered(self, what: str) -> AsyncIterator[None]:
-        """Limit the wait for answers of the broker. One that does not come ends the connection, so that the
-        next one goes to another node. Raises BrokerUnreachable."""
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                yield
-        except TimeoutError:
-            self.abort()
-            raise BrokerUnreachable(f"{what}: RabbitMQ does not answer") from None
 
     def intercept(
         self,
@@ -213,6 +196,8 @@ class Connection(aio_pika.Connection):
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
         self._ends_here = True
+        if self._raw is None:  # aio-pika also closes what never opened, when nothing refers to it any more
+            return
         self.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -222,12 +207,50 @@ class Connection(aio_pika.Connection):
         self._on_end(self._raw.closing)
 
 
+@contextlib.asynccontextmanager
+async def answered(connection: AbstractConnection, what: str) -> AsyncIterator[None]:
+    """Limit the wait for answers of the broker. One that does not come ends a connection of ours, so that the
+    next one goes to another node. Raises BrokerUnreachable, which begins with `what`."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            yield
+    except TimeoutError:
+        if isinstance(connection, Connection):
+            connection.abort()
+        raise BrokerUnreachable(f"{what}: RabbitMQ does not answer") from None
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    connection: AbstractConnection, what: str, *, confirms: bool = False
+) -> AsyncIterator[AbstractChannel]:
+    """A channel of aio-pika, to do `what`, which is closed at the end. Raises BrokerUnreachable, which begins
+    with `what`."""
+    with broker_errors(what):
+        async with answered(connection, what):
+            channel = await connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+        try:
+            yield channel
+        finally:
+            await close_channel(channel, CLOSE_TIMEOUT)
+
+
 async def close_channel(channel: RawChannel | AbstractChannel, timeout: float) -> None:
     """Close it within so many seconds; never raises. Where the broker does not answer, the connection is
     lost and the channel with it."""
     with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
         async with asyncio.timeout(timeout):
             await channel.close()
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings, purpose: str) -> AsyncIterator[Connection]:
+    """A connection as `connect` opens it, which is closed at the end."""
+    connection = await connect(settings, purpose)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def connect(settings: Settings, purpose: str) -> Connection:

@@ -3,32 +3,48 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TypeVar
 
+from aio_pika.abc import AbstractConnection
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection, connected
 from worker.backoff import RECONNECT, Backoff
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings
 
 STABLE_AFTER = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
 
-Use = Callable[[Connection], Awaitable[None]]
+C = TypeVar("C", bound=AbstractConnection)
 
 
 async def keep_connected(
     settings: Settings,
     purpose: str,
-    use: Use,
+    use: Callable[[Connection], Awaitable[None]],
     on_failure: Callable[[WorkerError], None],
     *,
     backoff: Backoff = RECONNECT,
     until: asyncio.Event | None = None,
 ) -> None:
-    """Open a connection and `use` it, again and again, until this is cancelled or `until` is set. `use` ends
-    when the connection is of no use any more: where it returns, the next one is opened at once.
-    `on_failure` is told each error, and may raise it to end this. A defect is told as BrokerUnreachable: the
-    task must not end unheard."""
+    """Open a connection and `use` it, again and again, until this is cancelled or `until` is set: see
+    `keep`."""
+    await keep(partial(connected, settings, purpose), use, on_failure, backoff=backoff, until=until)
+
+
+async def keep(
+    source: Callable[[], AbstractAsyncContextManager[C]],
+    use: Callable[[C], Awaitable[None]],
+    on_failure: Callable[[WorkerError], None],
+    *,
+    backoff: Backoff = RECONNECT,
+    until: asyncio.Event | None = None,
+) -> None:
+    """Use what `source` gives, again and again. `use` ends when the connection is of no use any more: where
+    it returns, the next one is opened at once. `on_failure` is told each error, and may raise it to end this.
+    A defect is told as BrokerUnreachable: the task must not end unheard."""
     clock = asyncio.get_running_loop().time
     opened_at: float | None = None
     lasting = 0  # the number of tries up to the last one that lasted
@@ -36,16 +52,14 @@ async def keep_connected(
     async def once() -> None:
         nonlocal opened_at
         opened_at = None
-        connection = await connect(settings, purpose)
-        opened_at = clock()
         try:
-            await use(connection)
+            async with source() as connection:
+                opened_at = clock()
+                await use(connection)
         except Exception as error:
             if isinstance(error, WorkerError):
                 raise
             raise BrokerUnreachable(f"internal error: {type(error).__name__}") from error
-        finally:
-            await connection.close()
         raise _Ended
 
     def wait(state: RetryCallState) -> float:

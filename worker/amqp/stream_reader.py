@@ -16,18 +16,19 @@ from typing import Any, Literal
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from worker.amqp.causes import object_errors
-from worker.amqp.connection import ANSWER_TIMEOUT, Connection, connect
+from worker.amqp.connection import ANSWER_TIMEOUT, Connection, answered, connected, opened
 from worker.amqp.queue import MISSING
 from worker.contract.words import CLOCK_HEADER
 from worker.events import EventListener
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
+CHECK_INTERVAL = 8.0  # seconds of silence, after which RabbitMQ is asked whether it still works
 POLL_INTERVAL = 0.05  # seconds to wait for entries that a replica of the stream does not show yet
 OFFSET_HEADER = "x-stream-offset"
 
-Start = Literal["first", "last"] | int | datetime
-"""Where to begin: the oldest message, the last chunk, an offset, or a broker's time (roughly)."""
+Start = Literal["first", "last", "next"] | int | datetime
+"""Where to begin: the oldest message, the last chunk, the end, an offset, or a broker's time (roughly)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,11 @@ class StreamReader:
             while True:
                 async for message in consumer.arrived():
                     yield self._entry(message)
-                await consumer.more()
+                await consumer.more(asks=True)
 
     @contextlib.asynccontextmanager
     async def _consumer(self, start: Start, prefetch: int) -> AsyncIterator["_Consumer"]:
-        async with self._connection.opened(f"The stream {self.stream} could not be read") as channel:
+        async with opened(self._connection, f"The stream {self.stream} could not be read") as channel:
             consumer = _Consumer(self._connection, channel, self.stream, prefetch)
             with object_errors(f"stream {self.stream}", MISSING, "may not be read by this user"):
                 await consumer.open(start)
@@ -126,11 +127,8 @@ async def open_stream(
     settings: Settings, stream: str, events: EventListener | None = None
 ) -> AsyncIterator[StreamReader]:
     """A reader of any stream, on a connection of its own. Raises BrokerUnreachable."""
-    connection = await connect(settings, stream.rpartition(".")[2])
-    try:
+    async with connected(settings, stream.rpartition(".")[2]) as connection:
         yield StreamReader(connection, stream, events)
-    finally:
-        await connection.close()
 
 
 class _Consumer:
@@ -150,13 +148,20 @@ class _Consumer:
         return not self._messages
 
     async def open(self, start: Start) -> None:
-        queue = await self._channel.get_queue(self._stream, ensure=False)
         raw = await self._channel.get_underlay_channel()
         self._channel.close_callbacks.add(self._on_closed)
         raw.on_consumer_cancel_callbacks.add(self._on_cancelled)
-        async with self._connection.answered(f"The stream {self._stream} could not be read"):
+        await self._consume(start, self._take)
+
+    async def _consume(
+        self, start: Start, take: Callable[[AbstractIncomingMessage], Awaitable[None]]
+    ) -> None:
+        queue = await self._channel.get_queue(self._stream, ensure=False)
+        async with answered(self._connection, f"The stream {self._stream} could not be read"):
             await self._channel.set_qos(self._prefetch)
-            await queue.consume(self._take, arguments={OFFSET_HEADER: start})
+            tag = await queue.consume(take, arguments={OFFSET_HEADER: start})
+            if take is _ignore:
+                await queue.cancel(tag)
 
     async def arrived(self) -> AsyncIterator[AbstractIncomingMessage]:
         """The messages that have been delivered so far. Each is acknowledged as it is taken, because a stream
@@ -172,15 +177,20 @@ class _Consumer:
 
     async def round_trip(self) -> None:
         self._check()
-        async with self._connection.answered(f"The stream {self._stream} could not be read"):
+        async with answered(self._connection, f"The stream {self._stream} could not be read"):
             await self._channel.set_qos(self._prefetch)
 
-    async def more(self) -> None:
-        """Wait for a delivery."""
+    async def more(self, *, asks: bool = False) -> None:
+        """Wait for a delivery. With `asks`, RabbitMQ is asked now and then: a node that is cut off from the
+        others keeps its clients and delivers nothing, but cannot add a consumer."""
         while not self._messages:
             self._check()
             self._news.clear()
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_INTERVAL if asks else None):
+                    await self._news.wait()
+            if asks and not self._messages:
+                await self._consume("next", _ignore)
 
     def _check(self) -> None:
         """Raise where nothing comes any more."""
@@ -199,6 +209,10 @@ class _Consumer:
     def _on_cancelled(self, _: object) -> None:
         self._is_cancelled = True
         self._news.set()
+
+
+async def _ignore(_: AbstractIncomingMessage) -> None:
+    """For a consumer that is cancelled at once."""
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

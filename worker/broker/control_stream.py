@@ -9,7 +9,7 @@ from aio_pika.exceptions import PublishError
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pydantic import ValidationError
 
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection, answered, connected, opened
 from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
@@ -33,26 +33,26 @@ async def publish_order(settings: Settings, order: Order) -> None:
         type=CONTROL_TYPE,
     )
     what = "The order could not be published"
-    connection = await connect(settings, "control")
-    try:
-        async with connection.opened(what, confirms=True) as channel, connection.answered(what):
-            # Through the entry exchange, whose topic permissions tell operators from publishers.
-            exchange = await channel.get_exchange(names.entry, ensure=False)
-            try:
-                await exchange.publish(message, CONTROL_KEY)
-            except (PublishError, ChannelNotFoundEntity):
-                raise TopologyError(
-                    f"Nothing takes orders: the stream {names.control} or its binding to the exchange "
-                    f"{names.entry} is missing. Start a worker once with OTT_DECLARE=true, or import the "
-                    "definitions again"
-                ) from None
-            except ChannelAccessRefused:
-                raise PublishRefused(
-                    f"This user may give no orders: it needs to write to the exchange {names.entry} with the "
-                    f"routing key {CONTROL_KEY}, which is an operator's right"
-                ) from None
-    finally:
-        await connection.close()
+    async with (
+        connected(settings, "control") as connection,
+        opened(connection, what, confirms=True) as channel,
+        answered(connection, what),
+    ):
+        # Through the entry exchange, whose topic permissions tell operators from publishers.
+        exchange = await channel.get_exchange(names.entry, ensure=False)
+        try:
+            await exchange.publish(message, CONTROL_KEY)
+        except (PublishError, ChannelNotFoundEntity):
+            raise TopologyError(
+                f"Nothing takes orders: the stream {names.control} or its binding to the exchange "
+                f"{names.entry} is missing. Start a worker once with OTT_DECLARE=true, or import the "
+                "definitions again"
+            ) from None
+        except ChannelAccessRefused:
+            raise PublishRefused(
+                f"This user may give no orders: it needs to write to the exchange {names.entry} with the "
+                f"routing key {CONTROL_KEY}, which is an operator's right"
+            ) from None
 
 
 async def read_orders(settings: Settings) -> list[Order]:
@@ -82,6 +82,7 @@ class StandingOrders:
         self._stream = Topology(settings.prefix).control
         self._events = events
         self._known = asyncio.Event()
+        self._has_failed = False
         self._resumed = asyncio.Event()
         self._resumed.set()
         self.pause: Pause | None = None
@@ -103,7 +104,9 @@ class StandingOrders:
     def _unreadable(self, error: WorkerError) -> None:
         if isinstance(error, TopologyError):
             self._known.set()
-        self._events.control_unreadable(str(error))
+        if self._has_failed:  # the first time the worker may not have declared it yet
+            self._events.control_unreadable(str(error))
+        self._has_failed = True
 
     async def _follow(self, connection: Connection) -> None:
         reader = StreamReader(connection, self._stream, self._events)
@@ -111,6 +114,7 @@ class StandingOrders:
             orders, following = await _read(reader, self._events)
             self._stands(standing_pause(orders))
             self._known.set()
+            self._has_failed = False
             async with contextlib.aclosing(reader.follow(following)) as entries:
                 async for entry in entries:
                     for order in _orders(entry, self._stream, self._events):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from aio_pika import DeliveryMode, Message
 from pydantic import ValidationError
 
-from worker.amqp.connection import Connection
+from worker.amqp.connection import Connection, answered, opened
 from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import StreamReader, open_stream
 from worker.broker.topology import Topology
@@ -46,7 +46,7 @@ class StatusPublisher:
 
     async def _publish_on(self, connection: Connection) -> None:
         what = "The status could not be published"
-        async with connection.opened(what, confirms=True) as channel:
+        async with opened(connection, what, confirms=True) as channel:
             while connection.is_open:
                 is_last = self._stopping.is_set()
                 record = Message(
@@ -55,7 +55,7 @@ class StatusPublisher:
                     delivery_mode=DeliveryMode.PERSISTENT,
                     type=STATUS_TYPE,
                 )
-                async with connection.answered(what):
+                async with answered(connection, what):
                     await channel.default_exchange.publish(record, self._stream)
                 if is_last:
                     return

@@ -11,34 +11,24 @@ class Notices(EventListener):
     """Hears what the broker modules state. `current` is empty while all goes well."""
 
     def __init__(self) -> None:
-        self._publishing = ""
-        self._replies = ""
+        self._broker = ""
         self._workers = ""
         self.job = ""
 
     @property
     def current(self) -> str:
         # A paused worker consumes nothing: that no worker takes requests is true then, and not the cause.
-        return self._publishing or self._replies or self._workers or self.job
+        return self._broker or self._workers or self.job
 
     def workers_told(self, workers: Iterable[WorkerStatus]) -> None:
         """What the workers say of themselves."""
         self._workers = obstacle(workers)
 
-    def publisher_connected(self) -> None:
-        self._publishing = ""
-
-    def publisher_lost(self, why: str) -> None:
-        self._publishing = _trying(why)
-
     def subscribed(self, prefetch: int) -> None:
-        self._replies = ""
-
-    def subscription_ended(self, why: str) -> None:
-        self._replies = _trying(f"The connection for replies is lost ({why})")
+        self._broker = ""
 
     def broker_unreachable(self, why: str) -> None:
-        self._replies = _trying(why)
+        self._broker = _trying(why)
 
 
 def _trying(why: str) -> str:

@@ -3,24 +3,20 @@
 a row is read                                   readers.py, in a thread (RowReader)
 → left out, if an earlier run has settled it    job_database.py
 → kept back, if it is damaged or invalid        job_database.py, check.py
-→ published, when there is room                 outstanding.py, broker/request_sender.py
-→ answered, on the job's own queue              broker/reply_queue.py
+→ published, when there is room                 outstanding.py, broker/requester.py
+→ answered, on the job's own queue              broker/requester.py
 → written to the results file, and counted      results.py, tally.py
 """
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from worker.amqp.publisher import Publisher
-from worker.broker import topology
-from worker.broker.reply_queue import ReplyQueue, job_queue
-from worker.broker.request_sender import RequestSender, look_for_workers
+from worker.broker.requester import Requester, look_for_workers
 from worker.broker.status_stream import read_workers
 from worker.bulk.check import findings
 from worker.bulk.job_database import JobDatabase, parse_request_id, place_of, request_id
@@ -89,7 +85,6 @@ class Submission:
         self._resumed = resumed
         self._gives_back = gives_back
         self._late = 0
-        self._replies: ReplyQueue | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -97,8 +92,11 @@ class Submission:
         the last replies too. Raises Interrupted, or what ended the job: BrokerUnreachable, TopologyError,
         PublishRefused, UsageError, Unreadable, ResultsFileError or NoReplies."""
         await self._look_for_workers()
-        async with self._connected() as sender:
-            work = asyncio.create_task(self._work(sender), name="work")
+        on_reply = self._on_reply if self._plan.wait else None
+        async with Requester(
+            self._settings, self.job, on_reply, expires=QUEUE_EXPIRES, events=self.notices
+        ) as self._requester:
+            work = asyncio.create_task(self._work(), name="work")
             watch = asyncio.create_task(self._watch(), name="watch")
             stopped = asyncio.create_task(stop.wait(), name="stop")
             try:
@@ -109,26 +107,10 @@ class Submission:
             finally:
                 await _cancel(work, watch, stopped)
                 self._give_back_unanswered()
-                if self._replies is not None and len(self.out):
-                    self._replies.keep()
+                if len(self.out):
+                    self._requester.keep_queue()
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[RequestSender]:
-        publisher = Publisher(self._settings, self.notices, topology.ensure)
-        publisher.start()
-        try:
-            if not self._plan.wait:
-                yield RequestSender(publisher, self._settings.prefix)
-                return
-            name = job_queue(self._settings, self.job)
-            async with ReplyQueue(
-                self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, events=self.notices
-            ) as self._replies:
-                yield RequestSender(publisher, self._settings.prefix)
-        finally:
-            await publisher.stop()
-
-    async def _work(self, sender: RequestSender) -> None:
+    async def _work(self) -> None:
         await self._take_in_what_waits()
         problem = None
         try:
@@ -139,7 +121,7 @@ class Submission:
                         self._database.add(row)
                     place = place_of(row)
                     if not self._is_left_out(place, row) and not self._is_kept_back(place, row):
-                        await self._submit(place, row, sender)
+                        await self._submit(place, row)
         except WorkerError as error:
             problem = error
         self.tally.total = self.tally.read
@@ -149,7 +131,7 @@ class Submission:
 
     async def _take_in_what_waits(self) -> None:
         """Replies that came after an earlier run had ended."""
-        waiting = self._replies.waiting_at_start if self._replies and self._resumed else 0
+        waiting = self._requester.waiting_at_start if self._resumed else 0
         with suppress(TimeoutError):  # the connection is lost again; they are taken in later
             async with asyncio.timeout(COLLECT):
                 await self.out.until(lambda: self._late >= waiting)
@@ -187,7 +169,7 @@ class Submission:
     def _at(self, row: Row) -> str:
         return row.at if len(self._plan.reading.paths) == 1 else f"{row.file} {row.at}"
 
-    async def _submit(self, place: int, row: Row, sender: RequestSender) -> None:
+    async def _submit(self, place: int, row: Row) -> None:
         name = request_id(self.job, place)
         await self.out.room()
         if self._resumed:
@@ -196,10 +178,9 @@ class Submission:
         self.out.add(name, Sent(place, row.file, row.line, self._at(row), kept), len(row.body))
         account = row.account_id or self._plan.account_id
         resource = (account, row.platform, row.resource_id) if row.resource_id else None
-        confirmed = sender.send(
+        confirmed = self._requester.send(
             row.body,
             request_id=name,
-            reply_to=self._replies.name if self._replies else None,
             account_id=account,
             as_of=None if row.true_at is None else text_of(row.true_at),
             lane=resource,

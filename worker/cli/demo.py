@@ -21,11 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.amqp.connection import connect
-from worker.amqp.publisher import Publisher
+from worker.amqp.connection import connect, connected
 from worker.broker import topology
-from worker.broker.reply_queue import ReplyQueue
-from worker.broker.request_sender import RequestSender
+from worker.broker.requester import Requester
 from worker.console.server import Console as OperatorsPage
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
@@ -242,23 +240,18 @@ async def _play(
         if future is not None and not future.done():
             future.set_result(Reply.parse(body))
 
-    publisher = Publisher(settings, EventListener(), topology.ensure)
-    publisher.start()
-    queue = ReplyQueue(settings, f"{settings.prefix}.job", on_reply, expires=60, events=EventListener())
-    try:
-        async with queue:
-            sender = RequestSender(publisher, settings.prefix)
-            played = []
-            for number, scene in enumerate(scenes(), 1):
-                request_id = f"demo-{number}"
-                replies[request_id] = asyncio.get_running_loop().create_future()
-                sender.send(scene.body, request_id=request_id, reply_to=queue.name)
-                reply = await _answer(replies[request_id], worker)
-                scene.seen = _held(sandbox, scene.about)
-                played.append((scene, reply))
-            return played
-    finally:
-        await publisher.stop()
+    async with connected(settings, "demo") as connection:
+        await topology.ensure(connection, settings)  # the worker may not have come to it yet
+    async with Requester(settings, "demo", on_reply, expires=60, events=EventListener()) as requester:
+        played = []
+        for number, scene in enumerate(scenes(), 1):
+            request_id = f"demo-{number}"
+            replies[request_id] = asyncio.get_running_loop().create_future()
+            requester.send(scene.body, request_id=request_id)
+            reply = await _answer(replies[request_id], worker)
+            scene.seen = _held(sandbox, scene.about)
+            played.append((scene, reply))
+        return played
 
 
 async def _answer(reply: "asyncio.Future[Reply]", worker: "asyncio.Task[None]") -> Reply:

@@ -15,6 +15,14 @@ calls that block:
     with SyncRegistrationClient("amqp://user:password@broker/") as client:
         reply = client.register({"ottPlatformName": "messenger", "ottPlatformAttributes": {...}})
 
+Many at once, with the replies as they come:
+
+    async for outcome in client.register_many(registrations):
+        print(outcome.number, outcome.reply or outcome.error)
+
+An application that has a connection of aio-pika gives it: RegistrationClient(connection=...). The types
+MessengerRegistration and LineRegistration tell a type checker what a registration holds.
+
 It needs a broker that the worker has declared its queues on, and a user as `deploy/rabbitmq/definitions
 --publisher NAME` makes: write on the exchange `PREFIX`, configure and read on `PREFIX.job.USER.*`.
 
@@ -24,6 +32,7 @@ package that is imported is `worker`; what is not exported here may change.
 
 from worker.client.registration_client import RegistrationClient
 from worker.client.sync_client import SyncRegistrationClient
+from worker.client.types import LineRegistration, MessengerRegistration, Outcome
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
 from worker.contract.words import Status
@@ -39,6 +48,9 @@ from worker.errors import (
 __all__ = [
     "BrokerUnreachable",
     "FieldError",
+    "LineRegistration",
+    "MessengerRegistration",
+    "Outcome",
     "OutcomeUnknown",
     "PublishRefused",
     "RegistrationClient",

@@ -3,23 +3,26 @@
 import asyncio
 import json
 import logging
-from collections.abc import Hashable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Hashable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from worker.amqp.publisher import Publisher
-from worker.broker import topology
-from worker.broker.reply_queue import ReplyQueue, job_queue
-from worker.broker.request_sender import RequestSender, look_for_workers
+from aio_pika.abc import AbstractConnection
+
+from worker.broker.requester import Requester
+from worker.client.types import Outcome, Registration
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply
-from worker.errors import OutcomeUnknown
+from worker.errors import OutcomeUnknown, WorkerError
 from worker.events import EventListener
 from worker.settings import load_settings
 
+T = TypeVar("T")
+
+WINDOW = 100  # of register_many
 TIMEOUT = 60.0  # seconds
 QUEUE_EXPIRES = 600.0  # seconds
 ID_LENGTH = 255  # bytes of an AMQP short string
@@ -40,7 +43,8 @@ logging.getLogger("aiormq.channel").addFilter(_NoBodies())
 class RegistrationClient:
     """Sends registrations to the worker over RabbitMQ and receives the replies on a queue of its own.
 
-    What is not given is taken from the `OTT_` variables, TLS files included. `prefix` is the worker's
+    What is not given is taken from the `OTT_` variables, TLS files included. A `connection` of aio-pika that
+    is there already can be used instead of a URL; it stays open at the end. `prefix` is the worker's
     `OTT_PREFIX`, `account_id` the business unit (MID) whose token is used, `timeout` in seconds.
 
     Use as an async context manager; entering it raises BrokerUnreachable, TopologyError (no worker has
@@ -56,12 +60,16 @@ class RegistrationClient:
         self,
         url: str | None = None,
         *,
+        connection: AbstractConnection | None = None,
         prefix: str | None = None,
         account_id: str | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
+        if url is not None and connection is not None:
+            raise ValueError("give a url or a connection, not both")
         given = {"amqp_url": url, "prefix": prefix}
         self._settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+        self._connection = connection
         self._account_id = account_id
         self._timeout = timeout
         self._answers: dict[str, asyncio.Future[Reply]] = {}
@@ -72,17 +80,15 @@ class RegistrationClient:
         if self._loop is not None:
             raise RuntimeError("A RegistrationClient can be entered once: make another one")
         self._loop = asyncio.get_running_loop()
-        await look_for_workers(self._settings)
-        events = EventListener()
-        name = job_queue(self._settings, uuid4().hex)
-        publisher = Publisher(self._settings, events, topology.ensure)
-        self._replies = ReplyQueue(self._settings, name, self._on_reply, expires=QUEUE_EXPIRES, events=events)
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._replies)
-            publisher.start()
-            stack.push_async_callback(publisher.stop)
-            self._resources = stack.pop_all()
-        self._sender = RequestSender(publisher, self._settings.prefix)
+        self._requester = Requester(
+            self._settings,
+            uuid4().hex,
+            self._on_reply,
+            expires=QUEUE_EXPIRES,
+            events=EventListener(),
+            connection=self._connection,
+        )
+        await self._requester.__aenter__()
         self._is_open = True
         return self
 
@@ -91,11 +97,11 @@ class RegistrationClient:
         for request_id, answer in self._answers.items():
             if not answer.done():
                 answer.set_exception(OutcomeUnknown(request_id, "The client was closed"))
-        await self._resources.aclose()
+        await self._requester.__aexit__()
 
     async def register(
         self,
-        registration: Mapping[str, Any],
+        registration: Registration,
         *,
         request_id: str | None = None,
         account_id: str | None = None,
@@ -106,7 +112,8 @@ class RegistrationClient:
 
         `request_id` is the request's id (a fresh one by default); ValueError where it is longer than 255
         bytes, or under way already. `as_of` is when what it says was true, with its time zone: a newer
-        registration is not undone (contract §2). Raises OutcomeUnknown when `timeout` seconds bring no reply,
+        registration is not undone (contract §2). Cancelled, it gives the request up if it is not sent yet.
+        Raises OutcomeUnknown when `timeout` seconds bring no reply,
         TopologyError or PublishRefused when the broker does not take the request, TypeError or ValueError
         when the registration is not JSON.
         """
@@ -115,7 +122,7 @@ class RegistrationClient:
         if request_id in self._answers:
             raise ValueError(f"request {request_id} is under way already")
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        confirmed = self._send(registration, request_id, account_id, as_of, reply_to=self._replies.name)
+        confirmed = self._send(registration, request_id, account_id, as_of)
         confirmed.add_done_callback(partial(_pass_on_error, answer))
         self._answers[request_id] = answer
         try:
@@ -130,9 +137,59 @@ class RegistrationClient:
             confirmed.cancel()
             del self._answers[request_id]
 
+    async def register_many(
+        self,
+        registrations: Iterable[Registration] | AsyncIterable[Registration],
+        *,
+        window: int = WINDOW,
+        account_id: str | None = None,
+        as_of: datetime | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Register them all, at most `window` at once, and yield what became of each as soon as it is known.
+        `registrations` are asked for the next one when there is room. What `register` would raise for one is
+        in its Outcome; the others go on. Those under way when the iteration is left are given up."""
+        source = _numbered(registrations)
+        following: asyncio.Task[tuple[int, Registration] | None] | None = asyncio.create_task(_next(source))
+        under_way: set[asyncio.Task[Outcome]] = set()
+        try:
+            while following or under_way:
+                awaited: set[asyncio.Task[Any]] = {*under_way}
+                if following and len(under_way) < window:
+                    awaited.add(following)
+                done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                if following in done:
+                    found = following.result()
+                    following = None if found is None else asyncio.create_task(_next(source))
+                    if found is not None:
+                        call = self._outcome(*found, account_id, as_of, timeout)
+                        under_way.add(asyncio.create_task(call))
+                for task in done & under_way:
+                    under_way.remove(task)
+                    yield task.result()
+        finally:
+            tasks = [*under_way, *([following] if following else [])]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _outcome(
+        self,
+        number: int,
+        registration: Registration,
+        account_id: str | None,
+        as_of: datetime | None,
+        timeout: float | None,
+    ) -> Outcome:
+        try:
+            reply = await self.register(registration, account_id=account_id, as_of=as_of, timeout=timeout)
+        except (WorkerError, TypeError, ValueError) as error:
+            return Outcome(number, registration, None, error)
+        return Outcome(number, registration, reply, None)
+
     async def publish(
         self,
-        registration: Mapping[str, Any],
+        registration: Registration,
         *,
         request_id: str | None = None,
         account_id: str | None = None,
@@ -144,7 +201,7 @@ class RegistrationClient:
         not confirmed."""
         self._check_open()
         request_id = _id(request_id)
-        confirmed = self._send(registration, request_id, account_id, as_of, reply_to=None)
+        confirmed = self._send(registration, request_id, account_id, as_of, replies=False)
         try:
             async with asyncio.timeout(self._timeout if timeout is None else timeout):
                 await confirmed
@@ -164,19 +221,19 @@ class RegistrationClient:
 
     def _send(
         self,
-        registration: Mapping[str, Any],
+        registration: Registration,
         request_id: str,
         account_id: str | None,
         as_of: datetime | None,
         *,
-        reply_to: str | None,
+        replies: bool = True,
     ) -> "asyncio.Future[None]":
-        document = dict(registration)
+        document: dict[str, Any] = dict(registration)
         account = account_id or self._account_id
-        return self._sender.send(
+        return self._requester.send(
             _encode(document).encode(),
             request_id=request_id,
-            reply_to=reply_to,
+            replies=replies,
             account_id=account,
             as_of=None if as_of is None else _as_of(as_of),
             lane=_lane(document, account),
@@ -187,6 +244,23 @@ class RegistrationClient:
         if answer is not None and not answer.done():  # else given up meanwhile, or a repeat
             with suppress(MalformedReply):
                 answer.set_result(Reply.parse(body))
+
+
+async def _numbered(
+    registrations: Iterable[Registration] | AsyncIterable[Registration],
+) -> AsyncIterator[tuple[int, Registration]]:
+    number = 0
+    if isinstance(registrations, AsyncIterable):
+        async for registration in registrations:
+            yield number, registration
+            number += 1
+    else:
+        for each in enumerate(registrations):
+            yield each
+
+
+async def _next(source: AsyncIterator[T]) -> T | None:
+    return await anext(source, None)
 
 
 def _id(given: str | None) -> str:

@@ -3,12 +3,13 @@
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
-from worker.client.registration_client import TIMEOUT, RegistrationClient
+from worker.client.registration_client import TIMEOUT, WINDOW, RegistrationClient
+from worker.client.types import Outcome, Registration
 from worker.contract.reply import Reply
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class SyncRegistrationClient:
 
     def register(
         self,
-        registration: Mapping[str, Any],
+        registration: Registration,
         *,
         request_id: str | None = None,
         account_id: str | None = None,
@@ -89,9 +90,34 @@ class SyncRegistrationClient:
             )
         )
 
+    def register_many(
+        self,
+        registrations: Iterable[Registration],
+        *,
+        window: int = WINDOW,
+        account_id: str | None = None,
+        as_of: datetime | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Outcome]:
+        """Register them all and yield what became of each as soon as it is known: see
+        RegistrationClient.register_many."""
+        outcomes = self._client.register_many(
+            registrations, window=window, account_id=account_id, as_of=as_of, timeout=timeout
+        )
+
+        async def following() -> Outcome | None:
+            return await anext(outcomes, None)
+
+        try:
+            while (outcome := self._run(following())) is not None:
+                yield outcome
+        finally:
+            with suppress(RuntimeError):  # closed meanwhile
+                self._run(_close(outcomes))
+
     def publish(
         self,
-        registration: Mapping[str, Any],
+        registration: Registration,
         *,
         request_id: str | None = None,
         account_id: str | None = None,
@@ -140,3 +166,7 @@ class SyncRegistrationClient:
             with suppress(RuntimeError):
                 loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+
+async def _close(outcomes: AsyncGenerator[Outcome, None]) -> None:
+    await outcomes.aclose()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from worker.broker.journal import open_journal
 from worker.broker.journal_query import follow
-from worker.broker.request_sender import look_for_workers
+from worker.broker.requester import look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status_stream import read_workers
 from worker.contract.journal_record import recorded_id

@@ -1,0 +1,349 @@
+"""A requester: it sends requests to the worker, and receives the replies on a queue of its own (contract §2,
+§4). The Python client, `submit` and `demo` are made of it. It takes any connection of aio-pika."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Self
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import DeliveryError, PublishError
+from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
+from yarl import URL
+
+from worker.amqp.causes import broker_errors, object_errors
+from worker.amqp.connection import (
+    CLOSE_TIMEOUT,
+    Connection,
+    answered,
+    close_channel,
+    connected,
+    opened,
+)
+from worker.amqp.queue import FORBIDDEN, MISSING
+from worker.amqp.reconnect import keep
+from worker.backoff import REFUSED
+from worker.broker.topology import NO_DELIVERY_LIMIT, Arguments, Topology
+from worker.contract.words import ACCOUNT_HEADER, AS_OF_HEADER, REQUEST_KEY
+from worker.errors import BrokerUnreachable, Problem, PublishRefused, TopologyError, WorkerError
+from worker.events import EventListener
+from worker.settings import Settings, split_urls
+
+PREFETCH: Final = 500
+MISSING_FOR: Final = 30.0  # seconds that a missing requests queue may take to come back
+CHECK_INTERVAL: Final = 5.0  # seconds of silence, before RabbitMQ is asked whether it still works
+CONFIRM_TIMEOUT: Final = 20.0  # seconds without a confirm, while one is waited for
+LOST: Final = "The connection to RabbitMQ was lost"
+
+OnReply = Callable[[str, bytes], None]
+
+
+def job_queue(prefix: str, user: str | None, job: str) -> str:
+    """The name of a job's reply queue: `PREFIX.job.USER.JOB`, so that permissions can keep the publishers'
+    queues apart (deploy/rabbitmq/definitions --publisher), and `PREFIX.job.JOB` for RabbitMQ's user guest."""
+    own = f"{user}." if user and user != "guest" else ""
+    return f"{prefix}.job.{own}{job}"
+
+
+class Requester:
+    """Sends and receives while its context lasts, over as many connections as it takes.
+
+    Entering raises BrokerUnreachable, or TopologyError: no worker has declared its queues there, or the reply
+    queue may not be declared. `on_reply` gets the correlation id and the body of each reply, and may get one
+    twice. The reply is acknowledged when it has returned, and left with the broker if it raises a
+    WorkerError. The queue is durable and not exclusive, because an exclusive one would end with its
+    connection; it expires `expires` seconds after its last consumer. Without `on_reply` there is none, and
+    the worker's shared one gets the replies.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        job: str,
+        on_reply: OnReply | None,
+        *,
+        expires: float,
+        events: EventListener,
+        connection: AbstractConnection | None = None,
+    ) -> None:
+        """A `connection` that is given stays open at the end."""
+        first, *_ = split_urls(settings.now("amqp_url"))
+        url = URL(first) if connection is None else getattr(connection, "url", URL())
+        self.queue: Final = job_queue(settings.prefix, url.user, job) if on_reply else None
+        self.waiting_at_start = 0
+        self._names = Topology(settings.prefix)
+        self._source = (
+            partial(connected, settings, f"requests {job}")
+            if connection is None
+            else partial(_given, connection)
+        )
+        self._on_reply = on_reply
+        self._expires = int(expires * 1000)
+        self._events = events
+        self._keeps_queue = self._is_ending = False
+        self._connection: AbstractConnection | None = None
+        self._publishing: AbstractChannel | None = None
+        self._connected = asyncio.Event()
+        self._opening = asyncio.Lock()
+        self._alone = asyncio.Lock()
+        self._lanes: dict[Hashable, _Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unconfirmed = 0
+        self._confirmed_at = 0.0
+        self._replies = 0
+        self._lost = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keeping = asyncio.create_task(keep(self._source, self._use, self._failed), name="requester")
+        try:
+            await self._opened
+        except BaseException:
+            await _cancel({self._keeping})
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_ending = True
+        await _cancel({*self._tasks, self._keeping})
+
+    def keep_queue(self) -> None:
+        """Leave the queue to expire instead of deleting it at the end: somebody may come back for it."""
+        self._keeps_queue = True
+
+    def send(
+        self,
+        body: bytes,
+        *,
+        request_id: str,
+        account_id: str | None = None,
+        as_of: str | None = None,
+        replies: bool = True,
+        lane: Hashable = None,
+    ) -> "asyncio.Task[None]":
+        """Publish one request, to be answered on the reply queue or, without `replies`, on the shared one.
+        The task is done when the broker has it, or raises PublishRefused, or TopologyError if no queue takes
+        requests. Requests of one lane keep their order: each waits until the one before it is confirmed. A
+        full queue is waited for. Cancel the task to give the request up; one that is already on the wire
+        arrives all the same."""
+        headers = {ACCOUNT_HEADER: account_id, AS_OF_HEADER: as_of}
+        message = Message(
+            body,
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+            message_id=request_id,
+            correlation_id=request_id,
+            reply_to=self.queue if replies else None,
+            headers={name: value for name, value in headers.items() if value},
+        )
+        task = asyncio.create_task(self._send(message, lane), name=f"request {request_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _send(self, message: Message, lane: Hashable) -> None:
+        refusals, missing_since = 0, math.inf
+        clock = asyncio.get_running_loop().time
+        async with self._turn(lane):
+            while True:
+                try:
+                    problem = await self._publish(message)
+                except BrokerUnreachable:
+                    await asyncio.sleep(REFUSED.first)
+                    continue
+                if problem is None:
+                    return
+                if isinstance(problem, PublishError | ChannelNotFoundEntity):  # no queue took it
+                    missing_since = min(missing_since, clock())
+                    if clock() - missing_since > MISSING_FOR:
+                        raise TopologyError(
+                            f"No queue takes requests at {self._names.entry}: "
+                            "start the worker, which declares it"
+                        )
+                elif not isinstance(problem, DeliveryError):  # that the queue is full
+                    raise PublishRefused(
+                        f"The broker does not take requests at the exchange {self._names.entry}: "
+                        "this user may not write to it, or the message is larger than the broker takes"
+                    )
+                refusals += 1
+                await asyncio.sleep(REFUSED.ceiling(refusals))
+
+    @asynccontextmanager
+    async def _turn(self, lane: Hashable) -> AsyncIterator[None]:
+        """Wait for all earlier ones of the lane."""
+        turns = self._lanes.setdefault(lane, _Lane()) if lane is not None else _Lane()
+        turns.count += 1
+        try:
+            async with turns.lock:
+                yield
+        finally:
+            turns.count -= 1
+            if not turns.count:
+                self._lanes.pop(lane, None)
+
+    async def _publish(self, message: Message) -> Exception | None:
+        """What RabbitMQ has against it. Raises BrokerUnreachable. A channel that RabbitMQ closes does not
+        tell which of the messages on it is to blame, so each is published again on a channel of its own."""
+        async with self._opening:
+            await self._connected.wait()
+            connection = self._connection
+            if connection is None:
+                raise BrokerUnreachable(LOST)
+            if self._publishing is None or self._publishing.is_closed:
+                with broker_errors(LOST):
+                    async with answered(connection, LOST):
+                        self._publishing = await connection.channel(on_return_raises=True)
+            channel = self._publishing
+        problem = await self._try(channel, message)
+        if isinstance(problem, AMQPChannelError):
+            async with self._alone, opened(connection, LOST, confirms=True) as own:
+                problem = await self._try(own, message)
+        return problem
+
+    async def _try(self, channel: AbstractChannel, message: Message) -> Exception | None:
+        clock = asyncio.get_running_loop().time
+        if not self._unconfirmed:
+            self._confirmed_at = clock()
+        self._unconfirmed += 1
+        try:
+            with broker_errors(LOST):
+                exchange = await channel.get_exchange(self._names.entry, ensure=False)
+                try:
+                    await exchange.publish(message, REQUEST_KEY)
+                except (DeliveryError, AMQPChannelError) as error:
+                    return error
+        finally:
+            self._unconfirmed -= 1
+        self._confirmed_at = clock()
+        return None
+
+    async def _use(self, connection: AbstractConnection) -> None:
+        if not self._opened.done():
+            await count_workers(connection, self._names)
+        self._lost.clear()
+        async with opened(connection, "The reply queue could not be consumed") as channel:
+            channel.close_callbacks.add(self._on_lost)
+            queue = await self._consume(connection, channel) if self.queue else None
+            self._connection = connection
+            self._connected.set()
+            self._events.subscribed(PREFETCH)
+            if not self._opened.done():
+                self._opened.set_result(None)
+            try:
+                await self._until_lost(connection, queue)
+            finally:
+                self._connected.clear()
+                self._connection, publishing, self._publishing = None, self._publishing, None
+                if publishing is not None:
+                    await close_channel(publishing, CLOSE_TIMEOUT)
+                if queue is not None and self._is_ending and not self._keeps_queue:
+                    with suppress(WorkerError), broker_errors("It expires"):
+                        async with answered(connection, "It expires"):
+                            await queue.cancel(self._tag)
+                            await queue.delete(if_unused=False, if_empty=False)
+
+    async def _consume(self, connection: AbstractConnection, channel: AbstractChannel) -> AbstractQueue:
+        """Declare the reply queue, and consume it."""
+        assert self.queue is not None
+        arguments: Arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": NO_DELIVERY_LIMIT,
+            "x-expires": self._expires,
+        }
+        forbidden = (
+            "may not be declared by this user: grant configure and read on it "
+            "(see deploy/rabbitmq/definitions --publisher)"
+        )
+        raw = await channel.get_underlay_channel()
+        raw.on_consumer_cancel_callbacks.add(self._on_lost)
+        async with answered(connection, "The reply queue could not be declared"):
+            with object_errors(f"reply queue {self.queue}", MISSING, forbidden):
+                await channel.set_qos(PREFETCH)
+                queue = await channel.declare_queue(self.queue, durable=True, arguments=arguments)
+                self._tag = await queue.consume(self._take)
+        if not self._opened.done():
+            self.waiting_at_start = queue.declaration_result.message_count or 0
+        return queue
+
+    async def _until_lost(self, connection: AbstractConnection, queue: AbstractQueue | None) -> None:
+        """Raises BrokerUnreachable when the connection is of no use any more. A node that is cut off from the
+        others keeps its clients: then RabbitMQ confirms nothing, and a consumer that is added and cancelled,
+        for which most nodes of the queue must agree, is not answered."""
+        while True:
+            replies = self._replies
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_INTERVAL):
+                    await self._lost.wait()
+                raise BrokerUnreachable(LOST)
+            now = asyncio.get_running_loop().time()
+            if isinstance(connection, Connection):
+                if connection.is_blocked:  # by an alarm; what waits is confirmed when it has ended
+                    self._confirmed_at = now
+                if self._unconfirmed and now - self._confirmed_at > CONFIRM_TIMEOUT:
+                    connection.abort()
+                    raise BrokerUnreachable("RabbitMQ does not confirm")
+            if queue is not None and self._replies == replies:
+                async with answered(connection, "The reply queue"):
+                    await queue.cancel(await queue.consume(self._take))
+
+    async def _take(self, message: AbstractIncomingMessage) -> None:
+        assert self._on_reply is not None
+        self._replies += 1
+        with suppress(WorkerError), broker_errors(LOST):
+            self._on_reply(message.correlation_id or "", message.body)
+            await message.ack()
+
+    def _on_lost(self, *_: object) -> None:
+        self._lost.set()
+
+    def _failed(self, error: Exception) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(error)
+        self._events.broker_unreachable(str(error))
+
+
+@dataclass(slots=True)
+class _Lane:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    count: int = 0
+
+
+@asynccontextmanager
+async def _given(connection: AbstractConnection) -> AsyncIterator[AbstractConnection]:
+    """A connection that is somebody else's."""
+    if connection.is_closed:
+        raise BrokerUnreachable("The connection that was given is closed")
+    yield connection
+
+
+async def _cancel(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def look_for_workers(settings: Settings) -> int:
+    """How many consumers the requests queue has; changes nothing. Raises TopologyError where the queue or
+    the exchange is missing, or BrokerUnreachable."""
+    async with connected(settings, "look") as connection:
+        return await count_workers(connection, Topology(settings.prefix))
+
+
+async def count_workers(connection: AbstractConnection, names: Topology) -> int:
+    """As `look_for_workers`, on an open connection."""
+    what = f"The exchange {names.entry} could not be looked at"
+    try:
+        async with opened(connection, what) as channel, answered(connection, what):
+            with object_errors(f"exchange {names.entry}", MISSING, FORBIDDEN):
+                await channel.declare_exchange(names.entry, "topic", durable=True, passive=True)
+            with object_errors(f"queue {names.requests}", MISSING, FORBIDDEN):
+                requests = await channel.declare_queue(names.requests, passive=True)
+    except TopologyError as error:
+        if error.problem is not Problem.MISSING:
+            raise
+        raise TopologyError(f"Nothing takes requests at {names.entry}: {MISSING}") from None
+    return requests.declaration_result.consumer_count or 0

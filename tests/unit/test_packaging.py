@@ -1,6 +1,5 @@
 """What is shipped beside the code: locks, scripts, the image, the compose file. Real validators hold them."""
 
-import os
 import re
 import subprocess
 import sys
@@ -116,13 +115,6 @@ def test_shellcheck_finds_nothing_in_any_shell_script() -> None:
     check("shellcheck", "--external-sources", "--enable=check-set-e-suppressed", *map(str, scripts))
 
 
-@pytest.mark.parametrize(
-    "command", ["deploy/quickstart", "deploy/test", "deploy/lock", "deploy/private-broker", ".ci/run"]
-)
-def test_the_scripts_that_people_call_can_be_executed(command: str) -> None:
-    assert os.access(ROOT / command, os.X_OK)
-
-
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     check("hadolint", "--failure-threshold", "style", "deploy/Dockerfile")
 
@@ -172,26 +164,6 @@ def ours() -> dict[str, dict[str, Any]]:
 
 def test_the_compose_file_follows_the_compose_specification() -> None:
     check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
-
-
-def test_compose_runs_rabbitmq_4_the_sandbox_and_two_workers() -> None:
-    services = compose()["services"]
-
-    assert re.fullmatch(r"rabbitmq:4[\d.]*-management(-alpine)?", services["rabbitmq"]["image"])
-    assert services["sandbox"]["command"][0] == "sandbox"
-    assert services["worker"]["command"] == ["run"]
-    assert services["worker"]["deploy"]["replicas"] == 2
-
-
-def test_compose_waits_for_what_is_healthy_and_restarts_what_ends() -> None:
-    services = {name: service for name, service in compose()["services"].items() if "profiles" not in service}
-
-    assert all("healthcheck" in service for service in services.values())
-    assert all(service["restart"] == "unless-stopped" for service in services.values())
-    assert services["worker"]["depends_on"] == {
-        "rabbitmq": {"condition": "service_healthy"},
-        "sandbox": {"condition": "service_healthy"},
-    }
 
 
 def test_our_containers_may_do_nothing_that_they_need_not() -> None:

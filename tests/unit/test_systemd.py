@@ -49,10 +49,6 @@ def test_its_settings_are_the_workers_and_secrets_come_from_files() -> None:
     assert not [name for name in names if re.search("SECRET|URL|ID", name) and not name.endswith("_FILE")]
 
 
-def test_the_worker_may_read_what_its_process_metrics_are_made_of() -> None:
-    assert "ProcSubset" not in service(), "prometheus_client reads /proc/stat and exports nothing without it"
-
-
 def test_the_environment_file_of_the_readme_sets_what_the_unit_leaves_open() -> None:
     (block,) = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
     names = [line.split("=")[0] for line in block.splitlines()]

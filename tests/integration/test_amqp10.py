@@ -1,19 +1,21 @@
 """Messages that RabbitMQ takes by AMQP 1.0 and cannot deliver by AMQP 0-9-1."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
 from tests.integration.test_pause import forwarded, order
-from tests.rig import Rig, messenger, until
+from tests.rig import Requester, Rig, messenger, until
 from tests.support.marketing_cloud import failing
 from worker.amqp.connection import connect
 from worker.amqp.queue_browser import QueueBrowser
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
+from worker.pipeline import intake
 from worker.settings import Settings
 
 
@@ -49,7 +51,37 @@ async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_
     assert await requester.depth("dead") == 1
 
 
-async def test_what_goes_back_alone_is_not_overtaken_by_what_was_received_later(rig: Rig) -> None:
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig: Rig, partitions: int) -> None:
+    """Their deliveries, up to a limit of 1,000, are used up at once."""
+    requester = await rig.start(partitions=partitions)
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    url, queue = rig.settings().amqp_url.get_secret_value(), f"{requester.prefix}.requests"
+    began, wanted = time.monotonic(), []
+    for number in range(30):
+        wanted.append(await requester.publish(messenger(str(number))))
+        if number % 10 == 5:
+            await asyncio.to_thread(publish_with_uuid, url, queue, b"%d" % number)
+    async with asyncio.timeout(15):
+        for each in wanted:
+            assert (await requester.reply(each))["status"] == "registered"
+        await until(lambda: _has(requester, "dead", 3), "the dead letters")
+    assert time.monotonic() - began < 15
+
+
+async def _has(requester: Requester, queue: str, count: int) -> bool:
+    return await requester.depth(queue) == count
+
+
+async def test_what_goes_back_alone_is_not_overtaken_by_what_was_received_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it cannot be told from the others: then they are taken one at a time."""
+
+    async def none(*_: object) -> int:
+        return 0
+
+    monkeypatch.setattr(intake, "spend_deliveries", none)
     requester = await rig.requester_for(rig.settings())
     connection = await connect(rig.settings(), "test")
     await topology.ensure(connection, rig.settings())

@@ -324,6 +324,7 @@ def _why(error: BaseException, endpoint: Endpoint, refusal: tuple[int, str] | No
 
 
 def tls_context(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
+    """The TLS context for nodes of which one at least has an amqps:// URL."""
     if all(url.scheme != "amqps" for url in urls):
         return None
     try:

@@ -9,11 +9,13 @@ newer requests overtake older ones.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from worker.amqp.connection import Connection
+from worker.amqp.amqp10 import spend_deliveries
+from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.amqp.reconnect import keep_connected
 from worker.broker import topology
@@ -25,8 +27,7 @@ from worker.pipeline.journey import Attempts, Identity, Journeys
 from worker.settings import Settings
 
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
-DEFECT_PAUSE = 1.0  # seconds
-EPOCH_PAUSE = 0.5  # seconds
+PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before the next subscription
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
 
@@ -123,6 +124,7 @@ class QueueIntake:
         self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
         self._carried_attempts: Attempts = {}  # of the requests in them
         self._one_by_one = 0  # deliveries that are still to be taken one at a time
+        self._has_undeliverable = False
         self._overtaken: dict[Resource | None, Identity] = {}  # of those, what was given back alone
         self._subscription: Subscription | None = None
         self._journeys: Journeys | None = None
@@ -142,6 +144,10 @@ class QueueIntake:
         while connection.is_open and not self._stopping.is_set():
             if self._orders.pause is not None:
                 await self._until_resumed(connection)
+            elif self._has_undeliverable:
+                await self._remove_undeliverable(connection)
+            elif self._one_by_one:
+                await self._consume_one_by_one(connection)
             elif not await self._consume(connection):
                 return
 
@@ -156,23 +162,36 @@ class QueueIntake:
         for end in ends:
             end.cancel()
 
-    async def _consume(self, connection: Connection) -> bool:
-        """One subscription. True if the next one may follow on the same connection.
+    async def _remove_undeliverable(self, connection: Connection) -> None:
+        """A message that RabbitMQ cannot deliver ended the connection, and all in flight came back with it,
+        again and again, up to the delivery limit. So use up its deliveries at once, on a connection of its
+        own. If it cannot be told from the others, take as many as were in flight one at a time."""
+        self._has_undeliverable, spent = False, 0
+        with contextlib.suppress(BrokerUnreachable):
+            prefetch, version = self._settings.prefetch, connection.server_version
+            spent = await spend_deliveries(self._settings, self._queue, prefetch, version)
+        if spent:
+            self._own_requeues += 1
+            self._events.undeliverable(self._queue, spent)
+        else:
+            self._one_by_one = self._settings.prefetch
 
-        A message that RabbitMQ cannot deliver ends the connection, and all in flight would come back with it,
-        again and again, up to the delivery limit. So after such an end, as many as were in flight are taken
-        one at a time: each is settled before the next one comes, and only that message reaches the limit.
-        One that must be given back then goes behind the others, and those for its resource let it pass.
-        """
+    async def _consume_one_by_one(self, connection: Connection) -> None:
+        """One subscription that takes one request at a time, on a connection of its own: each is settled
+        before the next one comes, and only the one that cannot be delivered reaches the limit. A request that
+        must be given back in this mode moves behind the others; those for its resource are requeued behind
+        it."""
+        own = await connect(self._settings, "consumer one by one")
+        connection.lost.add_done_callback(lambda _: own.abort())
+        try:
+            await self._consume(own)
+        finally:
+            await own.close()
+
+    async def _consume(self, connection: Connection) -> bool:
+        """One subscription. True if the next one may follow on the same connection."""
         is_careful = self._one_by_one > 0
-        prefetch = 1 if is_careful else self._settings.prefetch
-        subscription = self._subscription = Subscription(
-            connection, self._queue, prefetch, self._settings.max_body_bytes
-        )
-        journeys = self._journeys = self._journeys_for(subscription)
-        journeys.own_requeues = self._own_requeues
-        journeys.carried_attempts = self._carried_attempts
-        journeys.overtaken = self._overtaken if is_careful else {}
+        subscription, journeys = self._begin(connection, is_careful)
         watch = _Watch(
             self._settings,
             subscription,
@@ -181,7 +200,7 @@ class QueueIntake:
             self._stopping,
             lambda: is_careful and not self._one_by_one,
         )
-        barrier = _ActivationBarrier(lambda: self._take_over(journeys), journeys.accept, self._events)
+        barrier = _ActivationBarrier(lambda: self._take_over(journeys), journeys, self._events)
 
         def arrived(delivery: Delivery) -> None:
             if not watch.is_over:
@@ -190,22 +209,17 @@ class QueueIntake:
 
         try:
             await subscription.open(arrived)
-            self._events.subscribed(prefetch)
+            self._events.subscribed(subscription.prefetch)
             why = await watch.until_over()
-            if subscription.ended.done():
-                if why.reason is EndReason.UNDELIVERABLE:
-                    self._one_by_one = self._settings.prefetch
-                self._events.stale_deliveries(watch.unsettled)
-                self._events.subscription_ended(str(why))
-                return False
-            self._own_requeues += why.reason.is_healthy
-            self._carried_attempts = journeys.attempts
             barrier.close()
-            grace = min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit)
-            await journeys.drain(grace)
-            self._events.returned(subscription.unsettled, str(why))
-            if not await subscription.close():
-                self._events.acknowledgements_unheard()
+            if subscription.ended.done():
+                self._lost(why, watch.unsettled)
+                return False
+            await self._give_back(subscription, journeys, why)
+        except BrokerUnreachable:
+            if subscription.ended.done():
+                self._lost(subscription.ended.result(), watch.unsettled)
+            raise
         finally:
             barrier.close()
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.
@@ -214,11 +228,37 @@ class QueueIntake:
             self._overtaken = journeys.overtaken | journeys.unfinished if is_careful else {}
             if self._overtaken:
                 self._one_by_one = self._settings.prefetch + 1  # it comes once more itself
-        if journeys.failed.is_set():
-            await _wait(self._stopping, DEFECT_PAUSE)
-        if journeys.over:
-            await _wait(self._stopping, EPOCH_PAUSE)
+        if why.reason in PAUSES:
+            await _wait(self._stopping, PAUSES[why.reason])
         return True
+
+    def _begin(self, connection: Connection, is_careful: bool) -> tuple[Subscription, Journeys]:
+        prefetch = 1 if is_careful else self._settings.prefetch
+        subscription = self._subscription = Subscription(
+            connection, self._queue, prefetch, self._settings.max_body_bytes
+        )
+        journeys = self._journeys = self._journeys_for(subscription)
+        journeys.own_requeues = self._own_requeues
+        journeys.carried_attempts = self._carried_attempts
+        journeys.overtaken = self._overtaken if is_careful else {}
+        return subscription, journeys
+
+    def _lost(self, why: End, unsettled: int) -> None:
+        """The broker, or the loss of the connection, has ended a subscription."""
+        if why.reason is EndReason.UNDELIVERABLE:
+            self._has_undeliverable = True
+            self._own_requeues += 1
+        self._events.stale_deliveries(unsettled)
+        self._events.subscription_ended(str(why))
+
+    async def _give_back(self, subscription: Subscription, journeys: Journeys, why: End) -> None:
+        """End a subscription from this side: what is under way ends, the rest goes back in its order."""
+        self._own_requeues += why.reason.is_healthy
+        self._carried_attempts = journeys.attempts
+        await journeys.drain(min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit))
+        self._events.returned(subscription.unsettled, str(why))
+        if not await subscription.close():
+            self._events.acknowledgements_unheard()
 
 
 async def _wait(stopping: asyncio.Event, seconds: float) -> None:
@@ -236,11 +276,11 @@ class _ActivationBarrier:
     def __init__(
         self,
         take_over: Callable[[], Awaitable[None]],
-        accept: Callable[[Delivery], object],
+        journeys: Journeys,
         events: EventListener,
     ) -> None:
         self._take_over = take_over
-        self._accept = accept
+        self._journeys = journeys
         self._events = events
         self._held: list[Delivery] | None = []
         self._lifting: asyncio.Task[None] | None = None
@@ -248,7 +288,7 @@ class _ActivationBarrier:
     def enter(self, delivery: Delivery) -> None:
         """Let a delivery through, as soon as deliveries may pass."""
         if self._held is None:
-            self._accept(delivery)
+            self._journeys.accept(delivery)
             return
         self._held.append(delivery)
         if self._lifting is None:
@@ -261,10 +301,15 @@ class _ActivationBarrier:
             self._lifting.cancel()
 
     async def _lift(self) -> None:
-        await self._take_over()
+        try:
+            await self._take_over()
+        except Exception as error:
+            self._events.processing_failed("take-over", type(error).__name__)
+            self._journeys.failed.set()
+            return
         held, self._held = self._held or [], None
         for delivery in held:
-            self._accept(delivery)
+            self._journeys.accept(delivery)
 
 
 class _Watch:

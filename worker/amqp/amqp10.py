@@ -1,0 +1,226 @@
+"""As much of AMQP 1.0 as it takes to get rid of a message that RabbitMQ cannot deliver by AMQP 0-9-1.
+
+From 4.0 on, publishers can speak AMQP 1.0. For a message with a property of a type that AMQP 0-9-1 does not
+have, RabbitMQ ends the connection of the consumer, and delivers it again, up to the delivery limit. To a
+consumer of AMQP 1.0 it delivers it. That one gives it back as failed as often as it takes, on one connection
+and in a second or two. Layouts: OASIS AMQP 1.0, parts 1 (types) and 2 (transport).
+"""
+
+import asyncio
+import struct
+from typing import Any, Final, NamedTuple
+
+from worker.amqp.connection import tls_context
+from worker.amqp.endpoints import PORTS, node_urls
+from worker.errors import BrokerUnreachable
+from worker.settings import Settings
+
+TIMEOUT: Final = 30.0  # seconds for all deliveries
+ANSWER_TIMEOUT: Final = 5.0  # seconds for one
+QUIET_AFTER: Final = 1.0  # seconds without such a message
+WINDOW: Final = 2**31 - 1
+
+OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, CLOSE = 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x18
+SASL_INIT, SASL_OUTCOME = 0x41, 0x44
+SOURCE, TARGET, MODIFIED = 0x28, 0x29, 0x27
+APPLICATION_PROPERTIES: Final = 0x74
+BODIES: Final = (0x75, 0x76, 0x77)
+UNKNOWN: Final = object()  # a UUID or a character, which AMQP 0-9-1 does not have
+NO_NUMBER: Final = object()  # a decimal, an infinity, or what is not a number
+
+EXPONENTS: Final = {0x72: 0xFF << 23, 0x82: 0x7FF << 52}  # all ones: an infinity or not a number
+
+NULL, TRUE, FALSE, ZERO = b"\x40", b"\x41", b"\x42", b"\x43"
+
+
+class Frame(NamedTuple):
+    """A performative, and a transfer's piece of the message."""
+
+    code: int
+    fields: list[Any]
+    payload: bytes
+
+
+async def spend_deliveries(settings: Settings, queue: str, count: int, broker: str) -> int:
+    """Give the messages among the first `count` of a queue that RabbitMQ of this version cannot deliver by
+    AMQP 0-9-1 back as failed, until each has reached the delivery limit; the others go back in their order.
+    Returns how many times. Raises BrokerUnreachable, also where RabbitMQ does not speak AMQP 1.0."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            return await _spend(settings, queue, count, _undeliverable(broker))
+    except (OSError, EOFError, TimeoutError, struct.error, LookupError, TypeError, ValueError) as error:
+        raise BrokerUnreachable(f"AMQP 1.0 to {queue}: {type(error).__name__}") from None
+
+
+async def _spend(settings: Settings, queue: str, count: int, kinds: frozenset[object]) -> int:
+    urls = node_urls(settings)
+    url, tls = urls[0], tls_context(settings, urls)
+    context = tls if url.scheme == "amqps" else None
+    reader, writer = await asyncio.open_connection(url.host, url.port or PORTS[url.scheme], ssl=context)
+    try:
+        await _shake_hands(reader, writer, b"AMQP\x03\x01\x00\x00")
+        await _frame(reader)
+        login = f"\0{url.user or 'guest'}\0{url.password or 'guest'}".encode()
+        writer.write(frame(SASL_INIT, symbol("PLAIN"), binary(login), kind=1))
+        if (await _next(reader, SASL_OUTCOME)).fields[0] != 0:
+            raise BrokerUnreachable("AMQP 1.0: user name or password refused")
+        await _shake_hands(reader, writer, b"AMQP\x00\x01\x00\x00")
+        vhost = url.path[1:].replace("%2F", "/") or "/"
+        writer.write(frame(OPEN, text("ott-worker undeliverable"), text(f"vhost:{vhost}")))
+        writer.write(frame(BEGIN, NULL, ZERO, uint(WINDOW), uint(WINDOW)))
+        source = described(SOURCE, text(f"/queues/{queue}"))
+        writer.write(frame(ATTACH, text("link"), ZERO, TRUE, NULL, NULL, source, described(TARGET)))
+        begun = (await _next(reader, BEGIN)).fields[1]
+        attached = (await _next(reader, ATTACH)).fields[9]
+        return await _return_as_failed(reader, writer, begun, attached, count, kinds)
+    finally:
+        writer.close()
+
+
+async def _return_as_failed(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    transfers: int,
+    deliveries: int,
+    count: int,
+    kinds: frozenset[object],
+) -> int:
+    """`transfers` and `deliveries` are the peer's counts so far."""
+    returned, credit, clock = 0, count, asyncio.get_running_loop().time
+    until = clock() + QUIET_AFTER
+    while True:
+        window = (uint(transfers), uint(WINDOW), ZERO, uint(WINDOW))
+        writer.write(frame(FLOW, *window, ZERO, uint(deliveries), uint(credit)))
+        try:
+            async with asyncio.timeout_at(until):
+                part = await _next(reader, TRANSFER)
+        except TimeoutError:
+            break
+        delivery, message, transfers = part.fields[1], part.payload, transfers + 1
+        while len(part.fields) > 5 and part.fields[5] is True:
+            part = await _next(reader, TRANSFER)
+            message, transfers = message + part.payload, transfers + 1
+        deliveries += 1
+        if await asyncio.to_thread(_holds, message, kinds):
+            writer.write(frame(DISPOSITION, TRUE, uint(delivery), NULL, TRUE, described(MODIFIED, TRUE)))
+            returned, until = returned + 1, clock() + QUIET_AFTER
+        else:
+            credit -= 1
+    writer.write(frame(CLOSE))
+    await _next(reader, CLOSE)  # then the others have gone back
+    return returned
+
+
+def _undeliverable(broker: str) -> frozenset[object]:
+    """The kinds of values that end a consumer's connection; since 4.3 RabbitMQ leaves some of them out."""
+    version = tuple(int(part) for part in broker.split(".")[:2] if part.isdecimal())
+    return frozenset({UNKNOWN} if version >= (4, 3) else {UNKNOWN, NO_NUMBER})
+
+
+def _holds(message: bytes, kinds: frozenset[object]) -> bool:
+    """Whether such a value is in a message's application properties."""
+    at = 0
+    try:
+        while message[at + 2] not in BODIES:
+            section, end = _value(message, at)
+            if message[at + 2] == APPLICATION_PROPERTIES:
+                return _is_in(section, kinds)
+            at = end
+    except (IndexError, RecursionError):
+        pass
+    return False
+
+
+def _is_in(value: Any, kinds: frozenset[object]) -> bool:
+    if isinstance(value, list):
+        return any(_is_in(item, kinds) for item in value)
+    return (value is UNKNOWN and UNKNOWN in kinds) or (value is NO_NUMBER and NO_NUMBER in kinds)
+
+
+async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, header: bytes) -> None:
+    writer.write(header)
+    if await reader.readexactly(8) != header:
+        raise BrokerUnreachable("RabbitMQ does not speak AMQP 1.0")
+
+
+async def _next(reader: asyncio.StreamReader, code: int) -> Frame:
+    """The next frame of this kind."""
+    while True:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            came = await _frame(reader)
+        if came.code == code:
+            return came
+        if came.code == CLOSE:
+            raise BrokerUnreachable("AMQP 1.0: RabbitMQ closes the connection")
+
+
+async def _frame(reader: asyncio.StreamReader) -> Frame:
+    size, offset = struct.unpack(">IB3x", await reader.readexactly(8))
+    content = (await reader.readexactly(size - 8))[offset * 4 - 8 :]
+    if not content:  # a heartbeat
+        return Frame(0, [], b"")
+    fields, end = _value(content, 3)
+    return Frame(content[2], fields, content[end:])
+
+
+def _value(data: bytes, at: int) -> tuple[Any, int]:
+    """The value that begins there, and where it ends: numbers as unsigned, maps as lists, and bytes of all
+    others."""
+    code, at = data[at], at + 1
+    kind = code >> 4
+    if kind == 0:  # described: the descriptor goes before
+        _, at = _value(data, at)
+        return _value(data, at)
+    if kind == 4:
+        return {0x40: None, 0x41: True, 0x42: False, 0x45: []}.get(code, 0), at
+    if kind < 10:
+        end = at + (1 << (kind - 5))
+        return _fixed(code, int.from_bytes(data[at:end])), end
+    wide = 4 if kind % 2 else 1
+    start = at + wide
+    end = start + int.from_bytes(data[at:start])
+    if kind not in (12, 13):
+        return data[start:end], end
+    items, at = [], start + wide
+    for _ in range(int.from_bytes(data[start:at])):
+        item, at = _value(data, at)
+        items.append(item)
+    return items, end
+
+
+def _fixed(code: int, number: int) -> object:
+    if code in (0x73, 0x98):
+        return UNKNOWN
+    if code in (0x74, 0x84, 0x94) or (code in EXPONENTS and number & EXPONENTS[code] == EXPONENTS[code]):
+        return NO_NUMBER
+    return number
+
+
+def text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"\xb1" + struct.pack(">I", len(encoded)) + encoded
+
+
+def symbol(value: str) -> bytes:
+    return b"\xa3" + bytes((len(value),)) + value.encode()
+
+
+def binary(value: bytes) -> bytes:
+    return b"\xb0" + struct.pack(">I", len(value)) + value
+
+
+def uint(value: int) -> bytes:
+    return b"\x70" + struct.pack(">I", value % 2**32)
+
+
+def described(code: int, *fields: bytes) -> bytes:
+    """A list with its descriptor."""
+    content = b"".join(fields)
+    head = struct.pack(">II", len(content) + 4, len(fields))
+    return b"\x00\x53" + bytes((code,)) + b"\xd0" + head + content
+
+
+def frame(code: int, *fields: bytes, kind: int = 0, payload: bytes = b"") -> bytes:
+    """A frame on channel 0."""
+    content = described(code, *fields) + payload
+    return struct.pack(">IBBH", len(content) + 8, 2, kind, 0) + content

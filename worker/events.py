@@ -100,7 +100,7 @@ class EventListener:
     def stale_deliveries(self, count: int) -> None: ...
 
     @_logged("warning", "a message that RabbitMQ cannot deliver has used up its deliveries")
-    def undeliverable(self, queue: str, tries: int) -> None:
+    def undeliverable(self, queue: str, count: int) -> None:
         """On a connection of its own, so that nobody else was held up."""
 
     @_logged("warning", "the broker did not answer: what was acknowledged last may be delivered again")

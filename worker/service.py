@@ -121,8 +121,18 @@ class Service:
         await self.marketing_cloud.__aexit__()
 
     async def run(self) -> None:
-        """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start."""
-        await self.intake.run()
+        """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start, and
+        what ended one of the tasks in the background: none of them may be missing unnoticed."""
+        intake = asyncio.create_task(self.intake.run(), name="intake")
+        try:
+            await asyncio.wait([intake, *self._background], return_when=asyncio.FIRST_COMPLETED)
+            for task in self._background:
+                if task.done():
+                    task.result()
+            await intake
+        finally:
+            intake.cancel()
+            await asyncio.gather(intake, return_exceptions=True)
 
     def stop(self) -> None:
         """Drain: finish what is under way, give the rest back, and let `run` return."""

@@ -52,6 +52,10 @@ def broker_errors(what: str) -> Iterator[None]:
         if is_cancelled():
             raise asyncio.CancelledError from None
         raise BrokerUnreachable(f"{what}: {describe(error)}") from None
+    except Exception as error:
+        if type(error) is Exception:  # aiormq's word for a connection that ended without a reason
+            raise BrokerUnreachable(f"{what}: the connection was lost") from None
+        raise
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from itertools import pairwise
 
@@ -23,7 +24,7 @@ def held(rig: Rig, page_id: str, account: str | None = None) -> str:
 
 
 async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig: Rig) -> None:
-    requester = await rig.start()
+    requester = await rig.start(coalesce_after=0)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0, up_to=0.02))
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(30)]
     for i in ids:
@@ -199,3 +200,22 @@ async def test_attempts_are_spent_though_the_delivery_goes_back_between(rig: Rig
     reply = await requester.reply(bad)
     assert (reply["status"], reply["attempts"]) == ("failed", 4)
     assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_a_busy_page_holds_up_nobody(rig: Rig, partitions: int) -> None:
+    requester = await rig.start(partitions=partitions)
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.2))
+    busy = [await requester.publish(messenger("busy", f"v{n}")) for n in range(600)]
+    began = time.monotonic()
+    assert (await requester.ask(messenger("other")))["status"] == "registered"
+    assert time.monotonic() - began < 2
+    replies = [await requester.reply(i) for i in busy]
+    statuses = Counter(reply["status"] for reply in replies)
+    assert statuses["registered"] + statuses["superseded"] == 600
+    assert statuses["registered"] < 30
+    assert replies[-1]["status"] == "registered"
+    assert held(rig, "busy") == "v599"
+    newer = {reply["requestId"] for reply in replies if reply["status"] == "registered"}
+    assert {reply["supersededBy"] for reply in replies if reply["status"] == "superseded"} <= newer
+    assert {reply["attempts"] for reply in replies if reply["status"] == "superseded"} == {0}

@@ -14,6 +14,7 @@ unacknowledged: the broker has it, and delivers it again.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +25,7 @@ from worker.events import EventListener, Tracing
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.lanes import Lanes
-from worker.pipeline.replay_guard import ReplayGuard
+from worker.pipeline.replay_guard import ReplayGuard, is_forced, superseded
 from worker.pipeline.request import Outcome, Request, RequestParser
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
@@ -65,7 +66,7 @@ class Journeys:
         self._events = tools.events
         tracing = tools.tracing
         self._lanes: Lanes[Request] = Lanes(
-            self._process if tracing is None else partial(tracing.process, self._process)
+            self._process if tracing is None else partial(tracing.process, self._process), self._pick
         )
         self.failed = asyncio.Event()
         self.over = ""  # why the subscription must end, though nothing failed
@@ -139,6 +140,10 @@ class Journeys:
             outcome = await self._decide(request)
             request.phase = "settling"
             settlement = await self._settler.settle(request, outcome)
+            if request.older and outcome.status == "registered":
+                # All that it supersedes is acknowledged before it: a crash in between repeats them together.
+                await asyncio.gather(*(self._supersede(older, request.id) for older in request.older))
+                self._lanes.drop(request.resource, request.older)
             self._finish(request.delivery)
             self._replay_guard.settled(settlement)
         except Exception as error:
@@ -149,6 +154,26 @@ class Journeys:
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
+
+    async def _supersede(self, request: Request, newer: str) -> None:
+        settlement = await self._settler.settle(request, superseded(newer))
+        self._finish(request.delivery)
+        self._replay_guard.settled(settlement)
+        self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
+
+    def _pick(self, waiting: Sequence[Request]) -> Request:
+        """Which request of a resource goes next: where many wait, the newest, and the older ones need no call
+        if it is registered (contract §2)."""
+        first = waiting[0]
+        most = self._settings.coalesce_after
+        if not most or len(waiting) <= most or any(is_forced(request) for request in waiting):
+            first.older = ()
+            return first
+        times = [request.true_at for request in waiting]
+        place = max(range(len(times)), key=lambda n: (times[n], n))
+        newest = waiting[place]
+        newest.older = tuple(request for request in waiting if request is not newest)
+        return newest
 
     def _finish(self, delivery: Delivery) -> None:
         if delivery.oversize:

@@ -1,9 +1,9 @@
 """Lanes: requests for one resource go one after the other, those for different resources side by side
-(contract §2)."""
+(contract §2). `pick` decides which of a lane goes next: the first, if it is not given."""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from worker.pipeline.suspects import Suspects
@@ -14,10 +14,15 @@ POLL_INTERVAL = 0.05  # seconds, while draining
 
 
 class Lanes(Generic[Item]):
-    """Runs `process(item)` for each item, in order within a lane. A lane exists while it has items."""
+    """Runs `process(item)` for each item, one at a time within a lane. A lane exists while it has items."""
 
-    def __init__(self, process: Callable[[Item], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        process: Callable[[Item], Awaitable[None]],
+        pick: Callable[[Sequence[Item]], Item] = lambda waiting: waiting[0],
+    ) -> None:
         self._process = process
+        self._pick = pick
         self._waiting: dict[Hashable, deque[Item]] = {}
         self._under_way: dict[asyncio.Task[None], Item] = {}
         self._suspects = Suspects(self._start)
@@ -50,6 +55,13 @@ class Lanes(Generic[Item]):
         else:
             self._start(key)
 
+    def drop(self, lane: Hashable, items: Sequence[Item]) -> None:
+        """These ended without their turn."""
+        gone, waiting = set(items), self._waiting[lane]
+        kept = [item for item in waiting if item not in gone]
+        waiting.clear()
+        waiting.extend(kept)
+
     async def drain(self, may_go_on: Callable[[Item], bool], grace: float) -> None:
         """Start nothing more, and return when all have ended. Those that `may_go_on` get `grace` seconds for
         it; the others are cancelled at once."""
@@ -75,17 +87,17 @@ class Lanes(Generic[Item]):
 
     async def _run(self, key: Hashable) -> None:
         waiting = self._waiting[key]
+        task = asyncio.current_task()
+        assert task is not None
         while True:
-            await self._process(waiting[0])
-            done = waiting.popleft()
+            item = self._under_way[task] = waiting[0] if self._suspects else self._pick(waiting)
+            await self._process(item)
+            waiting.remove(item)
             if self._suspects:
-                self._suspects.clear(done)
+                self._suspects.clear(item)
                 break  # the lane's next item waits for its turn among the other lanes
             if not waiting or self._stopped:
                 break
-            task = asyncio.current_task()
-            assert task is not None
-            self._under_way[task] = waiting[0]
         if not waiting:
             del self._waiting[key]
         elif not self._stopped:

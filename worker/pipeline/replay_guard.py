@@ -59,11 +59,11 @@ class ReplayGuard:
 
     async def judge(self, request: Request) -> Outcome | None:
         """The outcome of a replay or of a dated request that must not be forwarded, or None."""
-        if request.resource is None or _is_forced(request):
+        if request.resource is None or is_forced(request):
             return None
         newer, doubt = await self._look_up(request, request.resource)
         if newer:
-            return _superseded(newer)
+            return superseded(newer)
         return _forbidden(doubt) if doubt and request.is_replay else None
 
     async def _look_up(self, request: Request, resource: Resource) -> tuple[str | None, str]:
@@ -144,11 +144,13 @@ class ReplayGuard:
             self._index, self._margin = None, MARGIN
 
 
-def _is_forced(request: Request) -> bool:
+def is_forced(request: Request) -> bool:
+    """Whether an operator has it sent whatever the journal says."""
     return request.is_replay and request.header(REPLAY_FORCE_HEADER) is True
 
 
-def _superseded(newer: str) -> Outcome:
+def superseded(newer: str) -> Outcome:
+    """The outcome of a request that a newer one, `newer`, has overtaken."""
     return Outcome(
         "superseded",
         message="A newer request for this resource has been registered; this one was not forwarded.",

@@ -1,5 +1,6 @@
 """A request as it arrived, and its outcome: plain data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ class Request:
     spent: float = 0.0  # seconds of the budget: in calls and back-offs that count
     throttled: int = 0  # times, while others were taken
     phase: Literal["waiting", "calling", "settling"] = "waiting"
+    older: "Sequence[Request]" = ()  # that it supersedes if it is registered (contract §2)
 
     @property
     def true_at(self) -> int:

@@ -111,8 +111,8 @@ def _nothing_unexpected(evidence: Evidence, findings: Findings) -> None:
     requests = {request.id: request for request in evidence.sent}
     for reply in evidence.replies:
         request = requests.get(reply.request_id)
-        wanted = "registered" if request is not None and request.is_valid else "rejected"
-        if request is None or (reply.status != wanted and request.id not in evidence.given_up):
+        wanted = {"registered", "superseded"} if request is not None and request.is_valid else {"rejected"}
+        if request is None or (reply.status not in wanted and request.id not in evidence.given_up):
             findings.unexpected += 1
             findings.broken.append(f"I2: reply {reply.status} to {reply.request_id}: {reply.raw[:300]!r}")
     for letter in evidence.dead:
@@ -172,7 +172,8 @@ def _is_registered(call: Call) -> bool:
 
 
 def _is_given_up(evidence: Evidence, call: Call, versions: range) -> bool:
-    gone = {(s.resource, s.version) for s in evidence.sent if s.id in evidence.given_up}
+    superseded = {reply.request_id for reply in evidence.replies if reply.status == "superseded"}
+    gone = {(s.resource, s.version) for s in evidence.sent if s.id in evidence.given_up | superseded}
     return all((call.resource_id, version) in gone for version in versions)
 
 

@@ -387,3 +387,43 @@ def test_a_job_has_no_more_rows_out_than_are_settled_in_two_seconds(take: float,
 
 def test_a_fixed_number_of_rows_may_be_out() -> None:
     assert Pacer(7).limit(0.0) == 7
+
+
+CELLS = {
+    "leading zeros of a formula's result": ('<c r="A2"><f>B!A1</f><v>0100</v></c>', ["0100"]),
+    "a formula that was never calculated": ('<c r="A2" t="str"><f>B!A1</f></c>', []),
+    "text in runs, with how it is spoken": (
+        '<c r="A2" t="inlineStr"><is><r><t>first </t></r><r><t>second</t></r><rPh><t>x</t></rPh></is></c>',
+        ["first second"],
+    ),
+    "a shared text in runs": ('<c r="A2" t="s"><v>0</v></c>', ["a b"]),
+    "a style that is not there": ('<c r="A2" s="99"><v>0</v></c>', ["0"]),
+    "an error": ('<c r="A2" t="e"><v>#N/A</v></c>', ["#N/A"]),
+    "a number that XML writes with an exponent": ('<c r="A2"><v>1.23456789E8</v></c>', ["123456789"]),
+    "a fraction of binary numbers": ('<c r="A2"><v>0.10000000000000001</v></c>', ["0.1"]),
+    "a date as text": ('<c r="A2" t="d"><v>2026-11-23</v></c>', [SpoiltCell("2026-11-23", DATE)]),
+    "cells without places": ('<c t="b"><v>1</v></c><c/><c><v>7</v></c>', ["true", "", "7"]),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "x:"])
+@pytest.mark.parametrize("name", CELLS)
+def test_what_a_cell_holds(tmp_path: Path, name: str, prefix: str) -> None:
+    """Also with prefixed elements and parts whose names are written otherwise, as some tools do."""
+    xml, expected = CELLS[name]
+    sheet = f'<worksheet><sheetData><row r="2">{xml}</row></sheetData></worksheet>'
+    texts = '<sst xmlns="m"><si><r><t>a </t></r><r><t>b</t></r><rPh><t>x</t></rPh></si></sst>'
+    sheet = sheet.replace("</", "<\0").replace("<", f"<{prefix}").replace(f"{prefix}\0", f"/{prefix}")
+    with (
+        zipfile.ZipFile(FILES / "bad_colour.xlsx") as parts,
+        zipfile.ZipFile(tmp_path / "a.xlsx", "w") as file,
+    ):
+        for each in parts.namelist():
+            if each != SHEET:
+                file.writestr(each, parts.read(each))
+        file.writestr(SHEET.replace("sheet1", "Sheet1").replace("/", "\\"), sheet)
+        file.writestr("xl/SharedStrings.xml", texts)
+    with (tmp_path / "a.xlsx").open("rb") as opened:
+        ((row, _, cells),) = Workbook(opened).rows()
+    assert (row, cells) == (2, expected)
+    assert list(map(type, cells)) == list(map(type, expected))

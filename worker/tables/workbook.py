@@ -70,6 +70,9 @@ class Workbook:
     def __init__(self, file: BinaryIO, sheet: str | None = None) -> None:
         """Raises UsageError for a file that is no such workbook."""
         self._archive = _open(file)
+        # Some writers use other cases, backslashes, or other names.
+        self._members = {name.replace("\\", "/").lower(): name for name in self._archive.namelist()}
+        self._named = {"sharedStrings": "xl/sharedStrings.xml", "styles": "xl/styles.xml"}
         self.notes: list[str] = []
         self.saved_at = self._saved_at()
         try:
@@ -108,11 +111,14 @@ class Workbook:
         self._parse("xl/workbook.xml", book)
         self._parse("xl/_rels/workbook.xml.rels", targets)
         self._epoch = _EPOCHS[book.has("workbookPr", "date1904", ("1", "true"))]
-        parts = {
-            each["Id"]: normpath(join("/xl", each["Target"])).lstrip("/")
-            for each in targets.of("Relationship")
-            if each.get("Type", "").endswith("/worksheet")
-        }
+        parts = {}
+        for each in targets.of("Relationship"):
+            part = normpath(join("/xl", each["Target"])).lstrip("/")
+            kind = each.get("Type", "").rpartition("/")[2]
+            if kind == "worksheet":
+                parts[each["Id"]] = part
+            elif kind in ("sharedStrings", "styles"):
+                self._named[kind] = part
         sheets = [
             _Sheet(each["name"], parts[id_], each.get("state", "visible") == "visible")
             for each in book.of("sheet")
@@ -128,12 +134,12 @@ class Workbook:
 
     def _shared_texts(self) -> "_Texts":
         texts = _SharedTexts()
-        self._parse("xl/sharedStrings.xml", texts)
+        self._parse(self._named["sharedStrings"], texts)
         return texts.texts
 
     def _date_styles(self) -> frozenset[int]:
         styles = _Elements()
-        self._parse("xl/styles.xml", styles)
+        self._parse(self._named["styles"], styles)
         dates = set(_DATE_FORMATS)
         for each in styles.of("numFmt"):
             code = _NOT_IN_A_DATE.sub("", each.get("formatCode", "")).lower()
@@ -148,9 +154,10 @@ class Workbook:
 
     def _chunks(self, part: str) -> Iterator[bytes]:
         """A part in pieces; none where there is no such part."""
-        if part not in self._archive.namelist():
+        member = self._members.get(part.lower())
+        if member is None:
             return
-        with self._archive.open(part) as file:
+        with self._archive.open(member) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
@@ -164,7 +171,7 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
     parts = archive.infolist()
     if any(part.filename == "mimetype" for part in parts):
         raise UsageError("it is an OpenDocument file: save it as .xlsx or CSV")
-    if not any(part.filename.startswith("xl/") for part in parts):
+    if not any(part.filename.lower().startswith(("xl/", "xl\\")) for part in parts):
         raise UsageError("it is a ZIP archive and no workbook: unpack it, or save the workbook as .xlsx")
     held = sum(part.file_size for part in parts if part.filename in _HELD)
     dense = any(part.file_size > max(DENSE, DENSEST * part.compress_size) for part in parts)
@@ -369,6 +376,8 @@ class _SheetRows(_Parser):
             return self._texts[int(value)]
         if kind == "b":
             return "true" if value == "1" else "false"
+        if kind == "d":
+            return SpoiltCell(value, DATE)
         if kind != "n":
             return _unescaped(value)
         if self._style in self._dates:

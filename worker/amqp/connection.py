@@ -202,6 +202,8 @@ class Connection(aio_pika.Connection):
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await super().close(exc)
+        if self.transport is None:
+            return  # it was never open
         if not self._raw.closing.done():
             self._wire.abort()
         self._on_end(self._raw.closing)

@@ -115,9 +115,9 @@ class Health:
         return True, f"{flow.state.value}: {flow.why}" if flow.is_pausing else "open"
 
     def _queues(self) -> tuple[bool, str]:
-        blocked = self._phase.blocked
+        blocked = self._service.publisher.blocked
         return not blocked, "; ".join(
-            f"{each.queue} takes nothing: {each.why}" for each in blocked
+            f"{queue} takes nothing: {why}" for queue, why, _ in blocked
         ) or "none is full"
 
 

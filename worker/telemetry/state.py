@@ -11,7 +11,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.contract.settlement import Settlement
-from worker.contract.status import Blocked
 from worker.events import EventListener, TokenResult
 from worker.release import version
 from worker.service import Service
@@ -19,12 +18,10 @@ from worker.service import Service
 TICK = 0.5  # seconds
 TICKS_KEPT = 60
 ACCOUNTS_KEPT = 1000
-BLOCKED_FOR = 8.0  # seconds after the last refusal; the publisher tries again sooner
 
 
 class Phase(EventListener):
-    """What the events say of this worker: what it does, since when its gate is not open, which queues take
-    nothing."""
+    """What the events say of this worker: what it does, and since when its gate is not open."""
 
     def __init__(self) -> None:
         self.is_active = False
@@ -34,7 +31,6 @@ class Phase(EventListener):
         self.connects = 0
         self.settled_count = 0
         self._refused: dict[str | None, datetime] = {}  # accounts, and since when
-        self._blocked: dict[str, tuple[Blocked, float]] = {}
         self.hear(gate_left=self.gate_opened)
 
     def active(self) -> None:
@@ -71,18 +67,6 @@ class Phase(EventListener):
     def refused_since(self, account: str | None) -> datetime | None:
         """Since when Marketing Cloud refuses tokens for this account, None where it does not."""
         return self._refused.get(account)
-
-    def publish_turned_down(self, queue: str, why: str) -> None:
-        before = self._blocked.get(queue)
-        since = datetime.now(UTC) if before is None else before[0].since
-        self._blocked[queue] = (Blocked(queue=queue, why=why, since=since), time.monotonic())
-
-    @property
-    def blocked(self) -> list[Blocked]:
-        """Queues that have turned down what was published lately."""
-        until = time.monotonic() - BLOCKED_FOR
-        self._blocked = {queue: kept for queue, kept in self._blocked.items() if kept[1] > until}
-        return [blocked for blocked, _ in self._blocked.values()]
 
 
 class Pulse:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from worker.broker.status_stream import StatusPublisher
-from worker.contract.status import GateState, GateStatus, WorkerState, WorkerStatus
+from worker.contract.status import Blocked, GateState, GateStatus, WorkerState, WorkerStatus
 from worker.events import EventListener
 from worker.pipeline.flow import FlowState
 from worker.release import version
@@ -81,7 +81,7 @@ def describe(service: Service, phase: Phase, rate: float = 0.0) -> WorkerStatus:
         partitions=service.partitions.taken,
         gate=_gate(service, phase),
         paused=service.orders.pause,
-        blocked=phase.blocked,
+        blocked=[Blocked(queue=q, why=why, since=since) for q, why, since in service.publisher.blocked],
         pace=service.flow.pace,
         in_flight=sum(each.unsettled for each in service.subscriptions),
         rate_per_second=rate,

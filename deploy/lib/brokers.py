@@ -31,7 +31,7 @@ from worker.errors import BrokerUnreachable
 from worker.settings import environment, load_settings
 
 LOCALHOST = "amqp://guest:guest@localhost:5672/"
-IMAGE = "rabbitmq:4"
+IMAGE = "rabbitmq:4.3.6"
 CONTAINER_START_LIMIT = 180.0  # seconds; the image may have to be fetched first
 CHOICES = ("localhost", "private", "install", "docker")
 

@@ -199,6 +199,8 @@ class Cluster:
     def __init__(self, network: Network, handling: str = "pause_minority") -> None:
         self.network = network
         self.stays_apart = handling == "ignore"
+        # From 4.3 on a minority keeps its clients. A reader that is connected there hears nothing meanwhile.
+        self.keeps_clients = self.stays_apart or _knows("consumer_disconnected_timeout")
         self._folder = Path(tempfile.mkdtemp(prefix="ott-cluster-"))
         cookie = secrets.token_hex(16)
         names = [f"rabbit@{network.address(host)}" for host in HOSTS]

@@ -39,10 +39,10 @@ def _fault(name: str, **environment: str) -> Callable[[ClusterStrike], ClusterSt
     return note
 
 
-async def _goes_on(world: ClusterWorld, since: float) -> float:
+async def _goes_on(world: ClusterWorld, since: float, *, parted: bool = False) -> float:
     """Wait for the first reply made after the fault, and heal; later replies say nothing of the fault. Where
     the nodes go on in parts, replies may wait on the side that nobody reads from."""
-    if not world.cluster.stays_apart:
+    if not world.cluster.stays_apart and not (parted and world.cluster.keeps_clients):
         await world.recovered(since, ANSWER_TIMEOUT)
     await world.cluster.revive()
     return since
@@ -73,7 +73,7 @@ async def _part(world: ClusterWorld, side: Iterable[int], other: Iterable[int]) 
     parted_at = time.time()
     await asyncio.to_thread(world.cluster.network.cut, tuple(side), tuple(other))
     await asyncio.sleep(PARTED_FOR)
-    return await _goes_on(world, parted_at)
+    return await _goes_on(world, parted_at, parted=True)
 
 
 def _others(*nodes: ClusterNode) -> list[int]:
@@ -100,6 +100,13 @@ async def kill_partition_log_leader(world: ClusterWorld) -> float:
 @_fault("kill -9 of the leader of the journal")
 async def kill_journal_leader(world: ClusterWorld) -> float:
     return await _crash(world, await world.cluster.leader(f"{world.prefix}.journal"))
+
+
+@_fault("8 partitions: kill -9 of the router's node", **PARTITIONED)
+@_fault("kill -9 of the active worker's node")
+async def kill_workers_node(world: ClusterWorld) -> float:
+    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
+    return await _crash(world, world.node_of(world.workers.active or world.workers.running[0]))
 
 
 @_fault("kill -9 of a follower")

@@ -369,3 +369,10 @@ def test_the_keda_example_scales_the_deployment_by_the_requests_queue() -> None:
     assert trigger["authenticationRef"]["name"] == the("TriggerAuthentication")["metadata"]["name"]
     tags = {user["metadata"]["name"]: user["spec"].get("tags") for user in all_of("User")}
     assert {name: given for name, given in tags.items() if given} == {"ott-scaler": ["management"]}
+
+
+def test_rabbitmq_is_named_by_one_tested_version_in_full() -> None:
+    places = ("deploy/kubernetes/rabbitmq/cluster.yaml", "docker-compose.yml", "deploy/lib/brokers.py")
+    named = {v for place in places for v in re.findall(r"rabbitmq:([\w.]+)", (ROOT / place).read_text())}
+    (version,) = named
+    assert re.fullmatch(r"4\.3\.\d+", version)

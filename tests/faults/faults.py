@@ -15,7 +15,10 @@ from tests.faults.load import wait_for
 from tests.faults.stops import POINTS
 from tests.faults.workers import Stop, Worker
 from tests.faults.world import POISON, World, wait_for_letter
-from worker.sandbox.faults import AnyFault, Half, Hang, Reset, ShortToken, Status
+from worker.broker.control_stream import publish_order
+from worker.contract.control import Order
+from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, ShortToken, Status
+from worker.settings import load_settings
 
 Strike = Callable[[World], Awaitable[float]]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
@@ -199,6 +202,34 @@ async def _join_and_leave(world: World) -> float:
     return time.time()
 
 
+async def _storm(world: World) -> float:
+    """Calls that take longer than a delivery may be held, a pause, a worker more, one that goes, one that is
+    killed, all at random moments: 4.3 stopped for good in this, when consumers had priorities."""
+    settings = load_settings(amqp_url=world.url, prefix=world.prefix)
+
+    async def pause() -> None:
+        await publish_order(settings, Order.now("pause", "a storm"))
+        await asyncio.sleep(world.rng.uniform(0.5, 1.5))
+        await publish_order(settings, Order.now("resume", "a storm"))
+
+    async def leave() -> None:
+        world.rng.choice(world.workers.running).interrupt()
+
+    async def die() -> None:
+        world.rng.choice(world.workers.running).kill()
+
+    slow = Latency(path="registration", seconds=1.0, up_to=3.0, count=60)
+    world.sandbox.faults.add(slow)
+    await asyncio.sleep(2.5)
+    acts: list[Callable[[], Awaitable[object]]] = [pause, world.workers.start, leave, die]
+    world.rng.shuffle(acts)
+    for act in acts:
+        await act()
+        await asyncio.sleep(world.rng.uniform(0.1, 1.0))
+    world.calm()
+    return time.time()
+
+
 async def _change_the_number(world: World) -> float:
     """Every worker is restarted with another number of partitions, one after the other."""
     number = world.rng.choice([2, 4, 8])
@@ -220,6 +251,7 @@ _partitioned("partitions: kill -9 of the router", _kill_router)
 _partitioned("partitions: kill -9 of a partition's worker", _kill_partitions_worker)
 _partitioned("partitions: kill -9 of both", _kill_both)
 _partitioned("partitions: join and leave", _join_and_leave)
+_partitioned("partitions: storm", _storm, slow=True, environment={**PARTITIONED, "OTT_HOLD_LIMIT": "2"})
 _partitioned("partitions: change of number", _change_the_number, slow=True)
 _partitioned("partitions: frozen router", _freeze, heartbeat=HEARTBEAT)
 

@@ -350,3 +350,38 @@ async def test_workers_go_on_after_the_partition_log_was_deleted_and_made_anew(r
     await connection.close()  # the next one declares what is missing
     for page in range(8):
         assert (await requester.ask(messenger(str(page))))["status"] == "registered"
+
+
+async def test_why_no_consumer_has_a_priority(clean_broker: str, prefix: str) -> None:
+    """A consumer of low priority holds a message, one of a higher priority joins, and both go. From 4.3 on,
+    RabbitMQ then takes the first one for the active consumer for good, though its channel is closed."""
+    queue_name = f"{prefix}.requests"
+    arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    received: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+
+    async def consume(priority: int | None) -> aio_pika.abc.AbstractChannel:
+        channel = await connection.channel()
+        await channel.set_qos(1)
+        queue = await channel.get_queue(queue_name, ensure=False)
+        await queue.consume(received.put, arguments=None if priority is None else {"x-priority": priority})
+        return channel
+
+    async with await aio_pika.connect(clean_broker) as connection:
+        version = tuple(map(int, connection.transport.connection.server_properties["version"].split(".")[:2]))
+        channel = await connection.channel()
+        await channel.declare_queue(queue_name, durable=True, arguments=arguments)
+        await channel.default_exchange.publish(aio_pika.Message(b"x"), queue_name)
+        low = await consume(1)
+        await asyncio.wait_for(received.get(), 10)
+        high = await consume(2)
+        await low.close()
+        await high.close()
+        while not received.empty():
+            received.get_nowait()
+        await consume(None)
+        try:
+            await asyncio.wait_for(received.get(), 3)
+            goes_on = True
+        except TimeoutError:
+            goes_on = False
+    assert goes_on == (version < (4, 3))

@@ -218,6 +218,12 @@ class EventListener:
     def setting_ignored(self, variable: str, why: str) -> None:
         """A file that was replaced holds nothing that can be used; the last good value stays."""
 
+    @_logged(
+        "error", "no descriptor is left for a call: raise this process's limit of open files", repeats=True
+    )
+    def descriptors_short(self, why: str) -> None:
+        """Calls wait. It is this worker's own trouble, and no outage."""
+
     @_logged("info", "draining")
     def draining(self) -> None: ...
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import os
+import resource
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -494,3 +496,31 @@ async def test_an_aiohttp_without_what_is_used_of_it_ends_the_start_with_one_lin
     monkeypatch.delattr("aiohttp.client_proto.ResponseHandler.set_parser")
     with pytest.raises(UsageError, match=r"^aiohttp .* lacks ResponseHandler.set_parser: install aiohttp 3"):
         Http(load_settings())
+
+
+async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_workers_own_trouble() -> None:
+    told: list[str] = []
+    created = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with upstream(answering(created)) as url:
+        client = Http(load_settings(), told.append)
+        call = asyncio.create_task(client.post(url.replace("localhost", "127.0.0.1"), b"{}", {}))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+        taken = []
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        try:
+            async with asyncio.timeout(10):
+                while not told:
+                    await asyncio.sleep(0.01)
+            assert not call.done()
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await call).status == 201
+        assert told[0] == "Too many open files"
+        await client.close()

@@ -22,7 +22,7 @@ class MarketingCloud:
     """One tenant of Marketing Cloud. Use as a context manager."""
 
     def __init__(self, settings: Settings, events: EventListener, tracing: Tracing | None = None) -> None:
-        self._http = Http(settings)
+        self._http = Http(settings, events.descriptors_short)
         self._send = self._http.send if tracing is None else partial(self._send_traced, tracing)
         self._events = events
         self._endpoints: dict[Token, HttpEndpoint] = {}

@@ -6,6 +6,7 @@ once and sent many times. `response.py` reads the responses: a malformed body ne
 """
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -30,6 +31,8 @@ BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what mat
 # Seconds for which the peer's kernel may leave sent data unacknowledged. This ends a connection that a
 # firewall has forgotten, long before the time-out of the call.
 SILENT_PEER_TIMEOUT = 10.0
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+SHORTAGE_PAUSE = 0.5  # seconds
 OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
 MOST_CALLS = 60_000  # at a time, to one address
 _LENGTH = b"Content-Length: "
@@ -68,8 +71,10 @@ class Http:
     """POSTs JSON. One pool of connections for all calls; the caller closes it. Raises SettingsError if the
     environment names an invalid proxy, and UsageError for an unsupported aiohttp."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_shortage: Callable[[str], None] = lambda _: None) -> None:
+        """`on_shortage` is told when this process has no descriptor left for a call."""
         _check_aiohttp()
+        self._on_shortage = on_shortage
         self._timeout = settings.http_timeout
         self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
         self._loop = asyncio.get_running_loop()
@@ -125,15 +130,22 @@ class Http:
     ) -> Response:
         """POST and return the response. `ensure_lease` is awaited when the connection stands, right before
         the request is written. Where a kept connection fails before an answer begins, both are done once more
-        on a fresh connection. Raises NoAnswer."""
-        try:
-            async with self._slots:
-                try:
-                    response = await self._exchange(endpoint, body, ensure_lease)
-                except _Stale:
-                    response = await self._exchange(endpoint, body, ensure_lease, fresh=True)
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            raise NoAnswer(self._explain(error, endpoint.proxy)) from None
+        on a fresh connection. Waits where this process has no descriptor left. Raises NoAnswer."""
+        while True:
+            try:
+                async with self._slots:
+                    try:
+                        response = await self._exchange(endpoint, body, ensure_lease)
+                    except _Stale:
+                        response = await self._exchange(endpoint, body, ensure_lease, fresh=True)
+                break
+            except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+                number = error.errno if isinstance(error, OSError) else None
+                if number not in NO_DESCRIPTOR:
+                    raise NoAnswer(self._explain(error, endpoint.proxy)) from None
+                # This worker's own trouble says nothing about Marketing Cloud.
+                self._on_shortage(os.strerror(number or 0))
+                await asyncio.sleep(SHORTAGE_PAUSE)
         if response.status == 407 and endpoint.proxy is not None:
             raise NoAnswer(_refused_by(endpoint.proxy, 407))
         return response

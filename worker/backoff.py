@@ -26,15 +26,3 @@ RECONNECT: Final = Backoff(0.1, 5.0)  # to RabbitMQ
 RECONNECT_SOON: Final = Backoff(0.1, 1.0)  # where requests wait for nothing else
 REPUBLISH: Final = Backoff(0.1, 5.0)  # to our own queues, what they turned down
 REFUSED: Final = Backoff(0.1, 2.0)  # what a full requests queue turned down, by its publisher
-LONGEST_CALL: Final = 60.0  # between calls to Marketing Cloud for one request (contract §6)
-LONGEST_PROBE: Final = 30.0  # between probes of a closed gate (contract §6)
-
-
-def backoff(failures: int, first: float, longest: float) -> float:
-    """See `Backoff.draw`."""
-    return Backoff(first, longest).draw(failures)
-
-
-def ceiling(failures: int, first: float, longest: float) -> float:
-    """See `Backoff.ceiling`."""
-    return Backoff(first, longest).ceiling(failures)

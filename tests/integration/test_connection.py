@@ -5,10 +5,15 @@ from collections.abc import AsyncIterator, Callable
 
 import aio_pika
 import pytest
+from yarl import URL
 
 from tests.rig import until
-from worker.amqp.connection import Connection, connect
+from worker.amqp import connection as amqp_connection
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Connection, RawChannel, connect
 from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.endpoints import Endpoint
+from worker.amqp.queue import exists, look
 from worker.amqp.transport import InterceptingTransport
 from worker.broker import topology
 from worker.broker.topology import Topology
@@ -126,3 +131,55 @@ async def test_a_peer_that_is_not_rabbitmq_is_named(make_settings: Make) -> None
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(BrokerUnreachable, match="an HTTP server answers there"):
             await connect(make_settings(amqp_url=f"amqp://127.0.0.1:{port}/"), "test")
+
+
+async def test_an_answer_that_does_not_come_ends_the_connection(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the process of a queue has crashed."""
+
+    async def silent(*_: object, **__: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    connection = await connect(make_settings(), "test")
+    monkeypatch.setattr(amqp_connection, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(RawChannel, "queue_declare", silent)
+    with pytest.raises(BrokerUnreachable, match="could not be looked at: RabbitMQ does not answer"):
+        await look(connection, "a queue")
+    await connection.lost
+    await connection.close()
+
+
+async def test_a_cancellation_is_not_lost_in_an_error_of_the_connection() -> None:
+    """aiormq puts the connection's error in its place where both come at once."""
+
+    async def work() -> None:
+        with broker_errors("Reading"):
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                raise ConnectionError("closed") from None
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_questions_share_a_channel(connection: Connection, prefix: str) -> None:
+    """aio-pika keeps 4 kB of each channel for as long as its connection lives."""
+    for _ in range(5):
+        assert not await exists(connection, prefix)  # closes the channel
+    numbers = set()
+    for _ in range(5):
+        async with connection.asked("test") as channel:
+            numbers.add((await channel.get_underlay_channel()).number)
+    assert len(numbers) == 1
+
+
+async def test_a_connection_that_never_opened_is_closed_quietly(make_settings: Make) -> None:
+    """aio-pika closes it when nothing refers to it any more."""
+    endpoint = Endpoint(URL("amqp://127.0.0.1:1"), "127.0.0.1", 1)
+    connection = Connection(endpoint, InterceptingTransport("127.0.0.1", 1, None), "test")
+    await connection.close()

@@ -1,1 +1,1 @@
-"""AMQP 0-9-1: connections, consumers and confirmed publishing. Knows nothing of registrations."""
+"""AMQP 0-9-1: connections of aio-pika, our two hot ways beside it, streams, and looks at queues."""

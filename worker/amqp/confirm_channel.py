@@ -24,7 +24,7 @@ from worker.amqp.connection import Connection, close_channel
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.ledger import Ledger, Message, Publish
 from worker.amqp.properties import Properties, short_string
-from worker.backoff import ceiling
+from worker.backoff import REPUBLISH
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
 
@@ -36,7 +36,6 @@ GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that some
 RENEW_STREAM_AFTER: Final = 2  # overdue confirms of one record: 4.3 confirms on a new channel at once
 SWEEP_INTERVAL: Final = 1.0  # seconds between checks for overdue confirms
 SILENT_AFTER: Final = 5.0  # seconds without a confirm; then a queue of ours counts as blocked
-RETRY: Final = (0.1, 5.0)  # seconds; first and longest wait before publishing again what was turned down
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 RENEW_INTERVAL: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
 REFUSED_FOR: Final = 60.0  # seconds before a forbidden exchange is tried again
@@ -112,7 +111,7 @@ class ConfirmChannel:
             try:
                 channel = await connection.raw_channel(confirms=True)
             except BrokerUnreachable:
-                await asyncio.sleep(RETRY[0])
+                await asyncio.sleep(REPUBLISH.first)
                 continue
             closed: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
             channel.closing.add_done_callback(partial(_tell, closed))
@@ -128,7 +127,7 @@ class ConfirmChannel:
             if self.open_apart is None:
                 return
             self._closed(self.closed_by)
-            await asyncio.sleep(RETRY[0])
+            await asyncio.sleep(REPUBLISH.first)
 
     def suspect(self) -> bool:
         """One of the publishes that were under way when the channel was lost is to blame: publish them apart.
@@ -303,7 +302,7 @@ class ConfirmChannel:
         self._later(publish, self._queue)
 
     def _later(self, publish: Publish, again: Callable[[Publish], None]) -> None:
-        wait = ceiling(publish.refusals + 1, *RETRY)
+        wait = REPUBLISH.ceiling(publish.refusals + 1)
         publish.refusals = min(publish.refusals + 1, 10)
         self._ledger.set_aside([publish])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from worker.amqp.properties import Properties
-from worker.backoff import ceiling
+from worker.backoff import Backoff
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +114,7 @@ class Ledger:
         """Take out those that have waited too long for their confirm; the time doubles with each attempt."""
         late = []
         for tag, publish in list(self._sent.items()):
-            if publish.sent_at + ceiling(publish.overdue + 1, first, longest) > now:
+            if publish.sent_at + Backoff(first, longest).ceiling(publish.overdue + 1) > now:
                 break
             self._take(tag)
             publish.overdue += 1

@@ -1,1 +1,1 @@
-"""RabbitMQ: the only package that imports the AMQP client (aiormq, the engine of aio-pika, and pamqp)."""
+"""Our queues and streams on RabbitMQ."""

@@ -8,7 +8,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from worker.backoff import backoff
+from worker.backoff import Backoff
 from worker.contract.secrets import SecretMask
 from worker.marketing_cloud.answer import Answer, masked
 from worker.marketing_cloud.client import MarketingCloud
@@ -140,7 +140,7 @@ class Forwarder:
             except TokenTrouble as trouble:
                 outages += 1
                 self._flow.close(trouble.cause, trouble.summary)
-                await asyncio.sleep(backoff(outages, self._settings.retry_base, LONGEST_PROBE_WAIT))
+                await asyncio.sleep(Backoff(self._settings.retry_base, LONGEST_PROBE_WAIT).draw(outages))
         return None
 
     async def _call(self, request: Request, ensure_lease: EnsureLease, call: Call) -> _Result | None:

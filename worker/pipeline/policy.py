@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from enum import Enum, auto
 
-from worker.backoff import backoff
+from worker.backoff import Backoff
 from worker.contract.words import GENERIC, Reason, Status
 from worker.marketing_cloud.answer import Answer, Cause
 from worker.pipeline.request import Outcome, Request
@@ -126,7 +126,8 @@ def _outcome(status: Status, reason: Reason | None, answer: Answer) -> Outcome:
 def retry_wait(failures: int, base: float, hint: float | None, remaining: float) -> float:
     """Seconds to wait before the next call: the back-off, at least Marketing Cloud's hint, and at most the
     rest of the budget."""
-    return min(max(backoff(failures, base, LONGEST_BACKOFF), hint or 0.0), max(remaining, 0.0))
+    wait = Backoff(base, LONGEST_BACKOFF).draw(failures)
+    return min(max(wait, hint or 0.0), max(remaining, 0.0))
 
 
 KEPT = 10_000  # resources and accounts

@@ -397,14 +397,15 @@ async def test_a_results_file_that_takes_no_more_ends_the_job(
     assert "ott-worker: /dev/full cannot be written: No space left on device\n" in end.err
 
 
-async def test_ctrl_c_ends_it_while_it_waits_for_standard_input(
-    submit: Command, rig: Rig, tmp_path: Path
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_ends_it_while_it_waits_for_standard_input(
+    submit: Command, rig: Rig, tmp_path: Path, sign: signal.Signals
 ) -> None:
     process = await submit.start("-", "--results", "r.jsonl")
     assert process.stdin is not None
     process.stdin.write(messenger("1") + b"\n")
     await until(lambda: (tmp_path / "r.jsonl").exists() and lines(tmp_path / "r.jsonl"))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     assert await asyncio.wait_for(process.wait(), 30) == 130
     assert "Interrupted after row 1. Nothing is out" in (await ended(process)).err
 

@@ -2,6 +2,7 @@
 
 import gzip
 import heapq
+import os
 import time
 import tracemalloc
 import zipfile
@@ -427,3 +428,11 @@ def test_what_a_cell_holds(tmp_path: Path, name: str, prefix: str) -> None:
         ((row, _, cells),) = Workbook(opened).rows()
     assert (row, cells) == (2, expected)
     assert list(map(type, cells)) == list(map(type, expected))
+
+
+def test_the_name_of_a_file_is_shown_on_one_line_whatever_its_bytes(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9 \x1b[2J\n.csv"
+    with open(path, "wb") as file:
+        file.write(b"pageId,pageName\n1,a\n")
+    ((row, _),) = read(Path(os.fsdecode(path)))[0]
+    assert row.where("pageId") == f"{tmp_path}/caf\\xe9 \\x1b[2J\\n.csv row 2 (line 2)"

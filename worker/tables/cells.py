@@ -59,6 +59,7 @@ def unguard(cell: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A file's name for one line of a terminal, whatever its bytes: control characters and bytes that are no
-    UTF-8 are written as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """A file's name for one line of a terminal: control characters and bytes that are no UTF-8 are written as
+    escapes (`\\x1b`, `\\xe9`)."""
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped).replace("\\udc", "\\x")

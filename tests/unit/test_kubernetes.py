@@ -373,6 +373,6 @@ def test_the_keda_example_scales_the_deployment_by_the_requests_queue() -> None:
 
 def test_rabbitmq_is_named_by_one_tested_version_in_full() -> None:
     places = ("deploy/kubernetes/rabbitmq/cluster.yaml", "docker-compose.yml", "deploy/lib/brokers.py")
-    named = {v for place in places for v in re.findall(r"rabbitmq:([\w.]+)", (ROOT / place).read_text())}
+    named = {v for place in places for v in re.findall(r"rabbitmq:(\d+\.[\w.]+)", (ROOT / place).read_text())}
     (version,) = named
     assert re.fullmatch(r"4\.3\.\d+", version)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -187,6 +188,45 @@ async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
     assert channel._ledger.tag == 2
     assert not events.lost
     await publisher.stop()
+
+
+async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
+    declared: Settings, events: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 4.3 a channel may go unconfirmed after a network partition, while a new one is confirmed."""
+    monkeypatch.setattr(confirm_channel, "STREAM_CONFIRM_TIMEOUT", 0.1)
+    journal = Topology(declared.prefix).journal
+    publisher = Publisher(declared, events, topology.ensure, [journal])
+    publisher.start()
+    channel = publisher._streams[journal]
+    await until(lambda: channel.is_open, "the channel")
+    deaf = channel._interceptor
+    assert deaf is not None
+    deaf._on_confirm = lambda *_: None
+    async with asyncio.timeout(10):
+        await publisher.send(Message("", journal, build(), b"{}"))
+    assert channel._interceptor is not deaf
+    assert not events.lost
+    await publisher.stop()
+
+
+async def test_the_queues_of_ours_that_take_nothing_are_named(
+    publisher: Publisher, declared: Settings
+) -> None:
+    queue = f"{declared.prefix}.gone"
+    sent = publisher.send(Message("", queue, build(), b"{}"))
+    await until(lambda: publisher.blocked, "the queue")
+    ((name, why, since),) = publisher.blocked
+    assert (name, why) == (queue, "no queue took the message")
+    assert abs((datetime.now(UTC) - since).total_seconds()) < 10
+    connection = await connect(declared, "test")
+    channel = await connection.raw_channel()
+    await channel.queue_declare(queue)
+    async with asyncio.timeout(10):
+        await sent
+    assert publisher.blocked == []
+    await channel.queue_delete(queue)
+    await connection.close()
 
 
 async def test_a_stream_that_is_declared_anew_gets_a_new_channel(declared: Settings) -> None:

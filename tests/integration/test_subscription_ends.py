@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiormq.exceptions
@@ -248,3 +249,30 @@ async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
     await asyncio.gather(*sent)
     assert not events.lost
     await publisher.stop()
+
+
+async def test_a_lease_ends_while_the_machine_is_suspended(
+    make_settings: Callable[..., Settings], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock counts the suspension; no call goes out before the lease is renewed."""
+    settings, queue = make_settings(), Topology(prefix).requests
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    subscription = Subscription(connection, queue, 1)
+    await subscription.open(lambda _: None)
+    await subscription.renew_lease()
+    clock = consumer.lease_clock
+    monkeypatch.setattr(consumer, "lease_clock", lambda: clock() + 25)
+    votes, vote = [], Subscription._pass_through_queue
+
+    async def counted(subscription: Subscription, channel: Any, tag: str) -> None:
+        votes.append(tag)
+        await vote(subscription, channel, tag)
+
+    monkeypatch.setattr(Subscription, "_pass_through_queue", counted)
+    await connection.raw_channel()
+    async with asyncio.timeout(10):
+        await subscription.ensure_lease()
+    assert votes
+    await subscription.close()
+    await connection.close()

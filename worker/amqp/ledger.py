@@ -45,6 +45,8 @@ class Ledger:
     """What is waiting goes out in its order; what is under way has a delivery tag. What is set aside is
     neither, and is counted until it is added again or settled."""
 
+    __slots__ = ("_aside", "_sent", "_tags", "_waiting", "tag")
+
     def __init__(self) -> None:
         self.tag = 0  # of the last publish on the channel
         self._waiting: deque[Publish] = deque()
@@ -103,7 +105,10 @@ class Ledger:
 
     def answered(self, tag: int, *, multiple: bool = False) -> list[Publish]:
         """Take out those that the broker has answered for: one, or all up to it."""
-        tags = [sent for sent in self._sent if sent <= tag] if multiple else [tag]
+        if not multiple:
+            publish = self._take(tag)
+            return [] if publish is None else [publish]
+        tags = [sent for sent in self._sent if sent <= tag]
         return [publish for sent in tags if (publish := self._take(sent)) is not None]
 
     def returned(self, key: str) -> list[Publish]:

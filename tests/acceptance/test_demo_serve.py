@@ -51,12 +51,12 @@ async def test_the_four_things_to_try_work_twice_and_fit_into_80_columns(
     async with demonstration(broker_url) as (process, shown):
         assert max(map(len, shown.splitlines())) <= 80, shown
         setup, submit, outage, console, replay = blocks(shown)
-        assert re.fullmatch(r"  http://127.0.0.1:\d+\n", console)
+        assert re.fullmatch(r"  http://127.0.0.1:\d+/\?token=\S+\n", console)
         for _ in range(2):
             for pasted, expected in (
                 (submit, "20 registered"),
                 (outage, "503"),
-                (f"curl -fs {console}", "<html"),
+                (f"curl -fsL -b '' '{console.strip()}'", "<html"),
                 (replay, r"1 failed(.|\n)*forbidden(.|\n)*registered"),
             ):
                 code, said = await in_a_terminal(f"{setup}\n{pasted}", VARIABLES, cwd=tmp_path)

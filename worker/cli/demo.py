@@ -123,6 +123,7 @@ def demo(
         console_host="127.0.0.1",
         console_port=0,
         console_password=None,
+        console_url=None,
     )
     try:
         return asyncio.run(_demo(Console(highlight=False), settings, serve=serve))
@@ -177,7 +178,7 @@ async def _show(console: Console, settings: Settings, serving: asyncio.Event | N
         if serving is not None:
             page = await stack.enter_async_context(OperatorsPage(settings))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ott-demo-"))
-            typer.echo(_things_to_try(settings, sandbox.url, page.url, _pages(Path(folder))))
+            typer.echo(_things_to_try(settings, sandbox.url, page.entry, _pages(Path(folder))))
             serving.set()
             await worker
     return 0

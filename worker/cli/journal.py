@@ -9,9 +9,10 @@ import typer
 from worker.broker.journal import open_journal
 from worker.broker.journal_query import JournalQuery, follow, newest_first
 from worker.cli import output
-from worker.cli.table import Column, Row, Table, text_of, time_of
+from worker.cli.table import Column, Table, text_of, time_of
+from worker.contract.journal_record import why
 from worker.contract.timestamps import moment
-from worker.contract.words import AGGREGATE, Reason, Status
+from worker.contract.words import Reason, Status
 from worker.errors import UsageError
 from worker.settings import Settings, load_settings
 
@@ -89,24 +90,12 @@ async def _journal(
             output.flush()
 
 
-def _why(row: Row) -> str:
-    """Why a request was not registered, the cause first."""
-    if by := row.get("supersededBy"):
-        return f"by {by}"
-    errors = row.get("errors")
-    said = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
-    said = said or str(row.get("message") or "")
-    code = "" if row.get("errorcode") in (None, AGGREGATE) else str(row["errorcode"])
-    http = f"HTTP {row['httpStatus']}" if row.get("httpStatus") and row.get("errorcode") else ""
-    return " ".join(text for text in (http, code, said) if text) or "-"
-
-
 COLUMNS = (
     Column("DONE (UTC)", time_of("completedAt"), rank=2),
     Column("STATUS", lambda row: f"{row.get('status') or '-'}{' (replay)' if row.get('replay') else ''}"),
     Column("RESOURCE", text_of("resourceId"), rank=1),
     Column("REASON", text_of("reason"), rank=3),
-    Column("ERROR", _why, least=24),
+    Column("ERROR", why, least=24),
     Column("ID", text_of("id"), rank=4),
     Column("TRIES", text_of("attempts"), rank=8),
     Column("PLATFORM", text_of("ottPlatformName"), rank=7),

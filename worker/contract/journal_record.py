@@ -1,6 +1,6 @@
 """The record that the journal keeps of a settled request (contract §1, §5, §8)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 from worker.contract.registration import FieldError
 from worker.contract.settlement import Settlement
 from worker.contract.timestamps import text_of
-from worker.contract.words import Reason, Status
+from worker.contract.words import AGGREGATE, Reason, Status
 
 ERRORS_LENGTH = 500  # characters of all messages together
 ID_LENGTH = 255  # characters
@@ -34,6 +34,9 @@ class JournalRecord(BaseModel):
     errorcode: int | None = Field(description="The error envelope's code; null for `registered`.")
     errors: tuple[str, ...] = Field(
         description=f"The messages of validationErrors, {ERRORS_LENGTH} characters at most together."
+    )
+    message: str | None = Field(
+        default=None, description="Why it was not registered, where `errors` does not tell; cut likewise."
     )
     attempts: int
     received_at: datetime
@@ -63,9 +66,25 @@ def journal_record(settlement: Settlement) -> dict[str, Any]:
         "supersededBy": settlement.superseded_by and recorded_id(settlement.superseded_by),
         "replay": settlement.is_replay,
     }
+    if settlement.reason is not None and not settlement.errors:
+        record["message"] = settlement.message[:ERRORS_LENGTH]
     if settlement.as_of is not None:
         record["asOf"] = text_of(settlement.as_of)
     return record
+
+
+def why(record: Mapping[str, Any]) -> str:
+    """Why a request was not registered, as its record tells, in one line."""
+    if by := record.get("supersededBy"):
+        return f"superseded by {by}"
+    errors, code = record.get("errors"), record.get("errorcode")
+    said = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
+    texts = (
+        f"HTTP {record['httpStatus']}" if record.get("httpStatus") and code is not None else "",
+        "" if code in (None, AGGREGATE) else str(code),
+        said or str(record.get("message") or ""),
+    )
+    return " ".join(filter(None, texts)) or "-"
 
 
 def recorded_id(given: str) -> str:

@@ -22,8 +22,8 @@ from worker.cli.dead_letters.terminal import (
     told_superseded,
 )
 from worker.cli.table import Column, Row, Table, text_of
+from worker.contract.journal_record import why
 from worker.dead_letters import patch
-from worker.dead_letters.groups import brief
 from worker.dead_letters.patch import Patches, SamePatch
 from worker.dead_letters.plan import Plan, Planned, Wish
 from worker.dead_letters.run import BAD, Run
@@ -201,8 +201,8 @@ def _tell_before(plan: Plan, say: Say) -> None:
     told_superseded(plan, say)
     for outcome, what in (("unfit", "cannot be replayed"), ("rejected", "would be rejected again")):
         staying = Counter(letter.why for letter in plan.letters if letter.outcome == outcome)
-        for why, count in staying.most_common(TOLD_REASONS) if outcome in plan.wish.staying else ():
-            say(f"{letters(count)} {what}: {why}")
+        for problem, count in staying.most_common(TOLD_REASONS) if outcome in plan.wish.staying else ():
+            say(f"{letters(count)} {what}: {problem}")
     if plan.refusal:
         say(plan.refusal)
 
@@ -220,13 +220,9 @@ def _told(run: Run) -> Iterable[str]:
 
 
 def _became(record: Row) -> str:
-    status = str(record["status"])
-    if status == "superseded":
-        return f"superseded by {record.get('supersededBy')}" if record.get("supersededBy") else status
-    if status == "registered":
-        return status
-    why = "; ".join(record.get("errors") or ()) or brief(f"error {record.get('errorcode')}")
-    return f"{status} ({record.get('reason')}): {why}"
+    if record["status"] == "registered":
+        return "registered"
+    return why(record) if record["status"] == "superseded" else f"{record['status']}: {why(record)}"
 
 
 def _in_words(plan: Plan) -> str:

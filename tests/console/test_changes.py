@@ -4,6 +4,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aio_pika
 import pytest
 
 from tests.console.conftest import JSON, Running
@@ -85,6 +86,7 @@ async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(
     _, run = await post(console, "/runs", do="replay")
     assert run["phase"] == "planned"
     assert run["plan"] == {"replayed": 1, "superseded": 1, "rejected": 1}
+    assert run["count"] == 2  # what would be rejected again stays
     assert await requester.depth("dead") == 3
 
 
@@ -189,6 +191,67 @@ async def test_a_change_that_leaves_a_letter_invalid_does_not_replay_it(
     _, run = await post(console, "/runs", **form)
     assert run["plan"] == {"unfit": 1}
     assert run["count"] == 0
+
+
+async def test_a_replay_of_which_nothing_would_be_registered_is_refused_and_can_be_forced(
+    rig: Rig, start_console: Start
+) -> None:
+    requester = await rig.start()
+    await dead(requester, "1")
+    console = await start_console()
+    await listed(console, 1)
+    _, run = await post(console, "/runs", do="replay")
+    assert "would be rejected again" in run["refusal"]
+    status, _ = await post(console, f"/runs/{run['run']}/start", why="try", canary="none")
+    assert (status, await requester.depth("dead")) == (400, 1)
+    _, forced = await post(console, "/runs", do="replay", again=run["run"])
+    assert (forced["refusal"], forced["count"]) == (None, 1)
+
+
+async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(
+    rig: Rig, start_console: Start
+) -> None:
+    requester = await rig.start()
+    for page in ("1", "2"):
+        await dead(requester, page)
+    console = await start_console()
+    await listed(console, 2)
+    document: Any = await console.json("/dead-letters")
+    (cause,), version = document["groups"], document["version"]
+    assert "Correct 2" in await console.html(f"/dead-letters?cause={cause['cause']}")
+    await dead(requester, "3")
+    await listed(console, 3)
+    form = {"do": "correct", "cause": cause["cause"], "version": version, "platform": "messenger"}
+    _, refused = await post(console, "/runs", **form, **{"set.pageAccessToken": "new"})
+    assert "the same value" in refused["problem"]
+    _, run = await post(console, "/runs", **form, **{"set.endpointUrl": "https://example.com"})
+    assert run["count"] == 2  # those that the page showed
+    await post(console, f"/runs/{run['run']}/start", why="a default endpoint", canary="one")
+    run = await ended(console, run)
+    assert run["outcomes"] == {"registered": 2}
+    runs: Any = await console.json("/runs")
+    assert runs["runs"][0]["run"] == run["run"]
+    audit = await console.html("/audit")
+    assert audit.count(f'href="/runs/{run["run"]}"') == 1
+    assert "2 registered" in audit
+
+
+async def test_ids_of_any_bytes_are_shown(rig: Rig, start_console: Start) -> None:
+    requester = await rig.start()
+    odd = "../a\nb/c é <b>"
+    await requester.channel.default_exchange.publish(
+        aio_pika.Message(messenger(".."), message_id=odd, headers={"x-ott-reason": "rejected"}),
+        f"{requester.prefix}.dead",
+    )
+    console = await start_console()
+    await listed(console, 1)
+    document: Any = await console.json("/dead-letters")
+    (letter,) = document["letters"]
+    page = await console.html(f"/dead-letters/{letter['letter']}")
+    assert "/resources/messenger/?id=.." in page
+    assert "é" in page
+    resource: Any = await console.json("/resources/messenger/?id=..")
+    assert [each["id"] for each in resource["deadLetters"]] == [odd]
 
 
 async def test_discarding_asks_for_the_count(rig: Rig, start_console: Start) -> None:

@@ -2,7 +2,8 @@
 reason."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from aiohttp import web
 from multidict import MultiDict
@@ -77,6 +78,11 @@ class Changes:
             raise UsageError(f"do must be one of {', '.join(sorted(ACTIONS))}")
         patch = Patch()
         changes: list[Change] = []
+        before = self._sources.runs.get(form.get("again", ""))
+        if before is not None:
+            return await self._plan(
+                request, replace(before.run.wish, force=True), before.asked, before.changes
+            )
         if do.endswith(PICKED):
             keys = form.getall("pick", [])
         elif letter := form.get("letter", ""):
@@ -95,7 +101,12 @@ class Changes:
             force="force" in form,
             same_for_all="same_for_all" in form,
         )
-        run = ConsoleRun(self._sources.settings, wish, len(keys), changes)
+        return await self._plan(request, wish, len(keys), changes)
+
+    async def _plan(
+        self, request: web.Request, wish: Wish, count: int, changes: Sequence[Change]
+    ) -> web.StreamResponse:
+        run = ConsoleRun(self._sources.settings, wish, count, changes)
         self._sources.runs.add(run)
         await asyncio.wait({run.plan()}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
         return self._shown(request, run)

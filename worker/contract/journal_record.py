@@ -50,6 +50,7 @@ class JournalRecord(BaseModel):
 
 def journal_record(settlement: Settlement) -> dict[str, Any]:
     """The record as it is written."""
+    is_told = settlement.reason is None or bool(settlement.errors)
     record = {
         "id": recorded_id(settlement.request_id),
         "status": settlement.status,
@@ -60,14 +61,13 @@ def journal_record(settlement: Settlement) -> dict[str, Any]:
         "httpStatus": settlement.http_status,
         "errorcode": None if settlement.status == "registered" else settlement.errorcode,
         "errors": _messages(settlement.errors) if settlement.errors else (),
+        "message": None if is_told else settlement.message[:ERRORS_LENGTH],
         "attempts": settlement.attempts,
         "receivedAt": text_of(settlement.received_at),
         "completedAt": text_of(settlement.completed_at),
         "supersededBy": settlement.superseded_by and recorded_id(settlement.superseded_by),
         "replay": settlement.is_replay,
     }
-    if settlement.reason is not None and not settlement.errors:
-        record["message"] = settlement.message[:ERRORS_LENGTH]
     if settlement.as_of is not None:
         record["asOf"] = text_of(settlement.as_of)
     return record

@@ -24,6 +24,13 @@ Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "di
 after its patch. `rejected`: invalid as it is."""
 
 
+_HOPELESS: dict[Outcome, str] = {
+    "superseded": "would be superseded by newer registrations",
+    "unproven": "could overwrite a newer registration, since the journal does not reach back to them",
+    "rejected": "would be rejected again: correct them first",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What somebody wants done, and with which letters."""
@@ -104,20 +111,12 @@ class Plan:
         if self.wish.kind == "discard" or self.wish.force or not self.letters:
             return ""
         counts = self.counts
-        if counts["replayed"]:
-            return ""
-        if counts["superseded"]:
-            why = "newer registrations of the same pages or channels would supersede what is replayed"
-        elif counts["unproven"]:
-            why = (
-                "what is replayed could overwrite a newer registration: the journal does not reach back to it"
-            )
-        elif counts["rejected"]:
-            why = "what is replayed would be rejected again: correct it first"
-        else:
+        why = [f"{counts[each]:,} {text}" for each, text in _HOPELESS.items() if counts[each]]
+        if counts["replayed"] or not why:
             return ""
         return (
-            f"Nothing would be registered, for {why}. Nothing was replayed; --force replays it all the same"
+            f"Nothing would be registered: {'; '.join(why)}. Nothing was replayed; "
+            "--force replays it all the same"
         )
 
 

@@ -145,11 +145,6 @@ class JobDatabase:
         if len(cases) < NAMED:
             cases.append(f"{shown(name, row.attributes[name], row.secrets)} in {row.where(name)}")
 
-    @property
-    def any(self) -> bool:
-        """Whether any row was taken in."""
-        return self._first("SELECT 1 FROM row LIMIT 1") is not None
-
     def problems(self, row: Row) -> tuple[Problem, ...]:
         """The damage in a row, as far as the rows that were taken in show it."""
         found = list(row.problems)

@@ -57,7 +57,7 @@ class RowResult:
 
     @classmethod
     def of(cls, row: int, reply: Reply, line: int | None = None, file: str | None = None) -> Self:
-        """The answer to a row. Raises nothing."""
+        """The answer to a row."""
         messages = tuple(error.message for error in reply.errors) or (
             (reply.message,) if reply.message else ()
         )

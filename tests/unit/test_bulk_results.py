@@ -232,7 +232,7 @@ class Job:
 def a_large_job() -> Job:
     job = Job(Tally(read=1_000_000, published=1_000_000, total=1_000_000, skipped=120_000))
     job.tally.statuses.update(registered=650_000, rejected=100_000, failed=20_000, superseded=10_000)
-    job.notices.publisher_lost("RabbitMQ at broker:5672 cannot be reached: connection refused")
+    job.notices.broker_unreachable("RabbitMQ at broker:5672 cannot be reached: connection refused")
     return job
 
 

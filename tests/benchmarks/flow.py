@@ -1,0 +1,175 @@
+"""The flow on the real worker, with a real broker and a real upstream: `python -m tests.benchmarks.flow`.
+
+Prints answers a second and calls an answer, for upstreams that fail in part or take so many calls a second.
+With `--picture` it draws answers a second over the share of failures, with and without the controller.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tests.rig import DEFAULT_URL, Rig, delete_objects, messenger
+from tests.support.upstream import upstream
+from worker.pipeline.flow import Flow
+from worker.settings import Settings, load_settings
+
+LATENCY = 0.05  # seconds
+SHARES = (0.1, 0.3, 0.5, 0.7)
+Answer = Callable[[float], tuple[int, float]]
+
+
+class Upstream:
+    """Marketing Cloud, as fast as it can: counts calls and answers."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.calls = self.answers = 0
+        self._answer = answer
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            await reader.readexactly(size)
+            if b"/v2/token" in head:
+                body = b'{"access_token": "t", "expires_in": 1000}'
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                continue
+            self.calls += 1
+            status, hint = self._answer(time.monotonic())
+            await asyncio.sleep(LATENCY * random.uniform(0.5, 1.5))
+            self.answers += status == 201
+            more = b"Retry-After: %d\r\n" % hint if hint else b""
+            writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n%b\r\n" % (status, more))
+
+
+def failing(share: float, status: int = 503) -> Answer:
+    return lambda now: (status if random.random() < share else 201, 0.0)
+
+
+def limited(rate: float, status: int, hint: float) -> Answer:
+    most = rate / 5 + 1
+    tokens, at = most, time.monotonic()
+
+    def answer(now: float) -> tuple[int, float]:
+        nonlocal tokens, at
+        tokens, at = min(most, tokens + (now - at) * rate), now
+        if tokens < 1:
+            return status, hint
+        tokens -= 1
+        return 201, 0.0
+
+    return answer
+
+
+@asynccontextmanager
+async def no_controller(is_off: bool):
+    """Every call goes at once, whatever the others came to."""
+    if not is_off:
+        yield
+        return
+    kept = Flow.wait, Flow.failed, Flow.throttled
+    Flow.wait = lambda self: 0.0  # type: ignore[method-assign]
+    Flow.failed = lambda self, *args, **more: False  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Flow.wait, Flow.failed, Flow.throttled = kept  # type: ignore[method-assign]
+
+
+async def measure(url: str, answer: Answer, seconds: float, *, is_off: bool = False) -> tuple[float, float]:
+    """Answers a second and calls an answer, while requests never end."""
+    prefix = f"bench.{uuid4().hex[:8]}"
+
+    def make(**more: Any) -> Settings:
+        return load_settings(
+            amqp_url=url, prefix=prefix, mc_client_id="i", mc_client_secret="s", admin_port=None, **more
+        )
+
+    cloud = Upstream(answer)
+    try:
+        async with no_controller(is_off), upstream(cloud.handle) as mc, Rig(make) as rig:
+            requester = await rig.start(
+                mc_auth_url=mc, mc_rest_url=mc, retry_attempts=1000, retry_budget=10_000
+            )
+            stop = time.monotonic() + seconds
+            sent = 0
+
+            async def feed() -> None:
+                nonlocal sent
+                while time.monotonic() < stop:
+                    if sent - cloud.answers < 1500:
+                        await asyncio.gather(
+                            *(requester.publish(messenger(f"p{sent + n}")) for n in range(100))
+                        )
+                        sent += 100
+                    await asyncio.sleep(0.01)
+
+            await feed()
+            calls, answers = cloud.calls, cloud.answers
+            for service in rig.services:
+                await rig.stop_worker(service)
+    finally:
+        await delete_objects(url, prefix)
+    return answers / seconds, calls / max(1, answers)
+
+
+async def table(url: str, seconds: float) -> list[tuple[float, float, float]]:
+    curve: list[tuple[float, float, float]] = []
+    print(f"{'upstream':34} {'with':>16} {'without':>16}   answers a second (calls an answer)")
+    for share in SHARES:
+        on, off = [await measure(url, failing(share), seconds, is_off=is_off) for is_off in (False, True)]
+        curve.append((share, on[0], off[0]))
+        print(
+            f"{share:.0%} answer 503".ljust(34),
+            f"{on[0]:9.1f} ({on[1]:.2f}) {off[0]:9.1f} ({off[1]:.2f})",
+            flush=True,
+        )
+    for status in (429, 503):
+        for hint in (0, 1):
+            for rate in (5, 40, 200):
+                on = await measure(url, limited(rate, status, hint), 2 * seconds)
+                name = f"takes {rate}/s, else {status}" + (f", Retry-After {hint}" if hint else "")
+                print(name.ljust(34), f"{on[0]:9.1f} ({on[1]:.2f}) = {on[0] / rate:.0%}", flush=True)
+    return curve
+
+
+def picture(curve: list[tuple[float, float, float]]) -> str:
+    """Answers a second over the share of failures, as SVG."""
+    top = max(max(on, off) for _, on, off in curve)
+
+    def line(index: int, colour: str) -> str:
+        points = " ".join(f"{60 + 700 * row[0]:.0f},{320 - 280 * row[index] / top:.0f}" for row in curve)
+        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+    labels = "".join(
+        f'<text x="{60 + 700 * s:.0f}" y="340" text-anchor="middle">{s:.0%}</text>' for s, *_ in curve
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 360" '
+        'font-family="sans-serif" font-size="12">'
+        f'<rect width="600" height="360" fill="white"/>{line(1, "#0b6")}{line(2, "#888")}{labels}'
+        f'<text x="60" y="24">answers a second (at most {top:.0f}) over the share of calls that answer 503: '
+        "green with the controller, grey with none</text></svg>\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    url = os.environ.get("OTT_TEST_AMQP_URLS", DEFAULT_URL).split(",")[0]
+    curve = asyncio.run(table(url, options.seconds))
+    if options.picture:
+        options.picture.write_text(picture(curve))
+
+
+if __name__ == "__main__":
+    main()

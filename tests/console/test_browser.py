@@ -16,6 +16,7 @@ from tests.console.browser import (
 from tests.console.conftest import Running
 from tests.console.test_changes import dead, refusal
 from tests.rig import Rig, messenger, until
+from worker.console.rendering import PAGES
 
 Start = Callable[..., Awaitable[Running]]
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
@@ -267,12 +268,9 @@ async def test_pages_are_for_everybody(
     console = await start_console()
     async with open_page(console.console.entry, color_scheme=theme, viewport=size) as page:
         for path in (
-            "/",
-            "/dead-letters",
+            *(each.path for each in PAGES),
             f"/dead-letters/{request_id}",
-            "/journal",
             "/resources/messenger/1732555047025799",
-            "/audit",
         ):
             await page.goto(path)
             await expect(page.locator("h1, .banner p").first).to_be_visible()

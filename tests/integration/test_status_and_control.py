@@ -152,7 +152,7 @@ async def test_the_last_pause_or_resume_stands_whatever_is_recorded_after_it(set
     pause = await read_pause(settings)
     assert pause is not None
     assert (pause.by, pause.why) == ("ann@host", "rotating secrets")
-    await publish_order(settings, Order.now("resume", ""))
+    await publish_order(settings, Order.now("resume", "", by="ann@host"))
     assert await read_pause(settings) is None
     assert [(order.order, order.count) for order in await read_orders(settings)] == [
         ("pause", None),
@@ -178,10 +178,10 @@ async def test_only_what_was_published_with_the_key_control_is_an_order(
 
 async def test_an_order_without_a_control_stream_says_what_to_do(make_settings: Make) -> None:
     with pytest.raises(TopologyError, match=r"Nothing takes orders: .* Start a worker once"):
-        await publish_order(make_settings(), Order.now("pause", "why"))
+        await publish_order(make_settings(), Order.now("pause", "why", by="ann@host"))
 
 
 def test_an_order_has_the_names_of_the_contract() -> None:
     document = json.loads(Order.now("pause", "why", by="ann@host").to_json())
     assert list(document) == ["order", "by", "why", "at"]
-    assert json.loads(Order.now("discarded", "why", count=2).to_json())["count"] == 2
+    assert json.loads(Order.now("discarded", "why", by="ann@host", count=2).to_json())["count"] == 2

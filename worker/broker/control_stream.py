@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import getpass
+import socket
 from collections.abc import Iterator
 
 from aio_pika import DeliveryMode, Message
@@ -157,3 +159,12 @@ def _orders(entry: Entry, stream: str, events: EventListener) -> Iterator[Order]
         except ValidationError:
             pass
         events.record_skipped(stream, entry.offset)
+
+
+def whoami() -> str:
+    """user@host of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.broker.control_stream import publish_order, read_pause
+from worker.broker.control_stream import publish_order, read_pause, whoami
 from worker.broker.status_stream import read_workers
 from worker.cli import output
 from worker.contract.control import Order, Pause
@@ -26,7 +26,7 @@ def pause(why: Annotated[str, typer.Option("--why", help="The reason, which `sta
     """
     if not why.strip():
         raise UsageError("--why must say why: others will read it")
-    asyncio.run(_order(load_settings(), Order.now("pause", why.strip())))
+    asyncio.run(_order(load_settings(), Order.now("pause", why.strip(), by=whoami())))
 
 
 def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")] = "") -> None:
@@ -34,7 +34,7 @@ def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")
 
     Example: ott-worker resume
     """
-    asyncio.run(_order(load_settings(), Order.now("resume", why.strip())))
+    asyncio.run(_order(load_settings(), Order.now("resume", why.strip(), by=whoami())))
 
 
 async def _order(settings: Settings, order: Order) -> None:

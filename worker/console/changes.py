@@ -8,7 +8,7 @@ from dataclasses import replace
 from aiohttp import web
 from multidict import MultiDict
 
-from worker.broker.control_stream import publish_order
+from worker.broker.control_stream import publish_order, whoami
 from worker.console.kept import refreshed
 from worker.console.letters import filter_of
 from worker.console.pages import Pages
@@ -17,7 +17,7 @@ from worker.console.rendering import wants_json
 from worker.console.run import ConsoleRun
 from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources
-from worker.contract.control import Order, whoami
+from worker.contract.control import Order
 from worker.contract.platforms import PLATFORMS
 from worker.dead_letters.patch import Patch, SamePatch
 from worker.dead_letters.plan import Wish

@@ -20,7 +20,7 @@ from worker.console.kept import refreshed
 from worker.console.last_hour import time_of
 from worker.console.letters import as_time, filter_of
 from worker.console.patch_form import Field, fields_of
-from worker.console.rendering import Renderer, wants_json
+from worker.console.rendering import PAGES, Renderer, wants_json
 from worker.console.run import LETTERS_SHOWN, ConsoleRun
 from worker.console.sources import ANSWER, PAINT, Sources
 from worker.contract.control import Order
@@ -52,12 +52,9 @@ class Pages:
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         """Where they are."""
         return (
-            web.get("/", self.overview),
-            web.get("/dead-letters", self.dead_letters),
+            *(web.get(page.path, getattr(self, page.handler)) for page in PAGES),
             web.get(r"/dead-letters/{id:[\s\S]+}", self.letter),
-            web.get("/journal", self.journal),
             web.get(r"/resources/{platform}/{id:[\s\S]*}", self.resource),
-            web.get("/audit", self.audit),
             web.get("/runs", self.all_runs),
             web.get("/runs/{number}", self.run),
         )

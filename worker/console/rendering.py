@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 import jinja2
@@ -18,6 +18,22 @@ from worker.dead_letters.groups import brief
 from worker.release import version
 from worker.settings import Settings
 
+
+class Page(NamedTuple):
+    """A page of the menu: the key after g, and the handler in pages.py."""
+
+    path: str
+    name: str
+    key: str
+    handler: str
+
+
+PAGES = (
+    Page("/", "Overview", "o", "overview"),
+    Page("/dead-letters", "Dead letters", "d", "dead_letters"),
+    Page("/journal", "Journal", "j", "journal"),
+    Page("/audit", "Audit", "a", "audit"),
+)
 THEME_COOKIE = "ott-theme"
 THEMES = ("auto", "light", "dark")
 _LINK = re.compile(r'\b(href|src|action|formaction|hx-get|hx-post)="/(?!/)')
@@ -67,6 +83,7 @@ class Renderer:
             "span": lambda since: "-" if since is None else how_long(since, datetime.now(UTC)),
         }
         self._environment.globals |= {
+            "menu": PAGES,
             "prefix": settings.prefix,
             "read_only": settings.console_read_only,
             "version": version(),

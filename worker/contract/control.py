@@ -1,7 +1,5 @@
 """The messages of PREFIX.control: orders of operators, and the changes that they made (contract §9, §11)."""
 
-import getpass
-import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
@@ -29,9 +27,9 @@ class Order(BaseModel):
     outcome: str | None = Field(default=None, description="What became of the replays.")
 
     @classmethod
-    def now(cls, order: OrderKind, why: str, *, by: str | None = None, **more: Any) -> Self:
-        """An order of this moment, by the person at this terminal unless `by` names another."""
-        return cls(order=order, by=by or whoami(), why=why, at=datetime.now(UTC), **more)
+    def now(cls, order: OrderKind, why: str, *, by: str, **more: Any) -> Self:
+        """An order of this moment."""
+        return cls(order=order, by=by, why=why, at=datetime.now(UTC), **more)
 
     def to_json(self) -> bytes:
         """The body of its message."""
@@ -57,12 +55,3 @@ def standing_pause(orders: Iterable[Order]) -> Pause | None:
         elif order.order == "resume":
             pause = None
     return pause
-
-
-def whoami() -> str:
-    """user@host of this process."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"

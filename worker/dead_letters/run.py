@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, get_args
 
-from worker.broker.control_stream import publish_order
+from worker.broker.control_stream import publish_order, whoami
 from worker.contract.control import Order, OrderKind
 from worker.dead_letters.box import DeadLetterBox, open_box
 from worker.dead_letters.letter import Letter
@@ -103,7 +103,7 @@ class Run(EventListener):
     ) -> None:
         """Do what was planned, and unless `follow` is false wait for what becomes of it. `by` is this
         terminal's user by default. Raises as DeadLetterBox does; `done` tells what was done until then."""
-        plan = self.planned
+        plan, by = self.planned, by or whoami()
         assert plan is not None, "a run is planned first"
         is_replay = self.wish.kind == "replay"
         begun: OrderKind = "replaying" if is_replay else "discarding"

@@ -167,6 +167,6 @@ async def test_a_publisher_may_give_no_orders(tenant: Tenant) -> None:
     tenant.ctl("set_topic_permissions", "-p", tenant.vhost, tenant.user, PREFIX, "^(request)$", "^$")
     publisher = load_settings(amqp_url=tenant.url(), prefix=PREFIX)
     with pytest.raises(PublishRefused, match=r"^This user may give no orders: it needs to write to"):
-        await publish_order(publisher, Order.now("pause", "because"))
+        await publish_order(publisher, Order.now("pause", "because", by="ann@host"))
     tenant.ctl("set_topic_permissions", "-p", tenant.vhost, tenant.user, PREFIX, "^(request|control)$", "^$")
-    await publish_order(publisher, Order.now("pause", "because"))
+    await publish_order(publisher, Order.now("pause", "because", by="ann@host"))

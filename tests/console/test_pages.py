@@ -142,6 +142,20 @@ async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told()
     assert (kept.value, kept.trouble) == (1, "gone")
 
 
+async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not_called_the_present() -> None:
+    async def read() -> int:
+        return 1
+
+    kept = Kept(read, 0, life=60)
+    assert not kept.is_fresh
+    await refreshed(5, kept)
+    assert kept.is_fresh
+    kept.trouble = "gone"
+    assert not kept.is_fresh
+    kept.trouble, kept.as_of = "", datetime.now(UTC) - timedelta(seconds=6)
+    assert not kept.is_fresh
+
+
 async def test_a_bar_is_as_high_as_its_minute_was_busy() -> None:
     minutes = [
         (NOW + timedelta(minutes=n), counts)

@@ -272,6 +272,7 @@ def test_a_file_of_a_security_setting_that_holds_nothing_is_an_error(
     [
         ("mc_client_secret", "one", "two"),
         ("console_password", "one", "two"),
+        ("mc_client_id", "one", "two"),
         ("dead_letter_keys", "a:" + "A" * 43 + "=", "b:" + "B" * 43 + "="),
         ("amqp_url", "amqp://one/", "amqp://two/"),
     ],

@@ -104,6 +104,18 @@ async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_b
     assert await requester.depth("dead") == 0
 
 
+async def test_many_accounts_that_wait_for_tokens_hold_up_nobody_else(rig: Rig) -> None:
+    requester = await rig.start(prefetch=20)
+    for n in range(60):  # 20 token requests go at once, then one a second
+        await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": str(1000 + n)})
+    reply = await requester.ask(messenger("ordinary"))
+    assert reply["status"] == "registered"
+    assert len(rig.sandbox.history.token_calls) < 30
+    letter = await requester.take("dead")
+    assert letter.headers["x-ott-reason"] == "exhausted"
+    assert "business units" in letter.headers["x-ott-error"]
+
+
 async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig: Rig) -> None:
     events = GateEvents()
     requester = await rig.start(

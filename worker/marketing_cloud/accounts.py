@@ -32,6 +32,7 @@ class Account:
     __slots__ = (
         "fetching",
         "id",
+        "is_queued",
         "next_refresh",
         "refusal",
         "refused_until",
@@ -45,6 +46,7 @@ class Account:
         self.id = account_id
         self.token: Token | None = None
         self.fetching: asyncio.Task[Token] | None = None
+        self.is_queued = False  # its token request waits for its turn
         self.next_refresh = 0.0
         self.refusal = ""
         self.refused_until = 0.0
@@ -112,6 +114,11 @@ class Accounts:
     def must_fetch(self, account: str | None) -> bool:
         """Whether a request of this account, which is not the default, has to wait for a token."""
         return not self.is_default(account) and self._account(account).good_token(time.monotonic()) is None
+
+    def must_queue(self, account: str | None) -> bool:
+        """Whether a token request of this account would wait for its turn, behind those of others."""
+        held = self._account(account)
+        return held.is_queued or (held.fetching is None and not self._requests.has_capacity())
 
     async def get(self, account: str | None) -> Token:
         """A token that is good now. One caller fetches while the others wait, or use the old one as long
@@ -201,7 +208,11 @@ class Accounts:
         return await self._fetch(self._default)
 
     async def _fetch_other(self, held: Account) -> Token:
-        await self._requests.acquire()
+        held.is_queued = True
+        try:
+            await self._requests.acquire()
+        finally:
+            held.is_queued = False
         began = time.monotonic()
         try:
             return await self._fetch(held)

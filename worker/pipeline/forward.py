@@ -21,8 +21,15 @@ from worker.pipeline.request import Outcome, Request
 from worker.pipeline.turns import Turns
 from worker.settings import Settings
 
+# The part of the prefetch that may wait for tokens of accounts other than the default. Token requests are
+# limited, so many accounts at once would otherwise fill the prefetch and hold up all others (contract §6).
+MAY_WAIT_FOR_TOKEN = 1 / 4
+
 # Times that a request is throttled while others are taken, and it costs nothing. Then the fault is its own.
 PATIENCE = 5
+
+
+CROWDED = "Too many business units asked for their first access token at once: replay this request later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Forwarder:
         self._turns = Turns(flow)
         self._failing = FailingKeys()
         self._requests = 0  # that are being forwarded
+        self._without_token = 0  # of these, that wait for a token of their account
+        self._most_without_token = max(1, int(settings.prefetch * MAY_WAIT_FOR_TOKEN))
 
     @property
     def is_pausing(self) -> bool:
@@ -129,6 +138,13 @@ class Forwarder:
         account's own trouble, or None."""
         outages = 0
         while self._accounts.must_fetch(request.account):
+            if (
+                self._without_token >= self._most_without_token
+                and not self._flow.is_pausing
+                and self._accounts.must_queue(request.account)
+            ):
+                return _Result(Verdict.CROWDED, Answer(None, CROWDED), is_account=True)
+            self._without_token += 1
             try:
                 await self._accounts.get(request.account)
             except AccountRefused as refused:
@@ -141,6 +157,8 @@ class Forwarder:
                 outages += 1
                 self._flow.close(trouble.cause, trouble.summary)
                 await asyncio.sleep(Backoff(self._settings.retry_base, LONGEST_PROBE_WAIT).draw(outages))
+            finally:
+                self._without_token -= 1
         return None
 
     async def _call(self, request: Request, ensure_lease: EnsureLease, call: Call) -> _Result | None:

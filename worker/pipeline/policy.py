@@ -29,6 +29,7 @@ class Verdict(Enum):
     RETRY = auto()  # retry; the fault may lie with this one request
     THROTTLED = auto()  # one call too many: again when the pace allows it
     BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while
+    CROWDED = auto()  # too many other requests wait for a token of an account of their own
 
     @property
     def is_final(self) -> bool:
@@ -43,12 +44,13 @@ _CAUSES = {
     503: Cause.NOT_AVAILABLE,
     504: Cause.GATEWAY_TIMEOUT,
 }
-_FINAL = frozenset({Verdict.REGISTERED, Verdict.REJECTED, Verdict.FORBIDDEN, Verdict.FAILED})
+_FINAL = frozenset({Verdict.REGISTERED, Verdict.REJECTED, Verdict.FORBIDDEN, Verdict.FAILED, Verdict.CROWDED})
 _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
     Verdict.REGISTERED: ("registered", None),
     Verdict.REJECTED: ("rejected", "rejected"),
     Verdict.FORBIDDEN: ("failed", "forbidden"),
     Verdict.FAILED: ("failed", "rejected"),
+    Verdict.CROWDED: ("failed", "exhausted"),
 }
 
 

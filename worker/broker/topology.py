@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from aio_pika.abc import AbstractChannel
@@ -36,7 +36,7 @@ PARTITION_LOG_BYTES, PARTITION_LOG_SEGMENT = 4_000_000, 500_000
 Arguments = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topology:
     """The names of everything below one prefix."""
 
@@ -90,7 +90,7 @@ class Topology:
         number = queue.removeprefix(f"{self.requests}.")
         return queue in self.own_queues or (number != queue and number.isdecimal())
 
-    @property
+    @cached_property
     def own_queues(self) -> frozenset[str]:
         """All of them but the partitions."""
         return frozenset(

@@ -33,6 +33,7 @@ BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what mat
 SILENT_PEER_TIMEOUT = 10.0
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
+TLS_CHECK_INTERVAL = 1.0  # seconds between looks at the files of the TLS context
 OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
 MOST_CALLS = 60_000  # at a time, to one address
 _LENGTH = b"Content-Length: "
@@ -48,7 +49,7 @@ class _Stale(Exception):
     """A kept connection failed before an answer began."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HttpEndpoint:
     """The target of a request and its head, up to the value of Content-Length. It may hold a token."""
 
@@ -80,7 +81,8 @@ class Http:
         self._loop = asyncio.get_running_loop()
         check_proxies(settings)
         self._settings = settings
-        settings.tls("mc")  # or the start would not fail
+        self._tls = settings.tls("mc")
+        self._tls_checked_at = self._loop.time()
         self._connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
         )
@@ -104,7 +106,7 @@ class Http:
                 "POST",
                 where,
                 loop=self._loop,
-                ssl=self._settings.tls("mc"),
+                ssl=self._tls,
                 proxy=proxy.url if proxy else None,
                 proxy_headers={
                     **host,
@@ -197,10 +199,13 @@ class Http:
         """A connection, and whether it has served a call before. For a `fresh` one all idle connections to
         the same host are closed: the others have most likely failed too."""
         fresh, self._distrusts_idle = fresh or self._distrusts_idle, False
-        is_current = endpoint.target.ssl is self._settings.tls("mc")
-        target = endpoint.target if is_current else endpoint.renewed()
+        now = self._loop.time()
+        if now - self._tls_checked_at >= TLS_CHECK_INTERVAL:
+            self._tls, self._tls_checked_at = self._settings.tls("mc"), now
+        if endpoint.target.ssl is not self._tls:
+            endpoint.target = endpoint.renewed()
         while True:
-            connection = await self._connector.connect(target, [], self._connecting)
+            connection = await self._connector.connect(endpoint.target, [], self._connecting)
             protocol = connection.protocol
             if protocol is None or protocol not in self._used:
                 if protocol is not None:

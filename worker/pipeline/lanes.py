@@ -24,7 +24,7 @@ class Lanes(Generic[Item]):
         self._process = process
         self._pick = pick
         self._waiting: dict[Hashable, deque[Item]] = {}
-        self._under_way: dict[asyncio.Task[None], Item] = {}
+        self._under_way: dict[asyncio.Task[None], list[Item]] = {}  # the one that each is at
         self._suspects = Suspects(self._start)
         self._stopped = False
 
@@ -70,7 +70,7 @@ class Lanes(Generic[Item]):
         deadline = asyncio.get_running_loop().time() + grace
         while self._under_way:
             late = asyncio.get_running_loop().time() >= deadline
-            for task, item in self._under_way.items():
+            for task, [item] in self._under_way.items():
                 if late or not may_go_on(item):
                     task.cancel()
             await asyncio.wait(set(self._under_way), timeout=POLL_INTERVAL)
@@ -80,17 +80,16 @@ class Lanes(Generic[Item]):
         await self.drain(lambda _: False, 0)
 
     def _start(self, key: Hashable) -> "asyncio.Task[None]":
-        task = asyncio.create_task(self._run(key))
-        self._under_way[task] = self._waiting[key][0]
+        at = [self._waiting[key][0]]
+        task = asyncio.create_task(self._run(key, at))
+        self._under_way[task] = at
         task.add_done_callback(self._ended)
         return task
 
-    async def _run(self, key: Hashable) -> None:
+    async def _run(self, key: Hashable, at: list[Item]) -> None:
         waiting = self._waiting[key]
-        task = asyncio.current_task()
-        assert task is not None
         while True:
-            item = self._under_way[task] = waiting[0] if self._suspects else self._pick(waiting)
+            item = at[0] = waiting[0] if self._suspects else self._pick(waiting)
             await self._process(item)
             waiting.remove(item)
             if self._suspects:

@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
@@ -95,14 +96,14 @@ class Metrics(EventListener, Collector):
         return counter
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
-        self._requests.labels(settlement.status, settlement.platform or "none").inc()
+        _child(self._requests, settlement.status, settlement.platform or "none").inc()
         self._attempts.inc(settlement.attempts)
         self._durations.observe(seconds)
         if settlement.reason is not None:
             self._dead_letters.labels(settlement.reason).inc()
 
     def call_ended(self, status: int | None, seconds: float) -> None:
-        self._calls.labels(_code(status)).inc()
+        _child(self._calls, _code(status)).inc()
         self._call_durations.observe(seconds)
 
     def token_refused(self, account: str | None, result: TokenResult, why: str) -> None:
@@ -169,6 +170,13 @@ class _Histogram:
         return metric
 
 
+@lru_cache(maxsize=1000)
+def _child(counter: Counter, *values: str) -> Counter:
+    """The counter of these labels. `labels` takes a lock and makes its key anew each time."""
+    return counter.labels(*values)
+
+
+@lru_cache(maxsize=1000)
 def _code(status: int | None) -> str:
     if status is None:
         return "none"

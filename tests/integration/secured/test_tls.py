@@ -1,5 +1,6 @@
 """TLS: verified by default, with an authority and client certificate of one's own, and no way around it."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -113,7 +114,7 @@ async def test_a_certificate_file_that_breaks_after_the_start_is_told_by_the_nam
     settings = tls_settings(amqp_ca_file=ca)
     ca.write_text("not a certificate any more")
     text = await refusal(settings)
-    assert text.startswith("OTT_AMQP_CA_FILE, OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be PEM files")
+    assert text.startswith("OTT_AMQP_CA_FILE, OTT_AMQP_CERT_FILE, OTT_AMQP_KEY_FILE must be PEM files")
 
 
 @pytest.fixture
@@ -137,6 +138,20 @@ async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
     async with MarketingCloud(upstream_settings(tls_sandbox, authority.ca), EventListener()) as cloud:
         token = await cloud.accounts.get(None)
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
+
+
+async def test_an_authority_that_was_replaced_holds_for_the_next_connection(
+    tls_sandbox: str, authority: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    ca = tmp_path / "current.pem"
+    ca.write_bytes(authority.ca.read_bytes())
+    async with MarketingCloud(upstream_settings(tls_sandbox, ca), EventListener()) as cloud:
+        token = await cloud.accounts.get(None)
+        for file, status in ((authority.ca, 201), (stranger.ca, None), (authority.ca, 201)):
+            ca.write_bytes(file.read_bytes())
+            async with asyncio.timeout(10):
+                while (await cloud.register(messenger(), token, _at_once)).status != status:
+                    await asyncio.sleep(0.05)
 
 
 async def _at_once() -> None:

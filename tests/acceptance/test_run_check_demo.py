@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 
 import pytest
 from rich.console import Console
@@ -158,7 +159,10 @@ async def test_run_serves_requests_and_probes_and_drains_on_a_signal(
         assert lines[0]["event"] == "ott-worker starts"
         assert lines[0]["version"] == metadata.version("ott-registration-worker")
         assert (lines[0]["prefix"], lines[0]["url"]) == (rig.settings().prefix, rig.sandbox.url)
-        assert lines[0]["broker"].endswith(":5672")
+        assert (
+            lines[0]["broker"]
+            == urlsplit(rig.settings().amqp_url.get_secret_value()).netloc.rpartition("@")[2]
+        )
         assert (lines[1]["level"], lines[1]["variable"]) == ("warning", "OTT_PREFECTH")
         assert "the nearest is OTT_PREFETCH" in lines[1]["why"]
         admin = next(line["url"] for line in lines if line["event"] == "admin server listening")

@@ -58,13 +58,15 @@ class DeadLetterBox:
         return await depth(self._connection, self._queue)
 
     @contextlib.asynccontextmanager
-    async def take(self, count: int, held: int) -> AsyncIterator["Removal"]:
-        """The oldest `count` letters, to remove all but about `held` of them."""
+    async def take(self, wanted: int) -> AsyncIterator["Removal"]:
+        """All letters, to remove about `wanted` of them."""
         async with (
             lock(self._connection, self._queue, self._tell_who),
             QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
         ):
-            yield Removal(browser, count, held, self._seals, self._settings.mc_account_id)
+            # Counted under the lock: while somebody looks, the queue has no letter ready.
+            count = await depth(self._connection, self._queue)
+            yield Removal(browser, count, count - wanted, self._seals, self._settings.mc_account_id)
 
     @contextlib.asynccontextmanager
     async def change(self, order: Order) -> AsyncIterator[None]:

@@ -147,9 +147,9 @@ class Sweep:
 
     async def _turn(self, box: DeadLetterBox, handling: Callable[[Removal], Any]) -> bool:
         """True when all were seen, False when the turn is over."""
-        total, ends_at = await box.depth(), time.monotonic() + TURN
+        ends_at = time.monotonic() + TURN
         async with (
-            box.take(total, total - self.wanted.total()) as removal,
+            box.take(self.wanted.total()) as removal,
             contextlib.aclosing(removal.letters()) as letters,
             handling(removal) as handle,
         ):

@@ -272,12 +272,13 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
         {"by": "x", "mark": "m", "claim": 10**9},
         {"by": "x", "mark": "m", "settled": {"9" * 5000: [1, 1]}},
         {"by": "x", "mark": ["m"], "settled": {"1": [None, 1]}},
+        {"by": "x", "mark": "m", "settled": {"1": [2**63, 1]}},
     ]
     bodies = [json.dumps(document).encode() for document in documents]
-    for body in (*bodies, b"[]", b"[" * 100_000, b"\xff", b""):
+    for body in (*bodies, b"[]", b"[" * 100_000, b"\xff", b"x\n" * 100_000, b""):
         message = aio_pika.Message(body)
         await requester.channel.default_exchange.publish(message, f"{requester.prefix}.partitions")
-    await until(lambda: len(skipped) == len(documents) + 3, "the skipped records")  # b"" is a mark
+    await until(lambda: len(skipped) == len(documents) + 4, "the skipped records")  # b"" is a mark
     await all_registered(requester, await publish(requester, range(1)))
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
     await rig.stop_worker(rig.services[0])

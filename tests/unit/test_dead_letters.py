@@ -87,7 +87,7 @@ def brokers_letter(routing_key: str, **headers: str | int | bool) -> Letter:
     return parse_letter(delivery, None)
 
 
-@pytest.mark.parametrize("key", ["request", "ott.registration.requests"])
+@pytest.mark.parametrize("key", ["request", "ott.registration.requests", "any key, with CC"])
 def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it(key: str) -> None:
     found = brokers_letter(key)
     assert found.is_brokers

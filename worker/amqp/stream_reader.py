@@ -25,6 +25,7 @@ from worker.settings import Settings
 PREFETCH = 500  # messages
 CHECK_INTERVAL = 8.0  # seconds of silence, after which RabbitMQ is asked whether it still works
 POLL_INTERVAL = 0.05  # seconds to wait for entries that a replica of the stream does not show yet
+MOST_LINES = 1_000  # of one message, more than a worker writes; reading more would hold up the others
 OFFSET_HEADER = "x-stream-offset"
 
 Start = Literal["first", "last", "next"] | int | datetime
@@ -112,13 +113,10 @@ class StreamReader:
     def _entry(self, message: AbstractIncomingMessage) -> Entry:
         offset, clock = message.headers.get(OFFSET_HEADER), message.headers.get(CLOCK_HEADER)
         at = offset if isinstance(offset, int) else -1
-        records = []
-        for line in filter(None, message.body.split(b"\n")):
-            record = _record(line)
-            if record is None:
-                self._events.record_skipped(self.stream, at)
-            else:
-                records.append(record)
+        lines = [*filter(None, message.body.split(b"\n", MOST_LINES))]
+        records = [record for line in lines if (record := _record(line)) is not None]
+        if len(records) < len(lines):
+            self._events.record_skipped(self.stream, at)  # once, however many lines there are
         return Entry(at, clock if isinstance(clock, int) else None, records, message.routing_key or "")
 
 

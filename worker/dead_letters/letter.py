@@ -259,7 +259,7 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     """
     properties, arrived_at = delivery.properties, None
     queue = _REQUESTS_QUEUE.search(delivery.routing_key)
-    if not delivery.exchange or not (queue or delivery.routing_key == REQUEST_KEY):
+    if _is_workers(delivery):
         return properties, None
     came_by: object = REQUEST_KEY
     if queue and queue["partition"]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
@@ -29,6 +29,7 @@ from worker.settings import Settings
 _PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
 
 Number = Annotated[int, Field(ge=1, le=MOST_PARTITIONS)]  # of a partition
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]  # what follows it fits into a header, too
 
 
 class _Record(BaseModel):
@@ -40,7 +41,7 @@ class _Record(BaseModel):
     by: str
     mark: str
     claim: Number | None = None
-    settled: dict[Number, tuple[NonNegativeInt, NonNegativeInt]] = {}
+    settled: dict[Number, tuple[Count, Count]] = {}
 
 
 class Barrier(NamedTuple):

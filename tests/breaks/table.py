@@ -209,9 +209,9 @@ BREAKS = [
     # --- messages cannot stop each other, or pretend ---
     Break(
         "a publisher's CC gives orders",
-        "worker/broker/control_stream.py",
-        "if entry.routing_key == CONTROL_KEY:",
-        "if True:",
+        "worker/amqp/stream_reader.py",
+        "if message.routing_key != self._key:",
+        "if False:",
         "integration/test_status_and_control.py",
     ),
     Break(

@@ -258,6 +258,17 @@ async def test_no_mark_that_a_publisher_makes_up_means_anything(rig: Rig, partit
     assert (await requester.ask(messenger(PAGES[1])))["status"] == "registered"
 
 
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig: Rig, header: str) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    names = [f"requests.{number}" for number in range(1, PARTITIONS + 1)]
+    copies = {header: [f"{requester.prefix}.{name}" for name in (*names, "partitions", "status", "journal")]}
+    for marks in ({EPOCH_HEADER: 2**40}, dict.fromkeys(ROUTED_HEADERS, 2**62)):
+        reply = await requester.ask(messenger(PAGES[0]), headers=copies | marks)
+        assert reply["status"] == "registered"
+    await all_registered(requester, await publish(requester, range(2)))
+
+
 async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     skipped: list[int] = []
 

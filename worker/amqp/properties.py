@@ -55,6 +55,8 @@ _UNSIGNED_LONG = struct.Struct(">I")
 _TEXT_ERRORS = "surrogateescape"  # so that text which is not UTF-8 is echoed byte for byte
 
 
+_NESTED = frozenset(b"AF")
+LARGEST_NESTED = 16_384  # bytes; deep ones of 128 kB would hold the event loop for 0.4 s
 _PLAIN = frozenset(b"tIlS")
 _TEXTS = frozenset(name for name, _, kind in _LAYOUT if kind == _SHORT_STRING)
 
@@ -100,7 +102,7 @@ class Properties:
     def header(self, name: str) -> object:
         """A header's value, or None where it is absent or cannot be read."""
         entry = self._entries().get(name)
-        if entry is None:
+        if entry is None or (entry[0] in _NESTED and len(entry) > LARGEST_NESTED):
             return None
         try:
             return decode.embedded_value(entry)[1]

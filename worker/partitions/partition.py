@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from worker.amqp.consumer import Delivery, Subscription
+from worker.broker.request_message import operator_headers
+from worker.broker.topology import Topology
 from worker.partitions.log import Barrier, PartitionLog
 from worker.partitions.message import arrival_of, as_it_came, epoch_of, is_barrier
 from worker.pipeline.arrival_clock import ArrivalClock
@@ -66,6 +68,10 @@ class PartitionJourneys(Journeys):
             self._admit(delivery)
 
     def _admit(self, delivery: Delivery) -> None:
+        if delivery.routing_key != Topology(self._settings.prefix).partition(self._partition):
+            # A publisher's CC or BCC header put it here, not the router: its headers are no marks.
+            forged = operator_headers(delivery.properties)
+            delivery.properties = delivery.properties.changed(without=forged)
         properties, newest = delivery.properties, self._epoch or 0
         epoch = epoch_of(properties)
         epoch = newest if epoch is None else epoch

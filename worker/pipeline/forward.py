@@ -72,38 +72,36 @@ class Forwarder:
         still known to be ours. Ends otherwise only by cancellation."""
         self._requests += 1
         try:
-            return await self._forward(request, ensure_lease)
+            settings, failures, answered = self._settings, 0, self._flow.answered
+            while True:
+                result = await self._attempt(request, ensure_lease)
+                if result.verdict.is_final:
+                    if result.verdict is Verdict.REGISTERED:
+                        self._failing.forgive(request)
+                    return policy.outcome(result.verdict, result.answer)
+                failures += 1
+                remaining = settings.retry_budget - request.spent
+                allowed = 1 if request in self._failing else settings.retry_attempts
+                if request.attempts >= allowed or remaining <= 0:
+                    if result.verdict is not Verdict.OUTAGE or self._flow.answered > answered:
+                        self._failing.add(request, is_account=result.is_account)
+                        return policy.exhausted(result.answer)
+                    # No other call was answered: this may be an outage, and the attempt does not count.
+                    request.attempts, remaining = request.attempts - 1, policy.LONGEST_BACKOFF
+                wait = policy.retry_wait(failures, settings.retry_base, result.answer.retry_after, remaining)
+                await asyncio.sleep(wait)
+                request.spent += wait
         finally:
             self._requests -= 1
-
-    async def _forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
-        settings, failures, answered = self._settings, 0, self._flow.answered
-        while True:
-            result = await self._attempt(request, ensure_lease)
-            if result.verdict.is_final:
-                if result.verdict is Verdict.REGISTERED:
-                    self._failing.forgive(request)
-                return policy.outcome(result.verdict, result.answer)
-            failures += 1
-            remaining = settings.retry_budget - request.spent
-            allowed = 1 if request in self._failing else settings.retry_attempts
-            if request.attempts >= allowed or remaining <= 0:
-                if result.verdict is not Verdict.OUTAGE or self._flow.answered > answered:
-                    self._failing.add(request, is_account=result.is_account)
-                    return policy.exhausted(result.answer)
-                # Nobody else was answered meanwhile, so this may be an outage: the attempt does not count.
-                request.attempts, remaining = request.attempts - 1, policy.LONGEST_BACKOFF
-            wait = policy.retry_wait(failures, settings.retry_base, result.answer.retry_after, remaining)
-            await asyncio.sleep(wait)
-            request.spent += wait
 
     async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Result:
         """One attempt that counts."""
         before, has_new_token, in_front, answered = request.attempts, False, False, -1
         while True:
-            trouble = await self._wait_for_token(request)
-            if trouble is not None:
-                return trouble
+            if self._accounts.must_fetch(request.account):
+                trouble = await self._wait_for_token(request)
+                if trouble is not None:
+                    return trouble
             call = await self._turns.next(in_front=in_front)
             try:
                 began = time.monotonic()

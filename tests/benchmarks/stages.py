@@ -31,7 +31,7 @@ def read(text: str) -> Counter[Stack]:
     for line in text.splitlines():
         frames, _, samples = line.rpartition(" ")
         stack = tuple(frames.split(";"))
-        if "concurrent/futures/thread.py" not in frames:
+        if "(threading.py" not in frames:
             stacks[stack] += int(samples)
     return stacks
 

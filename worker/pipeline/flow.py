@@ -13,7 +13,8 @@
 
 **An outage is a pause.** Five failures in a row say little where half of all calls fail, and much where none
 does. So the gate closes when a row of that length would come by chance once in 100,000 calls, given the share
-of failures that is normal at present.
+of failures that is normal at present. After a pause that share is learned anew, and the row that closed the
+gate counts. Failures that are normal hold no level down: the rarer a success, the less a failure tells.
 
 **A speed limit is a pace.** A throttled call sets the pace to the rate that was taken lately. From a little
 below, the pace rises to that rate and stays near it, then rises faster and faster until a call is throttled
@@ -38,7 +39,8 @@ PROBE_GROWTH = 1.3  # of the wait from one probe to the next
 MANY_RESOURCES = 3  # with failures that may be the fault of a single request
 CHANCE = 1e-5  # that a row of failures was no outage
 NORMAL = (0.02, 0.97)  # bounds of the share of failures that is taken for normal
-MEMORY = (20, 100)  # calls over which that share is averaged: at the start, and later
+MEMORY = 100  # calls over which that share is averaged
+HOPE = 2  # calls taken that are supposed before any is known
 FIRST_LEVEL = 16  # calls at a time at the start
 
 # Seconds over which the rate that was taken is measured: longer for a slow pace, so that it is not by chance.
@@ -117,8 +119,7 @@ class Flow:
         self._probes = 0
         self._probe_at = 0.0
         self._not_before = 0.0  # until then Marketing Cloud asked to be left alone
-        self._normal = 0.0  # share of failures
-        self._memory = MEMORY[0]
+        self._calls = self._failures = 0.0  # since the last pause, up to the last call that was taken
         self._outages = self._others = 0  # failures in a row
         self._resources: set[Hashable] = set()  # of the others
         self._next_call = 0.0
@@ -178,11 +179,7 @@ class Flow:
         self._taken.append(now)
         while now - self._taken[0] > LONGEST_PERIOD:
             self._taken.popleft()
-        if self._outages or self._others:
-            self._end_row()
-        self._normal -= self._normal / self._memory
-        if self._memory < MEMORY[1]:
-            self._memory += 1
+        self._end_row()
         if self._is_free or self._is_stale(call):
             return
         self._under_way.discard(call)
@@ -221,8 +218,7 @@ class Flow:
             self._shut(cause, why, pause)
             return True
         normal = max(self._normal, NORMAL[0])
-        # Failures that are normal do not hold the level down.
-        self._level = max(2, self._level * 0.5 ** min(1.0, 0.7 * (1 - normal) / normal))
+        self._level = max(2, self._level * 0.5 ** min(1.0, (1 / normal - 1) ** 2))
         if cause is Cause.NOT_AVAILABLE:
             self._try_pace(call, why)
         return False
@@ -275,6 +271,11 @@ class Flow:
     # Inside
 
     @property
+    def _normal(self) -> float:
+        """The share of failures."""
+        return self._failures / (self._calls + HOPE)
+
+    @property
     def _needed(self) -> int:
         """Failures in a row that are no chance."""
         normal = min(max(self._normal, NORMAL[0]), NORMAL[1])
@@ -285,10 +286,12 @@ class Flow:
 
     def _end_row(self) -> None:
         row = self._outages + self._others
-        self._normal = 1 - (1 - self._normal) * (1 - 1 / self._memory) ** row
-        self._memory = min(self._memory + row, MEMORY[1])
-        self._outages = self._others = 0
-        self._resources.clear()
+        kept = (1 - 1 / MEMORY) ** (row + 1)
+        self._calls = self._calls * kept + row + 1
+        self._failures = self._failures * kept + row
+        if row:
+            self._outages = self._others = 0
+            self._resources.clear()
 
     def _shut(self, cause: Cause, why: str, pause: float) -> None:
         now = self._clock()
@@ -298,7 +301,7 @@ class Flow:
         self.state, self.cause, self.why = FlowState.CLOSED, cause, why
         self._is_free = False
         self._under_way.clear()
-        self._end_row()
+        self._calls = self._failures = 0.0
         self._probes = 0
         self._probe_later(pause)
         (self._events.gate_closed_again if is_again else self._events.gate_closed)(why)

@@ -36,7 +36,8 @@ NOTHING = "^$"
 DEAD_LETTERS = {"max-length": 1_000_000, "max-length-bytes": 2_000_000_000, "message-ttl": 90 * 86_400_000}
 REPLIES = {"max-length": 1_000_000, "max-length-bytes": 2_000_000_000}
 PUBLISHERS_LIMITS = {"max-connections": 100, "max-channels": 1_000}
-JOURNAL = {"max-age": "30D", "max-length-bytes": 1_000_000_000}
+# At least as long as dead letters: a letter that is older than the journal replays with --force only.
+JOURNAL = {"max-age": "90D", "max-length-bytes": 1_000_000_000}
 
 Entry = dict[str, Any]
 
@@ -51,6 +52,7 @@ def definitions(
     """The whole document; `passwords` by user. The users' names begin with the vhost's: `ott-worker`. With
     several partitions there are their queues too."""
     users = users_with(publishers)
+    journal = load_settings(prefix=names.prefix, journal_max_age=JOURNAL["max-age"])
     rights = _rights(names) | {each: _publisher(names, f"{vhost}-{each}") for each in publishers}
     if publishers == (PUBLISHER,):
         rights[PUBLISHER] = _publisher(names)
@@ -86,7 +88,7 @@ def definitions(
         "queues": [
             _object(vhost, names.dead, names.dead_arguments()),
             _object(vhost, names.replies, names.replies_arguments()),
-            _object(vhost, names.journal, names.journal_arguments(load_settings(prefix=names.prefix))),
+            _object(vhost, names.journal, names.journal_arguments(journal)),
             _object(vhost, names.requests, names.requests_arguments()),
             _object(vhost, names.status, names.status_arguments()),
             _object(vhost, names.control, names.control_arguments()),

@@ -10,9 +10,11 @@ import pytest
 
 from tests.rig import until
 from worker.amqp.connection import connect
+from worker.amqp.stream_reader import StreamReader
 from worker.broker import topology
 from worker.broker.control_stream import publish_order, read_orders, read_pause
 from worker.broker.status_stream import STEP, StatusPublisher, read_workers
+from worker.broker.topology import Topology
 from worker.contract.control import Order
 from worker.contract.status import SILENT_AFTER, GateStatus, WorkerStatus
 from worker.errors import TopologyError
@@ -185,3 +187,21 @@ def test_an_order_has_the_names_of_the_contract() -> None:
     document = json.loads(Order.now("pause", "why", by="ann@host").to_json())
     assert list(document) == ["order", "by", "why", "at"]
     assert json.loads(Order.now("discarded", "why", by="ann@host", count=2).to_json())["count"] == 2
+
+
+async def test_a_stream_that_is_written_to_all_the_time_never_looks_empty(settings: Settings) -> None:
+    async def write() -> None:
+        while True:
+            await publish(settings, *[status()] * 50)
+
+    await publish(settings, status())
+    writing = asyncio.create_task(write())
+    connection = await connect(settings, "test")
+    try:
+        reader = StreamReader(connection, Topology(settings.prefix).status)
+        for _ in range(200):
+            assert await reader.last() is not None
+            assert await reader.first() is not None
+    finally:
+        writing.cancel()
+        await connection.close()

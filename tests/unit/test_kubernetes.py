@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from worker.broker.compatibility import seconds_of
 from worker.broker.topology import Topology
 from worker.settings import Settings
 
@@ -24,7 +25,7 @@ PREFIX = "ott.registration"
 CONSOLE = "ott-console"
 
 sys.path.insert(0, str(ROOT / "deploy" / "lib"))
-from definitions import USERS, definitions  # noqa: E402 - a script's module
+from definitions import DEAD_LETTERS, JOURNAL, USERS, definitions  # noqa: E402 - a script's module
 
 README = (ROOT / "deploy" / "docs" / "kubernetes.md").read_text()
 Document = dict[str, Any]
@@ -376,3 +377,27 @@ def test_rabbitmq_is_named_by_one_tested_version_in_full() -> None:
     named = {v for place in places for v in re.findall(r"rabbitmq:(\d+\.[\w.]+)", (ROOT / place).read_text())}
     (version,) = named
     assert re.fullmatch(r"4\.3\.\d+", version)
+
+
+def test_wherever_we_ship_limits_the_journal_is_kept_as_long_as_dead_letters() -> None:
+    policies = {policy["spec"]["name"]: policy["spec"]["definition"] for policy in all_of("Policy")}
+    (journal,) = (q["spec"] for q in all_of("Queue") if q["spec"]["name"] == f"{PREFIX}.journal")
+    shipped = (
+        "docker-compose.yml",
+        "deploy/systemd/ott-worker.service",
+        "deploy/kubernetes/base/kustomization.yaml",
+    )
+    ages = [
+        JOURNAL["max-age"],
+        policies[f"limits of {PREFIX}.journal"]["max-age"],
+        journal["arguments"]["x-max-age"],
+        *(
+            age
+            for each in shipped
+            for age in re.findall(r"OTT_JOURNAL_MAX_AGE[:=] ?(\w+)", (ROOT / each).read_text())
+        ),
+    ]
+    ttl = DEAD_LETTERS["message-ttl"]
+    assert policies[f"limits of {PREFIX}.dead"]["message-ttl"] == ttl
+    assert len(ages) == 3 + len(shipped)
+    assert {seconds_of(age) * 1000 for age in ages} == {ttl}

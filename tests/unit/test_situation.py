@@ -107,10 +107,9 @@ def test_the_most_urgent_comes_first() -> None:
     assert states == [State.PAUSED, State.CREDENTIALS, State.BLOCKED, State.PACE, State.DEAD_LETTERS]
 
 
-def test_dead_letters_are_told_by_their_most_frequent_cause() -> None:
-    (condition,) = judge(
-        found(worker(), dead=9), NAMES, dead=[(5, "forbidden", "Grant it."), (4, "invalid", "x")]
-    )
+def test_dead_letters_are_told_by_their_most_frequent_reason() -> None:
+    dead = [(4, "invalid", "x"), (3, "forbidden", "Grant it."), (2, "forbidden", "Grant it.")]
+    (condition,) = judge(found(worker(), dead=9), NAMES, dead=dead)
     assert condition.cause == "9 requests were not registered, 5 of them forbidden"
     assert condition.advice == "Grant it."
 
@@ -137,3 +136,8 @@ def test_a_backlog_grows_when_it_has_for_a_while_and_by_many() -> None:
     assert trend.growth(110, None) == 0
     growing = judge(found(worker(), requests=650), NAMES, growth=20)[0]
     assert (growing.state, growing.cause) == (State.BACKLOG, "650 requests wait, 20.0 a second more")
+
+
+def test_dead_letters_of_several_causes_and_one_reason_are_all_counted() -> None:
+    (condition,) = judge(found(worker(), dead=9), NAMES, dead=[(8, "invalid", "x"), (1, "invalid", "x")])
+    assert condition.cause == "9 requests were not registered (invalid)"

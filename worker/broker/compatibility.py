@@ -1,4 +1,4 @@
-"""What breaks the contract's promises about a RabbitMQ: its version, or a policy on a queue (contract §1)."""
+"""What breaks the contract's promises about a RabbitMQ: its version, or a queue's limits (contract §1)."""
 
 import asyncio
 import base64
@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from worker.contract.timestamps import span
+
 TESTED = ((3, 10), (4, 0), (4, 3))
 REALM = "RabbitMQ Management"
 ANSWER_TIMEOUT = 3.0  # seconds
 MANAGEMENT = 10_000  # its usual port is so much above that of AMQP
+SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def version_warnings(version: str) -> list[str]:
@@ -51,13 +54,30 @@ def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) ->
     return warnings
 
 
-async def effective_policy(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
-    """The policy in force for a queue, as RabbitMQ's management tells it; None where it does not: it is not
-    there, or does not answer this user. `context` is for `amqps`."""
-    return await asyncio.to_thread(_effective_policy, url, queue, context)
+def retention_warnings(dead: Mapping[str, Any], journal: Mapping[str, Any]) -> list[str]:
+    """Whether dead letters outlive the journal, by the limits of both."""
+    ttl, age = dead.get("message-ttl"), journal.get("max-age")
+    if not isinstance(ttl, int) or not age or seconds_of(age) >= ttl / 1000:
+        return []
+    return [
+        f"dead letters are kept {span(ttl / 1000)}, the journal {span(seconds_of(age))}: older letters "
+        "replay with --force only. Keep the journal as long: OTT_JOURNAL_MAX_AGE and its policy; a stream "
+        "keeps the age that it was declared with"
+    ]
 
 
-def _effective_policy(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+def seconds_of(age: str) -> float:
+    """A stream's `max-age`, such as `30D`."""
+    return int(age[:-1]) * SECONDS[age[-1]]
+
+
+async def limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+    """What a queue's policy and its arguments set, as RabbitMQ's management tells it; None where it does not:
+    it is not there, or does not answer this user. `context` is for `amqps`."""
+    return await asyncio.to_thread(_limits_of, url, queue, context)
+
+
+def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
     parts = urlsplit(url)
     secured = parts.scheme == "amqps"
     port = (parts.port or (5671 if secured else 5672)) + MANAGEMENT
@@ -70,14 +90,18 @@ def _effective_policy(url: str, queue: str, context: ssl.SSLContext | None) -> M
     request = urllib.request.Request(  # noqa: S310 - http or https
         f"{base}queues/{quote(vhost, safe='')}/{quote(queue, safe='')}"
     )
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, LookupError):
         if not _is_management(opener, base):
             return None  # it gets no password
         login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
         with opener.open(request, timeout=ANSWER_TIMEOUT) as answer:
-            policy = json.load(answer).get("effective_policy_definition")
-            return policy if isinstance(policy, dict) else {}
+            found = json.load(answer)
+        limits = {name.removeprefix("x-"): value for name, value in found["arguments"].items()}
+        policy = found.get("effective_policy_definition") or {}
+        ages = [each["max-age"] for each in (limits, policy) if "max-age" in each]
+        limits |= policy
+        return limits | ({"max-age": min(ages, key=seconds_of)} if ages else {})
     return None
 
 

@@ -1,7 +1,7 @@
 """How a deployment is doing (contract §9), in the same words for `status`, `check`, `/readyz`, the console
 and everybody who waits for a worker. Pure: decided from what workers and queues tell."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -277,7 +277,10 @@ def _dead_letters(found: Overview, dead: Sequence[tuple[int, str, str]]) -> Iter
     total = total or sum(count for count, _, _ in dead)
     cause = "1 request was not registered" if total == 1 else f"{total:,} requests were not registered"
     advice = "See ott-worker dead-letters list --by error."
-    if dead:
-        count, reason, advice = dead[0]
-        cause += f", {count:,} of them {reason}" if len(dead) > 1 else f" ({reason})"
+    counts: Counter[str] = Counter()
+    for count, reason, _ in dead:
+        counts[reason] += count
+    for reason, count in counts.most_common(1):
+        advice = next(what for _, each, what in dead if each == reason)
+        cause += f", {count:,} of them {reason}" if len(counts) > 1 else f" ({reason})"
     yield Condition(State.DEAD_LETTERS, cause, advice, stops=False)

@@ -14,7 +14,7 @@ from yarl import URL
 from worker.amqp.connection import Connection, connect, tls_context
 from worker.amqp.queue import exists
 from worker.broker import topology
-from worker.broker.compatibility import effective_policy, policy_warnings, version_warnings
+from worker.broker.compatibility import limits_of, policy_warnings, retention_warnings, version_warnings
 from worker.broker.overview import read_overview
 from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
 from worker.broker.situation import State, judge, of_worker
@@ -137,15 +137,16 @@ async def _inside(
 async def _policies(settings: Settings, url: str) -> list[Finding]:
     names = Topology(settings.prefix)
     partitions = range(1, settings.partitions + 1) if settings.partitions > 1 else ()
-    found: list[Finding] = []
+    warnings: list[str] = []
     tls = tls_context(settings, [URL(url)])
     for queue in (names.requests, *map(names.partition, partitions)):
-        policy = await effective_policy(url, queue, tls)
-        if policy is None:
+        limits = await limits_of(url, queue, tls)
+        if limits is None:
             break
-        warnings = policy_warnings(queue, policy, settings.hold_limit)
-        found += [Finding("note", "policies", warning) for warning in warnings]
-    return found
+        warnings += policy_warnings(queue, limits, settings.hold_limit)
+    dead, journal = await limits_of(url, names.dead, tls), await limits_of(url, names.journal, tls)
+    warnings += retention_warnings(dead or {}, journal or {})
+    return [Finding("note", "policies", warning) for warning in warnings]
 
 
 async def _permissions(

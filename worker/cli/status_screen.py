@@ -12,7 +12,7 @@ from worker.cli import output
 from worker.contract.status import WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES
-from worker.dead_letters.groups import Cause, advice
+from worker.dead_letters.groups import Cause, advice, brief
 
 CAUSES_SHOWN = 5
 WIDTH = 100  # columns of prose where there is no terminal
@@ -148,7 +148,7 @@ def _causes(screen: Screen, width: int | None) -> None:
     some = f" (of the oldest {looked_at:,})" if looked_at < total else ""
     output.line(f"DEAD LETTERS by cause{some}")
     for group in groups[:CAUSES_SHOWN]:
-        cause = f"{group.count:>7,}  {group.reason}: {group.error or '-'}"
+        cause = f"{group.count:>7,}  {group.reason}: {brief(group.error) or '-'}"
         room = (width or WIDTH) - 1
         output.line(cause if len(cause) <= room else f"{cause[: room - 1]}…")
         _prose(f"→ {advice(group.reason)}", width, indent=" " * 9)

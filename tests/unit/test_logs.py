@@ -88,7 +88,7 @@ async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(li
     assert told == {"registered": 4, "rejected": 2, "failed": 1, "superseded": 0, "retried": 2}
     assert line["reasons"] == {"invalid": 2, "exhausted": 1}
     assert line["examples"]["invalid"] == (  # type: ignore[index]
-        "10006 Please fix the following errors: PageId must be provided"
+        "PageId must be provided"
     )
     await asyncio.sleep(0.4)
     assert lines() == []

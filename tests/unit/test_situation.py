@@ -72,6 +72,7 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
         ),
         (found(FULL), State.BLOCKED, True, "have its replies consumed"),
         (found(worker(pace=2.0), requests=900), State.PACE, False, "2.0 calls a second"),
+        (found(worker(pace=0.5, inFlight=144)), State.PACE, False, "144 requests wait"),
         (found(worker(), requests=90_000), State.BACKLOG, False, "150 minutes at 10.0 a second"),
         (found(worker(), dead=3), State.DEAD_LETTERS, False, "3 requests were not registered"),
         (found(worker(), problems=["The queue p.dead may not be read"]), State.INCOMPLETE, False, "p.dead"),

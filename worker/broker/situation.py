@@ -252,7 +252,7 @@ def _blocked(blocked: Blocked) -> Condition:
 
 
 def _backlog(found: Overview, growth: float) -> Iterator[Condition]:
-    waiting = found.queues.get("requests", 0)
+    waiting = found.queues.get("requests", 0) + sum(worker.in_flight for worker in found.workers)
     paces = [worker.pace for worker in found.workers if worker.pace is not None]
     rate = sum(worker.rate_per_second for worker in found.workers)
     if paces and (waiting > PACED_WAIT * sum(paces) or growth > 0):

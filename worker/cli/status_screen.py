@@ -9,10 +9,11 @@ from typing import Any
 from worker.broker.overview import Overview, Settled
 from worker.broker.situation import Condition, State
 from worker.cli import output
+from worker.contract.dead_letter import brief
 from worker.contract.status import WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES
-from worker.dead_letters.groups import Cause, advice, brief
+from worker.dead_letters.groups import Cause, advice
 
 CAUSES_SHOWN = 5
 WIDTH = 100  # columns of prose where there is no terminal

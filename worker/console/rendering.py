@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from worker.console.chart import HEIGHT, WIDTH
 from worker.console.session import SESSION
+from worker.contract.dead_letter import brief
 from worker.contract.timestamps import how_long
-from worker.dead_letters.groups import brief
 from worker.release import version
 from worker.settings import Settings
 

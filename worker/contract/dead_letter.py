@@ -16,6 +16,8 @@ from worker.contract.words import (
 )
 
 ERROR_LENGTH = 500  # characters of `x-ott-error`
+# The API wraps every list of errors in the same words.
+_BOILERPLATE = ("10006 Please fix the following errors: ", "10006 Please fix the following errors")
 
 
 def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
@@ -46,3 +48,11 @@ def error_text(settlement: Settlement) -> str:
     if settlement.errors:
         text += ": " + "; ".join(error.message for error in settlement.errors)
     return text[:ERROR_LENGTH]
+
+
+def brief(error: str) -> str:
+    """An error that begins with its cause."""
+    for words in _BOILERPLATE:
+        if error.startswith(words) and error != words:
+            return error.removeprefix(words)
+    return error

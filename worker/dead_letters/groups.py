@@ -18,21 +18,11 @@ _ADVICE = {
     "expired": "They expired unread: the sender must send them again.",
     "maxlen": "The queue was full: the sender must send them again.",
 }
-# The API wraps every list of errors in the same words.
-_BOILERPLATE = ("10006 Please fix the following errors: ", "10006 Please fix the following errors")
 
 
 def advice(reason: str) -> str:
     """What to do about letters with this reason, in a sentence or two."""
     return _ADVICE.get(reason, "Look at one of them: ott-worker dead-letters show LETTER.")
-
-
-def brief(error: str) -> str:
-    """An error that begins with its cause."""
-    for words in _BOILERPLATE:
-        if error.startswith(words) and error != words:
-            return error.removeprefix(words)
-    return error
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+from worker.contract.dead_letter import brief, error_text
 from worker.contract.settlement import Settlement
 from worker.events import EventListener
 from worker.telemetry.log import Logger
@@ -61,6 +62,4 @@ class Summary(EventListener):
 
 
 def _example(settlement: Settlement) -> str:
-    errors = "; ".join(error.message for error in settlement.errors)
-    text = f"{settlement.errorcode} {settlement.message}" + (f": {errors}" if errors else "")
-    return text[:EXAMPLE_LENGTH]
+    return brief(error_text(settlement))[:EXAMPLE_LENGTH]

@@ -11,8 +11,9 @@ from worker.cli import output
 from worker.cli.dead_letters.options import Json, filtered
 from worker.cli.dead_letters.terminal import Say, letters
 from worker.cli.table import Column, Row, Table, text_of, time_of
+from worker.contract.dead_letter import brief
 from worker.dead_letters.box import open_box
-from worker.dead_letters.groups import brief, causes_of
+from worker.dead_letters.groups import causes_of
 from worker.dead_letters.letter import LetterFacts
 from worker.dead_letters.selection import Selection
 from worker.settings import Settings, load_settings

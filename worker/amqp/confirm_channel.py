@@ -320,7 +320,8 @@ class ConfirmChannel:
         """Find out what to blame, where the broker closed the channel for one of the publishes."""
         if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
             return
-        self.events.channel_closed(self.name, " ".join(str(reason).split())[:200])
+        told = " ".join(str(part) for part in reason.args if part is not None)
+        self.events.channel_closed(self.name, " ".join(told.split())[:200] or "no reason was given")
         if is_blame(reason):
             self.suspect()
         if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):

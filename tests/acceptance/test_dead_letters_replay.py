@@ -315,6 +315,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
     assert ended.err.startswith("ott-worker: 2 dead letters cannot be replayed: PageName must be provided\n")
     assert [m.message_id for m in await dead_queue(requester)] == ids
     assert await requester.depth("requests") == 0
+    assert await read_orders(rig.settings()) == [], "the audit would tell of a replay under way"
 
 
 @pytest.mark.parametrize(

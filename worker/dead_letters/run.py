@@ -105,6 +105,8 @@ class Run(EventListener):
         terminal's user by default. Raises as DeadLetterBox does; `done` tells what was done until then."""
         plan, by = self.planned, by or whoami()
         assert plan is not None, "a run is planned first"
+        if not plan.going:
+            return  # a beginning without an end would look like one that is under way
         is_replay = self.wish.kind == "replay"
         begun: OrderKind = "replaying" if is_replay else "discarding"
         note = {"run": self.number, "cause": "; ".join(plan.causes[:CAUSES_TOLD]) or None}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
@@ -395,7 +396,7 @@ async def test_an_unreadable_journal_does_not_hold_up_requests(
     await rig.stop_worker(rig._running[0][0])
     events = _Unreadable()
     service = await rig.start_worker(rig.settings(), events)
-    monkeypatch.setattr("worker.amqp.stream_reader.connect", _hang)
+    monkeypatch.setattr("worker.amqp.stream_reader.connected", _hang)
     monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.1)
     assert (await requester.ask(messenger("p")))["status"] == "registered"
     assert events.heard
@@ -410,8 +411,10 @@ class _Unreadable(EventListener):
         self.heard.append(why)
 
 
-async def _hang(*_: object) -> None:
-    await asyncio.Event().wait()
+@asynccontextmanager
+async def _hang(*_: object) -> AsyncIterator[None]:
+    await asyncio.get_running_loop().create_future()
+    yield
 
 
 async def trim_journal(rig: Rig, requester: Requester) -> None:
@@ -452,7 +455,7 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
     monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.01)
     monkeypatch.setattr("worker.pipeline.arrival_clock.RETRY_INTERVAL", 0.01)
     with monkeypatch.context() as silent:
-        silent.setattr("worker.amqp.stream_reader.connect", _hang)
+        silent.setattr("worker.amqp.stream_reader.connected", _hang)
         silent.setattr("worker.pipeline.arrival_clock.READ_TIMEOUT", 0.05)
         service = await rig.start_worker(rig.settings())
         assert (await requester.ask(messenger("p", "new")))["status"] == "registered"

@@ -80,6 +80,9 @@ class Connection(aio_pika.Connection):
         self.open_votes: set[object] = set()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def __del__(self) -> None:
+        """Nothing: the owner closes it. aio-pika starts a task here, also after the loop has ended."""
+
     async def connect(self, timeout: float | None = None) -> None:
         await super().connect(timeout)
         assert self.transport is not None

@@ -156,9 +156,9 @@ async def test_draining_ends_a_retry_pause_at_once(rig: Rig) -> None:
 
 
 async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -> None:
-    requester = await rig.start()
+    requester = await rig.start(coalesce_after=0)
     (active, _), *_ = rig._running
-    await rig.start_worker(rig.settings())
+    await rig.start_worker(rig.settings(coalesce_after=0))
     ids = []
     for i in range(300):
         ids.append(await requester.publish(messenger(f"p{i % 10}", f"v{i}")))

@@ -126,8 +126,7 @@ async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(
     monkeypatch.setattr(Subscription, "_pass_through_queue", sometimes)
     monkeypatch.setattr(consumer, "LEASE", 0.5)  # seconds
     requester = await rig.start()
-    subscription = rig.services[0].intake.subscription
-    assert subscription is not None
+    subscription = await until(lambda: rig.services[0].intake.subscription, "the subscription")
     await until(lambda: time.monotonic() - subscription._lease_renewed_at > 0.5, "the end of the lease")
     async with asyncio.timeout(SOON):
         assert (await requester.ask(messenger()))["status"] == "registered"

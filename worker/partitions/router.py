@@ -8,7 +8,7 @@ only then is the next one published. Requests that validation rejects are settle
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
 
 from worker.amqp.consumer import Subscription
@@ -126,6 +126,10 @@ class Router(Journeys):
         del self._routing[message]
         self._turned_down.discard(this)
         self._events.routed(partition)
+
+    def _pick(self, waiting: Sequence[Request]) -> Request:
+        """Always the oldest: the partition's worker decides which requests of a resource need no call."""
+        return waiting[0]
 
     async def _until_the_end(self, request: Request) -> None:
         """Let no newer request of the resource overtake this one before the subscription ends."""

@@ -21,13 +21,12 @@ from tests.acceptance.submit_command import (
     write_pages,
 )
 from tests.rig import Rig, messenger, until
-from worker.bulk.notices import Notices
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
+from worker.files.progress import Notices
+from worker.files.workbook import Workbook, write
 from worker.sandbox.faults import Latency
 from worker.settings import Settings
-from worker.tables.workbook import Workbook
-from worker.tables.workbook_writer import write
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFLINE = Settings(amqp_url="amqp://127.0.0.1:1/")

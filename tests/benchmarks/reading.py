@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tests.benchmarks.bulk import WRITERS
 from tests.rig import MESSENGER
-from worker.bulk.job_database import JobDatabase
-from worker.bulk.readers import Reading
-from worker.tables.workbook_writer import write
+from worker.files.job_database import JobDatabase
+from worker.files.rows import Reading
+from worker.files.workbook import write
 
 HEADING = """\
 | rows | format | CPU a row, read | CPU a row, surveyed | peak memory |

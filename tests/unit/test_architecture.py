@@ -17,8 +17,8 @@ ROOT = Path(worker.__file__).parent
 FLOORS = [
     {"cli", "__main__"},
     {"console"},
-    {"bulk", "dead_letters", "client", "sandbox", "telemetry"},
-    {"tables"},
+    {"dead_letters", "client", "sandbox", "telemetry"},
+    {"files"},
     {"service"},
     {"partitions"},
     {"pipeline"},

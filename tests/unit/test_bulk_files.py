@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-from worker.bulk.job_database import JobDatabase
-from worker.bulk.outstanding import Pacer
-from worker.bulk.readers import Reading, Row
 from worker.errors import UsageError, WorkerError
-from worker.tables.damage import (
+from worker.files.damage import (
     ALL_END_IN_0,
     CELL_COUNT,
     DATE,
@@ -33,8 +30,10 @@ from worker.tables.damage import (
     Kind,
     SpoiltCell,
 )
-from worker.tables.workbook import Workbook
-from worker.tables.workbook_writer import is_ours, write
+from worker.files.job_database import JobDatabase
+from worker.files.outstanding import Pacer
+from worker.files.rows import Reading, Row
+from worker.files.workbook import Workbook, is_ours, write
 
 FILES = Path(__file__).parents[1] / "examples" / "files"
 FIRST, SECOND = "1732555047025799", "1732555047025800"

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.bulk import json_rows
-from worker.bulk.readers import Format, Reading, Row, format_of
 from worker.errors import UsageError
-from worker.tables.damage import CELL_COUNT, QUOTING
-from worker.tables.source import Unreadable
+from worker.files import json_rows
+from worker.files.damage import CELL_COUNT, QUOTING
+from worker.files.rows import Format, Reading, Row, format_of
+from worker.files.source import Unreadable
 
 
 def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[Row]:

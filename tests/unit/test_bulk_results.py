@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from worker.bulk.job_database import JobDatabase, parse_request_id, request_id
-from worker.bulk.notices import Notices
-from worker.bulk.readers import Row
-from worker.bulk.results import Results, ResultsFileError, RowResult, read_results
-from worker.bulk.tally import FIRST_ROWS, MOST_ERRORS, OTHER, ProgressMeter, Tally
 from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
+from worker.files.job_database import JobDatabase, parse_request_id, request_id
+from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Notices, ProgressMeter, Tally
+from worker.files.results import Results, ResultsFileError, RowResult, read_results
+from worker.files.rows import Row
 
 JOB = "0123456789abcdef0123456789abcdef"
 

@@ -18,10 +18,10 @@ from worker.contract.secrets import MASK, SecretMask
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patch
 from worker.errors import UsageError
-from worker.tables.cells import clean, flag, guard
-from worker.tables.damage import ACCOUNT, EXACT_DIGITS
-from worker.tables.records import Record, open_table
-from worker.tables.source import Source, Unreadable
+from worker.files.cells import clean, flag, guard
+from worker.files.damage import ACCOUNT, EXACT_DIGITS
+from worker.files.source import Source, Unreadable
+from worker.files.table import Record, open_table
 
 LETTER: Final = "letter"
 ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")

@@ -4,13 +4,13 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from worker.bulk.check import Findings, ProblemGroup, findings
-from worker.bulk.job_database import JobDatabase, place_of
-from worker.bulk.readers import Reading
-from worker.bulk.results import INVALID, RowResult
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.summary import console_for_results, rows
-from worker.tables.damage import Kind, Problem
+from worker.files.check import Findings, ProblemGroup, findings
+from worker.files.damage import Kind, Problem
+from worker.files.job_database import JobDatabase, place_of
+from worker.files.results import INVALID, RowResult
+from worker.files.rows import Reading
 
 SHOWN_PLACES = 20  # of one kind, on a terminal
 
@@ -22,7 +22,7 @@ def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_
     found = Findings()
     with ExitStack() as stack:
         database = stack.enter_context(JobDatabase())
-        failed = outputs.failed_rows(reading, database)
+        failed = outputs.failed_rows(reading)
         results = outputs.open_results(stack)
         if reading.rereadable:
             database.take(reading, stopped=lambda: False)
@@ -37,7 +37,7 @@ def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_
             if errors and failed:
                 database.give_back(place_of(row), row, errors)
         if failed:
-            failed.write()
+            failed.write(database.given_back())
         if not outputs.quiet:
             _show(found, database, reading)
     return 1 if found.invalid else 0

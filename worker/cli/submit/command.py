@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from worker.bulk.readers import Format, Reading
 from worker.cli import output
 from worker.cli.submit.outputs import Outputs
 from worker.contract.platforms import PLATFORM_NAME, PLATFORMS
 from worker.contract.timestamps import microseconds
 from worker.errors import UsageError
+from worker.files.cells import printable
+from worker.files.rows import Format, Reading
+from worker.files.source import STANDARD_INPUT
 from worker.settings import load_settings
-from worker.tables.cells import printable
-from worker.tables.source import STANDARD_INPUT
 
 
 def submit(
@@ -112,8 +112,8 @@ def submit(
         from worker.cli.submit.check import check_rows  # noqa: PLC0415 - a check needs no broker's client
 
         return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
-    from worker.bulk.submission import SubmissionPlan  # noqa: PLC0415
     from worker.cli.submit.job import run_job  # noqa: PLC0415
+    from worker.files.submission import SubmissionPlan  # noqa: PLC0415
 
     plan = SubmissionPlan(reading, account, outstanding, rate, not no_wait, timeout, send_damaged)
     return run_job(settings, plan, outputs)

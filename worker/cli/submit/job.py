@@ -10,14 +10,14 @@ import typer
 import uvloop
 from rich.console import Console
 
-from worker.bulk.job_database import JobDatabase
-from worker.bulk.readers import Reading
-from worker.bulk.results import read_results
-from worker.bulk.submission import Submission, SubmissionPlan
-from worker.bulk.tally import ProgressMeter
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import console_for_results, show_summary
+from worker.files.job_database import JobDatabase
+from worker.files.progress import ProgressMeter
+from worker.files.results import read_results
+from worker.files.rows import Reading
+from worker.files.submission import Submission, SubmissionPlan
 from worker.settings import Settings
 
 
@@ -35,7 +35,7 @@ async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> in
     reading.probe()
     with ExitStack() as stack:
         database = stack.enter_context(JobDatabase())
-        failed = outputs.failed_rows(reading, database)
+        failed = outputs.failed_rows(reading)
         if reading.rereadable:
             await asyncio.to_thread(database.take, reading, stop.is_set)
             _warn(database, reading, outputs)
@@ -54,7 +54,7 @@ async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> in
                 results.keep_last_lines()
         finally:
             if failed:
-                failed.write()
+                failed.write(database.given_back())
             if not reading.rereadable:
                 _warn(database, reading, outputs)
             if job.tally.read and not outputs.quiet:

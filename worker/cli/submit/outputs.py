@@ -4,11 +4,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.bulk.failed_rows import FailedRows
-from worker.bulk.job_database import JobDatabase
-from worker.bulk.readers import Reading
-from worker.bulk.results import INVALID, Results, read_results
 from worker.errors import UsageError
+from worker.files.results import INVALID, FailedRows, Results, read_results
+from worker.files.rows import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,6 @@ class Outputs:
         """The results file, open as long as the stack lasts."""
         return stack.enter_context(Results(self.results)) if self.results else None
 
-    def failed_rows(self, reading: Reading, database: JobDatabase) -> FailedRows | None:
+    def failed_rows(self, reading: Reading) -> FailedRows | None:
         """The rows that will be given back. Comes after `reading.probe`, which tells their format."""
-        return FailedRows(self.failed, reading, database) if self.failed else None
+        return FailedRows(self.failed, reading) if self.failed else None

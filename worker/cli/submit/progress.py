@@ -12,8 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from worker.bulk.notices import Notices
-from worker.bulk.tally import ProgressMeter, ProgressSnapshot, Tally
+from worker.files.progress import Notices, ProgressMeter, ProgressSnapshot, Tally
 
 REFRESH: Final = 0.2  # seconds
 LINE_INTERVAL: Final = 5.0  # seconds

@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.bulk.tally import FIRST_ROWS, ErrorGroup, Tally
 from worker.cli.submit.progress import duration
+from worker.files.progress import FIRST_ROWS, ErrorGroup, Tally
 
 ORDER = ("registered", "rejected", "failed", "invalid", "superseded")
 PIPE_WIDTH = 200  # columns, where there is no terminal

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from worker.bulk.readers import Row
 from worker.contract.platforms import ATTRIBUTES, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
 from worker.contract.registration import Rejection
 from worker.contract.words import MISSING
-from worker.tables.damage import CELL_COUNT, Kind, Problem, shown
+from worker.files.damage import CELL_COUNT, Kind, Problem, shown
+from worker.files.rows import Row
 
 MOST_PLACES: Final = 1000  # of one kind that are named one by one
 MOST_KINDS: Final = 200

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from worker.bulk.readers import Row
+from worker.files.rows import Row
 
 UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024  # published, and held until the broker has them
 HOLD: Final = 0.8  # seconds for which the rows of a job hold up others

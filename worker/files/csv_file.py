@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product
 from typing import Any, Final
 
-from worker.tables.cells import clean
-from worker.tables.columns import known_in
-from worker.tables.damage import QUOTING, Problem
-from worker.tables.source import Unreadable
-from worker.tables.text import lines
+from worker.files.cells import clean, known_in
+from worker.files.damage import QUOTING, Problem
+from worker.files.source import Unreadable, lines
 
 HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20

@@ -14,12 +14,10 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from decimal import Decimal, localcontext
 from typing import Any, Final, Self
 
-from worker.bulk.readers import Reading, Row
-from worker.bulk.results import SETTLED, RowResult, one_line
 from worker.contract.platforms import FIELDS, ID_FIELDS, PLATFORMS
 from worker.errors import UsageError
-from worker.tables.cells import plain, printable
-from worker.tables.damage import (
+from worker.files.cells import plain, printable
+from worker.files.damage import (
     ALL_END_IN_0,
     EXACT_DIGITS,
     RESOURCE_IDS,
@@ -29,7 +27,9 @@ from worker.tables.damage import (
     may_be_rounded,
     shown,
 )
-from worker.tables.source import Unreadable
+from worker.files.results import SETTLED, FailedRow, RowResult, one_line
+from worker.files.rows import Reading, Row
+from worker.files.source import Unreadable
 
 NAMED: Final = 5  # cases of one kind that a warning names
 FEWEST_ROUNDED: Final = 3  # different ids that all end in 0, before that is no chance
@@ -308,12 +308,12 @@ class JobDatabase:
             (place, row.file, row.line, cells, body, "; ".join(errors)),
         )
 
-    def given_back(self) -> Iterator[tuple[int, str, int, list[str], bytes, str]]:
-        """Each of them, in the order of the job: its number, file, line, cells, body and error."""
+    def given_back(self) -> Iterator[FailedRow]:
+        """Each of them, in the order of the job."""
         for place, file, line, cells, body, error in self._database.execute(
             "SELECT * FROM failed ORDER BY place"
         ):
-            yield place, file, line, json.loads(cells or "[]"), body, error
+            yield FailedRow(place, file, line, json.loads(cells or "[]"), body, error)
 
 
 def is_same(saved: str | None, resource: str | None) -> bool:

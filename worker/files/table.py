@@ -8,14 +8,12 @@ from typing import Any, Final
 
 from worker.contract.platforms import FLAG_FIELDS
 from worker.errors import UsageError
-from worker.tables import csv_file
-from worker.tables.cells import clean, flag
-from worker.tables.columns import Columns, columns_of, known_in
-from worker.tables.csv_file import HEADER_WITHIN, RawRow, dialect_of, header_in, is_header
-from worker.tables.damage import CELL_COUNT, Problem, damaged_values, spoilt_cells
-from worker.tables.source import Source, Unreadable
-from worker.tables.text import decode_sample, encoding_of
-from worker.tables.workbook import OLD_SIGNATURE, SIGNATURE, Workbook
+from worker.files import csv_file
+from worker.files.cells import Columns, clean, columns_of, flag, known_in
+from worker.files.csv_file import HEADER_WITHIN, RawRow, dialect_of, header_in, is_header
+from worker.files.damage import CELL_COUNT, Problem, damaged_values, spoilt_cells
+from worker.files.source import Source, Unreadable, decode_sample, encoding_of
+from worker.files.workbook import OLD_SIGNATURE, SIGNATURE, Workbook
 
 # Columns that `submit --failed` adds. Both together mark a file that has come back.
 RETURNED: Final = ("error", "line", "row")

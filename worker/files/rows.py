@@ -11,7 +11,6 @@ from itertools import count
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from worker.bulk import json_rows
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME
 from worker.contract.registration import (
     PLATFORMS,
@@ -23,13 +22,12 @@ from worker.contract.registration import (
     validate,
 )
 from worker.errors import UsageError
-from worker.tables.cells import printable
-from worker.tables.damage import ACCOUNT, CELL_COUNT, RESOURCE_IDS, ROUNDED, Problem, spreadsheet_marks
-from worker.tables.records import RETURNED, Record, Table, check_kind, is_workbook, open_table
-from worker.tables.source import STANDARD_INPUT, Source, Unreadable
-from worker.tables.text import decode_sample, encoding_of, lines
-from worker.tables.workbook import Workbook
-from worker.tables.workbook_writer import cell_name
+from worker.files import json_rows
+from worker.files.cells import printable
+from worker.files.damage import ACCOUNT, CELL_COUNT, RESOURCE_IDS, ROUNDED, Problem, spreadsheet_marks
+from worker.files.source import STANDARD_INPUT, Source, Unreadable, decode_sample, encoding_of, lines
+from worker.files.table import RETURNED, Record, Table, check_kind, is_workbook, open_table
+from worker.files.workbook import Workbook, cell_name
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

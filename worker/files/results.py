@@ -1,4 +1,5 @@
-"""The results file: a line for each row that has its answer, as it arrives (contract §8)."""
+"""What a job writes (contract §8): the results file, a line for each row that has its answer, as it arrives;
+and the file of the rows that were not registered, as they came, to be corrected and submitted again."""
 
 import codecs
 import csv
@@ -10,18 +11,21 @@ import re
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, NamedTuple, Self
 
 from worker.contract.reply import Reply
 from worker.errors import UsageError, WorkerError
-from worker.tables import csv_file
-from worker.tables.cells import clean, guard, unguard
-from worker.tables.damage import Problem
-from worker.tables.source import Source, Unreadable
-from worker.tables.text import decode_sample, encoding_of
+from worker.files import csv_file
+from worker.files.cells import clean, guard, printable, unguard
+from worker.files.damage import Problem
+from worker.files.rows import Reading
+from worker.files.source import Source, Unreadable, decode_sample, encoding_of
+from worker.files.table import RETURNED, Table
+from worker.files.workbook import is_ours, write
 
 CSV_SEPARATOR = "; "  # between the messages of one cell
 INVALID = "invalid"
@@ -38,6 +42,18 @@ class ResultsFileError(WorkerError):
 
 def _column(name: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"column": name})
+
+
+class FailedRow(NamedTuple):
+    """A row that was not registered, and why. `place` is its number in the job; of a table's row there are
+    the `cells`, of a row of JSON the `body`."""
+
+    place: int
+    file: str
+    line: int
+    cells: list[str]
+    body: bytes
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +258,9 @@ def one_line(text: str) -> str:
     return re.sub(r"[\r\n]", " ", text)
 
 
-def _csv_text(cells: Iterable[object]) -> bytes:
+def _csv_text(cells: Iterable[object], delimiter: str = ",", end: str = "\n") -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
     return text.getvalue().encode(errors="replace")
 
 
@@ -302,15 +318,21 @@ def _row_of(line: bytes) -> int | None:
 
 
 def _replace(path: Path, lines: Iterable[bytes], header: bytes = b"") -> None:
-    """Write a file anew: whoever reads it finds the old one or the new one, whole."""
+    with replacing(path) as file:
+        file.write(header)
+        file.writelines(lines)
+        shutil.copymode(path.resolve(), file.name)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file anew, readable by its owner alone: a reader finds the old one or the new one, whole."""
     target = path.resolve()
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
         try:
-            file.write(header)
-            file.writelines(lines)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-            shutil.copymode(target, file.name)
             os.replace(file.name, target)
         except BaseException:
             os.unlink(file.name)
@@ -319,3 +341,90 @@ def _replace(path: Path, lines: Iterable[bytes], header: bytes = b"") -> None:
 
 def _is_csv(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
+
+
+class FailedRows:
+    """Writes one file when the job ends: CSV with the header of the input or a workbook, or JSON lines for an
+    input of JSON. Raises UsageError for a path that cannot be written, or that holds something else."""
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self._path, self._reading = path, reading
+        ending = path.suffix.lower()
+        self._is_workbook = ending == ".xlsx"
+        if not path.resolve().parent.is_dir():
+            raise self._refused("its folder does not exist")
+        if path.exists() and not path.is_file():  # it is replaced as a whole
+            raise self._refused("it is no file")
+        if reading.tables and ending in (".json", ".jsonl", ".ndjson"):
+            raise UsageError("--failed gives rows of a table back as CSV or .xlsx: name such a file")
+        if reading.rereadable and not reading.tables and ending in (".csv", ".tsv", ".xlsx", ".json"):
+            raise UsageError("--failed gives rows of JSON back as JSON lines: name a .jsonl file")
+        if path.is_file() and not _is_ours(path):
+            raise self._refused("it holds something that --failed did not write; name another file")
+
+    def _refused(self, why: str | None) -> UsageError:
+        return UsageError(f"--failed {self._path} cannot be written: {why}")
+
+    def write(self, rows: Iterable[FailedRow]) -> None:
+        """Write the file as a whole; it holds secrets, so that only its owner may read it. Raises
+        UsageError."""
+        try:
+            with replacing(self._path) as file:
+                self._write_to(file, rows)
+        except OSError as error:
+            raise self._refused(error.strerror) from None
+
+    def _write_to(self, file: IO[bytes], rows: Iterable[FailedRow]) -> None:
+        tables = self._reading.tables
+        if self._is_workbook:
+            write(file, self._table_rows(rows))
+        elif tables:
+            delimiter = next(iter(tables.values())).delimiter
+            file.write(codecs.BOM_UTF8)
+            file.writelines(_csv_text(cells, delimiter, "\r\n") for cells in self._table_rows(rows, guard))
+        else:
+            file.writelines(_json_row(row) for row in rows)
+
+    def _table_rows(
+        self, rows: Iterable[FailedRow], guarded: Callable[[str], str] = str
+    ) -> Iterator[Sequence[str]]:
+        """`error`, `line` and `row` stand in front: a row with a cell too many or too few keeps them in their
+        places."""
+        tables = {printable(path): table for path, table in self._reading.tables.items()}
+        header = list(
+            dict.fromkeys(name for table in tables.values() for name in _own(table, table.columns.header))
+        )
+        yield [*RETURNED, *header]
+        for row in rows:
+            table = tables[row.file]
+            names, own = _own(table, table.columns.header), _own(table, row.cells)
+            given = dict(zip(names, own, strict=False))
+            cells = own if names == header else [given.get(name, "") for name in header]
+            yield [guarded(row.error), str(row.line), str(row.place), *cells]
+
+
+def _own(table: Table, cells: Sequence[str]) -> list[str]:
+    """The cells without those of the columns that an earlier job has added."""
+    added = {at for at, name in enumerate(table.columns.names) if name in RETURNED}
+    return [cell for at, cell in enumerate(cells) if at not in added]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is empty, or was written for `--failed`."""
+    with path.open("rb") as file:
+        beginning = file.read(4096)
+        if beginning.startswith(b"PK"):
+            return is_ours(file)
+    text = beginning.removeprefix(codecs.BOM_UTF8).replace(b'"', b"")
+    marks = [delimiter.join((b"error", b"line")) for delimiter in (b",", b";", b"\t", b"|")]
+    return not text or text.startswith((*marks, b"{error: "))
+
+
+def _json_row(row: FailedRow) -> bytes:
+    """The row with `error`, `line` and `row` in front; what is no JSON object stays as it is."""
+    body = b" ".join(row.body.split(b"\n"))
+    if not body.startswith(b"{"):
+        return body + b"\n"
+    added = _encode({"error": row.error, "line": row.line, "row": row.place}).encode(errors="replace")
+    rest = body[1:].lstrip()
+    return added[:-1] + (b"" if rest.startswith(b"}") else b", ") + rest + b"\n"

@@ -3,11 +3,15 @@ same memory however many rows there are."""
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from worker.bulk.results import INVALID, RowResult
-from worker.tables.source import CHUNK
+from worker.broker.situation import obstacle
+from worker.contract.status import WorkerStatus
+from worker.events import EventListener
+from worker.files.results import INVALID, RowResult
+from worker.files.source import CHUNK
 
 FIRST_ROWS: Final = 5
 MOST_ERRORS: Final = 200  # different texts that are counted apart
@@ -140,3 +144,31 @@ class ProgressMeter:
         if self._size is None or self._tally.read_bytes < 4 * CHUNK:
             return None
         return self._tally.read * self._size / self._tally.read_bytes
+
+
+class Notices(EventListener):
+    """Hears what the broker modules state. `current` is empty while all goes well."""
+
+    def __init__(self) -> None:
+        self._broker = ""
+        self._workers = ""
+        self.job = ""
+
+    @property
+    def current(self) -> str:
+        # A paused worker consumes nothing: that no worker takes requests is true then, and not the cause.
+        return self._broker or self._workers or self.job
+
+    def workers_told(self, workers: Iterable[WorkerStatus]) -> None:
+        """What the workers say of themselves."""
+        self._workers = obstacle(workers)
+
+    def subscribed(self, prefetch: int) -> None:
+        self._broker = ""
+
+    def broker_unreachable(self, why: str) -> None:
+        self._broker = _trying(why)
+
+
+def _trying(why: str) -> str:
+    return f"{why[:1].upper()}{why[1:].rstrip('.')}; trying again."

@@ -18,16 +18,15 @@ from uuid import uuid4
 
 from worker.broker.requester import Requester, look_for_workers
 from worker.broker.status_stream import read_workers
-from worker.bulk.check import findings
-from worker.bulk.job_database import JobDatabase, parse_request_id, place_of, request_id
-from worker.bulk.notices import Notices
-from worker.bulk.outstanding import Outstanding, Sent
-from worker.bulk.readers import Reading, Row
-from worker.bulk.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
-from worker.bulk.tally import Tally
 from worker.contract.reply import MalformedReply, Reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
+from worker.files.check import findings
+from worker.files.job_database import JobDatabase, parse_request_id, place_of, request_id
+from worker.files.outstanding import Outstanding, Sent
+from worker.files.progress import Notices, Tally
+from worker.files.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
+from worker.files.rows import Reading, Row
 from worker.settings import Settings
 
 LAST_REPLIES: Final = 5.0  # seconds to wait for replies after an interruption

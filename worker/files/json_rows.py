@@ -4,7 +4,7 @@ than one row is held."""
 import re
 from collections.abc import Iterable, Iterator
 
-from worker.tables.source import LONGEST_ROW, Unreadable
+from worker.files.source import LONGEST_ROW, Unreadable
 
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'["\\]')

@@ -1,0 +1,133 @@
+"""What the header and the cells of a table say, without the wrapping of spreadsheets (contract §12)."""
+
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME
+from worker.errors import UsageError
+from worker.files.damage import ACCOUNT
+
+# White space of every kind, the zero-width kinds, byte order marks and zero bytes among them.
+WHITE: Final = (
+    "\x00\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u200c\u200d\u200e\u200f"
+    "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u202f\u205f\u2060\u2061\u2062\u2063\u2064\u2066\u2067\u2068"
+    "\u2069\u3000\u3164\ufeff\uffa0"
+)
+FLAGS: Final[dict[str, bool | int]] = {
+    **dict.fromkeys(("true", "yes", "y", "on"), True),
+    **dict.fromkeys(("false", "no", "n", "off"), False),
+    "1": 1,
+    "0": 0,
+}
+# Where a formula can begin: also behind what separates cells in another country, and in full width.
+_SIGN = "=+\\-@\uff1d\uff0b\uff0d\uff20\t\r"
+_FORMULA = re.compile(rf"(^|[;\t|])(?=['\"\s]*[{_SIGN}])")
+_GUARDED = re.compile(rf"(^|[;\t|])'(?=['\"\s]*[{_SIGN}])")
+_AS_TEXT = re.compile(r'="((?:[^"]|"")*)"\Z')
+
+
+def clean(cell: str) -> str:
+    """The text without surrounding white space, without `="…"` or a leading `'`; `\\N`, a database's null,
+    is empty."""
+    cell = cell.strip(WHITE)
+    beginning = cell[:1]
+    if beginning == "'":
+        return cell[1:].strip(WHITE)
+    if beginning == "=" and (wrapped := _AS_TEXT.match(cell)):
+        return wrapped[1].replace('""', '"').strip(WHITE)
+    return "" if cell == "\\N" else cell
+
+
+def flag(cell: str) -> bool | int | str:
+    """A clean cell as a flag. Text that is no flag stays as it is, and validation rejects it."""
+    return FLAGS.get(cell.lower(), cell)
+
+
+def plain(name: str) -> str:
+    """A column's name without the differences in how people write it: case, spaces, `_` and `-`, full
+    width."""
+    name = unicodedata.normalize("NFKC", clean(name)).casefold()
+    return "".join(c for c in name if c not in WHITE and c not in "_-")
+
+
+def guard(cell: str) -> str:
+    """The cell so that no spreadsheet takes it for a formula; `unguard` takes it back."""
+    return _FORMULA.sub(r"\1'", cell)
+
+
+def unguard(cell: str) -> str:
+    """The cell as it was before `guard`."""
+    return _GUARDED.sub(r"\1", cell)
+
+
+def printable(text: str) -> str:
+    """A file's name for one line of a terminal: control characters and bytes that are no UTF-8 are written as
+    escapes (`\\x1b`, `\\xe9`)."""
+    escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped).replace("\\udc", "\\x")
+
+
+_PREFIX = f"{plain(ATTRIBUTES)}."
+_KNOWN: Mapping[str, str] = {
+    **{plain(name): name for name in (PLATFORM_NAME, *FIELDS, ACCOUNT)},
+    "mid": ACCOUNT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A parsed header. `names` are what the columns hold, in their order: an attribute, `accountId`, one of
+    the names that the caller knows, or the header's own words where `known` lacks it. Empty names are columns
+    without a header."""
+
+    header: tuple[str, ...]
+    names: tuple[str, ...]
+    known: frozenset[str]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The unknown columns, as the header writes them."""
+        return [name for name in self.names if name and name not in self.known]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the header calls each known column."""
+        pairs = zip(self.names, self.header, strict=True)
+        return {name: clean(cell) for name, cell in pairs if name in self.known}
+
+
+def known_in(cells: Sequence[str]) -> int:
+    """How many cells are names of attributes. This tells a header from a title or from data."""
+    return sum(_without_prefix(cell) in _KNOWN for cell in cells)
+
+
+def columns_of(header: Sequence[str], also: Collection[str] = ()) -> Columns:
+    """Match a header; `also` names columns that are known besides. Raises UsageError where two columns hold
+    the same."""
+    others = {plain(name): name for name in also}
+    width = max((number for number, cell in enumerate(header, 1) if clean(cell)), default=0)
+    names = []
+    for cell in header[:width]:
+        key = _without_prefix(cell)
+        names.append(others.get(key) or _KNOWN.get(key) or clean(cell))
+    known = frozenset(_KNOWN.values()) | frozenset(others.values())
+    for name in known.intersection(names):
+        if names.count(name) > 1:
+            raise UsageError(f"{_same(name, header, names)}: keep one of them")
+    return Columns(tuple(header[:width]), tuple(names), known)
+
+
+def _same(name: str, header: Sequence[str], names: Sequence[str]) -> str:
+    cells = dict.fromkeys(clean(cell) for cell, held in zip(header, names, strict=False) if held == name)
+    written = list(cells)
+    if len(written) == 1:
+        return f"the column {written[0]} is there twice"
+    return f"the columns {' and '.join(written)} are both {name}"
+
+
+def _without_prefix(cell: str) -> str:
+    return plain(cell).removeprefix(_PREFIX)

@@ -25,7 +25,7 @@ from worker.broker import topology
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
 from worker.contract.control import Order
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.partitions.router import partition_of
 from worker.settings import Settings, load_settings
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from tests.rig import LINE, MESSENGER
 from worker.amqp.causes import is_cancelled
-from worker.contract.registration import SECRET_FIELDS
+from worker.contract.platforms import SECRET_FIELDS
 
 IN_FLIGHT = 100  # publishes
 CONFIRM_TIMEOUT = 15.0  # seconds; then it is unknown, and published again

@@ -6,7 +6,7 @@ import aio_pika
 from jsonschema import Draft7Validator
 
 from tests.rig import Rig, journal_records, messenger
-from worker.contract.asyncapi import asyncapi
+from worker.contract.schema import asyncapi
 
 
 def validator(document: dict[str, Any], message: str, part: str = "payload") -> Draft7Validator:

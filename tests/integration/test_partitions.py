@@ -11,7 +11,7 @@ import pytest
 
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker.topology import Topology
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
     BARRIER_TYPE,

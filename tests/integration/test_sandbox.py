@@ -12,7 +12,7 @@ import pytest
 
 from tests.rig import LINE, MESSENGER, messenger, until
 from tests.sandbox_client import SandboxClient
-from worker.contract.registration import SECRET_FIELDS
+from worker.contract.platforms import SECRET_FIELDS
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
 from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, Scopes, ShortToken, Status

@@ -12,7 +12,7 @@ from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.encryption import Seals
 from worker.contract.registration import Rejection
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.contract.timestamps import microseconds, text_of
 from worker.events import EventListener
 from worker.pipeline.arrival_clock import ArrivalClock

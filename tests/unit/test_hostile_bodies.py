@@ -8,13 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.rig import MESSENGER, messenger
-from worker.contract.registration import (
-    MalformedBody,
-    Registration,
-    Rejection,
-    parse_object,
-    parse_registration,
-)
+from worker.contract.json_body import MalformedBody, parse_object
+from worker.contract.registration import Registration, Rejection, parse_registration
 
 LIMIT = 1 << 20
 VALID = messenger()

@@ -8,8 +8,7 @@ from worker.amqp.stream_reader import Entry
 from worker.broker import journal_index
 from worker.broker.journal_index import JournalIndex, covers
 from worker.contract.journal_record import recorded_id
-from worker.contract.resource import Resource
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import Resource, Settlement
 from worker.contract.timestamps import text_of
 
 PAGE = Resource(None, "messenger", "p")

@@ -4,7 +4,7 @@ from statistics import mean
 
 import pytest
 
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.partitions import members
 from worker.partitions.members import Members, weight
 from worker.partitions.router import partition_of

@@ -9,10 +9,9 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from tests.rig import LINE, MESSENGER
-from worker.contract.asyncapi import asyncapi
 from worker.contract.journal_record import JournalRecord
-from worker.contract.registration import PLATFORMS, SECRET_FIELDS
-from worker.contract.schema import json_schemas
+from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
+from worker.contract.schema import asyncapi, json_schemas
 
 ASYNCAPI_SCHEMA = json.loads((Path(__file__).parent / "asyncapi_spec" / "3.0.0.json").read_text())
 DOCUMENT = asyncapi("ott.registration", "1.0.0")

@@ -1,8 +1,10 @@
 """No secret of anything real is in the tree; and what the image holds can be listed."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,10 @@ def test_a_secret_that_is_planted_is_found(tmp_path: Path, line: str) -> None:
 
 def test_the_bill_of_materials_lists_what_the_lock_installs(tmp_path: Path) -> None:
     file = tmp_path / "sbom.json"
-    subprocess.run([ROOT / "deploy" / "sbom", file], check=True, capture_output=True)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of the Python that runs this
+    subprocess.run(
+        [ROOT / "deploy" / "sbom", file], check=True, capture_output=True, env={**os.environ, "PATH": path}
+    )
     document = json.loads(file.read_text())
     assert document["bomFormat"] == "CycloneDX"
     listed = {(part["name"], part["version"]) for part in document["components"]}

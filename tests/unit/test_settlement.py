@@ -6,7 +6,7 @@ import re
 from tests.unit.test_replies import FAILED, REGISTERED, REJECTED
 from worker.contract.dead_letter import dead_letter_headers
 from worker.contract.journal_record import JournalRecord, journal_record, recorded_id
-from worker.contract.json_encoder import to_json
+from worker.contract.json_body import to_json
 from worker.contract.registration import FieldError
 from worker.contract.settlement import Settlement
 

@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 
 from tests.rig import LINE, MESSENGER
-from worker.contract.registration import (
-    PLATFORMS,
-    SECRET_FIELDS,
-    FieldError,
-    Registration,
-    Rejection,
-    parse_registration,
-    validate,
-)
+from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
+from worker.contract.registration import FieldError, Registration, Rejection, parse_registration, validate
 
 MESSENGER_AS_PRINTED = b"""\
 {

@@ -11,14 +11,9 @@ from jsonschema import Draft202012Validator
 from tests.rig import LINE, MESSENGER
 from worker.contract.dead_letter import dead_letter_headers
 from worker.contract.journal_record import journal_record
-from worker.contract.registration import (
-    SECRET_FIELDS,
-    Registration,
-    Rejection,
-    parse_object,
-    parse_registration,
-    validate,
-)
+from worker.contract.json_body import parse_object
+from worker.contract.platforms import SECRET_FIELDS
+from worker.contract.registration import Registration, Rejection, parse_registration, validate
 from worker.contract.reply import reply_body
 from worker.contract.schema import json_schemas
 from worker.contract.settlement import Settlement

@@ -17,7 +17,7 @@ from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
 from worker.amqp.stream_reader import StreamReader, open_stream
 from worker.broker.topology import Topology
-from worker.contract.json_encoder import to_json
+from worker.contract.json_body import to_json
 from worker.contract.words import CLOCK_HEADER, JOURNAL_TYPE
 from worker.events import EventListener
 from worker.settings import Settings

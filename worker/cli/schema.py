@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.contract.asyncapi import asyncapi as asyncapi_document
+from worker.contract.schema import asyncapi as asyncapi_document
 from worker.contract.schema import json_schemas
 from worker.release import version
 

@@ -7,24 +7,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from worker.contract.fields import Attributes, is_flag
 from worker.contract.json_body import MalformedBody, parse_object
-from worker.contract.platforms import PLATFORMS, SECRET_FIELDS, Platform
+from worker.contract.platforms import PLATFORMS, Attributes, Platform, is_flag
 from worker.contract.words import AGGREGATE, INVALID_VALUE, MALFORMED, MISSING, WRONG_TYPE
-
-__all__ = [
-    "PLATFORMS",
-    "SECRET_FIELDS",
-    "FieldError",
-    "MalformedBody",
-    "Registration",
-    "Rejection",
-    "oversize",
-    "parse_object",
-    "parse_registration",
-    "validate",
-]
-
 
 PLEASE_FIX = "Please fix the following errors"
 

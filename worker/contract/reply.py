@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from worker.contract.json_encoder import to_json
+from worker.contract.json_body import to_json
 from worker.contract.registration import FieldError
 from worker.contract.settlement import Settlement
 from worker.contract.timestamps import text_of

@@ -7,8 +7,15 @@ made from it, so that they cannot tell different stories.
 from typing import NamedTuple
 
 from worker.contract.registration import FieldError
-from worker.contract.resource import Resource
 from worker.contract.words import Reason, Status
+
+
+class Resource(NamedTuple):
+    """A page or channel of one account; its requests are forwarded one at a time (contract §2)."""
+
+    account: str | None
+    platform: str
+    id: str
 
 
 class Settlement(NamedTuple):

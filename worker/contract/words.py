@@ -49,30 +49,8 @@ REDUCED_HEADER: Final = "x-ott-reduced"
 CLOCK_HEADER: Final = "x-ott-clock"
 
 OWN_HEADERS: Final = "x-ott-"  # the beginning of every header of ours
-PUBLIC_HEADERS: Final = frozenset(
-    {
-        ACCOUNT_HEADER,
-        AS_OF_HEADER,
-        RECEIVED_AT_HEADER,
-        REQUEST_ID_HEADER,
-        REPLAY_COUNT_HEADER,
-        REPLAY_FORCE_HEADER,
-        REPLAY_AT_HEADER,
-        REPLAY_OF_HEADER,
-        REPLAY_REASON_HEADER,
-        REASON_HEADER,
-        ERROR_HEADER,
-        ATTEMPTS_HEADER,
-        DEAD_AT_HEADER,
-        HTTP_STATUS_HEADER,
-        LETTER_HEADER,
-        USER_HEADER,
-        ENCRYPTION_KEY_HEADER,
-        REPLY_REFUSED_HEADER,
-        REDUCED_HEADER,
-        CLOCK_HEADER,
-    }
-)  # the headers of ours, all of which may be shown
+# All of them may be shown.
+PUBLIC_HEADERS: Final = frozenset(value for name, value in vars().items() if name.endswith("_HEADER"))
 
 # Headers that the router adds to a message for a partition: its epoch; when the request arrived, in
 # microseconds since the epoch; the routing key that it came by; the user that published it, where it said

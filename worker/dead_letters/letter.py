@@ -13,8 +13,8 @@ from worker.broker.encryption import CannotOpen, Seals, is_sealed
 from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, as_of, request_id
 from worker.contract.registration import parse_registration
-from worker.contract.resource import Resource
 from worker.contract.secrets import SecretMask
+from worker.contract.settlement import Resource
 from worker.contract.timestamps import microseconds, text_of
 from worker.contract.words import (
     ARRIVED_AT_HEADER,

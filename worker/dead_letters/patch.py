@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from worker.contract.json_encoder import to_json
+from worker.contract.json_body import MalformedBody, parse_object, to_json
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
-from worker.contract.registration import MalformedBody, Rejection, parse_object, validate
+from worker.contract.registration import Rejection, validate
 from worker.dead_letters.letter import Letter
 from worker.errors import UsageError
 

@@ -10,7 +10,7 @@ from worker.broker.journal import open_journal
 from worker.broker.journal_index import JournalIndex, read_into
 from worker.contract.dead_letter import brief
 from worker.contract.registration import Rejection, parse_registration
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.dead_letters.box import DeadLetterBox
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patched, Patches, SamePatch

@@ -20,7 +20,7 @@ from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.topology import Topology
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.contract.timestamps import now, text_of
 from worker.contract.words import (
     ATTEMPTS_HEADER,

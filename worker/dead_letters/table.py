@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME, SECRET_FIELDS
-from worker.contract.registration import MalformedBody, parse_object
 from worker.contract.secrets import MASK, SecretMask
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patch

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any, Final
 
+from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PUBLIC_FIELDS
-from worker.contract.registration import MalformedBody, parse_object
 from worker.contract.secrets import SecretMask, without_query
 from worker.contract.words import PUBLIC_HEADERS
 from worker.dead_letters.letter import BROKERS_HEADER, Letter

@@ -11,16 +11,9 @@ from itertools import count
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME
-from worker.contract.registration import (
-    PLATFORMS,
-    SECRET_FIELDS,
-    MalformedBody,
-    Registration,
-    Rejection,
-    parse_object,
-    validate,
-)
+from worker.contract.json_body import MalformedBody, parse_object
+from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
+from worker.contract.registration import Registration, Rejection, validate
 from worker.errors import UsageError
 from worker.files import json_rows
 from worker.files.cells import printable

@@ -15,7 +15,7 @@ from worker.amqp.consumer import Subscription
 from worker.amqp.ledger import Message
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.errors import QueueFull, Unroutable, WorkerError
 from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier, routed

@@ -20,7 +20,7 @@ from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.amqp.reconnect import keep_connected
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener
 from worker.pipeline.journey import Attempts, Identity, Journeys

@@ -20,7 +20,7 @@ from functools import partial
 
 from worker.amqp.consumer import Delivery, Subscription
 from worker.contract.registration import Rejection
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.events import EventListener, Tracing
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.forward import Forwarder

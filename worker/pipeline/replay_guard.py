@@ -14,8 +14,7 @@ import time
 
 from worker.broker.journal import Journal, open_journal
 from worker.broker.journal_index import JournalIndex, read_into
-from worker.contract.resource import Resource
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import Resource, Settlement
 from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener

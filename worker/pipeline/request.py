@@ -10,7 +10,7 @@ from worker.broker.encryption import CannotOpen, Seals, is_sealed
 from worker.broker.request_message import account_of, as_of, first_received_at, is_from_operator, request_id
 from worker.broker.topology import Topology
 from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
-from worker.contract.resource import Resource
+from worker.contract.settlement import Resource
 from worker.contract.words import ACCOUNT_HEADER, MALFORMED, WRONG_TYPE, Reason, Status
 from worker.events import EventListener
 from worker.pipeline.arrival_clock import ArrivalClock

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from worker.contract.registration import SECRET_FIELDS
+from worker.contract.platforms import SECRET_FIELDS
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

@@ -10,7 +10,8 @@ from typing import Self
 
 from aiohttp import web
 
-from worker.contract.registration import MalformedBody, Registration, Rejection, parse_object, validate
+from worker.contract.json_body import MalformedBody, parse_object
+from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.words import MALFORMED
 from worker.errors import UsageError
 from worker.sandbox import control

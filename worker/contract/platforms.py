@@ -1,0 +1,146 @@
+"""The platforms that can be registered, and their attributes (contract §3). All that differs between them is
+told by the table `PLATFORMS`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
+
+_SECRET = Field(repr=False, json_schema_extra={"writeOnly": True})
+_FLAG_SCHEMA = WithJsonSchema({"enum": [True, False, 0, 1]})
+
+Text = Annotated[str, Field(min_length=1)]
+"""A required string; whitespace counts, since no format is checked beyond the type."""
+
+Secret = Annotated[str, Field(min_length=1), _SECRET]
+"""A required string that may never be shown."""
+
+OptionalSecret = Annotated[str | None, _SECRET]
+"""A string that may be absent, null or empty, and may never be shown."""
+
+Flag = Annotated[bool | Annotated[int, Field(ge=0, le=1)], _FLAG_SCHEMA]
+"""Exactly `true`, `false`, `0` or `1`; forwarded as it came."""
+
+
+class Attributes(BaseModel):
+    """What every platform's `ottPlatformAttributes` holds.
+
+    A field's title is the name that the API gives it in error messages. The order of the fields is the
+    order of the errors: the common ones first, then the platform's own as in the API's table.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, strict=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    endpoint_url: Text = Field(title="EndpointUrl", description="Send API URL of the OTT network.")
+    is_active: Flag = Field(title="IsActive", description="Whether the resource is active: 0 or 1.")
+
+
+def is_secret(info: FieldInfo) -> bool:
+    """Whether the field's value may never be shown."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and extra.get("writeOnly") is True
+
+
+def is_flag(info: FieldInfo) -> bool:
+    """Whether the field is one of the true/false/0/1 kind."""
+    return _FLAG_SCHEMA in info.metadata
+
+
+class MessengerAttributes(Attributes):
+    """`ottPlatformAttributes` of a Messenger page, in the order of the API's table."""
+
+    application_id: Text = Field(title="ApplicationId", description="Facebook application id.")
+    application_secret: Secret = Field(title="ApplicationSecret", description="Facebook application secret.")
+    page_id: Text = Field(title="PageId", description="Facebook page id.")
+    page_name: Text = Field(title="PageName", description="Facebook page name.")
+    page_access_token: Secret = Field(
+        title="PageAccessToken", description="Access token that authenticates messages sent to Messenger."
+    )
+    callback_verify_token: Secret = Field(
+        title="CallbackVerifyToken", description="Facebook token that verifies callback events."
+    )
+
+
+class LineAttributes(Attributes):
+    """`ottPlatformAttributes` of a LINE channel, in the order of the API's table."""
+
+    channel_id: Text = Field(title="ChannelId", description="LINE channel id.")
+    channel_name: Text = Field(title="ChannelName", description="LINE channel name.")
+    channel_secret: Secret = Field(title="ChannelSecret", description="LINE channel secret.")
+    customer_connect_secret: OptionalSecret = Field(
+        default=None,
+        title="CustomerConnectSecret",
+        description="Validates LINE inbound events when the Switcher API is used.",
+    )
+    is_transactional: Flag = Field(
+        title="isTransactional", description="Whether the channel is transactional (1) or a reseller's (0)."
+    )
+    is_test_channel: Flag = Field(
+        title="isTestChannel", description="Whether this is a test channel: 0 or 1."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """One row of the platform table.
+
+    `id_field` names the attribute that identifies a resource. `fields` lists every attribute as named
+    in the body, in the order of the errors; `secrets` are those of them that may never be shown, `flags`
+    those of the true/false/0/1 kind. `noun` is what people call a resource, `name_field` holds its name.
+    """
+
+    name: str
+    attributes: type[Attributes]
+    id_field: str
+    fields: tuple[str, ...] = field(init=False)
+    secrets: frozenset[str] = field(init=False)
+    flags: frozenset[str] = field(init=False)
+
+    @property
+    def noun(self) -> str:
+        return self.id_field.removesuffix("Id")
+
+    @property
+    def name_field(self) -> str:
+        return f"{self.noun}Name"
+
+    def __post_init__(self) -> None:
+        infos = self.attributes.model_fields.values()
+        object.__setattr__(self, "fields", tuple(str(info.alias) for info in infos))
+        object.__setattr__(self, "secrets", frozenset(str(info.alias) for info in infos if is_secret(info)))
+        object.__setattr__(self, "flags", frozenset(str(info.alias) for info in infos if is_flag(info)))
+
+
+PLATFORMS: Mapping[str, Platform] = MappingProxyType(
+    {
+        platform.name: platform
+        for platform in (
+            Platform("messenger", MessengerAttributes, id_field="pageId"),
+            Platform("line", LineAttributes, id_field="channelId"),
+        )
+    }
+)
+"""Every known platform by its `ottPlatformName`."""
+
+FIELDS = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
+"""The attributes of all platforms, as named in the body."""
+
+FLAG_FIELDS: frozenset[str] = frozenset().union(*(platform.flags for platform in PLATFORMS.values()))
+ID_FIELDS: frozenset[str] = frozenset(name for name in FIELDS if name.endswith("Id"))
+NAME_FIELDS: frozenset[str] = frozenset(platform.name_field for platform in PLATFORMS.values())
+
+SECRET_FIELDS: frozenset[str] = frozenset().union(*(platform.secrets for platform in PLATFORMS.values()))
+"""The attributes, as named in the body, that no log, reply, header or metric may ever show."""
+
+PUBLIC_FIELDS: frozenset[str] = frozenset(name for name in FIELDS if name not in SECRET_FIELDS)
+"""The attributes that may be shown: names, ids, flags, and the endpoint URL without its query."""
+
+PLATFORM_NAME = "ottPlatformName"
+ATTRIBUTES = "ottPlatformAttributes"
+ENDPOINT_URL = "endpointUrl"

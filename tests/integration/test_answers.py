@@ -70,9 +70,8 @@ async def test_a_passing_fault_is_retried(rig: Rig, status: int) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        # The first one hits the connection that the token was fetched on, which costs no attempt.
-        Reset(path="registration", count=3),
-        Reset(path="registration", count=3, applied=True),
+        Reset(path="registration", count=2),
+        Reset(path="registration", count=2, applied=True),
         Hang(path="registration", count=2),
         Status(path="registration", count=2, status=307, location="/ott/v1/registration"),
         Status(path="registration", count=2, status=502, body="<" * 2_000_000),

@@ -13,7 +13,7 @@ from aiolimiter import AsyncLimiter
 
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
-from worker.marketing_cloud.http import Http, NoAnswer, to_json
+from worker.marketing_cloud.http import Http, NoAnswer
 from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble, read_token
 from worker.settings import Settings
 
@@ -251,9 +251,7 @@ class Accounts:
         asked_at = time.monotonic()
         try:
             try:
-                response = await self._http.post(
-                    f"{settings.auth_url}/v2/token", to_json(request), {"Content-Type": "application/json"}
-                )
+                response = await self._http.post(f"{settings.auth_url}/v2/token", request)
             except NoAnswer as error:
                 raise TokenTrouble(Cause.NO_ANSWER, f"the token endpoint: {error}") from None
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))

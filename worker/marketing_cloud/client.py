@@ -57,7 +57,7 @@ class MarketingCloud:
     ) -> Called:
         return await tracing.call(
             lambda headers: self._http.send(endpoint.plus(headers), body, ensure_lease),
-            str(endpoint.target.url),
+            str(endpoint.url),
         )
 
     def _prepare(self, token: Token) -> HttpEndpoint:

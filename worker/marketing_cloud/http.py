@@ -1,20 +1,26 @@
-"""HTTP for Marketing Cloud: kept connections, no cookies, no redirects, bounded answers, plain failures.
+"""HTTP for Marketing Cloud: no cookies, no redirects, bounded answers, plain failures.
 
-It uses aiohttp's connector (pool, TLS, proxies, host names) and not its sessions. A session builds each
-request anew from many options, which costs about 100 µs more CPU a call. Here the head of a request is built
-once and sent many times. `response.py` reads the responses: a malformed body never hides an answer.
+aiohttp's session asks for tokens (`Http.post`). Registrations go by an exchange of our own (`Http.send`), on
+connections that aiohttp's connector opens (names, TLS, proxies). It has two reasons:
+
+- An answer that nobody asked for must never become the verdict on another request. Here each byte that comes
+  outside of an exchange ends its connection. aiohttp's pool would read it as the next answer
+  (aio-libs/aiohttp#13656).
+- A session builds each request anew from many options, which costs about 90 µs more CPU a call.
+
+Held by tests/integration/test_marketing_cloud_http.py ("bytes that nobody asked for") and tests/benchmarks.
+`response.py` reads the responses: a malformed body never hides an answer.
 """
 
 import asyncio
 import errno
-import json
+import math
 import os
 import resource
 import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from weakref import WeakSet
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -23,19 +29,20 @@ from yarl import URL
 
 from worker.errors import UsageError
 from worker.marketing_cloud.proxy import Proxy, check_proxies, proxy_for
-from worker.marketing_cloud.response import Response, ResponseReader
+from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
 
 IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
+SWEEP_INTERVAL = 0.1  # seconds between looks at the deadlines of all connections
 # Seconds for which the peer's kernel may leave sent data unacknowledged. This ends a connection that a
 # firewall has forgotten, long before the time-out of the call.
 SILENT_PEER_TIMEOUT = 10.0
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
-TLS_CHECK_INTERVAL = 1.0  # seconds between looks at the files of the TLS context
 OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
-MOST_CALLS = 60_000  # at a time, to one address
+MOST_CALLS = 60_000  # at a time
+FAILURES = (TimeoutError, aiohttp.ClientError, OSError, ValueError)
 _LENGTH = b"Content-Length: "
 
 EnsureLease = Callable[[], Awaitable[None]]
@@ -49,14 +56,102 @@ class _Stale(Exception):
     """A kept connection failed before an answer began."""
 
 
+class _Connection(asyncio.Protocol):
+    """One connection, taken over from aiohttp, for one exchange at a time. Outside of an exchange every byte
+    ends it."""
+
+    def __init__(self, opened: Connection, ended: "Callable[[_Connection], None]") -> None:
+        protocol, transport = opened.protocol, opened.transport
+        if protocol is None or transport is None or protocol.should_close:
+            raise aiohttp.ServerDisconnectedError
+        self._opened = opened
+        self._transport = transport
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._reader: ResponseReader | None = None
+        self._received: asyncio.Future[ResponseReader]
+        self._has_served = False
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self.deadline = math.inf  # loop time: of the exchange, or of an idle connection
+        self.is_ended = transport.is_closing()
+        transport.set_protocol(self)
+
+    @property
+    def is_sent(self) -> bool:
+        return not self._transport.get_write_buffer_size()
+
+    async def ask(self, request: bytes, deadline: float) -> ResponseReader:
+        """Write the request. Returns the reader when the response is whole or nothing more of it comes.
+        Raises TimeoutError where the head does not come in time, and _Stale or ServerDisconnectedError where
+        none comes."""
+        stale = _Stale if self._has_served else aiohttp.ServerDisconnectedError
+        # Bytes that came before the request was written do not answer it, also if the loop has not read them.
+        if self.is_ended or (self._has_served and self._poll.poll(0)):
+            raise stale
+        self._reader, self.deadline = ResponseReader(), deadline
+        self._received = self._loop.create_future()
+        self._transport.write(request)
+        try:
+            reader = await self._received
+        finally:
+            self._reader, self.deadline, self._has_served = None, math.inf, True
+        if not reader.has_head:
+            raise aiohttp.ServerDisconnectedError if reader.has_begun else stale
+        return reader
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            self.close()
+            return
+        had_head = reader.has_head
+        reader.feed(data)
+        if reader.is_done:
+            self._finish(reader)
+        elif reader.has_head and not had_head:
+            self.deadline = min(self.deadline, self._loop.time() + BODY_TIMEOUT)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.close()
+        if self._reader is not None:
+            self._reader.end()
+            self._finish(self._reader)
+
+    def expire(self) -> None:
+        """Its deadline has passed."""
+        reader, self.deadline = self._reader, math.inf
+        if reader is None:
+            self.close()
+        elif reader.has_head:
+            reader.end()
+            self._finish(reader)
+        elif not self._received.done():
+            self._received.set_exception(TimeoutError())
+
+    def close(self) -> None:
+        """Close it. What is not sent yet is dropped."""
+        if not self.is_ended:
+            is_sent, self.is_ended = self.is_sent, True
+            self._opened.close()
+            if not is_sent:
+                self._transport.abort()
+        self._ended(self)
+
+    def _finish(self, reader: ResponseReader) -> None:
+        if not self._received.done():
+            self._received.set_result(reader)
+
+
 @dataclass(slots=True)
 class HttpEndpoint:
-    """The target of a request and its head, up to the value of Content-Length. It may hold a token."""
+    """The target of a request and its head, up to the value of Content-Length. It may hold a token. All
+    endpoints of one host share their idle connections."""
 
-    target: aiohttp.ClientRequest
+    url: URL
     head: bytes
     proxy: Proxy | None
-    renewed: Callable[[], aiohttp.ClientRequest]  # the target, with the certificates of this moment
+    idle: list[_Connection] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return "HttpEndpoint(***)"
@@ -69,63 +164,73 @@ class HttpEndpoint:
 
 
 class Http:
-    """POSTs JSON. One pool of connections for all calls; the caller closes it. Raises SettingsError if the
-    environment names an invalid proxy, and UsageError for an unsupported aiohttp."""
+    """POSTs. The caller closes it. Raises SettingsError if the environment names an invalid proxy, and
+    UsageError for an unsupported aiohttp."""
 
     def __init__(self, settings: Settings, on_shortage: Callable[[str], None] = lambda _: None) -> None:
         """`on_shortage` is told when this process has no descriptor left for a call."""
         _check_aiohttp()
-        self._on_shortage = on_shortage
-        self._timeout = settings.http_timeout
-        self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
-        self._loop = asyncio.get_running_loop()
         check_proxies(settings)
+        self._on_shortage = on_shortage
         self._settings = settings
+        self._timeout = settings.http_timeout
+        self._loop = asyncio.get_running_loop()
         self._tls = settings.tls("mc")
-        self._tls_checked_at = self._loop.time()
-        self._connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=IDLE_TIMEOUT, socket_factory=self._socket
+        self._connector = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=self._socket)
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            skip_auto_headers=("Accept", "User-Agent"),
         )
-        self._slots = asyncio.Semaphore(_descriptors_for_calls())
-        self._used: WeakSet[ResponseHandler] = WeakSet()  # connections that have served a call
+        self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
+        self._connections: set[_Connection] = set()
+        self._idle: dict[URL, list[_Connection]] = {}  # by host
         self._distrusts_idle = False  # a kept connection brought no byte in time
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._calls, self._most_calls = 0, _descriptors_for_calls()
+        self._has_room = asyncio.Event()
 
     async def close(self) -> None:
         """Close all connections at once."""
-        await self._connector.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._close(self._connections)
+        await self._session.close()
+
+    async def post(self, url: str, document: Mapping[str, object]) -> Response:
+        """POST a JSON object by aiohttp's session, on a connection of its own. Raises NoAnswer."""
+        where = URL(url)
+        proxy = proxy_for(where)
+        to_proxy = _to_proxy(proxy)
+        while True:
+            try:
+                async with self._session.post(
+                    where,
+                    json=document,
+                    headers={"Accept-Encoding": "identity"} | (to_proxy if where.scheme == "http" else {}),
+                    ssl=self._settings.tls("mc"),
+                    proxy=proxy.url if proxy else None,
+                    proxy_headers=to_proxy,
+                    allow_redirects=False,
+                ) as answer:
+                    response = Response(answer.status, answer.headers, await _body(answer))
+                return _checked(response, proxy)
+            except FAILURES as error:
+                await self._failed(error, proxy)
 
     def endpoint(self, url: str, headers: Mapping[str, str]) -> HttpEndpoint:
         """Prepare POSTs to `url`, through the proxy that the environment names for it, if any."""
         where = URL(url)
         proxy = proxy_for(where)
-        host = {"Host": where.host_port_subcomponent or ""}
-        to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
-
-        def target() -> aiohttp.ClientRequest:
-            return aiohttp.ClientRequest(
-                "POST",
-                where,
-                loop=self._loop,
-                ssl=self._tls,
-                proxy=proxy.url if proxy else None,
-                proxy_headers={
-                    **host,
-                    **to_proxy,
-                },  # the connector adds Host itself, but then keeps two pools
-            )
-
-        fields = {**host, "Accept-Encoding": "identity", **headers}
+        fields = {"Host": where.host_port_subcomponent or "", "Accept-Encoding": "identity", **headers}
         path = where.raw_path_qs
         if proxy is not None and where.scheme == "http":
             path = str(where)
-            fields |= to_proxy
+            fields |= _to_proxy(proxy)
         lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         head = "\r\n".join([*lines, ""]).encode("ascii") + _LENGTH
-        return HttpEndpoint(target(), head, proxy, target)
-
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Response:
-        """`send` to an endpoint that is used once."""
-        return await self.send(self.endpoint(url, headers), body)
+        return HttpEndpoint(where, head, proxy, self._idle.setdefault(where.origin(), []))
 
     async def send(
         self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None = None
@@ -133,87 +238,109 @@ class Http:
         """POST and return the response. `ensure_lease` is awaited when the connection stands, right before
         the request is written. Where a kept connection fails before an answer begins, both are done once more
         on a fresh connection. Waits where this process has no descriptor left. Raises NoAnswer."""
+        fresh = False
         while True:
+            while self._calls >= self._most_calls:
+                self._has_room.clear()
+                await self._has_room.wait()
+            self._calls += 1
             try:
-                async with self._slots:
-                    try:
-                        response = await self._exchange(endpoint, body, ensure_lease)
-                    except _Stale:
-                        response = await self._exchange(endpoint, body, ensure_lease, fresh=True)
-                break
-            except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-                number = error.errno if isinstance(error, OSError) else None
-                if number not in NO_DESCRIPTOR:
-                    raise NoAnswer(self._explain(error, endpoint.proxy)) from None
-                # This worker's own trouble says nothing about Marketing Cloud.
-                self._on_shortage(os.strerror(number or 0))
-                await asyncio.sleep(SHORTAGE_PAUSE)
-        if response.status == 407 and endpoint.proxy is not None:
-            raise NoAnswer(_refused_by(endpoint.proxy, 407))
-        return response
+                return _checked(
+                    await self._exchange(endpoint, body, ensure_lease, fresh=fresh), endpoint.proxy
+                )
+            except _Stale:
+                fresh = True
+            except FAILURES as error:
+                await self._failed(error, endpoint.proxy)
+            finally:
+                self._calls -= 1
+                self._has_room.set()
 
     async def _exchange(
-        self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None, *, fresh: bool = False
+        self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None, *, fresh: bool
     ) -> Response:
-        deadline = self._loop.time() + self._timeout
-        connection, is_reused = await self._connect(endpoint, fresh=fresh)
+        time = self._loop.time
+        deadline = time() + self._timeout
+        kept = self._kept(endpoint, fresh=fresh)
+        connection = kept or await self._open(endpoint)
         try:
             if ensure_lease is not None:
-                before = self._loop.time()
+                before = time()
                 await ensure_lease()
-                deadline += self._loop.time() - before
-            reader = await self._ask(connection, endpoint, body, deadline, is_reused=is_reused)
+                deadline += time() - before
+            reader = await connection.ask(b"%b%d\r\n\r\n%b" % (endpoint.head, len(body), body), deadline)
         except BaseException as error:
             connection.close()
-            self._distrusts_idle |= is_reused and isinstance(error, TimeoutError)
+            self._distrusts_idle |= kept is not None and isinstance(error, TimeoutError)
             raise
-        protocol, transport = connection.protocol, connection.transport
-        is_sent = transport is not None and not transport.get_write_buffer_size()
-        if protocol is not None and is_sent and reader.keeps_connection:
-            protocol.set_parser(None, None)
-            connection.release()
+        if reader.keeps_connection and connection.is_sent:
+            connection.deadline = time() + IDLE_TIMEOUT
+            endpoint.idle.append(connection)
         else:
             connection.close()
         return reader.response
 
-    async def _ask(
-        self, connection: Connection, endpoint: HttpEndpoint, body: bytes, deadline: float, *, is_reused: bool
-    ) -> ResponseReader:
-        """Write the request and read until there is a response."""
-        protocol, transport = connection.protocol, connection.transport
-        stale = _Stale if is_reused else aiohttp.ServerDisconnectedError
-        if protocol is None or transport is None or transport.is_closing():
-            raise stale
-        # Bytes that came before the request was written do not answer it.
-        if protocol.should_close or (is_reused and _has_news(transport)):
-            raise stale
-        answer = _Answer(self._loop, deadline)
-        protocol.set_parser(answer, None)
-        transport.write(b"%b%d\r\n\r\n%b" % (endpoint.head, len(body), body))
-        reader = await answer.received()
-        if not reader.has_head:
-            raise aiohttp.ServerDisconnectedError if reader.has_begun else stale
-        return reader
+    def _kept(self, endpoint: HttpEndpoint, *, fresh: bool) -> _Connection | None:
+        """An idle connection. For a `fresh` one all of the host are closed: the others have most likely
+        failed too."""
+        idle = endpoint.idle
+        if fresh or self._distrusts_idle:
+            self._distrusts_idle = False
+            self._close(idle)
+        while idle:
+            connection = idle.pop()
+            if not connection.is_ended:
+                connection.deadline = math.inf
+                return connection
+        return None
 
-    async def _connect(self, endpoint: HttpEndpoint, *, fresh: bool) -> tuple[Connection, bool]:
-        """A connection, and whether it has served a call before. For a `fresh` one all idle connections to
-        the same host are closed: the others have most likely failed too."""
-        fresh, self._distrusts_idle = fresh or self._distrusts_idle, False
-        now = self._loop.time()
-        if now - self._tls_checked_at >= TLS_CHECK_INTERVAL:
-            self._tls, self._tls_checked_at = self._settings.tls("mc"), now
-        if endpoint.target.ssl is not self._tls:
-            endpoint.target = endpoint.renewed()
-        while True:
-            connection = await self._connector.connect(endpoint.target, [], self._connecting)
-            protocol = connection.protocol
-            if protocol is None or protocol not in self._used:
-                if protocol is not None:
-                    self._used.add(protocol)
-                return connection, False
-            if not fresh and not protocol.should_close:
-                return connection, True
+    async def _open(self, endpoint: HttpEndpoint) -> _Connection:
+        where, proxy = endpoint.url, endpoint.proxy
+        request = aiohttp.ClientRequest(
+            "POST",
+            where,
+            loop=self._loop,
+            ssl=self._settings.tls("mc"),
+            proxy=proxy.url if proxy else None,
+            proxy_headers={"Host": where.host_port_subcomponent or "", **_to_proxy(proxy)},
+        )
+        opened = await self._connector.connect(request, [], self._connecting)
+        try:
+            connection = _Connection(opened, self._connections.discard)
+        except BaseException:
+            opened.close()
+            raise
+        self._connections.add(connection)
+        self._sweeping = self._sweeping or self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+        return connection
+
+    def _sweep(self) -> None:
+        """End what has passed its deadline. One timer for all: one for each call would cost more."""
+        tls, now = self._settings.tls("mc"), self._loop.time()
+        if tls is not self._tls:
+            self._tls = tls
+            for idle in self._idle.values():
+                self._close(idle)
+        for connection in [each for each in self._connections if each.deadline <= now]:
+            connection.expire()
+        for idle in self._idle.values():
+            idle[:] = [each for each in idle if not each.is_ended]
+        self._sweeping = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if self._connections else None
+
+    @staticmethod
+    def _close(connections: "list[_Connection] | set[_Connection]") -> None:
+        for connection in [*connections]:
             connection.close()
+        connections.clear()
+
+    async def _failed(self, error: Exception, proxy: Proxy | None) -> None:
+        """Raise NoAnswer, or wait a moment where this process has no descriptor left: that says nothing about
+        Marketing Cloud."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in NO_DESCRIPTOR:
+            raise NoAnswer(self._explain(error, proxy)) from None
+        self._on_shortage(os.strerror(number or 0))
+        await asyncio.sleep(SHORTAGE_PAUSE)
 
     def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, _ = address
@@ -244,61 +371,24 @@ class Http:
         return "the connection was lost before the answer was complete"
 
 
-class _Answer:
-    """Waits for one response. aiohttp's protocol hands it what the connection brings."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        self._loop = loop
-        self._reader = ResponseReader()
-        self._received: asyncio.Future[ResponseReader] = loop.create_future()
-        self._expiry = loop.call_at(deadline, self._expire)
-
-    async def received(self) -> ResponseReader:
-        """The reader, when the response is whole or nothing more of it comes. Raises TimeoutError where the
-        head does not come in time."""
-        try:
-            return await self._received
-        finally:
-            self._expiry.cancel()
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        reader = self._reader
-        had_head = reader.has_head
-        reader.feed(data)
-        if reader.is_done:
-            self._finish()
-        elif reader.has_head and not had_head:
-            soon = self._loop.time() + BODY_TIMEOUT
-            if soon < self._expiry.when():
-                self._expiry.cancel()
-                self._expiry = self._loop.call_at(soon, self._expire)
-        return False, b""
-
-    def feed_eof(self) -> None:
-        self._reader.end()
-        self._finish()
-
-    def _finish(self) -> None:
-        if not self._received.done():
-            self._received.set_result(self._reader)
-
-    def _expire(self) -> None:
-        if self._reader.has_head:
-            self.feed_eof()
-        elif not self._received.done():
-            self._received.set_exception(TimeoutError())
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """The body, as far as it comes and is kept."""
+    try:
+        return await answer.content.readexactly(BODY_LIMIT)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except aiohttp.ClientPayloadError:
+        return b""
 
 
-def to_json(document: Mapping[str, object]) -> bytes:
-    """Encode a JSON object."""
-    return json.dumps(document).encode()
+def _checked(response: Response, proxy: Proxy | None) -> Response:
+    if response.status == 407 and proxy is not None:
+        raise NoAnswer(_refused_by(proxy, 407))
+    return response
 
 
-def _has_news(transport: asyncio.Transport) -> bool:
-    """Whether something has come on an idle connection that the event loop has not read yet."""
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+def _to_proxy(proxy: Proxy | None) -> dict[str, str]:
+    return {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
 
 
 def _refused_by(proxy: Proxy, status: int) -> str:
@@ -324,9 +414,8 @@ def _check_aiohttp() -> None:
     """Raise UsageError where aiohttp lacks what this module uses below aiohttp's sessions."""
     needed = {
         aiohttp.TCPConnector: ("connect", "close"),
-        Connection: ("protocol", "transport", "release", "close"),
-        ResponseHandler: ("set_parser", "should_close"),
-        aiohttp.ClientRequest: ("ssl",),
+        Connection: ("protocol", "transport", "close"),
+        ResponseHandler: ("should_close",),
     }
     missing = [
         f"{kind.__name__}.{name}"

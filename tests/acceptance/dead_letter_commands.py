@@ -8,17 +8,22 @@ import os
 import pty
 import sys
 import termios
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import aio_pika
+from typer.testing import CliRunner
 
 from tests.rig import Requester, Rig, environment, messenger
 from worker.amqp.consumer import COUNTS
+from worker.cli.app import app
 from worker.sandbox.faults import Status
 from worker.settings import Settings
 
+# A command that runs in this process takes its standard streams and its environment.
+_STREAMS = threading.Lock()
 PIPES: Mapping[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
 
 
@@ -84,10 +89,16 @@ async def said(process: asyncio.subprocess.Process, text: str) -> None:
 
 
 async def ott_worker(settings: Settings, *arguments: str, stdin: str = "", **variables: str) -> Ended:
-    """Run a command to its end, without a terminal."""
-    process = await begin(settings, *arguments, **variables)
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
-    return Ended(process.returncode or 0, out.decode(), err.decode())
+    """Run a command to its end in this process, without a terminal and without signals."""
+
+    def run() -> Ended:
+        with _STREAMS:
+            ended = CliRunner().invoke(
+                app, arguments, stdin, environment(settings) | variables, catch_exceptions=False
+            )
+        return Ended(ended.exit_code, ended.stdout, ended.stderr)
+
+    return await asyncio.wait_for(asyncio.to_thread(run), 60)
 
 
 async def bury(requester: Requester, count: int, *, reasons: tuple[str, ...] = ("exhausted",)) -> list[str]:

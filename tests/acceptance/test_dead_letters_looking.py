@@ -101,12 +101,14 @@ async def _is_looking(requester: Requester, count: int) -> bool:
 
 async def test_two_looks_at_once_do_not_mix_the_order_up(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 1000)
-    looks = [ott_worker(rig.settings(), "dead-letters", "list", "--json") for _ in range(2)]
-    for ended in await asyncio.gather(*looks):
-        if ended.code == 0:
-            assert [d["id"] for d in ended.documents] == ids
+    looks = [await begin(rig.settings(), "dead-letters", "list", "--json") for _ in range(2)]
+    for look, (out, err) in zip(
+        looks, await asyncio.gather(*(look.communicate() for look in looks)), strict=True
+    ):
+        if look.returncode == 0:
+            assert [json.loads(line)["id"] for line in out.splitlines()] == ids
         else:
-            assert (ended.code, ended.err.count("\n")) == (1, 1)
+            assert (look.returncode, err.count(b"\n")) == (1, 1)
     assert [m.message_id for m in await dead_queue(requester)] == ids
 
 

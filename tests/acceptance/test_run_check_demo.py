@@ -90,7 +90,7 @@ def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == "ott-worker: standard output takes no more: No space left on device\n"
+    assert done.stderr == "ott-worker: cannot write to standard output: No space left on device\n"
 
 
 def test_ctrl_c_before_a_command_has_begun_is_silent(

@@ -4,33 +4,134 @@ import errno
 import io
 import os
 import sys
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from worker.cli import output
-from worker.cli.lazy_group import LazyGroup
 from worker.errors import Interrupted, UsageError, WorkerError
 from worker.release import version
 from worker.telemetry.library_logs import silence_libraries
 
 
-class _Commands(LazyGroup):
+class _LazyGroup(TyperGroup):
+    """Commands that are imported when somebody asks for them: one command needs a part of the libraries only,
+    and all of them together take most of a second. `places` says of each command in which module which
+    function it is (`module:function`), or which group. The group's help imports all of them."""
+
+    places: ClassVar[Mapping[str, str | typer.Typer]]
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _LazyCommands(self.places)  # type: ignore[assignment] # Typer only reads it
+
+
+class _LazyCommands(Mapping[str, Any]):
+    def __init__(self, places: Mapping[str, str | typer.Typer]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> Any:
+        place = self._places[name]
+        if isinstance(place, str):
+            module, _, function = place.partition(":")
+            place = typer.Typer(add_completion=False)
+            place.command()(getattr(import_module(f"worker.cli.{module}"), function))
+        command = get_command(place)
+        command.name = name
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class _DeadLetters(_LazyGroup):
     places: ClassVar = {
-        "run": "worker.cli.run:run",
-        "check": "worker.cli.check:check",
-        "status": "worker.cli.status:status",
-        "pause": "worker.cli.pause:pause",
-        "resume": "worker.cli.pause:resume",
-        "demo": "worker.cli.demo:demo",
-        "submit": "worker.cli.submit.command:submit",
-        "sandbox": "worker.cli.sandbox:sandbox",
-        "schema": "worker.cli.schema:schema",
-        "dead-letters": "worker.cli.dead_letters:app",
-        "journal": "worker.cli.journal:journal",
-        "partitions": "worker.cli.partitions:app",
-        "console": "worker.cli.console:console",
+        "list": "dead_letters.listing:list_letters",
+        "show": "dead_letters.show:show",
+        "replay": "dead_letters.replay:replay",
+        "discard": "dead_letters.discard:discard",
+        "export": "dead_letters.export:export",
     }
+
+
+class _Partitions(_LazyGroup):
+    places: ClassVar = {"prune": "partitions:prune"}
+
+
+def _group(group: type[_LazyGroup], text: str) -> typer.Typer:
+    return typer.Typer(
+        cls=group, help=text, no_args_is_help=True, add_completion=False, callback=lambda: None
+    )
+
+
+class _Commands(_LazyGroup):
+    """`ott-worker`."""
+
+    places: ClassVar = {
+        "run": "run:run",
+        "check": "check:check",
+        "status": "status:status",
+        "pause": "pause:pause",
+        "resume": "pause:resume",
+        "demo": "demo:demo",
+        "submit": "submit.command:submit",
+        "sandbox": "sandbox:sandbox",
+        "schema": "schema:schema",
+        "dead-letters": _group(
+            _DeadLetters,
+            "Look at requests that were not registered; replay, export or discard them.\n\n"
+            "Example: ott-worker dead-letters list --since 2h",
+        ),
+        "journal": "journal:journal",
+        "partitions": _group(
+            _Partitions,
+            "Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
+        ),
+        "console": "console:console",
+    }
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run a command and exit as contract §8 says."""
+        try:
+            code = self._run(*args, **options)
+            output.flush()
+        except (KeyboardInterrupt, typer.Abort):
+            code = Interrupted.exit_code
+        except typer.Exit as end:
+            code = end.exit_code
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            code = _failed(f"cannot write to standard output: {error.strerror}", WorkerError.exit_code)
+            output.abandon()
+        sys.exit(code)
+
+    def _run(self, *args: Any, **options: Any) -> int:
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except WorkerError as error:
+            return _failed(str(error), error.exit_code)
+        except Exception as error:
+            # Usage errors have this method in common; Typer does not export their base class.
+            format_message = getattr(error, "format_message", None)
+            if format_message is None:
+                raise
+            message = format_message()  # empty where the help itself was the message
+            return _failed(message and f"{message} (see --help)", UsageError.exit_code)
+        return code if isinstance(code, int) else 0
+
+
+def _failed(text: str, code: int) -> int:
+    if text:
+        print(f"ott-worker: {text}", file=sys.stderr)  # noqa: T201
+    return code
 
 
 app = typer.Typer(
@@ -60,23 +161,10 @@ def _root(
 
 
 def main() -> None:
-    """Run a command. Exit codes as in contract §8."""
-    try:
-        _prepare_streams()
-        silence_libraries()
-        code = _run()
-        output.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        code = Interrupted.exit_code
-    except typer.Exit as end:
-        code = end.exit_code
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"ott-worker: standard output takes no more: {error.strerror}", file=sys.stderr)  # noqa: T201
-        output.abandon()
-        code = WorkerError.exit_code
-    sys.exit(code)
+    """Run the command that this process was started for."""
+    _prepare_streams()
+    silence_libraries()
+    app()
 
 
 def _prepare_streams() -> None:
@@ -90,20 +178,3 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _run() -> int:
-    try:
-        code = app(standalone_mode=False)
-    except WorkerError as error:
-        print(f"ott-worker: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except Exception as error:
-        # Usage errors have this method in common; Typer does not export their base class.
-        format_message = getattr(error, "format_message", None)
-        if format_message is None:
-            raise
-        if message := format_message():  # else the help itself was the message
-            print(f"ott-worker: {message} (see --help)", file=sys.stderr)  # noqa: T201
-        return UsageError.exit_code
-    return code if isinstance(code, int) else 0

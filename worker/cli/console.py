@@ -5,7 +5,7 @@ import asyncio
 import typer
 import uvloop
 
-from worker.cli.signals import stop_on_signals
+from worker.cli.signals import on_end
 from worker.console.server import Console
 from worker.settings import Settings, load_settings
 
@@ -22,7 +22,7 @@ def console() -> None:
 
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
-    stop_on_signals(asyncio.get_running_loop(), stop)
+    on_end(stop.set)
     async with Console(settings) as server:
         typer.echo(server.entry)
         await stop.wait()

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from rich.text import Text
 from worker.amqp.connection import connect, connected
 from worker.broker import topology
 from worker.broker.requester import Requester
+from worker.cli.signals import on_end
 from worker.console.server import Console as OperatorsPage
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
@@ -146,8 +146,7 @@ async def _demo(console: Console, settings: Settings, *, serve: bool = False) ->
         if not task.cancelling():  # once: what is deleted then must not be left half done
             task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    on_end(interrupt)
     try:
         return await _show(console, settings, serving if serve else None)
     except asyncio.CancelledError:

@@ -2,27 +2,13 @@
 
 import asyncio
 
-import typer
-
 from worker.cli import output
 from worker.errors import WorkerError
-from worker.partitions.pruning import prune
+from worker.partitions import pruning
 from worker.settings import load_settings
 
-app = typer.Typer(
-    help="Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
-    no_args_is_help=True,
-    add_completion=False,
-)
 
-
-@app.callback()
-def _partitions() -> None:
-    pass
-
-
-@app.command("prune")
-def _prune() -> int:
+def prune() -> int:
     """Delete the partitions beyond OTT_PARTITIONS, once they are drained; with OTT_PARTITIONS=1 all of them.
 
     Run it when all workers run with the new number. A partition that still holds requests, or is still used,
@@ -35,7 +21,7 @@ def _prune() -> int:
 
 async def _pruned() -> int:
     settings, count, code = load_settings(), 0, 0
-    async for pruned in prune(settings):
+    async for pruned in pruning.prune(settings):
         count += 1
         queue = f"{settings.prefix}.requests.{pruned.partition}"
         if pruned.kept_because:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from worker.broker.topology import Topology
-from worker.cli.signals import stop_on_signals
+from worker.cli.signals import on_end
 from worker.errors import SettingsError
 from worker.events import EventListeners
 from worker.release import version
@@ -49,9 +49,8 @@ async def _run(settings: Settings) -> None:
     metrics.count_dropped_lines(lambda: lines.dropped)
     status = StatusFeed(phase)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: unexpected(logger, context))
-    stop_on_signals(loop, stop)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected(logger, context))
+    on_end(stop.set)
     ending = asyncio.create_task(_end_at_last(stop, settings, logger, lines), name="end at last")
     traces = _traces(settings)
     summary = Summary(logger)

@@ -1,12 +1,12 @@
 """`ott-worker sandbox`."""
 
 import asyncio
-import signal
 from typing import Annotated
 
 import typer
 import uvloop
 
+from worker.cli.signals import on_end
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
 
@@ -59,9 +59,7 @@ def sandbox(
 
 async def _serve(server: Sandbox, credentials: str) -> None:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    on_end(stop.set)
     async with server:
         typer.echo(
             f"Sandbox on {server.url} · export OTT_MC_AUTH_URL={server.url} OTT_MC_REST_URL={server.url} "

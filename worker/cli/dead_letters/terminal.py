@@ -1,9 +1,7 @@
 """What the commands say and ask on a terminal."""
 
-import asyncio
 import contextlib
 import getpass
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +10,7 @@ from rich import progress
 from rich.console import Console
 
 from worker.cli import output
+from worker.cli.signals import on_end
 from worker.contract.platforms import SECRET_FIELDS
 from worker.dead_letters.plan import Plan, Planned
 from worker.dead_letters.run import Run
@@ -83,11 +82,9 @@ def named(letter: Planned) -> str:
 
 
 async def performed(run: Run, title: str, *, rate: float | None, follow: bool) -> BrokerUnreachable | None:
-    """Perform a run with a progress bar on standard error, where that is a terminal. SIGINT and SIGTERM stop
-    it. What cut it short."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, run.stop)
+    """Perform a run with a progress bar on standard error, where that is a terminal. Signals stop it.
+    What cut it short."""
+    on_end(run.stop)
     try:
         with _progress_bar(title, run):
             await run.perform(rate=rate, follow=follow)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from worker.cli.signals import on_end
 from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.progress import SubmitProgress
 from worker.cli.submit.summary import console_for_results, show_summary
@@ -28,8 +28,7 @@ def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
 
 async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_end(stop.set)
     reading = plan.reading
     outputs.check_results()
     reading.probe()

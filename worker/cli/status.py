@@ -1,7 +1,6 @@
 """`ott-worker status`: one screen that shows what is happening (contract §9)."""
 
 import asyncio
-import contextlib
 import sys
 import time
 from datetime import UTC, datetime
@@ -15,9 +14,9 @@ from worker.broker.situation import Trend, judge
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.status_screen import Causes, Screen, print_screen
-from worker.dead_letters.box import open_box
 from worker.dead_letters.groups import causes_of
-from worker.dead_letters.letter import LetterFacts
+from worker.dead_letters.letter import Letter
+from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.selection import Selection
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings, load_settings
@@ -105,15 +104,11 @@ class _CausesKept:
         return self._kept
 
     async def _look(self) -> Causes:
-        facts: list[LetterFacts] = []
         found = Causes()
         try:
-            async with open_box(self._settings) as box, contextlib.aclosing(box.look(Selection())) as letters:
-                async for letter in letters:
-                    facts.append(letter.facts())
-                    if len(facts) == LETTERS_LOOKED_AT:
-                        break
+            async with open_dead_letters(self._settings) as queue:
+                facts = await queue.read(Selection(), Letter.facts, LETTERS_LOOKED_AT)
+            found.looked_at, found.groups = len(facts), causes_of(facts, by_error=True)
         except (TopologyError, QueueInUse) as error:
             found.problem = str(error)
-        found.looked_at, found.groups = len(facts), causes_of(facts, by_error=True)
         return found

@@ -19,7 +19,7 @@ from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources
 from worker.contract.control import Order
 from worker.contract.platforms import PLATFORMS
-from worker.dead_letters.patch import Patch, SamePatch
+from worker.dead_letters.patch import Patch, Patches
 from worker.dead_letters.plan import Wish
 from worker.dead_letters.run import CANARIES
 from worker.dead_letters.selection import Selection
@@ -97,7 +97,7 @@ class Changes:
         wish = Wish(
             "discard" if do.startswith("discard") else "replay",
             Selection(ids=frozenset(keys)),
-            SamePatch(patch),
+            Patches(patch),
             force="force" in form,
             same_for_all="same_for_all" in form,
         )

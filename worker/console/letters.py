@@ -18,9 +18,9 @@ from multidict import MultiMapping
 
 from worker.console.kept import Kept
 from worker.contract.timestamps import moment
-from worker.dead_letters.box import open_box
 from worker.dead_letters.groups import Cause, causes_of
 from worker.dead_letters.letter import Letter, LetterFacts
+from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.selection import Selection
 from worker.settings import Settings
 
@@ -115,11 +115,8 @@ class LetterCopy:
             if not known:
                 return None
             selection = Selection(ids=frozenset({known[0].key}))
-        async with (
-            open_box(self._settings) as box,
-            contextlib.aclosing(box.look(selection)) as letters,
-        ):
-            found = selection.named([letter async for letter in letters])
+        async with open_dead_letters(self._settings) as queue:
+            found = selection.named(await queue.read(selection, lambda letter: letter))
         if not found:
             return None
         self._opened[name] = found[0]
@@ -130,10 +127,10 @@ class LetterCopy:
     async def _read(self) -> Sequence[LetterFacts]:
         rows: deque[LetterFacts] = deque()
         size = 0
-        async with open_box(self._settings) as box:
+        async with open_dead_letters(self._settings) as queue:
             started = time.monotonic()
-            self.seen, self.total = 0, await box.depth()
-            async with contextlib.aclosing(box.look(Selection())) as letters:
+            self.seen, self.total = 0, await queue.depth()
+            async with contextlib.aclosing(queue.look(Selection())) as letters:
                 async for letter in letters:
                     row = letter.facts()
                     rows.append(row)

@@ -395,9 +395,9 @@ def _run_letter(run: ConsoleRun, letter: Planned) -> dict[str, Any]:
     record = run.outcome_of(letter)
     return {
         "letter": letter.key,
-        "id": letter.shown_id,
-        "ottPlatformName": letter.platform,
-        "resourceId": letter.resource_id,
+        "id": letter.facts.id,
+        "ottPlatformName": letter.facts.platform,
+        "resourceId": letter.facts.resource_id,
         "forecast": letter.outcome,
         "why": letter.why,
         "status": record.get("status"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, Platform
 from worker.contract.secrets import MASK
-from worker.dead_letters.patch import FLAGS, Patch
+from worker.dead_letters.patch import Patch, flag_of
 from worker.errors import UsageError
 
 UNCHANGED = "unchanged"
@@ -68,19 +68,12 @@ def patch_of(
         typed = form.get(f"set.{field.name}", unchanged[0]).strip("\r\n")
         if typed in unchanged:
             continue
-        values[field.name] = _flag(field.name, typed) if field.is_flag else typed
+        values[field.name] = flag_of(field.name, typed) if field.is_flag else typed
         before = MASK if field.is_secret and field.is_there else field.shown
         changes.append(Change(field.name, before, f"{MASK} (new)" if field.is_secret else typed))
     if not changes:
         raise UsageError("Nothing was changed: type a new value, or replay as it is.")
     return Patch(values), changes
-
-
-def _flag(name: str, typed: str) -> bool | int:
-    if typed not in FLAGS:
-        raise UsageError(f"{name} must be true, false, 0 or 1")
-    flag: bool | int = FLAGS[typed]
-    return flag
 
 
 def _text(value: object) -> str:

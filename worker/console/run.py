@@ -131,7 +131,7 @@ class ConsoleRun:
         plan = await self.run.plan()
         self.letters, self.counts, self.causes = plan.letters, dict(plan.counts), plan.causes
         self.count, self.matching, self.refusal = len(plan.going), len(plan.letters), plan.refusal
-        self.canaries = len({letter.cause for letter in plan.going if letter.outcome == "replayed"})
+        self.canaries = len({letter.facts.cause for letter in plan.going if letter.outcome == "replayed"})
         self.phase, self.notice = "planned", ""
 
     async def _perform(self, canary: Canary, rate: float | None) -> None:

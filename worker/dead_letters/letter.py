@@ -1,10 +1,11 @@
 """A dead letter, parsed: the worker's own and those that the broker made."""
 
-import hashlib
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from worker.amqp.consumer import COUNTS, Delivery
@@ -39,6 +40,9 @@ from worker.contract.words import (
 from worker.partitions.message import came_from
 
 BROKERS_HEADER = "x-death"
+BROKERS_WORDS = frozenset(
+    f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")
+)
 _KEY = re.compile(r"[0-9a-f]{16}")
 _REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
 # The broker's reasons for dead-lettering a message, for which contract §5 has another word.
@@ -46,20 +50,13 @@ BROKERS_REASONS = {"rejected": "oversize"}
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One dead letter. `key` is its own id, `id` its request's, which is the publisher's and may stand in
-    many letters. `digest` is of all that it holds. `received_at` and `dead_at` are microseconds since the
-    epoch, None where nothing tells them. `received_after` is the time that a replay is judged by: never later
-    than the request was received.
-    `reason` is one of contract §5 or the broker's own (`delivery_limit`, `expired`).
+class LetterFacts:
+    """What lists tell of a dead letter (contract §8). `key` is its own id, `id` its request's, which is the
+    publisher's and may stand in many letters. `reason` is one of contract §5 or the broker's own
+    (`delivery_limit`, `expired`). `received_at` and `dead_at` are microseconds since the epoch, None where
+    nothing tells them."""
 
-    `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
-    the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
-
-    delivery: Delivery
-    properties: Properties
     key: str
-    digest: str
     id: str
     user: str | None
     reason: str
@@ -70,9 +67,48 @@ class Letter:
     platform: str | None
     resource_id: str | None
     received_at: int | None
-    received_after: int
     dead_at: int | None
     replays: int
+
+    @property
+    def cause(self) -> str:
+        """The key of what it died of, on which platform and account."""
+        return _cause_key(self.reason, self.error, self.platform, self.account)
+
+    def document(self) -> dict[str, Any]:
+        """What `list --json` prints."""
+        return {
+            "letter": self.key,
+            "id": self.id,
+            "reason": self.reason,
+            "error": self.error,
+            "httpStatus": self.http_status,
+            "attempts": self.attempts,
+            "accountId": self.account,
+            "userId": self.user,
+            "ottPlatformName": self.platform,
+            "resourceId": self.resource_id,
+            "receivedAt": None if self.received_at is None else text_of(self.received_at),
+            "deadAt": None if self.dead_at is None else text_of(self.dead_at),
+            "replays": self.replays,
+        }
+
+
+_FACTS = tuple(field.name for field in fields(LetterFacts))
+
+
+@dataclass(frozen=True, slots=True)
+class Letter(LetterFacts):
+    """One dead letter, with all that it holds: `facts` is what may be shown of it. `digest` is of everything.
+    `received_after` is the time that a replay is judged by: never later than the request was received.
+
+    `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
+    the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
+
+    delivery: Delivery
+    properties: Properties
+    digest: str
+    received_after: int
     was_sealed: bool = False
     closed: str = ""
 
@@ -104,75 +140,26 @@ class Letter:
 
     @property
     def cause(self) -> str:
-        """The key of its cause, as its facts tell it."""
+        """As its facts tell it: made of nothing secret."""
         return self.facts().cause
 
-    def facts(self) -> "LetterFacts":
+    def facts(self) -> LetterFacts:
         """What may be shown of it: a secret of its body that stands in a public place is masked, and what
         UTF-8 cannot hold is escaped."""
         mask = SecretMask.of_body(b"" if self.closed else self.delivery.body)
-
-        def shown(text: str) -> str:
-            return mask(text).encode(errors="backslashreplace").decode()
-
-        reason, error = sys.intern(shown(self.reason)), sys.intern(shown(self.error))
-        account = self.account and sys.intern(shown(self.account))
-        words = "\x00".join((reason, error, self.platform or "", account or ""))
-        return LetterFacts(
-            key=self.key,
-            id=shown(self.id),
-            user=self.user and shown(self.user),
-            reason=reason,
-            error=error,
-            cause=sys.intern(hashlib.blake2b(words.encode(), digest_size=6).hexdigest()),
-            attempts=self.attempts,
-            http_status=self.http_status,
-            account=account,
-            platform=self.platform,
-            resource_id=self.resource_id and shown(self.resource_id),
-            received_at=self.received_at,
-            dead_at=self.dead_at,
-            replays=self.replays,
-        )
+        shown = {name: getattr(self, name) for name in _FACTS}
+        for name in ("id", "user", "reason", "error", "account", "resource_id"):
+            if text := shown[name]:
+                shown[name] = mask(text).encode(errors="backslashreplace").decode()
+        for name in ("reason", "error", "account"):  # the same in many letters
+            shown[name] = shown[name] and sys.intern(shown[name])
+        return LetterFacts(**shown)
 
 
-@dataclass(frozen=True, slots=True)
-class LetterFacts:
-    """What lists tell of a letter (contract §8). Holds no secret. `cause` is the key of what it died of, on
-    which platform and account."""
-
-    key: str
-    id: str
-    user: str | None
-    reason: str
-    error: str
-    cause: str
-    attempts: int
-    http_status: int | None
-    account: str | None
-    platform: str | None
-    resource_id: str | None
-    received_at: int | None
-    dead_at: int | None
-    replays: int
-
-    def document(self) -> dict[str, Any]:
-        """What `list --json` prints."""
-        return {
-            "letter": self.key,
-            "id": self.id,
-            "reason": self.reason,
-            "error": self.error,
-            "httpStatus": self.http_status,
-            "attempts": self.attempts,
-            "accountId": self.account,
-            "userId": self.user,
-            "ottPlatformName": self.platform,
-            "resourceId": self.resource_id,
-            "receivedAt": None if self.received_at is None else text_of(self.received_at),
-            "deadAt": None if self.dead_at is None else text_of(self.dead_at),
-            "replays": self.replays,
-        }
+@lru_cache(maxsize=1000)
+def _cause_key(*words: str | None) -> str:
+    text = "\x00".join(word or "" for word in words)
+    return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -> Letter:
@@ -238,7 +225,7 @@ def _digest(delivery: Delivery) -> str:
     letter other than e, as the worker's own ids do (`new_letter_id`)."""
     properties = delivery.properties.canonical(without=COUNTS)
     parts = (delivery.exchange, delivery.routing_key, str(delivery.size))
-    holds = hashlib.blake2b(digest_size=9, person=b"ott-letter")
+    holds = blake2b(digest_size=9, person=b"ott-letter")
     for part in (*(text.encode(errors="replace") for text in parts), properties, delivery.body):
         holds.update(len(part).to_bytes(8) + part)
     digest = holds.digest()

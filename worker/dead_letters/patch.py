@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from worker.contract.json_body import MalformedBody, parse_object, to_json
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
@@ -14,7 +14,7 @@ from worker.errors import UsageError
 
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
 _COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
-FLAGS: Mapping[str, Any] = {"true": True, "false": False, "0": 0, "1": 1}
+_FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +53,25 @@ class Patch:
         return Patched(patched, parsed.platform, parsed.resource_id)
 
 
-class Patches(Protocol):
-    """A patch for each letter."""
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """A patch for each letter: here the same one for all. `names` are the ids by which patches are told
+    apart."""
+
+    same: Patch = field(default_factory=Patch)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def of_one_resource(self) -> Sequence[str]:
         """The fields that would get one value in all letters, although it belongs to one resource."""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The ids by which these are told apart; empty where one is for all."""
+        return self.same.of_one_resource
 
     def of(self, letter: Letter) -> "Patch | InvalidPatch | None":
         """The letter's patch, None to replay it unchanged, or InvalidPatch to leave it in the queue."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamePatch:
-    """One patch for all letters."""
-
-    patch: Patch = field(default_factory=Patch)
-    names: frozenset[str] = frozenset()
-
-    @property
-    def of_one_resource(self) -> Sequence[str]:
-        return self.patch.of_one_resource
-
-    def of(self, letter: Letter) -> Patch | None:
-        return self.patch or None
+        return self.same or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +109,7 @@ def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Patch
             from_stdin, value = name, _text(name, "-", "standard input", read_stdin)
         elif value.startswith("@"):
             value = _text(name, value, "the file", partial(_file, value[1:]))
-        fields[name] = _flag(name, value) if name in FLAG_FIELDS else value
+        fields[name] = flag_of(f"--set {name}", value) if name in FLAG_FIELDS else value
     return Patch(fields)
 
 
@@ -134,8 +125,8 @@ def _file(path: str, _: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def _flag(name: str, value: str) -> bool | int:
-    if value not in FLAGS:
-        raise UsageError(f"--set {name} must be true, false, 0 or 1")
-    flag: bool | int = FLAGS[value]
-    return flag
+def flag_of(name: str, text: str) -> bool | int:
+    """A flag as somebody typed it. Raises UsageError."""
+    if text not in _FLAGS:
+        raise UsageError(f"{name} must be true, false, 0 or 1")
+    return _FLAGS[text]

@@ -11,9 +11,9 @@ from worker.broker.journal_index import JournalIndex, read_into
 from worker.contract.dead_letter import brief
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.settlement import Resource
-from worker.dead_letters.box import DeadLetterBox
-from worker.dead_letters.letter import Letter
-from worker.dead_letters.patch import InvalidPatch, Patched, Patches, SamePatch
+from worker.dead_letters.letter import Letter, LetterFacts
+from worker.dead_letters.patch import InvalidPatch, Patched, Patches
+from worker.dead_letters.queue import DeadLetterQueue
 from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings
@@ -37,7 +37,7 @@ class Wish:
 
     kind: Kind
     selection: Selection
-    patches: Patches = field(default_factory=SamePatch)
+    patches: Patches = field(default_factory=Patches)
     force: bool = False
     accept_unencrypted: bool = False
     same_for_all: bool = False
@@ -50,23 +50,24 @@ class Wish:
 
 @dataclass(slots=True, eq=False)
 class Planned:
-    """What the plan says of one letter. `why` is the reason, or the newer request's id. `id` is the
-    request's as it came, `shown_id` without secrets; `resource` is where the request would be registered."""
+    """What the plan says of one letter. `id` is its request's as it came. `why` is the reason, or the newer
+    request's id. `resource` is where the request would be registered, `named_resource` what it names
+    without its patch."""
 
-    key: str
-    digest: str
+    facts: LetterFacts
     id: str
-    shown_id: str
-    reason: str
-    error: str
-    platform: str | None
-    resource_id: str | None
-    cause: str
+    digest: str
+    named_resource: Resource | None
     resource: Resource | None
     received_after: int
     true_after: int
-    outcome: Outcome
+    outcome: Outcome = "discarded"
     why: str = ""
+
+    @property
+    def key(self) -> str:
+        """The letter's own id."""
+        return self.facts.key
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -96,7 +97,7 @@ class Plan:
         return [
             f"{reason}: {brief(error)}" if error else reason
             for (reason, error), _ in Counter(
-                (each.reason, each.error) for each in self.letters
+                (each.facts.reason, each.facts.error) for each in self.letters
             ).most_common()
         ]
 
@@ -120,24 +121,24 @@ class Plan:
         )
 
 
-async def make_plan(box: DeadLetterBox, settings: Settings, wish: Wish) -> Plan:
+async def make_plan(queue: DeadLetterQueue, settings: Settings, wish: Wish) -> Plan:
     """Look at all letters that match, and at the journal. Raises UsageError where the wish is not safe (a
-    value that belongs to one resource for several), AmbiguousId, or as the box does."""
+    value that belongs to one resource for several), AmbiguousId, or as the queue does."""
     if wish.kind == "replay" and not settings.journal and not wish.force:
         raise UsageError(
             "Without a journal (OTT_JOURNAL=false) nobody knows whether a replay would overwrite "
             "a newer registration: give --force to replay all the same"
         )
-    total, found = await box.depth(), {}
-    async with contextlib.aclosing(box.look(wish.selection)) as looked_at:
-        async for letter in looked_at:
-            found[_planned(letter, settings, wish)] = letter.resource or letter.key
-    letters = wish.selection.named(found)
+    total = await queue.depth()
+    letters = wish.selection.named(
+        await queue.read(wish.selection, lambda letter: _planned(letter, settings, wish))
+    )
     missing = wish.selection.ids - {name for each in letters for name in (each.key, each.id)}
     named = Selection(ids=wish.patches.names)
     if named.ids:
         named.named(each for each in letters if each.key in named.ids or each.id in named.ids)
-    plan = Plan(wish, total, letters, len({found[each] for each in letters}), frozenset(missing))
+    resources = {each.named_resource or each.key for each in letters}
+    plan = Plan(wish, total, letters, len(resources), frozenset(missing))
     fields = wish.patches.of_one_resource
     if fields and plan.resources > 1 and not wish.same_for_all:
         raise UsageError(
@@ -153,21 +154,14 @@ async def make_plan(box: DeadLetterBox, settings: Settings, wish: Wish) -> Plan:
 
 
 def _planned(letter: Letter, settings: Settings, wish: Wish) -> Planned:
-    facts = letter.facts()
     planned = Planned(
-        key=letter.key,
-        digest=letter.digest,
+        facts=letter.facts(),
         id=letter.id,
-        shown_id=facts.id,
-        reason=facts.reason,
-        error=facts.error,
-        platform=letter.platform,
-        resource_id=facts.resource_id,
-        cause=facts.cause,
+        digest=letter.digest,
+        named_resource=letter.resource,
         resource=letter.resource,
         received_after=letter.received_after,
         true_after=letter.true_after,
-        outcome="discarded",
     )
     if wish.kind == "discard":
         return planned

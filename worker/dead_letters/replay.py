@@ -40,21 +40,17 @@ from worker.contract.words import (
     REQUEST_ID_HEADER,
     USER_HEADER,
 )
-from worker.dead_letters.box import DeadLetterBox, Removal
-from worker.dead_letters.letter import BROKERS_HEADER, Letter
+from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
 from worker.dead_letters.patch import InvalidPatch
 from worker.dead_letters.plan import Wish, prepare
+from worker.dead_letters.queue import DeadLetterQueue, RemovalSession
 from worker.events import EventListener
 from worker.settings import Settings
 
 # Headers of the dead letter itself, and those that would route copies elsewhere (CC, BCC).
 _LEFT_BEHIND = frozenset(
     {
-        *(
-            f"x-{which}-death-{what}"
-            for which in ("first", "last")
-            for what in ("exchange", "queue", "reason")
-        ),
+        *BROKERS_WORDS,
         ATTEMPTS_HEADER,
         BROKERS_HEADER,
         DEAD_AT_HEADER,
@@ -77,7 +73,7 @@ STOP_TIMEOUT = 3.0  # seconds; how long a stopped replay waits for the confirms 
 TIMER = 0.01  # seconds
 POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
-Handle = Callable[[Removal, Letter], Awaitable[None]]
+Handle = Callable[[RemovalSession, Letter], Awaitable[None]]
 
 
 class Sweep:
@@ -92,18 +88,18 @@ class Sweep:
         self._keys = {key for key, _ in wanted}
         self._stop = stop
 
-    async def discard(self, box: DeadLetterBox, removed: Callable[[Letter], None]) -> None:
-        """Remove them. Raises as DeadLetterBox does."""
+    async def discard(self, queue: DeadLetterQueue, removed: Callable[[Letter], None]) -> None:
+        """Remove them. Raises as DeadLetterQueue does."""
 
-        async def remove(removal: Removal, letter: Letter) -> None:
+        async def remove(removal: RemovalSession, letter: Letter) -> None:
             await removal.remove(letter)
             removed(letter)
 
-        await self._in_turns(box, lambda _: contextlib.nullcontext(remove))
+        await self._in_turns(queue, lambda _: contextlib.nullcontext(remove))
 
     async def replay(
         self,
-        box: DeadLetterBox,
+        queue: DeadLetterQueue,
         settings: Settings,
         wish: Wish,
         rate: float | None,
@@ -111,17 +107,17 @@ class Sweep:
         sent: Callable[[Letter], None],
         removed: Callable[[Letter], None],
     ) -> None:
-        """Publish each again, then remove it. Raises as DeadLetterBox does."""
+        """Publish each again, then remove it. Raises as DeadLetterQueue does."""
         limiter = None if rate is None else _limiter(rate)
         entry = Topology(settings.prefix).entry
         publisher = Publisher(settings, events, topology.ensure)
         publisher.start()
 
         @contextlib.asynccontextmanager
-        async def batch_of(removal: Removal) -> AsyncIterator[Handle]:
+        async def batch_of(removal: RemovalSession) -> AsyncIterator[Handle]:
             batch = _Batch(publisher, removal, self._stop, removed)
 
-            async def publish(removal: Removal, letter: Letter) -> None:
+            async def publish(removal: RemovalSession, letter: Letter) -> None:
                 message = _message(letter, settings, wish, entry)
                 if message is None:
                     return
@@ -135,21 +131,21 @@ class Sweep:
             await batch.drain()
 
         try:
-            await self._in_turns(box, batch_of)
+            await self._in_turns(queue, batch_of)
         finally:
             await publisher.stop()
 
-    async def _in_turns(self, box: DeadLetterBox, handling: Callable[[Removal], Any]) -> None:
-        is_over = await self._turn(box, handling)
+    async def _in_turns(self, queue: DeadLetterQueue, handling: Callable[[RemovalSession], Any]) -> None:
+        is_over = await self._turn(queue, handling)
         while not is_over:
             await asyncio.sleep(BETWEEN_TURNS)
-            is_over = await self._turn(box, handling)
+            is_over = await self._turn(queue, handling)
 
-    async def _turn(self, box: DeadLetterBox, handling: Callable[[Removal], Any]) -> bool:
+    async def _turn(self, queue: DeadLetterQueue, handling: Callable[[RemovalSession], Any]) -> bool:
         """True when all were seen, False when the turn is over."""
         ends_at = time.monotonic() + TURN
         async with (
-            box.take(self.wanted.total()) as removal,
+            queue.take(self.wanted.total()) as removal,
             contextlib.aclosing(removal.letters()) as letters,
             handling(removal) as handle,
         ):
@@ -198,7 +194,7 @@ class _Batch:
     def __init__(
         self,
         publisher: Publisher,
-        removal: Removal,
+        removal: RemovalSession,
         stop: asyncio.Event,
         removed: Callable[[Letter], None],
     ) -> None:

@@ -15,10 +15,10 @@ from typing import Literal, get_args
 
 from worker.broker.control_stream import publish_order, whoami
 from worker.contract.control import Order, OrderKind
-from worker.dead_letters.box import DeadLetterBox, open_box
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.outcomes import OutcomeFollower, Record
 from worker.dead_letters.plan import Plan, Planned, Wish, make_plan
+from worker.dead_letters.queue import DeadLetterQueue, open_dead_letters
 from worker.dead_letters.replay import Sweep
 from worker.errors import TopologyError, WorkerError
 from worker.events import EventListener
@@ -88,8 +88,8 @@ class Run(EventListener):
 
     async def plan(self) -> Plan:
         """Look at the letters. Raises as `make_plan`."""
-        async with open_box(self._settings, self._say) as box:
-            self.planned = await make_plan(box, self._settings, self.wish)
+        async with open_dead_letters(self._settings, self._say) as queue:
+            self.planned = await make_plan(queue, self._settings, self.wish)
         return self.planned
 
     async def perform(
@@ -102,7 +102,7 @@ class Run(EventListener):
         follow: bool = True,
     ) -> None:
         """Do what was planned, and unless `follow` is false wait for what becomes of it. `by` is this
-        terminal's user by default. Raises as DeadLetterBox does; `done` tells what was done until then."""
+        terminal's user by default. Raises as DeadLetterQueue does; `done` tells what was done until then."""
         plan, by = self.planned, by or whoami()
         assert plan is not None, "a run is planned first"
         if not plan.going:
@@ -113,10 +113,10 @@ class Run(EventListener):
         try:
             async with self._following(follow and is_replay) as follower:
                 async with (
-                    open_box(self._settings, self._say) as box,
-                    box.change(Order.now(begun, why, by=by, **note)),
+                    open_dead_letters(self._settings, self._say) as queue,
+                    queue.change(Order.now(begun, why, by=by, **note)),
                 ):
-                    await self._publish(box, plan, canary, rate, follower)
+                    await self._publish(queue, plan, canary, rate, follower)
                 await self._outcomes_of(follower)
         finally:
             if self.done:
@@ -126,7 +126,7 @@ class Run(EventListener):
 
     async def _publish(
         self,
-        box: DeadLetterBox,
+        queue: DeadLetterQueue,
         plan: Plan,
         canary: Canary,
         rate: float | None,
@@ -138,17 +138,17 @@ class Run(EventListener):
         rest = [letter for letter in going if letter.key not in keys]
         if first and rest:
             self.stage = f"Canary of {len(first):,}"
-            await self._sweep(box, first, rate, follower)
+            await self._sweep(queue, first, rate, follower)
             self.has_bad_canary = not await self._outcomes_of(follower) or self._has_bad_outcome
             if self.has_bad_canary:
                 return
         if not self.is_stopping:
             self.stage = "Replaying" if self.wish.kind == "replay" else "Discarding"
-            await self._sweep(box, rest or first, rate, follower)
+            await self._sweep(queue, rest or first, rate, follower)
 
     async def _sweep(
         self,
-        box: DeadLetterBox,
+        queue: DeadLetterQueue,
         letters: Sequence[Planned],
         rate: float | None,
         follower: OutcomeFollower | None,
@@ -163,9 +163,9 @@ class Run(EventListener):
 
         sweep = Sweep(Counter(letter.identity for letter in letters), self._stop)
         if self.wish.kind == "discard":
-            await sweep.discard(box, self._removed)
+            await sweep.discard(queue, self._removed)
         else:
-            await sweep.replay(box, self._settings, self.wish, rate, self, sent, self._removed)
+            await sweep.replay(queue, self._settings, self.wish, rate, self, sent, self._removed)
         if not self.is_stopping:
             self.changed |= sweep.changed
             self.gone |= {key for key, _ in sweep.wanted.elements()} - sweep.changed
@@ -235,5 +235,5 @@ def _canaries(going: Sequence[Planned], canary: Canary) -> list[Planned]:
     first: dict[str, Planned] = {}
     for letter in going:
         if letter.outcome == "replayed":
-            first.setdefault(letter.cause, letter)
+            first.setdefault(letter.facts.cause, letter)
     return list(first.values())

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from worker.dead_letters.letter import LetterFacts
 from worker.errors import WorkerError
 
 
@@ -14,27 +15,6 @@ class Named(Protocol):
     def key(self) -> str: ...
     @property
     def id(self) -> str: ...
-
-
-class Facts(Named, Protocol):
-    """What a selection asks of a letter."""
-
-    @property
-    def reason(self) -> str: ...
-    @property
-    def error(self) -> str: ...
-    @property
-    def cause(self) -> str: ...
-    @property
-    def user(self) -> str | None: ...
-    @property
-    def account(self) -> str | None: ...
-    @property
-    def platform(self) -> str | None: ...
-    @property
-    def resource_id(self) -> str | None: ...
-    @property
-    def dead_at(self) -> int | None: ...
 
 
 AnyNamed = TypeVar("AnyNamed", bound=Named)
@@ -69,7 +49,7 @@ class Selection:
     def is_everything(self) -> bool:
         return self == Selection()
 
-    def __contains__(self, letter: Facts) -> bool:
+    def __contains__(self, letter: LetterFacts) -> bool:
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (not self.platforms or letter.platform in self.platforms)

@@ -8,15 +8,15 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME, SECRET_FIELDS
 from worker.contract.secrets import MASK, SecretMask
 from worker.dead_letters.letter import Letter
-from worker.dead_letters.patch import InvalidPatch, Patch
+from worker.dead_letters.patch import InvalidPatch, Patch, Patches
 from worker.errors import UsageError
 from worker.files.cells import clean, flag, guard
 from worker.files.damage import ACCOUNT, EXACT_DIGITS
@@ -46,13 +46,12 @@ def row(letter: Letter, *, reveal: bool) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class TablePatches:
+class TablePatches(Patches):
     """The patches that a table holds, by the ids of letters. In a table that release 1.1.0 exported they are
     by the ids of requests."""
 
-    by_letter: Mapping[str, Record]
-    by_request: Mapping[str, Record]
-    of_one_resource: Sequence[str] = ()
+    by_letter: Mapping[str, Record] = field(default_factory=dict)
+    by_request: Mapping[str, Record] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
@@ -94,7 +93,7 @@ def read_patches(path: str) -> TablePatches:
                     _add(by_request, str(record.values.get("id") or ""), record)
     except (UsageError, Unreadable) as error:
         raise UsageError(f"{path}: {error}") from None
-    return TablePatches(by_letter, by_request)
+    return TablePatches(by_letter=by_letter, by_request=by_request)
 
 
 def _add(records: dict[str, Record], name: str, record: Record) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any, Final
 
+from worker.amqp.consumer import COUNTS
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PUBLIC_FIELDS
 from worker.contract.secrets import SecretMask, without_query
 from worker.contract.words import PUBLIC_HEADERS
-from worker.dead_letters.letter import BROKERS_HEADER, Letter
+from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
 
 PUBLIC_PROPERTIES: Final = (
     "message_id",
@@ -21,17 +22,6 @@ PUBLIC_PROPERTIES: Final = (
     "user_id",
 )
 OTHER_PROPERTIES: Final = ("type", "app_id")
-BROKERS_HEADERS: Final = frozenset(
-    {
-        "x-acquired-count",
-        "x-delivery-count",
-        *(
-            f"x-{which}-death-{what}"
-            for which in ("first", "last")
-            for what in ("exchange", "queue", "reason")
-        ),
-    }
-)
 DEATH_FIELDS: Final = frozenset(
     {"count", "exchange", "original-expiration", "queue", "reason", "routing-keys", "time"}
 )
@@ -97,7 +87,7 @@ class _Guarded(_Revealed):
         return describe(value)
 
     def header(self, name: str, value: object) -> Any:
-        if name in PUBLIC_HEADERS or name in BROKERS_HEADERS:
+        if name in PUBLIC_HEADERS or name in BROKERS_WORDS or name in COUNTS:
             return self.known(value)
         if name == BROKERS_HEADER and isinstance(value, list):
             return [self._death(entry) for entry in value]

@@ -10,7 +10,7 @@ import typer
 from worker.cli import output
 from worker.cli.dead_letters.options import filtered
 from worker.cli.dead_letters.terminal import Say, letters
-from worker.dead_letters.box import open_box
+from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.selection import Selection
 from worker.dead_letters.table import header, row
 from worker.errors import UsageError
@@ -43,13 +43,12 @@ def export(
 
 async def _export(settings: Settings, selection: Selection, file: BinaryIO, *, reveal: bool) -> int:
     count = 0
-    async with open_box(settings, Say()) as box:
+    async with open_dead_letters(settings, Say()) as queue:
         if selection.ids:
-            async with contextlib.aclosing(box.look(selection)) as found:
-                keys = selection.named([each async for each in found])
+            keys = selection.named(await queue.read(selection, lambda letter: letter))
             selection = Selection(ids=frozenset(each.key for each in keys))
         file.write(header())
-        async with contextlib.aclosing(box.look(selection)) as found:
+        async with contextlib.aclosing(queue.look(selection)) as found:
             async for letter in found:
                 file.write(row(letter, reveal=reveal))
                 count += 1

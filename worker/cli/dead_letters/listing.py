@@ -1,7 +1,6 @@
 """`ott-worker dead-letters list`."""
 
 import asyncio
-import contextlib
 from collections import Counter
 from typing import Annotated, Literal
 
@@ -12,9 +11,9 @@ from worker.cli.dead_letters.options import Json, filtered
 from worker.cli.dead_letters.terminal import Say, letters
 from worker.cli.table import Column, Row, Table, text_of, time_of
 from worker.contract.dead_letter import brief
-from worker.dead_letters.box import open_box
 from worker.dead_letters.groups import causes_of
-from worker.dead_letters.letter import LetterFacts
+from worker.dead_letters.letter import Letter, LetterFacts
+from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.selection import Selection
 from worker.settings import Settings, load_settings
 
@@ -88,12 +87,6 @@ def print_letters(
 
 async def _look(settings: Settings, selection: Selection, limit: int | None) -> tuple[list[LetterFacts], int]:
     """What is known of the letters, and the depth of the queue."""
-    found: list[LetterFacts] = []
-    async with open_box(settings, Say()) as box:
-        total = await box.depth()
-        async with contextlib.aclosing(box.look(selection)) as looked_at:
-            async for letter in looked_at:
-                found.append(letter.facts())
-                if len(found) == limit:
-                    break
-    return found, total
+    async with open_dead_letters(settings, Say()) as queue:
+        total = await queue.depth()
+        return await queue.read(selection, Letter.facts, limit), total

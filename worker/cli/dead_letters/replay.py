@@ -24,7 +24,7 @@ from worker.cli.dead_letters.terminal import (
 from worker.cli.table import Column, Row, Table, text_of
 from worker.contract.journal_record import why
 from worker.dead_letters import patch
-from worker.dead_letters.patch import Patches, SamePatch
+from worker.dead_letters.patch import Patches
 from worker.dead_letters.plan import Plan, Planned, Wish
 from worker.dead_letters.run import BAD, Run
 from worker.dead_letters.selection import Selection
@@ -39,6 +39,7 @@ OUTCOMES = {
     "unproven": "needs --force",
     "unfit": "left where it is:",
 }
+FORECAST = ("letter", "id", "reason", "error", "ottPlatformName", "resourceId")
 TOLD_REASONS = 5  # why letters cannot be replayed; --dry-run tells it of each
 
 
@@ -139,7 +140,7 @@ def replay(
 def _patches(assignments: Sequence[str], file: str | None) -> Patches:
     patching = patch.parse(assignments, read_value)
     if file is None:
-        return SamePatch(patching)
+        return Patches(patching)
     if patching:
         raise UsageError("--patch and --set cannot be combined: change the cells of the file")
     return read_patches(file)
@@ -184,13 +185,9 @@ def _print_plan(plan: Plan, *, as_json: bool) -> int:
 
 
 def _forecast(letter: Planned) -> dict[str, Any]:
+    facts = letter.facts.document()
     return {
-        "letter": letter.key,
-        "id": letter.shown_id,
-        "reason": letter.reason,
-        "error": letter.error,
-        "ottPlatformName": letter.platform,
-        "resourceId": letter.resource_id,
+        **{name: facts[name] for name in FORECAST},
         "outcome": letter.outcome,
         "why": letter.why or None,
     }

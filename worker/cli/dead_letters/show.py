@@ -1,7 +1,6 @@
 """`ott-worker dead-letters show`."""
 
 import asyncio
-import contextlib
 from typing import Annotated
 
 import typer
@@ -9,9 +8,9 @@ import typer
 from worker.cli import output
 from worker.cli.dead_letters.options import Json, filtered
 from worker.cli.dead_letters.terminal import Say
-from worker.dead_letters.box import open_box
 from worker.dead_letters.groups import advice
 from worker.dead_letters.letter import Letter
+from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.selection import Selection
 from worker.dead_letters.view import as_text, view
 from worker.errors import UsageError
@@ -56,8 +55,8 @@ def show(
 
 
 async def _look(settings: Settings, selection: Selection, say: Say) -> list[Letter]:
-    async with open_box(settings, say) as box, contextlib.aclosing(box.look(selection)) as looked_at:
-        return selection.named([letter async for letter in looked_at])
+    async with open_dead_letters(settings, say) as queue:
+        return selection.named(await queue.read(selection, lambda letter: letter))
 
 
 def _next(letter: Letter) -> str:

@@ -78,7 +78,7 @@ def told_superseded(plan: Plan, say: Say) -> None:
 
 def named(letter: Planned) -> str:
     """The letter, its resource, and its request."""
-    return output.printable(f"{letter.key}  {letter.resource_id or '-'}  request {letter.shown_id}")
+    return output.printable(f"{letter.key}  {letter.facts.resource_id or '-'}  request {letter.facts.id}")
 
 
 async def performed(run: Run, title: str, *, rate: float | None, follow: bool) -> BrokerUnreachable | None:

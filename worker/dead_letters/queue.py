@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC
+from typing import TypeVar
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.queue_browser import QueueBrowser, depth, hold, lock
@@ -17,6 +18,7 @@ from worker.settings import Settings
 
 SEAL_BYTES = 1024  # more than encryption adds to a body
 
+Row = TypeVar("Row")
 Letters = AsyncGenerator[Letter, None]
 OnWait = Callable[[str], None]
 """Called once, with a sentence that says what a command waits for."""
@@ -25,7 +27,7 @@ _UNDER_WAY = frozenset({"replaying", "discarding"})
 _CHANGES = _UNDER_WAY | {"replayed", "discarded"}
 
 
-class DeadLetterBox:
+class DeadLetterQueue:
     """All dead letters. Every method raises TopologyError, QueueInUse or BrokerUnreachable.
 
     One look at a time goes through the queue, and each takes a few seconds at most. A change keeps other
@@ -35,7 +37,7 @@ class DeadLetterBox:
     def __init__(self, connection: Connection, settings: Settings, on_wait: OnWait) -> None:
         self._connection = connection
         self._settings = settings
-        self._queue = Topology(settings.prefix).dead
+        self._name = Topology(settings.prefix).dead
         self._on_wait = on_wait
         self._seals = Seals(settings)
         self._max_body_bytes = settings.max_body_bytes + SEAL_BYTES
@@ -43,36 +45,48 @@ class DeadLetterBox:
     async def look(self, selection: Selection) -> Letters:
         """The letters of a selection, oldest first; the queue is as before when this has ended."""
         async with (
-            lock(self._connection, self._queue, self._tell_who),
-            QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
+            lock(self._connection, self._name, self._tell_who),
+            QueueBrowser(self._connection, self._name, self._max_body_bytes) as browser,
         ):
-            count = await depth(self._connection, self._queue)
+            count = await depth(self._connection, self._name)
             async with contextlib.aclosing(browser.look(count)) as deliveries:
                 async for delivery in deliveries:
                     letter = open_letter(delivery, self._seals, self._settings.mc_account_id)
                     if letter in selection:
                         yield letter
 
+    async def read(
+        self, selection: Selection, row: Callable[[Letter], Row], limit: int | None = None
+    ) -> list[Row]:
+        """What `row` makes of each letter of a selection, oldest first; `limit` ends early."""
+        rows: list[Row] = []
+        async with contextlib.aclosing(self.look(selection)) as letters:
+            async for letter in letters:
+                rows.append(row(letter))
+                if len(rows) == limit:
+                    break
+        return rows
+
     async def depth(self) -> int:
         """How many there are."""
-        return await depth(self._connection, self._queue)
+        return await depth(self._connection, self._name)
 
     @contextlib.asynccontextmanager
-    async def take(self, wanted: int) -> AsyncIterator["Removal"]:
+    async def take(self, wanted: int) -> AsyncIterator["RemovalSession"]:
         """All letters, to remove about `wanted` of them."""
         async with (
-            lock(self._connection, self._queue, self._tell_who),
-            QueueBrowser(self._connection, self._queue, self._max_body_bytes) as browser,
+            lock(self._connection, self._name, self._tell_who),
+            QueueBrowser(self._connection, self._name, self._max_body_bytes) as browser,
         ):
             # Counted under the lock: while somebody looks, the queue has no letter ready.
-            count = await depth(self._connection, self._queue)
-            yield Removal(browser, count, count - wanted, self._seals, self._settings.mc_account_id)
+            count = await depth(self._connection, self._name)
+            yield RemovalSession(browser, count, count - wanted, self._seals, self._settings.mc_account_id)
 
     @contextlib.asynccontextmanager
     async def change(self, order: Order) -> AsyncIterator[None]:
         """Keep other changes out, and record in the control stream that this one has begun. While somebody
         else changes the letters, wait for that to end."""
-        async with hold(self._connection, f"{self._queue}.change", self._tell_who):
+        async with hold(self._connection, f"{self._name}.change", self._tell_who):
             with contextlib.suppress(WorkerError):  # the change goes on without its record
                 await publish_order(self._settings, order)
             yield
@@ -88,7 +102,7 @@ class DeadLetterBox:
         self._on_wait(f"{who}: waiting until that ends")
 
 
-class Removal:
+class RemovalSession:
     """Letters that may be removed; those that are not go back to their places."""
 
     def __init__(
@@ -116,10 +130,12 @@ class Removal:
 
 
 @contextlib.asynccontextmanager
-async def open_box(settings: Settings, on_wait: OnWait = lambda _: None) -> AsyncIterator[DeadLetterBox]:
+async def open_dead_letters(
+    settings: Settings, on_wait: OnWait = lambda _: None
+) -> AsyncIterator[DeadLetterQueue]:
     """The dead letters, on a connection of their own. `on_wait` is told what a method waits for."""
     connection = await connect(settings, "dead-letters")
     try:
-        yield DeadLetterBox(connection, settings, on_wait)
+        yield DeadLetterQueue(connection, settings, on_wait)
     finally:
         await connection.close()

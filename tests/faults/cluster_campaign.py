@@ -30,7 +30,7 @@ def main() -> int:
     arguments = _arguments()
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is put away
-    print(HEADING, flush=True)
+    print(HEADING.replace("recovery", "silence"), flush=True)
     with Network() as network:
         return asyncio.run(_run(arguments, network))
 

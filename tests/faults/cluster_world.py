@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -60,6 +62,7 @@ class ClusterWorld(World):
         self.cluster = cluster
         self._replays = itertools.count()
         self._begun_at = datetime.now(UTC).isoformat()
+        self._struck_at: list[float] = []
         self.sandbox_host = cluster.network.address(HUB)
 
     async def __aenter__(self) -> Self:
@@ -82,9 +85,17 @@ class ClusterWorld(World):
     async def heal(self) -> None:
         await self.cluster.revive()
 
+    def struck(self) -> None:
+        super().struck()
+        self._struck_at.append(time.time())
+
     async def findings(self, *, last: bool = True) -> Findings:
-        """As for one node; and the journal holds a record of each request that was answered."""
+        """As for one node; and the journal holds a record of each request that was answered. A strike's
+        recovery is the longest silence until the next one."""
         findings = await super().findings(last=last)
+        self.recoveries = [
+            self.load.silence(since, until) for since, until in pairwise([*self._struck_at, math.inf])
+        ]
         recorded = {json.loads(record)["id"] for record in await self._journal()}
         missing = self.load.answered - recorded
         if missing:

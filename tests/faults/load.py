@@ -49,6 +49,7 @@ class Sent:
     version: int | None
     confirmed: bool = False
     publishes: int = 0
+    sent_at: float = 0.0  # seconds since the epoch
 
     @property
     def is_valid(self) -> bool:
@@ -163,6 +164,7 @@ class Load:
             if rate:
                 await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
             await gate.acquire()
+            request.sent_at = time.time()
             self.sent.append(request)
             before = self._tails.get(request.resource or "")
             task = asyncio.create_task(self._publish_after(before, request, reply_to))
@@ -200,6 +202,17 @@ class Load:
         await wait_for(lambda: first() or all_answered(), "a reply", timeout)
         reply = first()
         return reply.at - moment if reply is not None else None
+
+    def silence(self, since: float, until: float) -> float:
+        """The longest time between these moments in which a request waited and none was answered, seconds."""
+        sent_at = {request.id: request.sent_at for request in self.sent}
+        longest, last = 0.0, since
+        for reply in sorted(self.replies, key=lambda reply: reply.completed_at):
+            waits_since = sent_at.pop(reply.request_id, None)  # a repeated reply ends no silence
+            if waits_since is not None and since < reply.completed_at < until:
+                longest = max(longest, reply.completed_at - max(last, waits_since))
+                last = reply.completed_at
+        return longest
 
     async def _publish_after(
         self, before: "asyncio.Task[None] | None", request: Sent, reply_to: str | None

@@ -119,15 +119,18 @@ async def test_a_message_larger_than_the_broker_takes_stops_no_other(
         await node.evaluate("application:unset_env(rabbit, max_message_size).")
 
 
-async def test_a_consumer_timeout_gives_the_deliveries_back_and_loses_none(
+async def test_a_consumer_timeout_gives_the_deliveries_back_and_never_returns_one_of_them_alone(
     make_module_world: MakeWorld, node: Node
 ) -> None:
+    """RabbitMQ 4.3 would return the oldest one alone, while the worker holds the others. There the time-out
+    that the worker asks for counts, which it never comes to. Before, all deliveries come back together."""
     fault = FAULTS["consumer timeout"]
     world = await make_module_world(node, workers=0, environment=fault.environment)
+    major, minor, *_ = (await node.ctl("version")).split(".")
     async with short_consumer_timeout(world):
         await world.start(2)
         await endure(world, fault, 100, strikes=1, rate=RATE)
-        assert world.workers.told("subscription_ended")
+        assert bool(world.workers.told("subscription_ended")) == ((int(major), int(minor)) < (4, 3))
         await world.intact(last=True)
 
 

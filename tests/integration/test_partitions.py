@@ -351,19 +351,6 @@ async def test_a_rate_limit_is_for_all_partitions_together(rig: Rig) -> None:
     assert began[-1] - began[20] > (60 - 20) / 20 * 0.6
 
 
-async def test_workers_go_on_after_the_partition_log_was_deleted_and_made_anew(rig: Rig) -> None:
-    settings = rig.settings(partitions=2)
-    service = await rig.start_worker(settings)
-    requester = await rig.requester_for(settings)
-    await requester.ask(messenger("1"))
-    await requester.channel.queue_delete(f"{requester.prefix}.partitions")
-    connection = service.intake.connection
-    assert connection is not None
-    await connection.close()  # the next one declares what is missing
-    for page in range(8):
-        assert (await requester.ask(messenger(str(page))))["status"] == "registered"
-
-
 async def test_why_no_consumer_has_a_priority(clean_broker: str, prefix: str) -> None:
     """A consumer of low priority holds a message, one of a higher priority joins, and both go. From 4.3 on,
     RabbitMQ then takes the first one for the active consumer for good, though its channel is closed."""

@@ -3,11 +3,7 @@
 import asyncio
 from typing import Any
 
-import pytest
-
 from tests.rig import Requester, Rig, messenger, until
-from worker.amqp.connection import connect
-from worker.broker import topology
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.events import EventListener
@@ -116,22 +112,6 @@ async def test_a_worker_without_a_control_stream_works(rig: Rig) -> None:
     await requester.channel.queue_delete(f"{requester.prefix}.control")
     assert (await requester.ask(messenger()))["status"] == "registered"
     assert service.orders.pause is None
-
-
-async def test_a_worker_hears_orders_after_the_control_stream_and_the_entry_exchange_were_deleted(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It declares them again itself (contract §1)."""
-    monkeypatch.setattr(topology, "CHECK_INTERVAL", 0.1)
-    service, requester = await start(rig)
-    await requester.channel.queue_delete(f"{requester.prefix}.control")
-    await requester.channel.exchange_delete(requester.prefix)
-    connection = await connect(rig.settings(), "test")
-    while await topology.missing(connection, rig.settings()):
-        await asyncio.sleep(0.05)
-    await connection.close()
-    await order(rig, "pause")
-    await until(lambda: service.intake.subscription is None, "the end of the subscription")
 
 
 async def _waiting(requester: Requester, count: int) -> bool:

@@ -161,6 +161,42 @@ async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_
     await connection.close()
 
 
+async def test_a_standby_that_is_cut_off_makes_no_call_when_deliveries_come(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a network partition, RabbitMQ 4.3 hands it what others have settled since. So its lease, too, is
+    renewed only by what most nodes of the queue agree to."""
+    monkeypatch.setattr(consumer, "LEASE", 1.0)  # seconds
+    settings, has_majority = make_settings(), asyncio.Event()
+    queue = Topology(settings.prefix).requests
+    vote = Subscription._pass_through_queue
+
+    async def with_majority(subscription: Subscription, channel: RawChannel, tag: str) -> None:
+        if subscription is standby:
+            await has_majority.wait()
+        await vote(subscription, channel, tag)
+
+    connection = await connect(settings, "test")
+    await topology.ensure(connection, settings)
+    active, standby = Subscription(connection, queue, 10), Subscription(connection, queue, 10)
+    await active.open(lambda _: None)
+    delivered = asyncio.Event()
+    monkeypatch.setattr(Subscription, "_pass_through_queue", with_majority)
+    await standby.open(lambda _: delivered.set())
+    await asyncio.sleep(1.5)  # the lease that it opened with is over
+    channel = await connection.raw_channel(confirms=True)
+    await channel.basic_publish(b"", routing_key=queue)
+    await until(lambda: active.unsettled, "the delivery")
+    await active.close()
+    await delivered.wait()
+    allowed = asyncio.create_task(standby.ensure_lease())
+    assert not (await asyncio.wait([allowed], timeout=1.5))[0]
+    has_majority.set()
+    await asyncio.wait_for(allowed, SOON)
+    await standby.close()
+    await connection.close()
+
+
 async def test_hundreds_acknowledged_at_the_last_moment_are_gone(
     make_settings: Callable[..., Settings], clean_broker: str
 ) -> None:

@@ -1,12 +1,18 @@
 """The broker objects: declared when missing, only checked with OTT_DECLARE=false (contract §1)."""
 
+import asyncio
 from collections.abc import Callable
 
 import aio_pika
 import pytest
 
+from tests.rig import Rig, journal_records, messenger, until
 from worker.amqp.connection import Connection, connect
 from worker.broker import topology
+from worker.broker.control_stream import publish_order
+from worker.broker.status_stream import read_workers
+from worker.contract.control import Order
+from worker.contract.words import REQUEST_KEY
 from worker.errors import TopologyError
 from worker.settings import Settings
 
@@ -69,3 +75,33 @@ async def test_a_request_that_the_queue_cannot_take_is_refused_and_not_dropped(
         assert arguments["x-delivery-limit"] > 0
     assert names.requests_arguments()["x-dead-letter-strategy"] == "at-least-once"
     assert names.requests_arguments()["x-single-active-consumer"] is True
+
+
+async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams, exchanges and the queues that the worker publishes to. One that it consumes ends the
+    subscription, and the next one declares it."""
+    monkeypatch.setattr(topology, "CHECK_INTERVAL", 0.1)
+    settings = rig.settings(partitions=2)
+    names = topology.Topology(settings.prefix)
+    service = await rig.start_worker(settings, tells_status=True)
+    requester = await rig.requester_for(settings)
+    assert (await requester.ask(messenger("1")))["status"] == "registered"
+    for queue in (*names.own_queues - {names.requests}, names.partition(1)):
+        await requester.channel.queue_delete(queue)
+    for exchange in (names.entry, names.dead):
+        await requester.channel.exchange_delete(exchange)
+    connection = await connect(settings, "test")
+    while await topology.missing(connection, settings):
+        await asyncio.sleep(0.05)
+    await connection.close()
+    for page in range(8):
+        reply = await requester.ask(messenger(str(page)), key=REQUEST_KEY)
+        assert reply["status"] == "registered"
+    assert (await requester.ask(b"{", key=REQUEST_KEY))["status"] == "rejected"
+    assert await requester.take("dead")
+    assert {record["resourceId"] for record in await journal_records(requester, 8)} >= set("01234567")
+    await until(lambda: read_workers(settings), "its status")
+    await publish_order(settings, Order.now("pause", "a test", by="test"))
+    await until(lambda: service.intake.subscription is None, "the pause")

@@ -15,7 +15,8 @@ from tests.acceptance.dead_letter_commands import begin, ott_worker
 from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import topology
-from worker.broker.overview import Overview, Settled
+from worker.broker.last_hour import Settled
+from worker.broker.overview import Overview
 from worker.broker.situation import judge
 from worker.broker.status_stream import read_workers
 from worker.broker.topology import Topology

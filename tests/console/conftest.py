@@ -1,5 +1,6 @@
 """A console on a free port, over a real broker."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
@@ -7,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from tests.console.browser import OpenPage, browser
-from tests.rig import Rig
+from tests.rig import Requester, Rig, messenger, until
+from worker.console.rendering import PAGES
 from worker.console.server import Console
 from worker.settings import Settings
 
@@ -35,6 +37,22 @@ class Running:
             document = await response.json()
             assert isinstance(document, dict)
             return document
+
+    async def paths(self, requester: Requester, **attributes: str) -> list[str]:
+        """One path for each page of PAGES, with a letter of its own behind them."""
+        reply = await requester.ask(messenger("1732555047025799", endpointUrl="", **attributes))
+        letter = str(reply["requestId"])
+
+        async def is_listed() -> bool:
+            return letter in str(await self.json("/dead-letters"))
+
+        await until(is_listed, "the letter on its page")
+        async with self.session.post(
+            "/runs", headers=JSON, data={"do": "replay", "letter": letter}
+        ) as response:
+            run = (await response.json())["run"]
+        known = {"letter": letter, "number": run, "platform": "messenger", "resource": "1732555047025799"}
+        return [re.sub(r"{(\w+)[^}]*}", lambda found: known[found[1]], page.path) for page in PAGES]
 
     async def html(self, path: str) -> str:
         async with self.session.get(path) as response:

@@ -10,9 +10,8 @@ import pytest
 from tests.console.conftest import Running
 from tests.console.test_changes import dead, listed, post, refusal
 from tests.rig import Rig, messenger, until
-from worker.console import last_hour
-from worker.console.chart import HEIGHT, chart_of
-from worker.console.kept import Kept, refreshed
+from worker.console.rendering import chart_of
+from worker.console.sources import Cached, refreshed
 from worker.errors import BrokerUnreachable
 
 Start = Callable[..., Awaitable[Running]]
@@ -109,18 +108,6 @@ async def test_without_a_journal_the_pages_say_so(rig: Rig, start_console: Start
     assert (await console.json("/"))["queues"]
 
 
-async def test_the_journal_is_followed_only_while_somebody_looks(
-    rig: Rig, start_console: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await rig.start()
-    console = await start_console()
-    before = asyncio.all_tasks()
-    await console.json("/")
-    (following,) = [task for task in asyncio.all_tasks() - before if task.get_name() == "last hour"]
-    monkeypatch.setattr(last_hour, "IDLE", 0.0)
-    await until(following.done, "the end of following")
-
-
 async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told() -> None:
     readings = 0
 
@@ -132,7 +119,7 @@ async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told()
             raise BrokerUnreachable("gone")
         return readings
 
-    kept = Kept(read, 0, life=60)
+    kept = Cached(read, 0, life=60)
     await asyncio.gather(refreshed(5, kept), refreshed(5, kept))
     assert (kept.value, readings, kept.trouble) == (1, 1, "")
     await refreshed(5, kept)
@@ -146,7 +133,7 @@ async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not
     async def read() -> int:
         return 1
 
-    kept = Kept(read, 0, life=60)
+    kept = Cached(read, 0, life=60)
     assert not kept.is_fresh
     await refreshed(5, kept)
     assert kept.is_fresh
@@ -163,8 +150,7 @@ async def test_a_bar_is_as_high_as_its_minute_was_busy() -> None:
     ]
     chart = chart_of(minutes)
     assert chart.top == 20
-    (bar,) = chart.bars
-    assert [(part.status, part.height) for part in bar.parts] == [("registered", 50), ("failed", 50)]
-    assert bar.parts[-1].y == 0
-    assert sum(part.height for part in bar.parts) == HEIGHT
+    ((_, title, parts),) = chart.bars
+    assert parts == [("registered", 50, 50), ("failed", 0, 50)]  # from the bottom up, all of the height
+    assert title == "12:01 UTC: 10 registered, 10 failed"
     assert "10 registered" in chart.summary

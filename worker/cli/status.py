@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from worker.amqp.connection import Connection, connect
-from worker.broker.overview import read_overview, read_rates
+from worker.amqp.connection import connected
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.last_hour import HOUR, MINUTE, LastHour
+from worker.broker.overview import read_overview
 from worker.broker.situation import Trend, judge
 from worker.broker.topology import Topology
 from worker.cli import output
@@ -22,6 +24,7 @@ from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings, load_settings
 
 WATCH_INTERVAL = 2.0  # seconds
+RATE_BUDGET = 5.0  # seconds that reading the last hour of the journal may take
 LETTERS_LOOKED_AT = 5_000  # the oldest; in a longer queue only these are counted by cause
 LETTERS_INTERVAL = 30.0  # seconds after which --watch looks at them again although their number is the same
 CLEAR = "\x1b[2J\x1b[H"
@@ -41,12 +44,12 @@ def status(
 
 
 async def _status(settings: Settings, *, watch: bool, as_json: bool) -> None:
-    causes, trend = _CausesKept(settings), Trend()
-    _show(await _read(settings, causes, trend), watch=watch, as_json=as_json)
+    looks = _Looks(settings)
+    _show(await looks.read(), watch=watch, as_json=as_json)
     while watch:
         await asyncio.sleep(WATCH_INTERVAL)
         try:
-            _show(await _read(settings, causes, trend), watch=watch, as_json=as_json)
+            _show(await looks.read(), watch=watch, as_json=as_json)
         except BrokerUnreachable as error:
             typer.echo(f"ott-worker: {error}; trying again", err=True)
 
@@ -61,47 +64,45 @@ def _show(screen: Screen, *, watch: bool, as_json: bool) -> None:
     output.flush()
 
 
-async def _read(settings: Settings, causes: "_CausesKept", trend: Trend) -> Screen:
-    connection = await connect(settings, "status")
-    try:
-        return await _read_by(connection, settings, causes, trend)
-    finally:
-        await connection.close()
-
-
-async def _read_by(connection: Connection, settings: Settings, causes: "_CausesKept", trend: Trend) -> Screen:
-    names = Topology(settings.prefix)
-    overview = await read_overview(connection, names)
-    rates = None
-    try:
-        rates = await read_rates(connection, names) if settings.journal else None
-    except TopologyError as error:
-        overview.problems.append(str(error))
-    found = await causes.read(overview.queues.get("dead", 0))
-    if found.problem:
-        overview.problems.append(found.problem)
-    growth = trend.growth(time.monotonic(), overview.queues.get("requests"))
-    situation = judge(overview, names, growth=growth, dead=found.largest())
-    broker = f"RabbitMQ {connection.server_version}"
-    return Screen(settings.prefix, broker, datetime.now(UTC), situation, overview, rates, found)
-
-
-class _CausesKept:
-    """The causes of the dead letters, looked at again when their number changes, or now and then."""
+class _Looks:
+    """What one look after another shows. The dead letters are looked at again when their number changes, or
+    now and then."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._kept = Causes()
+        self._trend = Trend()
+        self._hour = LastHour()
+        self._causes = Causes()
         self._count = 0
-        self._looked_at = float("-inf")
+        self._causes_at = float("-inf")
 
-    async def read(self, count: int) -> Causes:
+    async def read(self) -> Screen:
+        """The screen now. Raises BrokerUnreachable."""
+        async with connected(self._settings, "status") as connection:
+            names = Topology(self._settings.prefix)
+            overview = await read_overview(connection, names)
+            rates = None
+            try:
+                if self._settings.journal:
+                    await self._hour.read(StreamReader(connection, names.journal), RATE_BUDGET)
+                    rates = self._hour.settled(MINUTE), self._hour.settled(HOUR)
+            except TopologyError as error:
+                overview.problems.append(str(error))
+            broker = f"RabbitMQ {connection.server_version}"
+        found = await self._read_causes(overview.queues.get("dead", 0))
+        if found.problem:
+            overview.problems.append(found.problem)
+        growth = self._trend.growth(time.monotonic(), overview.queues.get("requests"))
+        situation = judge(overview, names, growth=growth, dead=found.largest())
+        return Screen(self._settings.prefix, broker, datetime.now(UTC), situation, overview, rates, found)
+
+    async def _read_causes(self, count: int) -> Causes:
         """The causes of the letters. `problem` says if this user may not read them or the queue is in use."""
-        now = asyncio.get_running_loop().time()
-        if count != self._count or now - self._looked_at > LETTERS_INTERVAL:
-            self._kept = await self._look() if count else Causes()
-            self._count, self._looked_at = count, now
-        return self._kept
+        now = time.monotonic()
+        if count != self._count or now - self._causes_at > LETTERS_INTERVAL:
+            self._causes = await self._look() if count else Causes()
+            self._count, self._causes_at = count, now
+        return self._causes
 
     async def _look(self) -> Causes:
         found = Causes()

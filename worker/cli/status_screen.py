@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from worker.broker.overview import Overview, Settled
+from worker.broker.last_hour import Settled
+from worker.broker.overview import Overview
 from worker.broker.situation import Condition, State
 from worker.cli import output
 from worker.contract.dead_letter import brief

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
@@ -11,31 +11,40 @@ import jinja2
 from aiohttp import web
 from markupsafe import Markup
 
-from worker.console.chart import HEIGHT, WIDTH
 from worker.console.session import SESSION
 from worker.contract.dead_letter import brief
-from worker.contract.timestamps import how_long
+from worker.contract.timestamps import how_long, microseconds
 from worker.release import version
 from worker.settings import Settings
 
 
 class Page(NamedTuple):
-    """A page of the menu: the key after g, and the handler in pages.py."""
+    """A page: where it is, its template and the method of Pages that has the same name, whether it shows the
+    dead letters, its name in the menu, and the key after g that leads there. The order is that of the menu
+    and of the routes."""
 
     path: str
-    name: str
-    key: str
-    handler: str
+    template: str
+    shows_letters: bool = False
+    name: str = ""
+    key: str = ""
 
 
 PAGES = (
-    Page("/", "Overview", "o", "overview"),
-    Page("/dead-letters", "Dead letters", "d", "dead_letters"),
-    Page("/journal", "Journal", "j", "journal"),
-    Page("/audit", "Audit", "a", "audit"),
+    Page("/", "overview", True, "Overview", "o"),
+    Page("/dead-letters", "dead_letters", True, "Dead letters", "d"),
+    Page(r"/dead-letters/{letter:[\s\S]+}", "letter", True),
+    Page("/journal", "journal", False, "Journal", "j"),
+    Page("/audit", "audit", False, "Audit", "a"),
+    Page("/runs", "runs"),
+    Page("/runs/{number}", "run"),
+    Page(r"/resources/{platform}/{resource:[\s\S]*}", "resource", True),
 )
 THEME_COOKIE = "ott-theme"
 THEMES = ("auto", "light", "dark")
+CHART_WIDTH, CHART_HEIGHT = 600, 100
+STACK = ("registered", "superseded", "rejected", "failed")  # from the bottom up
+LEAST_HEIGHT = 1.5  # one failure among thousands must be seen
 _LINK = re.compile(r'\b(href|src|action|formaction|hx-get|hx-post)="/(?!/)')
 
 
@@ -49,6 +58,11 @@ def wants_json(request: web.Request) -> bool:
     """Whether the caller accepts JSON and says nothing of HTML."""
     accept = request.headers.get("Accept", "")
     return "application/json" in accept and "text/html" not in accept
+
+
+def see(path: str) -> web.Response:
+    """Lead the browser on to a page."""
+    return web.Response(status=303, headers={"Location": path})
 
 
 def theme_of(request: web.Request) -> str:
@@ -83,21 +97,20 @@ class Renderer:
             "span": lambda since: "-" if since is None else how_long(since, datetime.now(UTC)),
         }
         self._environment.globals |= {
-            "menu": PAGES,
+            "menu": [page for page in PAGES if page.name],
             "prefix": settings.prefix,
             "read_only": settings.console_read_only,
             "version": version(),
-            "chart_width": WIDTH,
-            "chart_height": HEIGHT,
+            "chart_width": CHART_WIDTH,
+            "chart_height": CHART_HEIGHT,
         }
-
         for name in self._environment.list_templates():
             self._environment.get_template(name)  # compiled now, so that nobody waits for it
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """A page."""
+        """A page. `values` are what its template needs besides what all of them know."""
         theme = theme_of(request)
-        text = self._environment.get_template(template).render(
+        text = self._environment.get_template(f"{template}.html").render(
             path=local_path(request.path, self._settings),
             url=local_path(request.path_qs, self._settings),
             theme=theme,
@@ -110,18 +123,16 @@ class Renderer:
         return web.Response(body=_encoded(text), content_type="text/html", charset="utf-8", status=status)
 
     def answer(
-        self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
+        self, request: web.Request, template: str, document: Mapping[str, Any], status: int, **values: Any
     ) -> web.Response:
-        """The document for those that want JSON, else a page."""
+        """The document for those that want JSON, else a page, which is given it as `doc`."""
         if wants_json(request):
             text = json.dumps(document, ensure_ascii=False, default=_plain) + "\n"
-            return web.Response(
-                body=_encoded(text),
-                content_type="application/json",
-                charset="utf-8",
-                headers={"Vary": "Accept"},
+            response = web.Response(
+                body=_encoded(text), content_type="application/json", charset="utf-8", status=status
             )
-        response = self.page(request, template, **values)
+        else:
+            response = self.page(request, template, status=status, doc=document, **values)
         response.headers["Vary"] = "Accept"
         return response
 
@@ -141,8 +152,18 @@ def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def _ago(moment: datetime | None) -> Markup:
+def moment_of(value: object) -> datetime | None:
+    """A moment: as it is, in microseconds since the epoch, or as a record's text; None where it is none."""
+    if isinstance(value, str):
+        value = microseconds(value)
+    if isinstance(value, int):
+        value = datetime.fromtimestamp(value / 1_000_000, UTC)
+    return value if isinstance(value, datetime) else None
+
+
+def _ago(value: object) -> Markup:
     """How long ago, with the time itself beside it for whoever points at it."""
+    moment = moment_of(value)
     if moment is None:
         return Markup("-")
     iso = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -169,3 +190,48 @@ def _query(given: Mapping[str, str], **changes: object) -> str:
     for name in (name for name, value in changes.items() if value is None):
         names.pop(name, None)
     return f"?{urlencode(names)}" if names else ""
+
+
+class Chart(NamedTuple):
+    """Bars of minutes, in numbers that an SVG template draws. `summary` is what a screen reader says; `top`
+    is the number at the upper edge. A bar is its left edge, what it says in words, and its parts: status,
+    upper edge, height."""
+
+    bars: Sequence[tuple[float, str, Sequence[tuple[str, float, float]]]]
+    bar_width: float
+    top: int
+    totals: Mapping[str, int]
+    summary: str
+
+
+def chart_of(minutes: Sequence[tuple[datetime, Mapping[str, int]]]) -> Chart:
+    """The chart of these minutes, the oldest first."""
+    top = _round_up(max((sum(counts.values()) for _, counts in minutes), default=0))
+    step = CHART_WIDTH / max(1, len(minutes))
+    bars = []
+    for number, (at, counts) in enumerate(minutes):
+        parts, y = [], float(CHART_HEIGHT)
+        for status in STACK:
+            if count := counts.get(status, 0):
+                height = max(LEAST_HEIGHT, count / top * CHART_HEIGHT)
+                y -= height
+                parts.append((status, round(y, 2), round(height, 2)))
+        if parts:
+            bars.append((round(number * step, 2), f"{at:%H:%M} UTC: {_in_words(counts)}", parts))
+    totals = {status: sum(counts.get(status, 0) for _, counts in minutes) for status in STACK}
+    summary = (
+        f"Requests of the last {len(minutes)} minutes: {_in_words(totals) or 'none'}; at most {top} a minute"
+    )
+    return Chart(bars, round(step * 0.8, 2), top, totals, summary)
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[status]} {status}" for status in STACK if counts.get(status))
+
+
+def _round_up(number: int) -> int:
+    """To a number that people like at an axis."""
+    unit = 1
+    while unit * 10 < number:
+        unit *= 10
+    return next((unit * step for step in (1, 2, 5, 10) if unit * step >= number), number) if number else 10

@@ -1,17 +1,17 @@
-"""What every request has to pass, and the headers that every answer carries."""
+"""What every request has to pass, the headers that every answer carries, and logging in."""
 
 import asyncio
 import ipaddress
 import socket
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
-from worker.console.rendering import Renderer, local_path, wants_json
+from worker.console.rendering import THEME_COOKIE, THEMES, Renderer, local_path, see, wants_json
 from worker.console.session import LIFE, SESSION, Sessions
 from worker.errors import SettingsError, UsageError, WorkerError
 from worker.settings import Settings
@@ -31,6 +31,8 @@ HEADERS = {
 }
 OPEN_TO_ALL = ("/login", "/theme", "/static/")
 CHANGES_NOTHING = frozenset({"/login", "/logout", "/theme"})
+YEAR = 365 * 24 * 3600  # seconds
+NAME_LENGTH = 60
 LONGEST_ANSWER = 60.0  # seconds, the time that the client takes to send its form included
 FOREIGN = (
     "A change must come from a page of this console. Behind a proxy set OTT_CONSOLE_URL to the address that "
@@ -54,10 +56,15 @@ def check_settings(settings: Settings) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches the address."""
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 class Guard:
@@ -137,8 +144,8 @@ class Guard:
     def _enter(self, request: web.Request, entered: str) -> web.StreamResponse:
         """The same page again, without the token in its URL."""
         bare = request.rel_url.without_query_params("token").path_qs
-        response = web.Response(status=303, headers={"Location": local_path(bare, self._settings)})
-        set_cookie(response, request, self._settings, self._sessions.cookie, entered)
+        response = see(local_path(bare, self._settings))
+        _set_cookie(response, request, self._settings, self._sessions.cookie, entered)
         return response
 
     def _is_same_origin(self, request: web.Request) -> bool:
@@ -159,10 +166,7 @@ class Guard:
             return web.Response(status=401, headers={"HX-Refresh": "true"})
         if wants_json(request) or request.method not in ("GET", "HEAD"):
             return self._problem(request, 401, "Log in first, at /login.")
-        return web.Response(
-            status=303,
-            headers={"Location": f"/login?next={quote(local_path(request.path_qs, self._settings))}"},
-        )
+        return see(f"/login?next={quote(local_path(request.path_qs, self._settings))}")
 
     def _is_own_name(self, host: str) -> bool:
         try:
@@ -173,22 +177,19 @@ class Guard:
         if is_loopback(name) or name in self._names:
             return True
         # An address is no name that somebody could have pointed here.
-        return not self._is_local and _is_address(name)
+        return not self._is_local and _address(name) is not None
 
     def _problem(self, request: web.Request, status: int, text: str) -> web.StreamResponse:
         if wants_json(request):
             return web.json_response({"problem": text}, status=status)
         return self._render.page(
-            request, "problem.html", status=status, live=False, title=str(status), text=text
+            request,
+            "problem",
+            status=status,
+            live=False,
+            title="Not found" if status == 404 else "That did not work",
+            text=text,
         )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_embedded(request: web.Request) -> bool:
@@ -199,13 +200,76 @@ def _is_embedded(request: web.Request) -> bool:
     return not (is_link and request.headers.get("Sec-Fetch-Dest", "document") == "document")
 
 
-def client_of(request: web.Request, settings: Settings) -> str:
-    """The client's address; a proxy that OTT_CONSOLE_URL tells of names it."""
-    passed_on = request.headers.get("X-Forwarded-For", "") if settings.console_url else ""
-    return passed_on.rpartition(",")[2].strip() or request.remote or ""
+class Login:
+    """The handlers that log in and out, and choose a theme."""
+
+    def __init__(self, settings: Settings, sessions: Sessions, render: Renderer) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._render = render
+
+    def routes(self) -> Iterable[web.AbstractRouteDef]:
+        """Where they are."""
+        return (
+            web.get("/login", self.form),
+            web.post("/login", self.log_in),
+            web.post("/logout", self.log_out),
+            web.post("/theme", self.choose_theme),
+        )
+
+    async def form(self, request: web.Request) -> web.Response:
+        """Asks for the password."""
+        return self._form(request, request.query.get("next", "/"))
+
+    async def log_in(self, request: web.Request) -> web.StreamResponse:
+        """Opens a session for the right password."""
+        form = await request.post()
+        following, client = _safe_path(form.get("next")), self._client(request)
+        if wait := self._sessions.wait(client):
+            problem = f"Too many wrong passwords: try again in {wait:.0f} seconds."
+            response = self._form(request, following, 429, problem)
+            response.headers["Retry-After"] = f"{wait:.0f}"
+            return response
+        name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]
+        cookie = self._sessions.log_in(client, name, str(form.get("password", "")))
+        if cookie is None:
+            return self._form(request, following, 401, "That is not the password.")
+        answer = see(following)
+        _set_cookie(answer, request, self._settings, self._sessions.cookie, cookie)
+        return answer
+
+    async def log_out(self, request: web.Request) -> web.StreamResponse:
+        """Ends the session."""
+        self._sessions.end(request.cookies.get(self._sessions.cookie, ""))
+        answer = see("/login")
+        path = urlsplit(self._settings.console_url or "").path or "/"
+        answer.del_cookie(self._sessions.cookie, path=path, httponly=True, samesite="Strict")
+        return answer
+
+    async def choose_theme(self, request: web.Request) -> web.StreamResponse:
+        """Keeps the theme in a cookie: so no page flashes in the wrong one, and it needs no script."""
+        form = await request.post()
+        theme = str(form.get("theme", ""))
+        answer = see(_safe_path(form.get("next")))
+        answer.set_cookie(
+            THEME_COOKIE, theme if theme in THEMES else THEMES[0], max_age=YEAR, samesite="Strict"
+        )
+        return answer
+
+    def _client(self, request: web.Request) -> str:
+        """The client's address; a proxy that OTT_CONSOLE_URL tells of names it."""
+        passed_on = request.headers.get("X-Forwarded-For", "") if self._settings.console_url else ""
+        return passed_on.rpartition(",")[2].strip() or request.remote or ""
+
+    def _form(
+        self, request: web.Request, following: str, status: int = 200, problem: str = ""
+    ) -> web.Response:
+        return self._render.page(
+            request, "login", status=status, following=_safe_path(following), problem=problem
+        )
 
 
-def set_cookie(
+def _set_cookie(
     response: web.Response, request: web.Request, settings: Settings, name: str, value: str
 ) -> None:
     """For this console alone."""
@@ -221,7 +285,8 @@ def set_cookie(
     )
 
 
-def safe_path(path: str) -> str:
+def _safe_path(path: object) -> str:
     """A path of this console, or its first page."""
-    is_path = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
-    return path if is_path else "/"
+    if not isinstance(path, str) or not path.startswith("/") or path.startswith("//"):
+        return "/"
+    return path if "\\" not in path and path.isprintable() else "/"

@@ -1,51 +1,276 @@
-"""What the pages are made of, and what it costs to keep it new."""
+"""What the pages show: the broker's state, the last hour, the dead letters and the journal. Each is read
+again only while somebody looks."""
 
+import asyncio
+import contextlib
+import sys
 import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
 
 from aiohttp import web
 
-from worker.broker.overview import Overview
-from worker.console.journal_search import JournalSearch
-from worker.console.kept import Kept, refreshed
-from worker.console.last_hour import LastHour
-from worker.console.letters import LetterCopy
-from worker.console.overview_reader import OverviewReader
+from worker.amqp.connection import Connection, connect
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.journal_query import JournalPage, JournalQuery, matching, newest_first
+from worker.broker.last_hour import LastHour
+from worker.broker.overview import Overview, read_overview
+from worker.broker.topology import Topology
 from worker.console.rendering import wants_json
-from worker.console.run import Runs
+from worker.console.runs import Runs
+from worker.dead_letters.groups import Cause, causes_of
+from worker.dead_letters.letter import Letter, LetterFacts
+from worker.dead_letters.queue import open_dead_letters
+from worker.dead_letters.selection import Selection
+from worker.errors import WorkerError
 from worker.settings import Settings
 
+FRESH = timedelta(seconds=5)  # the age up to which what is shown is called the present
+STATE_LIFE = 1.0  # seconds that the broker's state and the last hour stay good
 PAINT = 0.15  # seconds that a page waits for what is being read; the rest comes with the next refresh
 FIRST_PAINT = 1.5  # seconds that it waits for the broker's state where what it has is old
 ANSWER = 30.0  # seconds that a script waits, which asks once
-STATE_LIFE = 1.0  # seconds
+
+# Dead letters
+LEAST_LIFE = 2.0  # seconds that a copy stays good, at least
+SHARE = 5  # a fifth of the time, at most, is spent on looking
+LONGEST_LIFE = 30.0  # seconds; a queue of the same depth may hold other letters by then
+MOST_BYTES = 64_000_000  # of the copy; of more letters the newest are shown
+ROW_BYTES = 450  # of a letter in the copy, besides its texts
+OPENED_KEPT = 8  # letters whose page was opened last
+BREATH = 100  # letters between two pauses for other pages
+
+# Searches in the journal
+LOOKED_AT = 50_000  # messages, by one search
+AT_ONCE = 4
+SEARCHES_KEPT = 32
+
+T = TypeVar("T")
+
+
+class Cached(Generic[T]):
+    """The last value that `read` gave. Those who look at the same time share one reading. `life` is how many
+    seconds a value stays good; `trouble` is why the last reading failed, empty where it did not."""
+
+    def __init__(self, read: Callable[[], Awaitable[T]], initial: T, life: float = 0.0) -> None:
+        self._read = read
+        self._task: asyncio.Task[None] | None = None
+        self._ended_at = float("-inf")
+        self.value = initial
+        self.life = life
+        self.as_of: datetime | None = None
+        self.trouble = ""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the value is that of the last seconds."""
+        return not self.trouble and self.as_of is not None and datetime.now(UTC) - self.as_of <= FRESH
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a reading is under way."""
+        return self._task is not None
+
+    def refresh(self) -> "asyncio.Task[None] | None":
+        """The reading under way, a new one where the value is too old, or None where it is good."""
+        if self._task is None and time.monotonic() - self._ended_at >= self.life:
+            self._task = asyncio.create_task(self._reading())
+        return self._task
+
+    def expire(self) -> None:
+        """Read anew at the next look."""
+        self._ended_at = float("-inf")
+
+    async def close(self) -> None:
+        """End a reading that is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _reading(self) -> None:
+        try:
+            self.value = await self._read()
+            self.as_of, self.trouble = datetime.now(UTC), ""
+        except WorkerError as error:
+            self.trouble = str(error)
+        finally:
+            self._task = None
+            self._ended_at = time.monotonic()
+
+
+async def refreshed(timeout: float, *cached: Cached[Any]) -> None:
+    """Wait until these are as new as they should be, or for `timeout` seconds."""
+    tasks = {task for each in cached if (task := each.refresh()) is not None}
+    if tasks:
+        await asyncio.wait(tasks, timeout=max(0, timeout))
+
+
+class _Line:
+    """One connection, opened again when it is lost."""
+
+    def __init__(self, settings: Settings, purpose: str) -> None:
+        self._settings = settings
+        self._purpose = purpose
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> Connection:
+        """The connection. Raises BrokerUnreachable."""
+        async with self._opening:
+            if self._connection is None or not self._connection.is_open:
+                self._connection = None
+                self._connection = await connect(self._settings, self._purpose)
+            return self._connection
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class LetterCopy:
+    """A copy of the dead letter queue. `total` letters are in the queue, of which `rows` are the newest.
+
+    To look at a queue is to consume from it, while everybody else has to wait. So the pages show a copy. It
+    is made anew when the queue's depth has changed or the copy is old, and never for more than a small share
+    of the time. It holds no body: a letter's page looks for that in the queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._renewable_at = float("-inf")
+        self._first_seen: dict[str, int] = {}
+        self._opened: OrderedDict[str, Letter] = OrderedDict()
+        self.rows: Cached[Sequence[LetterFacts]] = Cached(self._read, (), LEAST_LIFE)
+        self.version = 0
+        self.seen = 0
+        self.total = 0
+        self.causes: list[Cause] = []
+        self.choices = _choices([])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the queue was looked through at least once."""
+        return self.rows.as_of is not None
+
+    def depth_is(self, depth: int | None) -> None:
+        """What the queue holds by now: the copy is renewed when it differs."""
+        if depth is not None and depth != self.total and time.monotonic() > self._renewable_at:
+            self.rows.expire()
+
+    def shown(self, selection: Selection, version: str) -> list[str]:
+        """The ids of the letters that a page of this version showed for the selection; without a version, of
+        all that match."""
+        newest = int(version) if version.isdecimal() else self.version
+        return [
+            row.key for row in self.rows.value if row in selection and self._first_seen[row.key] <= newest
+        ]
+
+    async def find(self, name: str) -> Letter | None:
+        """The letter of this id, or the only one whose request has it. Raises AmbiguousId, or WorkerError
+        where it cannot be looked for."""
+        if name in self._opened:
+            return self._opened[name]
+        selection = Selection(ids=frozenset({name}))
+        if self.is_complete and not self.rows.trouble and len(self.rows.value) == self.total:
+            known = selection.named(row for row in self.rows.value if row in selection)
+            if not known:
+                return None
+            selection = Selection(ids=frozenset({known[0].key}))
+        async with open_dead_letters(self._settings) as queue:
+            found = selection.named(await queue.read(selection, lambda letter: letter))
+        if not found:
+            return None
+        self._opened[name] = found[0]
+        if len(self._opened) > OPENED_KEPT:
+            self._opened.popitem(last=False)
+        return found[0]
+
+    async def _read(self) -> Sequence[LetterFacts]:
+        rows: deque[LetterFacts] = deque()
+        size = 0
+        async with open_dead_letters(self._settings) as queue:
+            started = time.monotonic()
+            self.seen, self.total = 0, await queue.depth()
+            async with contextlib.aclosing(queue.look(Selection())) as letters:
+                async for letter in letters:
+                    row = letter.facts()
+                    rows.append(row)
+                    size += _size(row)
+                    while size > MOST_BYTES:
+                        size -= _size(rows.popleft())
+                    self.seen += 1
+                    if self.seen % BREATH == 0:
+                        await asyncio.sleep(0)
+            now = time.monotonic()
+        self.total = self.seen
+        self.version += 1
+        self._first_seen = {row.key: self._first_seen.get(row.key, self.version) for row in rows}
+        for key in [key for key, letter in self._opened.items() if letter.key not in self._first_seen]:
+            del self._opened[key]
+        self.causes, self.choices = causes_of(rows), _choices(rows)
+        self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
+        self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
+        return tuple(rows)
+
+
+def _size(row: LetterFacts) -> int:
+    return ROW_BYTES + sum(map(sys.getsizeof, (row.id, row.error, row.resource_id, row.user)))
+
+
+def _choices(rows: Iterable[LetterFacts]) -> dict[str, list[str]]:
+    """What the filters can be set to."""
+    rows = list(rows)
+    return {
+        name: sorted({value for row in rows if (value := getattr(row, name))})
+        for name in ("reason", "platform", "account", "user")
+    }
+
+
+_Search = tuple[JournalQuery, int, int | None]
 
 
 class Sources:
-    """The broker's state, the dead letters, the journal, and the runs of this console."""
+    """All that the pages are made of, and the runs of this console."""
 
     def __init__(self, settings: Settings) -> None:
-        self._reader = OverviewReader(settings)
         self.settings = settings
-        self.state = Kept(self._reader.read, Overview(), STATE_LIFE)
+        self.names = Topology(settings.prefix)
+        self._line, self._journal = _Line(settings, "console"), _Line(settings, "journal")
+        self._hour = LastHour()
+        self._searches: OrderedDict[_Search, Cached[JournalPage]] = OrderedDict()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self.state = Cached(self._read_state, Overview(), STATE_LIFE)
+        self.last_hour = Cached(self._read_hour, self._hour, STATE_LIFE)
         self.letters = LetterCopy(settings)
-        self.last_hour = LastHour(settings)
-        self.journal = JournalSearch(settings)
         self.runs = Runs()
 
-    async def look(self, request: web.Request) -> None:
-        """Make the broker's state and the copy of the letters as new as they should be; a browser is shown
+    async def look(self, request: web.Request, *, letters: bool = False) -> None:
+        """Make the broker's state as new as it should be, and the copy of the letters; a browser is shown
         what is there in time."""
-        until = time.monotonic() + (ANSWER if wants_json(request) else PAINT)
-        first = (
-            until - time.monotonic()
-            if self.state.is_fresh
-            else ANSWER
-            if wants_json(request)
-            else FIRST_PAINT
-        )
-        await refreshed(first, self.state)
-        self.letters.depth_is(self.state.value.queues.get("dead"))
-        await refreshed(until - time.monotonic(), self.letters.rows)
+        patience = ANSWER if wants_json(request) else PAINT
+        await refreshed(patience if self.state.is_fresh else max(patience, FIRST_PAINT), self.state)
+        if letters:
+            self.letters.depth_is(self.state.value.queues.get("dead"))
+            await refreshed(patience, self.letters.rows)
+
+    async def search(
+        self, request: web.Request, query: JournalQuery, count: int, before: int | None = None
+    ) -> Cached[JournalPage]:
+        """The newest `count` records or more, before an offset. A browser is shown what was found before,
+        while the search goes on. Raises WorkerError where too many are under way."""
+        key = (query, count, before)
+        search = self._searches.get(key)
+        if search is None:
+            if len(self._searches) >= SEARCHES_KEPT:
+                idle = next((name for name, each in self._searches.items() if not each.is_reading), None)
+                if idle is None:
+                    raise WorkerError("Too many searches are under way: try again in a moment.")
+                del self._searches[idle]
+            search = self._searches[key] = Cached(lambda: self._find(key), JournalPage())
+        self._searches.move_to_end(key)
+        await refreshed(ANSWER if wants_json(request) else PAINT, search)
+        return search
 
     def expire(self) -> None:
         """Something was changed: read the broker's state and the letters anew at the next look."""
@@ -55,8 +280,37 @@ class Sources:
     async def close(self) -> None:
         """End what is under way."""
         await self.runs.close()
-        await self.state.close()
-        await self.letters.rows.close()
-        await self.last_hour.close()
-        await self.journal.close()
-        await self._reader.close()
+        kept: list[Cached[Any]] = [self.state, self.last_hour, self.letters.rows, *self._searches.values()]
+        for each in kept:
+            await each.close()
+        await self._line.close()
+        await self._journal.close()
+
+    async def _read_state(self) -> Overview:
+        return await read_overview(await self._line.open(), self.names)
+
+    async def _reader(self) -> StreamReader:
+        if not self.settings.journal:
+            raise WorkerError("There is no journal (OTT_JOURNAL=false).")
+        return StreamReader(await self._journal.open(), self.names.journal)
+
+    async def _read_hour(self) -> LastHour:
+        await self._hour.read(await self._reader())
+        return self._hour
+
+    async def _find(self, key: _Search) -> JournalPage:
+        query, count, before = key
+        search = self._searches[key]
+        page, is_first = search.value, search.as_of is None
+        if before is not None and not is_first:
+            return page
+        async with self._turns:
+            reader = await self._reader()
+            newest = None if is_first else await reader.last()
+            if newest is None:
+                page = await newest_first(reader, query, count, before=before, at_most=LOOKED_AT)
+            elif newest.offset >= page.following:
+                page.records[:0] = await matching(reader, query, page.following, newest.offset)
+                page.following = newest.offset + 1
+        del page.records[10 * count :]
+        return page

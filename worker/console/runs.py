@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
-from worker.console.patch_form import Change
+from worker.console.forms import Change
 from worker.contract.timestamps import now
 from worker.dead_letters.plan import Outcome, Planned, Wish
 from worker.dead_letters.run import BAD, Canary, Run
@@ -14,6 +14,7 @@ from worker.settings import Settings
 Phase = Literal["planning", "planned", "running", "done", "cancelled", "stopped", "failed"]
 
 LETTERS_SHOWN = 200  # of a run; of one that has ended only these are kept
+NAMED = 5  # letters that had gone or changed
 _IN_WORDS: dict[Outcome, str] = {
     "replayed": "would be replayed",
     "superseded": "would be answered superseded, for newer ones were registered",
@@ -23,16 +24,15 @@ _IN_WORDS: dict[Outcome, str] = {
 }
 
 
-class ConsoleRun:
+class ConsoleRun(Run):
     """A run and what its page shows of it. `phase` tells how far it is, `problem` why it failed, `notice`
-    what holds it up, `began_at` when it was planned."""
+    what holds it up, `began_at` when it was planned. `asked` letters were to be looked at; of those that
+    match, `letters` are shown, and `count` go, after `canaries` of them where that is wanted."""
 
-    def __init__(self, settings: Settings, wish: Wish, count: int, changes: Sequence[Change] = ()) -> None:
-        self.run = Run(settings, wish, self._say)
-        self.number = self.run.number
-        self.kind = wish.kind
+    def __init__(self, settings: Settings, wish: Wish, asked: int, changes: Sequence[Change] = ()) -> None:
+        super().__init__(settings, wish, self._tell)
+        self.asked = asked
         self.changes = changes
-        self.asked = count
         self.phase: Phase = "planning"
         self.began_at = now()
         self.letters: Sequence[Planned] = ()
@@ -47,17 +47,9 @@ class ConsoleRun:
         return self.phase in ("planning", "running")
 
     @property
-    def is_cancelling(self) -> bool:
-        return self.run.is_stopping and self.is_busy
-
-    @property
-    def done(self) -> int:
-        return self.run.done
-
-    @property
     def sentence(self) -> str:
         """The plan in words."""
-        if self.kind == "discard":
+        if self.wish.kind == "discard":
             return "They are removed for good, and nobody is told."
         words = [f"{self.counts[each]:,} {text}" for each, text in _IN_WORDS.items() if self.counts.get(each)]
         return f"{'; '.join(words)}." if words else "None of them is there any more."
@@ -65,38 +57,65 @@ class ConsoleRun:
     @property
     def absent(self) -> str:
         """Which letters were not there as they were planned."""
-        words = [
-            f"{len(keys):,} {what}: {', '.join(sorted(keys)[:5])}{'…' if len(keys) > 5 else ''}."
+        return " ".join(
+            f"{len(keys):,} {what}: {', '.join(sorted(keys)[:NAMED])}{'…' if len(keys) > NAMED else ''}."
             for keys, what in (
-                (self.run.gone, "had gone meanwhile"),
-                (self.run.changed, "had changed meanwhile and stay"),
+                (self.gone, "had gone meanwhile"),
+                (self.changed, "had changed meanwhile and stay"),
             )
             if keys
-        ]
-        return " ".join(words)
-
-    def outcome_of(self, letter: Planned) -> dict[str, Any]:
-        """The journal's record of a letter's replay, as far as there is one."""
-        return self.run.outcomes.get(letter.key, {})
+        )
 
     def worst_first(self) -> list[Planned]:
         """What somebody must look at comes first, then what has an outcome."""
-        staying = self.run.wish.staying
 
         def rank(letter: Planned) -> int:
-            status = self.outcome_of(letter).get("status")
-            if status in BAD or (status is None and letter.outcome in staying):
+            status = self.outcomes.get(letter.key, {}).get("status")
+            if status in BAD or (status is None and letter.outcome in self.wish.staying):
                 return 0
             return 1 if "superseded" in (letter.outcome, status) else 2
 
         return sorted(self.letters, key=rank)
 
-    def plan(self) -> "asyncio.Task[None]":
+    def document(self) -> dict[str, Any]:
+        """The run as JSON."""
+        return {
+            "run": self.number,
+            "kind": self.wish.kind,
+            "phase": self.phase,
+            "stage": self.stage,
+            "problem": self.problem or None,
+            "refusal": self.refusal or None,
+            "plan": dict(self.counts),
+            "causes": list(self.causes),
+            "count": self.count,
+            "done": self.done,
+            "gone": sorted(self.gone),
+            "changed": sorted(self.changed),
+            "outcomes": dict(self.statuses),
+        }
+
+    def letter(self, letter: Planned) -> dict[str, Any]:
+        """One of its letters as JSON: the forecast, and the journal's record of its replay."""
+        record = self.outcomes.get(letter.key, {})
+        told = ("status", "message", "httpStatus", "supersededBy", "reason")
+        return {
+            "letter": letter.key,
+            "id": letter.facts.id,
+            "ottPlatformName": letter.facts.platform,
+            "resourceId": letter.facts.resource_id,
+            "forecast": letter.outcome,
+            "why": letter.why,
+            "errors": list(record.get("errors") or ()),
+            **{name: record.get(name) for name in told},
+        }
+
+    def begin_plan(self) -> "asyncio.Task[None]":
         """Begin to find out what it would do."""
         self._task = asyncio.create_task(self._guarded(self._plan()))
         return self._task
 
-    def start(
+    def begin(
         self, *, by: str, why: str, canary: Canary, rate: float | None, ended: Callable[[], None]
     ) -> None:
         """Begin to do it; `ended` is called at the end."""
@@ -104,14 +123,10 @@ class ConsoleRun:
         self._task = asyncio.create_task(self._guarded(self._perform(canary, rate)))
         self._task.add_done_callback(lambda _: ended())
 
-    def cancel(self) -> None:
-        """End it after what is under way; the letters that are left stay where they are."""
-        self.run.stop()
-
     async def close(self) -> None:
         """End it, and wait for that."""
         if self._task is not None and not self._task.done():
-            self.cancel()
+            self.stop()
             if self.phase == "planning":
                 self._task.cancel()
             await asyncio.wait({self._task})
@@ -128,7 +143,7 @@ class ConsoleRun:
             raise
 
     async def _plan(self) -> None:
-        plan = await self.run.plan()
+        plan = await self.plan()
         self.letters, self.counts, self.causes = plan.letters, dict(plan.counts), plan.causes
         self.count, self.matching, self.refusal = len(plan.going), len(plan.letters), plan.refusal
         self.canaries = len({letter.facts.cause for letter in plan.going if letter.outcome == "replayed"})
@@ -136,16 +151,16 @@ class ConsoleRun:
 
     async def _perform(self, canary: Canary, rate: float | None) -> None:
         try:
-            await self.run.perform(by=self.by, why=self.why, canary=canary, rate=rate)
+            await self.perform(by=self.by, why=self.why, canary=canary, rate=rate)
         finally:
             self.letters = self.worst_first()[:LETTERS_SHOWN]
-            self.run.planned = None
-        if self.run.is_stopping:
+            self.planned = None
+        if self.is_stopping:
             self.phase = "cancelled"
         else:
-            self.phase = "stopped" if self.run.has_bad_canary else "done"
+            self.phase = "stopped" if self.has_bad_canary else "done"
 
-    def _say(self, notice: str) -> None:
+    def _tell(self, notice: str) -> None:
         self.notice = notice
 
 

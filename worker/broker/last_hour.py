@@ -1,0 +1,134 @@
+"""The last hour as the journal tells it: what was settled in each second, and how long that took."""
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from worker.amqp.stream_reader import StreamReader
+from worker.contract.timestamps import microseconds
+from worker.contract.words import STATUSES
+
+HOUR = 3600  # seconds
+MINUTE = 60  # seconds
+LATENCY_SPAN = 5 * MINUTE  # seconds
+LATENCIES_KEPT = 20  # of a second
+BREATH = 50  # messages between two pauses for other tasks
+WINDOW = 500  # messages that are read at first; the next windows are twice as large each
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Requests by status that were settled within `seconds`."""
+
+    seconds: float
+    counts: Mapping[str, int]
+
+    @property
+    def per_second(self) -> float:
+        return sum(self.counts.values()) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Seconds from a request's arrival to its outcome, over the last minutes."""
+
+    median: float
+    p95: float
+
+
+@dataclass(slots=True)
+class _Second:
+    counts: Counter[str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+
+
+class LastHour:
+    """Requests settled in the last hour. `read` reads an hour at first, and then what has come since."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, _Second] = {}
+        self._back = 0  # the offset from which on everything was read
+        self._next = -1  # the offset behind that, -1 before the first reading
+        self._oldest = time.time()
+        self.is_complete = False
+
+    async def read(self, reader: StreamReader, budget: float = float("inf")) -> None:
+        """Read the journal. Where an hour of it takes longer than `budget` seconds, the oldest part is left
+        for the next reading. Raises TopologyError or BrokerUnreachable."""
+        deadline, now = time.monotonic() + budget, time.time()
+        newest, first = await reader.last(), await reader.first()
+        end = 0 if newest is None else newest.offset + 1
+        if not 0 <= self._next <= end:  # the first reading, or the stream was made anew
+            self._seconds, self._oldest = {}, now
+            self._next = self._back = end
+        if end > self._next:
+            await self._take(reader, self._next, end - 1)
+            self._next = end
+        # Backwards from the end, so that the newest records are known even if time runs out.
+        kept, step = 0 if first is None else first.offset, WINDOW
+        while not self._is_read(kept, now) and time.monotonic() < deadline:
+            start = max(kept, self._back - step)
+            await self._take(reader, start, self._back - 1)
+            self._back, step = start, step * 2
+        self.is_complete = self._is_read(kept, now)
+        for second in [second for second in self._seconds if second <= now - HOUR]:
+            del self._seconds[second]
+
+    def settled(self, seconds: float) -> Settled:
+        """The requests settled in the last `seconds`; a shorter span where only that is known yet."""
+        now = time.time()
+        counts: Counter[str] = Counter()
+        for second, known in self._seconds.items():
+            if second > now - seconds:
+                counts.update(known.counts)
+        return Settled(seconds if self.is_complete else min(seconds, now - self._oldest), counts)
+
+    def minutes(self) -> list[tuple[datetime, Mapping[str, int]]]:
+        """The same for each minute of the last hour, the oldest first."""
+        newest = int(time.time() // MINUTE)
+        counts: dict[int, Counter[str]] = {minute: Counter() for minute in range(newest - 59, newest + 1)}
+        for second, known in self._seconds.items():
+            if second // MINUTE in counts:
+                counts[second // MINUTE].update(known.counts)
+        return [(datetime.fromtimestamp(minute * MINUTE, UTC), each) for minute, each in counts.items()]
+
+    def latency(self) -> Latencies | None:
+        """Of the last minutes; None where nothing was settled."""
+        since = time.time() - LATENCY_SPAN
+        recent = [each for at, known in self._seconds.items() if at >= since for each in known.latencies]
+        if len(recent) < 2:
+            return Latencies(recent[0], recent[0]) if recent else None
+        return Latencies(statistics.median(recent), statistics.quantiles(recent, n=20)[-1])
+
+    def _is_read(self, kept: int, now: float) -> bool:
+        return self._back <= kept or self._oldest <= now - HOUR
+
+    async def _take(self, reader: StreamReader, start: int, last: int) -> None:
+        """Count the records from `start` to the offset `last`."""
+        async with contextlib.aclosing(reader.read(start, reach=last)) as entries:
+            async for entry in entries:
+                if entry.offset > last:
+                    break
+                for record in entry.records:
+                    self._count(record)
+                if entry.offset % BREATH == 0:
+                    await asyncio.sleep(0)
+
+    def _count(self, record: Mapping[str, object]) -> None:
+        completed, status = microseconds(str(record.get("completedAt"))), record.get("status")
+        if completed is None or status not in STATUSES:
+            return
+        at = completed // 1_000_000
+        self._oldest = min(self._oldest, at)
+        if at <= time.time() - HOUR:
+            return
+        second = self._seconds.setdefault(at, _Second())
+        second.counts[str(status)] += 1
+        received = microseconds(str(record.get("receivedAt")))
+        if received is not None and len(second.latencies) < LATENCIES_KEPT:
+            second.latencies.append(max(0, completed - received) / 1_000_000)

@@ -1,0 +1,185 @@
+"""What is asked for in URLs and forms: filters, and corrections of letters with the difference they make."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from multidict import MultiDict, MultiMapping
+
+from worker.broker.journal_query import JournalQuery
+from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
+from worker.contract.secrets import MASK
+from worker.contract.timestamps import moment
+from worker.dead_letters.patch import Patch, flag_of
+from worker.dead_letters.selection import Selection
+from worker.errors import UsageError
+
+# The names in a URL, and the filters that they set.
+LETTER_FILTERS = {
+    "reason": "reasons",
+    "platform": "platforms",
+    "resource": "resources",
+    "account": "accounts",
+    "user": "users",
+    "error": "errors",
+    "cause": "causes",
+    "id": "ids",
+}
+JOURNAL_FILTERS = {
+    "id": "ids",
+    "resource": "resources",
+    "platform": "platforms",
+    "account": "accounts",
+    "status": "statuses",
+    "reason": "reasons",
+}
+TIMES = ("since", "until")
+
+UNCHANGED = "unchanged"
+MAX_RATE = 1e6  # letters a second
+WHY_LENGTH = 200
+NAMES = frozenset(name for each in PLATFORMS.values() for name in each.fields) | {PLATFORM_NAME, ATTRIBUTES}
+_FIELD = re.compile(r'\s*"(\w+)":')
+
+Query = MultiMapping[str]
+
+
+async def form_of(request: web.Request) -> MultiDict[str]:
+    """The text fields of the form. Uploaded files are ignored."""
+    typed = await request.post()
+    return MultiDict((name, value) for name, value in typed.items() if isinstance(value, str))
+
+
+def given(query: Query, *names: str) -> dict[str, str]:
+    """Those of the names that the query gives a value."""
+    return {name: value for name in names if (value := query.get(name, "").strip())}
+
+
+def letters_asked_for(query: Query) -> tuple[Selection, dict[str, str]]:
+    """The dead letters that a URL or a form names, and its words for that. Raises UsageError where a time is
+    none."""
+    words = given(query, *LETTER_FILTERS, *TIMES)
+    times: dict[str, Any] = {name: moment(words[name], name.capitalize()) for name in TIMES if name in words}
+    return Selection(**_sets(words, LETTER_FILTERS), **times), words
+
+
+def records_asked_for(query: Query) -> tuple[JournalQuery, dict[str, str]]:
+    """The records that a URL names, and its words for that."""
+    words = given(query, *JOURNAL_FILTERS)
+    return JournalQuery(**_sets(words, JOURNAL_FILTERS)), words
+
+
+def _sets(words: Mapping[str, str], filters: Mapping[str, str]) -> dict[str, Any]:
+    return {field: frozenset({words[name]}) for name, field in filters.items() if name in words}
+
+
+def why_of(form: Query) -> str:
+    """The reason that was typed. Raises UsageError where there is none."""
+    why = " ".join(form.get("why", "").split())[:WHY_LENGTH]
+    if not why:
+        raise UsageError("Say why: the reason is kept in the audit list.")
+    return why
+
+
+def rate_of(form: Query) -> float | None:
+    """Letters a second at most, None for no limit. Raises UsageError."""
+    text = form.get("rate", "").strip()
+    try:
+        rate = float(text or "inf")
+    except ValueError:
+        rate = 0
+    if text and not 0 < rate < MAX_RATE:
+        raise UsageError("The rate must be a number above 0: letters a second.")
+    return rate if text else None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of the form. `shown` is the value as it is shown, empty for a secret; `is_there` whether the
+    letter has it, None where the form is for several; `is_named` whether the error names it."""
+
+    name: str
+    shown: str
+    is_secret: bool
+    is_flag: bool
+    is_there: bool | None
+    is_named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of the difference, as texts that may be shown."""
+
+    name: str
+    before: str
+    after: str
+
+
+def fields_of(
+    document: Mapping[str, Any] | None, platform: Platform, named: frozenset[str] = frozenset()
+) -> list[Field]:
+    """The form for a letter as `view` shows it, or for several."""
+    body = (document or {}).get("body")
+    attributes = body.get(ATTRIBUTES) if isinstance(body, dict) else None
+    attributes = attributes if isinstance(attributes, dict) else {}
+    return [
+        Field(
+            name,
+            "" if name in platform.secrets else _text(attributes.get(name)),
+            name in platform.secrets,
+            name in platform.flags,
+            None if document is None else attributes.get(name) not in (None, ""),
+            name in named,
+        )
+        for name in platform.fields
+    ]
+
+
+def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[Patch, list[Change]]:
+    """The patch that the form describes, and its changes to the letter that `view` shows so, or to several.
+    Raises UsageError."""
+    platform = PLATFORMS.get(form.get("platform", ""))
+    if platform is None:
+        raise UsageError("The platform is none.")
+    values: dict[str, Any] = {}
+    changes: list[Change] = []
+    if document is not None and document.get("ottPlatformName") != platform.name:
+        values[PLATFORM_NAME] = platform.name
+        changes.append(Change(PLATFORM_NAME, str(document.get("ottPlatformName") or ""), platform.name))
+    for field in fields_of(document, platform):
+        # A browser leaves line breaks out of a field.
+        unchanged = (UNCHANGED, "") if field.is_secret or field.is_flag else (_one_line(field.shown),)
+        typed = _one_line(form.get(f"set.{field.name}", unchanged[0]))
+        if typed in unchanged:
+            continue
+        values[field.name] = flag_of(field.name, typed) if field.is_flag else typed
+        before = MASK if field.is_secret and field.is_there else field.shown
+        changes.append(Change(field.name, before, f"{MASK} (new)" if field.is_secret else typed))
+    if not changes:
+        raise UsageError("Nothing was changed: type a new value, or replay as it is.")
+    return Patch(values), changes
+
+
+def named_fields(error: str) -> frozenset[str]:
+    """The fields that an error names, in whichever case."""
+    words = {word.casefold() for word in re.findall(r"\w+", error)}
+    return frozenset(name for name in NAMES if name.casefold() in words)
+
+
+def marked_lines(body: object, named: frozenset[str]) -> list[tuple[str, bool]]:
+    """A body in lines, each with whether it holds a field that the error names."""
+    lines = json.dumps(body, ensure_ascii=False, indent=2).splitlines()
+    return [(line, (found := _FIELD.match(line)) is not None and found[1] in named) for line in lines]
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "").replace("\n", "")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)

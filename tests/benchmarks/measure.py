@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from tests.benchmarks.broker import Broker
-from tests.benchmarks.contender import Contender, messages
-from tests.benchmarks.environment import Environment
+from tests.benchmarks.contender import Contender, requests
+from tests.benchmarks.environment import LOG, Environment
 from tests.benchmarks.process import Process
 from worker.amqp.connection import connect
 from worker.broker import topology
@@ -147,13 +147,9 @@ async def _declare_ours(variables: Mapping[str, str]) -> None:
 async def run(contender: Contender, environment: Environment, amqp_url: str, work: Work) -> Run:
     """Fill a queue, start the contender on it, and measure until nearly all is done or time is up."""
     async with stage(contender, amqp_url, work) as on:
-        message = messages(contender, environment, on.settings, work.resources, work.size)
-        await on.broker.fill(on.queue, message, work.requests)
-        log = Path(tempfile.gettempdir()) / "ott-worker-benchmarks" / "last.log"
+        await on.broker.fill(on.queue, requests(work.resources, work.size, on.replies), work.requests)
         started = time.perf_counter()
-        with Process(
-            contender.command(environment), {**environment.variables, **on.settings}, log
-        ) as process:
+        with Process(contender.command(environment), on.settings, LOG) as process:
             await _until(on.upstream, 1, process)
             while not await on.broker.count(on.replies):
                 await asyncio.sleep(POLL)

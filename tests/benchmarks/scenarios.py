@@ -16,26 +16,13 @@ import aiormq
 from pamqp import commands
 
 from tests.benchmarks import stages
-from tests.benchmarks.contender import (
-    AIO_PIKA,
-    AIORMQ,
-    ALL,
-    NODE,
-    OURS,
-    Contender,
-    body,
-    messages,
-    watched,
-)
-from tests.benchmarks.environment import Environment
+from tests.benchmarks.contender import ALL, OURS, Contender, body, requests
+from tests.benchmarks.environment import LOG, Environment
 from tests.benchmarks.measure import Run, Work, _until, run, stage
 from tests.benchmarks.process import Process
 
 Table = dict[str, Any]
 LATENCIES = (0.0, 0.05, 0.2, 1.0)  # seconds
-RESOURCES = (1, 10, 1_000, 100_000)
-SIZES = {1_000: 15_000, 10_000: 8_000, 100_000: 2_000}  # bytes: requests
-BACKLOGS = (10_000, 100_000, 1_000_000)
 
 
 class Bench:
@@ -56,7 +43,7 @@ class Bench:
 
     async def compare(self, names: Sequence[str] = ()) -> Table:
         """All contenders, taking turns, so that what else the machine does falls on all of them."""
-        chosen = [c for c in ALL if (not names or c.name in names) and c.command(self._environment)[0]]
+        chosen = [c for c in ALL if not names or c.name in names]
         runs: dict[str, list[Run]] = {contender.name: [] for contender in chosen}
         for number in range(self._rounds):
             for contender in chosen:
@@ -90,68 +77,11 @@ class Bench:
             table[f"{latency * 1000:.0f}"] = {"rate": made.rate, "limit": limit, "cpu": made.cpu}
         return table
 
-    async def slots(self, latency: float = 0.2) -> Table:
-        """What bare loops reach of prefetch ÷ latency, and what one of our slots spends its time on."""
-        bound = Work.prefetch / latency
-        work = Work(int(bound * 14), latency=latency, warm=int(bound * 2))
-        rates = {c.name: (await self._run(c, work)).rate for c in (OURS, AIO_PIKA, AIORMQ, NODE)}
-        with tempfile.NamedTemporaryFile() as file:
-            made = await self._run(watched(Path(file.name)), work, "watched")
-            spent = json.loads(file.read())
-        turn = work.prefetch / made.rate
-        return {
-            "reached": {name: rate / bound for name, rate in rates.items()},
-            "milliseconds": {
-                "the upstream": latency * 1000,
-                "from arrival to the call, and the call over the upstream's own time": (
-                    (spent["held"] - spent["settling"] - latency) * 1000
-                ),
-                "reply and journal record confirmed by the broker": spent["settling"] * 1000,
-                "from the acknowledgement to the next delivery": (turn - spent["held"]) * 1000,
-            },
-        }
-
-    async def resources(self) -> Table:
-        """Few resources and many."""
-        table: Table = {}
-        for number in RESOURCES:
-            requests = {1: 3_000}.get(number, max(15_000, min(number, 30_000)))
-            warm = 300 if number == 1 else 1_500
-            made = await self._run(OURS, Work(requests, number, warm=warm), f"{number} resources")
-            table[str(number)] = {"rate": made.rate, "cpu": made.cpu}
-        return table
-
-    async def bodies(self) -> Table:
-        """Small bodies and large."""
-        table: Table = {}
-        for size, requests in SIZES.items():
-            made = await self._run(OURS, Work(requests, size=size, warm=requests // 10), f"{size} bytes")
-            table[str(size)] = {"rate": made.rate, "cpu": made.cpu, "memory": made.memory}
-        return table
-
-    async def backlog(self) -> Table:
-        """Few messages waiting and very many."""
-        table: Table = {}
-        for waiting in BACKLOGS:
-            work = Work(waiting, size=400, seconds=15.0, resources=waiting)
-            made = await self._run(OURS, work, f"{waiting} waiting")
-            table[str(waiting)] = {"rate": made.rate, "cpu": made.cpu, "memory": made.memory}
-        return table
-
-    async def start(self) -> Table:
-        """From the start of the program to the first reply."""
-        times = []
-        for _ in range(max(3, self._rounds)):
-            made = await self._run(OURS, Work(400, warm=100, seconds=1.0), "start")
-            times.append(made.first_reply)
-        return {"first": _spread(times)}
-
     async def added(self, rate: float, latency: float = 0.05, seconds: float = 10.0) -> Table:
         """Latency over the upstream's own at `rate` requests a second."""
         work = Work(latency=latency)
         async with stage(OURS, self._amqp_url, work) as on:
-            log = Path(tempfile.gettempdir()) / "ott-worker-benchmarks" / "last.log"
-            with Process(OURS.command(self._environment), on.settings, log) as process:
+            with Process(OURS.command(self._environment), on.settings, LOG) as process:
                 probe = _Probe(on.settings, rate)
                 async with probe:
                     await probe.send(int(rate * 2))
@@ -171,10 +101,8 @@ class Bench:
         """Cost of a request by stage: CPU from /proc, shares from a sampling profiler's stacks."""
         work = Work(30_000)
         async with stage(OURS, self._amqp_url, work) as on:
-            fill = messages(OURS, self._environment, on.settings, work.resources, work.size)
-            await on.broker.fill(on.queue, fill, work.requests)
-            log = Path(tempfile.gettempdir()) / "ott-worker-benchmarks" / "last.log"
-            with Process(OURS.command(self._environment), on.settings, log) as process:
+            await on.broker.fill(on.queue, requests(work.resources, work.size, on.replies), work.requests)
+            with Process(OURS.command(self._environment), on.settings, LOG) as process:
                 await _until(on.upstream, work.warm, process)
                 before, cpu = on.upstream.requests, process.cpu()
                 stacks = await asyncio.to_thread(_sample, self._environment, process.pid, seconds)

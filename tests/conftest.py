@@ -9,6 +9,8 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
+from tests import watchdog
+from tests.faults.proxy import Proxy
 from tests.rig import DEFAULT_URL, Rig, delete_objects
 from worker.settings import Settings, load_settings
 
@@ -21,14 +23,14 @@ BROKER_URLS = [
     for url in os.environ.get("OTT_TEST_AMQP_URLS", os.environ.get("OTT_AMQP_URL", DEFAULT_URL)).split(",")
     if url
 ]
-PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT"})
+PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT", "OTT_TEST_RABBITMQ_ROOTS"})
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _end_in_order() -> None:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does: nodes, networks and processes are put away."""
+def pytest_configure() -> None:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does; what nothing can unwind the watchdog puts away."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    watchdog.start()
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,13 @@ async def clean_broker(broker_url: str, prefix: str) -> AsyncIterator[str]:
     """The broker's URL; everything below the prefix is deleted afterwards."""
     yield broker_url
     await delete_objects(broker_url, prefix)
+
+
+@pytest.fixture
+async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
+    """A proxy before this test's broker, which can be made to misbehave."""
+    async with Proxy.to(broker_url) as a_proxy:
+        yield a_proxy
 
 
 @pytest.fixture

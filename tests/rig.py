@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import time
@@ -12,14 +13,15 @@ from uuid import uuid4
 import aio_pika
 import aio_pika.exceptions
 
-from worker.events import EventListener, EventListeners
+from worker.events import EVENTS, EventListener, EventListeners
 from worker.sandbox import Sandbox
+from worker.sandbox.faults import Status
 from worker.service import Service
-from worker.settings import Settings
+from worker.settings import Settings, load_settings
 from worker.telemetry.state import Phase
 from worker.telemetry.status import StatusFeed
 
-DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
+DEFAULT_URL = load_settings().amqp_url.get_secret_value()  # the worker's own default
 WAIT_TIMEOUT = 30.0  # seconds that a condition may take
 
 MESSENGER: dict[str, Any] = {
@@ -171,6 +173,36 @@ async def journal_records(requester: Requester, count: int) -> list[dict[str, An
     return records
 
 
+class Events(EventListener):
+    """Remembers every event of a worker."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[str, tuple[Any, ...]]] = []
+        self.hear(**{name: functools.partial(self._remember, name) for name in EVENTS})
+
+    def _remember(self, name: str, *arguments: Any) -> None:
+        self._told.append((name, arguments))
+
+    def of(self, name: str) -> list[Any]:
+        """What these events told: their argument, or their arguments where they have several."""
+        return [given[0] if len(given) == 1 else given for told, given in self._told if told == name]
+
+    @property
+    def closed(self) -> list[str]:
+        """Why the gate closed."""
+        return self.of("gate_closed")
+
+    @property
+    def opened(self) -> int:
+        """How often the gate opened."""
+        return len(self.of("gate_opened"))
+
+
+def failing(status: int, **more: Any) -> Status:
+    """A fault of the registration endpoint."""
+    return Status(path="registration", status=status, **more)
+
+
 class Rig:
     """Starts a worker in this process, with a sandbox of its own."""
 
@@ -234,6 +266,10 @@ class Rig:
             running[1].cancel()
             await asyncio.gather(running[1], return_exceptions=True)
             self._running.remove(running)
+
+    async def stop_first(self) -> None:
+        """Drain the worker that was started first, and wait for its end."""
+        await self.stop_worker(self.services[0])
 
     async def stop_worker(self, service: Service) -> None:
         """Drain one worker and wait for its end."""

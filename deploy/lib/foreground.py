@@ -4,13 +4,17 @@ Import it first: from then until `end_in_order` Ctrl-C ends this program without
 nothing yet to put away, and the other imports take a second.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+GRACE = 60.0  # seconds in which a program that was told to end has to
+POLL = 0.5  # seconds
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,19 +41,28 @@ def finish_undisturbed() -> None:
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run it to its end and return its exit code as a shell does (128 + n for signal n).
 
-    Signals go to the program, which may take its time to end.
+    Signals go to the program, which is killed where it has not ended GRACE seconds after one.
     """
     program: subprocess.Popen[bytes] | None = None
+    deadline: float | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal deadline
         if program is None:
             _unwind(number, frame)
-        elif number != signal.SIGINT or not _in_the_foreground():
+            return
+        deadline = time.monotonic() + GRACE
+        if number != signal.SIGINT or not _in_the_foreground():
             program.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _heeded()}
     try:
         program = subprocess.Popen(command, env=environment)
+        while program.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(POLL)
+            if deadline is not None and time.monotonic() > deadline:
+                program.kill()
         code = program.wait()
     finally:
         for number, handler in before.items():

@@ -112,13 +112,17 @@ class PrivateBroker:
 
     def stop(self) -> None:
         """End it cleanly, its epmd too."""
-        self._node.end(signal.SIGTERM)
-        self._epmd.end(signal.SIGKILL)
+        try:
+            self._node.end(signal.SIGTERM)
+        finally:
+            self._epmd.end(signal.SIGKILL)
 
     def kill(self) -> None:
         """End it at once, its epmd too."""
-        self._node.end(signal.SIGKILL)
-        self._epmd.end(signal.SIGKILL)
+        try:
+            self._node.end(signal.SIGKILL)
+        finally:
+            self._epmd.end(signal.SIGKILL)
 
     def ctl(self, arguments: Iterable[str]) -> int:
         """Run `rabbitmqctl` on it and return its exit code. Raises BrokerError."""
@@ -226,8 +230,10 @@ class _Process:
     def start(self, command: Sequence[str], environment: dict[str, str]) -> None:
         with open(self._pid_file, "a+") as pid_file, open(self._output, "wb") as output:
             fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            pid_file.truncate(0)
+            # It notes its own number: a signal may end this program right after the start.
             self._child = subprocess.Popen(
-                command,
+                ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self._pid_file), *command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -235,8 +241,6 @@ class _Process:
                 pass_fds=[pid_file.fileno()],
                 start_new_session=True,
             )
-            pid_file.truncate(0)
-            pid_file.write(str(self._child.pid))
 
     def runs(self) -> bool:
         with contextlib.suppress(FileNotFoundError), open(self._pid_file) as pid_file:
@@ -247,14 +251,19 @@ class _Process:
         return False
 
     def end(self, how: signal.Signals) -> None:
-        """Send the signal and wait until the process is gone; kill it where it takes too long."""
-        deadline = time.monotonic() + STOP_LIMIT
+        """Send the signal and wait until the process is gone; kill it where it takes too long. Raises
+        BrokerError where even that does not end it."""
+        began = time.monotonic()
+        is_sent = False
         while self.runs():
-            with contextlib.suppress(ProcessLookupError, ValueError):
-                os.kill(int(self._pid_file.read_text()), how)
-            while self.runs() and time.monotonic() < deadline:
-                time.sleep(POLL)
-            how = signal.SIGKILL
+            spent = time.monotonic() - began
+            if spent > 2 * STOP_LIMIT:
+                raise BrokerError(f"the process that {self._pid_file} names does not end")
+            if not is_sent or spent > STOP_LIMIT:
+                with contextlib.suppress(ProcessLookupError, ValueError):  # it has not noted its number yet
+                    os.kill(int(self._pid_file.read_text()), signal.SIGKILL if spent > STOP_LIMIT else how)
+                    is_sent = True
+            time.sleep(POLL)
         if self._child:
             self._child.wait()
 

@@ -1,57 +1,18 @@
-"""Running `ott-worker` as a user does, and dead letters to try it on."""
+"""A terminal to run commands on, and dead letters to try them on."""
 
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import pty
-import sys
 import termios
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import aio_pika
-from typer.testing import CliRunner
 
-from tests.rig import Requester, Rig, environment, messenger
+from tests.rig import Requester, Rig, messenger
 from worker.amqp.consumer import COUNTS
-from worker.cli.app import app
 from worker.sandbox.faults import Status
-from worker.settings import Settings
-
-# A command that runs in this process takes its standard streams and its environment.
-_STREAMS = threading.Lock()
-PIPES: Mapping[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def documents(self) -> list[dict[str, Any]]:
-        """What `--json` printed."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-async def begin(
-    settings: Settings, *arguments: str, process: Mapping[str, Any] = PIPES, **variables: str
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "worker",
-        *arguments,
-        **{**PIPES, **process},
-        env={**environment(settings), **variables},
-    )
 
 
 class Terminal:
@@ -80,25 +41,6 @@ class Terminal:
         """Make it the terminal of this process, which must be a new one."""
         os.setsid()
         fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0)
-
-
-async def said(process: asyncio.subprocess.Process, text: str) -> None:
-    """Wait until the command has said this on standard error, be it without a line's end."""
-    assert process.stderr is not None
-    await asyncio.wait_for(process.stderr.readuntil(text.encode()), 30)
-
-
-async def ott_worker(settings: Settings, *arguments: str, stdin: str = "", **variables: str) -> Ended:
-    """Run a command to its end in this process, without a terminal and without signals."""
-
-    def run() -> Ended:
-        with _STREAMS:
-            ended = CliRunner().invoke(
-                app, arguments, stdin, environment(settings) | variables, catch_exceptions=False
-            )
-        return Ended(ended.exit_code, ended.stdout, ended.stderr)
-
-    return await asyncio.wait_for(asyncio.to_thread(run), 60)
 
 
 async def bury(requester: Requester, count: int, *, reasons: tuple[str, ...] = ("exhausted",)) -> list[str]:

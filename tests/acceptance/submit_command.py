@@ -1,67 +1,41 @@
-"""`ott-worker submit` as a test uses it: run in a process of its own, its files written and read."""
+"""`ott-worker submit` as a test uses it: its files written and read."""
 
-import asyncio
 import csv
 import json
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.commands import Ended, begin, ott_worker
+from tests.commands import end as ended
+from tests.commands import said as told
 from tests.rig import MESSENGER, Rig, environment
 from worker.settings import Settings
 
+__all__ = ("Command", "ended", "lines", "pages_called", "told", "write_pages")
 ATTRIBUTES: dict[str, Any] = MESSENGER["ottPlatformAttributes"]
 HEADER = ["ottPlatformName", *ATTRIBUTES]
 
 
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
 class Command:
-    """Runs `ott-worker submit` in a process of its own, with the settings of a rig."""
+    """Runs `ott-worker submit` with the settings of a rig."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.environment = environment(settings)
-        self._started: list[asyncio.subprocess.Process] = []
+        self._started: list[Any] = []
 
-    async def start(self, *arguments: str | Path, **more: str) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker", "submit", *map(str, arguments)),
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            env={**self.environment, **more},
-        )
-        self._started.append(process)
-        return process
+    async def start(self, *arguments: str | Path, **more: str) -> Any:
+        self._started.append(await begin(self._settings, "submit", *arguments, **more))
+        return self._started[-1]
 
     async def __call__(self, *arguments: str | Path, stdin: bytes = b"", **more: str) -> Ended:
-        return await ended(await self.start(*arguments, **more), stdin)
+        return await ott_worker(self._settings, "submit", *arguments, stdin=stdin, **more)
 
     def kill(self) -> None:
         for process in self._started:
             if process.returncode is None:
                 process.kill()
-
-
-async def ended(process: asyncio.subprocess.Process, stdin: bytes = b"") -> Ended:
-    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
-    return Ended(process.returncode or 0, out.decode(), err.decode())
-
-
-async def told(process: asyncio.subprocess.Process, text: str) -> None:
-    """Wait until the command says this on standard error."""
-    assert process.stderr is not None
-    async with asyncio.timeout(30):
-        while text not in (await process.stderr.readline()).decode():
-            pass
 
 
 def write_pages(path: Path, ids: Iterable[object], **more: Any) -> Path:

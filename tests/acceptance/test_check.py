@@ -1,20 +1,17 @@
 """`check` names the true cause of what does not work, each in one line (contract §8)."""
 
-import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import aio_pika
 import pytest
-from rich.console import Console
 
+from tests.commands import Checked, checked_with
 from tests.rig import Rig, environment, messenger
 from worker.broker.control_stream import publish_order
-from worker.cli.check import report
 from worker.contract.control import Order
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.sandbox.faults import Status
@@ -22,46 +19,9 @@ from worker.settings import Settings
 
 Make = Callable[..., Settings]
 
-OLD_BROKER = re.compile(r"note +broker +RabbitMQ 3\.1[0-2]\.\d+: let only trusted publishers send")
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What `check` said."""
-
-    code: int
-    out: str
-
-    def line(self, name: str) -> str:
-        """The only line about this, beside a warning of the broker's version."""
-        (found,) = [line for line in self._lines if line.split()[1] == name]
-        return found
-
-    @property
-    def _lines(self) -> list[str]:
-        return [line for line in self.out.splitlines() if not OLD_BROKER.match(line)]
-
-    @property
-    def verdicts(self) -> list[list[str]]:
-        """The first two words of each line."""
-        return [line.split()[:2] for line in self._lines]
-
-    def failure(self, name: str) -> str:
-        """That line, which tells of a failure."""
-        assert self.code != 0, self.out
-        line = self.line(name)
-        assert line.startswith("FAIL"), self.out
-        return line
-
 
 async def check(settings: Settings, **variables: str) -> Checked:
-    """In this process: to start one for each cause would take minutes."""
-    out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**environment(settings), **variables}.items():
-            patch.setenv(name, value)
-        code = await report(Console(file=out, soft_wrap=True))
-    return Checked(code, out.getvalue())
+    return await checked_with({**environment(settings), **variables})
 
 
 def operator(make_settings: Make, **overrides: object) -> Settings:
@@ -211,13 +171,6 @@ async def test_each_of_several_addresses_is_named(make_settings: Make, clean_bro
     assert "address 1 of 2 in OTT_AMQP_URL" in lines[0]
     assert lines[1].startswith("ok")
     assert "may do what an operator does" in checked.line("permissions")
-
-
-async def test_tls_spoken_to_a_plain_port(make_settings: Make, clean_broker: str) -> None:
-    tls = clean_broker.replace("amqp://", "amqps://")
-    tls = tls if ":" in tls.rpartition("@")[2] else tls.rstrip("/") + ":5672/"
-    line = (await check(operator(make_settings, amqp_url=tls))).failure("broker")
-    assert "the port does not speak TLS: use amqp://" in line
 
 
 async def test_an_http_port(rig: Rig, make_settings: Make) -> None:

@@ -7,7 +7,8 @@ import signal
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import begin, bury, dead_queue, ott_worker, turned_down, unchanged
+from tests.acceptance.dead_letter_commands import bury, dead_queue, turned_down, unchanged
+from tests.commands import begin, ott_worker
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
 from worker.broker.topology import Topology
@@ -17,7 +18,7 @@ from worker.broker.topology import Topology
 async def requester(rig: Rig) -> Requester:
     """A broker with all queues, and no worker any more."""
     requester = await rig.start()
-    await rig.stop_worker(rig._running[0][0])
+    await rig.stop_first()
     return requester
 
 

@@ -11,21 +11,12 @@ from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import (
-    Terminal,
-    begin,
-    bury,
-    dead_queue,
-    ott_worker,
-    said,
-    turned_down,
-    unchanged,
-)
+from tests.acceptance.dead_letter_commands import Terminal, bury, dead_queue, turned_down, unchanged
+from tests.commands import begin, ott_worker, said
 from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
@@ -41,7 +32,7 @@ from worker.sandbox.registry import Key
 async def requester(rig: Rig) -> Requester:
     """A broker with all queues, and no worker any more."""
     requester = await rig.start()
-    await rig.stop_worker(rig._running[0][0])
+    await rig.stop_first()
     return requester
 
 
@@ -136,7 +127,7 @@ async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, reques
 async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig: Rig) -> None:
     requester = await rig.start()
     await requester.ask(messenger("before the letter", "so that the journal reaches back"))
-    await rig.stop_worker(rig._running[0][0])
+    await rig.stop_first()
     await requester.publish(messenger("p", "old"), expiration=0.05)
     await until(lambda: requester.depth("dead"), "the dead letter")
     await rig.start()
@@ -602,13 +593,11 @@ async def test_a_lost_connection_ends_a_replay_with_what_was_done(
     rig: Rig, requester: Requester, broker_url: str
 ) -> None:
     await bury(requester, 300)
-    parts = urlsplit(broker_url)
-    async with Proxy(parts.hostname or "localhost", parts.port or 5672) as proxy:
-        url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
+    async with Proxy.to(broker_url) as proxy:
         process = await begin(
             rig.settings(),
             *("dead-letters", "replay", "--all", "--force", "--rate", "50"),
-            OTT_AMQP_URL=url,
+            OTT_AMQP_URL=proxy.url,
         )
         await until(lambda: requester.depth("requests"), "the first replay")
         proxy.refusing = True
@@ -698,7 +687,7 @@ async def drain(rig: Rig, requester: Requester) -> None:
     """Stop the worker when it has settled everything."""
     while True:
         await until(lambda: _is_drained(requester), "the requests queue to be drained")
-        await rig.stop_worker(rig._running[0][0])
+        await rig.stop_first()
         if await requester.depth("requests") == 0:
             return
         await rig.start()

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.acceptance.terminal import in_a_terminal
+from tests.watchdog import MARK
 
 BIN = str(Path(sys.executable).parent)
 VARIABLES = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "COLUMNS": "80"}
-VARIABLES |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+VARIABLES |= {name: os.environ[name] for name in ("PYTHONPATH", MARK) if name in os.environ}
 
 
 @asynccontextmanager

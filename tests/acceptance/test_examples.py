@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import ott_worker
 from tests.rig import Rig, environment
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -54,6 +55,6 @@ async def test_publish_hands_a_registration_over(rig: Rig) -> None:
 )
 async def test_the_example_files_can_be_submitted(rig: Rig, arguments: list[str], pages: list[str]) -> None:
     await rig.start()
-    out = await run(rig, "-m", "worker", "submit", EXAMPLES / arguments[0], *arguments[1:])
-    assert out.endswith(": 2 registered.\n")
+    ended = await ott_worker(rig.settings(), "submit", EXAMPLES / arguments[0], *arguments[1:])
+    assert ended.out.endswith(": 2 registered.\n")
     assert sorted(call.resource_id or "" for call in rig.sandbox.history.registration_calls) == pages

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from tests.acceptance.dead_letter_commands import begin, ott_worker, turned_down
+from tests.acceptance.dead_letter_commands import turned_down
+from tests.commands import begin, ott_worker
 from tests.rig import Requester, Rig, messenger
 from worker.broker.journal import Journal
 from worker.broker.topology import Topology

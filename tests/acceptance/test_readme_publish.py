@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import warnings
@@ -14,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.node import Node
+from tests.integration.secured.ports import free_port
 from tests.rig import MESSENGER, Rig, until
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-BROKER = ROOT / "deploy" / "private-broker"
 URL = "amqp://guest:guest@localhost:5672/"
 
 
@@ -62,20 +62,12 @@ async def test_from_node(rig: Rig, broker_url: str, prefix: str, tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+def managed() -> Iterator[tuple[str, int]]:
     """A RabbitMQ with its management API: URL, and port of the API."""
-    folder = tmp_path_factory.mktemp("managed")
-    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = ("--set", f"management.tcp.port={port}", "--set", "management.tcp.ip=127.0.0.1")
-    start = subprocess.run([BROKER, "start", folder, *given], capture_output=True, text=True, check=False)
-    assert start.returncode == 0, start.stderr
-    try:
-        yield start.stdout.strip(), port
-    finally:
-        subprocess.run([BROKER, "kill", folder], check=True)
+    port = free_port()
+    given = (f"management.tcp.port={port}", "management.tcp.ip=127.0.0.1")
+    with Node(*given, plugins="rabbitmq_management") as node:
+        yield node.url, port
 
 
 @pytest.fixture

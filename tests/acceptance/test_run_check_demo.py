@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from rich.console import Console
 
+from tests.commands import Ended, begin, ott_worker
 from tests.rig import Rig, environment, messenger, until
 from worker.__main__ import main
 from worker.amqp.connection import connect
@@ -26,24 +27,11 @@ from worker.errors import Interrupted
 from worker.settings import Settings
 
 
-def ott_worker(*words: str, **given: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("OTT_")} | given
-    return subprocess.run(
-        [sys.executable, "-m", "worker", *words],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-
-
-def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> None:
-    done = ott_worker("demo", OTT_AMQP_URL=clean_broker)
-    assert done.returncode == 0, done.stderr
-    assert "All 6 requests were answered as expected." in done.stdout
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[0].partition("sandbox on 127.0.0.1:")[2].isdigit()  # in one line
+async def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> None:
+    done = await ott_worker(None, "demo", OTT_AMQP_URL=clean_broker)
+    assert (done.code, done.err) == (0, "")
+    assert "All 6 requests were answered as expected." in done.out
+    assert done.out.splitlines()[0].partition("sandbox on 127.0.0.1:")[2].isdigit()  # in one line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -66,31 +54,24 @@ async def test_a_demo_that_is_stopped_leaves_nothing_on_the_broker(
 
 
 @pytest.mark.parametrize("words", [[], ["dead-letters"]])
-def test_without_a_command_there_is_help_and_nothing_else(words: list[str]) -> None:
-    done = ott_worker(*words)
-    assert (done.returncode, done.stderr) == (2, "")
-    assert "Example: ott-worker" in done.stdout
+async def test_without_a_command_there_is_help_and_nothing_else(words: list[str]) -> None:
+    done = await ott_worker(None, *words)
+    assert (done.code, done.err) == (2, "")
+    assert "Example: ott-worker" in done.out
 
 
-def test_version_is_one_line() -> None:
-    done = ott_worker("--version")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"ott-worker {metadata.version('ott-registration-worker')}\n"
+async def test_version_is_one_line() -> None:
+    done = await ott_worker(None, "--version")
+    assert done == Ended(0, f"ott-worker {metadata.version('ott-registration-worker')}\n", "")
 
 
 @pytest.mark.parametrize("words", [["schema"], ["--help"], ["check"]])
-def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
+async def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "worker", *words],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr == "ott-worker: cannot write to standard output: No space left on device\n"
+        process = await begin(None, *words, process={"stdout": full})
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert err == b"ott-worker: cannot write to standard output: No space left on device\n"
 
 
 def test_ctrl_c_before_a_command_has_begun_is_silent(
@@ -107,10 +88,10 @@ def test_ctrl_c_before_a_command_has_begun_is_silent(
     assert capsys.readouterr() == ("", "")
 
 
-def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
-    done = ott_worker("demo", OTT_AMQP_URL="amqp://guest:s3cret@127.0.0.1:1/")
-    assert done.returncode == 3
-    assert done.stderr == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
+async def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
+    done = await ott_worker(None, "demo", OTT_AMQP_URL="amqp://guest:s3cret@127.0.0.1:1/")
+    assert done.code == 3
+    assert done.err == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:

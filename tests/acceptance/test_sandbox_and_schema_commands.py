@@ -3,35 +3,20 @@
 import asyncio
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
+from tests.commands import begin, ott_worker
 from tests.sandbox_client import SandboxClient
-
-COMMAND = (sys.executable, "-m", "worker")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 @asynccontextmanager
-async def sandbox_command(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def sandbox_command(*arguments: str) -> AsyncIterator[tuple[Any, str]]:
     """The running command and the line that it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND,
-        "sandbox",
-        "--port",
-        "0",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout
+    process = await begin(None, "sandbox", "--port=0", *arguments)
     try:
         async with asyncio.timeout(60):
             yield process, (await process.stdout.readline()).decode()
@@ -66,35 +51,27 @@ async def test_the_sandbox_does_not_print_a_secret_that_it_was_given(
 async def test_a_taken_port_is_one_clear_line_and_exit_2() -> None:
     async with sandbox_command() as (_, line):
         port = line.split(" · ")[0].rpartition(":")[2]
-        result = await asyncio.to_thread(run, "sandbox", "--port", port)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert len(result.stderr.splitlines()) == 1
-    assert f"127.0.0.1:{port}" in result.stderr
+        result = await ott_worker(None, "sandbox", "--port", port)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert f"127.0.0.1:{port}" in result.err
 
 
 @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--token-lifetime", "no"], ["--storm"]])
-def test_wrong_usage_of_the_sandbox_is_exit_2(arguments: list[str]) -> None:
-    result = run("sandbox", *arguments)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+async def test_wrong_usage_of_the_sandbox_is_exit_2(arguments: list[str]) -> None:
+    result = await ott_worker(None, "sandbox", *arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err
 
 
-def test_schema_prints_json_schemas() -> None:
-    result = run("schema")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert {"Registration", "Result", "ErrorEnvelope"} <= set(json.loads(result.stdout)["$defs"])
+async def test_schema_prints_json_schemas() -> None:
+    result = await ott_worker(None, "schema")
+    assert (result.code, result.err) == (0, "")
+    assert {"Registration", "Result", "ErrorEnvelope"} <= set(json.loads(result.out)["$defs"])
 
 
-def test_schema_prints_an_asyncapi_document_for_a_prefix() -> None:
-    result = run("schema", "--asyncapi", "--prefix", "shop")
-    assert result.returncode == 0
-    document = json.loads(result.stdout)
+async def test_schema_prints_an_asyncapi_document_for_a_prefix() -> None:
+    result = await ott_worker(None, "schema", "--asyncapi", "--prefix", "shop")
+    assert result.code == 0
+    document = json.loads(result.out)
     assert document["asyncapi"] == "3.0.0"
     assert document["channels"]["requests"]["address"] == "shop.requests"
-
-
-@pytest.mark.parametrize("command", ["sandbox", "schema"])
-def test_help_has_an_example(command: str) -> None:
-    result = run(command, "--help")
-    assert result.returncode == 0
-    assert f"ott-worker {command}" in result.stdout

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 import structlog
 
-from tests.acceptance.dead_letter_commands import ott_worker
 from tests.acceptance.test_check import check
+from tests.commands import begin, end, ott_worker
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
@@ -222,7 +222,7 @@ async def test_a_broker_that_is_away_is_told_at_once(rig: Rig) -> None:
 
 async def test_an_output_that_knows_ascii_alone_shows_the_rest_as_escapes(rig: Rig) -> None:
     await rig.start()
-    said = await ott_worker(rig.settings(), "status", PYTHONIOENCODING="ascii")
+    said = await end(await begin(rig.settings(), "status", PYTHONIOENCODING="ascii"))
     assert (said.code, said.err) == (0, "")
     assert "RabbitMQ" in said.out
     assert said.out.isascii()

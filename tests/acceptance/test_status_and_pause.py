@@ -11,7 +11,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import begin, ott_worker
+from tests.commands import begin, ott_worker
 from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.broker import topology

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
@@ -38,7 +37,7 @@ class WorkerByHand:
         self._requests: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
 
     async def start(self, prefix: str) -> None:
-        for service, _ in list(self._rig._running):
+        for service in self._rig.services:
             await self._rig.stop_worker(service)
         queue = await self._rig.requester.channel.get_queue(f"{prefix}.requests", ensure=False)
         await queue.consume(self._requests.put, no_ack=True)
@@ -570,10 +569,8 @@ async def test_a_lost_connection_is_ridden_out(
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
     write_pages(tmp_path / "pages.csv", range(1, 501))
     results = tmp_path / "r.jsonl"
-    parts = urlsplit(broker_url)
-    async with Proxy(parts.hostname or "localhost", parts.port or 5672) as proxy:
-        url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
-        process = await submit.start("pages.csv", "--results", "r.jsonl", OTT_AMQP_URL=url)
+    async with Proxy.to(broker_url) as proxy:
+        process = await submit.start("pages.csv", "--results", "r.jsonl", OTT_AMQP_URL=proxy.url)
         await until(lambda: results.exists() and len(lines(results)) >= 50)
         proxy.refusing = True
         proxy.reset()
@@ -588,7 +585,7 @@ async def test_a_lost_connection_is_ridden_out(
 async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
     submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
 ) -> None:
-    for service, _ in list(rig._running):
+    for service in rig.services:
         await rig.stop_worker(service)
     write_pages(tmp_path / "pages.csv", [1, 2])
     end = await submit("pages.csv", "--timeout", "1")

@@ -1,6 +1,9 @@
 """The campaign: every fault, again and again at random moments under load, and a table of what came of it.
 
 python -m tests.faults.campaign --seed 1 --requests 10000 --faults "kill -9; TCP reset"
+python -m tests.faults.campaign --cluster --strikes 10
+
+With `--cluster` the faults are those of three nodes, on hosts of their own (network namespaces want root).
 """
 
 import argparse
@@ -19,11 +22,17 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.faults.checker import Findings
+from tests.faults.cluster import Cluster
+from tests.faults.cluster_faults import CLUSTER_FAULTS
+from tests.faults.cluster_world import ClusterWorld
 from tests.faults.faults import FAULTS, Fault, endure
+from tests.faults.network import Network
 from tests.faults.node import Node
 from tests.faults.world import World
 from tests.rig import DEFAULT_URL
 
+CLUSTER_REQUESTS = 300  # for each strike
+CLUSTER_RATE = 100.0  # requests a second
 RATE = 300.0  # requests a second
 STRIKE_EVERY = 500  # requests
 SLOW_STRIKE_EVERY = 2_500  # requests, where one strike takes half a minute
@@ -39,51 +48,83 @@ def main() -> int:
     arguments = _arguments()
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is put away
-    node = Node()
-    broken = False
     print(HEADING, flush=True)
+    if arguments.cluster:
+        with Network() as network:
+            return asyncio.run(_in_a_cluster(arguments, network))
+    node = Node()
     try:
         if any(FAULTS[name].own_node for name in arguments.faults):
             node.up()
-        for name in arguments.faults:
-            row, problems = asyncio.run(_row(FAULTS[name], arguments, node))
-            print(row, flush=True)
-            for problem in problems:
-                print(f"  {problem}", file=sys.stderr, flush=True)
-            broken = broken or bool(problems)
+        return max([asyncio.run(_alone(FAULTS[name], arguments, node)) for name in arguments.faults])
     finally:
         node.down()
-    return int(broken)
 
 
-async def _row(fault: Fault, arguments: argparse.Namespace, node: Node) -> tuple[str, list[str]]:
+async def _in_a_cluster(arguments: argparse.Namespace, network: Network) -> int:
+    broken = 0
+    async with Cluster(network, arguments.handling) as cluster:
+        for name in arguments.faults:
+            fault = CLUSTER_FAULTS[name]
+            environment = dict(fault.environment)
+            if arguments.leaders_lease:
+                environment["FAULTS_LEADERS_LEASE"] = "true"
+            with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
+                world = ClusterWorld(
+                    cluster, _prefix(), Path(folder), seed=_seed(arguments, fault), environment=environment
+                )
+                requests = CLUSTER_REQUESTS * arguments.strikes
+                broken |= await _row(world, fault, requests, arguments.strikes, CLUSTER_RATE)
+            await cluster.revive()
+    return broken
+
+
+async def _alone(fault: Fault, arguments: argparse.Namespace, node: Node) -> int:
     strikes = max(1, arguments.requests // (SLOW_STRIKE_EVERY if fault.slow else STRIKE_EVERY))
-    seed = random.Random(f"{arguments.seed} {fault.name}").randrange(2**32)
     with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
-        async with World(
+        world = World(
             node.url if fault.own_node else arguments.url,
-            f"campaign.{uuid4().hex[:8]}",
+            _prefix(),
             Path(folder),
             node=node if fault.own_node else None,
-            seed=seed,
+            seed=_seed(arguments, fault),
             heartbeat=fault.heartbeat,
             user=fault.user,
             behind_tls=fault.behind_tls,
             environment=fault.environment,
-        ) as world:
-            telling = asyncio.create_task(progress(world, fault, arguments.requests))
-            problems: list[str] = []
-            try:
-                async with fault.around(world) if fault.around else contextlib.nullcontext():
-                    await world.start(fault.workers)
-                    await endure(world, fault, arguments.requests, strikes, arguments.rate)
-                    findings = await world.findings()
-            except AssertionError as error:
-                problems.append(str(error))
+        )
+        return await _row(world, fault, arguments.requests, strikes, arguments.rate)
+
+
+async def _row(world: World, fault: Fault, requests: int, strikes: int, rate: float) -> int:
+    """Strike, print the row and what is broken; 1 where something is."""
+    problems: list[str] = []
+    async with world:
+        telling = asyncio.create_task(progress(world, fault, requests))
+        try:
+            async with fault.around(world) if fault.around else contextlib.nullcontext():
+                await world.start(fault.workers)
+                await endure(world, fault, requests, strikes, rate)
                 findings = await world.findings()
-            finally:
-                telling.cancel()
-            return line(fault, findings, world), problems + findings.broken
+        except AssertionError as error:
+            problems.append(str(error))
+            await world.heal()
+            findings = await world.findings()
+        finally:
+            telling.cancel()
+        print(line(fault, findings, world), flush=True)
+        problems += findings.broken
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr, flush=True)
+    return int(bool(problems))
+
+
+def _seed(arguments: argparse.Namespace, fault: Fault) -> int:
+    return random.Random(f"{arguments.seed} {fault.name}").randrange(2**32)
+
+
+def _prefix() -> str:
+    return f"campaign.{uuid4().hex[:8]}"
 
 
 def line(fault: Fault, findings: Findings, world: World) -> str:
@@ -118,17 +159,26 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=10_000, help="for each fault")
     parser.add_argument("--rate", type=float, default=RATE, help="requests a second")
-    parser.add_argument(
-        "--faults",
-        type=lambda text: [name.strip() for name in text.split(";")] if text else list(FAULTS),
-        default=list(FAULTS),
-        help="names, separated by semicolons; all by default: " + "; ".join(FAULTS),
-    )
+    parser.add_argument("--faults", help="names, separated by semicolons; all by default")
     parser.add_argument("--url", default=os.environ.get("OTT_AMQP_URL", DEFAULT_URL), help="the broker")
+    parser.add_argument("--cluster", action="store_true", help="faults of a cluster of three nodes")
+    parser.add_argument("--strikes", type=int, default=10, help="for each fault of a cluster")
+    parser.add_argument(
+        "--handling",
+        choices=("pause_minority", "ignore", "autoheal"),
+        default="pause_minority",
+        help="RabbitMQ's cluster_partition_handling",
+    )
+    parser.add_argument(
+        "--leaders-lease",
+        action="store_true",
+        help="leave the protection out that most of a queue's nodes must confirm a lease",
+    )
     arguments = parser.parse_args()
-    for name in arguments.faults:
-        if name not in FAULTS:
-            parser.error(f"no fault is called {name!r}")
+    known = CLUSTER_FAULTS if arguments.cluster else FAULTS
+    arguments.faults = [name.strip() for name in (arguments.faults or ";".join(known)).split(";")]
+    if unknown := [name for name in arguments.faults if name not in known]:
+        parser.error(f"no fault is called {unknown[0]!r}; there are: {'; '.join(known)}")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
     return arguments

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from tests import watchdog
 from tests.faults.load import wait_for
 from tests.faults.network import HOSTS, Network
 
@@ -153,6 +154,7 @@ class ClusterNode:
         folder = self._folder
         return {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            watchdog.MARK: os.environ.get(watchdog.MARK, ""),
             "LANG": "C.UTF-8",
             "HOME": str(folder / "home"),
             "ERL_CRASH_DUMP": str(folder / "log" / "crash.dump"),

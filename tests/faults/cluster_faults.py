@@ -33,7 +33,7 @@ def _fault(name: str, **environment: str) -> Callable[[ClusterStrike], ClusterSt
             await world.replay()
             return healed_at
 
-        CLUSTER_FAULTS[name] = Fault(name, "cluster", strike_and_replay, environment=environment)
+        CLUSTER_FAULTS[name] = Fault(name, strike_and_replay, workers=3, environment=environment)
         return strike
 
     return note

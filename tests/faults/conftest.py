@@ -10,21 +10,17 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import BROKER_URLS
-from tests.faults.node import Node
+from tests.faults.node import ROOTS, Node
 from tests.faults.world import World
 
 MakeWorld = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
-def node() -> Iterator[Node]:
-    """A RabbitMQ node of the tests' own."""
-    a_node = Node()
-    try:
-        a_node.up()
+@pytest.fixture(scope="session", params=ROOTS)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A RabbitMQ node of the tests' own, of each version."""
+    with Node(root=request.param) as a_node:
         yield a_node
-    finally:
-        a_node.down()
 
 
 @pytest.fixture(scope="module", params=BROKER_URLS, ids=lambda url: url.rpartition("@")[2].strip("/"))

@@ -32,7 +32,6 @@ class Fault:
     """One row of the table: what is done, and what it needs."""
 
     name: str
-    where: str
     strike: Strike
     own_node: bool = False
     workers: int = 2
@@ -47,8 +46,8 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def _fault(name: str, where: str, strike: Strike, **needs: object) -> Fault:
-    FAULTS[name] = Fault(name, where, strike, **needs)  # type: ignore[arg-type]
+def _fault(name: str, strike: Strike, **needs: object) -> Fault:
+    FAULTS[name] = Fault(name, strike, **needs)  # type: ignore[arg-type]
     return FAULTS[name]
 
 
@@ -142,15 +141,14 @@ async def _freeze(world: World) -> float:
     return time.time()
 
 
-_fault("kill -9", "worker", _kill)
-_fault("kill -9 at an await", "worker", _stop_at_an_await, workers=3, around=_doomed)
-_fault("SIGTERM", "worker", _terminate)
-_fault("SIGINT", "worker", _interrupt)
-_fault("frozen past the heartbeat", "worker", _freeze, heartbeat=HEARTBEAT)
-_fault("take-over again and again", "worker", _kill, workers=3)
+_fault("kill -9", _kill)
+_fault("kill -9 at an await", _stop_at_an_await, workers=3, around=_doomed)
+_fault("SIGTERM", _terminate)
+_fault("SIGINT", _interrupt)
+_fault("frozen past the heartbeat", _freeze, heartbeat=HEARTBEAT)
+_fault("take-over again and again", _kill, workers=3)
 _fault(
     "crash loop on one message",
-    "worker",
     _crash_loop,
     own_node=True,
     workers=3,
@@ -244,7 +242,7 @@ async def _change_the_number(world: World) -> float:
 
 
 def _partitioned(name: str, strike: Strike, **needs: object) -> None:
-    _fault(name, "partitions", strike, **{"workers": 3, "environment": PARTITIONED, **needs})  # type: ignore
+    _fault(name, strike, **{"workers": 3, "environment": PARTITIONED, **needs})  # type: ignore
 
 
 _partitioned("partitions: kill -9 of the router", _kill_router)
@@ -398,23 +396,22 @@ async def _full_replies_queue(world: World) -> float:
     return time.time()
 
 
-_fault("broker restart", "broker", _restart, own_node=True)
-_fault("broker kill -9", "broker", _kill_broker, own_node=True)
+_fault("broker restart", _restart, own_node=True)
+_fault("broker kill -9", _kill_broker, own_node=True)
 _partitioned("partitions: broker restart", _restart, own_node=True)
-_fault("TCP reset", "broker", _reset)
-_fault("connection closed", "broker", _cut)
-_fault("half-closed connection", "broker", _half_close, heartbeat=HEARTBEAT)
-_fault("black hole", "broker", _black_hole, heartbeat=HEARTBEAT)
-_fault("slow link", "broker", _slow_link)
-_fault("memory alarm (blocked)", "broker", _memory_alarm, own_node=True)
-_fault("requests queue deleted", "broker", _delete_requests, own_node=True)
-_fault("reply queue missing", "broker", _missing_reply_queue)
-_fault("reply queue deleted", "broker", _delete_reply_queue)
-_fault("reply queue full", "broker", _full_replies_queue, own_node=True)
-_fault("dead queue full", "broker", _full_dead_queue, own_node=True)
+_fault("TCP reset", _reset)
+_fault("connection closed", _cut)
+_fault("half-closed connection", _half_close, heartbeat=HEARTBEAT)
+_fault("black hole", _black_hole, heartbeat=HEARTBEAT)
+_fault("slow link", _slow_link)
+_fault("memory alarm (blocked)", _memory_alarm, own_node=True)
+_fault("requests queue deleted", _delete_requests, own_node=True)
+_fault("reply queue missing", _missing_reply_queue)
+_fault("reply queue deleted", _delete_reply_queue)
+_fault("reply queue full", _full_replies_queue, own_node=True)
+_fault("dead queue full", _full_dead_queue, own_node=True)
 _fault(
     "no permission for the reply queue",
-    "broker",
     _no_permission,
     own_node=True,
     user=LIMITED,
@@ -422,7 +419,6 @@ _fault(
 )
 _fault(
     "consumer timeout",
-    "broker",
     _consumer_timeout,
     own_node=True,
     around=short_consumer_timeout,
@@ -444,7 +440,7 @@ def _upstream(
         world.calm()
         return time.time()
 
-    return _fault(name, "Marketing Cloud", strike, environment={**QUICK, **clocks})
+    return _fault(name, strike, environment={**QUICK, **clocks})
 
 
 def _registration(status: int, **more: object) -> Status:
@@ -483,7 +479,7 @@ _upstream("huge answer", Status(path="registration", status=500, body="<" * 20_0
 _upstream("answer that is not JSON", _registration(503, body="<\xff", content_type="application/json"))
 _upstream("redirect", _registration(307, location="/ott/v1/registration"))
 _upstream("401 loop", _registration(401))
-_fault("tokens revoked mid-batch", "Marketing Cloud", _revoke)
+_fault("tokens revoked mid-batch", _revoke)
 
 
 async def _token_trouble(world: World, fault: AnyFault) -> float:
@@ -497,7 +493,6 @@ async def _token_trouble(world: World, fault: AnyFault) -> float:
 def _token(name: str, fault: AnyFault) -> None:
     _fault(
         name,
-        "Marketing Cloud",
         lambda world: _token_trouble(world, fault),
         environment=QUICK,
     )
@@ -523,8 +518,8 @@ async def _lose_names(world: World) -> float:
     return time.time()
 
 
-_fault("wrong certificate", "Marketing Cloud", _wrong_certificate, behind_tls=True, environment=QUICK)
-_fault("DNS failure", "Marketing Cloud", _lose_names, behind_tls=True, environment=QUICK)
+_fault("wrong certificate", _wrong_certificate, behind_tls=True, environment=QUICK)
+_fault("DNS failure", _lose_names, behind_tls=True, environment=QUICK)
 
 
 async def endure(world: World, fault: Fault, requests: int, strikes: int, rate: float | None = None) -> None:

@@ -4,6 +4,7 @@ The host itself is on the bridge too, as `HUB`. A cut gives both ends a hardware
 that nobody has, so that packets vanish as they do in a real partition: no reset, no unreachable message.
 """
 
+import contextlib
 import itertools
 import os
 import random
@@ -11,6 +12,8 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from typing import Self
+
+from tests import watchdog
 
 HUB = 0
 HOSTS = (1, 2, 3)
@@ -28,11 +31,14 @@ class Network:
         self._name = f"ott{os.getpid() % 10_000}"
         self._net = f"10.77.{random.SystemRandom().randrange(256)}"
         self._cuts: set[tuple[int, int]] = set()
+        self._left = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Raises NoNamespaces."""
         if shutil.which("ip") is None or shutil.which("nsenter") is None:
             raise NoNamespaces("ip and nsenter are not installed (packages iproute2 and util-linux)")
+        lines = [["ip", "netns", "del", name] for name in self.namespaces]
+        self._left.enter_context(watchdog.afterwards(*lines, ["ip", "link", "del", self._device(HUB)]))
         try:
             self._build()
         except subprocess.CalledProcessError as error:
@@ -42,9 +48,15 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         # The namespaces take their ends of the links with them.
-        for name in (*map(self.namespace, HOSTS), f"{self._name}-br"):
+        for name in self.namespaces:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", self._device(HUB)], capture_output=True, check=False)
+        self._left.close()
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The hosts' and the bridge's."""
+        return [*map(self.namespace, HOSTS), f"{self._name}-br"]
 
     def address(self, host: int) -> str:
         return f"{self._net}.{254 if host == HUB else host}"

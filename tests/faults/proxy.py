@@ -7,6 +7,7 @@ import ssl
 import struct
 from collections.abc import Callable
 from typing import Self
+from urllib.parse import SplitResult, urlsplit
 
 CHUNK = 65536
 SLOW_CHUNK = 1400  # bytes; about one packet
@@ -43,6 +44,22 @@ class Proxy:
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
+        self._parts: SplitResult | None = None
+
+    @classmethod
+    def to(cls, url: str) -> Self:
+        """Before the broker of this URL; `url` leads through the proxy."""
+        parts = urlsplit(url)
+        proxy = cls(parts.hostname or "localhost", parts.port or 5672)
+        proxy._parts = parts
+        return proxy
+
+    @property
+    def url(self) -> str:
+        """For a proxy that was made by `to`: with user, password and virtual host as they are."""
+        assert self._parts is not None
+        user = self._parts.netloc.rpartition("@")[0]
+        return self._parts._replace(netloc=f"{user}@127.0.0.1:{self.port}").geturl()
 
     async def __aenter__(self) -> Self:
         await self._listen()

@@ -34,21 +34,12 @@ def world(own_world: World) -> World:
     return own_world
 
 
-async def _endures(world: World, name: str, requests: int = 200, strikes: int = 1) -> None:
-    await endure(world, FAULTS[name], requests, strikes, RATE)
+@pytest.mark.parametrize(
+    "name", ["broker restart", "broker kill -9", "memory alarm (blocked)", "reply queue full"]
+)
+async def test_a_broker_that_goes_away_or_takes_nothing_loses_nothing(world: World, name: str) -> None:
+    await endure(world, FAULTS[name], 200, strikes=1, rate=RATE)
     await world.intact()
-
-
-async def test_a_broker_that_is_restarted_loses_nothing(world: World) -> None:
-    await _endures(world, "broker restart")
-
-
-async def test_a_broker_that_is_killed_loses_nothing(world: World) -> None:
-    await _endures(world, "broker kill -9")
-
-
-async def test_a_blocked_connection_delays_replies_and_loses_none(world: World) -> None:
-    await _endures(world, "memory alarm (blocked)")
 
 
 async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_its_queue(
@@ -73,10 +64,6 @@ async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(w
     await world.no_limits()
     await world.drained()
     await world.intact()
-
-
-async def test_a_full_replies_queue_holds_the_requests_back(world: World) -> None:
-    await _endures(world, "reply queue full")
 
 
 async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(

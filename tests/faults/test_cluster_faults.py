@@ -51,26 +51,16 @@ def world(cluster_world: ClusterWorld) -> ClusterWorld:
     return cluster_world
 
 
-async def _endures(world: ClusterWorld, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kill -9 of the leader of requests",
+        "kill -9 of the leader of the journal",
+        "kill -9 of a follower",
+        "leader transfer",
+        "partition: worker on the minority's side",
+    ],
+)
+async def test_a_cluster_loses_nothing_and_nothing_overtakes(world: ClusterWorld, name: str) -> None:
     await endure(world, CLUSTER_FAULTS[name], REQUESTS, 1, RATE)
     await world.intact()
-
-
-async def test_the_death_of_the_leader_of_requests_costs_a_moment(world: ClusterWorld) -> None:
-    await _endures(world, "kill -9 of the leader of requests")
-
-
-async def test_the_death_of_the_journal_s_leader_loses_no_record(world: ClusterWorld) -> None:
-    await _endures(world, "kill -9 of the leader of the journal")
-
-
-async def test_a_follower_s_death_is_hardly_noticed(world: ClusterWorld) -> None:
-    await _endures(world, "kill -9 of a follower")
-
-
-async def test_another_leader_changes_nothing(world: ClusterWorld) -> None:
-    await _endures(world, "leader transfer")
-
-
-async def test_a_worker_that_is_parted_from_the_majority_registers_nothing_more(world: ClusterWorld) -> None:
-    await _endures(world, "partition: worker on the minority's side")

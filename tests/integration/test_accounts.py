@@ -1,11 +1,8 @@
 """Tokens and accounts: what is an outage, and what is one account's own trouble (contract §6)."""
 
-import json
-
 import pytest
 
-from tests.rig import Rig, messenger, until
-from tests.support.marketing_cloud import GateEvents, failing
+from tests.rig import Events, Rig, failing, messenger, until
 from worker.sandbox.faults import Latency, Status
 
 
@@ -37,7 +34,7 @@ async def test_a_revoked_token_under_load_is_fetched_again_by_one_caller(rig: Ri
 
 
 async def test_refused_credentials_pause_and_dead_letter_nothing(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     rig.sandbox.faults.add(Status(path="token", status=401))
     requester = await rig.start(events)
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(5)]
@@ -52,7 +49,7 @@ async def test_refused_credentials_pause_and_dead_letter_nothing(rig: Rig) -> No
 
 
 async def test_a_401_loop_pauses_and_dead_letters_nothing(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events)
     rig.sandbox.faults.add(failing(401))
     asked = await requester.publish(messenger())
@@ -66,7 +63,7 @@ async def test_a_401_loop_pauses_and_dead_letters_nothing(rig: Rig) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: int) -> None:
-    events = GateEvents()
+    events = Events()
     rig.sandbox.faults.add(Status(path="token", account="666", status=status))
     requester = await rig.start(events)
     wrong = await requester.publish(messenger(), headers={"x-ott-account-id": "666"})
@@ -79,7 +76,7 @@ async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: 
 
 
 async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_domain(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, mc_rest_url=None)
     await requester.publish(messenger())
     await until(lambda: events.closed, "the gate to close")
@@ -88,7 +85,7 @@ async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_dom
 
 
 async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_blamed_for(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events)
     rig.sandbox.faults.add(Status(path="registration", status=401))
     ids = [await requester.publish(messenger("default"))]
@@ -117,7 +114,7 @@ async def test_many_accounts_that_wait_for_tokens_hold_up_nobody_else(rig: Rig) 
 
 
 async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(
         events, retry_attempts=1000
     )  # however long it takes the others to get through
@@ -138,7 +135,7 @@ async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig: Rig) -> 
 
 
 async def test_however_many_requests_name_an_account_that_is_turned_down_the_others_go_on(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events)
     rig.sandbox.faults.add(failing(401, account="666"))
     bad = [
@@ -162,20 +159,24 @@ async def test_an_account_that_is_turned_down_fails_though_nobody_else_sends(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("body", "kind"),
     [
-        {"expires_in": 10**400},
-        {"rest_instance_url": "https://[x"},
-        {"access_token": None},
+        ('{"access_token": "t", "rest_instance_url": "%s", "expires_in": 1' + "0" * 400 + "}", ""),
+        ('{"access_token": "t", "rest_instance_url": "https://[x"}', ""),
+        ('{"access_token": null, "rest_instance_url": "%s"}', ""),
+        ('{"message": "Not here", "errorcode": 404}', ""),
+        ("<html>", "text/html"),
     ],
+    ids=["life", "url", "null", "error", "page"],
 )
-async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, answer: dict[str, object]) -> None:
-    events = GateEvents()
+async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, body: str, kind: str) -> None:
+    events = Events()
     requester = await rig.start(events, mc_rest_url=None)
-    body = json.dumps({"access_token": "t", "rest_instance_url": rig.sandbox.url, **answer})
-    rig.sandbox.faults.add(Status(path="token", status=200, body=body))
+    body = body.replace("%s", rig.sandbox.url)
+    rig.sandbox.faults.add(Status(path="token", status=200, body=body, content_type=kind or "text/plain"))
     await requester.publish(messenger())
     await until(lambda: events.closed, "a pause")
+    assert await requester.depth("dead") == 0
 
 
 @pytest.mark.parametrize("status", [429, 500])
@@ -183,7 +184,7 @@ async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nob
     rig: Rig, status: int
 ) -> None:
     """They are exhausted; the first after all attempts, the others soon."""
-    events = GateEvents()
+    events = Events()
     settings = rig.settings(prefetch=50, retry_attempts=3)
     service = await rig.start_worker(settings, events)
     requester = await rig.requester_for(settings)
@@ -210,7 +211,7 @@ async def test_where_the_default_account_is_given_no_token_either_it_is_an_outag
     rig: Rig, status: int
 ) -> None:
     """Even though the token that the default account was given before is still good."""
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events)
     await requester.ask(messenger())
     rig.sandbox.faults.add(Status(path="token", status=status))

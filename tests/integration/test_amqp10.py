@@ -8,8 +8,7 @@ import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
 from tests.integration.test_pause import forwarded, order
-from tests.rig import Requester, Rig, messenger, until
-from tests.support.marketing_cloud import failing
+from tests.rig import Requester, Rig, failing, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.queue_browser import QueueBrowser
 from worker.broker import topology

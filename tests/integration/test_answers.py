@@ -7,10 +7,9 @@ from email.utils import format_datetime
 
 import pytest
 
-from tests.rig import Rig, messenger, until
-from tests.support.marketing_cloud import GateEvents, failing
+from tests.rig import Events, Rig, failing, messenger, until
 from tests.support.upstream import Handler, request, upstream
-from worker.sandbox.faults import Half, Hang, Reset, Status
+from worker.sandbox.faults import Hang, Reset, Status
 
 
 @pytest.fixture
@@ -180,31 +179,13 @@ def marketing_cloud(*, registration: bytes = b"", token: bytes = b"") -> Handler
 async def test_a_whole_head_with_2xx_is_registered_whatever_its_body_and_headers(
     rig: Rig, answer: bytes
 ) -> None:
-    events = GateEvents()
+    events = Events()
     async with upstream(marketing_cloud(registration=answer)) as url:
         requester = await rig.start(events, mc_auth_url=url, mc_rest_url=url)
         for page in ("1", "2"):
             reply = await requester.ask(messenger(page))
             assert (reply["status"], reply["attempts"]) == ("registered", 1)
     assert not events.closed
-
-
-async def test_a_400_whose_length_counts_characters_is_rejected_with_its_errors(rig: Rig) -> None:
-    reasons = REASONS.encode()
-    answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(REASONS), reasons)
-    assert len(REASONS) < len(reasons)
-    async with upstream(marketing_cloud(registration=answer)) as url:
-        requester = await rig.start(mc_auth_url=url, mc_rest_url=url)
-        reply = await requester.ask(messenger())
-    assert (reply["status"], reply["attempts"]) == ("rejected", 1)
-    assert reply["validationErrors"][0]["message"] == "PageName is invalid: \u20ac"
-
-
-async def test_half_a_201_is_registered_since_its_head_is_whole(rig: Rig) -> None:
-    requester = await rig.start()
-    rig.sandbox.faults.add(Half(path="registration", count=1))
-    reply = await requester.ask(messenger())
-    assert (reply["status"], reply["attempts"]) == ("registered", 1)
 
 
 PAGES = [
@@ -218,7 +199,7 @@ PAGES = [
 async def test_a_page_of_another_server_for_all_closes_the_gate(
     rig: Rig, status: int, kind: str, body: str
 ) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events)
     rig.sandbox.faults.add(failing(status, content_type=kind, body=body))
     asked = [await requester.publish(messenger(f"p{n}")) for n in range(10)]
@@ -232,7 +213,7 @@ async def test_a_page_of_another_server_for_all_closes_the_gate(
 async def test_a_page_of_another_server_for_one_request_fails_that_one_alone(
     rig: Rig, status: int, kind: str, body: str
 ) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, retry_attempts=3)
     rig.sandbox.faults.add(failing(status, content_type=kind, body=body, resource_id="odd"))
     odd = await requester.publish(messenger("odd"))
@@ -249,46 +230,3 @@ async def test_the_apis_error_object_with_200_is_a_rejection(rig: Rig) -> None:
     reply = await requester.ask(messenger())
     assert (reply["status"], reply["errorcode"], reply["httpStatus"]) == ("rejected", 10006, 200)
     assert reply["validationErrors"][0]["message"] == "PageName is invalid: \u20ac"
-
-
-async def test_a_retry_after_date_is_counted_from_the_answers_own_date(rig: Rig) -> None:
-    """The server's clock is ten minutes ahead."""
-    clock = datetime.now(UTC) + timedelta(minutes=10)
-    date = format_datetime(clock, usegmt=True)
-    later = format_datetime(clock + timedelta(seconds=1), usegmt=True)
-    answer = f"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nDate: {date}\r\nRetry-After: {later}\r\n\r\n"
-    busy = 1
-
-    async def handle(reader, writer):
-        nonlocal busy
-        while True:
-            head, _ = await request(reader)
-            is_token = b"/v2/token" in head
-            document = b'{"access_token": "t"}' if is_token else b""
-            created = b"HTTP/1.1 201 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(document), document)
-            writer.write(answer.encode() if busy and not is_token else created)
-            busy -= not is_token and busy
-
-    async with upstream(handle) as url:
-        requester = await rig.start(mc_auth_url=url, mc_rest_url=url)
-        started = time.monotonic()
-        reply = await requester.ask(messenger())
-    assert (reply["status"], reply["attempts"]) == ("registered", 2)
-    assert 0.9 < time.monotonic() - started < 60
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
-        b'HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n{"message": "Not here", "errorcode": 404}',
-    ],
-    ids=["page", "error"],
-)
-async def test_a_token_answer_that_is_none_is_an_outage(rig: Rig, answer: bytes) -> None:
-    events = GateEvents()
-    async with upstream(marketing_cloud(token=answer)) as url:
-        requester = await rig.start(events, mc_auth_url=url, mc_rest_url=url)
-        await requester.publish(messenger())
-        await until(lambda: events.closed, "the gate to close")
-        assert await requester.depth("dead") == 0

@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import aio_pika
 import aiormq.channel
@@ -32,18 +31,6 @@ from worker.settings import Settings, load_settings
 @pytest.fixture
 async def requester(rig: Rig) -> Requester:
     return await rig.start()
-
-
-@pytest.fixture
-async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
-    parts = urlsplit(broker_url)
-    async with Proxy(parts.hostname or "localhost", parts.port or 5672) as a_proxy:
-        yield a_proxy
-
-
-def through(proxy: Proxy, url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
 
 
 def page(page_id: str, name: str = "SFMC Engineers") -> dict[str, Any]:
@@ -165,7 +152,7 @@ async def test_a_lost_connection_is_ridden_out(
     requester: Requester, rig: Rig, proxy: Proxy, broker_url: str, prefix: str
 ) -> None:
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
-    async with RegistrationClient(through(proxy, broker_url), prefix=prefix) as client:
+    async with RegistrationClient(proxy.url, prefix=prefix) as client:
         under_way = [asyncio.create_task(client.register(page(str(number)))) for number in range(20)]
         await until(lambda: rig.sandbox.history.registration_calls)
         proxy.reset()
@@ -178,7 +165,7 @@ async def test_a_full_queue_is_waited_for(
     make_settings: Callable[..., Settings], rig: Rig, broker_url: str, prefix: str
 ) -> None:
     await rig.start()
-    for service, _ in list(rig._running):
+    for service in rig.services:
         await rig.stop_worker(service)
     connection = await aio_pika.connect(broker_url)
     async with connection, RegistrationClient(broker_url, prefix=prefix) as client:
@@ -361,7 +348,7 @@ async def test_a_robust_connection_of_the_application_is_used_again_after_its_lo
     requester: Requester, proxy: Proxy, broker_url: str, prefix: str
 ) -> None:
     async with (
-        await aio_pika.connect_robust(through(proxy, broker_url), reconnect_interval=0.1) as connection,
+        await aio_pika.connect_robust(proxy.url, reconnect_interval=0.1) as connection,
         RegistrationClient(connection=connection, prefix=prefix) as client,
     ):
         assert (await client.register(page("1"))).status == "registered"

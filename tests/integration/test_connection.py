@@ -121,18 +121,6 @@ async def test_rejecting_and_acknowledging_in_one_turn_settles_each_as_it_was_me
     await dead.close()
 
 
-async def test_a_peer_that_is_not_rabbitmq_is_named(make_settings: Make) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(8)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        with pytest.raises(BrokerUnreachable, match="an HTTP server answers there"):
-            await connect(make_settings(amqp_url=f"amqp://127.0.0.1:{port}/"), "test")
-
-
 async def test_an_answer_that_does_not_come_ends_the_connection(
     make_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

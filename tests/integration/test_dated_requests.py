@@ -38,7 +38,7 @@ async def test_an_older_truth_that_comes_later_is_superseded(rig: Rig) -> None:
 
 async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_superseded(rig: Rig) -> None:
     requester = await rig.start()
-    (service, _), *_ = rig._running
+    service = rig.services[0]
     assert (await requester.ask(messenger("p", "first")))["status"] == "registered"
     assert (await ask(requester, "future", 10**9))["status"] == "registered"  # counts as its arrival
     assert (await requester.ask(messenger("p", "last")))["status"] == "registered"
@@ -49,7 +49,7 @@ async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_super
 
 async def test_requests_without_a_time_do_not_make_the_journal_be_read(rig: Rig) -> None:
     requester = await rig.start()
-    (service, _), *_ = rig._running
+    service = rig.services[0]
     for headers in ({}, {"x-ott-as-of": "Monday"}):
         assert (await requester.ask(messenger("p"), headers=headers))["status"] == "registered"
     assert not service.tools.replay_guard.has_index
@@ -71,7 +71,7 @@ async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig: Rig
 async def test_another_worker_knows_what_the_one_before_registered(rig: Rig) -> None:
     requester = await rig.start()
     await ask(requester, "newer", 2)
-    await rig.stop_worker(rig._running[0][0])
+    await rig.stop_first()
     await rig.start()
     assert (await ask(requester, "older", 1))["status"] == "superseded"
     assert (await ask(requester, "newest", 3))["status"] == "registered"
@@ -82,7 +82,7 @@ async def test_where_the_journal_cannot_tell_it_is_forwarded(rig: Rig, loss: str
     requester = await rig.start(journal=loss != "no journal")
     await ask(requester, "newer", 2)
     if loss != "no journal":
-        await rig.stop_worker(rig._running[0][0])
+        await rig.stop_first()
         await requester.channel.queue_delete(f"{requester.prefix}.journal")
         await rig.start()
     assert (await ask(requester, "older", 1))["status"] == "registered"

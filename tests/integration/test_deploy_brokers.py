@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from tests.rig import DEFAULT_URL, WAIT_TIMEOUT
+from tests.integration.secured.ports import listens
+from tests.rig import WAIT_TIMEOUT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TELL = [sys.executable, "-c", "import os; print(os.environ.get('OTT_AMQP_URL'), flush=True)"]
@@ -57,12 +58,6 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come about"
         time.sleep(0.05)
-
-
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -109,15 +104,6 @@ def test_a_private_node_takes_settings_and_orders_of_rabbitmqctl(running: Path) 
     assert asked.stdout.strip() == "{ok,60000}"
 
 
-def test_starting_a_node_that_runs_changes_nothing(running: Path) -> None:
-    pid = (running / "node.pid").read_text()
-
-    started = private_broker("start", running)
-
-    assert urlsplit(started.stdout.strip()).port in ports_of(running)
-    assert (running / "node.pid").read_text() == pid
-
-
 async def test_a_killed_node_comes_back_with_what_it_had_confirmed_and_a_stopped_one_leaves_nothing(
     folder: Path,
 ) -> None:
@@ -152,28 +138,12 @@ def test_a_node_that_cannot_start_says_why_in_one_line_and_leaves_nothing(folder
     until(lambda: not processes_of(folder), "the end of the node's helpers")
 
 
-def test_the_broker_on_localhost_is_taken_where_it_answers() -> None:
-    # The tests themselves may run on another one: then there may be none here.
-    expected = DEFAULT_URL if listens(5672) else None
-
-    done = with_broker(TELL, OTT_BROKER="localhost")
-
-    assert done.stdout.strip() == (expected or "")
-    assert done.returncode == (0 if expected else 3)
-
-
 def test_a_private_node_lives_as_long_as_the_program_that_needed_it(temporary: Path) -> None:
     done = with_broker(TELL, OTT_BROKER="private")
 
     assert done.returncode == 0, done.stderr
     assert not listens(urlsplit(done.stdout.strip()).port or 0)
     assert list(temporary.iterdir()) == []
-
-
-def test_the_programs_exit_code_is_passed_on(broker_url: str) -> None:
-    failing = [sys.executable, "-c", "raise SystemExit(7)"]
-
-    assert with_broker(failing, OTT_AMQP_URL=broker_url).returncode == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -221,67 +191,3 @@ def test_a_named_broker_that_does_not_answer_is_an_error_in_one_line_without_its
     assert len(done.stderr.splitlines()) == 1
     assert "127.0.0.1:1" in done.stderr
     assert "canary-password" not in done.stderr
-
-
-def test_a_named_broker_is_taken_as_it_was_named(tmp_path: Path, broker_url: str) -> None:
-    file = tmp_path / "url"
-    file.write_text(f"{broker_url}\n")
-
-    by_variable = with_broker(TELL, OTT_AMQP_URL=broker_url)
-    by_file = with_broker(TELL, OTT_AMQP_URL_FILE=str(file))
-
-    assert by_variable.stdout.strip() == broker_url, by_variable.stderr
-    assert by_file.stdout.strip() == "None", "the worker reads the file itself, and would refuse both"
-
-
-def test_a_choice_that_does_not_exist_is_an_error_in_one_line() -> None:
-    done = with_broker(TELL, OTT_BROKER="kafka")
-
-    assert done.returncode == 3
-    assert done.stderr.splitlines() == [
-        "OTT_BROKER must be one of localhost, private, install, docker, or not set"
-    ]
-
-
-def test_without_docker_the_docker_branch_says_so_in_one_line(tmp_path: Path) -> None:
-    done = with_broker(TELL, OTT_BROKER="docker", PATH=str(tmp_path))
-
-    assert done.returncode == 3
-    assert done.stderr.splitlines() == ["OTT_BROKER=docker: no Docker engine answers"]
-
-
-DOCKER_STAND_IN = """#!/bin/sh
-# Answers as docker does, with a private node for a container.
-set -eu
-echo "$*" >>"{calls}"
-case $1 in
-    info) ;;
-    run) "{private_broker}" start "{node}" >/dev/null && echo 0123456789ab ;;
-    port) sed -n 's/^listeners.tcp.1 = //p' "{node}/rabbitmq.conf" ;;
-    rm) "{private_broker}" kill "{node}" ;;
-esac
-"""
-
-
-def test_a_container_is_started_on_a_free_port_of_loopback_and_removed_afterwards(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, docker = tmp_path / "calls", tmp_path / "bin" / "docker"
-    docker.parent.mkdir()
-    docker.write_text(
-        DOCKER_STAND_IN.format(calls=calls, node=folder, private_broker=DEPLOY / "private-broker")
-    )
-    docker.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{docker.parent}{os.pathsep}{os.environ['PATH']}")
-
-    done = with_broker(TELL, OTT_BROKER="docker")
-
-    assert done.returncode == 0, done.stderr
-    info, run, port, remove = [line.split() for line in calls.read_text().splitlines()]
-    assert info == ["info"]
-    name = run[run.index("--name") + 1]
-    assert run[run.index("--publish") + 1] == "127.0.0.1::5672"
-    assert port == ["port", name, "5672/tcp"]
-    assert remove[0] == "rm"
-    assert remove[-1] == name
-    assert not listens(urlsplit(done.stdout.strip()).port or 0)

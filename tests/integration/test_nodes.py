@@ -28,9 +28,7 @@ def _nothing_has_failed_before(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def proxies(clean_broker: str) -> AsyncIterator[tuple[Proxy, Proxy]]:
     """Two nodes, as it were."""
-    where = urlsplit(clean_broker)
-    host, port = where.hostname or "", where.port or 5672
-    async with Proxy(host, port) as first, Proxy(host, port) as second:
+    async with Proxy.to(clean_broker) as first, Proxy.to(clean_broker) as second:
         yield first, second
 
 

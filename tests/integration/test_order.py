@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
-from worker.events import EventListener
+from tests.rig import WAIT_TIMEOUT, Events, Rig, messenger, until
 from worker.pipeline.forward import EnsureLease
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency, Reset, Status
@@ -86,20 +85,16 @@ async def test_1500_requests_over_60_resources_end_with_the_last_version_of_each
     assert await requester.depth("dead") == 0
 
 
-class Subscriptions(EventListener):
-    def __init__(self) -> None:
-        self.returned_why: list[str] = []
-
-    def returned(self, count: int, why: str) -> None:
-        self.returned_why.append(why)
+def why_returned(events: Events) -> list[str]:
+    return [why for _, why in events.of("returned")]
 
 
 async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: Rig) -> None:
-    events = Subscriptions()
+    events = Events()
     requester = await rig.start(events, hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     ids = [await requester.publish(messenger(f"p{i % 3}", f"v{i}")) for i in range(12)]
-    await until(lambda: events.returned_why.count("held for too long") >= 2, "two returns")
+    await until(lambda: why_returned(events).count("held for too long") >= 2, "two returns")
     rig.sandbox.heal()
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
@@ -108,11 +103,11 @@ async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: 
 
 
 async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(rig: Rig) -> None:
-    events = Subscriptions()
+    events = Events()
     requester = await rig.start(events, hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
-    await until(lambda: events.returned_why.count("held for too long") >= 4, "four returns")
+    await until(lambda: why_returned(events).count("held for too long") >= 4, "four returns")
     rig.sandbox.heal()
     made = len(rig.sandbox.history.registration_calls)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.6))
@@ -125,7 +120,7 @@ async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(ri
 
 async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig: Rig) -> None:
     requester = await rig.start()
-    (service, _), *_ = rig._running
+    service = rig.services[0]
     await requester.ask(messenger("warm"))
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     ids = [await requester.publish(messenger(f"p{i % 5}", f"v{i}")) for i in range(25)]
@@ -146,7 +141,7 @@ async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig: Rig) -
 
 async def test_draining_ends_a_retry_pause_at_once(rig: Rig) -> None:
     requester = await rig.start(retry_base=1000)
-    (service, _), *_ = rig._running
+    service = rig.services[0]
     rig.sandbox.faults.add(Status(path="registration", status=500, retry_after=200))
     await requester.publish(messenger())
     await until(lambda: rig.sandbox.history.registration_calls, "the call")
@@ -157,7 +152,7 @@ async def test_draining_ends_a_retry_pause_at_once(rig: Rig) -> None:
 
 async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -> None:
     requester = await rig.start(coalesce_after=0)
-    (active, _), *_ = rig._running
+    active = rig.services[0]
     await rig.start_worker(rig.settings(coalesce_after=0))
     ids = []
     for i in range(300):
@@ -173,9 +168,9 @@ async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -
 async def test_a_defect_gives_everything_back_and_nothing_overtakes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = Subscriptions()
+    events = Events()
     requester = await rig.start(events)
-    (service, _), *_ = rig._running
+    service = rig.services[0]
     forward, defects = service.tools.forwarder.forward, iter([True])
 
     async def sometimes(request: Request, ensure_lease: EnsureLease) -> Outcome:
@@ -187,7 +182,7 @@ async def test_a_defect_gives_everything_back_and_nothing_overtakes(
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     for i in ids:
         assert (await requester.reply(i))["status"] == "registered"
-    assert events.returned_why == ["a journey failed"]
+    assert why_returned(events) == ["a journey failed"]
     assert held(rig, "p") == "v4"
 
 

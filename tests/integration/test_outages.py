@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from tests.rig import MESSENGER, Rig, messenger, until
-from tests.support.marketing_cloud import GateEvents, failing
+from tests.rig import MESSENGER, Events, Rig, failing, messenger, until
 from tests.support.upstream import request, upstream
 from worker.sandbox.faults import Latency, Status
 
@@ -18,7 +17,7 @@ def broker_url(first_broker: str) -> str:
 
 
 async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=5, retry_attempts=6)
     rig.sandbox.faults.add(failing(503))
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(40)]
@@ -38,7 +37,7 @@ async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Ri
 
 
 async def test_500s_of_one_resource_do_not_close_the_gate(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=3, retry_attempts=8)
     rig.sandbox.faults.add(failing(500, resource_id="bad"))
     assert (await requester.ask(messenger("bad")))["status"] == "failed"
@@ -46,7 +45,7 @@ async def test_500s_of_one_resource_do_not_close_the_gate(rig: Rig) -> None:
 
 
 async def test_500s_of_three_resources_close_the_gate(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=3, retry_attempts=8)
     rig.sandbox.faults.add(failing(500))
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(3)]
@@ -57,7 +56,7 @@ async def test_500s_of_three_resources_close_the_gate(rig: Rig) -> None:
 
 
 async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=2, retry_attempts=3)
     rig.sandbox.faults.add(failing(503, resource_id="bad"))
     bad = await requester.publish(messenger("bad"))
@@ -71,7 +70,7 @@ async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig: Rig)
 
 
 async def test_blocked_without_a_hint_pauses_at_once(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=50)
     rig.sandbox.faults.add(failing(429, errorcode=50200, count=1))
     await requester.publish(messenger())
@@ -80,7 +79,7 @@ async def test_blocked_without_a_hint_pauses_at_once(rig: Rig) -> None:
 
 
 async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_closed(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, rate_limit=20, gate_after=3, retry_base=1000)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.3))
     rig.sandbox.faults.add(failing(503))
@@ -103,7 +102,7 @@ async def test_waiting_for_the_rate_limit_does_not_spend_the_budget(rig: Rig) ->
 
 
 async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=1)
     secret = MESSENGER["ottPlatformAttributes"]["pageAccessToken"]
     body = json.dumps({"message": f"Blocked: {secret}", "errorcode": 50200})
@@ -114,7 +113,7 @@ async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(ri
 
 
 async def test_a_probe_does_not_wait_behind_those_that_wait_for_the_rate_limit(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, rate_limit=1, gate_after=2)
     rig.sandbox.faults.add(failing(503, count=3))
     for i in range(60):
@@ -145,7 +144,7 @@ async def test_an_upstream_that_takes_five_calls_at_once_is_called_at_its_pace(r
             under_way -= 1
             writer.write(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
 
-    events = GateEvents()
+    events = Events()
     async with upstream(handle) as url:
         requester = await rig.start(events, mc_auth_url=url, mc_rest_url=url, retry_base=0.1)
         ids = [await requester.publish(messenger(f"page-{n}")) for n in range(150)]
@@ -157,7 +156,7 @@ async def test_an_upstream_that_takes_five_calls_at_once_is_called_at_its_pace(r
 
 async def test_a_page_that_always_fails_closes_an_opening_gate_only_once(rig: Rig) -> None:
     """After that the fault is its own, and it spends its attempts."""
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, gate_after=3, retry_attempts=3, hold_limit=300)
     rig.sandbox.faults.add(failing(503, count=10))
     rig.sandbox.faults.add(failing(503, resource_id="bad"))
@@ -187,7 +186,7 @@ async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(ri
 
 
 async def test_a_page_that_was_given_up_closes_no_gate_however_many_requests_it_has(rig: Rig) -> None:
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, prefetch=20, retry_attempts=2, gate_after=3, coalesce_after=0)
     rig.sandbox.faults.add(failing(500, resource_id="bad"))
     assert (await requester.ask(messenger("bad")))["status"] == "failed"
@@ -206,7 +205,7 @@ async def test_a_lone_request_is_not_exhausted_by_an_outage(rig: Rig) -> None:
 
 async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: Rig) -> None:
     """Several that fail in a row, with no success between, tell of one as all requests do."""
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, retry_attempts=1, gate_after=5)
     pages = [f"page-{n}" for n in range(10)]
     for page in pages:
@@ -223,7 +222,7 @@ async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: 
 
 async def test_requests_of_an_account_that_had_no_token_are_not_dead_lettered_in_an_outage(rig: Rig) -> None:
     account = {"x-ott-account-id": "7"}
-    events = GateEvents()
+    events = Events()
     requester = await rig.start(events, retry_attempts=2, gate_after=5)
     rig.sandbox.faults.add(Status(path="token", account="7", status=503))
     assert (await requester.ask(messenger("page"), headers=account))["status"] == "failed"

@@ -9,7 +9,7 @@ from itertools import pairwise
 import aio_pika
 import pytest
 
-from tests.rig import Requester, Rig, messenger, until
+from tests.rig import Events, Requester, Rig, messenger, until
 from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.words import (
@@ -20,7 +20,6 @@ from worker.contract.words import (
     REQUEST_KEY,
     ROUTED_HEADERS,
 )
-from worker.events import EventListener
 from worker.partitions.members import weight
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
@@ -190,21 +189,16 @@ async def test_a_partition_that_is_used_is_not_pruned(rig: Rig) -> None:
 
 
 async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig: Rig) -> None:
-    ignored: list[int] = []
-
-    class Listener(EventListener):
-        def late_request_ignored(self, partition: int) -> None:
-            ignored.append(partition)
-
-    requester = await rig.start(Listener(), partitions=PARTITIONS)
+    events = Events()
+    requester = await rig.start(events, partitions=PARTITIONS)
     await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
     home = partition_of(Resource(None, "messenger", PAGES[0]), PARTITIONS)
     late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, f"{requester.prefix}.requests.{home}")
-    await until(lambda: ignored, "the late request")
+    await until(lambda: events.of("late_request_ignored"), "the late request")
     await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
     assert told(rig) == {PAGES[0]: [0, 1, 2]}
-    assert ignored == [home]
+    assert events.of("late_request_ignored") == [home]
 
 
 async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig: Rig) -> None:
@@ -270,13 +264,8 @@ async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig: 
 
 
 async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
-    skipped: list[int] = []
-
-    class Listener(EventListener):
-        def record_skipped(self, stream: str, offset: int) -> None:
-            skipped.append(offset)
-
-    requester = await rig.start(Listener(), partitions=PARTITIONS)
+    events = Events()
+    requester = await rig.start(events, partitions=PARTITIONS)
     await requester.ask(messenger())
     documents = [
         {"takes": 5},
@@ -289,7 +278,9 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     for body in (*bodies, b"[]", b"[" * 100_000, b"\xff", b"x\n" * 100_000, b""):
         message = aio_pika.Message(body)
         await requester.channel.default_exchange.publish(message, f"{requester.prefix}.partitions")
-    await until(lambda: len(skipped) == len(documents) + 4, "the skipped records")  # b"" is a mark
+    await until(
+        lambda: len(events.of("record_skipped")) == len(documents) + 4, "the skipped records"
+    )  # b"" is a mark
     await all_registered(requester, await publish(requester, range(1)))
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
     await rig.stop_worker(rig.services[0])

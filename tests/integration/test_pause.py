@@ -3,25 +3,12 @@
 import asyncio
 from typing import Any
 
-from tests.rig import Requester, Rig, messenger, until
+from tests.rig import Events, Requester, Rig, messenger, until
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.events import EventListener
 from worker.sandbox.faults import Latency, Status
 from worker.service import Service
-
-
-class Orders(EventListener):
-    """Remembers what was ordered."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def paused(self, by: str, why: str) -> None:
-        self.heard.append(f"paused by {by}: {why}")
-
-    def resumed(self) -> None:
-        self.heard.append("resumed")
 
 
 async def order(rig: Rig, kind: Any, why: str = "rotating secrets") -> None:
@@ -39,8 +26,8 @@ def forwarded(rig: Rig) -> list[str]:
 
 
 async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resumed(rig: Rig) -> None:
-    orders = Orders()
-    service = await rig.start_worker(rig.settings(), orders)
+    events = Events()
+    service = await rig.start_worker(rig.settings(), events)
     requester = await rig.requester_for(rig.settings())
     await order(rig, "pause")
     await until(lambda: service.intake.subscription is None, "the end of the subscription")
@@ -51,7 +38,8 @@ async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resume
     for correlation_id in sent:
         assert (await requester.reply(correlation_id))["status"] == "registered"
     assert forwarded(rig) == [f"v{i}" for i in range(5)]
-    assert orders.heard == ["paused by ann@host: rotating secrets", "resumed"]
+    assert events.of("paused") == [("ann@host", "rotating secrets")]
+    assert events.of("resumed") == [()]
 
 
 async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig: Rig) -> None:

@@ -51,7 +51,7 @@ async def test_a_rolling_update_has_one_active_worker_at_a_time_and_loses_nothin
     story: list[str] = []
     metrics, phase = Metrics(), Phase()
     requester = await rig.start(EventListeners(Watched("old", story), metrics, phase))
-    old = rig._running[0][0]
+    old = rig.services[0]
     sent = [await requester.publish(messenger(f"page-{n % 9}", f"version {n}")) for n in range(60)]
     new = await rig.start_worker(rig.settings(), Watched("new", story))
     assert new.intake.subscription is not None

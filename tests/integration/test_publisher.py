@@ -5,13 +5,12 @@ import base64
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import Rig, messenger, until
+from tests.rig import Events, Rig, messenger, until
 from worker.amqp import confirm_channel
 from worker.amqp.connection import connect
 from worker.amqp.direct_reply import DIRECT_REPLY_TO, is_well_formed
@@ -26,21 +25,9 @@ from worker.settings import Settings
 Make = Callable[..., Settings]
 
 
-class Losses(EventListener):
-    def __init__(self) -> None:
-        self.lost: list[str] = []
-        self.closed: list[str] = []
-
-    def publisher_lost(self, why: str) -> None:
-        self.lost.append(why)
-
-    def channel_closed(self, queue: str, why: str) -> None:
-        self.closed.append(queue)
-
-
 @pytest.fixture
-def events() -> Losses:
-    return Losses()
+def events() -> Events:
+    return Events()
 
 
 @pytest.fixture
@@ -53,7 +40,7 @@ async def declared(make_settings: Make) -> Settings:
 
 
 @pytest.fixture
-async def publisher(declared: Settings, events: Losses) -> AsyncIterator[Publisher]:
+async def publisher(declared: Settings, events: Events) -> AsyncIterator[Publisher]:
     a_publisher = Publisher(declared, events, topology.ensure)
     a_publisher.start()
     await until(lambda: a_publisher.ready, "the publisher")
@@ -87,7 +74,7 @@ async def test_the_address_of_a_direct_reply_is_well_formed_and_a_broken_one_is_
         assert not is_well_formed(DIRECT_REPLY_TO + broken)
 
 
-async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: Losses) -> None:
+async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: Events) -> None:
     requester = await rig.start(events)
     hostile = base64.b64encode(b"\x83Xv\x00\x01@" + b"\0" * 12).decode()
     for address in ("AAAA.BBBB", "!!!.BBBB", f"{hostile}.BBBB"):
@@ -98,23 +85,7 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: 
     # RabbitMQ 4 returns what looks like an address and is none; 3.10 ends the connection for it.
     refused = [reply.headers["x-ott-reply-refused"] for reply in replies]
     assert sorted(refused) in (["not-allowed"] * 3, ["not-allowed", "not-allowed", "unroutable"])
-    assert not events.lost
-
-
-async def test_a_direct_reply_arrives(rig: Rig) -> None:
-    requester = await rig.start()
-    replies: list[bytes] = []
-    channel = await requester._connection.channel()
-    direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
-
-    async def take(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-        replies.append(message.body)
-
-    await direct.consume(take, no_ack=True)
-    request = aio_pika.Message(messenger(), reply_to="amq.rabbitmq.reply-to")
-    await channel.default_exchange.publish(request, f"{requester.prefix}.requests")
-    await until(lambda: replies, "the direct reply")
-    assert b'"registered"' in replies[0]
+    assert not events.of("publisher_lost")
 
 
 async def test_thousands_of_messages_with_one_message_id_are_published_at_once(
@@ -131,20 +102,18 @@ async def test_thousands_of_messages_with_one_message_id_are_published_at_once(
 
 
 async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
-    declared: Settings, events: Losses, monkeypatch: pytest.MonkeyPatch
+    declared: Settings, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(confirm_channel, "CONFIRM_TIMEOUT", 1.5)
-    url = declared.amqp_url.get_secret_value()
-    where = urlsplit(url)
-    async with Proxy(where.hostname or "", where.port or 5672) as proxy:
-        through = where._replace(netloc=f"guest:guest@127.0.0.1:{proxy.port}", query="heartbeat=0").geturl()
-        settings = declared.model_copy(update={"amqp_url": type(declared.amqp_url)(through)})
+    async with Proxy.to(declared.amqp_url.get_secret_value()) as proxy:
+        url = type(declared.amqp_url)(f"{proxy.url}?heartbeat=0")
+        settings = declared.model_copy(update={"amqp_url": url})
         publisher = Publisher(settings, events, topology.ensure)
         publisher.start()
         await until(lambda: publisher.ready, "the publisher")
         proxy.black_hole()
         sent = publisher.send(Message("", f"{declared.prefix}.replies", build(), b"x"))
-        await until(lambda: events.lost, "the loss")
+        await until(lambda: events.of("publisher_lost"), "the loss")
         proxy.heal()
         async with asyncio.timeout(20):
             await sent
@@ -166,7 +135,7 @@ async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(dec
 
 
 async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
-    declared: Settings, events: Losses
+    declared: Settings, events: Events
 ) -> None:
     """As where the broker's channel has taken the stream's dead leader for the living one."""
     journal = Topology(declared.prefix).journal
@@ -186,12 +155,12 @@ async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
     async with asyncio.timeout(10):
         await publisher.send(Message("", journal, build(), b"{}"))
     assert channel._ledger.tag == 2
-    assert not events.lost
+    assert not events.of("publisher_lost")
     await publisher.stop()
 
 
 async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
-    declared: Settings, events: Losses, monkeypatch: pytest.MonkeyPatch
+    declared: Settings, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On 4.3 a channel may go unconfirmed after a network partition, while a new one is confirmed."""
     monkeypatch.setattr(confirm_channel, "STREAM_CONFIRM_TIMEOUT", 0.1)
@@ -206,7 +175,7 @@ async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
     async with asyncio.timeout(10):
         await publisher.send(Message("", journal, build(), b"{}"))
     assert channel._interceptor is not deaf
-    assert not events.lost
+    assert not events.of("publisher_lost")
     await publisher.stop()
 
 

@@ -5,9 +5,8 @@ import json
 import aio_pika
 import pytest
 
-from tests.rig import LINE, MESSENGER, Rig, journal_records, messenger, until
+from tests.rig import LINE, MESSENGER, Events, Rig, journal_records, messenger, until
 from worker.amqp import consumer
-from worker.events import EventListener
 from worker.sandbox.registry import Key
 
 
@@ -151,18 +150,6 @@ async def test_direct_reply_to_works(rig: Rig) -> None:
     assert json.loads(replies[0])["status"] == "registered"
 
 
-async def test_a_direct_reply_address_that_breaks_the_brokers_connection_stops_nobody(rig: Rig) -> None:
-    requester = await rig.start()
-    hostile = [f"amq.rabbitmq.reply-to.{rest}" for rest in ("", "x", "a.b.c", "g2dkABJyYWJiaXQ=.xx==")]
-    for n, reply_to in enumerate(hostile):
-        await requester.publish(messenger(f"hostile-{n}"), reply_to=reply_to)
-    own = [await requester.publish(messenger(f"p{n}")) for n in range(20)]
-    for correlation_id in own:
-        assert (await requester.reply(correlation_id))["status"] == "registered"
-    service = rig._running[0][0]
-    await until(lambda: service.intake.subscription and not service.intake.subscription.unsettled, "the end")
-
-
 async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig: Rig) -> None:
     requester = await rig.start()
     await requester.publish(
@@ -267,35 +254,15 @@ async def test_a_registered_request_leaves_no_dead_letter_and_a_journal_record(r
     assert len(await journal_records(requester, 1)) == 1
 
 
-async def test_the_same_message_without_an_id_gets_the_same_id_again(rig: Rig) -> None:
-    requester = await rig.start()
-    body = messenger()
-    for _ in range(2):
-        raw = aio_pika.Message(body, correlation_id="same", reply_to=requester.queue.name, message_id="")
-        await requester.channel.default_exchange.publish(raw, f"{requester.prefix}.requests")
-    await until(lambda: len(requester.replies.get("same", [])) == 2)
-    first, second = (json.loads(m.body) for m in requester.replies["same"])
-    # aio-pika gives every message an id of its own; what has one keeps it.
-    assert first["requestId"]
-    assert second["requestId"]
-
-
-class Recorder(EventListener):
-    def __init__(self) -> None:
-        self.statuses: list[tuple[str, str]] = []
-
-    def settled(self, outcome, seconds: float) -> None:
-        self.statuses.append((outcome.request_id, outcome.status))
-
-
 async def test_each_request_is_settled_once(rig: Rig) -> None:
-    events = Recorder()
+    events = Events()
     requester = await rig.start(events)
     ids = [await requester.publish(messenger(f"page-{i % 7}"), message_id=f"m{i}") for i in range(70)]
     for i in ids:
         await requester.reply(i)
-    await until(lambda: len(events.statuses) == 70)
-    assert sorted(events.statuses) == sorted((f"m{i}", "registered") for i in range(70))
+    await until(lambda: len(events.of("settled")) == 70)
+    settled = [(settlement.request_id, settlement.status) for settlement, _ in events.of("settled")]
+    assert sorted(settled) == sorted((f"m{i}", "registered") for i in range(70))
     assert await requester.depth("requests") == 0
 
 

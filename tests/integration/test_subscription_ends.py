@@ -2,16 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiormq.exceptions
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
+from tests.rig import WAIT_TIMEOUT, Events, Rig, messenger, until
 from worker.amqp import consumer
 from worker.amqp.connection import Connection, RawChannel, connect
 from worker.amqp.consumer import Delivery, EndReason, Subscription
@@ -25,7 +24,6 @@ from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.contract.settlement import Settlement
 from worker.errors import BrokerUnreachable
-from worker.events import EventListener
 from worker.pipeline.journey import Journeys
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency
@@ -33,31 +31,6 @@ from worker.settings import Settings
 
 SOON = 10  # seconds; the grace of a drain is 25
 LONG = 2 * WAIT_TIMEOUT  # seconds; what lasts so long ends no test
-
-
-class Recorder(EventListener):
-    def __init__(self) -> None:
-        self.unreachable: list[str] = []
-        self.lost: list[str] = []
-
-    def publisher_lost(self, why: str) -> None:
-        self.lost.append(why)
-
-    def broker_unreachable(self, why: str) -> None:
-        self.unreachable.append(why)
-
-
-@pytest.fixture
-async def proxy(clean_broker: str) -> AsyncIterator[Proxy]:
-    where = urlsplit(clean_broker)
-    async with Proxy(where.hostname or "", where.port or 5672) as a_proxy:
-        yield a_proxy
-
-
-def through(proxy: Proxy, url: str) -> str:
-    parts = urlsplit(url)
-    user = f"{parts.username}:{parts.password}@" if parts.username else ""
-    return parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}").geturl()
 
 
 async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
@@ -73,7 +46,7 @@ async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
     requester = await rig.requester_for(rig.settings())
     rig.sandbox.faults.add(Latency(path="registration", seconds=LONG, count=1))
     long = {"http_timeout": LONG, "shutdown_grace": LONG}
-    await rig.start_worker(rig.settings(amqp_url=through(proxy, clean_broker), hold_limit=0.5, **long))
+    await rig.start_worker(rig.settings(amqp_url=proxy.url, hold_limit=0.5, **long))
     wanted = await requester.publish(messenger())
     await until(lambda: begun.is_set() and rig.sandbox.history.registration_calls, "a drain during the call")
     proxy.reset()
@@ -100,7 +73,7 @@ async def test_why_rabbitmq_ends_a_connection_with_an_internal_error(
 
 async def test_a_defect_while_settling_holds_nobody_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     requester = await rig.start()
-    (service, _), *_ = rig._running
+    service = rig.services[0]
     settle, defects = service.tools.settler.settle, iter([True])
 
     async def sometimes(request: Request, outcome: Outcome) -> Settlement:
@@ -268,7 +241,7 @@ async def test_a_rotated_url_file_that_holds_no_url_leaves_the_last_good_one(
 async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
     make_settings: Callable[..., Settings],
 ) -> None:
-    settings, events = make_settings(), Recorder()
+    settings, events = make_settings(), Events()
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)
     await connection.close()
@@ -281,7 +254,7 @@ async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
         sent += [publisher.send(Message("", f"{settings.prefix}.replies", build(), b"x")) for _ in range(20)]
         await asyncio.sleep(0.001)
     await asyncio.gather(*sent)
-    assert not events.lost
+    assert not events.of("publisher_lost")
     await publisher.stop()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 
@@ -38,10 +37,15 @@ def settings(sandbox: Sandbox) -> Callable[..., Settings]:
     return make
 
 
-async def test_one_token_serves_many_callers(sandbox: Sandbox, settings: Callable[..., Settings]) -> None:
+@pytest.fixture
+async def cloud(settings: Callable[..., Settings]) -> AsyncIterator[MarketingCloud]:
+    async with MarketingCloud(settings(), EventListener()) as client:
+        yield client
+
+
+async def test_one_token_serves_many_callers(sandbox: Sandbox, cloud: MarketingCloud) -> None:
     sandbox.faults.add(Latency(path="token", seconds=0.1))
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        tokens = await asyncio.gather(*(cloud.accounts.get(None) for _ in range(100)))
+    tokens = await asyncio.gather(*(cloud.accounts.get(None) for _ in range(100)))
     assert len({token.value for token in tokens}) == 1
     assert len(sandbox.history.token_calls) == 1
 
@@ -55,46 +59,41 @@ async def test_each_account_has_its_own(sandbox: Sandbox, settings: Callable[...
 
 
 async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(
-    sandbox: Sandbox, settings: Callable[..., Settings]
+    sandbox: Sandbox, cloud: MarketingCloud
 ) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        old = await cloud.accounts.get(None)
-        sandbox.faults.add(Latency(path="token", seconds=0.3))
+    old = await cloud.accounts.get(None)
+    sandbox.faults.add(Latency(path="token", seconds=0.3))
 
-        async def refreshing() -> bool:
-            await cloud.accounts.get(None)
-            return cloud.accounts._default.fetching is not None
+    async def refreshing() -> bool:
+        await cloud.accounts.get(None)
+        return cloud.accounts._default.fetching is not None
 
-        await until(refreshing, "the refresh")
+    await until(refreshing, "the refresh")
+    assert await cloud.accounts.get(None) is old
+    await until(lambda: len(sandbox.history.token_calls) == 2)
+
+    async def renewed() -> bool:
+        return await cloud.accounts.get(None) is not old
+
+    await until(renewed, "the new token")
+
+
+async def test_the_old_token_lasts_while_the_refresh_fails(sandbox: Sandbox, cloud: MarketingCloud) -> None:
+    old = await cloud.accounts.get(None)
+    sandbox.faults.add(Status(path="token", status=503, count=1))
+
+    async def tried() -> bool:
         assert await cloud.accounts.get(None) is old
-        await until(lambda: len(sandbox.history.token_calls) == 2)
+        return len(sandbox.history.token_calls) == 2
 
-        async def renewed() -> bool:
-            return await cloud.accounts.get(None) is not old
-
-        await until(renewed, "the new token")
-
-
-async def test_the_old_token_lasts_while_the_refresh_fails(
-    sandbox: Sandbox, settings: Callable[..., Settings]
-) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        old = await cloud.accounts.get(None)
-        sandbox.faults.add(Status(path="token", status=503, count=1))
-
-        async def tried() -> bool:
-            assert await cloud.accounts.get(None) is old
-            return len(sandbox.history.token_calls) == 2
-
-        await until(tried, "the refresh")
+    await until(tried, "the refresh")
 
 
 async def test_account_id_is_sent_only_where_there_is_one_and_never_an_empty_scope(
-    sandbox: Sandbox, settings: Callable[..., Settings]
+    sandbox: Sandbox, cloud: MarketingCloud
 ) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        await cloud.accounts.get(None)
-        await cloud.accounts.get("7")
+    await cloud.accounts.get(None)
+    await cloud.accounts.get("7")
     assert [call.account for call in sandbox.history.token_calls] == [None, "7"]
 
 
@@ -127,25 +126,13 @@ async def test_token_trouble_of_the_default_account_is_told_without_a_secret(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_where_no_account_is_given_a_token_it_is_an_outage_and_no_accounts_trouble(
-    sandbox: Sandbox, settings: Callable[..., Settings], status: int
-) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        await cloud.accounts.get(None)
-        sandbox.faults.add(Status(path="token", status=status))
-        with pytest.raises(TokenTrouble):
-            await cloud.accounts.get("7")
-
-
-@pytest.mark.parametrize("status", [429, 500, 503])
 async def test_an_account_whose_token_does_not_come_has_trouble_of_its_own(
-    sandbox: Sandbox, settings: Callable[..., Settings], status: int
+    sandbox: Sandbox, cloud: MarketingCloud, status: int
 ) -> None:
     sandbox.faults.add(Status(path="token", account="7", status=status, retry_after=3600))
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        with pytest.raises(AccountTrouble) as trouble:
-            await cloud.accounts.get("7")
-        assert await cloud.accounts.get("8")
+    with pytest.raises(AccountTrouble) as trouble:
+        await cloud.accounts.get("7")
+    assert await cloud.accounts.get("8")
     assert trouble.value.retry_after == 10  # and no longer, since they hold places that others could use
 
 
@@ -171,142 +158,97 @@ async def test_what_the_token_endpoint_says_is_told_without_the_credentials(
         assert trouble.value.summary == "the token was refused: 401 invalid_client"
 
 
-async def test_the_scope_of_a_token_is_kept(sandbox: Sandbox, settings: Callable[..., Settings]) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        token = await cloud.accounts.get(None)
-    assert token.scope is not None
-    assert "ott_channels_write" in token.scope
-
-
 async def test_invented_accounts_cause_no_storm_of_token_requests_and_hold_up_nobody(
-    sandbox: Sandbox, settings: Callable[..., Settings]
+    sandbox: Sandbox, cloud: MarketingCloud
 ) -> None:
     """60 a minute, bursts of 20, and the default account is asked about a few times only."""
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        await cloud.accounts.get(None)
-        started = time.monotonic()
-        asking = [asyncio.create_task(cloud.accounts.get(f"{n}")) for n in range(300)]
-        await until(lambda: len(sandbox.history.token_calls) >= 21, "the burst")
-        await asyncio.sleep(2)
-        for _ in range(100):
-            await cloud.accounts.get(None)  # which waits for none of them
-        elapsed = time.monotonic() - started
-        asked = [call for call in sandbox.history.token_calls if call.account is not None]
-        assert 20 <= len(asked) <= 21 + elapsed
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+    await cloud.accounts.get(None)
+    started = time.monotonic()
+    asking = [asyncio.create_task(cloud.accounts.get(f"{n}")) for n in range(300)]
+    await until(lambda: len(sandbox.history.token_calls) >= 21, "the burst")
+    await asyncio.sleep(2)
+    for _ in range(100):
+        await cloud.accounts.get(None)  # which waits for none of them
+    elapsed = time.monotonic() - started
+    asked = [call for call in sandbox.history.token_calls if call.account is not None]
+    assert 20 <= len(asked) <= 21 + elapsed
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_accounts_that_fail_at_once_share_the_checks_of_the_credentials(
-    sandbox: Sandbox, settings: Callable[..., Settings]
+    sandbox: Sandbox, cloud: MarketingCloud
 ) -> None:
     for n in range(20):
         sandbox.faults.add(Status(path="token", status=400, account=f"{n}"))
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        refused = await asyncio.gather(
-            *(cloud.accounts.get(f"{n}") for n in range(20)), return_exceptions=True
-        )
+    refused = await asyncio.gather(*(cloud.accounts.get(f"{n}") for n in range(20)), return_exceptions=True)
     assert {type(error) for error in refused} == {AccountRefused}
     assert len([call for call in sandbox.history.token_calls if call.account is None]) <= 4
 
 
-async def test_a_token_without_a_scope_is_dropped_once_a_minute(
-    sandbox: Sandbox, settings: Callable[..., Settings]
-) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        first = await cloud.accounts.get(None)
-        assert cloud.accounts.drop_for_scope(None, first)
-        second = await cloud.accounts.get(None)
-        assert cloud.accounts.drop_for_scope(None, first), "it has been replaced: the new one is worth a try"
-        assert not cloud.accounts.drop_for_scope(None, second)
-        assert await cloud.accounts.get(None) is second
+async def test_a_token_without_a_scope_is_dropped_once_a_minute(cloud: MarketingCloud) -> None:
+    first = await cloud.accounts.get(None)
+    assert cloud.accounts.drop_for_scope(None, first)
+    second = await cloud.accounts.get(None)
+    assert cloud.accounts.drop_for_scope(None, first), "it has been replaced: the new one is worth a try"
+    assert not cloud.accounts.drop_for_scope(None, second)
+    assert await cloud.accounts.get(None) is second
 
 
 @pytest.mark.parametrize("life", ["NaN", "0", "-5", "Infinity"])
 async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(
-    sandbox: Sandbox, settings: Callable[..., Settings], life: str
+    sandbox: Sandbox, cloud: MarketingCloud, life: str
 ) -> None:
     body = f'{{"access_token": "token", "expires_in": {life}}}'
     sandbox.faults.add(Status(path="token", status=200, body=body))
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        for _ in range(5):
-            await cloud.accounts.get(None)
+    for _ in range(5):
+        await cloud.accounts.get(None)
     assert len(sandbox.history.token_calls) == 1
 
 
 async def test_a_refused_account_is_not_asked_for_again_at_once(
-    sandbox: Sandbox, settings: Callable[..., Settings]
+    sandbox: Sandbox, cloud: MarketingCloud
 ) -> None:
     sandbox.faults.add(Status(path="token", account="666", status=401))
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        for _ in range(20):
-            with pytest.raises(AccountRefused):
-                await cloud.accounts.get("666")
-        await cloud.accounts.get(None)
+    for _ in range(20):
+        with pytest.raises(AccountRefused):
+            await cloud.accounts.get("666")
+    await cloud.accounts.get(None)
     assert [call.account for call in sandbox.history.token_calls] == ["666", None]
 
 
-async def test_where_the_credentials_are_refused_no_account_is_blamed(
-    sandbox: Sandbox, settings: Callable[..., Settings]
-) -> None:
-    async with MarketingCloud(settings(mc_client_secret="rotated"), EventListener()) as cloud:
-        with pytest.raises(TokenTrouble):
-            await cloud.accounts.get("7")
-
-
-async def test_a_rotated_secret_file_is_taken_up(
-    sandbox: Sandbox,
-    settings: Callable[..., Settings],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    file = tmp_path / "secret"
-    file.write_text("wrong\n")
-    monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", str(file))
-    async with MarketingCloud(settings(mc_client_secret="wrong"), EventListener()) as cloud:
-        with pytest.raises(TokenTrouble):
-            await cloud.accounts.get(None)
-        file.write_text("secret\n")
-        assert await cloud.accounts.get(None)
-
-
-async def test_only_the_token_that_was_turned_down_is_dropped(
-    sandbox: Sandbox, settings: Callable[..., Settings]
-) -> None:
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        first = await cloud.accounts.get(None)
-        cloud.accounts.drop(None, first)
-        second = await cloud.accounts.get(None)
-        cloud.accounts.drop(None, first)
-        assert await cloud.accounts.get(None) is second
+async def test_only_the_token_that_was_turned_down_is_dropped(cloud: MarketingCloud) -> None:
+    first = await cloud.accounts.get(None)
+    cloud.accounts.drop(None, first)
+    second = await cloud.accounts.get(None)
+    cloud.accounts.drop(None, first)
+    assert await cloud.accounts.get(None) is second
     assert first is not second
 
 
 async def test_an_account_is_not_blamed_for_credentials_that_were_revoked_meanwhile(
-    sandbox: Sandbox, settings: Callable[..., Settings]
+    sandbox: Sandbox, cloud: MarketingCloud
 ) -> None:
     """The default account's token still works, and proves nothing any more."""
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        held = await cloud.accounts.get(None)
-        sandbox.faults.add(Status(path="token", status=401))
-        with pytest.raises(TokenTrouble):
-            await cloud.accounts.get("7")
-        sandbox.heal()
-        assert await cloud.accounts.get("7")
-        assert await cloud.accounts.get(None) is held
+    held = await cloud.accounts.get(None)
+    sandbox.faults.add(Status(path="token", status=401))
+    with pytest.raises(TokenTrouble):
+        await cloud.accounts.get("7")
+    sandbox.heal()
+    assert await cloud.accounts.get("7")
+    assert await cloud.accounts.get(None) is held
     assert [call.status for call in sandbox.history.token_calls] == [200, 401, 401, 200]
 
 
 async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_their_mending(
-    sandbox: Sandbox, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, cloud: MarketingCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accounts, "REFRESH_PAUSE", 0.05)
     sandbox.faults.add(Status(path="token", status=401))
-    async with MarketingCloud(settings(), EventListener()) as cloud:
-        proving = asyncio.create_task(cloud.accounts.keep_default_token())
-        await until(lambda: "401" in cloud.accounts.trouble, "the refusal")
-        sandbox.heal()
-        await until(lambda: cloud.accounts.has_token, "a token")
-        assert not cloud.accounts.trouble
-        proving.cancel()
+    proving = asyncio.create_task(cloud.accounts.keep_default_token())
+    await until(lambda: "401" in cloud.accounts.trouble, "the refusal")
+    sandbox.heal()
+    await until(lambda: cloud.accounts.has_token, "a token")
+    assert not cloud.accounts.trouble
+    proving.cancel()

@@ -159,18 +159,6 @@ def test_wrong_keys_stop_the_start_in_one_line_that_shows_no_key(keys: str) -> N
     assert "short" not in str(caught.value)
 
 
-def test_a_keys_file_that_breaks_leaves_the_keys_of_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "keys"
-    file.write_text(key("one"))
-    monkeypatch.setenv("OTT_DEAD_LETTER_KEYS_FILE", str(file))
-    with_keys = Seals(load_settings())
-    file.write_text("half of a ")
-    properties, sealed = with_keys.seal(letter(), BODY)
-    assert with_keys.open_body(properties, sealed) == BODY
-
-
 def test_headers_that_must_go_are_never_those_that_a_sealed_body_needs_to_open() -> None:
     with_keys = seals(key("one"))
     many = {f"h{n}": True for n in range(15_000)}

@@ -27,7 +27,6 @@ CONSOLE = "ott-console"
 sys.path.insert(0, str(ROOT / "deploy" / "lib"))
 from definitions import DEAD_LETTERS, JOURNAL, USERS, definitions  # noqa: E402 - a script's module
 
-README = (ROOT / "deploy" / "docs" / "kubernetes.md").read_text()
 Document = dict[str, Any]
 
 # What the resources of operators may hold. Offline, no schema of theirs is at hand.
@@ -72,7 +71,6 @@ VERSIONS = {
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule"},
     "keda.sh/v1alpha1": {"ScaledObject", "TriggerAuthentication"},
 }
-SCALER = {"protocol", "mode", "value", "activationValue", "queueName", "vhostName", "hostFromEnv"}
 
 
 def files() -> list[Path]:
@@ -139,25 +137,9 @@ def test_a_manifest_is_valid(path: Path) -> None:
         check(document)
 
 
-def test_the_patch_is_for_the_deployments_container() -> None:
-    (patch,) = documents(OVERLAY / PATCH)
-    assert (patch["kind"], patch["metadata"]["name"]) == ("Deployment", the("Deployment")["metadata"]["name"])
-    (patched,) = patch["spec"]["template"]["spec"]["containers"]
-    assert patched["name"] == container()["name"]
-
-
 def test_the_overlay_as_kubectl_builds_it_is_valid() -> None:
     built = [document["kind"] for document in rendered() if check(document) is None]
     assert not built or {"Deployment", "RabbitmqCluster", "NetworkPolicy", "Namespace"} <= set(built)
-
-
-def test_each_kustomization_names_all_files_beside_it() -> None:
-    for path in MANIFESTS.rglob("kustomization.yaml"):
-        document = yaml.safe_load(path.read_text())
-        named = set(document["resources"]) | {patch["path"] for patch in document.get("patches", ())}
-        assert all((path.parent / name).exists() for name in named)
-        beside = {file.name for file in path.parent.glob("*.yaml")} - {"kustomization.yaml"}
-        assert beside <= named
 
 
 def test_every_setting_in_the_manifests_is_one_of_the_workers() -> None:
@@ -199,61 +181,11 @@ def test_secrets_come_as_files_only() -> None:
     assert all("secretKeyRef" not in path.read_text() for path in files())
 
 
-def secrets(what: object) -> Iterator[str]:
-    """The name of every secret that a resource refers to, however deep."""
-    if isinstance(what, list):
-        for part in what:
-            yield from secrets(part)
-    elif isinstance(what, dict):
-        for key, value in what.items():
-            if key in ("secretName", "caSecretName"):
-                yield value
-            elif key == "importCredentialsSecret":
-                yield value["name"]
-            elif key == "secretTargetRef":
-                yield from (reference["name"] for reference in value)
-            else:
-                yield from secrets(value)
-
-
-def test_how_to_make_each_secret_is_told() -> None:
-    for path in files():
-        # An example tells it at its head, all others in the README.
-        told = path.read_text() if path.parent.name == "examples" else README
-        for name in secrets(documents(path)):
-            user = "|ott-\\$user-user" if name.endswith("-user") else ""
-            assert re.search(rf"create secret \w+ ({name}{user}) ", told), (path.name, name)
-            assert f"`{name}`" in README or path.parent.name == "examples"
-    for value in re.findall(r"/run/secrets/ott/([a-z-]+)", "".join(path.read_text() for path in files())):
-        assert f"--from-file={value} " in README or f"--from-file={value}\n" in README
-    users = {d["metadata"]["name"] for d in all_of("User") if "tags" not in d["spec"]}
-    (loop,) = re.findall(r"for user in ([a-z ]+); do", README)
-    assert {f"ott-{user}" for user in loop.split()} == users
-
-
-def test_the_commands_of_the_readme_name_the_namespace() -> None:
-    commands = re.findall(r"^\s*(kubectl .*)", README, re.MULTILINE)
-    named = [c for c in commands if not re.match(r"kubectl (apply -[fk] \S*overlays/|label --local)", c)]
-    assert len(named) > 8
-    assert all(command.startswith("kubectl -n ott ") for command in named)
-
-
-def test_the_readme_waits_for_the_topology_before_it_starts_workers() -> None:
-    # Without the queues a worker ends at once, and again: CrashLoopBackOff.
-    assert README.index("wait --for=condition=Ready queues.rabbitmq.com") < README.index("rollout status")
-
-
 def test_the_grace_period_is_longer_than_the_drain() -> None:
     base = yaml.safe_load((MANIFESTS / "base" / "kustomization.yaml").read_text())
     given = dict(pair.split("=", 1) for pair in base["configMapGenerator"][0]["literals"])
     grace = the("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace >= float(given["OTT_SHUTDOWN_GRACE"]) + 15
-
-
-def test_the_logs_of_the_container_fit_into_its_storage() -> None:
-    # They count: ten files of 10 MiB, twice what a kubelet keeps by default, must not get the pod evicted.
-    limit = container()["resources"]["limits"]["ephemeral-storage"]
-    assert int(limit.removesuffix("Mi")) >= 100
 
 
 def test_an_update_brings_a_standby_up_before_it_ends_a_worker() -> None:
@@ -262,20 +194,6 @@ def test_an_update_brings_a_standby_up_before_it_ends_a_worker() -> None:
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert the("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert the("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-
-
-def test_probes_ask_the_admin_server() -> None:
-    paths = {
-        name: container()[name]["httpGet"] for name in ("livenessProbe", "readinessProbe", "startupProbe")
-    }
-    assert {name: probe["path"] for name, probe in paths.items()} == {
-        "livenessProbe": "/livez",
-        "readinessProbe": "/readyz",
-        "startupProbe": "/livez",
-    }
-    assert (
-        {probe["port"] for probe in paths.values()} == {"admin"} <= {p["name"] for p in container()["ports"]}
-    )
 
 
 def test_every_selector_finds_the_pods() -> None:
@@ -287,18 +205,6 @@ def test_every_selector_finds_the_pods() -> None:
         the("NetworkPolicy")["spec"]["podSelector"],
     ]
     assert all(selector["matchLabels"].items() <= labels.items() for selector in found)
-
-
-def test_the_console_is_reached_by_its_service_and_reaches_rabbitmq_alone() -> None:
-    pod = the("Deployment", "console")["spec"]["template"]
-    assert the("Service", "console")["spec"]["selector"] == pod["metadata"]["labels"]
-    policy = the("NetworkPolicy", "console")["spec"]
-    assert policy["podSelector"]["matchLabels"] == pod["metadata"]["labels"]
-    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5671, 5672}
-    assert (
-        pod["spec"]["securityContext"]["runAsUser"]
-        != (the("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"])
-    )
 
 
 def test_the_topology_is_the_one_that_the_worker_declares() -> None:
@@ -355,21 +261,6 @@ def test_the_prometheus_rule_holds_the_alerts() -> None:
         for alert in group["rules"]:
             page = f"https://git.example.com/ott/deploy/docs/alerts.md#{alert['alert'].lower()}"
             assert alert["annotations"]["runbook_url"] == page
-
-
-def test_the_keda_example_scales_the_deployment_by_the_requests_queue() -> None:
-    scaled = the("ScaledObject")["spec"]
-    (trigger,) = scaled["triggers"]
-    assert scaled["scaleTargetRef"]["name"] == the("Deployment")["metadata"]["name"]
-    # From none to a pair: with one as the least there would be no standby for one message.
-    assert [scaled[f"{name}ReplicaCount"] for name in ("idle", "min", "max")] == [0, 2, 2]
-    assert trigger["type"] == "rabbitmq"
-    assert set(trigger["metadata"]) <= SCALER | {"excludeUnacknowledged"}
-    assert trigger["metadata"]["queueName"] == Topology(PREFIX).requests
-    assert trigger["metadata"]["protocol"] == "http"
-    assert trigger["authenticationRef"]["name"] == the("TriggerAuthentication")["metadata"]["name"]
-    tags = {user["metadata"]["name"]: user["spec"].get("tags") for user in all_of("User")}
-    assert {name: given for name, given in tags.items() if given} == {"ott-scaler": ["management"]}
 
 
 def test_rabbitmq_is_named_by_one_tested_version_in_full() -> None:

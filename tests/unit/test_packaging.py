@@ -62,15 +62,6 @@ def test_every_line_of_a_lock_is_one_exact_version_with_hashes(lock: str) -> Non
         assert re.fullmatch(r"[a-z0-9-]+==\S+( ; [^#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", entry), entry
 
 
-@pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_names_no_index_host_or_path(lock: str) -> None:
-    text = (ROOT / "deploy" / lock).read_text()
-
-    assert "://" not in text
-    assert not re.search(r"^\s*(-i|-f|--(extra-)?index|--find-links|--trusted-host)", text, re.MULTILINE)
-    assert not re.search(r"(^|\s)(\.{0,2}/|file:)", text)
-
-
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, python: str) -> None:
@@ -93,13 +84,6 @@ def test_a_version_has_the_same_hashes_in_every_lock() -> None:
         for entry in entries(lock):
             version, hashes = entry.split(" ", 1)[0], set(re.findall(r"sha256:\w+", entry))
             assert known.setdefault(version, hashes) == hashes, (lock, version)
-
-
-def test_the_image_is_built_from_a_lock_whether_with_traces_or_without() -> None:
-    built = " ".join(rest for word, rest in instructions() if word == "RUN")
-    (name,) = re.findall(r'--requirement "(requirements\$\{TRACES:\+(-\w+)\}\.lock)"', built)
-    assert {re.sub(r"\$\{.*?\}", with_traces, name[0]) for with_traces in ("", name[1])} == {RUNTIME, OTEL}
-    assert ("ARG", "TRACES=") in instructions()
 
 
 def shell_scripts() -> Iterator[Path]:
@@ -133,21 +117,6 @@ def test_the_image_runs_the_worker_as_a_numbered_user_that_is_not_root() -> None
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     assert dict(last_stage)["ENTRYPOINT"] == '["ott-worker"]'
     assert "RUN" not in dict(last_stage), "what is built in the last stage stays in the image"
-
-
-def test_whatever_the_image_copies_is_there_and_let_through_by_dockerignore() -> None:
-    ignore = (ROOT / ".dockerignore").read_text().splitlines()
-    let_through = {line.removeprefix("!") for line in ignore if line.startswith("!")}
-    copied = {
-        source
-        for word, rest in instructions()
-        if word == "COPY" and not rest.startswith("--from")
-        for source in rest.split()[:-1]
-    }
-
-    assert ignore[1] == "*"
-    assert copied == let_through
-    assert all((ROOT / source).exists() for source in copied)
 
 
 def compose() -> dict[str, Any]:

@@ -49,20 +49,6 @@ def test_its_settings_are_the_workers_and_secrets_come_from_files() -> None:
     assert not [name for name in names if re.search("SECRET|URL|ID", name) and not name.endswith("_FILE")]
 
 
-def test_the_environment_file_of_the_readme_sets_what_the_unit_leaves_open() -> None:
-    (block,) = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
-    names = [line.split("=")[0] for line in block.splitlines()]
-    settings = {f"OTT_{name.upper()}" for name in Settings.model_fields}
-    assert {name if name in settings else name.removesuffix("_FILE") for name in names} <= settings
-    assert not set(names) & {assignment.split("=")[0] for assignment in service()["Environment"]}
-    installed = re.search(r"install -m 640 -g ott (.*) /etc/ott/", README)
-    assert installed is not None
-    for value in re.findall(r"/etc/ott/([\w.-]+)", "\n".join([*service()["Environment"], block])):
-        assert value in installed[1].split()
-    assert service()["ExecStart"] == ["/opt/ott/bin/ott-worker run"]
-    assert "-m venv /opt/ott\n" in README
-
-
 def test_it_gets_time_to_drain() -> None:
     grace = Settings.model_fields["shutdown_grace"].default
     assert float(service()["TimeoutStopSec"][0]) >= grace + 15

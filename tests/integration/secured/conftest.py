@@ -1,7 +1,6 @@
 """A RabbitMQ of our own, with a throw-away certificate authority, mutual TLS and users of its own."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.faults.node import ROOTS, Node
 from tests.integration.secured.ports import free_port, wait_for_port
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -50,20 +50,16 @@ class Authority:
 class SecuredBroker:
     """A private node: its plain URL, and the port on which it speaks TLS and wants a client certificate."""
 
-    folder: Path
-    url: str
+    node: Node
     tls_port: int
     authority: Authority
 
+    @property
+    def url(self) -> str:
+        return self.node.url
+
     def ctl(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [DEPLOY / "private-broker", "ctl", self.folder, "--quiet", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return self.node.run("ctl", "--quiet", *arguments)
 
     def add_tenant(self, vhost: str, user: str, password: str) -> None:
         """A virtual host in which guest and this user may do everything. Both end with the node, and are made
@@ -74,7 +70,7 @@ class SecuredBroker:
             "users": [{"name": user, "password": password, "tags": ""}],
             "permissions": [{"user": name, **rights} for name in ("guest", user)],
         }
-        file = self.folder / f"{vhost}.json"
+        file = self.node.folder / f"{vhost}.json"
         file.write_text(json.dumps(document))
         self.ctl("import_definitions", str(file))
 
@@ -93,9 +89,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return made
 
 
-@pytest.fixture(scope="package")
-def secured(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[SecuredBroker]:
-    folder, port = tmp_path_factory.mktemp("node"), free_port()
+@pytest.fixture(scope="package", params=ROOTS)
+def secured(request: pytest.FixtureRequest, authority: Authority) -> Iterator[SecuredBroker]:
+    port = free_port()
     settings = {
         "listeners.ssl.1": f"127.0.0.1:{port}",
         "ssl_options.cacertfile": authority.ca,
@@ -104,13 +100,6 @@ def secured(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
         "ssl_options.verify": "verify_peer",
         "ssl_options.fail_if_no_peer_cert": "true",
     }
-    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    start = subprocess.run(
-        [DEPLOY / "private-broker", "start", folder, *given], capture_output=True, text=True, check=False
-    )
-    assert start.returncode == 0, start.stderr
-    try:
+    with Node(*(f"{name}={value}" for name, value in settings.items()), root=request.param) as node:
         wait_for_port(port)  # which may open after the other one
-        yield SecuredBroker(folder, start.stdout.strip(), port, authority)
-    finally:
-        subprocess.run([DEPLOY / "private-broker", "kill", folder], check=True)
+        yield SecuredBroker(node, port, authority)

@@ -11,11 +11,15 @@ def free_port() -> int:
         return int(candidate.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 def wait_for_port(port: int) -> None:
     """Return when somebody listens there."""
     deadline = time.monotonic() + 30
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
+    while not listens(port):
         assert time.monotonic() < deadline, f"nobody listens on {port}"
         time.sleep(0.05)

@@ -36,49 +36,41 @@ def user(secured: SecuredBroker) -> str:
     return secured.url_of("limited", "s3cret", "mine")
 
 
-async def test_a_wrong_password(refusal: Callable, user: str) -> None:
-    text = await refusal(user.replace("s3cret", "wrong"))
-    assert text.endswith("user name or password refused (check OTT_AMQP_URL)")
+# What is changed in the user's URL, and what is said.
+CAUSES = {
+    "a wrong password": ("s3cret", "wrong", "user name or password refused (check OTT_AMQP_URL)"),
+    "no such virtual host": (
+        "/mine",
+        "/nowhere",
+        "the virtual host nowhere does not exist (check the end of OTT_AMQP_URL)",
+    ),
+    "another virtual host": ("/mine", "/", "user limited may not use the virtual host /"),
+    "TLS to a plain port": ("amqp://", "amqps://", "the port does not speak TLS: use amqp://"),
+}
 
 
-async def test_a_virtual_host_that_does_not_exist(refusal: Callable, user: str) -> None:
-    text = await refusal(user.replace("/mine", "/nowhere"))
-    assert text.endswith("the virtual host nowhere does not exist (check the end of OTT_AMQP_URL)")
+@pytest.mark.parametrize("cause", CAUSES)
+async def test_the_cause_is_told(refusal: Callable, user: str, cause: str) -> None:
+    right, wrong, said = CAUSES[cause]
+    assert said in await refusal(user.replace(right, wrong))
 
 
-async def test_a_virtual_host_that_the_user_may_not_use(refusal: Callable, user: str) -> None:
-    text = await refusal(user.replace("/mine", "/"))
-    assert "user limited may not use the virtual host /" in text
-
-
-async def test_the_connection_limit_of_a_virtual_host(
-    refusal: Callable, user: str, secured: SecuredBroker
+@pytest.mark.parametrize("of", ["vhost", "user"])
+async def test_a_connection_limit_is_told(
+    refusal: Callable, user: str, secured: SecuredBroker, of: str
 ) -> None:
-    secured.ctl("set_vhost_limits", "-p", "mine", '{"max-connections": 0}')
+    which = ("-p", "mine") if of == "vhost" else ("limited",)
+    secured.ctl(f"set_{of}_limits", *which, '{"max-connections": 0}')
     try:
-        assert "a connection limit is reached: 0 for the virtual host mine" in await refusal(user)
+        said = "the virtual host mine" if of == "vhost" else "this user"
+        assert f"a connection limit is reached: 0 for {said}" in await refusal(user)
     finally:
-        secured.ctl("clear_vhost_limits", "-p", "mine")
+        secured.ctl(f"clear_{of}_limits", *which, *(["max-connections"] if of == "user" else []))
 
 
-async def test_the_connection_limit_of_a_user(refusal: Callable, user: str, secured: SecuredBroker) -> None:
-    secured.ctl("set_user_limits", "limited", '{"max-connections": 0}')
-    try:
-        assert "a connection limit is reached: 0 for this user" in await refusal(user)
-    finally:
-        secured.ctl("clear_user_limits", "limited", "max-connections")
-
-
-async def test_tls_spoken_to_a_plain_port(refusal: Callable, user: str) -> None:
-    text = await refusal(user.replace("amqp://", "amqps://"))
-    assert "the port does not speak TLS: use amqp://" in text
-
-
-async def test_plain_amqp_spoken_to_a_port_for_tls(
-    refusal: Callable, user: str, secured: SecuredBroker
-) -> None:
+async def test_plain_amqp_spoken_to_a_port_for_tls(refusal: Callable, secured: SecuredBroker) -> None:
     text = await refusal(f"amqp://limited:s3cret@127.0.0.1:{secured.tls_port}/mine")
-    assert "amqps" in text
+    assert "TLS is spoken there (begin OTT_AMQP_URL with amqps)" in text
 
 
 async def test_a_missing_client_certificate(refusal: Callable, secured: SecuredBroker) -> None:

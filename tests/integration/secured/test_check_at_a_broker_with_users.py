@@ -1,17 +1,14 @@
 """What `check` finds out about a broker that has users, virtual hosts and limits (contract §8)."""
 
-import io
-from dataclasses import dataclass
 from uuid import uuid4
 
 import pytest
-from rich.console import Console
 
+from tests.commands import Checked, checked_with
 from tests.integration.secured.conftest import SecuredBroker
 from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.control_stream import publish_order
-from worker.cli.check import report
 from worker.contract.control import Order
 from worker.errors import PublishRefused
 from worker.settings import load_settings
@@ -61,24 +58,10 @@ def tenant(secured: SecuredBroker) -> Tenant:
     return Tenant(secured)
 
 
-@dataclass(frozen=True)
-class Checked:
-    code: int
-    out: str
-
-    def line(self, name: str) -> str:
-        assert "s3cret-one" not in self.out
-        (found,) = [line for line in self.out.splitlines() if line.split()[1] == name]
-        return found
-
-
 async def check(url: str, **variables: str) -> Checked:
-    out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"OTT_AMQP_URL": url, "OTT_PREFIX": PREFIX, **variables}.items():
-            patch.setenv(name, value)
-        code = await report(Console(file=out, soft_wrap=True))
-    return Checked(code, out.getvalue())
+    checked = await checked_with({"OTT_AMQP_URL": url, "OTT_PREFIX": PREFIX, **variables})
+    assert "s3cret-one" not in checked.out
+    return checked
 
 
 WORKER = {
@@ -125,40 +108,11 @@ async def test_a_worker_who_shall_declare_and_may_not(tenant: Tenant) -> None:
     assert "may not configure ott.check.requests, " in done.line("permissions")
 
 
-async def test_a_virtual_host_that_does_not_exist(tenant: Tenant) -> None:
+async def test_a_connection_that_fails_is_the_only_failure_that_is_told(tenant: Tenant) -> None:
+    """The causes themselves: test_causes.py."""
     done = await check(tenant.url(vhost="nowhere"))
     assert (done.code, done.out.count("FAIL")) == (3, 1)
     assert "the virtual host nowhere does not exist (check the end of OTT_AMQP_URL)" in done.line("broker")
-
-
-async def test_a_virtual_host_that_the_user_may_not_use(tenant: Tenant) -> None:
-    tenant.ctl("clear_permissions", "-p", tenant.vhost, tenant.user)
-    done = await check(tenant.url())
-    assert f"user {tenant.user} may not use the virtual host {tenant.vhost}" in done.line("broker")
-
-
-async def test_a_wrong_password(tenant: Tenant) -> None:
-    done = await check(tenant.url(password="wr0ng-one"))
-    assert "user name or password refused (check OTT_AMQP_URL)" in done.line("broker")
-    assert "wr0ng-one" not in done.out
-
-
-@pytest.mark.parametrize("of", ["vhost", "user"])
-async def test_a_connection_limit(tenant: Tenant, of: str) -> None:
-    if of == "vhost":
-        tenant.ctl("set_vhost_limits", "-p", tenant.vhost, '{"max-connections": 0}')
-    else:
-        tenant.ctl("set_user_limits", tenant.user, '{"max-connections": 0}')
-    done = await check(tenant.url())
-    assert (done.code, done.out.count("FAIL")) == (3, 1)
-    found = done.line("broker")
-    assert "a connection limit is reached: " in found
-    assert "virtual host" not in found.partition("(close")[0] or of == "vhost"
-
-
-async def test_a_plain_url_for_the_port_that_speaks_tls(secured: SecuredBroker) -> None:
-    done = await check(f"amqp://guest:guest@localhost:{secured.tls_port}/")
-    assert "TLS is spoken there (begin OTT_AMQP_URL with amqps)" in done.line("broker")
 
 
 async def test_a_publisher_may_give_no_orders(tenant: Tenant) -> None:

@@ -14,7 +14,7 @@ import aiohttp
 import aiormq.exceptions
 import pytest
 
-from tests.acceptance.dead_letter_commands import ott_worker
+from tests.commands import ott_worker
 from tests.integration.secured.conftest import DEPLOY, SecuredBroker
 from tests.rig import Requester, Rig, messenger, until
 from worker.amqp.connection import connect

@@ -183,15 +183,14 @@ def shown(messages: Iterable[aio_pika.abc.AbstractIncomingMessage], *, bodies: b
     return [f"{m.info()} {m.headers} {m.body.decode(errors='replace') if bodies else ''}" for m in messages]
 
 
-@pytest.mark.parametrize("log_format", ["json", "console"])
-@pytest.mark.parametrize("sealed", [False, True], ids=["plain dead letters", "encrypted dead letters"])
+@pytest.mark.parametrize(("sealed", "log_format"), [(False, "json"), (True, "console")])
 async def test_secrets_stay_where_they_must(
     secured: SecuredBroker,
     prefix: str,
     tmp_path: Path,
     secret_values: dict[str, str],
-    log_format: str,
     sealed: bool,
+    log_format: str,
 ) -> None:
     more = {"OTT_LOG_FORMAT": log_format} | ({"OTT_DEAD_LETTER_KEYS": f"one:{SEALING_KEY}"} if sealed else {})
     async with stage(secured, prefix, tmp_path, **more) as on:

@@ -1,0 +1,37 @@
+"""What test_interrupted_runs.py runs and interrupts. Its name keeps it out of every other run."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.commands import begin
+from tests.faults.network import Network, NoNamespaces
+from tests.faults.node import Node
+
+
+async def test_everything_is_started_that_tests_start(first_broker: str) -> None:
+    given = {
+        "OTT_AMQP_URL": first_broker,
+        "OTT_MC_SUBDOMAIN": "x",
+        "OTT_MC_CLIENT_ID": "x",
+        "OTT_PREFIX": "x",
+    }
+    with Node() as node:
+        stubborn = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "import signal; signal.signal(15, 1); signal.pause()"
+        )
+        command = await begin(None, "sandbox", "--port=0", **given)
+        await command.stdout.readline()
+        network = Network()
+        try:
+            network.__enter__()
+            namespaces = network.namespaces
+        except NoNamespaces:
+            namespaces = []
+        os.kill(stubborn.pid, signal.SIGSTOP)
+        lines = [node.url, str(node.folder), str(stubborn.pid), str(command.pid), *namespaces]
+        Path(os.environ["TOLD"]).write_text("\n".join(lines) + "\nall\n")
+        time.sleep(300)

@@ -143,7 +143,7 @@ async def test_hundreds_removed_at_the_last_moment_are_gone(connection: Connecti
         async with QueueBrowser(connection, queue) as browser:
             taken = [delivery async for delivery in browser.take(COUNT, held=COUNT)]
             acks = [frames.ack(browser._channel.number, delivery.tag) for delivery in taken[:-1]]
-            connection.write(b"".join(acks))
+            connection.wire.write(b"".join(acks))
             browser._credit, browser._has_removed = browser._credit + len(acks), True
         assert await depth(connection, queue) == 1
         await _fill(connection, queue)

@@ -1,6 +1,5 @@
 """Frames taken apart: the same is handed over however the bytes were cut on their way."""
 
-import asyncio
 import time
 
 import pytest
@@ -13,7 +12,7 @@ from pamqp.heartbeat import Heartbeat
 from worker.amqp import frames, transport
 from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties, build
-from worker.amqp.transport import InterceptingReader, ProtocolViolation
+from worker.amqp.transport import InterceptingTransport, ProtocolViolation
 
 CHANNEL = 7
 
@@ -51,9 +50,11 @@ def delivery(tag: int, body: bytes, *, parts: int = 1, redelivered: bool = False
     )
 
 
-def reader_for(interceptor: FrameInterceptor | None) -> InterceptingReader:
-    interceptors = {} if interceptor is None else {CHANNEL: interceptor}
-    return InterceptingReader(interceptors, asyncio.get_running_loop())
+def reader_for(interceptor: FrameInterceptor | None) -> InterceptingTransport:
+    reader = InterceptingTransport("127.0.0.1", 0, None)
+    if interceptor is not None:
+        reader.interceptors[CHANNEL] = interceptor
+    return reader
 
 
 async def receive(data: bytes, interceptor: FrameInterceptor | None, cut: int) -> list[object]:

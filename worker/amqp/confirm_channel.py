@@ -173,11 +173,11 @@ class ConfirmChannel:
         now, oldest = asyncio.get_running_loop().time(), self._ledger.oldest
         if oldest is None or self._connection is None:
             return
-        if self._connection.is_blocked:
+        if self._connection.wire.is_blocked:
             # The publishes wait in the connection. The broker reads them when its alarm has ended.
             self._ledger.put_off(now)
             self._is_blocked(oldest.message, "RabbitMQ takes no messages: an alarm of memory or disk")
-        elif self._connection.heard_at < oldest.sent_at <= now - CONFIRM_TIMEOUT:
+        elif self._connection.wire.heard_at < oldest.sent_at <= now - CONFIRM_TIMEOUT:
             # The peer is gone. Without heartbeats nothing else would show it.
             self._connection.abort()
         else:
@@ -210,13 +210,13 @@ class ConfirmChannel:
     def _flush(self) -> None:
         self._flushing = False
         if self.is_open and self._connection is not None:
-            self._connection.write(self._waiting_frames())
+            self._connection.wire.write(self._waiting_frames())
             if self._ledger.is_waiting:
                 self._flushing = True
                 self._run(self._flush_when_drained(self._connection))
 
     async def _flush_when_drained(self, connection: Connection) -> None:
-        await connection.drain()
+        await connection.wire.drain()
         self._flush()
 
     def _run(self, work: Awaitable[None]) -> None:

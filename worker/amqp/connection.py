@@ -71,7 +71,7 @@ class Connection(aio_pika.Connection):
             transport_factory=wire,
         )
         self._endpoint = endpoint
-        self._wire = wire
+        self.wire = wire
         self._ends_here = False
         self._raw: aiormq.Connection | None = None
         self._questions: AbstractChannel | None = None
@@ -105,11 +105,6 @@ class Connection(aio_pika.Connection):
     @property
     def is_open(self) -> bool:
         return not self.lost.done()
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the broker has said that it takes no publishes for now: an alarm of memory or disk."""
-        return self._wire.is_blocked
 
     @property
     def heartbeat(self) -> float:
@@ -153,7 +148,7 @@ class Connection(aio_pika.Connection):
     ) -> FrameInterceptor:
         """Have the frames of messages on `channel` handed to the callbacks at once (interceptor.py), until it
         closes. The callbacks must be quick and must not raise."""
-        interceptors, number = self._wire.interceptors, channel.number
+        interceptors, number = self.wire.interceptors, channel.number
         interceptor = interceptors[number] = FrameInterceptor(number, on_content, on_confirm, keeps_body)
 
         def remove(_: object) -> None:
@@ -164,51 +159,27 @@ class Connection(aio_pika.Connection):
         channel.closing.add_done_callback(remove)
         return interceptor
 
-    def write(self, frames: bytes) -> None:
-        """Write whole frames now, ahead of what the client has queued. Nothing on a lost connection."""
-        self._wire.write(frames)
-
-    async def drain(self) -> None:
-        """Wait until the socket has taken most of what was written, or the connection is lost."""
-        await self._wire.drain()
-
     @property
     def was_closed_for_cause(self) -> bool:
         """Whether the broker closed it for something that this client sent."""
-        reason = self._wire.close_reason
+        reason = self.wire.close_reason
         return reason is not None and reason[0] != CONNECTION_FORCED
-
-    @property
-    def heard_at(self) -> float:
-        """Loop time of the last bytes from the broker."""
-        return self._wire.heard_at
 
     def abort(self) -> None:
         """End it at once, as if the peer had gone."""
-        self._wire.abort()
-
-    def pause_reading(self) -> None:
-        """Stop reading for a moment, so that arriving data does not fill the memory. The broker drops a
-        client that does not read for 15 s."""
-        self._wire.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on."""
-        self._wire.resume_reading()
+        self.wire.abort()
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
         self._ends_here = True
-        if self._raw is None:  # aio-pika also closes what never opened, when nothing refers to it any more
-            return
-        self.resume_reading()
+        if self._raw is None:
+            return  # it was never open
+        self.wire.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await super().close(exc)
-        if self.transport is None:
-            return  # it was never open
         if not self._raw.closing.done():
-            self._wire.abort()
+            self.wire.abort()
         self._on_end(self._raw.closing)
 
 
@@ -312,6 +283,7 @@ async def _connect_to(
         endpoint.failed()
         raise BrokerUnreachable(_why(error, endpoint, wire.close_reason)) from None
     if not wire.is_used:
+        await connection.close()
         raise BrokerUnreachable(
             f"aio-pika {version('aio-pika')} does not use its transport_factory: install the locked version"
         )

@@ -359,7 +359,7 @@ class Subscription:
             return
         if self._acknowledged or self._rejected or self._requeued:
             self._has_settled = True
-            self._connection.write(self._settlements(self._interceptor.channel))
+            self._connection.wire.write(self._settlements(self._interceptor.channel))
 
     def _settlements(self, channel: int) -> bytes:
         """Acknowledgements last, for a `multiple` takes all that is not settled yet: one up to the lowest

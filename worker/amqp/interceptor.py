@@ -20,19 +20,6 @@ class FrameInterceptor:
     write on it then ends the connection.
     """
 
-    __slots__ = (
-        "_body",
-        "_dropped",
-        "_keeps_body",
-        "_method",
-        "_missing",
-        "_on_confirm",
-        "_on_content",
-        "_properties",
-        "channel",
-        "is_open",
-    )
-
     def __init__(
         self,
         channel: int,

@@ -186,7 +186,7 @@ class QueueBrowser:
 
     async def __aexit__(self, error: object, *_: object) -> None:
         self._max_body_bytes = -1  # what arrives from now on goes back unseen
-        self._connection.resume_reading()
+        self._connection.wire.resume_reading()
         try:
             if self._has_removed:
                 with broker_errors(LOST):
@@ -278,7 +278,7 @@ class QueueBrowser:
         self._arrived.append(delivery_of(method, properties, body, dropped))
         self._arrived_bytes += len(body)
         if self._arrived_bytes > HELD_BYTES:
-            self._connection.pause_reading()
+            self._connection.wire.pause_reading()
         self._news.set()
 
     def _next(self) -> Delivery:
@@ -286,7 +286,7 @@ class QueueBrowser:
         self._seen += 1
         self._arrived_bytes -= len(delivery.body)
         if self._arrived_bytes <= HELD_BYTES:
-            self._connection.resume_reading()
+            self._connection.wire.resume_reading()
         return delivery
 
     async def _more(self) -> bool:

@@ -3,8 +3,7 @@
 aiormq passes each frame through two queues, makes a task for each delivery, and decodes every property, where
 one that it cannot decode ends the connection. So on the hot and hostile channels the frames of every message
 (deliveries, confirms, returns) go to the interceptor of their channel, at once and in order. All others go to
-aiormq, made such that it can decode them. aiormq's `transport_factory` lets us supply the reading end of the
-stream.
+aiormq, made such that it can decode them. aiormq's `transport_factory` lets us supply the stream.
 """
 
 import asyncio
@@ -31,22 +30,79 @@ class ProtocolViolation(ConnectionError):
     """The peer sent something other than AMQP 0-9-1, or a frame beyond the agreed size."""
 
 
-class InterceptingReader(asyncio.StreamReader):
-    """A stream that hands the frames of intercepted channels over as they arrive, and holds the others for
-    aiormq. An incomplete frame is kept apart, so that it is not copied again with each piece."""
+class InterceptingTransport(asyncio.StreamReader, TransportFactory):
+    """Opens the socket for one connection of aiormq, to one address, and is the stream that aiormq reads.
+    Only the TLS context and the host name in the URL decide which peer it trusts.
 
-    def __init__(self, interceptors: dict[int, FrameInterceptor], loop: asyncio.AbstractEventLoop) -> None:
+    It hands the frames of intercepted channels over as they arrive, and holds the others for aiormq. An
+    incomplete frame is kept apart, so that it is not copied again with each piece.
+    """
+
+    def __init__(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
-        self._interceptors = interceptors
+        self._address = address
+        self._port = port
+        self._tls = tls
         self._clock = loop.time
+        self._socket: asyncio.Transport | None = None
+        self._writer: asyncio.StreamWriter | None = None
         self._partial = bytearray()
         self._missing = 0  # bytes until more of `_partial` can be read
         self._alive_at = 0.0
         self._has_failed = False
         self._without_body: set[int] = set()  # channels
-        self.is_blocked = False
+        self.interceptors: dict[int, FrameInterceptor] = {}  # by channel
+        self.is_blocked = False  # the broker stops reading for now: an alarm of memory or disk
+        # Reply code and text by which the broker closed the connection. aiormq loses those of a connection
+        # that is turned down.
         self.close_reason: tuple[int, str] | None = None
-        self.heard_at = loop.time()
+        self.heard_at = loop.time()  # loop time of the last bytes that came
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the client library opened its connection through this."""
+        return self._writer is not None
+
+    async def drain(self) -> None:
+        """Wait until the socket has taken most of what was written, or the stream has ended."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames now, ahead of what aiormq has queued. Nothing where the stream is closing."""
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.write(frames)
+
+    def pause_reading(self) -> None:
+        """Leave what arrives in the socket, so that it does not fill the memory. The broker drops a client
+        that does not read for 15 s."""
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.resume_reading()
+
+    def abort(self) -> None:
+        """End the stream at once."""
+        if self._socket is not None:
+            self._socket.abort()
+
+    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        protocol = asyncio.StreamReaderProtocol(self, loop=loop)
+        self._socket, _protocol = await loop.create_connection(
+            lambda: protocol,
+            self._address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=url.host if self._tls else None,
+        )
+        self._writer = asyncio.StreamWriter(self._socket, protocol, self, loop)
+        return self, self._writer
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         received = bytes(data)  # no copy: it is bytes already
@@ -72,7 +128,7 @@ class InterceptingReader(asyncio.StreamReader):
 
     def _split(self, buffer: bytes) -> bytes:
         """Hand over the complete frames in `buffer`, keep the rest, and return the frames for aiormq."""
-        interceptors, passed, intercepted = self._interceptors, [], False
+        interceptors, passed, intercepted = self.interceptors, [], False
         self._missing = 0
         at, size = 0, len(buffer)
         while at < size:
@@ -134,82 +190,6 @@ class InterceptingReader(asyncio.StreamReader):
     def _fail(self, why: str) -> None:
         self._has_failed = True
         self.set_exception(ProtocolViolation(why))
-
-
-class InterceptingTransport(TransportFactory):
-    """Opens the socket for one connection of aiormq, to one address. Only the TLS context and the host name
-    in the URL decide which peer it trusts."""
-
-    def __init__(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
-        self._address = address
-        self._port = port
-        self._tls = tls
-        self.interceptors: dict[int, FrameInterceptor] = {}
-        self._reader: InterceptingReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.ReadTransport | None = None
-
-    @property
-    def is_used(self) -> bool:
-        """Whether the client library opened its connection through this."""
-        return self._writer is not None
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the broker has said that it stops reading for now."""
-        return self._reader is not None and self._reader.is_blocked
-
-    @property
-    def close_reason(self) -> tuple[int, str] | None:
-        """Reply code and text by which the broker closed the connection. aiormq loses those of a connection
-        that is turned down."""
-        return None if self._reader is None else self._reader.close_reason
-
-    @property
-    def heard_at(self) -> float:
-        """Loop time of the last bytes that came."""
-        return 0.0 if self._reader is None else self._reader.heard_at
-
-    async def drain(self) -> None:
-        """Wait until the socket has taken most of what was written, or the stream has ended."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                await self._writer.drain()
-
-    def write(self, frames: bytes) -> None:
-        """Write whole frames. Nothing where the stream is closing."""
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frames)
-
-    def pause_reading(self) -> None:
-        """Leave what arrives in the socket."""
-        if self._reading is not None and not self._reading.is_closing():
-            self._reading.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on."""
-        if self._reading is not None and not self._reading.is_closing():
-            self._reading.resume_reading()
-
-    def abort(self) -> None:
-        """End the stream at once."""
-        if self._writer is not None:
-            self._writer.transport.abort()
-
-    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        loop = asyncio.get_running_loop()
-        reader = self._reader = InterceptingReader(self.interceptors, loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _protocol = await loop.create_connection(
-            lambda: protocol,
-            self._address,
-            self._port,
-            ssl=self._tls,
-            server_hostname=url.host if self._tls else None,
-        )
-        self._reading = transport
-        writer = self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        return reader, writer
 
 
 def _foreign(head: bytes) -> str:

@@ -281,7 +281,7 @@ class Requester:
                 raise BrokerUnreachable(LOST)
             now = asyncio.get_running_loop().time()
             if isinstance(connection, Connection):
-                if connection.is_blocked:  # by an alarm; what waits is confirmed when it has ended
+                if connection.wire.is_blocked:  # by an alarm; what waits is confirmed when it has ended
                     self._confirmed_at = now
                 if self._unconfirmed and now - self._confirmed_at > CONFIRM_TIMEOUT:
                     connection.abort()

@@ -86,13 +86,11 @@ def definitions(
             _object(vhost, names.entry, {}, type="topic", internal=False),
         ],
         "queues": [
-            _object(vhost, names.dead, names.dead_arguments()),
-            _object(vhost, names.replies, names.replies_arguments()),
-            _object(vhost, names.journal, names.journal_arguments(journal)),
-            _object(vhost, names.requests, names.requests_arguments()),
-            _object(vhost, names.status, names.status_arguments()),
-            _object(vhost, names.control, names.control_arguments()),
-            *_partitions(names, vhost, partitions),
+            _object(vhost, name, names.arguments(name, journal))
+            for name in (
+                *(names.dead, names.replies, names.journal, names.requests, names.status, names.control),
+                *names.partition_objects(partitions),
+            )
         ],
         "bindings": [
             _binding(vhost, names.dead, names.dead, ""),
@@ -101,14 +99,6 @@ def definitions(
             _binding(vhost, names.entry, names.control, CONTROL_KEY),
         ],
     }
-
-
-def _partitions(names: Topology, vhost: str, partitions: int) -> list[Entry]:
-    if partitions == 1:
-        return []
-    log = _object(vhost, names.partition_log, names.partition_log_arguments())
-    queues = (names.partition(number) for number in range(1, partitions + 1))
-    return [log, *(_object(vhost, queue, names.requests_arguments()) for queue in queues)]
 
 
 def users_with(publishers: Sequence[str]) -> list[str]:

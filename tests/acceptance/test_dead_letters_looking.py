@@ -177,7 +177,8 @@ async def test_what_came_back_too_often_is_listed_as_delivery_limit(rig: Rig, re
     name = f"{requester.prefix}.requests"
     await requester.channel.queue_delete(name)
     names = Topology(requester.prefix)
-    arguments = {**names.requests_arguments(), "x-delivery-limit": 1, "x-single-active-consumer": False}
+    declared = names.arguments(name, rig.settings())
+    arguments = {**declared, "x-delivery-limit": 1, "x-single-active-consumer": False}
     queue = await requester.channel.declare_queue(name, durable=True, arguments=arguments)
     await requester.publish(messenger("p"), message_id="poison", headers={"x-ott-account-id": 7})
     for _ in range(2):

@@ -70,11 +70,13 @@ async def test_a_request_that_the_queue_cannot_take_is_refused_and_not_dropped(
     connection: Connection, make_settings: Make
 ) -> None:
     names = topology.Topology(make_settings().prefix)
-    for arguments in (names.requests_arguments(), names.replies_arguments(), names.dead_arguments()):
+    for queue in (names.requests, names.replies, names.dead, names.partition(1)):
+        arguments = names.arguments(queue, make_settings())
         assert arguments["x-overflow"] == "reject-publish"
         assert arguments["x-delivery-limit"] > 0
-    assert names.requests_arguments()["x-dead-letter-strategy"] == "at-least-once"
-    assert names.requests_arguments()["x-single-active-consumer"] is True
+    requests = names.arguments(names.requests, make_settings())
+    assert requests["x-dead-letter-strategy"] == "at-least-once"
+    assert requests["x-single-active-consumer"] is True
 
 
 async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -97,9 +98,9 @@ def describe(error: BaseException) -> str:
             "the broker closed the connection during the handshake: the port may expect TLS "
             "(amqps:// in OTT_AMQP_URL), or the broker is still starting"
         )
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno).lower()
     text = str(cause.args[-1] if cause.args else cause)
-    if "Connect call failed" in text:
-        return Cause.REFUSED
     if isinstance(cause, ProtocolViolation):
         return text
     line = " ".join(text.split())
@@ -126,24 +127,30 @@ def _describe_tls(reason: str) -> str:
     return f"TLS failed: {reason} (check OTT_AMQP_CA_FILE and the host name)"
 
 
+_RAISE_IT = "(close connections, or raise it with rabbitmqctl set_vhost_limits or set_user_limits)"
+# RabbitMQ has one reply code for all of these (530): only its words tell them apart. The first match counts.
+_NOT_ALLOWED = (
+    (r"node connection limit \((\d+)\)", f"a connection limit is reached: {{0}} for this node {_RAISE_IT}"),
+    (r"user connection limit \((\d+)\)", f"a connection limit is reached: {{0}} for this user {_RAISE_IT}"),
+    (
+        r"connection limit \((\d+)\)",
+        f"a connection limit is reached: {{0}} for the virtual host {{vhost}} {_RAISE_IT}",
+    ),
+    ("is down", "the virtual host {vhost} is down on this node (see rabbitmq-diagnostics)"),
+    ("not found", "the virtual host {vhost} does not exist (check the end of OTT_AMQP_URL)"),
+    (
+        "refused for user",
+        "user {user} may not use the virtual host {vhost} "
+        "(check OTT_AMQP_URL, or grant it with rabbitmqctl set_permissions)",
+    ),
+)
+
+
 def describe_refusal(code: int, text: str, user: str, vhost: str) -> str:
     """Why RabbitMQ refused a new connection, from its Connection.Close."""
-    limit = re.search(r"(?:(node|user) )?connection limit \((\d+)\) is reached", text)
-    if limit:
-        whose = {"node": "this node", "user": "this user"}.get(limit[1], f"the virtual host {vhost}")
-        return (
-            f"a connection limit is reached: {limit[2]} for {whose} (close connections, or raise it with "
-            "rabbitmqctl set_vhost_limits or set_user_limits)"
-        )
     if code == ACCESS_REFUSED:
         return "user name or password refused (check OTT_AMQP_URL)"
-    if "is down" in text:
-        return f"the virtual host {vhost} is down on this node (see rabbitmq-diagnostics)"
-    if "not found" in text:
-        return f"the virtual host {vhost} does not exist (check the end of OTT_AMQP_URL)"
-    if "refused for user" in text:
-        return (
-            f"user {user} may not use the virtual host {vhost} "
-            "(check OTT_AMQP_URL, or grant it with rabbitmqctl set_permissions)"
-        )
+    for pattern, advice in _NOT_ALLOWED:
+        if found := re.search(pattern, text):
+            return advice.format(*found.groups(), user=user, vhost=vhost)
     return " ".join(text.split())[:200]

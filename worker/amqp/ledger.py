@@ -42,10 +42,8 @@ class Publish:
 
 
 class Ledger:
-    """What is waiting goes out in its order; what is under way has a delivery tag. What is set aside is
-    neither, and is counted until it is added again or settled."""
-
-    __slots__ = ("_aside", "_sent", "_tags", "_waiting", "tag")
+    """Unconfirmed publishes, each in one of three states: waiting (in the order in which they go out), under
+    way (by delivery tag), or set aside (published on another connection, or again after a pause)."""
 
     def __init__(self) -> None:
         self.tag = 0  # of the last publish on the channel
@@ -68,7 +66,7 @@ class Ledger:
         return next(iter(self._sent.values()), None)
 
     def add(self, publish: Publish) -> None:
-        """Let it wait, behind all others."""
+        """Queue it behind those that wait."""
         self._aside.discard(publish)
         self._waiting.append(publish)
 
@@ -86,7 +84,7 @@ class Ledger:
         self._aside.discard(publish)
 
     def next(self) -> Publish | None:
-        """Take the next one that nobody has given up."""
+        """Take the next one that waits and is not cancelled."""
         while self._waiting:
             publish = self._waiting.popleft()
             if not publish.future.cancelled():

@@ -15,7 +15,7 @@ from typing import Self
 
 import aiormq.exceptions
 
-from worker.amqp.causes import Cause, broker_errors, describe, object_errors
+from worker.amqp.causes import Cause, broker_errors, object_errors
 from worker.amqp.connection import Connection
 from worker.amqp.consumer import Delivery, delivery_of, no_callback
 from worker.amqp.properties import Properties
@@ -241,7 +241,7 @@ class QueueBrowser:
             return
         closing = self._channel.closing
         reason = None if closing.cancelled() else closing.exception()
-        if reason is not None and describe(reason) is Cause.UNDELIVERABLE:
+        if isinstance(reason, aiormq.exceptions.ConnectionInternalError):
             raise BrokerUnreachable(
                 f"Message {self._seen + 1} of {self._queue} cannot be looked at, nor can those behind it: "
                 f"{Cause.UNDELIVERABLE}. An AMQP 1.0 client can take it out"

@@ -103,9 +103,10 @@ def judge(
     growth: float = 0.0,
     dead: Sequence[tuple[int, str, str]] = (),
 ) -> list[Condition]:
-    """What is not well, the most urgent first, or that all is. `trouble` is why RabbitMQ could not be asked;
-    not `is_known`: it has not answered yet. `growth` is that of the backlog, in requests a second. `dead` are
-    the dead letters by cause, the most frequent first: their number, the reason, and advice."""
+    """The conditions of a deployment, the most urgent first; State.WELL where there is none. `trouble` is why
+    RabbitMQ could not be asked; `is_known` is False until it has answered. `growth` is that of the backlog,
+    in requests a second. `dead` are the dead letters by cause, the most frequent first: their number, the
+    reason, and advice."""
     if trouble:
         advice = "Look at RabbitMQ and at OTT_AMQP_URL. Workers connect again by themselves."
         return [Condition(State.UNREACHABLE, trouble, advice)]
@@ -215,8 +216,8 @@ def _workers(found: Overview, names: Topology) -> Iterator[Condition]:
 
 
 def _of_workers(workers: Iterable[WorkerStatus]) -> Iterator[Condition]:
-    """Each thing once, though several workers tell it. What only a worker that stands by tells stops nothing
-    while another one is active."""
+    """The conditions that workers report, each once. While a worker is active, those that only a standby
+    reports do not count as stopping."""
     running = sorted(
         (worker for worker in workers if worker.state != "draining"), key=lambda each: each.state != "active"
     )

@@ -26,14 +26,25 @@ DELIVERY_LIMIT = 1000
 # Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean
 # unlimited on 4.x and loses messages on 3.10.
 NO_DELIVERY_LIMIT = 2**31 - 1
-# A stream is trimmed by whole segments, so small ones make an hour of records an hour.
-STATUS_AGE, STATUS_BYTES, STATUS_SEGMENT = "1h", 20_000_000, 500_000
-# Without an age: a pause stands until somebody ends it.
-CONTROL_BYTES, CONTROL_SEGMENT = 20_000_000, 2_000_000
-# Each record states all that its writer knows, so the newest ones are enough.
-PARTITION_LOG_BYTES, PARTITION_LOG_SEGMENT = 4_000_000, 500_000
 
 Arguments = dict[str, Any]
+
+# A stream is trimmed by whole segments, so small ones make an hour of records an hour.
+STATUS_LIMITS: Arguments = {
+    "x-max-age": "1h",
+    "x-max-length-bytes": 20_000_000,
+    "x-stream-max-segment-size-bytes": 500_000,
+}
+# Without an age: a pause stands until somebody ends it.
+CONTROL_LIMITS: Arguments = {
+    "x-max-length-bytes": 20_000_000,
+    "x-stream-max-segment-size-bytes": 2_000_000,
+}
+# Each record states all that its writer knows, so the newest ones are enough.
+PARTITION_LOG_LIMITS: Arguments = {
+    "x-max-length-bytes": 4_000_000,
+    "x-stream-max-segment-size-bytes": 500_000,
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,26 @@ class Topology:
             }
         )
 
-    def requests_arguments(self) -> Arguments:
+    def arguments(self, name: str, settings: Settings) -> Arguments:
+        """The arguments of a queue or stream."""
+        if name in (self.replies, self.dead):
+            return {
+                "x-queue-type": "quorum",
+                "x-overflow": "reject-publish",
+                "x-delivery-limit": NO_DELIVERY_LIMIT,
+            }
+        limits: dict[str, Arguments] = {
+            self.journal: {
+                "x-max-age": settings.journal_max_age,
+                "x-max-length-bytes": settings.journal_max_bytes,
+                "x-stream-max-segment-size-bytes": _segment_size(settings.journal_max_bytes),
+            },
+            self.status: STATUS_LIMITS,
+            self.control: CONTROL_LIMITS,
+            self.partition_log: PARTITION_LOG_LIMITS,
+        }
+        if name in limits:
+            return {"x-queue-type": "stream"} | limits[name]
         return {
             "x-queue-type": "quorum",
             "x-single-active-consumer": True,
@@ -113,46 +143,6 @@ class Topology:
             "x-overflow": "reject-publish",
             "x-dead-letter-exchange": self.dead,
             "x-dead-letter-strategy": "at-least-once",
-        }
-
-    def replies_arguments(self) -> Arguments:
-        return {
-            "x-queue-type": "quorum",
-            "x-overflow": "reject-publish",
-            "x-delivery-limit": NO_DELIVERY_LIMIT,
-        }
-
-    def dead_arguments(self) -> Arguments:
-        return self.replies_arguments()
-
-    def journal_arguments(self, settings: Settings) -> Arguments:
-        return {
-            "x-queue-type": "stream",
-            "x-max-age": settings.journal_max_age,
-            "x-max-length-bytes": settings.journal_max_bytes,
-            "x-stream-max-segment-size-bytes": _segment_size(settings.journal_max_bytes),
-        }
-
-    def status_arguments(self) -> Arguments:
-        return {
-            "x-queue-type": "stream",
-            "x-max-age": STATUS_AGE,
-            "x-max-length-bytes": STATUS_BYTES,
-            "x-stream-max-segment-size-bytes": STATUS_SEGMENT,
-        }
-
-    def control_arguments(self) -> Arguments:
-        return {
-            "x-queue-type": "stream",
-            "x-max-length-bytes": CONTROL_BYTES,
-            "x-stream-max-segment-size-bytes": CONTROL_SEGMENT,
-        }
-
-    def partition_log_arguments(self) -> Arguments:
-        return {
-            "x-queue-type": "stream",
-            "x-max-length-bytes": PARTITION_LOG_BYTES,
-            "x-stream-max-segment-size-bytes": PARTITION_LOG_SEGMENT,
         }
 
     @property
@@ -235,7 +225,8 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> Iterator[tu
             name, kind, durable=True, passive=passive
         )
 
-    def queue(name: str, arguments: Arguments) -> tuple[str, Step]:
+    def queue(name: str) -> tuple[str, Step]:
+        arguments = names.arguments(name, settings)
         kind = "stream" if arguments["x-queue-type"] == "stream" else "queue"
         return f"{kind} {name}", lambda channel: channel.declare_queue(
             name, durable=True, passive=passive, arguments=None if passive else arguments
@@ -250,21 +241,18 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> Iterator[tu
 
     # The dead letter queue stands before the requests queue that dead-letters into it.
     yield exchange(names.dead, "fanout")
-    yield queue(names.dead, names.dead_arguments())
+    yield queue(names.dead)
     yield from bindings(names.dead, names.dead, "")
-    yield queue(names.replies, names.replies_arguments())
+    yield queue(names.replies)
     if settings.journal:
-        yield queue(names.journal, names.journal_arguments(settings))
+        yield queue(names.journal)
     yield exchange(names.entry, "topic")
-    yield queue(names.requests, names.requests_arguments())
+    yield queue(names.requests)
     yield from bindings(names.requests, names.entry, REQUEST_KEY, REPLAY_KEY)
-    yield queue(names.status, names.status_arguments())
-    yield queue(names.control, names.control_arguments())
+    yield queue(names.status)
+    yield queue(names.control)
     yield from bindings(names.control, names.entry, CONTROL_KEY)
-    if settings.partitions > 1:
-        yield queue(names.partition_log, names.partition_log_arguments())
-        for number in range(1, settings.partitions + 1):
-            yield queue(names.partition(number), names.requests_arguments())
+    yield from map(queue, names.partition_objects(settings.partitions))
 
 
 async def _try(connection: Connection, name: str, step: Step, *, passive: bool) -> None:

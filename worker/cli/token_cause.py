@@ -1,7 +1,5 @@
 """Why Marketing Cloud gives no token, or one that is of no use: the variable or the place to look."""
 
-import re
-
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 from worker.marketing_cloud.client import MarketingCloud
@@ -18,17 +16,16 @@ async def of(error: TokenTrouble, settings: Settings) -> str:
 
 
 async def _cause(error: TokenTrouble, settings: Settings) -> str:
-    status, said = error.status, str(error)
     where = "OTT_MC_AUTH_URL" if settings.mc_auth_url else "OTT_MC_SUBDOMAIN"
-    if error.cause in (Cause.NO_ANSWER, Cause.PAGE, Cause.NO_TOKEN) or status in (404, 405):
+    if error.cause in (Cause.NO_ANSWER, Cause.PAGE, Cause.NO_TOKEN) or error.status in (404, 405):
         return f"check {where}, which gives {settings.auth_url}"
     if error.cause is Cause.ERROR:
         return "this is Marketing Cloud's side: the worker waits and tries again"
-    if re.search(r"\bIP\b|allow-?list|white-?list", said, re.IGNORECASE):
-        return "add this machine's public IP address to the allowlist in Marketing Cloud's Setup (Security)"
     if settings.mc_account_id and await _is_given_without_account(settings):
         return f"check OTT_MC_ACCOUNT_ID ({settings.mc_account_id}), for without it a token is given"
-    if "scope" in said:
+    if error.cause is Cause.UNAUTHORIZED_CLIENT:
+        return "add this machine's public IP address to the allowlist in Marketing Cloud's Setup (Security)"
+    if error.cause is Cause.INVALID_SCOPE:
         return f"grant the scope {NEEDED_SCOPE} to the package's component in Marketing Cloud's Setup"
     return "check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET; a secret ends 180 days after it was made"
 

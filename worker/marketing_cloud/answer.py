@@ -37,13 +37,26 @@ class Cause(Enum):
     GATEWAY_TIMEOUT = "gateway time-out"
     ERROR = "a failure on its side"
     INVALID_CLIENT = "the client id or secret is wrong"
+    UNAUTHORIZED_CLIENT = "the client may not ask for tokens from here"
+    INVALID_SCOPE = "the client lacks a scope"
     TOKEN_REFUSED = "the token was refused"  # noqa: S105 - a sentence
     NO_TOKEN = "the answer is not a token"  # noqa: S105
 
     @property
     def is_refusal(self) -> bool:
         """Whether the credentials are refused, which does not heal by itself."""
-        return self in (Cause.CREDENTIALS, Cause.INVALID_CLIENT, Cause.TOKEN_REFUSED)
+        return self in _REFUSALS
+
+
+_REFUSALS = frozenset(
+    {
+        Cause.CREDENTIALS,
+        Cause.INVALID_CLIENT,
+        Cause.UNAUTHORIZED_CLIENT,
+        Cause.INVALID_SCOPE,
+        Cause.TOKEN_REFUSED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,14 @@ DESCRIPTION_LIMIT = 300  # characters of an error's description
 # Seconds that requests of one account wait because of a hint. They hold places that others could use.
 LONGEST_ACCOUNT_HINT = 10.0
 REST_DOMAIN = ".marketingcloudapis.com"
-_OAUTH_ERRORS = frozenset(
-    {"invalid_client", "invalid_request", "invalid_grant", "unauthorized_client", "invalid_scope"}
-)
+# The error codes of OAuth 2.0 (RFC 6749 §5.2). Others are quoted as text.
+_OAUTH_ERRORS = {
+    "invalid_client": Cause.INVALID_CLIENT,
+    "unauthorized_client": Cause.UNAUTHORIZED_CLIENT,
+    "invalid_scope": Cause.INVALID_SCOPE,
+    "invalid_request": Cause.TOKEN_REFUSED,
+    "invalid_grant": Cause.TOKEN_REFUSED,
+}
 _PASSING = frozenset({408, 425, 429})
 
 
@@ -102,10 +107,10 @@ def read_token(
     document = _object(response.body)
     is_success = 200 <= status < 300
     if (400 <= status < 500 and status not in _PASSING) or (is_success and _is_error(document)):
-        error = document.get("error")
+        error = str(document.get("error"))
         known = f" {error}" if error in _OAUTH_ERRORS else ""
         said = _said(document, secrets)
-        cause = Cause.INVALID_CLIENT if error == "invalid_client" else Cause.TOKEN_REFUSED
+        cause = _OAUTH_ERRORS.get(error, Cause.TOKEN_REFUSED)
         raise TokenTrouble(cause, f"the token was refused: {status}{known}", said, status=status)
     if not is_success:
         said, why = _said(document, secrets), f"the token endpoint answered {status}"
@@ -141,7 +146,7 @@ def _is_error(document: dict[str, object]) -> bool:
 def _said(document: dict[str, object], secrets: Iterable[str]) -> str:
     """`error` and `error_description` as one line of plain text, without the client's credentials."""
     error = document.get("error")
-    parts = [None if error in _OAUTH_ERRORS else error]  # which the summary names
+    parts = [None if str(error) in _OAUTH_ERRORS else error]  # which the summary names
     parts += [document.get(name) for name in ("error_description", "message")]
     text = ": ".join(" ".join(part.split()) for part in parts if isinstance(part, str) and part.strip())
     text = "".join(character if character.isprintable() else " " for character in text)

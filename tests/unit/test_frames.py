@@ -10,9 +10,8 @@ from pamqp.body import ContentBody
 from pamqp.heartbeat import Heartbeat
 
 from worker.amqp import frames, transport
-from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.properties import Properties, build
-from worker.amqp.transport import InterceptingTransport, ProtocolViolation
+from worker.amqp.transport import FrameInterceptor, InterceptingTransport, ProtocolViolation
 
 CHANNEL = 7
 

@@ -21,9 +21,9 @@ from aiormq.channel import Channel
 
 from worker.amqp import frames
 from worker.amqp.connection import Connection, close_channel
-from worker.amqp.interceptor import FrameInterceptor
 from worker.amqp.ledger import Ledger, Message, Publish
 from worker.amqp.properties import Properties, short_string
+from worker.amqp.transport import FrameInterceptor
 from worker.backoff import REPUBLISH
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener

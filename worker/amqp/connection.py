@@ -25,8 +25,7 @@ from worker.amqp.causes import (
     is_cancelled,
 )
 from worker.amqp.endpoints import Endpoint, by_trust, node_name, node_urls, resolve
-from worker.amqp.interceptor import FrameInterceptor, KeepsBody, OnConfirm, OnContent
-from worker.amqp.transport import InterceptingTransport
+from worker.amqp.transport import FrameInterceptor, InterceptingTransport, KeepsBody, OnConfirm, OnContent
 from worker.errors import BrokerUnreachable, SettingsError
 from worker.settings import Settings
 
@@ -146,7 +145,7 @@ class Connection(aio_pika.Connection):
         on_confirm: OnConfirm | None = None,
         keeps_body: KeepsBody | None = None,
     ) -> FrameInterceptor:
-        """Have the frames of messages on `channel` handed to the callbacks at once (interceptor.py), until it
+        """Have the frames of messages on `channel` handed to the callbacks at once (transport.py), until it
         closes. The callbacks must be quick and must not raise."""
         interceptors, number = self.wire.interceptors, channel.number
         interceptor = interceptors[number] = FrameInterceptor(number, on_content, on_confirm, keeps_body)
@@ -181,6 +180,10 @@ class Connection(aio_pika.Connection):
         if not self._raw.closing.done():
             self.wire.abort()
         self._on_end(self._raw.closing)
+
+
+async def no_callback(_: object) -> None:
+    """A callback that the client library demands, where deliveries go elsewhere or nowhere."""
 
 
 @contextlib.asynccontextmanager

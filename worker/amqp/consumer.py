@@ -19,9 +19,9 @@ import aiormq.exceptions
 
 from worker.amqp import frames
 from worker.amqp.causes import Cause, broker_errors, describe
-from worker.amqp.connection import Connection, RawChannel, close_channel
-from worker.amqp.interceptor import FrameInterceptor
+from worker.amqp.connection import Connection, RawChannel, close_channel, no_callback
 from worker.amqp.properties import Properties
+from worker.amqp.transport import FrameInterceptor
 from worker.errors import BrokerUnreachable
 
 HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
@@ -170,7 +170,7 @@ class Subscription:
         self._rejected: list[int] = []
         self._requeued: list[int] = []
         self._inbox: deque[Delivery] = deque()
-        self._held_bytes = 0
+        self.held_bytes = 0  # of unsettled deliveries in memory
         self._is_withholding = False
         self._flushing = False
         self._has_settled = False
@@ -197,14 +197,9 @@ class Subscription:
         return len(self._unsettled)
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of unsettled deliveries in memory."""
-        return self._held_bytes
-
-    @property
     def is_spent(self) -> bool:
         """Whether deliveries are withheld, and most of the others are settled."""
-        return self._is_withholding and self._held_bytes <= HELD_BYTES / 4
+        return self._is_withholding and self.held_bytes <= HELD_BYTES / 4
 
     @property
     def oldest(self) -> Delivery | None:
@@ -227,7 +222,7 @@ class Subscription:
             if self._is_withholding:
                 return
             delivery.held = len(body) + len(properties.raw("headers"))
-            self._held_bytes += delivery.held
+            self.held_bytes += delivery.held
             if not self._inbox:
                 loop.call_soon(hand_over)
             self._inbox.append(delivery)
@@ -316,14 +311,14 @@ class Subscription:
     def _keeps_body(self, size: int) -> bool:
         if size > self._max_body_bytes:
             return False
-        if self._held_bytes and self._held_bytes + size > HELD_BYTES:
+        if self.held_bytes and self.held_bytes + size > HELD_BYTES:
             self._is_withholding = True
         return not self._is_withholding
 
     def _is_settled_now(self, delivery: Delivery) -> bool:
         if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
             return False
-        self._held_bytes -= delivery.held
+        self.held_bytes -= delivery.held
         return True
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
@@ -451,7 +446,3 @@ class Subscription:
         if declared.consumer_count:
             self.depth = declared.message_count or 0
         return declared.consumer_count or 0
-
-
-async def no_callback(_: object) -> None:
-    """A callback that the client library demands. Deliveries come through the interceptor."""

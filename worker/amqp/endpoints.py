@@ -12,7 +12,6 @@ from worker.settings import Settings, split_urls
 
 HEARTBEAT: Final = 10  # seconds; a stuck peer is found within 33
 PORTS: Final = {"amqp": 5672, "amqps": 5671}
-AVOIDED_FOR: Final = 60.0  # seconds that an address which failed is tried after the others
 
 # Loop times by address, for all connections of a process.
 _failed_at: dict[tuple[str, int], float] = {}
@@ -41,7 +40,7 @@ class Endpoint:
         return self.url.path[1:].replace("%2F", "/") or "/"
 
     def failed(self) -> None:
-        """Try the other addresses first for a while: it cannot be reached, or its connection was lost."""
+        """Try the other addresses first: it cannot be reached, or its connection was lost."""
         _failed_at[self.address, self.port] = asyncio.get_running_loop().time()
 
     def succeeded(self) -> None:
@@ -79,11 +78,5 @@ async def _lookup(host: str, port: int) -> "list[Any]":
 
 
 def by_trust(endpoints: list[Endpoint]) -> list[Endpoint]:
-    """The same order, but with those that failed lately at the end."""
-    now = asyncio.get_running_loop().time()
-
-    def failed_at(endpoint: Endpoint) -> float:
-        at = _failed_at.get((endpoint.address, endpoint.port))
-        return at if at is not None and now - AVOIDED_FOR < at <= now else 0.0
-
-    return sorted(endpoints, key=failed_at)
+    """The same order, but with those that failed last at the end."""
+    return sorted(endpoints, key=lambda endpoint: _failed_at.get((endpoint.address, endpoint.port), 0.0))

@@ -16,8 +16,8 @@ from typing import Self
 import aiormq.exceptions
 
 from worker.amqp.causes import Cause, broker_errors, object_errors
-from worker.amqp.connection import Connection
-from worker.amqp.consumer import Delivery, delivery_of, no_callback
+from worker.amqp.connection import Connection, no_callback
+from worker.amqp.consumer import Delivery, delivery_of
 from worker.amqp.properties import Properties
 from worker.amqp.queue import MISSING, QueueState, look
 from worker.errors import BrokerUnreachable, QueueInUse, WorkerError

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from worker.amqp.causes import object_errors
-from worker.amqp.connection import ANSWER_TIMEOUT, Connection, answered, connected, opened
+from worker.amqp.connection import ANSWER_TIMEOUT, Connection, answered, connected, no_callback, opened
 from worker.amqp.queue import MISSING
 from worker.contract.words import CLOCK_HEADER, CONTROL_KEY
 from worker.events import EventListener
@@ -144,6 +144,7 @@ class _Consumer:
         self._connection = connection
         self._channel = channel
         self._stream = stream
+        self._what = f"The stream {stream} could not be read"
         self._prefetch = prefetch
         self._messages: deque[AbstractIncomingMessage] = deque()
         self._news = asyncio.Event()
@@ -163,10 +164,10 @@ class _Consumer:
         self, start: Start, take: Callable[[AbstractIncomingMessage], Awaitable[None]]
     ) -> None:
         queue = await self._channel.get_queue(self._stream, ensure=False)
-        async with answered(self._connection, f"The stream {self._stream} could not be read"):
+        async with answered(self._connection, self._what):
             await self._channel.set_qos(self._prefetch)
             tag = await queue.consume(take, arguments={OFFSET_HEADER: start})
-            if take is _ignore:
+            if take is no_callback:
                 await queue.cancel(tag)
 
     async def arrived(self) -> AsyncIterator[AbstractIncomingMessage]:
@@ -183,7 +184,7 @@ class _Consumer:
 
     async def round_trip(self) -> None:
         self._check()
-        async with answered(self._connection, f"The stream {self._stream} could not be read"):
+        async with answered(self._connection, self._what):
             await self._channel.set_qos(self._prefetch)
 
     async def more(self, *, asks: bool = False) -> None:
@@ -196,7 +197,7 @@ class _Consumer:
                 async with asyncio.timeout(CHECK_INTERVAL if asks else None):
                     await self._news.wait()
             if asks and not self._messages:
-                await self._consume("next", _ignore)
+                await self._consume("next", no_callback)
 
     def _check(self) -> None:
         """Raise where nothing comes any more."""
@@ -215,10 +216,6 @@ class _Consumer:
     def _on_cancelled(self, _: object) -> None:
         self._is_cancelled = True
         self._news.set()
-
-
-async def _ignore(_: AbstractIncomingMessage) -> None:
-    """For a consumer that is cancelled at once."""
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

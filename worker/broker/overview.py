@@ -43,31 +43,26 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
             found.queues[name], consumers = await look(connection, getattr(names, name))
             if name == "requests":
                 found.consumers = consumers
-    with _told(found) as told:
+    found.knows_workers = True  # without the stream no worker has ever run
+    try:
         now = datetime.now(UTC)
         for each in await read_workers_by(StreamReader(connection, names.status), REMEMBERED):
             if not each.is_silent(now):
                 found.workers.append(each)
             elif each.state != "draining":
                 found.lost.append(each)
-    # Without the stream no worker has ever run.
-    found.knows_workers = told.problem is not Problem.FORBIDDEN
+    except TopologyError as error:
+        found.knows_workers = error.problem is not Problem.FORBIDDEN
+        found.problems.append(str(error))
     with _told(found):
         found.orders = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)
     return found
 
 
-@dataclass(slots=True)
-class _Told:
-    problem: Problem | None = None
-
-
 @contextlib.contextmanager
-def _told(found: Overview) -> Iterator[_Told]:
-    told = _Told()
+def _told(found: Overview) -> Iterator[None]:
     try:
-        yield told
+        yield
     except TopologyError as error:
-        told.problem = error.problem
         found.problems.append(str(error))

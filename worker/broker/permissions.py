@@ -14,7 +14,7 @@ from uuid import uuid4
 import aiormq.exceptions
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Connection, RawChannel
+from worker.amqp.connection import Connection, RawChannel, no_callback
 from worker.broker.topology import Topology
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings
@@ -101,7 +101,7 @@ async def _has(connection: Connection, right: Right) -> bool:
 async def _try(channel: RawChannel, right: Right) -> None:
     match right.verb:
         case "read":
-            await channel.basic_consume(right.name, _never, arguments={"x-priority": "none"})
+            await channel.basic_consume(right.name, no_callback, arguments={"x-priority": "none"})
         case "configure":
             await channel.queue_declare(right.name, durable=True, arguments={"x-max-length": "none"})
         case "write":
@@ -109,7 +109,3 @@ async def _try(channel: RawChannel, right: Right) -> None:
             exchange = "" if right.name == DEFAULT_EXCHANGE else right.name
             await channel.basic_publish(b"", exchange=exchange, routing_key=right.key or uuid4().hex)
             await channel.tx_rollback()
-
-
-async def _never(_: object) -> None:
-    """A callback that the client library demands."""

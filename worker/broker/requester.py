@@ -5,9 +5,9 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Self
+from weakref import WeakValueDictionary
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
@@ -90,7 +90,7 @@ class Requester:
         self._connected = asyncio.Event()
         self._opening = asyncio.Lock()
         self._alone = asyncio.Lock()
-        self._lanes: dict[Hashable, _Lane] = {}
+        self._lanes: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unconfirmed = 0
         self._confirmed_at = 0.0
@@ -148,7 +148,9 @@ class Requester:
     async def _send(self, message: Message, lane: Hashable) -> None:
         refusals, missing_since = 0, math.inf
         clock = asyncio.get_running_loop().time
-        async with self._turn(lane):
+        # A lock is fair, so each one waits for all earlier ones of its lane.
+        turn = asyncio.Lock() if lane is None else self._lanes.setdefault(lane, asyncio.Lock())
+        async with turn:
             while True:
                 try:
                     problem = await self._publish(message)
@@ -171,19 +173,6 @@ class Requester:
                     )
                 refusals += 1
                 await asyncio.sleep(REFUSED.ceiling(refusals))
-
-    @asynccontextmanager
-    async def _turn(self, lane: Hashable) -> AsyncIterator[None]:
-        """Wait for all earlier ones of the lane."""
-        turns = self._lanes.setdefault(lane, _Lane()) if lane is not None else _Lane()
-        turns.count += 1
-        try:
-            async with turns.lock:
-                yield
-        finally:
-            turns.count -= 1
-            if not turns.count:
-                self._lanes.pop(lane, None)
 
     async def _publish(self, message: Message) -> Exception | None:
         """What RabbitMQ has against it. Raises BrokerUnreachable. A channel that RabbitMQ closes does not
@@ -304,12 +293,6 @@ class Requester:
         if not self._opened.done():
             self._opened.set_exception(error)
         self._events.broker_unreachable(str(error))
-
-
-@dataclass(slots=True)
-class _Lane:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    count: int = 0
 
 
 @asynccontextmanager

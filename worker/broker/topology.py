@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from aio_pika.abc import AbstractChannel
@@ -47,44 +46,20 @@ PARTITION_LOG_LIMITS: Arguments = {
 }
 
 
-@dataclass(frozen=True)
 class Topology:
-    """The names of everything below one prefix."""
+    """The names of everything below one prefix. `dead` is both an exchange and a queue."""
 
-    prefix: str
-
-    @property
-    def entry(self) -> str:
-        return self.prefix
-
-    @property
-    def requests(self) -> str:
-        return f"{self.prefix}.requests"
-
-    @property
-    def replies(self) -> str:
-        return f"{self.prefix}.replies"
-
-    @property
-    def dead(self) -> str:
-        """Both the exchange and the queue."""
-        return f"{self.prefix}.dead"
-
-    @property
-    def journal(self) -> str:
-        return f"{self.prefix}.journal"
-
-    @property
-    def status(self) -> str:
-        return f"{self.prefix}.status"
-
-    @property
-    def control(self) -> str:
-        return f"{self.prefix}.control"
-
-    @property
-    def partition_log(self) -> str:
-        return f"{self.prefix}.partitions"
+    def __init__(self, prefix: str) -> None:
+        self.prefix = self.entry = prefix
+        self.requests = f"{prefix}.requests"
+        self.replies = f"{prefix}.replies"
+        self.dead = f"{prefix}.dead"
+        self.journal = f"{prefix}.journal"
+        self.status = f"{prefix}.status"
+        self.control = f"{prefix}.control"
+        self.partition_log = f"{prefix}.partitions"
+        streams = (self.journal, self.status, self.control, self.partition_log)
+        self.own_queues = frozenset((self.requests, self.replies, self.dead, *streams))  # but the partitions
 
     def partition(self, number: int) -> str:
         """The queue of a partition, counted from 1."""
@@ -100,21 +75,6 @@ class Topology:
         """Whether it is one of our own queues, which a `reply_to` may not name (contract §4)."""
         number = queue.removeprefix(f"{self.requests}.")
         return queue in self.own_queues or (number != queue and number.isdecimal())
-
-    @cached_property
-    def own_queues(self) -> frozenset[str]:
-        """All of them but the partitions."""
-        return frozenset(
-            {
-                self.requests,
-                self.replies,
-                self.dead,
-                self.journal,
-                self.status,
-                self.control,
-                self.partition_log,
-            }
-        )
 
     def arguments(self, name: str, settings: Settings) -> Arguments:
         """The arguments of a queue or stream."""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
 
@@ -26,33 +27,20 @@ CHECK_KEPT = 60.0  # seconds for which a token of the default account shows that
 CHECKS = (4, 60.0)  # checks of the credentials: so many tokens of the default account, in so many seconds
 
 
+@dataclass(slots=True, eq=False)
 class Account:
     """One account: its token, and what is wrong with it."""
 
-    __slots__ = (
-        "fetching",
-        "id",
-        "is_queued",
-        "next_refresh",
-        "refusal",
-        "refused_until",
-        "scope_dropped_at",
-        "token",
-        "trouble",
-        "trouble_since",
-    )
-
-    def __init__(self, account_id: str | None) -> None:
-        self.id = account_id
-        self.token: Token | None = None
-        self.fetching: asyncio.Task[Token] | None = None
-        self.is_queued = False  # its token request waits for its turn
-        self.next_refresh = 0.0
-        self.refusal = ""
-        self.refused_until = 0.0
-        self.trouble = ""  # why the last token request brought none
-        self.trouble_since: float | None = None
-        self.scope_dropped_at = -SCOPE_PAUSE
+    id: str | None
+    token: Token | None = None
+    fetching: "asyncio.Task[Token] | None" = None
+    is_queued: bool = False  # its token request waits for its turn
+    next_refresh: float = 0.0
+    refusal: str = ""
+    refused_until: float = 0.0
+    trouble: str = ""  # why the last token request brought none
+    trouble_since: float | None = None
+    scope_dropped_at: float = -SCOPE_PAUSE
 
     def good_token(self, now: float) -> Token | None:
         """The token, while it lasts."""
@@ -197,15 +185,12 @@ class Accounts:
     def _fetch_in_background(self, held: Account) -> "asyncio.Task[Token]":
         async def fetch() -> Token:
             try:
-                return await (self._fetch_default() if held is self._default else self._fetch_other(held))
+                return await (self._fetch(held) if held is self._default else self._fetch_other(held))
             finally:
                 held.fetching = None
 
         held.fetching = _task(fetch())
         return held.fetching
-
-    async def _fetch_default(self) -> Token:
-        return await self._fetch(self._default)
 
     async def _fetch_other(self, held: Account) -> Token:
         held.is_queued = True

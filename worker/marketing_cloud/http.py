@@ -412,19 +412,15 @@ def _descriptors_for_calls() -> int:
 
 def _check_aiohttp() -> None:
     """Raise UsageError where aiohttp lacks what this module uses below aiohttp's sessions."""
-    needed = {
-        aiohttp.TCPConnector: ("connect", "close"),
-        Connection: ("protocol", "transport", "close"),
-        ResponseHandler: ("should_close",),
-    }
-    missing = [
-        f"{kind.__name__}.{name}"
-        for kind, names in needed.items()
-        for name in names
-        if not hasattr(kind, name)
-    ]
-    if missing:
-        raise UsageError(
-            f"aiohttp {aiohttp.__version__} lacks {', '.join(missing)}: "
-            "install aiohttp 3.14, with which this worker was tested"
+    try:
+        _ = (
+            aiohttp.TCPConnector.connect,
+            *(Connection.protocol, Connection.transport, Connection.close),
+            ResponseHandler.should_close,
         )
+    except AttributeError as error:
+        lacking = f"{getattr(error.obj, '__name__', '')}.{error.name}"
+        raise UsageError(
+            f"aiohttp {aiohttp.__version__} lacks {lacking}: "
+            "install aiohttp 3.14, with which this worker was tested"
+        ) from None

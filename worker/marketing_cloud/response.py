@@ -34,19 +34,6 @@ class Response(NamedTuple):
 class ResponseReader:
     """Takes the bytes that follow one request: `feed` it until it `is_done`, then take its `response`."""
 
-    __slots__ = (
-        "_chunks",
-        "_data",
-        "_length",
-        "_position",
-        "_read_body",
-        "has_head",
-        "headers",
-        "is_done",
-        "keeps_connection",
-        "status",
-    )
-
     def __init__(self) -> None:
         self.has_head = False
         self.is_done = False

@@ -41,17 +41,24 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(params=BROKER_URLS, ids=lambda url: url.rpartition("@")[2].strip("/"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run on each broker in turn; once where the module says, in ONE_BROKER, why its version does not
+    matter, and for what a command or a page shows."""
+    module = metafunc.module.__name__
+    once = hasattr(metafunc.module, "ONE_BROKER") or module.startswith(
+        ("tests.acceptance.", "tests.console.")
+    )
+    for name in {"broker_url", "module_broker_url"} & set(metafunc.fixturenames):
+        urls = BROKER_URLS[:1] if once else BROKER_URLS
+        metafunc.parametrize(
+            name, urls, indirect=True, ids=[url.rpartition("@")[2].strip("/") for url in urls]
+        )
+
+
+@pytest.fixture
 def broker_url(request: pytest.FixtureRequest) -> str:
     """Each broker that `OTT_TEST_AMQP_URLS` names, in turn."""
     return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def first_broker() -> str:
-    """The first broker that `OTT_TEST_AMQP_URLS` names, for tests of what no broker's version changes: their
-    module's own `broker_url` returns it."""
-    return BROKER_URLS[0]
 
 
 @pytest.fixture

@@ -9,12 +9,6 @@ from tests.rig import Rig
 
 
 @pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """What a command does is seen on one broker."""
-    return first_broker
-
-
-@pytest.fixture
 async def submit(rig: Rig, broker_url: str, prefix: str) -> AsyncIterator[Command]:
     """The command, beside a worker that runs."""
     await rig.start()

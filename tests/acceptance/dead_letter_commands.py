@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import aio_pika
 
+from tests.commands import Ended, ott_worker
 from tests.rig import Requester, Rig, messenger
 from worker.amqp.consumer import COUNTS
 from worker.sandbox.faults import Status
@@ -41,6 +42,11 @@ class Terminal:
         """Make it the terminal of this process, which must be a new one."""
         os.setsid()
         fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0)
+
+
+async def dead_letters(rig: Rig, *arguments: str, stdin: str = "", **variables: str) -> Ended:
+    """`ott-worker dead-letters`, with the settings of a rig."""
+    return await ott_worker(rig.settings(), "dead-letters", *arguments, stdin=stdin, **variables)
 
 
 async def bury(requester: Requester, count: int, *, reasons: tuple[str, ...] = ("exhausted",)) -> list[str]:

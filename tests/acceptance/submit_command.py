@@ -30,7 +30,9 @@ class Command:
         return self._started[-1]
 
     async def __call__(self, *arguments: str | Path, stdin: bytes = b"", **more: str) -> Ended:
-        return await ott_worker(self._settings, "submit", *arguments, stdin=stdin, **more)
+        if stdin:  # which is read as a pipe
+            return await ended(await self.start(*arguments, **more), stdin)
+        return await ott_worker(self._settings, "submit", *arguments, **more)
 
     def kill(self) -> None:
         for process in self._started:

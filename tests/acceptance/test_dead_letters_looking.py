@@ -7,7 +7,7 @@ import signal
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import bury, dead_queue, turned_down, unchanged
+from tests.acceptance.dead_letter_commands import bury, dead_letters, dead_queue, turned_down, unchanged
 from tests.commands import begin, ott_worker
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
@@ -26,7 +26,7 @@ async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig
     requester = await rig.start(gate_after=100, retry_attempts=1)
     await turned_down(rig, requester, "p", "name", message_id="first")
     await requester.ask(b"no json", message_id="second")
-    ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+    ended = await dead_letters(rig, "list", "--json")
     assert ended.code == 0
     first, second = ended.documents
     assert (first["id"], first["reason"], first["ottPlatformName"], first["resourceId"]) == (
@@ -42,7 +42,7 @@ async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig
 
 async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 7, reasons=("exhausted", "forbidden", "exhausted"))
-    grouped = await ott_worker(rig.settings(), "dead-letters", "list", "--by", "error", "--json")
+    grouped = await dead_letters(rig, "list", "--by", "error", "--json")
     assert grouped.documents == [
         {
             "reason": "exhausted",
@@ -59,11 +59,11 @@ async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requeste
             "last": "2026-11-23T12:00:04.000004Z",
         },
     ]
-    words = await ott_worker(rig.settings(), "dead-letters", "list", "--by", "error")
+    words = await dead_letters(rig, "list", "--by", "error")
     assert words.out.splitlines()[-1] == "7 dead letters: 5 exhausted, 2 forbidden"
-    limited = await ott_worker(rig.settings(), "dead-letters", "list", "--limit", "2", "--json")
+    limited = await dead_letters(rig, "list", "--limit", "2", "--json")
     assert [d["id"] for d in limited.documents] == ids[:2]
-    words = await ott_worker(rig.settings(), "dead-letters", "list", "--limit", "2")
+    words = await dead_letters(rig, "list", "--limit", "2")
     assert words.out.splitlines()[-1] == "The first 2 dead letters: 1 exhausted, 1 forbidden"
     assert [m.message_id for m in await dead_queue(requester)] == ids
 
@@ -71,9 +71,9 @@ async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requeste
 async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 2500)
     for _ in range(2):
-        listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+        listed = await dead_letters(rig, "list", "--json")
         assert [d["id"] for d in listed.documents] == ids
-    shown = await ott_worker(rig.settings(), "dead-letters", "show", ids[7], "--json")
+    shown = await dead_letters(rig, "show", ids[7], "--json")
     assert [d["id"] for d in shown.documents] == [ids[7]]
     left = await dead_queue(requester)
     assert [m.message_id for m in left] == ids
@@ -91,7 +91,7 @@ async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Reques
         process.send_signal(signal.SIGKILL)
         await process.communicate()
     assert killed_in_the_middle
-    listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+    listed = await dead_letters(rig, "list", "--json")
     assert [d["id"] for d in listed.documents] == ids
     assert [m.message_id for m in await dead_queue(requester)] == ids
 
@@ -133,7 +133,7 @@ async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Req
     for _ in range(100):
         message = await until(lambda: queue.get(fail=False), "a letter")
         await message.nack(requeue=True)
-    ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+    ended = await dead_letters(rig, "list", "--json")
     assert len(ended.documents) == 3
     after = await dead_queue(requester)
     counts = [m.headers.get(name, 0) for m in after for name in COUNTS]
@@ -159,7 +159,7 @@ async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Req
 )
 async def test_filters(rig: Rig, requester: Requester, filters: list[str], expected: list[int]) -> None:
     ids = await bury(requester, 6, reasons=("exhausted", "forbidden", "invalid"))
-    ended = await ott_worker(rig.settings(), "dead-letters", "list", "--json", *filters)
+    ended = await dead_letters(rig, "list", "--json", *filters)
     assert [d["id"] for d in ended.documents] == [ids[i] for i in expected]
 
 
@@ -168,7 +168,7 @@ async def test_what_the_broker_dead_lettered_is_listed_with_its_reason_and_time(
 ) -> None:
     await requester.publish(messenger("p"), expiration=0.05, message_id="late")
     await until(lambda: requester.depth("dead"), "the dead letter")
-    (letter,) = (await ott_worker(rig.settings(), "dead-letters", "list", "--json")).documents
+    (letter,) = (await dead_letters(rig, "list", "--json")).documents
     assert (letter["id"], letter["reason"], letter["resourceId"]) == ("late", "expired", "p")
     assert letter["deadAt"] == letter["receivedAt"] > "2026"
 
@@ -185,9 +185,7 @@ async def test_what_came_back_too_often_is_listed_as_delivery_limit(rig: Rig, re
         message = await until(lambda: queue.get(fail=False), "the request")
         await message.reject(requeue=True)
     await until(lambda: requester.depth("dead"), "the dead letter")
-    (letter,) = (
-        await ott_worker(rig.settings(), "dead-letters", "list", "--json", "--reason", "delivery_limit")
-    ).documents
+    (letter,) = (await dead_letters(rig, "list", "--json", "--reason", "delivery_limit")).documents
     assert (letter["id"], letter["accountId"], letter["resourceId"]) == ("poison", "7", "p")
     assert letter["receivedAt"] == letter["deadAt"] > "2026"
 
@@ -205,10 +203,10 @@ async def test_no_secret_is_shown_unless_asked_for(
     canaries = [*secret_values.values(), "stray-canary"]
     for arguments in (["list"], ["list", "--json"], ["show", "--reason", "expired"]):
         for more in ([], ["--json"]):
-            ended = await ott_worker(rig.settings(), "dead-letters", *arguments, *more)
+            ended = await dead_letters(rig, *arguments, *more)
             assert ended.code == 0
             assert not [canary for canary in canaries if canary in ended.out + ended.err]
-    revealed = await ott_worker(rig.settings(), "dead-letters", "show", "--reason", "expired", "--reveal")
+    revealed = await dead_letters(rig, "show", "--reason", "expired", "--reveal")
     assert [canary for canary in canaries if canary in revealed.out] == canaries
 
 
@@ -227,23 +225,23 @@ async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, req
     await requester.publish(b"\xff\xfe[[[", expiration=0.05, correlation_id="c" * 255)
     await until(lambda: _has_died(requester, 2), "the dead letters")
     for arguments in (["list"], ["show", "--reason", "expired", "--reveal"], ["list", "--json"]):
-        ended = await ott_worker(rig.settings(), "dead-letters", *arguments)
+        ended = await dead_letters(rig, *arguments)
         assert (ended.code, ended.err) == (0, "")
         assert "\x1b" not in ended.out
 
 
 async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig: Rig, requester: Requester) -> None:
-    empty = await ott_worker(rig.settings(), "dead-letters", "list")
+    empty = await dead_letters(rig, "list")
     assert (empty.code, empty.out) == (0, "No dead letters.\n")
     await bury(requester, 1)
-    none = await ott_worker(rig.settings(), "dead-letters", "list", "--reason", "invalid")
+    none = await dead_letters(rig, "list", "--reason", "invalid")
     assert (none.code, none.out) == (0, "No dead letter matches.\n")
-    nobody = await ott_worker(rig.settings(), "dead-letters", "show", "nobody")
+    nobody = await dead_letters(rig, "show", "nobody")
     assert (nobody.code, nobody.err) == (1, "ott-worker: no dead letter matches\n")
     missing = await ott_worker(rig.settings(prefix="test.nowhere"), "dead-letters", "list")
     assert (missing.code, missing.err.count("\n")) == (3, 1)
     assert "test.nowhere.dead is missing" in missing.err
-    unreachable = await ott_worker(rig.settings(), "dead-letters", "list", OTT_AMQP_URL="amqp://127.0.0.1:1")
+    unreachable = await dead_letters(rig, "list", OTT_AMQP_URL="amqp://127.0.0.1:1")
     assert (unreachable.code, unreachable.err.count("\n")) == (3, 1)
 
 

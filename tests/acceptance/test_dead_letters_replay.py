@@ -15,7 +15,14 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import Terminal, bury, dead_queue, turned_down, unchanged
+from tests.acceptance.dead_letter_commands import (
+    Terminal,
+    bury,
+    dead_letters,
+    dead_queue,
+    turned_down,
+    unchanged,
+)
 from tests.commands import begin, ott_worker, said
 from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
@@ -47,7 +54,7 @@ async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(ri
     await turned_down(rig, requester, "p", "old p", correlation_id="p", message_id="p")
     await turned_down(rig, requester, "q", "old q", correlation_id="q", message_id="q")
     await requester.ask(messenger("q", "new q"))
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    ended = await dead_letters(rig, "replay", "--all")
     await until(lambda: len(requester.replies["p"]) == 2 and len(requester.replies["q"]) == 2, "the replies")
     newest = json.loads(requester.replies["q"][1].body)["supersededBy"]
     first, *outcomes = ended.out.splitlines()
@@ -89,7 +96,7 @@ async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twic
     letter.headers |= {"CC": [copies.name], "BCC": [copies.name]}
     await requester.channel.default_exchange.publish(letter, f"{requester.prefix}.dead")
     await copies.purge()
-    forced = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--force")
+    forced = await dead_letters(rig, "replay", "--all", "--force")
     assert forced.code == 0
     for message in await requests_queue(requester, 2):
         assert (message.message_id, message.correlation_id, message.user_id) == ("the-id", "c", None)
@@ -111,9 +118,7 @@ async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twic
 async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 2500, reasons=("exhausted", "forbidden", "invalid"))
     forbidden = ids[1::3]
-    ended = await ott_worker(
-        rig.settings(), "dead-letters", "replay", "--reason", "forbidden", "--force", "--json"
-    )
+    ended = await dead_letters(rig, "replay", "--reason", "forbidden", "--force", "--json")
     assert ended.documents == [{"replayed": len(forbidden), "left": 0, "unfit": 0}]
     replayed = await requests_queue(requester, len(forbidden))
     assert [m.message_id for m in replayed] == forbidden
@@ -133,7 +138,7 @@ async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig
     await rig.start()
     await asyncio.sleep(1.1)  # the broker tells the time of a death to the second
     newer = await requester.ask(messenger("p", "new"))
-    refused = await ott_worker(rig.settings(), "dead-letters", "replay", "--reason", "expired")
+    refused = await dead_letters(rig, "replay", "--reason", "expired")
     assert (refused.code, refused.out) == (1, "")
     assert f"would be superseded by {newer['requestId']}\n" in refused.err
     assert "--force replays it all the same" in refused.err
@@ -147,12 +152,12 @@ async def test_a_dry_run_tells_what_would_happen_and_does_nothing(rig: Rig) -> N
     await turned_down(rig, requester, "q", "old q", message_id="q")
     await requester.ask(messenger("q", "new q"), message_id="newer")
     calls = len(rig.sandbox.history.registration_calls)
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run", "--json")
+    ended = await dead_letters(rig, "replay", "--all", "--dry-run", "--json")
     assert [(d["id"], d["outcome"], d["why"]) for d in ended.documents] == [
         ("p", "replayed", None),
         ("q", "superseded", "newer"),
     ]
-    words = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run")
+    words = await dead_letters(rig, "replay", "--all", "--dry-run")
     assert words.out.splitlines()[-1] == "2 dead letters of 2 match. 1 will be answered superseded."
     assert [m.message_id for m in await dead_queue(requester)] == ["p", "q"]
     assert len(rig.sandbox.history.registration_calls) == calls
@@ -162,21 +167,21 @@ async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(
     requester = await rig.start()
     await requester.ask(messenger("p", ""), message_id="nameless")
     await requester.ask(messenger("q"), message_id="typed", content_type="text/plain")
-    planned = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run", "--json")
+    planned = await dead_letters(rig, "replay", "--all", "--dry-run", "--json")
     assert [(d["id"], d["outcome"], d["why"]) for d in planned.documents] == [
         ("nameless", "rejected", "PageName must be provided"),
         ("typed", "rejected", "The content_type is not application/json in UTF-8; send that, or none."),
     ]
-    words = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--dry-run")
+    words = await dead_letters(rig, "replay", "--all", "--dry-run")
     assert (planned.code, words.code) == (1, 1)
     assert "rejected again: PageName must be provided" in words.out
     assert words.out.endswith("2 dead letters of 2 match. 2 would be rejected again as they are, and stay.\n")
-    refused = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    refused = await dead_letters(rig, "replay", "--all")
     assert (refused.code, refused.out) == (1, "")
     assert "1 dead letter would be rejected again: PageName must be provided" in refused.err
     assert "Nothing would be registered" in refused.err
     assert await requester.depth("dead") == 2
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--force")
+    ended = await dead_letters(rig, "replay", "--all", "--force")
     assert (ended.code, ended.out.split(".")[0]) == (1, "2 dead letters replayed, 0 left")
 
 
@@ -258,9 +263,8 @@ async def test_mended_fields_come_from_the_line_a_file_or_standard_input(rig: Ri
     requester = await rig.start()
     await turned_down(rig, requester, "p", "old")
     Path(tmp_path / "secret").write_text("from-a-file\n")
-    ended = await ott_worker(
-        rig.settings(),
-        "dead-letters",
+    ended = await dead_letters(
+        rig,
         "replay",
         "--resource=p",
         "--set=pageName=mended",
@@ -290,7 +294,7 @@ async def test_an_invalid_request_can_be_mended_into_a_resource_of_its_own(rig: 
     body = json.dumps({**MESSENGER, "ottPlatformAttributes": attributes}).encode()
     asked = await requester.publish(body, content_type="text/plain")
     assert (await requester.reply(asked))["status"] == "rejected"
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--set", "pageId=p")
+    ended = await dead_letters(rig, "replay", "--all", "--set", "pageId=p")
     assert ended.code == 0
     await until(lambda: Key(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
 
@@ -328,7 +332,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
     ],
 )
 async def test_wrong_usage_is_one_clear_line(rig: Rig, arguments: list[str], said: str) -> None:
-    ended = await ott_worker(rig.settings(), "dead-letters", *arguments)
+    ended = await dead_letters(rig, *arguments)
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert said in ended.err
 
@@ -348,7 +352,7 @@ async def test_letters_that_the_journal_does_not_reach_back_to_are_not_published
     rig: Rig, requester: Requester
 ) -> None:
     await bury(requester, 2)
-    refused = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    refused = await dead_letters(rig, "replay", "--all")
     assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
     assert "does not reach back" in refused.err
     assert (await requester.depth("dead"), await requester.depth("requests")) == (2, 0)
@@ -374,9 +378,7 @@ async def test_a_field_that_the_platform_of_a_letter_does_not_have_leaves_it_whe
     rig: Rig, requester: Requester
 ) -> None:
     await bury(requester, 1)
-    ended = await ott_worker(
-        rig.settings(), "dead-letters", "replay", "letter-00000", "--force", "--set=channelId=1", "--dry-run"
-    )
+    ended = await dead_letters(rig, "replay", "letter-00000", "--force", "--set=channelId=1", "--dry-run")
     assert ended.code == 1
     assert "left where it is: messenger has no channelId" in ended.out
 
@@ -394,7 +396,7 @@ async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig: 
     for i in range(22):
         await turned_down(rig, requester, f"p-{i}", "name")
     rig.sandbox.faults.add(Status(path="registration", resource_id="p-7", status=403, errorcode=20002))
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all")
+    ended = await dead_letters(rig, "replay", "--all")
     first, good, bad = ended.out.splitlines()
     assert (ended.code, first, good) == (1, "22 dead letters replayed, 0 left.", "21 registered")
     assert bad.startswith("1 failed: HTTP 403 20002 ")
@@ -407,7 +409,7 @@ async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_t
     process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force", "--rate", "5")
     try:
         await until(lambda: requester.depth("requests"), "the first replay")
-        listed = await ott_worker(rig.settings(), "dead-letters", "list", "--json")
+        listed = await dead_letters(rig, "list", "--json")
         assert listed.code == 0, listed.err
         assert 0 < len(listed.documents) < 400
         assert [d["id"] for d in listed.documents] == ids[-len(listed.documents) :]
@@ -436,7 +438,7 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig:
     for name in ("p", "q", "r"):
         await turned_down(rig, requester, name, f"old {name}", message_id=name)
     file = tmp_path / "letters.csv"
-    written = await ott_worker(rig.settings(), "dead-letters", "export", str(file))
+    written = await dead_letters(rig, "export", str(file))
     assert (written.code, written.out) == (0, f"3 dead letters written to {file}.\n")
     assert file.stat().st_mode & 0o777 == 0o600
     secrets = [MESSENGER["ottPlatformAttributes"][name] for name in ("applicationSecret", "pageAccessToken")]
@@ -448,7 +450,7 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig:
     rows[1][name], rows[1][token] = "new; name", "new-token"
     with open(file, "w", encoding="utf-8-sig", newline="") as opened:
         csv.writer(opened, delimiter=";", quoting=csv.QUOTE_ALL).writerows(rows[:3])
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--patch", str(file), "--json")
+    ended = await dead_letters(rig, "replay", "--patch", str(file), "--json")
     assert ended.code == 0, ended.err
     assert ended.documents[-1] == {"replayed": 2, "left": 0, "unfit": 0}
     corrected = json.loads(messenger("p", "new; name", pageAccessToken="new-token"))
@@ -536,9 +538,7 @@ async def test_rows_of_a_patch_that_name_no_letter_are_told(
     await bury(requester, 1)
     file = tmp_path / "letters.csv"
     file.write_text("id,pageName\nletter-00000,new\nnobody,new\n")
-    ended = await ott_worker(
-        rig.settings(), "dead-letters", "replay", "--patch", str(file), "--force", "--no-wait"
-    )
+    ended = await dead_letters(rig, "replay", "--patch", str(file), "--force", "--no-wait")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert "1 rows name no dead letter that matches, such as nobody" in ended.err
     (replayed,) = await requests_queue(requester, 1)
@@ -547,9 +547,7 @@ async def test_rows_of_a_patch_that_name_no_letter_are_told(
 
 async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 30, reasons=("exhausted", "invalid"))
-    ended = await ott_worker(
-        rig.settings(), "dead-letters", "discard", "--reason", "invalid", "--since", "2026-01-01", "--yes"
-    )
+    ended = await dead_letters(rig, "discard", "--reason", "invalid", "--since", "2026-01-01", "--yes")
     assert (ended.code, ended.out) == (0, "15 dead letters discarded.\n")
     assert [m.message_id for m in await dead_queue(requester)] == ids[::2]
 
@@ -557,11 +555,11 @@ async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester
 async def test_a_letter_that_fails_again_is_left_for_another_run(rig: Rig) -> None:
     requester = await rig.start()
     await requester.ask(b"{}", message_id="hopeless")
-    ended = await ott_worker(rig.settings(), "dead-letters", "replay", "--all", "--force", "--json")
+    ended = await dead_letters(rig, "replay", "--all", "--force", "--json")
     record, summary = ended.documents
     assert (record["id"], record["status"], record["reason"]) == ("hopeless", "rejected", "invalid")
     assert (ended.code, summary) == (1, {"replayed": 1, "left": 0, "unfit": 0})
-    (again,) = (await ott_worker(rig.settings(), "dead-letters", "list", "--json")).documents
+    (again,) = (await dead_letters(rig, "list", "--json")).documents
     assert (again["id"], again["replays"]) == ("hopeless", 1)
 
 

@@ -1,6 +1,6 @@
 """Rate and memory of bulk jobs of several sizes, answered by a worker and the sandbox.
 
-    python -m tests.benchmarks.bulk [--rows 1000,10000,100000] [--format csv|jsonl|json]
+    python -m tests.benchmarks.bulk [--rows 1000,10000,100000]
 
 Needs RabbitMQ at OTT_AMQP_URL. Prints the table of `bulk.md`; all it makes is removed at the end. One job
 may take a quarter of an hour at the most. Seconds include the start of the program.
@@ -8,10 +8,8 @@ may take a quarter of an hour at the most. Seconds include the start of the prog
 
 import argparse
 import asyncio
-import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,7 +40,6 @@ class Run:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     arguments.add_argument("--rows", default="1000,10000,100000")
-    arguments.add_argument("--format", default="csv", choices=WRITERS)
     given = arguments.parse_args()
     url = os.environ.get("OTT_AMQP_URL", DEFAULT_URL)
     prefix = f"benchmark.{uuid4().hex[:12]}"
@@ -58,12 +55,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         try:
-            measure([int(rows) for rows in given.rows.split(",")], given.format, environment, Path(folder))
+            measure([int(rows) for rows in given.rows.split(",")], environment, Path(folder))
         finally:
             asyncio.run(delete_objects(url, prefix))
 
 
-def measure(sizes: list[int], kind: str, environment: dict[str, str], folder: Path) -> None:
+def measure(sizes: list[int], environment: dict[str, str], folder: Path) -> None:
     sandbox = [*COMMAND, "sandbox", "--port", str(PORT), "--history-limit", "100"]
     with (
         Process(sandbox, environment, folder / "sandbox.log") as cloud,
@@ -75,8 +72,8 @@ def measure(sizes: list[int], kind: str, environment: dict[str, str], folder: Pa
             f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n{HEADING}"
         )
         for rows in sizes:
-            path = folder / f"{rows}.{kind}"
-            WRITERS[kind](path, rows)
+            path = folder / f"{rows}.csv"
+            write_csv(path, rows)
             first = submit(path, environment, folder)
             again = submit(path, environment, folder, "--resume")
             cloud.check()
@@ -93,39 +90,17 @@ def submit(path: Path, environment: dict[str, str], folder: Path, *options: str)
     """Run the command to its end; raises where not all rows are registered."""
     results = path.with_suffix(".results.jsonl")
     command = [*COMMAND, "submit", str(path), "--quiet", "--results", str(results), *options]
-    peak = cpu = 0.0
-    started = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=folder)
-    try:
-        while process.poll() is None:
-            peak, cpu = max(peak, memory(process.pid)), max(cpu, cpu_time(process.pid))
+    with Process(command, environment, folder / "submit.log") as process:
+        started = time.monotonic()
+        peak = cpu = 0.0
+        while process.runs:
+            peak, cpu = max(peak, process.peak_memory()), max(cpu, process.cpu() / 1_000_000)
             if time.monotonic() - started > LIMIT:
                 raise RuntimeError(f"not done within {LIMIT} s")
             time.sleep(0.05)
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode != 0:
-        raise RuntimeError(f"submit ended with {process.returncode}")
-    return Run(time.monotonic() - started, peak, cpu)
-
-
-def memory(pid: int) -> float:
-    """The most resident memory so far, in megabytes."""
-    return next((int(line.split()[1]) / 1024 for line in proc(pid, "status") if line.startswith("VmHWM:")), 0)
-
-
-def cpu_time(pid: int) -> float:
-    """User and system time so far, in seconds."""
-    fields = "".join(proc(pid, "stat")).rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
-
-
-def proc(pid: int, name: str) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text().splitlines()
-    except OSError:
-        return []
+        if process.code:
+            raise RuntimeError(f"submit ended with {process.code}")
+        return Run(time.monotonic() - started, peak, cpu)
 
 
 def answers() -> bool:
@@ -151,25 +126,6 @@ def write_csv(path: Path, rows: int) -> None:
         file.write(f"ottPlatformName,{','.join(attributes)}\n")
         file.writelines(f"messenger,{row.format(number)}\n" for number in range(rows))
 
-
-def write_lines(path: Path, rows: int) -> None:
-    with path.open("w") as file:
-        file.writelines(f"{registration(number)}\n" for number in range(rows))
-
-
-def write_array(path: Path, rows: int) -> None:
-    with path.open("w") as file:
-        file.write("[\n")
-        file.writelines(f"{registration(number)},\n" for number in range(rows - 1))
-        file.write(f"{registration(rows)}\n]\n")
-
-
-def registration(number: int) -> str:
-    attributes = {**MESSENGER["ottPlatformAttributes"], "pageId": str(number)}
-    return json.dumps({**MESSENGER, "ottPlatformAttributes": attributes})
-
-
-WRITERS = {"csv": write_csv, "jsonl": write_lines, "json": write_array}
 
 if __name__ == "__main__":
     main()

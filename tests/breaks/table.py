@@ -140,7 +140,7 @@ BREAKS = [
         "worker/partitions/router.py",
         "return 1 + int.from_bytes(digest.digest()) % partitions",
         "return 1 + time.monotonic_ns() % partitions",
-        "unit/test_rendezvous.py integration/test_partitions.py",
+        "unit/test_members.py integration/test_partitions.py",
     ),
     Break(
         "accounts share their resources",
@@ -376,7 +376,7 @@ BREAKS = [
         "worker/backoff.py",
         "return random.uniform(0, self.ceiling(failures))",
         "return self.ceiling(failures) or random.random()",
-        "unit/test_backoff.py",
+        "unit/test_policy.py",
     ),
     Break(
         "the sandbox is controlled from any web page",

@@ -4,7 +4,6 @@ import re
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
-import pytest
 import pytest_asyncio
 
 from tests.console.browser import OpenPage, browser
@@ -16,12 +15,6 @@ from worker.settings import Settings
 JSON = {"Accept": "application/json"}
 
 StartConsole = Callable[..., "Running"]
-
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """Pages are no matter of RabbitMQ's version; what they read and change is tested below them."""
-    return first_broker
 
 
 class Running:

@@ -23,7 +23,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         yield a_node
 
 
-@pytest.fixture(scope="module", params=BROKER_URLS, ids=lambda url: url.rpartition("@")[2].strip("/"))
+@pytest.fixture(scope="module")
 def module_broker_url(request: pytest.FixtureRequest) -> str:
     """Each broker that `OTT_TEST_AMQP_URLS` names, in turn, for all tests of a module."""
     return str(request.param)

@@ -11,6 +11,8 @@ from tests.faults.load import wait_for
 from tests.faults.world import World
 from worker.sandbox.faults import Status
 
+ONE_BROKER = "What Marketing Cloud does wrong is no matter of RabbitMQ's version."
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ENVIRONMENT = {
@@ -18,12 +20,6 @@ ENVIRONMENT = {
     "OTT_RETRY_BUDGET": "4",
     "FAULTS_CLOCKS": f"{QUICK_GATE},worker.pipeline.policy.BLOCKED_PAUSE=1",
 }
-
-
-@pytest.fixture(scope="module")
-def module_broker_url(first_broker: str) -> str:
-    """What Marketing Cloud does wrong is no matter of RabbitMQ's version."""
-    return first_broker
 
 
 # What the sandbox does, and how its calls then end (None: any other way than well).

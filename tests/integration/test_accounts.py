@@ -5,11 +5,7 @@ import pytest
 from tests.rig import Events, Rig, failing, messenger, until
 from worker.sandbox.faults import Latency, Status
 
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """Tokens and accounts are no matter of RabbitMQ's version."""
-    return first_broker
+ONE_BROKER = "Tokens and accounts are no matter of RabbitMQ's version."
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, 0), (403, 40001)])

@@ -29,11 +29,7 @@ from worker.telemetry.admin import Admin
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
 
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """Metrics and probes are no matter of RabbitMQ's version."""
-    return first_broker
+ONE_BROKER = "Metrics and probes are no matter of RabbitMQ's version."
 
 
 @dataclass

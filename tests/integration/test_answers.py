@@ -11,11 +11,7 @@ from tests.rig import Events, Rig, failing, messenger, until
 from tests.support.upstream import Handler, request, upstream
 from worker.sandbox.faults import Hang, Reset, Status
 
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """What Marketing Cloud answers, and what becomes of it, is no matter of RabbitMQ's version."""
-    return first_broker
+ONE_BROKER = "What Marketing Cloud answers, and what becomes of it, is no matter of RabbitMQ's version."
 
 
 async def test_400_is_rejected_with_marketing_clouds_own_errors(rig: Rig) -> None:

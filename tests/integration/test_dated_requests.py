@@ -11,6 +11,8 @@ from tests.integration.test_replay_history import fail, held
 from tests.rig import Requester, Rig, messenger
 from worker.sandbox.faults import Status
 
+ONE_BROKER = "How the journal is read on each version: test_replay_history.py."
+
 NOW = datetime.now(UTC) - timedelta(minutes=5)
 
 

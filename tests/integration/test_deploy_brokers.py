@@ -18,6 +18,8 @@ import pytest
 from tests.integration.secured.ports import listens
 from tests.rig import WAIT_TIMEOUT
 
+ONE_BROKER = "It looks for any RabbitMQ."
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TELL = [sys.executable, "-c", "import os; print(os.environ.get('OTT_AMQP_URL'), flush=True)"]
 TELL_AND_WAIT = [

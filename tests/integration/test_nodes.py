@@ -17,6 +17,8 @@ from worker.amqp.connection import connect
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
+ONE_BROKER = "Which node is tried when is decided by the worker alone."
+
 Make = Callable[..., Settings]
 
 

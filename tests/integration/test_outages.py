@@ -3,17 +3,13 @@
 import asyncio
 import json
 
-import pytest
-
 from tests.rig import MESSENGER, Events, Rig, failing, messenger, until
 from tests.support.upstream import request, upstream
 from worker.sandbox.faults import Latency, Status
 
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """The gate is no matter of RabbitMQ's version; what goes back to the queue is tested in test_order.py."""
-    return first_broker
+ONE_BROKER = (
+    "The gate is no matter of RabbitMQ's version; what goes back to the queue is tested in test_order.py."
+)
 
 
 async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Rig) -> None:

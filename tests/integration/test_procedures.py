@@ -12,6 +12,8 @@ from worker.settings import load_settings
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
 
+ONE_BROKER = "What is rehearsed is no matter of RabbitMQ's version."
+
 
 async def test_a_client_secret_is_rotated_by_file_without_a_restart(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

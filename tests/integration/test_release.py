@@ -13,6 +13,8 @@ import pytest
 
 from tests.rig import MESSENGER, Rig, environment
 
+ONE_BROKER = "What is released is no matter of RabbitMQ's version."
+
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 CLIENT = """
@@ -23,11 +25,6 @@ async def main():
         print((await client.register(json.loads(sys.argv[1]))).status)
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    return first_broker
 
 
 async def run(*command: str | Path, **variables: str) -> str:

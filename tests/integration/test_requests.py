@@ -1,11 +1,12 @@
 """A message goes in, a reply comes out (contract §2, §4, §5)."""
 
 import json
+import time
 
 import aio_pika
 import pytest
 
-from tests.rig import LINE, MESSENGER, Events, Rig, journal_records, messenger, until
+from tests.rig import LINE, MESSENGER, Events, Requester, Rig, journal_records, messenger, until
 from worker.amqp import consumer
 from worker.sandbox.registry import Key
 
@@ -277,3 +278,18 @@ async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(
     assert (await requester.ask(b"{}"))["status"] == "rejected"
     await rig.stop_worker(worker)
     assert await requester.depth("requests") == 1
+
+
+async def test_hundreds_of_messages_with_one_message_id_neither_stop_nor_slow_others(rig: Rig) -> None:
+    requester = await rig.start()
+    started = time.monotonic()
+    same = [await requester.publish(b"{}", message_id="the same") for _ in range(400)]
+    assert (await requester.ask(messenger()))["status"] == "registered"
+    for correlation_id in same:
+        assert (await requester.reply(correlation_id))["status"] == "rejected"
+    await until(lambda: _has_dead_letters(requester, 400), "all dead letters")
+    assert time.monotonic() - started < 20  # one after the other with a pause between took 40 s
+
+
+async def _has_dead_letters(requester: Requester, count: int) -> bool:
+    return await requester.depth("dead") == count

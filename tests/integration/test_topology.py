@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import aio_pika
 import pytest
+from jsonschema import Draft7Validator
 
 from tests.rig import Rig, journal_records, messenger, until
 from worker.amqp.connection import Connection, connect
@@ -12,6 +14,7 @@ from worker.broker import topology
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
 from worker.contract.control import Order
+from worker.contract.schema import asyncapi
 from worker.contract.words import REQUEST_KEY
 from worker.errors import TopologyError
 from worker.settings import Settings
@@ -107,3 +110,42 @@ async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(
     await until(lambda: read_workers(settings), "its status")
     await publish_order(settings, Order.now("pause", "a test", by="test"))
     await until(lambda: service.intake.subscription is None, "the pause")
+
+
+def validator(document: dict[str, Any], message: str, part: str = "payload") -> Draft7Validator:
+    schema = document["components"]["messages"][message][part]
+    return Draft7Validator({**schema, "components": document["components"]})
+
+
+async def test_replies_dead_letters_and_journal_records_follow_the_document(rig: Rig) -> None:
+    requester = await rig.start()
+    document = asyncapi(requester.prefix, "1.0.0")
+
+    validator(document, "result").validate(await requester.ask(messenger()))
+    dated = {"x-ott-as-of": "2026-11-23T13:00:00+01:00"}
+    envelope = await requester.ask(b"{}", headers=dated)
+    validator(document, "errorEnvelope").validate(envelope)
+    assert envelope["asOf"] == "2026-11-23T12:00:00.000000Z"
+    dead = await requester.take("dead")
+    described = set(document["components"]["schemas"]["DeadLetterHeaders"]["properties"])
+    assert described - {"x-ott-reduced"} <= set(dead.headers)
+    headers = {name: value for name, value in dead.headers.items() if isinstance(value, str | int)}
+    validator(document, "deadLetter", "headers").validate(headers)
+    for record in await journal_records(requester, 2):
+        validator(document, "journal").validate(record)
+        described = document["components"]["schemas"]["JournalRecord"]["properties"]
+        assert set(record) | {"asOf"} == set(described)
+    assert (record["status"], record.get("asOf")) == ("rejected", envelope["asOf"])
+
+
+async def test_every_queue_and_exchange_of_the_document_is_declared(rig: Rig) -> None:
+    requester = await rig.start()
+    for channel in asyncapi(requester.prefix, "1.0.0")["channels"].values():
+        binding = channel.get("bindings", {}).get("amqp", {})
+        if binding.get("is") == "queue":
+            assert await requester.depth(binding["queue"]["name"].removeprefix(f"{requester.prefix}.")) >= 0
+        elif binding:
+            exchange = await requester.channel.get_exchange(binding["exchange"]["name"])
+            message = aio_pika.Message(messenger(), reply_to=requester.queue.name, correlation_id="entry")
+            await exchange.publish(message, channel["address"])
+    assert (await requester.reply("entry"))["status"] == "registered"

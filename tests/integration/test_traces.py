@@ -22,15 +22,11 @@ from worker.events import EventListeners
 from worker.service import Service
 from worker.telemetry.traces import Traces, exporting
 
+ONE_BROKER = "Traces are no matter of RabbitMQ's version."
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 CONTEXT = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=kept"}
-
-
-@pytest.fixture
-def broker_url(first_broker: str) -> str:
-    """Traces are no matter of RabbitMQ's version."""
-    return first_broker
 
 
 @dataclass

@@ -12,9 +12,9 @@ from tests.faults.network import Network, NoNamespaces
 from tests.faults.node import Node
 
 
-async def test_everything_is_started_that_tests_start(first_broker: str) -> None:
+async def test_everything_is_started_that_tests_start(broker_url: str) -> None:
     given = {
-        "OTT_AMQP_URL": first_broker,
+        "OTT_AMQP_URL": broker_url,
         "OTT_MC_SUBDOMAIN": "x",
         "OTT_MC_CLIENT_ID": "x",
         "OTT_PREFIX": "x",

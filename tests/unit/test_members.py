@@ -4,10 +4,12 @@ from statistics import mean
 
 import pytest
 
+from worker.broker.permissions import workers_rights
 from worker.contract.settlement import Resource
 from worker.partitions import members
 from worker.partitions.members import Members, weight
 from worker.partitions.router import partition_of
+from worker.settings import load_settings
 
 PARTITIONS = range(1, 65)
 
@@ -93,3 +95,14 @@ def test_account_platform_and_id_all_choose_the_partition_and_do_not_run_into_ea
 
 def test_an_id_that_is_no_unicode_has_a_partition_too() -> None:
     assert 1 <= partition_of(Resource(None, "line", "\ud800"), 4) <= 4
+
+
+@pytest.mark.parametrize(
+    ("partitions", "names"),
+    [(1, set()), (2, {"ott.partitions", "ott.requests.1", "ott.requests.2"})],
+)
+def test_a_worker_reads_and_declares_its_partitions(partitions: int, names: set[str]) -> None:
+    rights = workers_rights(load_settings(prefix="ott", partitions=partitions))
+    for verb in ("read", "configure"):
+        of_verb = {right.name for right in rights if right.verb == verb}
+        assert {name for name in of_verb if "partitions" in name or name[-1].isdigit()} == names

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.backoff import Backoff
 from worker.contract.registration import FieldError
 from worker.contract.secrets import SecretMask
 from worker.marketing_cloud.answer import Answer, masked, read_answer
 from worker.marketing_cloud.response import Response
+from worker.pipeline import flow, policy
 from worker.pipeline.policy import Verdict, exhausted, judge, outcome, retry_wait, why
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -156,3 +158,23 @@ def test_why_a_gate_closes_is_told_in_words_of_our_own(text: str, status: int, c
     said = why(Answer(status, text, code))
     assert said.startswith(f"Marketing Cloud answered {status}: ")
     assert said == why(Answer(status, "other", code))
+
+
+def test_the_ceiling_doubles_with_each_failure_up_to_the_longest_wait() -> None:
+    assert [Backoff(0.5, 30).ceiling(failures) for failures in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+@given(failures=st.integers(0, 10**6), first=st.floats(0.001, 1000), longest=st.floats(0.001, 1000))
+def test_a_wait_lies_between_nothing_and_the_ceiling(failures: int, first: float, longest: float) -> None:
+    assert (
+        0 <= Backoff(first, longest).draw(failures) <= min(longest, Backoff(first, longest).ceiling(failures))
+    )
+
+
+def test_waits_spread_over_the_whole_time_so_that_many_do_not_come_back_at_once() -> None:
+    waits = [Backoff(1, 30).draw(3) for _ in range(100)]
+    assert min(waits) < 1 < 3 < max(waits)
+
+
+def test_the_longest_waits_are_the_contract_s() -> None:
+    assert (policy.LONGEST_BACKOFF, flow.LONGEST_PROBE_WAIT) == (60, 30)

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from tests.rig import LINE, MESSENGER
+from worker.client import LineRegistration, MessengerRegistration
 from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
 from worker.contract.schema import asyncapi, json_schemas
@@ -64,3 +65,19 @@ def test_every_broker_object_of_the_contract_is_in_the_asyncapi_document() -> No
 def test_the_journal_record_has_the_contract_s_fields() -> None:
     fields = {str(info.alias) for info in JournalRecord.model_fields.values()}
     assert {"id", "status", "reason", "ottPlatformName", "resourceId", "receivedAt", "completedAt"} <= fields
+
+
+TYPES = {"messenger": MessengerRegistration, "line": LineRegistration}
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_a_platforms_attributes_are_typed(name: str) -> None:
+    hints = get_type_hints(TYPES[name])
+    assert get_args(hints["ottPlatformName"]) == (name,)
+    attributes = hints["ottPlatformAttributes"]
+    required = {info.alias: info.is_required() for info in PLATFORMS[name].attributes.model_fields.values()}
+    typed = {
+        field: get_origin(hint) is not NotRequired
+        for field, hint in get_type_hints(attributes, include_extras=True).items()
+    }
+    assert typed == required

@@ -1,4 +1,4 @@
-"""The README's three ways to publish, run as they are printed; only ports and prefix are the test's own."""
+"""What the README shows: three ways to publish, and the operator's commands in a terminal of 80 columns."""
 
 import asyncio
 import json
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.dead_letter_commands import turned_down
+from tests.acceptance.terminal import in_a_terminal
 from tests.faults.node import Node
 from tests.integration.secured.ports import free_port
-from tests.rig import MESSENGER, Rig, until
+from tests.rig import MESSENGER, Rig, environment, messenger, until
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -81,3 +83,29 @@ async def test_with_curl(beside: Rig, managed: tuple[str, int], prefix: str, tmp
     program = block("sh", "/publish").replace("15672", str(managed[1])).replace("ott.registration", prefix)
     assert json.loads(await asyncio.to_thread(run, ["bash", "-c", program], tmp_path)) == {"routed": True}
     await until(lambda: beside.sandbox.registrations, "the registration")
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+WRAPPED = ("check",)  # its lines are sentences, which the terminal wraps
+
+
+def pasted() -> str:
+    """What a reader pastes."""
+    found = re.search(r"```sh\n(ott-worker check\n.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+async def test_each_command_works_and_fits_into_80_columns(rig: Rig) -> None:
+    requester = await rig.start()
+    await requester.ask(messenger())
+    await turned_down(rig, requester, "1732555047025799", "name", message_id="a-request-with-a-long-id")
+    await requester.ask(messenger(endpointUrl="", pageName=""))
+    variables = environment(rig.settings())
+    variables |= {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
+    for command in pasted().splitlines():
+        code, shown = await in_a_terminal(command, variables)
+        assert code == 0, (command, shown)
+        assert "Traceback" not in shown
+        if command.split()[1] not in WRAPPED:
+            assert max(map(len, shown.splitlines())) <= 80, (command, shown)

@@ -13,6 +13,8 @@ from uuid import uuid4
 import aio_pika
 import aio_pika.exceptions
 
+from worker.amqp.connection import connect
+from worker.broker import topology
 from worker.events import EVENTS, EventListener, EventListeners
 from worker.sandbox import Sandbox
 from worker.sandbox.faults import Status
@@ -282,6 +284,15 @@ class Rig:
 async def _run(service: Service, beside: contextlib.AbstractAsyncContextManager[None]) -> None:
     async with beside, service:
         await service.run()
+
+
+async def declare(settings: Settings) -> None:
+    """Declare what a worker with these settings declares."""
+    connection = await connect(settings, "test")
+    try:
+        await topology.ensure(connection, settings)
+    finally:
+        await connection.close()
 
 
 async def delete_objects(url: str, prefix: str) -> None:

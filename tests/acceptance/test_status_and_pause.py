@@ -12,9 +12,7 @@ import aio_pika
 import pytest
 
 from tests.commands import begin, ott_worker
-from tests.rig import Requester, Rig, messenger, until
-from worker.amqp.connection import connect
-from worker.broker import topology
+from tests.rig import Requester, Rig, declare, messenger, until
 from worker.broker.last_hour import Settled
 from worker.broker.overview import Overview
 from worker.broker.situation import judge
@@ -34,9 +32,7 @@ NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
 async def worker(rig: Rig) -> AsyncIterator[asyncio.subprocess.Process]:
     """`ott-worker run`, which publishes its status as the library's parts alone do not. Where it has to
     declare the stream first, its first word comes 5 seconds late."""
-    connection = await connect(rig.settings(), "test")
-    await topology.ensure(connection, rig.settings())
-    await connection.close()
+    await declare(rig.settings())
     process = await begin(rig.settings(), "run", OTT_ADMIN_PORT="", OTT_GATE_AFTER="1")
     yield process
     if process.returncode is None:

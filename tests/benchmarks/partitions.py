@@ -19,9 +19,7 @@ import aio_pika
 
 from tests.benchmarks.measure import Upstream
 from tests.benchmarks.process import Process
-from tests.rig import DEFAULT_URL, delete_objects, messenger
-from worker.amqp.connection import connect
-from worker.broker import topology
+from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
 from worker.contract.control import Order
@@ -52,9 +50,7 @@ async def _measure(url: str, workers: int, partitions: int, prefetch: int, reque
     settings = load_settings(amqp_url=url, prefix=prefix, partitions=partitions)
     with Upstream(LATENCY) as upstream, contextlib.ExitStack() as stack:
         try:
-            connection = await connect(settings, "benchmark")
-            await topology.ensure(connection, settings)
-            await connection.close()
+            await declare(settings)
             await _fill(url, f"{prefix}.requests", requests)
             # They all begin together.
             await publish_order(settings, _order("pause"))

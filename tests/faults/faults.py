@@ -1,6 +1,6 @@
 """The faults, each as one strike: done at some moment under load, and healed when it returns.
 
-A strike returns the time (seconds since the epoch) from which recovery counts.
+A strike returns the time (seconds since the epoch) from which recovery counts, if that is not its own end.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from worker.contract.control import Order
 from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, ShortToken, Status
 from worker.settings import load_settings
 
-Strike = Callable[[World], Awaitable[float]]
+Strike = Callable[[World], Awaitable[float | None]]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
 QUICK_GATE = "worker.pipeline.flow.LONGEST_PROBE_WAIT=0.5"
 QUICK = {"OTT_HTTP_TIMEOUT": "1", "FAULTS_CLOCKS": QUICK_GATE}
@@ -68,11 +68,10 @@ async def _standby(world: World) -> None:
     )
 
 
-async def _kill(world: World) -> float:
+async def _kill(world: World) -> None:
     active = await _active(world)
     await _standby(world)
     active.kill()
-    return time.time()
 
 
 @asynccontextmanager
@@ -83,10 +82,9 @@ async def _doomed(world: World) -> AsyncIterator[None]:
     yield
 
 
-async def _stop_at_an_await(world: World) -> float:
+async def _stop_at_an_await(world: World) -> None:
     stopped = world.workers.stopped
     await wait_for(lambda: world.workers.stopped > stopped or not world.load.unanswered(), "a stop", 60)
-    return time.time()
 
 
 @asynccontextmanager
@@ -100,12 +98,11 @@ async def few_deliveries(world: World) -> AsyncIterator[None]:
         await world.no_limits()
 
 
-async def _crash_loop(world: World) -> float:
+async def _crash_loop(world: World) -> None:
     """Publish a request that ends every worker which forwards it; wait until the broker gives it up."""
     culprit = world.culprit()
     await world.load.publish([culprit])
     await wait_for_letter(world, culprit.id, 120)
-    return time.time()
 
 
 async def _end_with(world: World, number: signal.Signals) -> float:
@@ -125,7 +122,7 @@ async def _interrupt(world: World) -> float:
     return await _end_with(world, signal.SIGINT)
 
 
-async def _freeze(world: World) -> float:
+async def _freeze(world: World) -> None:
     """Freeze the active worker until another one has taken over, and wake it up."""
     zombie = await _active(world)
     zombie.freeze()
@@ -138,7 +135,6 @@ async def _freeze(world: World) -> float:
     )
     await world.load.reply_after(frozen_at + 0.5)
     zombie.thaw()
-    return time.time()
 
 
 _fault("kill -9", _kill)
@@ -173,34 +169,27 @@ async def _others(world: World, than: Worker) -> list[Worker]:
     return taken() or [worker for worker in world.workers.running if worker is not than]
 
 
-async def _kill_router(world: World) -> float:
-    return await _kill(world)
-
-
-async def _kill_partitions_worker(world: World) -> float:
+async def _kill_partitions_worker(world: World) -> None:
     router = await _active(world)
     await _standby(world)
     world.rng.choice(await _others(world, router)).kill()
-    return time.time()
 
 
-async def _kill_both(world: World) -> float:
+async def _kill_both(world: World) -> None:
     router = await _active(world)
     await _standby(world)
     world.rng.choice(await _others(world, router)).kill()
     router.kill()
-    return time.time()
 
 
-async def _join_and_leave(world: World) -> float:
+async def _join_and_leave(world: World) -> None:
     """A worker more for a moment, and then one that has worked for long goes."""
     await world.workers.start()
     await asyncio.sleep(world.rng.uniform(0.2, 1.5))
     world.workers.running[0].interrupt()
-    return time.time()
 
 
-async def _storm(world: World) -> float:
+async def _storm(world: World) -> None:
     """Calls that take longer than a delivery may be held, a pause, a worker more, one that goes, one that is
     killed, all at random moments: 4.3 stopped for good in this, when consumers had priorities."""
     settings = load_settings(amqp_url=world.url, prefix=world.prefix)
@@ -225,10 +214,9 @@ async def _storm(world: World) -> float:
         await act()
         await asyncio.sleep(world.rng.uniform(0.1, 1.0))
     world.calm()
-    return time.time()
 
 
-async def _change_the_number(world: World) -> float:
+async def _change_the_number(world: World) -> None:
     """Every worker is restarted with another number of partitions, one after the other."""
     number = world.rng.choice([2, 4, 8])
     world.workers.environment["OTT_PARTITIONS"] = str(number)
@@ -238,14 +226,13 @@ async def _change_the_number(world: World) -> float:
         await wait_for(lambda worker=worker: not worker.runs, "its end", 30)
         await wait_for(lambda started=started: len(world.workers.all) > started, "a replacement", 30)
         await _standby(world)
-    return time.time()
 
 
 def _partitioned(name: str, strike: Strike, **needs: object) -> None:
     _fault(name, strike, **{"workers": 3, "environment": PARTITIONED, **needs})  # type: ignore
 
 
-_partitioned("partitions: kill -9 of the router", _kill_router)
+_partitioned("partitions: kill -9 of the router", _kill)
 _partitioned("partitions: kill -9 of a partition's worker", _kill_partitions_worker)
 _partitioned("partitions: kill -9 of both", _kill_both)
 _partitioned("partitions: join and leave", _join_and_leave)
@@ -257,53 +244,45 @@ _partitioned("partitions: frozen router", _freeze, heartbeat=HEARTBEAT)
 # --- broker ---
 
 
-async def _restart(world: World) -> float:
+async def _restart(world: World) -> None:
     await world.node.stop()
     await world.node.start()
-    return time.time()
 
 
-async def _kill_broker(world: World) -> float:
+async def _kill_broker(world: World) -> None:
     await world.node.kill()
     await world.node.start()
-    return time.time()
 
 
-async def _reset(world: World) -> float:
+async def _reset(world: World) -> None:
     world.proxy.reset()
-    return time.time()
 
 
-async def _cut(world: World) -> float:
+async def _cut(world: World) -> None:
     world.proxy.cut()
-    return time.time()
 
 
-async def _half_close(world: World) -> float:
+async def _half_close(world: World) -> None:
     world.proxy.half_close()
-    return time.time()
 
 
-async def _black_hole(world: World) -> float:
+async def _black_hole(world: World) -> None:
     """Long enough that the broker gives the connections up, at some of the times."""
     world.proxy.black_hole()
     await asyncio.sleep(world.rng.uniform(0.5, 3.5 * HEARTBEAT))
     world.proxy.heal()
-    return time.time()
 
 
-async def _slow_link(world: World) -> float:
+async def _slow_link(world: World) -> None:
     world.proxy.latency = 0.02
     await asyncio.sleep(world.rng.uniform(0.5, 3))
     world.proxy.heal()
-    return time.time()
 
 
-async def _memory_alarm(world: World) -> float:
+async def _memory_alarm(world: World) -> None:
     await world.node.ctl("set_vm_memory_high_watermark", "0.00001")
     await asyncio.sleep(world.rng.uniform(0.5, 3))
     await world.node.ctl("set_vm_memory_high_watermark", "0.6")
-    return time.time()
 
 
 async def _delete_requests(world: World) -> float:
@@ -326,11 +305,10 @@ async def _delete_reply_queue(world: World) -> float:
     return now
 
 
-async def _missing_reply_queue(world: World) -> float:
+async def _missing_reply_queue(world: World) -> None:
     world.load.elsewhere = f"{world.prefix}.nowhere"
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     world.load.elsewhere = None
-    return time.time()
 
 
 @asynccontextmanager
@@ -353,12 +331,11 @@ async def forbid_replies(world: World) -> None:
     await world.node.ctl("set_permissions", LIMITED, ".*", r"^(?!amq\.default$).*", ".*")
 
 
-async def _no_permission(world: World) -> float:
+async def _no_permission(world: World) -> None:
     await forbid_replies(world)
     world.proxy.cut()
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     await allow_replies(world)
-    return time.time()
 
 
 @asynccontextmanager
@@ -373,27 +350,24 @@ async def short_consumer_timeout(world: World) -> AsyncIterator[None]:
         await world.node.evaluate("application:set_env(rabbit, channel_tick_interval, 60000).")
 
 
-async def _consumer_timeout(world: World) -> float:
+async def _consumer_timeout(world: World) -> None:
     """Hold deliveries for longer than that. From RabbitMQ 4.3 on, what the worker asks for counts instead."""
     world.sandbox.faults.add(Status(path="registration", status=503))
     await asyncio.sleep(6)
     world.calm()
-    return time.time()
 
 
-async def _full_dead_queue(world: World) -> float:
+async def _full_dead_queue(world: World) -> None:
     await world.limit("dead", 1)
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     await world.no_limits()
-    return time.time()
 
 
-async def _full_replies_queue(world: World) -> float:
+async def _full_replies_queue(world: World) -> None:
     await world.limit("test-replies", 1)
     await world.limit("replies", 1)
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     await world.no_limits()
-    return time.time()
 
 
 _fault("broker restart", _restart, own_node=True)
@@ -434,11 +408,10 @@ def _upstream(
 ) -> Fault:
     """A fault of the sandbox that lasts for a while, or until its `count` is used up."""
 
-    async def strike(world: World) -> float:
+    async def strike(world: World) -> None:
         world.sandbox.faults.add(*faults)
         await asyncio.sleep(world.rng.uniform(*lasting))
         world.calm()
-        return time.time()
 
     return _fault(name, strike, environment={**QUICK, **clocks})
 
@@ -447,9 +420,8 @@ def _registration(status: int, **more: object) -> Status:
     return Status(path="registration", status=status, **more)  # type: ignore[arg-type]
 
 
-async def _revoke(world: World) -> float:
+async def _revoke(world: World) -> None:
     world.sandbox.revoke_tokens()
-    return time.time()
 
 
 _upstream("500 storm", _registration(500))
@@ -482,12 +454,11 @@ _upstream("401 loop", _registration(401))
 _fault("tokens revoked mid-batch", _revoke)
 
 
-async def _token_trouble(world: World, fault: AnyFault) -> float:
+async def _token_trouble(world: World, fault: AnyFault) -> None:
     world.sandbox.faults.add(fault)
     world.sandbox.revoke_tokens()
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     world.calm()
-    return time.time()
 
 
 def _token(name: str, fault: AnyFault) -> None:
@@ -504,18 +475,16 @@ _token("token endpoint hanging", Hang(path="token"))
 _token("token endpoint refusing", Status(path="token", status=401))
 
 
-async def _wrong_certificate(world: World) -> float:
+async def _wrong_certificate(world: World) -> None:
     await world.front.show_a_strangers_certificate()
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     await world.front.show_the_right_certificate()
-    return time.time()
 
 
-async def _lose_names(world: World) -> float:
+async def _lose_names(world: World) -> None:
     world.front.lose_names()
     await asyncio.sleep(world.rng.uniform(0.5, 2))
     world.front.find_names()
-    return time.time()
 
 
 _fault("wrong certificate", _wrong_certificate, behind_tls=True, environment=QUICK)
@@ -537,7 +506,8 @@ async def endure(world: World, fault: Fault, requests: int, strikes: int, rate: 
                 300,
             )
             world.struck()
-            await world.recovered(await fault.strike(world))
+            began = await fault.strike(world)
+            await world.recovered(time.time() if began is None else began)
             await load
         finally:
             load.cancel()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
 from tests.integration.test_pause import forwarded, order
-from tests.rig import Requester, Rig, failing, messenger, until
+from tests.rig import Requester, Rig, declare, failing, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.queue_browser import QueueBrowser
 from worker.broker import topology
@@ -31,9 +31,7 @@ async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_
 ) -> None:
     monkeypatch.setattr(topology, "DELIVERY_LIMIT", 15)
     requester = await rig.requester_for(rig.settings())
-    connection = await connect(rig.settings(), "test")
-    await topology.ensure(connection, rig.settings())
-    await connection.close()
+    await declare(rig.settings())
     names = [f"{number:02d}" for number in range(40)]
     for name in names:
         await requester.publish(messenger("1", name))
@@ -82,9 +80,7 @@ async def test_what_goes_back_alone_is_not_overtaken_by_what_was_received_later(
 
     monkeypatch.setattr(intake, "spend_deliveries", none)
     requester = await rig.requester_for(rig.settings())
-    connection = await connect(rig.settings(), "test")
-    await topology.ensure(connection, rig.settings())
-    await connection.close()
+    await declare(rig.settings())
     names = [f"{number:02d}" for number in range(8)]
     for name in names:
         await requester.publish(messenger("1", name))

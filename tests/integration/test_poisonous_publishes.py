@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.rig import Rig, messenger, until
+from tests.rig import Rig, declare, messenger, until
 from worker.amqp import properties
 from worker.amqp.confirm_channel import Poisonous, publish_apart
 from worker.amqp.connection import connect
@@ -32,9 +32,7 @@ BROKEN = {"headers": struct.pack(">I", 9) + short_string("a") + b"S\0\0\0\5abc"}
 @pytest.fixture
 async def publisher(make_settings: Callable[..., Settings]) -> AsyncIterator[Publisher]:
     settings = make_settings()
-    connection = await connect(settings, "test")
-    await topology.ensure(connection, settings)
-    await connection.close()
+    await declare(settings)
     publisher = Publisher(settings, EventListener(), topology.ensure)
     publisher.start()
     await until(lambda: publisher.ready, "the publisher")

@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import Events, Rig, messenger, until
+from tests.rig import Events, Rig, declare, messenger, until
 from worker.amqp import confirm_channel
 from worker.amqp.connection import connect
 from worker.amqp.direct_reply import DIRECT_REPLY_TO, is_well_formed
@@ -33,9 +33,7 @@ def events() -> Events:
 @pytest.fixture
 async def declared(make_settings: Make) -> Settings:
     settings = make_settings()
-    connection = await connect(settings, "test")
-    await topology.ensure(connection, settings)
-    await connection.close()
+    await declare(settings)
     return settings
 
 

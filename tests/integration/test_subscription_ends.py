@@ -10,7 +10,7 @@ import aiormq.exceptions
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import WAIT_TIMEOUT, Events, Rig, messenger, until
+from tests.rig import WAIT_TIMEOUT, Events, Rig, declare, messenger, until
 from worker.amqp import consumer
 from worker.amqp.connection import Connection, RawChannel, connect
 from worker.amqp.consumer import Delivery, EndReason, Subscription
@@ -242,9 +242,7 @@ async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
     make_settings: Callable[..., Settings],
 ) -> None:
     settings, events = make_settings(), Events()
-    connection = await connect(settings, "test")
-    await topology.ensure(connection, settings)
-    await connection.close()
+    await declare(settings)
     publisher = Publisher(settings, events, topology.ensure)
     publisher.start()
     await until(lambda: publisher.ready, "the publisher")

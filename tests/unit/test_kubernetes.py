@@ -130,30 +130,12 @@ def test_secrets_come_as_files_only() -> None:
     assert all("secretKeyRef" not in path.read_text() for path in files())
 
 
-def test_the_grace_period_is_longer_than_the_drain() -> None:
-    base = yaml.safe_load((MANIFESTS / "base" / "kustomization.yaml").read_text())
-    given = dict(pair.split("=", 1) for pair in base["configMapGenerator"][0]["literals"])
-    grace = the("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace >= float(given["OTT_SHUTDOWN_GRACE"]) + 15
-
-
 def test_an_update_brings_a_standby_up_before_it_ends_a_worker() -> None:
     spec = the("Deployment")["spec"]
     assert spec["replicas"] >= 2
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert the("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert the("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-
-
-def test_every_selector_finds_the_pods() -> None:
-    labels = the("Deployment")["spec"]["template"]["metadata"]["labels"]
-    found = [
-        the("Deployment")["spec"]["selector"],
-        the("PodDisruptionBudget")["spec"]["selector"],
-        the("PodMonitor")["spec"]["selector"],
-        the("NetworkPolicy")["spec"]["podSelector"],
-    ]
-    assert all(selector["matchLabels"].items() <= labels.items() for selector in found)
 
 
 def test_the_topology_is_the_one_that_the_worker_declares() -> None:

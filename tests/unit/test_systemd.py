@@ -7,7 +7,6 @@ import subprocess
 import warnings
 from pathlib import Path
 
-from worker.errors import SettingsError
 from worker.settings import Settings
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "ott-worker.service"
@@ -47,16 +46,6 @@ def test_its_settings_are_the_workers_and_secrets_come_from_files() -> None:
     settings = {f"OTT_{name.upper()}" for name in Settings.model_fields}
     assert {name.removesuffix("_FILE") for name in names} <= settings
     assert not [name for name in names if re.search("SECRET|URL|ID", name) and not name.endswith("_FILE")]
-
-
-def test_it_gets_time_to_drain() -> None:
-    grace = Settings.model_fields["shutdown_grace"].default
-    assert float(service()["TimeoutStopSec"][0]) >= grace + 15
-
-
-def test_a_wrong_setting_does_not_make_it_start_over_and_over() -> None:
-    assert service()["Restart"] == ["always"]
-    assert service()["RestartPreventExitStatus"] == [str(SettingsError.exit_code)]
 
 
 def test_systemd_accepts_it_and_finds_it_locked_up(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.commands import Checked, checked_with
 from tests.integration.secured.conftest import SecuredBroker
+from tests.rig import declare
 from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.control_stream import publish_order
@@ -36,9 +37,7 @@ class Tenant:
     async def declare(self) -> None:
         """Let all objects be there."""
         settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)
-        connection = await connect(settings, "test")
-        await topology.ensure(connection, settings)
-        await connection.close()
+        await declare(settings)
 
     async def messages(self) -> list[int]:
         settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)

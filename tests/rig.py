@@ -61,17 +61,19 @@ def messenger(page_id: str = "1732555047025799", name: str = "SFMC Engineers", *
 
 
 async def until(
-    condition: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str = "the condition"
+    condition: Callable[[], Any] | Callable[[], Awaitable[Any]],
+    what: str = "the condition",
+    within: float = WAIT_TIMEOUT,
 ) -> Any:
-    """Wait until `condition()` is true and return it; fail after a while."""
-    deadline = time.monotonic() + WAIT_TIMEOUT
+    """Wait until `condition()` is true and return it; fail after `within` seconds."""
+    deadline = time.monotonic() + within
     while True:
         value = condition()
         if asyncio.iscoroutine(value):
             value = await value
         if value:
             return value
-        assert time.monotonic() < deadline, f"{what} did not come about within {WAIT_TIMEOUT} s"
+        assert time.monotonic() < deadline, f"{what} did not come about within {within} s"
         await asyncio.sleep(0.02)
 
 

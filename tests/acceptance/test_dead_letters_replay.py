@@ -629,8 +629,8 @@ async def test_a_full_requests_queue_holds_a_replay_up_until_it_is_stopped(
 
 
 async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> None:
-    outcomes = await kill_replays(rig, letters=450, kills=2, rate=60)
-    assert outcomes == {"registered": 250, "superseded": 50, "dead": 150}
+    outcomes = await kill_replays(rig, letters=270, kills=2, rate=40)
+    assert outcomes == {"registered": 150, "superseded": 30, "dead": 90}
 
 
 async def kill_replays(rig: Rig, *, letters: int, kills: int, rate: int) -> Counter[str]:

@@ -29,14 +29,16 @@ async def interrupted(folder: Path, number: signal.Signals, *options: str) -> No
         start_new_session=True,  # a Ctrl-C that reaches the group is no test of it
     )
     try:
-        await until(lambda: told.exists() and "\nall\n" in told.read_text(), "the start of everything")
+        await until(lambda: told.exists() and "\nall\n" in told.read_text(), "the start of everything", 90)
         url, of_node, *pids_and_namespaces = told.read_text().splitlines()[:-1]
         process.send_signal(number)
-        await asyncio.to_thread(process.wait, 30)
+        await asyncio.to_thread(process.wait, 60)
         places = [Path("/proc" if name.isdigit() else "/run/netns", name) for name in pids_and_namespaces]
         places.append(Path(of_node))
         port = urlsplit(url).port or 0
-        await until(lambda: not listens(port) and not any(p.exists() for p in places), "the end of all of it")
+        await until(
+            lambda: not listens(port) and not any(p.exists() for p in places), "the end of all of it", 60
+        )
     finally:
         process.kill()
         process.wait()

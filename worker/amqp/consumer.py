@@ -155,7 +155,7 @@ class Subscription:
         prefetch: int,
         max_body_bytes: float = math.inf,
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._queue = queue
         self.prefetch = prefetch
         self._max_body_bytes = max_body_bytes
@@ -182,11 +182,6 @@ class Subscription:
         self._lease_task: asyncio.Task[None] | None = None
 
     @property
-    def connection(self) -> Connection:
-        """The connection that it consumes on."""
-        return self._connection
-
-    @property
     def silence(self) -> float:
         """Seconds since the queue's leader was last known to count this consumer as alive."""
         return lease_clock() - self._heard_at
@@ -208,7 +203,7 @@ class Subscription:
 
     async def open(self, on_delivery: Callable[[Delivery], None]) -> None:
         """Begin to consume. Raises BrokerUnreachable."""
-        channel = self._channel = await self._connection.raw_channel()
+        channel = self._channel = await self.connection.raw_channel()
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
 
@@ -240,7 +235,7 @@ class Subscription:
                 if self._inbox:
                     loop.call_soon(hand_over)
 
-        self._interceptor = self._connection.intercept(channel, arrived, keeps_body=self._keeps_body)
+        self._interceptor = self.connection.intercept(channel, arrived, keeps_body=self._keeps_body)
         asked_at = lease_clock()
         with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
@@ -254,22 +249,16 @@ class Subscription:
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, once; nothing where the delivery is settled or the subscription has ended.
         Acknowledgements of one turn of the loop travel together."""
-        if self._is_settled_now(delivery):
-            self._acknowledged.append(delivery.tag)
-            self._flush_soon()
+        self._settle(delivery, self._acknowledged)
 
     def reject(self, delivery: Delivery) -> None:
         """Reject, once, without requeueing: the broker dead-letters the message. Nothing where the delivery
         is settled or the subscription has ended."""
-        if self._is_settled_now(delivery):
-            self._rejected.append(delivery.tag)
-            self._flush_soon()
+        self._settle(delivery, self._rejected)
 
     def requeue(self, delivery: Delivery) -> None:
         """Give one delivery back, once: it comes again behind all others that were given back before."""
-        if self._is_settled_now(delivery):
-            self._requeued.append(delivery.tag)
-            self._flush_soon()
+        self._settle(delivery, self._requeued)
 
     async def ensure_lease(self) -> None:
         """Return at once while the queue is known to count this consumer as alive, else when that is
@@ -303,9 +292,9 @@ class Subscription:
             except BrokerUnreachable:
                 heard = False
         self._end(EndReason.CLOSED)
-        if channel is not None and self._connection.is_open:
+        if channel is not None and self.connection.is_open:
             await close_channel(channel, RPC_TIMEOUT)  # where it ended by itself, its consumer may stand yet
-        self._connection.open_votes.discard(self)
+        self.connection.open_votes.discard(self)
         return heard
 
     def _keeps_body(self, size: int) -> bool:
@@ -315,17 +304,20 @@ class Subscription:
             self._is_withholding = True
         return not self._is_withholding
 
-    def _is_settled_now(self, delivery: Delivery) -> bool:
+    def _settle(self, delivery: Delivery, tags: list[int]) -> None:
         if self.ended.done() or self._unsettled.pop(delivery.tag, None) is None:
-            return False
+            return
         self.held_bytes -= delivery.held
-        return True
+        tags.append(delivery.tag)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         reason = None if closing.cancelled() else closing.exception()
         if isinstance(reason, aiormq.exceptions.ConnectionInternalError):
             # RabbitMQ says the same of both.
-            self._end(EndReason.NO_MAJORITY if self._connection.open_votes else EndReason.UNDELIVERABLE)
+            self._end(EndReason.NO_MAJORITY if self.connection.open_votes else EndReason.UNDELIVERABLE)
         else:
             self._end(EndReason.LOST, describe(reason) if reason else "")
 
@@ -337,16 +329,8 @@ class Subscription:
             self.ended.set_result(End(reason, detail))
             self._inbox.clear()
             self._unsettled.clear()
-            self._acknowledged.clear()
-            self._rejected.clear()
-            self._requeued.clear()
             if self._lease_task is not None:
                 self._lease_task.cancel()
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -354,7 +338,7 @@ class Subscription:
             return
         if self._acknowledged or self._rejected or self._requeued:
             self._has_settled = True
-            self._connection.wire.write(self._settlements(self._interceptor.channel))
+            self.connection.wire.write(self._settlements(self._interceptor.channel))
 
     def _settlements(self, channel: int) -> bytes:
         """Acknowledgements last, for a `multiple` takes all that is not settled yet: one up to the lowest
@@ -422,7 +406,7 @@ class Subscription:
     async def _vote(self, channel: RawChannel, deadline: float) -> None:
         """Return when most nodes of the queue have agreed to something. Raises BrokerUnreachable. Where they
         do not, RabbitMQ ends the whole connection after a while, with an internal error."""
-        votes = self._connection.open_votes
+        votes = self.connection.open_votes
         votes.add(self)
         with broker_errors("The lease could not be renewed"):
             try:

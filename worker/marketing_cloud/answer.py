@@ -95,7 +95,7 @@ def read_answer(response: Response, now: datetime) -> Answer:
         return Answer(status)
     if 200 <= status < 500 and status not in NO_PAGE and _is_page(headers, body):
         return Answer(status, PAGE_MESSAGE.format(f"The request ({status})"), is_page=True)
-    document = _object(body)
+    document = json_object(body)
     message, errorcode = _text(document.get("message")), _code(document.get("errorcode"))
     if is_success and not (message and errorcode):
         return Answer(status)
@@ -135,7 +135,8 @@ def _is_page(headers: Mapping[str, str], body: bytes) -> bool:
     return "html" in kind.partition(";")[0] or body[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The object that a body holds, empty where it holds none."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,7 +1,6 @@
 """An access token, and the answers of the token endpoint (`POST /v2/token`, contract §6): plain data."""
 
 import contextlib
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 from worker.contract.secrets import SecretMask
 from worker.errors import WorkerError
 from worker.events import TokenResult
-from worker.marketing_cloud.answer import Cause, read_answer
+from worker.marketing_cloud.answer import Cause, json_object, read_answer
 from worker.marketing_cloud.response import Response
 
 REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetched
@@ -104,7 +103,7 @@ def read_token(
     if answer.is_page:
         why = f"the token endpoint answered {status} with a web page (text/html)"
         raise TokenTrouble(Cause.PAGE, why, status=status)
-    document = _object(response.body)
+    document = json_object(response.body)
     is_success = 200 <= status < 300
     if (400 <= status < 500 and status not in _PASSING) or (is_success and _is_error(document)):
         error = str(document.get("error"))
@@ -129,14 +128,6 @@ def read_token(
         refresh_at=asked_at + life - ahead,
         expires_at=asked_at + life,
     )
-
-
-def _object(body: bytes) -> dict[str, object]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _is_error(document: dict[str, object]) -> bool:

@@ -13,7 +13,7 @@ from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.broker.depths import QueueDepths
-from worker.broker.encryption import Seals
+from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
@@ -64,12 +64,12 @@ class Service:
         self._catch_up = CatchUp(settings, clock, events)
         journal = Journal(self.publisher, names, clock) if settings.journal else None
         self._replay_guard = ReplayGuard(settings, journal, self._catch_up, events)
-        seals = Seals(settings)
+        encryptor = Encryptor(settings)
         self.tools = Tools(
             settings,
-            RequestParser(settings, seals, events),
+            RequestParser(settings, encryptor, events),
             Forwarder(settings, self.marketing_cloud, self.flow),
-            Settler(self.publisher, journal, names, seals, events, tracing),
+            Settler(self.publisher, journal, names, encryptor, events, tracing),
             self._replay_guard,
             clock,
             events,

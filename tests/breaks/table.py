@@ -274,7 +274,7 @@ BREAKS = [
     Break(
         "dead letters are not encrypted",
         "worker/pipeline/settle.py",
-        "*self._seals.seal(properties, request.delivery.body)",
+        "*self._encryptor.encrypt(properties, request.delivery.body)",
         "properties, request.delivery.body",
         "acceptance/test_dead_letters_encrypted.py",
     ),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
-from worker.broker.encryption import Seals
+from worker.broker.encryption import Encryptor
 from worker.contract.registration import Rejection
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import microseconds, text_of
@@ -32,7 +32,7 @@ def received(
     message: Delivery, *, now: int = NOW, events: EventListener | None = None, **settings: Any
 ) -> Request:
     given = load_settings(prefix=PREFIX, **settings)
-    return RequestParser(given, Seals(given), events or EventListener()).parse(
+    return RequestParser(given, Encryptor(given), events or EventListener()).parse(
         message, ArrivalClock(lambda: now)
     )
 
@@ -143,8 +143,8 @@ def test_a_time_from_the_future_is_not_believed() -> None:
 
 def test_a_sealed_body_opens_on_the_key_of_replays_alone() -> None:
     keys = f"one:{base64.b64encode(bytes(32)).decode()}"
-    seals = Seals(load_settings(prefix=PREFIX, dead_letter_keys=keys))
-    properties, sealed = seals.seal(build(headers=OPERATORS), messenger("p"))
+    encryptor = Encryptor(load_settings(prefix=PREFIX, dead_letter_keys=keys))
+    properties, sealed = encryptor.encrypt(build(headers=OPERATORS), messenger("p"))
     opened = received(delivery(sealed, properties, "replay"), dead_letter_keys=keys)
     assert opened.resource == Resource(None, "messenger", "p")
     assert opened.delivery.body == messenger("p")

@@ -11,7 +11,7 @@ from pamqp import encode
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
-from worker.broker.encryption import Seals
+from worker.broker.encryption import Encryptor
 from worker.broker.journal_index import SKEW
 from worker.contract.timestamps import text_of
 from worker.dead_letters.letter import Letter, open_letter, parse_letter
@@ -56,12 +56,12 @@ def test_a_time_near_the_beginning_of_the_epoch_goes_back_no_further(seconds: in
 def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key: str, believed: bool) -> None:
     """The worker publishes its letters without a routing key; the broker's keep the one that they came by."""
     keys = f"one:{base64.b64encode(bytes(32)).decode()}"
-    seals = Seals(load_settings(dead_letter_keys=keys, prefix="p"))
-    properties, sealed = seals.seal(build(headers={"x-ott-request-id": "r"}), messenger("page"))
+    encryptor = Encryptor(load_settings(dead_letter_keys=keys, prefix="p"))
+    properties, sealed = encryptor.encrypt(build(headers={"x-ott-request-id": "r"}), messenger("page"))
     delivery = Delivery(
         1, sealed, properties, redelivered=False, arrived_at=0.0, exchange="p.dead", routing_key=key
     )
-    opened = open_letter(delivery, seals, None)
+    opened = open_letter(delivery, encryptor, None)
     assert (opened.was_sealed, opened.resource_id, opened.closed) == (
         believed,
         "page" if believed else None,
@@ -145,7 +145,7 @@ def test_a_letter_has_the_id_that_the_worker_drew_or_a_digest(
     def opened(body: bytes = b"{}", **headers: str | int) -> Letter:
         properties = build(headers={"x-ott-letter": given, **headers})
         delivery = Delivery(1, body, properties, False, 0.0, exchange, routing_key)
-        return open_letter(delivery, Seals(load_settings()), None)
+        return open_letter(delivery, Encryptor(load_settings()), None)
 
     letter = opened()
     assert (letter.key == given) is is_believed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.amqp.properties import Properties, build
-from worker.broker.encryption import CannotOpen, Seals
+from worker.broker.encryption import DecryptionError, Encryptor
 from worker.contract.words import ENCRYPTION_KEY_HEADER
 from worker.errors import SettingsError
 from worker.settings import load_settings
@@ -25,8 +25,8 @@ def key(name: str) -> str:
     return f"{name}:{base64.b64encode(os.urandom(32)).decode()}"
 
 
-def seals(keys: str | None, prefix: str = "ott.registration") -> Seals:
-    return Seals(load_settings(dead_letter_keys=keys, prefix=prefix))
+def encryptor(keys: str | None, prefix: str = "ott.registration") -> Encryptor:
+    return Encryptor(load_settings(dead_letter_keys=keys, prefix=prefix))
 
 
 def letter(**headers: str) -> Properties:
@@ -35,67 +35,67 @@ def letter(**headers: str) -> Properties:
 
 
 def test_a_sealed_body_shows_nothing_and_opens_again() -> None:
-    with_keys = seals(key("one"))
-    properties, sealed = with_keys.seal(letter(), BODY)
+    with_keys = encryptor(key("one"))
+    properties, sealed = with_keys.encrypt(letter(), BODY)
     assert b"secret" not in sealed
     assert properties.header(ENCRYPTION_KEY_HEADER) == "one"
     assert properties.header("x-ott-reason") == "invalid"
-    assert with_keys.open_body(properties, sealed) == BODY
+    assert with_keys.decrypt(properties, sealed) == BODY
 
 
 def test_the_same_body_is_never_sealed_twice_alike() -> None:
-    with_keys = seals(key("one"))
-    assert with_keys.seal(letter(), BODY)[1] != with_keys.seal(letter(), BODY)[1]
+    with_keys = encryptor(key("one"))
+    assert with_keys.encrypt(letter(), BODY)[1] != with_keys.encrypt(letter(), BODY)[1]
 
 
 def test_without_keys_nothing_is_sealed() -> None:
-    properties, body = seals(None).seal(letter(), BODY)
+    properties, body = encryptor(None).encrypt(letter(), BODY)
     assert body == BODY
     assert not properties.has_header(ENCRYPTION_KEY_HEADER)
-    assert seals(None).open_body(properties, body) == BODY
+    assert encryptor(None).decrypt(properties, body) == BODY
 
 
 def test_what_was_never_sealed_opens_with_keys_too() -> None:
-    assert seals(key("one")).open_body(letter(), BODY) == BODY
+    assert encryptor(key("one")).decrypt(letter(), BODY) == BODY
 
 
 def test_what_looks_sealed_is_sealed_like_any_other_body() -> None:
-    with_keys = seals(key("one"))
-    properties, looks_sealed = with_keys.seal(letter(), BODY)
-    again = with_keys.seal(properties, looks_sealed)[1]
+    with_keys = encryptor(key("one"))
+    properties, looks_sealed = with_keys.encrypt(letter(), BODY)
+    again = with_keys.encrypt(properties, looks_sealed)[1]
     assert again != looks_sealed
-    assert with_keys.open_body(properties, again) == looks_sealed
+    assert with_keys.decrypt(properties, again) == looks_sealed
 
 
 def test_a_letter_that_an_earlier_version_has_sealed_still_opens() -> None:
     """Made by the version before, with a key of 32 zero bytes."""
     zeros = f"old:{base64.b64encode(bytes(32)).decode()}"
     sealed = bytes.fromhex(OLD)
-    assert seals(zeros).open_body(letter(), sealed) == BODY
-    with pytest.raises(CannotOpen, match="does not open with the key old"):
-        seals(zeros).open_body(letter(**{"x-ott-request-id": "request-2"}), sealed)
+    assert encryptor(zeros).decrypt(letter(), sealed) == BODY
+    with pytest.raises(DecryptionError, match="does not open with the key old"):
+        encryptor(zeros).decrypt(letter(**{"x-ott-request-id": "request-2"}), sealed)
 
 
 def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens() -> None:
     old, new = key("old"), key("new")
-    before = seals(old).seal(letter(), BODY)
-    rotated = seals(f"{new}\n{old}")
-    assert rotated.open_body(*before) == BODY
-    properties, sealed = rotated.seal(letter(), BODY)
+    before = encryptor(old).encrypt(letter(), BODY)
+    rotated = encryptor(f"{new}\n{old}")
+    assert rotated.decrypt(*before) == BODY
+    properties, sealed = rotated.encrypt(letter(), BODY)
     assert properties.header(ENCRYPTION_KEY_HEADER) == "new"
-    with pytest.raises(CannotOpen, match="encrypted with the key new: add it to OTT_DEAD_LETTER_KEYS"):
-        seals(old).open_body(properties, sealed)
+    with pytest.raises(DecryptionError, match="encrypted with the key new: add it to OTT_DEAD_LETTER_KEYS"):
+        encryptor(old).decrypt(properties, sealed)
 
 
 def test_a_rotation_by_file_needs_no_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, old, new = tmp_path / "keys", key("old"), key("new")
     file.write_text(old)
     monkeypatch.setenv("OTT_DEAD_LETTER_KEYS_FILE", str(file))
-    running = Seals(load_settings())
-    before = running.seal(letter(), BODY)
+    running = Encryptor(load_settings())
+    before = running.encrypt(letter(), BODY)
     file.write_text(f"{new},{old}\n")
-    assert running.seal(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "new"
-    assert running.open_body(*before) == BODY
+    assert running.encrypt(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "new"
+    assert running.decrypt(*before) == BODY
 
 
 def test_a_key_file_that_is_broken_while_running_leaves_the_keys_as_they_were(
@@ -104,10 +104,10 @@ def test_a_key_file_that_is_broken_while_running_leaves_the_keys_as_they_were(
     file = tmp_path / "keys"
     file.write_text(key("old"))
     monkeypatch.setenv("OTT_DEAD_LETTER_KEYS_FILE", str(file))
-    running = Seals(load_settings())
-    running.seal(letter(), BODY)
+    running = Encryptor(load_settings())
+    running.encrypt(letter(), BODY)
     file.write_text("half-written")
-    assert running.seal(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "old"
+    assert running.encrypt(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "old"
 
 
 WHY = {
@@ -126,7 +126,7 @@ WHY = {
 @pytest.mark.parametrize("change", WHY)
 def test_a_sealed_body_opens_only_as_it_was_and_where_it_was_and_says_why_not(change: str) -> None:
     keys = key("one")
-    properties, sealed = seals(keys).seal(letter(), BODY)
+    properties, sealed = encryptor(keys).encrypt(letter(), BODY)
     headers = {
         "request id": {"x-ott-request-id": "request-2"},
         "account": {"x-ott-account-id": "8"},
@@ -138,11 +138,11 @@ def test_a_sealed_body_opens_only_as_it_was_and_where_it_was_and_says_why_not(ch
         "head only": sealed[:15],
         "mark only": sealed[:14],
     }
-    opener = seals(
+    opener = encryptor(
         key("one") if change == "key" else keys, "another.prefix" if change == "queue" else "ott.registration"
     )
-    with pytest.raises(CannotOpen, match=WHY[change]) as caught:
-        opener.open_body(properties.changed(headers.get(change, {})), bodies.get(change, sealed))
+    with pytest.raises(DecryptionError, match=WHY[change]) as caught:
+        opener.decrypt(properties.changed(headers.get(change, {})), bodies.get(change, sealed))
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -160,9 +160,9 @@ def test_wrong_keys_stop_the_start_in_one_line_that_shows_no_key(keys: str) -> N
 
 
 def test_headers_that_must_go_are_never_those_that_a_sealed_body_needs_to_open() -> None:
-    with_keys = seals(key("one"))
+    with_keys = encryptor(key("one"))
     many = {f"h{n}": True for n in range(15_000)}
-    properties, sealed = with_keys.seal(letter().changed(many), BODY)
+    properties, sealed = with_keys.encrypt(letter().changed(many), BODY)
     fitting = properties.without_large_headers(100_000)
     assert fitting.header("x-ott-reason") == "invalid"
-    assert with_keys.open_body(fitting, sealed) == BODY
+    assert with_keys.decrypt(fitting, sealed) == BODY

@@ -1,11 +1,11 @@
 """Encryption at rest of dead letters, because a request carries secrets (`OTT_DEAD_LETTER_KEYS`).
 
-A sealed body is a mark, the id of its key, a check of the key, a check of where it belongs, a nonce and the
-AES-256-GCM text. It is bound to the request's id, account and time of arrival and to the queue, so that it
-opens nowhere else. Headers and properties hold no secret and stay readable.
+An encrypted body is a mark, the id of its key, a check of the key, a check of where it belongs, a nonce and
+the AES-256-GCM text. It is bound to the request's id, account and time of arrival and to the queue, and
+cannot be decrypted anywhere else. Headers and properties hold no secret and stay readable.
 
-Bodies that were sealed by earlier versions bear another mark. They are bound to id and queue alone, and open
-as before.
+Bodies that earlier versions encrypted bear another mark. They are bound to id and queue alone, and are
+decrypted as before.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ _NONCE = 12  # bytes
 _TAG = 16  # bytes that AES-GCM adds
 
 
-class CannotOpen(WorkerError):
-    """A sealed body that cannot be read; the text says why and what helps."""
+class DecryptionError(WorkerError):
+    """An encrypted body that cannot be read; the text says why and what helps."""
 
 
-class Seals:
-    """Seals with the newest key and opens with all of them. The keys' file is read anew each time."""
+class Encryptor:
+    """Encrypts with the newest key, decrypts with all of them. The keys' file is read anew each time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,9 +50,9 @@ class Seals:
         if settings.dead_letter_keys is not None:
             self._keys = parse_keys(settings.dead_letter_keys.get_secret_value())
 
-    def seal(self, properties: Properties, body: bytes) -> tuple[Properties, bytes]:
+    def encrypt(self, properties: Properties, body: bytes) -> tuple[Properties, bytes]:
         """The dead letter's properties and body as they are to be kept; without keys, as they are. A body
-        that looks sealed is sealed too: a publisher can make one look so."""
+        that merely looks encrypted is encrypted again: publishers can forge the mark."""
         keys = self._current()
         if not keys:
             return properties, body
@@ -62,21 +62,21 @@ class Seals:
         head = _MARK + bytes((len(name),)) + name.encode() + _check(key, b"") + _check(key, place)
         return properties.changed({ENCRYPTION_KEY_HEADER: name}), head + nonce + text
 
-    def open_body(self, properties: Properties, body: bytes) -> bytes:
-        """The request's body, of a dead letter that is sealed or not. Raises CannotOpen."""
-        if not is_sealed(body):
+    def decrypt(self, properties: Properties, body: bytes) -> bytes:
+        """The request's body, of a dead letter that is encrypted or not. Raises DecryptionError."""
+        if not looks_encrypted(body):
             return body
         sealed = _Sealed.parse(body)
         key = self._current().get(sealed.key_name)
         if key is None:
-            raise CannotOpen(
+            raise DecryptionError(
                 f"The dead letter is encrypted with the key {sealed.key_name}: add it to OTT_DEAD_LETTER_KEYS"
             )
         place = self._first_place(properties) if sealed.is_first else self._place(properties)
         try:
             return AESGCM(key).decrypt(sealed.nonce, sealed.text, place)
         except (InvalidTag, ValueError):
-            raise CannotOpen(_why_not(sealed, key, place)) from None
+            raise DecryptionError(_why_not(sealed, key, place)) from None
 
     def _current(self) -> dict[str, bytes]:
         given = self._settings.now("dead_letter_keys")
@@ -94,7 +94,7 @@ class Seals:
 
 
 class _Sealed(NamedTuple):
-    """A sealed body, taken apart."""
+    """An encrypted body, taken apart."""
 
     key_name: str
     key_check: bytes
@@ -105,13 +105,13 @@ class _Sealed(NamedTuple):
 
     @classmethod
     def parse(cls, body: bytes) -> "_Sealed":
-        """Raises CannotOpen where something is missing."""
+        """Raises DecryptionError where something is missing."""
         is_first = body.startswith(_FIRST_MARK)
         length = body[len(_MARK)] if len(body) > len(_MARK) else 0
         begin = len(_MARK) + 1
         sizes = [length, *((0, 0) if is_first else (_CHECK, _CHECK)), _NONCE]
         if len(body) < begin + sum(sizes) + _TAG:
-            raise CannotOpen("The dead letter is damaged: its encrypted body was cut off")
+            raise DecryptionError("The dead letter is damaged: its encrypted body was cut off")
         parts = []
         for size in sizes:
             parts.append(body[begin : begin + size])
@@ -120,9 +120,9 @@ class _Sealed(NamedTuple):
         return cls(name.decode(errors="replace"), key_check, place_check, nonce, body[begin:], is_first)
 
 
-def is_sealed(body: bytes) -> bool:
-    """Whether a body looks sealed. A publisher can make one look so: only in a letter of the worker's own, or
-    in an operator's replay, does that mean anything."""
+def looks_encrypted(body: bytes) -> bool:
+    """Whether a body bears the mark. Publishers can forge it: it counts only in a letter of the worker's own,
+    or in an operator's replay."""
     return body.startswith((_MARK, _FIRST_MARK))
 
 

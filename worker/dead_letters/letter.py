@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties
-from worker.broker.encryption import CannotOpen, Seals, is_sealed
+from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
 from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, as_of, request_id
 from worker.contract.registration import parse_registration
@@ -162,16 +162,16 @@ def _cause_key(*words: str | None) -> str:
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def open_letter(delivery: Delivery, seals: Seals, default_account: str | None) -> Letter:
+def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str | None) -> Letter:
     """Parse a dead letter, its body decrypted where a key opens it. Never raises, whatever it holds."""
-    was_sealed, closed = is_sealed(delivery.body) and _is_workers(delivery), ""
+    was_sealed, closed = looks_encrypted(delivery.body) and _is_workers(delivery), ""
     digest = _digest(delivery)
     if delivery.oversize:
         closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
     try:
         if was_sealed:
-            delivery.body = seals.open_body(delivery.properties, delivery.body)
-    except CannotOpen as error:
+            delivery.body = encryptor.decrypt(delivery.properties, delivery.body)
+    except DecryptionError as error:
         closed = str(error)
     return replace(parse_letter(delivery, default_account, digest), was_sealed=was_sealed, closed=closed)
 

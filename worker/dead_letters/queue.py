@@ -8,7 +8,7 @@ from typing import TypeVar
 from worker.amqp.connection import Connection, connect
 from worker.amqp.queue_browser import QueueBrowser, depth, hold, lock
 from worker.broker.control_stream import publish_order, read_orders
-from worker.broker.encryption import Seals
+from worker.broker.encryption import Encryptor
 from worker.broker.topology import Topology
 from worker.contract.control import Order
 from worker.dead_letters.letter import Letter, open_letter
@@ -39,7 +39,7 @@ class DeadLetterQueue:
         self._settings = settings
         self._name = Topology(settings.prefix).dead
         self._on_wait = on_wait
-        self._seals = Seals(settings)
+        self._encryptor = Encryptor(settings)
         self._max_body_bytes = settings.max_body_bytes + SEAL_BYTES
 
     async def look(self, selection: Selection) -> Letters:
@@ -51,7 +51,7 @@ class DeadLetterQueue:
             count = await depth(self._connection, self._name)
             async with contextlib.aclosing(browser.look(count)) as deliveries:
                 async for delivery in deliveries:
-                    letter = open_letter(delivery, self._seals, self._settings.mc_account_id)
+                    letter = open_letter(delivery, self._encryptor, self._settings.mc_account_id)
                     if letter in selection:
                         yield letter
 
@@ -80,7 +80,9 @@ class DeadLetterQueue:
         ):
             # Counted under the lock: while somebody looks, the queue has no letter ready.
             count = await depth(self._connection, self._name)
-            yield RemovalSession(browser, count, count - wanted, self._seals, self._settings.mc_account_id)
+            yield RemovalSession(
+                browser, count, count - wanted, self._encryptor, self._settings.mc_account_id
+            )
 
     @contextlib.asynccontextmanager
     async def change(self, order: Order) -> AsyncIterator[None]:
@@ -106,19 +108,19 @@ class RemovalSession:
     """Letters that may be removed; those that are not go back to their places."""
 
     def __init__(
-        self, browser: QueueBrowser, count: int, held: int, seals: Seals, default_account: str | None
+        self, browser: QueueBrowser, count: int, held: int, encryptor: Encryptor, default_account: str | None
     ) -> None:
         self._browser = browser
         self._count = count
         self._held = held
-        self._seals = seals
+        self._encryptor = encryptor
         self._default_account = default_account
 
     async def letters(self) -> Letters:
         """All of them, oldest first, one at a time."""
         async with contextlib.aclosing(self._browser.take(self._count, self._held)) as deliveries:
             async for delivery in deliveries:
-                yield open_letter(delivery, self._seals, self._default_account)
+                yield open_letter(delivery, self._encryptor, self._default_account)
 
     def check(self) -> None:
         """Raise BrokerUnreachable if the letters are not ours any more."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
-from worker.broker.encryption import CannotOpen, Seals, is_sealed
+from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
 from worker.broker.request_message import account_of, as_of, first_received_at, is_from_operator, request_id
 from worker.broker.topology import Topology
 from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
@@ -72,11 +72,11 @@ class Outcome:
 class RequestParser:
     """Reads requests from deliveries."""
 
-    def __init__(self, settings: Settings, seals: Seals, events: EventListener) -> None:
+    def __init__(self, settings: Settings, encryptor: Encryptor, events: EventListener) -> None:
         self._entry = Topology(settings.prefix).entry
         self._max_body_bytes = settings.max_body_bytes
         self._default_account = settings.mc_account_id
-        self._seals = seals
+        self._encryptor = encryptor
         self._events = events
 
     def parse(self, delivery: Delivery, clock: ArrivalClock) -> Request:
@@ -119,10 +119,10 @@ class RequestParser:
         if account is None:
             return Rejection("invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", WRONG_TYPE)
         properties = delivery.properties
-        if is_replay and is_sealed(delivery.body):
+        if is_replay and looks_encrypted(delivery.body):
             try:
-                delivery.body = self._seals.open_body(properties, delivery.body)
-            except CannotOpen as error:
+                delivery.body = self._encryptor.decrypt(properties, delivery.body)
+            except DecryptionError as error:
                 return Rejection("invalid", f"{error}.", MALFORMED)
         return parse_registration(
             delivery.body,

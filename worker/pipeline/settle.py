@@ -8,7 +8,7 @@ from worker.amqp.direct_reply import DIRECT_REPLY_TO
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
-from worker.broker.encryption import Seals
+from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
 from worker.broker.request_message import operator_headers
 from worker.broker.topology import Topology
@@ -46,14 +46,14 @@ class Settler:
         publisher: Publisher,
         journal: Journal | None,
         topology: Topology,
-        seals: Seals,
+        encryptor: Encryptor,
         events: EventListener,
         tracing: Tracing | None = None,
     ) -> None:
         self._publisher = publisher
         self._journal = journal
         self._topology = topology
-        self._seals = seals
+        self._encryptor = encryptor
         self._events = events
         self._trace = None if tracing is None else tracing.headers
 
@@ -119,7 +119,7 @@ class Settler:
             and len(request.id) <= MESSAGE_ID_LENGTH
         ):
             properties = properties.with_text("message_id", request.id)
-        return Message(self._topology.dead, "", *self._seals.seal(properties, request.delivery.body))
+        return Message(self._topology.dead, "", *self._encryptor.encrypt(properties, request.delivery.body))
 
 
 def _settlement(request: Request, outcome: Outcome) -> Settlement:

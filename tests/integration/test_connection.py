@@ -7,6 +7,7 @@ import aio_pika
 import pytest
 from yarl import URL
 
+from tests.faults.proxy import Proxy
 from tests.rig import until
 from worker.amqp import connection as amqp_connection
 from worker.amqp.causes import broker_errors
@@ -136,6 +137,19 @@ async def test_an_answer_that_does_not_come_ends_the_connection(
         await look(connection, "a queue")
     await connection.lost
     await connection.close()
+
+
+async def test_closing_gives_up_on_a_peer_that_does_not_answer(
+    make_settings: Make, clean_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_connection, "CLOSE_TIMEOUT", 0.2)
+    async with Proxy.to(clean_broker) as proxy:
+        connection = await connect(make_settings(amqp_url=proxy.url), "test")
+        proxy.black_hole()
+        async with asyncio.timeout(5):
+            await connection.close()
+        assert not connection.is_open
+        proxy.heal()
 
 
 async def test_a_cancellation_is_not_lost_in_an_error_of_the_connection() -> None:

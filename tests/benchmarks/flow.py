@@ -9,63 +9,40 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from tests.rig import DEFAULT_URL, Rig, delete_objects, messenger
-from tests.support.upstream import upstream
+from tests.support.upstream import Behaviour, failing, limited, request, upstream
 from worker.pipeline.flow import Flow
 from worker.settings import Settings, load_settings
 
 LATENCY = 0.05  # seconds
 SHARES = (0.1, 0.3, 0.5, 0.7)
-Answer = Callable[[float], tuple[int, float]]
 
 
 class Upstream:
     """Marketing Cloud, as fast as it can: counts calls and answers."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, behaviour: Behaviour) -> None:
         self.calls = self.answers = 0
-        self._answer = answer
+        self._behaviour = behaviour
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            await reader.readexactly(size)
+            head, _ = await request(reader)
             if b"/v2/token" in head:
                 body = b'{"access_token": "t", "expires_in": 1000}'
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
                 continue
             self.calls += 1
-            status, hint = self._answer(time.monotonic())
+            status, hint = self._behaviour(time.monotonic())
             await asyncio.sleep(LATENCY * random.uniform(0.5, 1.5))
-            self.answers += status == 201
+            self.answers += status == 200
             more = b"Retry-After: %d\r\n" % hint if hint else b""
             writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n%b\r\n" % (status, more))
-
-
-def failing(share: float, status: int = 503) -> Answer:
-    return lambda now: (status if random.random() < share else 201, 0.0)
-
-
-def limited(rate: float, status: int, hint: float) -> Answer:
-    most = rate / 5 + 1
-    tokens, at = most, time.monotonic()
-
-    def answer(now: float) -> tuple[int, float]:
-        nonlocal tokens, at
-        tokens, at = min(most, tokens + (now - at) * rate), now
-        if tokens < 1:
-            return status, hint
-        tokens -= 1
-        return 201, 0.0
-
-    return answer
 
 
 @asynccontextmanager
@@ -74,16 +51,18 @@ async def no_controller(is_off: bool):
     if not is_off:
         yield
         return
-    kept = Flow.wait, Flow.failed, Flow.throttled
+    kept = Flow.wait, Flow.failed
     Flow.wait = lambda self: 0.0  # type: ignore[method-assign]
     Flow.failed = lambda self, *args, **more: False  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Flow.wait, Flow.failed, Flow.throttled = kept  # type: ignore[method-assign]
+        Flow.wait, Flow.failed = kept  # type: ignore[method-assign]
 
 
-async def measure(url: str, answer: Answer, seconds: float, *, is_off: bool = False) -> tuple[float, float]:
+async def measure(
+    url: str, behaviour: Behaviour, seconds: float, *, is_off: bool = False
+) -> tuple[float, float]:
     """Answers a second and calls an answer, while requests never end."""
     prefix = f"bench.{uuid4().hex[:8]}"
 
@@ -92,7 +71,7 @@ async def measure(url: str, answer: Answer, seconds: float, *, is_off: bool = Fa
             amqp_url=url, prefix=prefix, mc_client_id="i", mc_client_secret="s", admin_port=None, **more
         )
 
-    cloud = Upstream(answer)
+    cloud = Upstream(behaviour)
     try:
         async with no_controller(is_off), upstream(cloud.handle) as mc, Rig(make) as rig:
             requester = await rig.start(
@@ -124,7 +103,9 @@ async def table(url: str, seconds: float) -> list[tuple[float, float, float]]:
     curve: list[tuple[float, float, float]] = []
     print(f"{'upstream':34} {'with':>16} {'without':>16}   answers a second (calls an answer)")
     for share in SHARES:
-        on, off = [await measure(url, failing(share), seconds, is_off=is_off) for is_off in (False, True)]
+        on, off = [
+            await measure(url, failing(share, 503), seconds, is_off=is_off) for is_off in (False, True)
+        ]
         curve.append((share, on[0], off[0]))
         print(
             f"{share:.0%} answer 503".ljust(34),

@@ -1,10 +1,34 @@
-"""Upstreams that answer byte for byte as a test says, over real sockets."""
+"""Upstreams that answer byte for byte as a test says, over real sockets, and how upstreams behave in time."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+# The time in seconds, and the request where it matters → the status, and the seconds of `Retry-After`.
+Behaviour = Callable[..., tuple[int, float]]
+
+
+def failing(share: float, status: int) -> Behaviour:
+    """Fails so often, at random."""
+    return lambda now, *_: (status if random.random() < share else 200, 0.0)
+
+
+def limited(rate: float, status: int, hint: float) -> Behaviour:
+    """Takes so many calls a second, with a fifth of a second saved up."""
+    most = tokens = rate / 5 + 1
+    at: float | None = None
+
+    def behave(now: float, *_: object) -> tuple[int, float]:
+        nonlocal tokens, at
+        tokens, at = min(most, tokens + (0 if at is None else now - at) * rate), now
+        if tokens < 1:
+            return status, hint
+        tokens -= 1
+        return 200, 0.0
+
+    return behave
 
 
 @asynccontextmanager

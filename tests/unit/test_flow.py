@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.upstream import Behaviour, failing, limited
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 from worker.pipeline.flow import Call, Flow, FlowState
 
 PREFETCH = 200
 LATENCY = 0.05  # seconds, on average
-Upstream = Callable[[float, int], tuple[int, float]]  # time and request → status and Retry-After
 
 
 class Heard(EventListener):
@@ -48,13 +48,15 @@ class Heard(EventListener):
 class NoGate:
     """Calls as fast as it can, whatever comes back."""
 
-    state, answered = FlowState.OPEN, 0
+    answered = 0
 
     def wait(self) -> float:
         return 0.0
 
+    def taken(self, call: object) -> None:
+        self.answered += 1
+
     def begin(self) -> None: ...
-    def taken(self, call: object) -> None: ...
     def throttled(self, *args: object) -> None: ...
     def nobody_waits(self) -> None: ...
 
@@ -66,7 +68,7 @@ class NoGate:
 class World:
     """Requests without end, `PREFETCH` at a time, through a flow to an upstream."""
 
-    upstream: Upstream
+    upstream: Behaviour
     seconds: float = 60.0
     with_flow: bool = True
     attempts: int = 6
@@ -141,27 +143,7 @@ def new_flow(clock: Callable[[], float], events: EventListener | None = None, **
     return Flow(clock, events or EventListener(), **more)
 
 
-def failing(share: float, status: int) -> Upstream:
-    return lambda now, request: (200, 0.0) if random.random() >= share else (status, 0.0)
-
-
-def limited(rate: float, status: int, hint: float) -> Upstream:
-    """Takes so many a second, with a fifth of a second saved up."""
-    most = rate / 5 + 1
-    tokens, at = most, 0.0
-
-    def upstream(now: float, request: int) -> tuple[int, float]:
-        nonlocal tokens, at
-        tokens, at = min(most, tokens + (now - at) * rate), now
-        if tokens < 1:
-            return status, hint
-        tokens -= 1
-        return 200, 0.0
-
-    return upstream
-
-
-def away(begin: float, end: float) -> Upstream:
+def away(begin: float, end: float) -> Behaviour:
     return lambda now, request: (503, 0.0) if begin <= now < end else (200, 0.0)
 
 
@@ -173,23 +155,44 @@ def seeded() -> None:
 @pytest.mark.parametrize("status", [500, 503])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
 def test_a_grey_failure_is_no_outage(share: float, status: int) -> None:
-    """At least 80 % of what would be reached with no gate at all."""
+    """At least 80 % of what would be reached with no gate at all, the start included."""
 
     def rate(*, with_flow: bool) -> float:
-        worlds = [World(failing(share, status), 60, with_flow=with_flow) for _ in range(3)]
-        return sum(world.run().rate for world in worlds)
+        return sum(World(failing(share, status), 30, with_flow=with_flow).run().rate for _ in range(3))
 
     assert rate(with_flow=True) >= 0.8 * rate(with_flow=False)
 
 
-@pytest.mark.parametrize("hint", [0.0, 1.0])
+@pytest.mark.parametrize(("hint", "seconds"), [(0.0, 60), (1.0, 120)])
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("limit", [5, 40, 200])
-def test_a_speed_limit_is_a_pace(limit: float, status: int, hint: float) -> None:
-    world = World(limited(limit, status, hint), 120).run()
-    assert world.rate >= 0.9 * limit
-    assert world.calls_per_answer <= 1.2
-    assert not world.exhausted
+def test_a_speed_limit_is_a_pace(limit: float, status: int, hint: float, seconds: float) -> None:
+    """With `Retry-After` it takes longer, because each second that was asked for is waited by all."""
+    for _ in range(2):
+        world = World(limited(limit, status, hint), seconds).run()
+        assert world.rate >= 0.9 * limit
+        assert world.calls_per_answer <= 1.2
+        assert not world.exhausted
+
+
+def test_a_limit_that_was_raised_or_lowered_is_found_again() -> None:
+    slow, fast = limited(5, 429, 0), limited(200, 429, 0)
+    world = World(lambda now, _: (fast if 40 <= now < 80 else slow)(now), 120).run()
+    assert len([at for at in world.answers if 70 < at <= 80]) > 0.8 * 10 * 200
+    assert len([at for at in world.answers if 90 < at <= 120]) > 0.9 * 30 * 5
+    assert len([call for call in world.calls if 80 < call <= 120]) < 3 * 40 * 5
+
+
+def test_an_upstream_that_failed_in_part_from_the_start_is_used_fully_once_it_is_well() -> None:
+    world = World(lambda now, _: (503 if now < 10 and random.random() < 0.7 else 200, 0.0), 15).run()
+    assert len([at for at in world.answers if at > 14]) > 0.9 * PREFETCH / LATENCY * (1 - 1 / 15)
+
+
+def test_a_pause_that_is_asked_for_again_and_again_ends_when_the_limit_does() -> None:
+    """Though each is longer than the time between two calls."""
+    world = World(lambda now, _: (429, 30.0) if now < 200 else (200, 0.0), 260).run()
+    assert len([call for call in world.calls if call < 200]) < 16 + 200 / 30 + 1
+    assert len([answer for answer in world.answers if answer > 250]) > 1000
 
 
 def test_an_outage_is_a_pause_with_one_probe_at_a_time_and_costs_no_attempt() -> None:
@@ -261,10 +264,11 @@ def test_the_longest_wait_for_a_probe_is_half_a_minute() -> None:
     clock = Clock()
     flow = closed(clock)
     waits = []
-    for _ in range(20):
+    for _ in range(50):
         before = clock.now
         fail(flow, probe(flow, clock))
         waits.append(clock.now - before)
+    assert max(waits[:3]) <= 0.5
     assert max(waits) <= 30
     assert min(waits[-5:]) >= 15
 
@@ -377,8 +381,52 @@ def test_a_limit_that_holds_no_more_is_forgotten() -> None:
     clock, heard = Clock(), Heard()
     flow = new_flow(clock, heard)
     flow.throttled(flow.begin(), "429", 0)
-    assert flow.pace == 5
+    assert flow.pace == 0.5
     clock.now += 60
     flow.taken(flow.begin())
     assert flow.pace is None
     assert heard.events == ["paced", "unpaced"]
+
+
+def test_a_burst_that_is_throttled_lowers_the_pace_once() -> None:
+    clock = Clock()
+    flow = new_flow(clock)
+    for _ in range(5):  # the level rises with each success
+        flow.taken(flow.begin())
+    burst = [flow.begin() for _ in range(9)]
+    for call in burst:
+        flow.throttled(call, "429", 0)
+    assert flow.pace == 10  # half of five calls in a quarter of a second
+
+
+def test_after_an_idle_time_the_rate_limit_allows_no_burst() -> None:
+    clock = Clock()
+    flow = new_flow(clock, limit=10)
+    flow.taken(flow.begin())
+    clock.now += 30
+    made = 0
+    while flow.wait() == 0:
+        flow.taken(flow.begin())
+        made += 1
+    assert made <= 2
+
+
+def test_a_rate_is_reached_with_timers_that_are_late() -> None:
+    clock = Clock()
+    flow, made, end = new_flow(clock, limit=200), 0, clock.now + 10
+    while clock.now < end:
+        wait = flow.wait()
+        assert wait is not None
+        clock.now += wait and wait + 0.02
+        flow.taken(flow.begin())
+        made += 1
+    assert made == pytest.approx(2000, rel=0.02)
+
+
+def test_once_it_is_open_a_single_failure_does_not_close_it_again() -> None:
+    clock = Clock()
+    flow = closed(clock)
+    flow.taken(probe(flow, clock))
+    flow.nobody_waits()
+    assert not fail(flow, flow.begin())
+    assert flow.state is FlowState.OPEN

@@ -3,7 +3,7 @@
     state    | what happens                                | next state
     ---------|---------------------------------------------|------------------------------------------------
     OPEN     | more failures in a row than chance explains | CLOSED
-    CLOSED   | the probe fails                             | CLOSED, the next probe after a longer back-off
+    CLOSED   | the probe fails                             | CLOSED, the next probe after a longer wait
     CLOSED   | the probe succeeds                          | OPENING with two calls at a time
     OPENING  | a call succeeds, or fails                   | OPENING with twice or half as many at a time
     OPENING  | all may go, or nobody waits                 | OPEN
@@ -13,16 +13,16 @@
 
 **An outage is a pause.** Five failures in a row say little where half of all calls fail, and much where none
 does. So the gate closes when a row of that length would come by chance once in 100,000 calls, given the share
-of failures that is normal at present. After a pause that share is learned anew, and the row that closed the
-gate counts. Failures that are normal hold no level down: the rarer a success, the less a failure tells.
+of failures that is normal at present. After a pause that share is learned anew; the row that closed the gate
+counts. A worker begins with few calls at a time, as TCP's slow start does.
 
-**A speed limit is a pace.** A throttled call sets the pace to the rate that was taken lately. From a little
-below, the pace rises to that rate and stays near it, then rises faster and faster until a call is throttled
-again (as CUBIC does for TCP). Where a throttled call costs all of them a pause, the pace rises more slowly.
-Some upstreams answer 503 beyond their limit: the pace is tried on these too, and dropped if slower calls fail
-as often.
+**A speed limit is a pace.** The first throttled call sets the pace to the rate that was taken lately, and the
+pace grows fourfold each second until a call is throttled again. From then on the limit is the rate that was
+taken between two throttled calls: a token bucket is empty at both. The pace begins a little below it, stays
+near it, and then rises faster and faster until a call is throttled again (CUBIC, as in TCP and AWS's SDKs).
 
-A worker begins as after an outage, with few calls at a time: TCP's slow start.
+Some upstreams answer 503 beyond their limit. Where many calls fail with 503, a pace is tried. If fewer calls
+fail at that pace it stays, else it is dropped. Wald's sequential test decides after a few calls.
 """
 
 import math
@@ -35,34 +35,28 @@ from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 
 LONGEST_PROBE_WAIT = 30.0  # seconds
-PROBE_GROWTH = 1.3  # of the wait from one probe to the next
+PROBE_SHARE = (
+    1 / 4
+)  # of the pause so far is waited for the next probe: a pause outlasts its outage by no more
 MANY_RESOURCES = 3  # with failures that may be the fault of a single request
-CHANCE = 1e-5  # that a row of failures was no outage
-NORMAL = (0.02, 0.97)  # bounds of the share of failures that is taken for normal
-MEMORY = 100  # calls over which that share is averaged
-HOPE = 2  # calls taken that are supposed before any is known
-FIRST_LEVEL = 16  # calls at a time at the start
+CHANCE = 1e-5  # that a row of failures is no outage
+MEMORY = 100  # calls over which the normal share of failures is averaged
+PRIOR = 2  # calls taken that are supposed before any is known
+FIRST, FEW = 16, 2  # calls at a time at the start, and after a pause
 
-# Seconds over which the rate that was taken is measured: longer for a slow pace, so that it is not by chance.
-PERIOD, LONGEST_PERIOD, TELLING = 1.0, 3.0, 12
-CATCH_UP = 0.01  # seconds of the pace that a late timer makes up for
+PERIOD, TELLING = 1.0, 10  # seconds and calls, at least, over which a rate or a share is measured
+GROWTH = 4.0  # of the pace in a second, while no limit is known
+LEAST = 0.5  # of the pace is kept by a throttled call: what it grew by in half a second
+RISE = 3.0  # seconds in which the pace reaches the limit; after as many again it is DIP above, and then soars
+DIP = 0.05
+PAUSES = 12.0  # times a pause that was asked for, if that takes longer: so pauses take 4 % of the time
+FORGET = 10.0  # times the rise without a throttled call: then there is no limit any more
 SLOWEST = 0.5  # calls a second
-FIRST_PACE = 5.0  # calls a second, at least, before the limit is known
-FIRST_TRIAL = 10.0  # the same where it is only supposed
-# Shares of the pace that are kept when a call is throttled before it has reached its top.
-LEAST, LEAST_AFTER_PAUSE, MOST = 0.4, 0.7, 0.9
-CREPT = 0.97  # of the pace, when it is throttled later
-DIP = 0.05  # the share by which the pace begins below the rate that was taken
-RISE = 5.0  # seconds in which the pace reaches that rate
-FIRST_RISE = 3.0  # the same after the limit was first met
-PAUSES = (
-    12.0  # times the pause that was asked for, if that is longer: so pauses take a few hundredths of the time
-)
-LONGEST_RISE = 10.0  # seconds
-FORGET = 10.0  # times the known limit: then it holds no more
-SUSPICIOUS = 0.3  # share of failures for which the pace is tried
-TRIAL_CALLS = 15  # that are made at each pace on trial
-TRIALS = 2  # paces that are tried
+CATCH_UP = 0.05  # seconds of the pace that a late timer makes up for
+
+SUSPICIOUS = 0.3  # share of calls that fail, for which a pace is tried
+HARMLESS = 0.1  # share of calls that fail at the right pace
+SURE = math.log(100)  # odds that decide the trial
 NEXT_TRIAL = 60.0  # seconds
 
 
@@ -84,9 +78,6 @@ class Call:
         self.is_probe = is_probe
 
 
-FREE = Call(-math.inf, math.inf, is_probe=False)  # shared by all while nothing limits the flow
-
-
 class Flow:
     """Decides when the next call may go, by how the calls before it ended."""
 
@@ -101,22 +92,20 @@ class Flow:
         limit: float | None = None,
         share: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        """`after` is the fewest failures that close the gate, `base` the first back-off of probes (seconds),
+        """`after` is the fewest failures that close the gate, `base` the first wait for a probe (seconds),
         `most` the calls at a time beyond which their number is not limited. `limit` (calls a second) and the
         pace are for all workers together, of which this one has `share`."""
         self._clock = clock
         self._events = events
         self._after, self._base, self._most = after, base, most
-        self._limit, self._share = limit, share
+        self._limit, self._share = math.inf if limit is None else limit, share
         self.state = FlowState.OPEN
         self.cause: Cause | None = None  # why the gate is not open
         self.why = ""  # the same in words
         self.answered = 0  # calls, so far
-        self._level: float = FIRST_LEVEL  # calls at a time
-        self._under_way: set[Call] = set()
-        self._is_free = False
+        self._level: float = FIRST  # calls at a time
+        self._under_way: set[Call] = set()  # without those from before the gate closed
         self._closed_at = 0.0
-        self._probes = 0
         self._probe_at = 0.0
         self._not_before = 0.0  # until then Marketing Cloud asked to be left alone
         self._calls = self._failures = 0.0  # since the last pause, up to the last call that was taken
@@ -124,8 +113,9 @@ class Flow:
         self._resources: set[Hashable] = set()  # of the others
         self._next_call = 0.0
         self._began = clock()
-        self._taken: deque[float] = deque()  # times of the calls that were answered in the last period
-        self._pace = _Pace()
+        self._taken: deque[float] = deque()  # times of the calls that were taken in the last period
+        self._pace: _Pace | None = None
+        self._next_trial = -math.inf
 
     @property
     def is_pausing(self) -> bool:
@@ -135,15 +125,12 @@ class Flow:
     @property
     def pace(self) -> float | None:
         """Calls a second that this worker may make because of a speed limit, None without one."""
-        rate = self._pace.rate(self._clock())
-        return rate * self._share() if rate < math.inf else None
+        return None if self._pace is None else self._pace.rate(self._clock()) * self._share()
 
     # Before a call
 
     def wait(self) -> float | None:
         """Seconds until the next call may go. None: not before one ends that is under way."""
-        if self._is_free:
-            return 0.0
         if self.state is FlowState.CLOSED:
             return None if self._under_way else max(0.0, self._probe_at - self._clock())
         if len(self._under_way) >= self._level:
@@ -152,8 +139,6 @@ class Flow:
 
     def begin(self) -> Call:
         """A call goes. Tell how it ended by `taken`, `failed`, `throttled`, `close` or `abandoned`."""
-        if self._is_free:
-            return FREE
         now = self._clock()
         if self.state is FlowState.UNKNOWN:
             self._closed_at = now
@@ -161,14 +146,17 @@ class Flow:
             self._events.gate_closed(self.why)
         call = Call(now, self._level, is_probe=self.state is FlowState.CLOSED)
         self._under_way.add(call)
-        rate = self._rate(now)
+        if self._pace is not None and self._pace.is_forgotten(now):
+            self._end_pace()
+            self._level = FIRST
+        rate = self._limit if self._pace is None else min(self._limit, self._pace.rate(now))
         if rate < math.inf:
-            self._next_call = max(self._next_call, now - CATCH_UP) + 1 / rate
+            self._next_call = max(self._next_call, now - CATCH_UP) + 1 / (rate * self._share())
         return call
 
     def allows(self, call: Call) -> bool:
         """Whether a call that was let go may still be made: the gate may have closed since."""
-        return self.state is FlowState.OPEN or call in self._under_way
+        return call in self._under_way
 
     # After a call
 
@@ -177,19 +165,19 @@ class Flow:
         now = self._clock()
         self.answered += 1
         self._taken.append(now)
-        while now - self._taken[0] > LONGEST_PERIOD:
+        while now - self._taken[0] > PERIOD:
             self._taken.popleft()
         self._end_row()
-        if self._is_free or self._is_stale(call):
+        if call not in self._under_way:
             return
-        self._under_way.discard(call)
-        self._pace.ended(call, failed=False)
-        self._pace.rise_if_proven(now)
+        self._under_way.remove(call)
+        if self._pace is not None:
+            self._pace.ended(call, now, is_taken=True)
         if self.state is FlowState.CLOSED:
             if now < self._not_before:
                 self._probe_at = self._not_before
                 return
-            self.state, self._level = FlowState.OPENING, 2
+            self.state, self._level = FlowState.OPENING, FEW
             self._events.gate_opening()
         elif call.level >= self._level:
             self._level *= 2
@@ -201,9 +189,9 @@ class Flow:
     ) -> bool:
         """The call failed, and Marketing Cloud asked for a `pause` (seconds). `outage`: the failure is one by
         its kind, and not perhaps the fault of this one request. Returns whether it belongs to an outage."""
-        if self._is_stale(call):
+        if call not in self._under_way:
             return True
-        self._under_way.discard(call)
+        self._under_way.remove(call)
         if self.state is FlowState.CLOSED:
             self.cause, self.why = cause, why
             self._probe_later(pause)
@@ -217,8 +205,9 @@ class Flow:
         if row >= self._needed:
             self._shut(cause, why, pause)
             return True
-        normal = max(self._normal, NORMAL[0])
-        self._level = max(2, self._level * 0.5 ** min(1.0, (1 / normal - 1) ** 2))
+        # Where most calls fail, a failure takes back less than a success adds, or the level never rises.
+        normal = max(self._normal, 0.5)
+        self._level = max(FEW, self._level / 2 ** (1 / normal - 1) ** 2)
         if cause is Cause.NOT_AVAILABLE:
             self._try_pace(call, why)
         return False
@@ -227,25 +216,27 @@ class Flow:
         """Marketing Cloud took the call for one too many, and asked for a pause of all (seconds)."""
         now = self._clock()
         self._next_call = max(self._next_call, now + pause)
-        if self._is_stale(call):
+        if call not in self._under_way:
             return
-        self._under_way.discard(call)
+        self._under_way.remove(call)
         if self.state is FlowState.CLOSED:
             self._probe_later(pause)
-        elif self._pace.is_told_by(call, now, pause):
-            self._pace.on_trial = None
-            self._lower(now, why, pause)
+            return
+        if self._pace is not None:
+            self._pace.ended(call, now, is_taken=False)
+        self._lower(call, why, pause)
 
     def close(self, cause: Cause, why: str, pause: float = 0.0, call: Call | None = None) -> None:
-        """Close the gate at once, or keep it closed, for at least so many seconds."""
-        is_current = call in self._under_way
+        """Close the gate at once, or keep it closed, for at least so many seconds. A `call` from before the
+        gate closed does so only if it was asked for a pause."""
+        is_current = call is None or call in self._under_way
         if call is not None:
             self._under_way.discard(call)
-        if self.state in (FlowState.OPEN, FlowState.UNKNOWN) or (
-            self.state is FlowState.OPENING and (call is None or is_current or pause)
-        ):
+        if not is_current and not pause:
+            return
+        if self.state is not FlowState.CLOSED:
             self._shut(cause, why, pause)
-        elif self.state is FlowState.CLOSED and (is_current or pause):
+        elif call is not None:
             self.cause, self.why = cause, why
             self._probe_later(pause)
 
@@ -268,21 +259,18 @@ class Flow:
             self._under_way.clear()
             self._events.gate_left(self._clock() - self._closed_at)
 
-    # Inside
+    # The gate
 
     @property
     def _normal(self) -> float:
-        """The share of failures."""
-        return self._failures / (self._calls + HOPE)
+        """The share of failures that is normal."""
+        return self._failures / (self._calls + PRIOR)
 
     @property
     def _needed(self) -> int:
         """Failures in a row that are no chance."""
-        normal = min(max(self._normal, NORMAL[0]), NORMAL[1])
-        return max(self._after, math.ceil(math.log(CHANCE) / math.log(normal)))
-
-    def _is_stale(self, call: Call) -> bool:
-        return self.state is not FlowState.OPEN and call not in self._under_way
+        normal = self._normal
+        return max(self._after, math.ceil(math.log(CHANCE) / math.log(normal))) if normal else self._after
 
     def _end_row(self) -> None:
         row = self._outages + self._others
@@ -294,143 +282,105 @@ class Flow:
             self._resources.clear()
 
     def _shut(self, cause: Cause, why: str, pause: float) -> None:
-        now = self._clock()
         is_again = self.state is FlowState.OPENING
         if not is_again:
-            self._closed_at = now
+            self._closed_at = self._clock()
         self.state, self.cause, self.why = FlowState.CLOSED, cause, why
-        self._is_free = False
         self._under_way.clear()
         self._calls = self._failures = 0.0
-        self._probes = 0
         self._probe_later(pause)
         (self._events.gate_closed_again if is_again else self._events.gate_closed)(why)
 
     def _open(self) -> None:
         was_pausing, self.state = self.is_pausing, FlowState.OPEN
         self._level, self._not_before = math.inf, 0.0
-        self._is_free = self._limit is None and self._pace.top is None
         if was_pausing:
             self.cause, self.why = None, ""
             self._events.gate_opened(self._clock() - self._closed_at)
 
     def _probe_later(self, pause: float) -> None:
-        """Set the time of the next probe: doubling from the first back-off step, up to 30 s."""
         now = self._clock()
-        self._probes += 1
-        longest = min(LONGEST_PROBE_WAIT, self._base * PROBE_GROWTH ** min(self._probes - 1, 60))
+        longest = min(max(self._base, PROBE_SHARE * (now - self._closed_at)), LONGEST_PROBE_WAIT)
         self._not_before = max(self._not_before, now + pause)
         self._probe_at = max(self._not_before, now + random.uniform(longest / 2, longest))  # noqa: S311
 
-    def _rate(self, now: float) -> float:
-        """Calls a second that may be made."""
-        rate = self._pace.rate(now)
-        if rate < math.inf and self._pace.is_forgotten(now):
-            self._end_pace()
-            self._level = FIRST_LEVEL
-            rate = math.inf
-        return min(rate, math.inf if self._limit is None else self._limit) * self._share()
+    # The pace
+
+    def _lower(self, call: Call, why: str, pause: float, trial: float | None = None) -> None:
+        now, share = self._clock(), self._share()
+        if self._pace is None:
+            lately = len(self._taken) / min(PERIOD, max(PERIOD / 4, now - self._began))
+            self._pace = _Pace(now + pause, LEAST * lately / share, trial)
+            self._next_call = max(self._next_call, now)
+            self._events.pace_began(self._pace.limit * share, why)
+        else:
+            self._pace.lower(call, now, pause, share)
 
     def _try_pace(self, call: Call, why: str) -> None:
         """A call failed as beyond some speed limits. Try whether slower calls fail less often."""
-        now, pace = self._clock(), self._pace
-        if pace.top is None:
-            if self._normal >= SUSPICIOUS and now >= max(pace.next_trial, self._began + PERIOD):
-                pace.on_trial, pace.trials, pace.is_proven = self._normal, 0, False
-                self._lower(now, why, 0.0)
-            return
-        pace.ended(call, failed=True)
-        if pace.on_trial is None or pace.calls < TRIAL_CALLS or call.began < pace.changed:
-            return
-        share = pace.failures / pace.calls
-        pace.on_trial = max(pace.on_trial, share)
-        is_vain = share > pace.on_trial / 2 and not pace.is_rising
-        pace.trials = pace.trials + 1 if is_vain else 0
-        if pace.trials < TRIALS:
-            self._lower(now, why, 0.0)
-        else:
-            pace.next_trial = now + NEXT_TRIAL
-            self._end_pace()
-
-    def _lower(self, now: float, why: str, pause: float) -> None:
-        is_first = self._pace.top is None
-        span = min(max(PERIOD, TELLING / self._pace.rate(now)), LONGEST_PERIOD)
-        taken = sum(now - at <= span for at in self._taken)
-        lately = taken / max(0.25, min(span, now - self._began))
-        self._pace.lower(now, lately / self._share(), pause)
-        self._is_free = False
-        if is_first:
-            self._next_call = max(self._next_call, now)
-            self._events.pace_began(self._pace.rate(now) * self._share(), why)
+        now, pace, normal = self._clock(), self._pace, self._normal
+        if pace is None:
+            if normal >= SUSPICIOUS and self._calls >= TELLING and now >= self._next_trial:
+                self._lower(call, why, 0.0, normal)
+        elif pace.trial is not None:
+            pace.ended(call, now, is_taken=False)
+            if pace.odds <= -SURE:
+                self._next_trial = now + NEXT_TRIAL
+                self._end_pace()
+            elif pace.is_proven:
+                self._lower(call, why, 0.0)
 
     def _end_pace(self) -> None:
-        self._pace.top, self._pace.changed = None, -math.inf
+        self._pace, self._next_call = None, 0.0
         self._events.pace_ended()
 
 
 class _Pace:
-    """The rate of calls that a speed limit allows, as far as it is known. `on_trial` is the share of failures
-    before a limit that is only supposed."""
+    """The rate of calls that a speed limit allows, as far as it is known: of all workers together. `trial` is
+    the share of calls that failed without it, where a limit is only supposed."""
 
-    def __init__(self) -> None:
-        self.top: float | None = None  # calls a second
-        self.changed = -math.inf
-        self.on_trial: float | None = None
-        self.trials = 0
+    def __init__(self, since: float, limit: float, trial: float | None) -> None:
+        self.trial = trial
+        self.odds = 0.0  # logarithm, that fewer calls fail at this pace
         self.is_proven = False
-        self.next_trial = -math.inf
-        self.calls = self.failures = 0  # since the last change
-        self._rise: float | None = None  # seconds to the top; None while the limit is not known yet
+        self._begin(since, limit, is_known=trial is not None)
+
+    def _begin(self, since: float, limit: float, *, is_known: bool, pause: float = 0.0) -> None:
+        self.since = since + pause
+        self.limit = max(SLOWEST, limit)  # calls a second
+        self._is_known = is_known
+        self._rise = max(RISE, PAUSES * pause)
+        self._taken = self._calls = 0  # that began and ended since then
 
     def rate(self, now: float) -> float:
-        if self.top is None:
-            return math.inf
-        age = max(0.0, now - self.changed)
-        if self._rise is None:
-            return self.top * 2 ** min(age, 60.0)
-        return self.top * (1 + DIP * (age / self._rise - 1) ** 3)
+        age = max(0.0, now - self.since)
+        if not self._is_known:
+            return self.limit * math.pow(GROWTH, min(age, FORGET * RISE))
+        return self.limit * (1 + DIP * (age / self._rise - 1) ** 3)
 
     def is_forgotten(self, now: float) -> bool:
-        if self.top is None:
-            return False
-        return now - self.changed > LONGEST_RISE if self.is_rising else self.rate(now) > FORGET * self.top
+        return now - self.since > FORGET * self._rise
 
-    @property
-    def is_rising(self) -> bool:
-        """Whether it grows quickly, because the limit is not known yet."""
-        return self._rise is None
-
-    def is_told_by(self, call: Call, now: float, pause: float) -> bool:
-        """Whether a throttled call tells something new: it went at this pace, which was tried for a while."""
-        return call.began >= self.changed and (pause > 0 or now - self.changed >= PERIOD)
-
-    def ended(self, call: Call, *, failed: bool) -> None:
-        if call.began >= self.changed:
-            self.calls += 1
-            self.failures += failed
-
-    def rise_if_proven(self, now: float) -> None:
-        """Where slower calls fail less often, the limit that was supposed is one: find it quickly."""
-        if self.on_trial is None or self.is_proven or self.calls < TRIAL_CALLS:
+    def ended(self, call: Call, now: float, *, is_taken: bool) -> None:
+        if call.began < self.since:
             return
-        if self.failures <= self.on_trial / 2 * self.calls:
-            self.is_proven, self.trials = True, 0
-            self.top, self._rise, self.changed = self.rate(now), None, now
-            self.calls = self.failures = 0
+        self._calls += 1
+        self._taken += is_taken
+        if self.trial is not None and self._is_known:
+            ratio = (1 - HARMLESS) / (1 - self.trial) if is_taken else HARMLESS / self.trial
+            self.odds = min(SURE, self.odds + math.log(ratio))
+            if self.odds == SURE and not self.is_proven:
+                self.is_proven = True
+                self._begin(now, self.rate(now), is_known=False)
 
-    def lower(self, now: float, lately: float, pause: float) -> None:
-        """A call was throttled while so many a second were taken."""
-        if self.top is None:
-            self.top = max(FIRST_PACE if self.on_trial is None else FIRST_TRIAL, lately)
-            self._rise = None if self.on_trial is None else RISE
-        else:
-            rate, age = self.rate(now), max(0.0, now - self.changed)
-            if self._rise is not None and age >= self._rise:
-                self.top = CREPT * rate
-            else:
-                least = LEAST_AFTER_PAUSE if pause else LEAST
-                self.top = max(SLOWEST, min(MOST * rate, max(lately, least * rate)))
-            longest = max(RISE, PAUSES * pause)
-            self._rise = FIRST_RISE if self._rise is None else min(2 * self._rise, longest)
-        self.changed = now + pause
-        self.calls = self.failures = 0
+    def lower(self, call: Call, now: float, pause: float, share: float) -> None:
+        """A call was throttled. It tells nothing new if it began before the last one was."""
+        age = now - self.since
+        is_measured = age >= PERIOD and self._calls >= TELLING if self._is_known else age >= PERIOD / 2
+        if call.began < self.since or not (is_measured or pause):
+            return
+        if not self._is_known:
+            self.odds = SURE
+        rate, taken = self.rate(now), self._taken / max(age, PERIOD) / share
+        limit = min(rate, max(taken, LEAST * rate))
+        self._begin(now, limit, is_known=self._taken > 0, pause=pause)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from worker.pipeline.flow import FREE, Call, Flow
+from worker.pipeline.flow import Call, Flow
 
 
 class Turns:
@@ -30,8 +30,7 @@ class Turns:
 
     def ended(self, call: Call) -> None:
         """The call is over, or was not made: others may go."""
-        if call is not FREE:
-            self._flow.abandoned(call)
+        self._flow.abandoned(call)
         if self._waiting:
             self._go()
         else:

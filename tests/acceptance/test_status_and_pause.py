@@ -18,7 +18,7 @@ from worker.broker.overview import Overview
 from worker.broker.situation import judge
 from worker.broker.status_stream import read_workers
 from worker.broker.topology import Topology
-from worker.cli.status_screen import Causes, Screen, print_screen
+from worker.cli.status import Causes, Screen, print_screen
 from worker.contract.control import Pause
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.dead_letters.groups import Cause

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from worker.cli.submit.progress import SubmitProgress
-from worker.cli.submit.summary import show_summary
+from worker.cli.submit.progress import SubmitProgress, show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
 from worker.files.job_database import JobDatabase, parse_request_id, request_id

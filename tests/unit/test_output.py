@@ -5,8 +5,8 @@ import json
 import pytest
 
 from worker.cli import output
-from worker.cli.dead_letters.listing import LETTER_COLUMNS
-from worker.cli.table import Table
+from worker.cli.dead_letters.look import LETTER_COLUMNS
+from worker.cli.output import Table
 
 CONTROLS = [
     "\x00",

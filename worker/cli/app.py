@@ -53,11 +53,11 @@ class _LazyCommands(Mapping[str, Any]):
 
 class _DeadLetters(_LazyGroup):
     places: ClassVar = {
-        "list": "dead_letters.listing:list_letters",
-        "show": "dead_letters.show:show",
-        "replay": "dead_letters.replay:replay",
-        "discard": "dead_letters.discard:discard",
-        "export": "dead_letters.export:export",
+        "list": "dead_letters.look:list_letters",
+        "show": "dead_letters.look:show",
+        "replay": "dead_letters.change:replay",
+        "discard": "dead_letters.change:discard",
+        "export": "dead_letters.look:export",
     }
 
 

@@ -5,7 +5,7 @@ import asyncio
 import typer
 import uvloop
 
-from worker.cli.signals import on_end
+from worker.cli.terminal import on_end
 from worker.console.server import Console
 from worker.settings import Settings, load_settings
 

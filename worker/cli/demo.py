@@ -23,7 +23,7 @@ from rich.text import Text
 from worker.amqp.connection import connect, connected
 from worker.broker import topology
 from worker.broker.requester import Requester
-from worker.cli.signals import on_end
+from worker.cli.terminal import on_end
 from worker.console.server import Console as OperatorsPage
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply

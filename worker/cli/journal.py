@@ -2,18 +2,18 @@
 
 import asyncio
 import contextlib
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
 from worker.broker.journal import open_journal
 from worker.broker.journal_query import JournalQuery, follow, newest_first
 from worker.cli import output
-from worker.cli.table import Column, Table, text_of, time_of
+from worker.cli.options import Json, Resource, known
+from worker.cli.output import Column, Table, text_of, time_of
 from worker.contract.journal_record import why
 from worker.contract.timestamps import moment
-from worker.contract.words import Reason, Status
-from worker.errors import UsageError
+from worker.contract.words import REASONS, STATUSES
 from worker.settings import Settings, load_settings
 
 DEFAULT_LAST = 20
@@ -26,7 +26,7 @@ def journal(
         int | None,
         typer.Option("--last", "-n", min=0, help="Records; by default 20, or all that a filter finds."),
     ] = None,
-    resource: Annotated[list[str] | None, typer.Option(help="pageId or channelId.")] = None,
+    resource: Resource = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="A request's id.")] = None,
     status: Annotated[
         list[str] | None, typer.Option(help="registered, rejected, failed or superseded.")
@@ -40,7 +40,7 @@ def journal(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Print further records as they come.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what became of requests, oldest first: registered, rejected, failed or superseded, and why.
 
@@ -49,20 +49,14 @@ def journal(
     query = JournalQuery(
         resources=frozenset(resource or ()),
         ids=frozenset([*(ids or ()), *(id_ or ())]),
-        statuses=_known("--status", status, get_args(Status)),
-        reasons=_known("--reason", reason, get_args(Reason)),
+        statuses=known("--status", status, STATUSES),
+        reasons=known("--reason", reason, REASONS),
         since=moment(since, "--since"),
     )
     if last is None and query.is_everything:
         last = DEFAULT_LAST
     asyncio.run(_journal(load_settings(), query, last, is_following=follow, as_json=as_json))
     output.flush()
-
-
-def _known(option: str, given: list[str] | None, known: tuple[str, ...]) -> frozenset[str]:
-    if not set(known).issuperset(given or ()):
-        raise UsageError(f"{option} must be one of {', '.join(known)}")
-    return frozenset(given or ())
 
 
 async def _journal(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from worker.broker.topology import Topology
-from worker.cli.signals import on_end
+from worker.cli.terminal import on_end
 from worker.errors import SettingsError
 from worker.events import EventListeners
 from worker.release import version

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from worker.cli.signals import on_end
+from worker.cli.terminal import on_end
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
 

@@ -1,1 +1,1 @@
-"""`ott-worker dead-letters`, one file a subcommand."""
+"""`ott-worker dead-letters`."""

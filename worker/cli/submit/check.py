@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from worker.cli.submit.outputs import Outputs
-from worker.cli.submit.summary import console_for_results, rows
+from worker.cli.submit.progress import console_for_results, rows
 from worker.files.check import Findings, ProblemGroup, findings
 from worker.files.damage import Kind, Problem
 from worker.files.job_database import JobDatabase, place_of
@@ -70,8 +70,7 @@ def _title(kind: Kind, group: ProblemGroup) -> str:
     field = group.places[0][-1].field
     names_its_field = bool(field) and kind.what.startswith(field)  # such as isTransactional
     what = kind.what if kind.what[:1].isupper() or names_its_field else f"{_subject(group)} {kind.what}"
-    rows = f"{group.rows:,} row{'' if group.rows == 1 else 's'}"
-    return f"{what.rstrip('.')}: {rows}"
+    return f"{what.rstrip('.')}: {rows(group.rows)}"
 
 
 def _subject(group: ProblemGroup) -> str:

@@ -2,17 +2,16 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import typer
 import uvloop
 from rich.console import Console
 
-from worker.cli.signals import on_end
 from worker.cli.submit.outputs import Outputs
-from worker.cli.submit.progress import SubmitProgress
-from worker.cli.submit.summary import console_for_results, show_summary
+from worker.cli.submit.progress import SubmitProgress, console_for_results, show_summary
+from worker.cli.terminal import Say, on_end
 from worker.files.job_database import JobDatabase
 from worker.files.progress import ProgressMeter
 from worker.files.results import read_results
@@ -29,7 +28,7 @@ def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
 async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     stop = asyncio.Event()
     on_end(stop.set)
-    reading = plan.reading
+    reading, say = plan.reading, Say(is_quiet=outputs.quiet)
     outputs.check_results()
     reading.probe()
     with ExitStack() as stack:
@@ -37,10 +36,10 @@ async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> in
         failed = outputs.failed_rows(reading)
         if reading.rereadable:
             await asyncio.to_thread(database.take, reading, stop.is_set)
-            _warn(database, reading, outputs)
+            _warn(database, reading, say)
         results = outputs.open_results(stack)
-        if outputs.resume:
-            _load(database, outputs)
+        if outputs.resume and outputs.results:
+            _load(database, outputs.results, say)
         job = Submission(
             settings, plan, database, results, resumed=outputs.resume, gives_back=failed is not None
         )
@@ -55,29 +54,22 @@ async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> in
             if failed:
                 failed.write(database.given_back())
             if not reading.rereadable:
-                _warn(database, reading, outputs)
+                _warn(database, reading, say)
             if job.tally.read and not outputs.quiet:
                 show_summary(console_for_results(), job.tally, len(job.out), meter.elapsed, wait=plan.wait)
     return 0 if job.tally.all_well else 1
 
 
-def _load(database: JobDatabase, outputs: Outputs) -> None:
-    if outputs.results is None:
-        return
-    database.load(read_results(outputs.results))
+def _load(database: JobDatabase, results: Path, say: Callable[[str], None]) -> None:
+    database.load(read_results(results))
     if database.job is None:
         # Its answers would tell which job it was; without any, what it had out is sent once more.
-        _say(f"{outputs.results} holds no answer of an earlier run: every row is sent, as a new job", outputs)
+        say(f"{results} holds no answer of an earlier run: every row is sent, as a new job")
 
 
-def _warn(database: JobDatabase, reading: Reading, outputs: Outputs) -> None:
+def _warn(database: JobDatabase, reading: Reading, say: Callable[[str], None]) -> None:
     for warning in database.warnings(reading):
-        _say(warning, outputs)
-
-
-def _say(text: str, outputs: Outputs) -> None:
-    if not outputs.quiet:
-        typer.echo(f"ott-worker: {text}", err=True)
+        say(warning)
 
 
 def _size(reading: Reading) -> int | None:

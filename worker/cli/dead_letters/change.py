@@ -1,27 +1,20 @@
-"""`ott-worker dead-letters replay`."""
+"""`ott-worker dead-letters replay` and `discard`: what changes the queue."""
 
 import asyncio
+import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich import progress
+from rich.console import Console
 
 from worker.cli import output
-from worker.cli.dead_letters.options import All, Json, Yes, filtered, require_filter
-from worker.cli.dead_letters.terminal import (
-    TOLD,
-    Say,
-    agreed,
-    letters,
-    performed,
-    read_value,
-    some,
-    told_absent,
-    told_superseded,
-)
-from worker.cli.table import Column, Row, Table, text_of
+from worker.cli.options import All, Json, Yes, filtered, require_filter
+from worker.cli.output import Column, Table, text_of
+from worker.cli.terminal import TOLD, Say, agreed, letters, on_end, read_value, some
 from worker.contract.journal_record import why
 from worker.dead_letters import patch
 from worker.dead_letters.patch import Patches
@@ -43,7 +36,7 @@ FORECAST = ("letter", "id", "reason", "error", "ottPlatformName", "resourceId")
 TOLD_REASONS = 5  # why letters cannot be replayed; --dry-run tells it of each
 
 
-def _outcome(row: Row) -> str:
+def _outcome(row: dict[str, Any]) -> str:
     return f"{OUTCOMES[row['outcome']]} {row['why'] or ''}".rstrip()
 
 
@@ -216,7 +209,7 @@ def _told(run: Run) -> Iterable[str]:
         yield f"{run.missing} not known yet"
 
 
-def _became(record: Row) -> str:
+def _became(record: dict[str, Any]) -> str:
     if record["status"] == "registered":
         return "registered"
     return why(record) if record["status"] == "superseded" else f"{record['status']}: {why(record)}"
@@ -235,3 +228,90 @@ def _in_words(plan: Plan) -> str:
     if counts["unproven"]:
         parts.append(f"{counts['unproven']} need --force.")
     return " ".join(parts)
+
+
+@filtered
+def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: Json = False) -> int:
+    """Remove dead letters for good.
+
+    Example: ott-worker dead-letters discard --reason invalid --until 30d --yes
+    """
+    require_filter(selection, "discard", everything=all_)
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("discard is permanent; without a terminal, confirm with --yes")
+    say = Say()
+    run = Run(load_settings(), Wish("discard", selection), say)
+    plan = asyncio.run(run.plan())
+    if not plan.letters:
+        say("no dead letter matches")
+        return 1 if selection.ids else 0
+    count = letters(len(plan.letters))
+    if not yes and not agreed(f"{count} of {plan.total} will be removed for good. Go on?"):
+        say("nothing was discarded")
+        return 1
+    lost = asyncio.run(performed(run, "Discarding", rate=None, follow=False))
+    left = max(0, plan.total - run.done - len(run.gone))
+    if as_json:
+        output.json_line({"discarded": run.done})
+    else:
+        output.line(f"{letters(run.done)} discarded.")
+    if lost is not None:
+        raise BrokerUnreachable(f"{lost}: run it again for the letters that are left")
+    if run.is_stopping:
+        raise Interrupted("stopped: the remaining dead letters were not touched")
+    told_absent(run, say)
+    if left:
+        say(f"{letters(left)} left: ott-worker dead-letters list --by error")
+    return 1 if plan.missing or run.gone or run.changed else 0
+
+
+def told_superseded(plan: Plan, say: Say) -> None:
+    """Say which replays would be superseded, and by what."""
+    superseded = [letter for letter in plan.letters if letter.outcome == "superseded"]
+    for letter in superseded[:TOLD]:
+        say(f"{named(letter)} would be superseded by {letter.why}")
+    if len(superseded) > TOLD:
+        say(f"and {len(superseded) - TOLD} more would be superseded: see --dry-run")
+
+
+def named(letter: Planned) -> str:
+    """The letter, its resource, and its request."""
+    return output.printable(f"{letter.key}  {letter.facts.resource_id or '-'}  request {letter.facts.id}")
+
+
+async def performed(run: Run, title: str, *, rate: float | None, follow: bool) -> BrokerUnreachable | None:
+    """Perform a run with a progress bar on standard error, where that is a terminal. Signals stop it.
+    What cut it short."""
+    on_end(run.stop)
+    try:
+        with _progress_bar(title, run):
+            await run.perform(rate=rate, follow=follow)
+    except BrokerUnreachable as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _progress_bar(title: str, run: Run) -> Iterator[None]:
+    console = Console(stderr=True)
+    if not console.is_terminal or run.planned is None:
+        yield
+        return
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=len(run.planned.going))
+        run.progressed = lambda: bar.update(task, completed=run.done)
+        yield
+
+
+def told_absent(run: Run, say: Say) -> None:
+    """Say which letters were not there as they were planned."""
+    if run.gone:
+        say(f"{letters(len(run.gone))} had gone meanwhile: {some(run.gone)}")
+    if run.changed:
+        say(f"{letters(len(run.changed))} had changed meanwhile, and stay: {some(run.changed)}")

@@ -1,15 +1,15 @@
-"""The filters that all dead-letter commands share."""
+"""Options that several commands share, and the filters of the dead-letter commands."""
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from collections.abc import Callable, Collection, Iterable
+from typing import Annotated, Any
 
 import typer
 
 from worker.contract.platforms import PLATFORMS
 from worker.contract.timestamps import moment
-from worker.contract.words import Reason
+from worker.contract.words import REASONS
 from worker.dead_letters.selection import AmbiguousId, Selection
 from worker.errors import UsageError
 
@@ -17,8 +17,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
+Resource = Annotated[list[str] | None, typer.Option(help="pageId or channelId.")]
+
 # Those of contract §5, the broker's own, and the word for a letter that names none.
-REASONS = frozenset({*get_args(Reason), "delivery_limit", "expired", "maxlen", "unknown"})
+LETTERS_REASONS = (*REASONS, "delivery_limit", "expired", "maxlen", "unknown")
+
+
+def known(option: str, given: Iterable[str] | None, words: Collection[str]) -> frozenset[str]:
+    """The words that were given. Raises UsageError where one is not among those known."""
+    if not set(words).issuperset(given := frozenset(given or ())):
+        raise UsageError(f"{option} must be one of {', '.join(words)}")
+    return given
 
 
 def _select(
@@ -34,7 +43,7 @@ def _select(
     ] = None,
     error: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The error contains this.")] = None,
     platform: Annotated[list[str] | None, typer.Option(help="messenger or line.")] = None,
-    resource: Annotated[list[str] | None, typer.Option(help="pageId or channelId.")] = None,
+    resource: Resource = None,
     user: Annotated[list[str] | None, typer.Option(help="The RabbitMQ user that published it.")] = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="As a bare id.")] = None,
     since: Annotated[
@@ -42,13 +51,9 @@ def _select(
     ] = None,
     until: Annotated[str | None, typer.Option(help="Died at this time (UTC) or before.")] = None,
 ) -> Selection:
-    if not REASONS.issuperset(reason or ()):
-        raise UsageError(f"--reason must be one of {', '.join(sorted(REASONS))}")
-    if not PLATFORMS.keys() >= set(platform or ()):
-        raise UsageError(f"--platform must be {' or '.join(PLATFORMS)}")
     return Selection(
-        reasons=frozenset(reason or ()),
-        platforms=frozenset(platform or ()),
+        reasons=known("--reason", reason, LETTERS_REASONS),
+        platforms=known("--platform", platform, PLATFORMS),
         resources=frozenset(resource or ()),
         users=frozenset(user or ()),
         errors=frozenset(error or ()),
@@ -71,7 +76,7 @@ def filtered(command: Callable[..., int]) -> Callable[..., int]:
         try:
             return command(selection=_select(**chosen), **given)
         except AmbiguousId as ambiguous:
-            from worker.cli.dead_letters.listing import print_letters  # noqa: PLC0415 # it imports this module
+            from worker.cli.dead_letters.look import print_letters  # noqa: PLC0415 # it imports this module
 
             print_letters(
                 Selection(ids=frozenset({ambiguous.request_id})), as_json=given.get("as_json", False)

@@ -237,7 +237,7 @@ async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig: Rig, request
     none = await dead_letters(rig, "list", "--reason", "invalid")
     assert (none.code, none.out) == (0, "No dead letter matches.\n")
     nobody = await dead_letters(rig, "show", "nobody")
-    assert (nobody.code, nobody.err) == (1, "ott-worker: no dead letter matches\n")
+    assert (nobody.code, nobody.err) == (1, "ott-worker: no dead letter matches nobody\n")
     missing = await ott_worker(rig.settings(prefix="test.nowhere"), "dead-letters", "list")
     assert (missing.code, missing.err.count("\n")) == (3, 1)
     assert "test.nowhere.dead is missing" in missing.err

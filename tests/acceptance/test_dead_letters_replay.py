@@ -141,7 +141,7 @@ async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig
     refused = await dead_letters(rig, "replay", "--reason", "expired")
     assert (refused.code, refused.out) == (1, "")
     assert f"would be superseded by {newer['requestId']}\n" in refused.err
-    assert "--force replays it all the same" in refused.err
+    assert "--force replays them all the same" in refused.err
     assert await requester.depth("dead") == 1
     assert held(rig, "p")["pageName"] == "new"
 
@@ -158,7 +158,7 @@ async def test_a_dry_run_tells_what_would_happen_and_does_nothing(rig: Rig) -> N
         ("q", "superseded", "newer"),
     ]
     words = await dead_letters(rig, "replay", "--all", "--dry-run")
-    assert words.out.splitlines()[-1] == "2 dead letters of 2 match. 1 will be answered superseded."
+    assert words.out.splitlines()[-1] == "2 of 2 dead letters match. 1 will be answered superseded."
     assert [m.message_id for m in await dead_queue(requester)] == ["p", "q"]
     assert len(rig.sandbox.history.registration_calls) == calls
 
@@ -175,7 +175,7 @@ async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(
     words = await dead_letters(rig, "replay", "--all", "--dry-run")
     assert (planned.code, words.code) == (1, 1)
     assert "rejected again: PageName must be provided" in words.out
-    assert words.out.endswith("2 dead letters of 2 match. 2 would be rejected again as they are, and stay.\n")
+    assert words.out.endswith("2 of 2 dead letters match. 2 would be rejected again as they are, and stay.\n")
     refused = await dead_letters(rig, "replay", "--all")
     assert (refused.code, refused.out) == (1, "")
     assert "1 dead letter would be rejected again: PageName must be provided" in refused.err

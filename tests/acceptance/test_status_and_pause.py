@@ -106,7 +106,7 @@ async def test_a_pause_is_obeyed_told_and_ended(rig: Rig, requester: Requester) 
     assert re.search(r"PAUSED by \S+ .* ago .*: rotating the secret\nGo on with: ott-worker resume", said.out)
     assert rig.sandbox.history.registration_calls == []
     resumed = await ott_worker(rig.settings(), "resume")
-    assert (resumed.code, resumed.out) == (0, "Resumed: 1 worker. They go on.\n")
+    assert (resumed.code, resumed.out) == (0, "Resumed: 1 worker.\n")
     assert (await requester.reply(sent))["status"] == "registered"
 
 

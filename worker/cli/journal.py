@@ -89,7 +89,7 @@ COLUMNS = (
     Column("STATUS", lambda row: f"{row.get('status') or '-'}{' (replay)' if row.get('replay') else ''}"),
     Column("RESOURCE", text_of("resourceId"), rank=1),
     Column("REASON", text_of("reason"), rank=3),
-    Column("ERROR", why, least=24),
+    Column("ERROR", why, least=20),
     Column("ID", text_of("id"), rank=4),
     Column("TRIES", text_of("attempts"), rank=8),
     Column("PLATFORM", text_of("ottPlatformName"), rank=7),

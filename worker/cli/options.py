@@ -20,13 +20,14 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Resource = Annotated[list[str] | None, typer.Option(help="pageId or channelId.")]
 
 # Those of contract §5, the broker's own, and the word for a letter that names none.
-LETTERS_REASONS = (*REASONS, "delivery_limit", "expired", "maxlen", "unknown")
+LETTERS_REASONS = sorted((*REASONS, "delivery_limit", "expired", "maxlen", "unknown"))
 
 
 def known(option: str, given: Iterable[str] | None, words: Collection[str]) -> frozenset[str]:
     """The words that were given. Raises UsageError where one is not among those known."""
     if not set(words).issuperset(given := frozenset(given or ())):
-        raise UsageError(f"{option} must be one of {', '.join(words)}")
+        which = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+        raise UsageError(f"{option} must be {which}")
     return given
 
 

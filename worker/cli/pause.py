@@ -77,4 +77,4 @@ def _said(order: Order, before: Pause | None, workers: list[WorkerStatus] | None
     if obeying < len(workers):
         return f"{done}: {obeying} of {count} obey so far: look at ott-worker status."
     again = " (it was paused before)" if is_pause and before is not None else ""
-    return f"{done}: {count}{again}. " + ("Go on with: ott-worker resume" if is_pause else "They go on.")
+    return f"{done}: {count}{again}." + (" Go on with: ott-worker resume" if is_pause else "")

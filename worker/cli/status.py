@@ -262,19 +262,24 @@ def _causes(screen: Screen, width: int | None) -> None:
     output.line("")
     looked_at = screen.causes.looked_at
     some = f" (of the oldest {looked_at:,})" if looked_at < total else ""
-    output.line(f"DEAD LETTERS by cause{some}")
+    _prose(f"DEAD LETTERS by cause{some}: ott-worker dead-letters list --by error", width)
+    advised: set[str] = set()
     for group in groups[:CAUSES_SHOWN]:
         cause = f"{group.count:>7,}  {group.reason}: {brief(group.error) or '-'}"
         room = (width or WIDTH) - 1
         output.line(cause if len(cause) <= room else f"{cause[: room - 1]}…")
-        _prose(f"→ {advice(group.reason)}", width, indent=" " * 9)
+        if group.reason not in advised:
+            _prose(f"→ {advice(group.reason)}", width, indent=" " * 9)
+            advised.add(group.reason)
     if len(groups) > CAUSES_SHOWN:
-        output.line(f"{'':>9}{len(groups) - CAUSES_SHOWN} more: ott-worker dead-letters list --by error")
+        output.line(f"{len(groups) - CAUSES_SHOWN:>7,}  more causes")
 
 
 def _prose(text: str, width: int | None, indent: str = "") -> None:
-    for line in textwrap.wrap(text, (width or WIDTH) - 1, initial_indent=indent, subsequent_indent=indent):
-        output.line(line)
+    # A command that is broken at its hyphen could not be pasted.
+    room = (width or WIDTH) - 1 - len(indent)
+    for line in textwrap.wrap(text, max(room, 1), break_on_hyphens=False):
+        output.line(indent + line)
 
 
 def _rate(per_second: float) -> str:

@@ -117,7 +117,7 @@ class Plan:
             return ""
         return (
             f"Nothing would be registered: {'; '.join(why)}. Nothing was replayed; "
-            "--force replays it all the same"
+            "--force replays them all the same"
         )
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from worker.dead_letters.letter import LetterFacts
 from worker.errors import WorkerError
+
+if TYPE_CHECKING:
+    from worker.dead_letters.letter import LetterFacts
 
 
 class Named(Protocol):
@@ -49,7 +51,7 @@ class Selection:
     def is_everything(self) -> bool:
         return self == Selection()
 
-    def __contains__(self, letter: LetterFacts) -> bool:
+    def __contains__(self, letter: "LetterFacts") -> bool:
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (not self.platforms or letter.platform in self.platforms)

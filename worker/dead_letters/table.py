@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from worker.contract.dead_letter import brief
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME, SECRET_FIELDS
 from worker.contract.secrets import MASK, SecretMask
@@ -42,6 +43,7 @@ def row(letter: Letter, *, reveal: bool) -> bytes:
     mask = (lambda text: text) if reveal else SecretMask.of_body(letter.delivery.body)
     shown = {name: MASK if name in SECRET_FIELDS and not reveal else mask(cells[name]) for name in cells}
     about = {name: summary[name] or "" for name in ABOUT}
+    about["error"] = brief(about["error"])
     return _line([guard(str({**about, **shown}.get(name, ""))) for name in COLUMNS])
 
 

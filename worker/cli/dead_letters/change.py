@@ -25,6 +25,7 @@ from worker.dead_letters.table import read_patches
 from worker.errors import BrokerUnreachable, Interrupted, UsageError
 from worker.settings import load_settings
 
+SEE_WHY = "ott-worker dead-letters list --by error"
 OUTCOMES = {
     "replayed": "replayed",
     "superseded": "superseded by",
@@ -44,7 +45,7 @@ FORECAST_COLUMNS = (
     Column("LETTER", text_of("letter")),
     Column("REASON", text_of("reason"), rank=3),
     Column("RESOURCE", text_of("resourceId"), rank=2),
-    Column("WOULD BE", _outcome, least=16),
+    Column("WOULD BE", _outcome, least=32),
     Column("REQUEST", text_of("id"), rank=4),
 )
 
@@ -158,10 +159,12 @@ def _tell(run: Run, lost: BrokerUnreachable | None, say: Say, *, as_json: bool) 
     if run.is_stopping:
         rest = "the remaining dead letters were not touched" if run.left else "see ott-worker journal"
         raise Interrupted(f"stopped: {rest}")
-    has_failed = any(run.statuses[status] for status in BAD)
-    if has_failed or run.left:
-        say("what is left: ott-worker dead-letters list --by error")
-    return 1 if run.left or run.gone or run.changed or has_failed else 0
+    died_again = sum(run.statuses[status] for status in BAD)
+    if died_again:
+        say(f"{letters(died_again)} came back: {SEE_WHY}")
+    elif run.left:
+        say(f"{letters(run.left)} left: {SEE_WHY}")
+    return 1 if run.left or run.gone or run.changed or died_again else 0
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> int:
@@ -217,7 +220,7 @@ def _became(record: dict[str, Any]) -> str:
 
 def _in_words(plan: Plan) -> str:
     counts = plan.counts
-    parts = [f"{letters(len(plan.letters))} of {plan.total} match."]
+    parts = [f"{len(plan.letters)} of {letters(plan.total)} match."]
     if counts["superseded"]:
         parts.append(f"{counts['superseded']} will be answered superseded.")
     if counts["rejected"]:
@@ -261,7 +264,7 @@ def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: 
         raise Interrupted("stopped: the remaining dead letters were not touched")
     told_absent(run, say)
     if left:
-        say(f"{letters(left)} left: ott-worker dead-letters list --by error")
+        say(f"{letters(left)} left: {SEE_WHY}")
     return 1 if plan.missing or run.gone or run.changed else 0
 
 

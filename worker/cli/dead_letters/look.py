@@ -12,7 +12,7 @@ import typer
 from worker.cli import output
 from worker.cli.options import Json, filtered
 from worker.cli.output import Column, Table, text_of, time_of
-from worker.cli.terminal import Say, letters
+from worker.cli.terminal import Say, letters, some
 from worker.contract.dead_letter import brief
 from worker.dead_letters.groups import advice, causes_of
 from worker.dead_letters.letter import Letter
@@ -124,9 +124,10 @@ def show(
         raise UsageError("show wants the id of a dead letter, or a filter: see ott-worker dead-letters list")
     say = Say()
     found, _ = asyncio.run(_look(selection, lambda letter: letter, say))
-    if not (found := selection.named(found)):
-        say("no dead letter matches")
-        return 1
+    found = selection.named(found)
+    missing = selection.ids - {name for letter in found for name in (letter.key, letter.id)}
+    if missing or not found:
+        say(f"no dead letter matches {some(missing)}".rstrip())
     for number, letter in enumerate(found):
         document = view(letter, reveal=reveal)
         if as_json:
@@ -137,7 +138,7 @@ def show(
         output.line(f"next: {advice(letter.reason)}")
         output.line(f"  ott-worker dead-letters {_next(letter)}")
     output.flush()
-    return 0
+    return 0 if found and not missing else 1
 
 
 def _next(letter: Letter) -> str:

@@ -48,7 +48,7 @@ def main() -> int:
     arguments = _arguments()
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is put away
-    print(HEADING, flush=True)
+    print(HEADING.replace("recovery", "silence") if arguments.cluster else HEADING, flush=True)
     if arguments.cluster:
         with Network() as network:
             return asyncio.run(_in_a_cluster(arguments, network))

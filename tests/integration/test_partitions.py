@@ -10,6 +10,8 @@ import aio_pika
 import pytest
 
 from tests.rig import Events, Requester, Rig, messenger, until
+from worker.amqp.connection import Connection
+from worker.amqp.queue import QueueState
 from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.words import (
@@ -20,6 +22,7 @@ from worker.contract.words import (
     REQUEST_KEY,
     ROUTED_HEADERS,
 )
+from worker.partitions import pruning
 from worker.partitions.members import weight
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
@@ -331,6 +334,60 @@ async def test_a_partition_is_no_reply_address(rig: Rig) -> None:
     await requester.publish(messenger(), reply_to=f"{requester.prefix}.requests.3")
     reply = await requester.take("replies")
     assert reply.headers["x-ott-reply-refused"] == "not-allowed"
+
+
+async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.start(partitions=2)
+    await all_registered(requester, await publish(requester, range(1)))
+    names = Topology(requester.prefix)
+    arguments = names.arguments(names.partition(3), rig.settings())
+    await requester.channel.declare_queue(names.partition(3), durable=True, arguments=arguments)
+    real_look, more = pruning.look, iter([4])
+
+    async def look_and_begin(connection: Connection, queue: str) -> QueueState:
+        seen = await real_look(connection, queue)
+        for number in more:
+            await rig.stop_worker(rig.services[0])
+            await rig.start_worker(rig.settings(partitions=number))
+            await all_registered(requester, await publish(requester, range(1, 2)))
+        return seen
+
+    monkeypatch.setattr(pruning, "look", look_and_begin)
+    (kept,) = [each async for each in prune(rig.settings(partitions=2)) if each.partition == 3]
+    assert "a worker has just begun" in kept.kept_because
+    await all_registered(requester, await publish(requester, range(2, 4)))
+    assert told(rig) == {page: list(range(4)) for page in PAGES}
+
+
+async def test_what_comes_while_a_partition_is_deleted_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requester = await rig.start(partitions=2)
+    await rig.stop_worker(rig.services[0])
+    real_look = pruning.look
+
+    async def look_and_publish(connection: Connection, queue: str) -> QueueState:
+        seen = await real_look(connection, queue)
+        for _ in range(3):
+            await requester.channel.default_exchange.publish(aio_pika.Message(messenger()), queue)
+        return seen
+
+    monkeypatch.setattr(pruning, "look", look_and_publish)
+    pruned = [each async for each in prune(rig.settings(partitions=1))]
+    assert [each.partition for each in pruned] == [2, 1]
+    assert all("3 messages may be lost" in each.lost for each in pruned)
+
+
+async def test_without_the_routers_claim_no_partition_is_pruned(rig: Rig) -> None:
+    """The stream that holds it was deleted, or is trimmed."""
+    requester = await rig.start(partitions=2)
+    await requester.ask(messenger())
+    await requester.channel.queue_delete(f"{requester.prefix}.partitions")
+    pruned = [each async for each in prune(rig.settings(partitions=1))]
+    assert [each.partition for each in pruned] == [2, 1]
+    assert all("does not tell whether a worker uses it" in each.kept_because for each in pruned)
 
 
 async def test_a_rate_limit_is_for_all_partitions_together(rig: Rig) -> None:

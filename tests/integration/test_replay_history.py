@@ -11,6 +11,7 @@ import aio_pika
 import pytest
 
 from tests.rig import Events, Requester, Rig, messenger, until
+from worker.amqp import stream_reader
 from worker.amqp.connection import connect
 from worker.amqp.stream_reader import Entry, StreamReader
 from worker.broker import journal_index
@@ -365,6 +366,35 @@ async def test_an_unreadable_journal_does_not_hold_up_requests(
 async def _hang(*_: object) -> AsyncIterator[None]:
     await asyncio.get_running_loop().create_future()
     yield
+
+
+async def test_a_replica_of_the_journal_that_shows_nothing_yet_is_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its node has just come back. A replay is not judged by less than what was confirmed."""
+    requester = await rig.start()
+    await requester.ask(messenger("p"))
+    name = Topology(requester.prefix).journal
+    connection = await connect(rig.settings(), "test")
+    reader = StreamReader(connection, name)
+
+    async def mark() -> str:
+        await requester.channel.default_exchange.publish(aio_pika.Message(b"", message_id="mark"), name)
+        return "mark"
+
+    await reader.catch_up(mark)
+    take = stream_reader._Consumer._take
+
+    async def late(consumer: Any, message: Any) -> None:
+        await asyncio.sleep(2 * stream_reader.LOOKS * stream_reader.POLL_INTERVAL)
+        await take(consumer, message)
+
+    monkeypatch.setattr(stream_reader._Consumer, "_take", late)
+    first, last = await reader.first(), await reader.last()
+    assert first is not None
+    assert last is not None
+    assert (first.offset, last.offset) == (0, 1)
+    await connection.close()
 
 
 async def trim_journal(rig: Rig, requester: Requester) -> None:

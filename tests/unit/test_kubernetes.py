@@ -169,7 +169,12 @@ def test_users_may_do_what_the_definitions_let_them() -> None:
     assert {
         d["spec"]["userReference"]["name"]: d["spec"]["permissions"] for d in all_of("Permission")
     } == rights
-    assert {d["metadata"]["name"] for d in all_of("User")} == set(rights)
+    limits = {user["name"]: user["limits"] for user in expected["users"]} | {scaler: {}}
+    limits.pop("ott-provisioner")
+    assert {
+        d["metadata"]["name"]: {f"max-{what}": most for what, most in d["spec"].get("limits", {}).items()}
+        for d in all_of("User")
+    } == limits
     topics = {entry["user"]: entry["write"] for entry in expected["topic_permissions"]}
     assert {
         d["spec"]["userReference"]["name"]: d["spec"]["permissions"]["write"]

@@ -7,6 +7,7 @@ listener; it never ends the reading (transport.py sees to its properties).
 import asyncio
 import contextlib
 import json
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from worker.amqp.causes import object_errors
 from worker.amqp.connection import ANSWER_TIMEOUT, Connection, answered, connected, no_callback, opened
 from worker.amqp.queue import MISSING
 from worker.contract.words import CLOCK_HEADER, CONTROL_KEY
+from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -56,6 +58,7 @@ class StreamReader:
         # A CC or BCC header of a publisher puts its message into any of our streams, but keeps its own key.
         self._key = CONTROL_KEY if stream.endswith(".control") else stream
         self._events = events or EventListener()
+        self._reach = -1  # the offset up to which reading must show the stream, as far as is known
 
     async def first(self) -> Entry | None:
         """The oldest entry that is kept."""
@@ -71,23 +74,30 @@ class StreamReader:
         return newest
 
     async def catch_up(self, mark: Callable[[], Awaitable[str]]) -> None:
-        """Return when reading shows all that was confirmed before this call. A replica of the stream lags
+        """From then on reading shows all that was confirmed before this call. A replica of the stream lags
         behind when its node has just come back. `mark` writes a message and returns its id."""
         async with self._consumer("last", PREFETCH) as consumer, asyncio.timeout(ANSWER_TIMEOUT):
-            written = await mark()
-            while written not in [message.message_id async for message in consumer.arrived()]:
+            written, reach = await mark(), -1
+            while reach < 0:
                 await consumer.more()
+                async for message in consumer.arrived():
+                    if message.message_id == written:
+                        reach = self._entry(message).offset
+            self._reach = reach
 
     async def read(self, start: Start, *, reach: int = -1, prefetch: int = PREFETCH) -> Entries:
         """The entries from `start` to all that was confirmed when this began, and at least to the
         offset `reach`; a start beyond the end gives none. A time begins a little early, or nowhere."""
+        reach = max(reach, self._reach)
         async with self._consumer(start, prefetch) as consumer:
             at, looks = start - 1 if isinstance(start, int) else -1, LOOKS
+            shown_at = time.monotonic()
             while True:
                 async for message in consumer.arrived():
                     entry = self._entry(message)
                     at, looks = entry.offset, 1
                     yield entry
+                    shown_at = time.monotonic()
                 # The broker delivers up to the new credit before it answers a request that follows the acks.
                 await consumer.round_trip()
                 if not consumer.is_empty:
@@ -97,6 +107,9 @@ class StreamReader:
                 beyond_the_end = at < 0 and isinstance(start, datetime)
                 if is_known or (looks <= 0 and (at >= reach or beyond_the_end)):
                     return
+                if time.monotonic() - shown_at > ANSWER_TIMEOUT:
+                    self._connection.abort()  # so that the next one goes to another node
+                    raise BrokerUnreachable(f"The stream {self.stream} is not shown to its end")
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def follow(self, start: Start) -> Entries:

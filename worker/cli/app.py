@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -162,6 +163,7 @@ def _root(
 
 def main() -> None:
     """Run the command that this process was started for."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold secrets
     _prepare_streams()
     silence_libraries()
     app()

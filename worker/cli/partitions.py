@@ -24,11 +24,12 @@ async def _pruned() -> int:
     async for pruned in pruning.prune(settings):
         count += 1
         queue = f"{settings.prefix}.requests.{pruned.partition}"
-        if pruned.kept_because:
-            output.line(f"kept     {queue}: {pruned.kept_because}")
+        why = pruned.kept_because or pruned.lost
+        output.line(
+            f"{'kept   ' if pruned.kept_because else 'deleted'}  {queue}" + (f": {why}" if why else "")
+        )
+        if why:
             code = WorkerError.exit_code
-        else:
-            output.line(f"deleted  {queue}")
     if not count:
         output.line("There is no unused partition.")
     return code

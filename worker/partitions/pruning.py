@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from worker.amqp.connection import connect
+from worker.amqp.connection import Connection, connect
 from worker.amqp.queue import delete, exists, look
 from worker.broker.status_stream import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
@@ -20,10 +20,11 @@ from worker.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What became of a partition: deleted, or why not."""
+    """What became of a partition: deleted, or why not, and what was lost with it."""
 
     partition: int
     kept_because: str = ""
+    lost: str = ""
 
 
 async def prune(settings: Settings) -> AsyncIterator[Pruned]:
@@ -33,19 +34,33 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
     first = settings.partitions + 1 if settings.partitions > 1 else 1
     connection = await connect(settings, "prune")
     try:
-        state = await _state(settings)
-        workers = len(await _workers(settings))
+        state, workers = await _state(settings), len(await _workers(settings))
         for partition in range(MOST_PARTITIONS, first - 1, -1):
             queue = names.partition(partition)
             if not await exists(connection, queue):
                 continue
-            why = _keeps(partition, *await look(connection, queue), state, workers)
-            if not why and (lost := await delete(connection, queue)):
-                # Quorum queues know no `if-empty`.
-                why = f"{lost} messages came while it was deleted, and are lost: publish them again"
-            yield Pruned(partition, why)
+            seen = await look(connection, queue)
+            why = _keeps(partition, *seen, state, workers)
+            # Asked last: a router claims its epoch before it puts anything into a partition.
+            if not why and await _has_begun(settings, state):
+                why = "a worker has just begun: run this again"
+            yield Pruned(partition, why, "" if why else await _delete(connection, settings, partition, state))
     finally:
         await connection.close()
+
+
+async def _delete(connection: Connection, settings: Settings, partition: int, state: PartitionState) -> str:
+    """Delete a partition; what was lost with it, `""` where nothing was. Quorum queues know no `if-empty`: a
+    worker that begins at this very moment may have put requests into it."""
+    lost = await delete(connection, Topology(settings.prefix).partition(partition))
+    if lost or await _has_begun(settings, state):
+        return f"a worker began meanwhile, and {lost or 'some'} messages may be lost: publish them again"
+    return ""
+
+
+async def _has_begun(settings: Settings, state: PartitionState) -> bool:
+    """Whether a router has begun since then."""
+    return (await _state(settings)).epoch != state.epoch
 
 
 def _keeps(partition: int, messages: int, consumers: int, state: PartitionState, workers: int) -> str:
@@ -54,6 +69,8 @@ def _keeps(partition: int, messages: int, consumers: int, state: PartitionState,
         return f"it still holds {messages} messages: let the workers settle them"
     if not consumers and not workers:
         return ""
+    if not state.partitions:
+        return "the partition log does not tell whether a worker uses it: restart all workers first"
     if partition <= state.partitions:
         return f"a worker with OTT_PARTITIONS={state.partitions} uses it: restart all workers first"
     if state.barriers.get(partition, Barrier()).epoch < state.epoch:

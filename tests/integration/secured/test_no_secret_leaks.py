@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -199,6 +200,7 @@ async def test_secrets_stay_where_they_must(
         await until(lambda: on.log.read_text().count("publisher connected") > 1, "the reconnection")
         pages = await on.pages()
         command_line = Path(f"/proc/{on.pid}/cmdline").read_text()
+        assert resource.prlimit(on.pid, resource.RLIMIT_CORE) == (0, 0)
         replies = [m for same in on.requester.replies.values() for m in same]
         async with Requester(on.requester._url, prefix) as on.requester:
             dead = await on.drain("dead")

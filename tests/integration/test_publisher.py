@@ -13,10 +13,9 @@ from tests.faults.proxy import Proxy
 from tests.rig import Events, Rig, declare, messenger, until
 from worker.amqp import confirm_channel
 from worker.amqp.connection import connect
-from worker.amqp.direct_reply import DIRECT_REPLY_TO, is_well_formed
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
-from worker.amqp.publisher import Publisher
+from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher, is_well_formed
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.events import EventListener

@@ -7,6 +7,8 @@ does not take the message within a minute.
 """
 
 import asyncio
+import base64
+import binascii
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
@@ -14,7 +16,6 @@ from typing import Final
 
 from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import Connection, connect
-from worker.amqp.direct_reply import is_direct_reply, is_well_formed
 from worker.amqp.ledger import Message
 from worker.amqp.reconnect import keep_connected
 from worker.errors import BrokerUnreachable, PublishRefused, TopologyError
@@ -22,6 +23,10 @@ from worker.events import EventListener
 from worker.settings import Settings
 
 REDECLARE_INTERVAL: Final = 1.0  # seconds
+
+DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."
+_PIDS: Final = {b"\x83X": 12, b"\x83g": 9}  # its external format, and the bytes that follow the node's name
+_NAMES: Final = {b"d": 2, b"v": 2, b"s": 1, b"w": 1}  # an atom's format, and the bytes of its length
 
 Declare = Callable[[Connection, Settings], Awaitable[None]]
 """Declares our own objects. Raises TopologyError or BrokerUnreachable."""
@@ -101,7 +106,7 @@ class Publisher:
     def send(self, message: Message) -> "asyncio.Future[None]":
         """Publish. The future is done once the broker has confirmed; that of an external message may raise
         Unroutable or PublishRefused instead. Cancel the future to give the message up."""
-        if message.external and is_direct_reply(message.routing_key):
+        if message.external and message.routing_key.startswith(DIRECT_REPLY_TO):
             return self._send_direct(message)
         if message.external:
             return self._external.send(message)
@@ -150,3 +155,21 @@ class Publisher:
             except (TopologyError, BrokerUnreachable) as error:
                 self._events.topology_wrong(str(error))
             await asyncio.sleep(REDECLARE_INTERVAL)
+
+
+def is_well_formed(address: str) -> bool:
+    """Whether RabbitMQ can decode the address of a direct reply: the prefix, and `PID.KEY`, both in base64.
+    PID is an Erlang process id with the name of a node in it (the same on 3.10 and 4.0)."""
+    parts = address.removeprefix(DIRECT_REPLY_TO).split(".")
+    if len(parts) != 2:
+        return False
+    try:
+        pid, key = (base64.b64decode(part, validate=True) for part in parts)
+    except (binascii.Error, ValueError):
+        return False
+    length_bytes = _NAMES.get(pid[2:3])
+    if not key or pid[:2] not in _PIDS or length_bytes is None:
+        return False
+    length = int.from_bytes(pid[3 : 3 + length_bytes], "big")
+    name = pid[3 + length_bytes : 3 + length_bytes + length]
+    return b"@" in name and len(pid) == 3 + length_bytes + length + _PIDS[pid[:2]]

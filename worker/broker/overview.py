@@ -1,7 +1,9 @@
 """The state of one deployment, as the broker knows it now: workers, pause, queues (contract §9)."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -13,8 +15,10 @@ from worker.broker.status_stream import read_workers_by
 from worker.broker.topology import Topology
 from worker.contract.control import Order, Pause, standing_pause
 from worker.contract.status import WorkerStatus
-from worker.errors import Problem, TopologyError
+from worker.errors import BrokerUnreachable, Problem, TopologyError
 
+POLL_INTERVAL = 5.0  # seconds between looks at the depths of queues
+BELIEVED_FOR = 30.0  # seconds; an older answer is no answer
 REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
 
 
@@ -66,3 +70,37 @@ def _told(found: Overview) -> Iterator[None]:
         yield
     except TopologyError as error:
         found.problems.append(str(error))
+
+
+class QueueDepths:
+    """Ready messages of the requests, replies and dead queues.
+
+    It asks on the connection that `connection()` names at that time: the consuming one, because RabbitMQ goes
+    on reading from it during an alarm. `run` it in a task; it never raises.
+    """
+
+    def __init__(self, topology: Topology, connection: Callable[[], Connection | None]) -> None:
+        self._queues = {"requests": topology.requests, "replies": topology.replies, "dead": topology.dead}
+        self._connection = connection
+        self._answers: dict[str, tuple[int, float]] = {}
+
+    def known(self) -> dict[str, int]:
+        """Messages by `requests`, `replies` and `dead`; one without a recent answer is left out."""
+        oldest = time.monotonic() - BELIEVED_FOR
+        return {name: messages for name, (messages, at) in self._answers.items() if at > oldest}
+
+    async def run(self) -> None:
+        """Ask over and over, until cancelled."""
+        while True:
+            connection = self._connection()
+            if connection is None:
+                await asyncio.sleep(POLL_INTERVAL / 10)  # so that a new one is used at once
+                continue
+            for name, queue in self._queues.items():
+                try:
+                    self._answers[name] = (await look(connection, queue)).ready, time.monotonic()
+                except TopologyError:
+                    self._answers.pop(name, None)
+                except BrokerUnreachable:
+                    break
+            await asyncio.sleep(POLL_INTERVAL)

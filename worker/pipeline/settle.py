@@ -4,10 +4,9 @@
 import asyncio
 
 from worker.amqp.consumer import COUNTS
-from worker.amqp.direct_reply import DIRECT_REPLY_TO
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
-from worker.amqp.publisher import Publisher
+from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher
 from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
 from worker.broker.request_message import operator_headers

@@ -75,7 +75,7 @@ class Connection(aio_pika.Connection):
         self._raw: aiormq.Connection | None = None
         self._questions: AbstractChannel | None = None
         self._asking = asyncio.Lock()
-        # Consumers that have asked most nodes of their queue something, and have no answer yet.
+        # Consumers with a majority check pending.
         self.open_votes: set[object] = set()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -27,8 +27,8 @@ from worker.errors import BrokerUnreachable
 HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
 TURN_BYTES = 256 * 2**10  # bytes of deliveries that are handed over in one turn of the event loop
 RPC_TIMEOUT = 5.0  # seconds
-# Longer than a busy broker takes: an unanswered request closes the channel, and every delivery returns. Yet
-# shorter than the 45 s after which nodes that hear nothing of each other give deliveries to somebody else.
+# Longer than a busy broker needs (a time-out closes the channel and requeues everything), shorter than the
+# 45 s after which partitioned nodes hand deliveries to another consumer.
 LEASE_TIMEOUT = 30.0  # seconds
 LEASE_RETRY_INTERVAL = 0.5  # seconds, where the queue's leader did not answer
 LEASE_RENEWAL_INTERVAL = 3.0  # seconds, with the longest lease
@@ -417,8 +417,8 @@ class Subscription:
         votes.discard(self)
 
     async def _pass_through_queue(self, channel: RawChannel, tag: str) -> None:
-        """Add and cancel a consumer, and return when most nodes of the queue have taken it into their log.
-        It waits behind the real consumer, whose cancelling could let another start on what lies behind our
+        """Add and cancel a throw-away consumer: both go through the quorum queue's log, so most of its nodes
+        have agreed when this returns. Cancelling the real consumer would activate a standby behind our
         unsettled deliveries."""
         await channel.basic_consume(self._queue, no_callback, consumer_tag=tag)
         await channel.basic_cancel(tag)

@@ -17,7 +17,7 @@ from worker.contract.timestamps import microseconds
 
 LIMIT = 100_000_000  # bytes; room for a million resources
 PAGE_SIZE = 4096  # bytes
-SKEW = 600_000_000  # microseconds; a smaller difference of the broker's clock costs no second reading
+SKEW = 600_000_000  # microseconds; tolerated clock skew between broker and workers
 
 _KEEP_NEWEST = """
     INSERT INTO newest VALUES (?1, ?2, ?3)

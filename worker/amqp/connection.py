@@ -26,7 +26,7 @@ from worker.amqp.causes import (
 )
 from worker.amqp.endpoints import Endpoint, by_trust, node_name, node_urls, resolve
 from worker.amqp.transport import FrameInterceptor, InterceptingTransport, KeepsBody, OnConfirm, OnContent
-from worker.errors import BrokerUnreachable, SettingsError
+from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
 CONNECT_TIMEOUT = 15.0  # seconds
@@ -305,9 +305,4 @@ def _why(error: BaseException, endpoint: Endpoint, refusal: tuple[int, str] | No
 
 def tls_context(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
     """The TLS context for nodes of which one at least has an amqps:// URL."""
-    if all(url.scheme != "amqps" for url in urls):
-        return None
-    try:
-        return settings.tls("amqp")
-    except SettingsError as error:
-        raise BrokerUnreachable(str(error)) from None
+    return settings.tls("amqp") if any(url.scheme == "amqps" for url in urls) else None

@@ -70,16 +70,22 @@ def check_host(url: str) -> None:
             raise ValueError("must be a URL whose host is a name or an address") from None
 
 
-def check_client_certificate(certificate: Path, key: Path) -> None:
-    """The key belongs to the certificate and opens without a passphrase."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def tls_context(peer: str, ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """The context for these files. Raises ValueError, whose text begins with the variable of the one that
+    cannot be used."""
+    name, what = f"{peer}_ca_file", "a PEM file of certificates that can be read"
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # or OpenSSL asks on the terminal
+        context = ssl.create_default_context(cafile=ca)
+        if certificate:
+            name = f"{peer}_cert_file"
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
+            name, what = f"{peer}_key_file", "the key of the certificate as a PEM file that can be read"
+            # Without a password OpenSSL would ask on the terminal.
+            context.load_cert_chain(certificate, key, password=lambda: "")
     except OSError as error:
         why = "it is not, or needs a passphrase" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ValueError(
-            f"OTT_AMQP_KEY_FILE must be the key of OTT_AMQP_CERT_FILE as a PEM file that can be read: {why}"
-        ) from None
+        raise ValueError(f"{variable(name)} must be {what}: {why}") from None
+    return context
 
 
 def explain(error: ValidationError) -> str:
@@ -166,16 +172,6 @@ def _sealing_keys(value: SecretStr) -> SecretStr:
     return value
 
 
-def _certificates(path: Path) -> Path:
-    # Checked at the start: at the first connection a wrong file would look like an outage.
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:
-        why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ValueError(f"must be a PEM file of certificates that can be read: {why}") from None
-    return path
-
-
 def _port_or_off(value: object) -> object:
     return None if value == "" else value
 
@@ -197,6 +193,5 @@ Prefix = Annotated[
     AfterValidator(_not_reserved),
 ]
 Subdomain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)]
-Certificates = Annotated[Path, AfterValidator(_certificates)]
 SealingKeys = Annotated[SecretStr, AfterValidator(_sealing_keys)]
 Age = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[YMDhms]$")]

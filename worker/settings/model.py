@@ -15,7 +15,6 @@ from worker.settings.checks import (
     AccountId,
     Age,
     AmqpUrls,
-    Certificates,
     HttpUrl,
     OptionalPort,
     Port,
@@ -23,9 +22,9 @@ from worker.settings.checks import (
     SealingKeys,
     Seconds,
     Subdomain,
-    check_client_certificate,
     check_text,
     explain,
+    tls_context,
 )
 from worker.settings.sources import PREFIX, EnvironmentAndFiles, environment, read_file, variable
 
@@ -50,12 +49,10 @@ class Settings(BaseSettings):
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
         description="`amqps://` for TLS; several nodes of a cluster separated by commas",
     )
-    amqp_ca_file: Certificates | None = Field(
+    amqp_ca_file: Path | None = Field(
         default=None, description="CA certificates (PEM) that vouch for the broker"
     )
-    amqp_cert_file: Certificates | None = Field(
-        default=None, description="client certificate (PEM) for the broker"
-    )
+    amqp_cert_file: Path | None = Field(default=None, description="client certificate (PEM) for the broker")
     amqp_key_file: Path | None = Field(default=None, description="key of the client certificate (PEM)")
     prefix: Prefix = Field(default="ott.registration", description="names every queue and exchange")
     declare: bool = Field(default=True, description="declare what is missing; `false` only checks")
@@ -65,7 +62,7 @@ class Settings(BaseSettings):
     mc_insecure_http: bool = Field(
         default=False, description="accept `http://` beyond loopback: a sandbox in a container"
     )
-    mc_ca_file: Certificates | None = Field(
+    mc_ca_file: Path | None = Field(
         default=None, description="CA certificates (PEM) that vouch for Marketing Cloud"
     )
     mc_client_id: str | None = Field(default=None, description="required by `run`")
@@ -146,8 +143,11 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
             raise ValueError("OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be set together")
-        if self.amqp_cert_file and self.amqp_key_file:
-            check_client_certificate(self.amqp_cert_file, self.amqp_key_file)
+        # Checked at the start: at the first connection a wrong file would look like an outage.
+        if self.amqp_ca_file or self.amqp_cert_file:
+            self.tls("amqp")
+        if self.mc_ca_file:
+            self.tls("mc")
         for name in ("mc_auth_url", "mc_rest_url"):
             url = urlsplit(getattr(self, name) or "")
             if url.scheme == "http" and url.hostname not in LOOPBACK and not self.mc_insecure_http:
@@ -195,28 +195,19 @@ class Settings(BaseSettings):
     def tls(self, peer: Literal["amqp", "mc"]) -> ssl.SSLContext:
         """What verifies the broker or Marketing Cloud. The files are read anew when one of them has changed;
         where they cannot be used the last good ones stay, with a warning. Raises SettingsError."""
-        ca_file, certificate, key = (
-            getattr(self, f"{peer}_{name}_file", None) for name in ("ca", "cert", "key")
-        )
-        state = [_state_of(path) for path in (ca_file, certificate, key)]
+        files = [getattr(self, f"{peer}_{name}_file", None) for name in ("ca", "cert", "key")]
+        state = [_state_of(path) for path in files]
         before, context = self._tls.get(peer, (None, None))
         if context is not None and before == state:
             return context
         try:
-            renewed = ssl.create_default_context(cafile=ca_file)
-            if certificate:
-                renewed.load_cert_chain(certificate, key)
-        except OSError as error:
-            names = [variable(f"{peer}_{name}_file") for name in ("ca", "cert", "key")]
-            given = ", ".join(n for n, path in zip(names, (ca_file, certificate, key), strict=True) if path)
-            why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
-            text = f"{given} must be PEM files that can be read: {why}"
+            context = tls_context(peer, *files)
+        except ValueError as error:
             if context is None:
-                raise SettingsError(text) from None
-            self._warn(given, f"{text}; the last good ones stay")
-            renewed = context
-        self._tls[peer] = (state, renewed)
-        return renewed
+                raise SettingsError(str(error)) from None
+            self._warn(str(error).partition(" ")[0], f"{error}; the last good ones stay")
+        self._tls[peer] = (state, context)
+        return context
 
     def warn_by(self, warn: Warn) -> None:
         """Tell `warn` the variable and the text where a file that was replaced cannot be used."""

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
-from worker.broker import depths
+from worker.broker import overview
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.events import EventListeners
@@ -88,7 +88,7 @@ def _with_port(settings: Settings) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depths, "POLL_INTERVAL", 0.1)
+    monkeypatch.setattr(overview, "POLL_INTERVAL", 0.1)
     monkeypatch.setattr(admin_module, "PAGE_LIFE", 0.0)
 
 

@@ -212,13 +212,10 @@ def build(
     **texts: str | None,
 ) -> Properties:
     """Properties of a persistent message of our own. Texts are cut at 255 bytes, as AMQP demands."""
-    raw = {name: short_string(value) for name, value in texts.items() if value is not None}
-    raw["delivery_mode"] = b"\x02"
+    raw = {"delivery_mode": b"\x02"}
     if timestamp is not None:
         raw["timestamp"] = encode.timestamp(timestamp)
-    if headers:
-        raw["headers"] = _table({k: _header_value(v) for k, v in headers.items()})
-    return Properties(raw)
+    return Properties(raw).changed(headers, without=frozenset(), **texts)
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -76,7 +76,24 @@ async def hold(
     """Hold the exclusive queue `name`. While another connection holds it this waits, at most `timeout`
     seconds, and calls `on_wait` once; True where it has waited. Where the user may not declare the queue,
     nothing is held."""
-    is_held, has_waited = await _declared_alone(connection, name, on_wait, timeout)
+    clock = asyncio.get_running_loop().time
+    begun, is_held, has_waited, has_told = clock(), False, False, False
+    while not is_held:
+        async with connection.asked(LOST) as channel:
+            try:
+                await channel.declare_queue(name, exclusive=True)
+                is_held = True
+                continue
+            except aiormq.exceptions.ChannelLockedResource:
+                has_waited = True
+            except aiormq.exceptions.ChannelAccessRefused:
+                break
+        if clock() - begun > timeout:
+            raise QueueInUse("Another dead-letters command is at work: wait until it ends")
+        if clock() - begun > LOCK_TIMEOUT and not has_told:
+            has_told = True
+            await on_wait()
+        await asyncio.sleep(POLL_INTERVAL)
     try:
         yield has_waited
     finally:
@@ -84,30 +101,6 @@ async def hold(
             if is_held:
                 async with connection.asked(LOST) as channel:
                     await channel.queue_delete(name)
-
-
-async def _declared_alone(
-    connection: Connection, name: str, on_wait: OnWait, timeout: float
-) -> tuple[bool, bool]:
-    """Whether it is held, and whether this had to wait."""
-    clock = asyncio.get_running_loop().time
-    begun, has_waited, has_told = clock(), False, False
-    while True:
-        async with connection.asked(LOST) as channel:
-            try:
-                await channel.declare_queue(name, exclusive=True)
-            except aiormq.exceptions.ChannelLockedResource:
-                has_waited = True
-            except aiormq.exceptions.ChannelAccessRefused:
-                return False, has_waited
-            else:
-                return True, has_waited
-        if clock() - begun > timeout:
-            raise QueueInUse("Another dead-letters command is at work: wait until it ends")
-        if clock() - begun > LOCK_TIMEOUT and not has_told:
-            has_told = True
-            await on_wait()
-        await asyncio.sleep(POLL_INTERVAL)
 
 
 async def _until_unused(connection: Connection, queue: str) -> None:

@@ -180,11 +180,8 @@ class Trend:
         return (waiting - before) / (now - at) if is_told else 0.0
 
 
-_ORDER = {state: place for place, state in enumerate(State)}
-
-
 def _urgency(condition: Condition) -> int:
-    return _ORDER[condition.state]
+    return list(State).index(condition.state)
 
 
 def _unknown(found: Overview) -> Iterator[Condition]:

@@ -32,7 +32,7 @@ USERS = ("worker", PUBLISHER, "operator", "observer", "provisioner")
 NOTHING = "^$"
 
 # Length and age of what holds secrets, or grows. A dead letter queue that is full turns messages down, so
-# that the worker waits instead of losing one; by age they do go, whoever has looked at them.
+# that the worker waits instead of losing one; by age they do expire, read or not.
 DEAD_LETTERS = {"max-length": 1_000_000, "max-length-bytes": 2_000_000_000, "message-ttl": 90 * 86_400_000}
 REPLIES = {"max-length": 1_000_000, "max-length-bytes": 2_000_000_000}
 PUBLISHERS_LIMITS = {"max-connections": 100, "max-channels": 1_000}
@@ -108,7 +108,7 @@ def users_with(publishers: Sequence[str]) -> list[str]:
 
 def _rights(names: Topology) -> dict[str, Entry]:
     """What each user needs, and nothing else. From RabbitMQ 4.3 on, to look at an object (a passive declare)
-    needs a right on it, whichever: the weakest is to write, which lets nobody publish to a queue."""
+    needs a right on it, whichever: the weakest is to write, which does not allow to publish to a queue."""
     entry, dead, requests, replies, journal, status, control, partition_log = (
         re.escape(name)
         for name in (

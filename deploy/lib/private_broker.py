@@ -220,7 +220,7 @@ class PrivateBroker:
 
 class _Process:
     """A process that outlives this one. It holds a lock on `NAME.pid` for as long as it lives, so that its
-    number is never taken for another's, whoever ends it and whether or not anybody reaps it."""
+    number is never taken for another process's, however it ended and whether or not it was reaped."""
 
     def __init__(self, base: Path) -> None:
         self._pid_file = base.with_suffix(".pid")

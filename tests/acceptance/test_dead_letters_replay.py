@@ -28,11 +28,11 @@ from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
 from worker.broker.control_stream import read_orders
+from worker.contract.settlement import Resource
 from worker.dead_letters.plan import Kind, Wish
 from worker.dead_letters.run import Run
 from worker.dead_letters.selection import Selection
 from worker.sandbox.faults import Status
-from worker.sandbox.registry import Key
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def requester(rig: Rig) -> Requester:
 
 
 def held(rig: Rig, page_id: str) -> dict[str, Any]:
-    attributes = rig.sandbox.registrations[Key(None, "messenger", page_id)].body["ottPlatformAttributes"]
+    attributes = rig.sandbox.registrations[Resource(None, "messenger", page_id)].body["ottPlatformAttributes"]
     assert isinstance(attributes, dict)
     return attributes
 
@@ -282,7 +282,7 @@ async def test_mended_fields_come_from_the_line_a_file_or_standard_input(rig: Ri
         "pageAccessToken": "from-standard-input",
         "isActive": 0,
     }
-    await until(lambda: Key(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
+    await until(lambda: Resource(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
     body = json.dumps(sent, separators=(",", ":")).encode()
     assert rig.sandbox.history.registration_calls[-1].sha256 == sha256(body).hexdigest()
     assert "from-" not in ended.out + ended.err
@@ -296,7 +296,7 @@ async def test_an_invalid_request_can_be_mended_into_a_resource_of_its_own(rig: 
     assert (await requester.reply(asked))["status"] == "rejected"
     ended = await dead_letters(rig, "replay", "--all", "--set", "pageId=p")
     assert ended.code == 0
-    await until(lambda: Key(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
+    await until(lambda: Resource(None, "messenger", "p") in rig.sandbox.registrations, "the registration")
 
 
 async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, requester: Requester) -> None:

@@ -26,9 +26,10 @@ SHARES = (0.1, 0.3, 0.5, 0.7)
 class Upstream:
     """Marketing Cloud, as fast as it can: counts calls and answers."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour, latency: float = LATENCY) -> None:
         self.calls = self.answers = 0
         self._behaviour = behaviour
+        self._latency = latency
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -39,7 +40,7 @@ class Upstream:
                 continue
             self.calls += 1
             status, hint = self._behaviour(time.monotonic())
-            await asyncio.sleep(LATENCY * random.uniform(0.5, 1.5))
+            await asyncio.sleep(self._latency * random.uniform(0.5, 1.5))
             self.answers += status == 200
             more = b"Retry-After: %d\r\n" % hint if hint else b""
             writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n%b\r\n" % (status, more))

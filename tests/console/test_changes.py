@@ -9,8 +9,8 @@ import pytest
 
 from tests.console.conftest import JSON, Running
 from tests.rig import LINE, Requester, Rig, messenger, until
+from worker.contract.settlement import Resource
 from worker.sandbox.faults import Status
-from worker.sandbox.registry import Key
 
 Start = Callable[..., Awaitable[Running]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -174,7 +174,7 @@ async def test_a_letter_is_corrected_with_its_difference_shown_first(rig: Rig, s
     await post(console, f"/runs/{run['run']}/start", why="the token expired")
     run = await ended(console, run)
     assert run["outcomes"] == {"registered": 1}
-    registered = rig.sandbox.registrations[Key(None, "messenger", "1")].body
+    registered = rig.sandbox.registrations[Resource(None, "messenger", "1")].body
     assert registered["ottPlatformAttributes"]["endpointUrl"] == "https://example.com/new"
 
 

@@ -217,9 +217,7 @@ class World:
         texts += [("a log", worker.log.read_text(errors="replace")) for worker in self.workers.all]
         texts += [("a reply", reply.raw.decode() + reply.headers) for reply in self.load.replies]
         texts += [("a dead letter's header", letter.headers) for letter in dead]
-        registered = {
-            key.resource_id: version_of(held.body) for key, held in self.sandbox.registrations.items()
-        }
+        registered = {key.id: version_of(held.body) for key, held in self.sandbox.registrations.items()}
         given_up = [s for s in self.load.sent if s.id in self.load.given_up and s.resource]
         return check(
             Evidence(

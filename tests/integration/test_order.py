@@ -9,15 +9,15 @@ from itertools import pairwise
 import pytest
 
 from tests.rig import WAIT_TIMEOUT, Events, Rig, messenger, until
+from worker.contract.settlement import Resource
 from worker.pipeline.forward import EnsureLease
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency, Reset, Status
-from worker.sandbox.registry import Key
 
 
 def held(rig: Rig, page_id: str, account: str | None = None) -> str:
     """The page's name as Marketing Cloud holds it now."""
-    return rig.sandbox.registrations[Key(account, "messenger", page_id)].body["ottPlatformAttributes"][
+    return rig.sandbox.registrations[Resource(account, "messenger", page_id)].body["ottPlatformAttributes"][
         "pageName"
     ]
 

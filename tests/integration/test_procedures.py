@@ -63,7 +63,7 @@ async def test_a_rolling_update_has_one_active_worker_at_a_time_and_loses_nothin
     for correlation_id in sent:
         assert (await requester.reply(correlation_id))["status"] == "registered"
     assert story == ["old active", "old draining", "new active"]
-    held = {key.resource_id: registration.body for key, registration in rig.sandbox.registrations.items()}
+    held = {key.id: registration.body for key, registration in rig.sandbox.registrations.items()}
     newest = {f"page-{n % 9}": f"version {n}" for n in range(120)}
     assert {page: _name(body) for page, body in held.items()} == newest
 

@@ -16,15 +16,15 @@ from worker.amqp.connection import connect
 from worker.amqp.stream_reader import Entry, StreamReader
 from worker.broker import journal_index
 from worker.broker.topology import Topology
+from worker.contract.settlement import Resource
 from worker.contract.timestamps import now, text_of
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.sandbox.faults import Latency, Status
-from worker.sandbox.registry import Key
 
 
 def held(rig: Rig, page_id: str, account: str | None = None) -> str:
     """The page's name as Marketing Cloud holds it now."""
-    registered = rig.sandbox.registrations[Key(account, "messenger", page_id)]
+    registered = rig.sandbox.registrations[Resource(account, "messenger", page_id)]
     return str(registered.body["ottPlatformAttributes"]["pageName"])
 
 

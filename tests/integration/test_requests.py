@@ -8,7 +8,7 @@ import pytest
 
 from tests.rig import LINE, MESSENGER, Events, Requester, Rig, journal_records, messenger, until
 from worker.amqp import consumer
-from worker.sandbox.registry import Key
+from worker.contract.settlement import Resource
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ async def test_an_example_of_the_api_is_registered_as_printed(
     assert message.type == "ott.registration.reply"
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
     assert message.message_id not in (None, "request-1")
-    assert Key(None, document["ottPlatformName"], resource) in rig.sandbox.registrations
+    assert Resource(None, document["ottPlatformName"], resource) in rig.sandbox.registrations
 
 
 async def rig_ask(requester, body: bytes):
@@ -83,7 +83,7 @@ async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_
     requester = await rig.start()
     body = messenger(isActive=1, extra={"nested": [1, None]}).replace(b"1,", b"1 ,")
     await requester.ask(body)
-    held = rig.sandbox.registrations[Key(None, "messenger", "1732555047025799")].body
+    held = rig.sandbox.registrations[Resource(None, "messenger", "1732555047025799")].body
     assert held["ottPlatformAttributes"]["isActive"] == 1
     assert held["ottPlatformAttributes"]["extra"] == {"nested": [1, None]}
 

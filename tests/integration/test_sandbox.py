@@ -13,10 +13,10 @@ import pytest
 from tests.rig import LINE, MESSENGER, messenger, until
 from tests.sandbox_client import SandboxClient
 from worker.contract.platforms import SECRET_FIELDS
+from worker.contract.settlement import Resource
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
 from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, Scopes, ShortToken, Status
-from worker.sandbox.registry import Key
 
 PAGE = "1732555047025799"
 NOT_AUTHORIZED = {"message": "Not Authorized", "errorcode": 40004, "documentation": ""}
@@ -103,7 +103,7 @@ async def test_a_registration_is_answered_201_without_a_body(
 ) -> None:
     response = await client.register(json.dumps(example).encode())
     assert (response.status, response.body) == (201, b"")
-    assert list(sandbox.registrations) == [Key(None, platform, resource)]
+    assert list(sandbox.registrations) == [Resource(None, platform, resource)]
 
 
 async def test_the_api_s_error_example_is_answered_as_printed(client: SandboxClient) -> None:
@@ -148,7 +148,7 @@ async def test_another_content_type_is_unsupported(
 async def test_the_latest_registration_wins(sandbox: Sandbox, client: SandboxClient) -> None:
     for name in ("first", "second", "third"):
         await client.register(messenger(name=name))
-    entry = sandbox.registrations[Key(None, "messenger", PAGE)]
+    entry = sandbox.registrations[Resource(None, "messenger", PAGE)]
     assert entry.body["ottPlatformAttributes"]["pageName"] == "third"
     assert (entry.updates, entry.seq) == (3, sandbox.history[-1].seq)
 
@@ -156,7 +156,7 @@ async def test_the_latest_registration_wins(sandbox: Sandbox, client: SandboxCli
 async def test_a_refused_registration_overrides_nothing(sandbox: Sandbox, client: SandboxClient) -> None:
     await client.register(messenger(name="good"))
     await client.register(messenger(name="bad", isActive=7))
-    entry = sandbox.registrations[Key(None, "messenger", PAGE)]
+    entry = sandbox.registrations[Resource(None, "messenger", PAGE)]
     assert entry.body["ottPlatformAttributes"]["pageName"] == "good"
 
 

@@ -18,9 +18,9 @@ from worker.files.rows import Row
 JOB = "0123456789abcdef0123456789abcdef"
 
 
-def row(platform: str, resource_id: str) -> Row:
+def row(platform: str, resource_id: str, number: int = 1) -> Row:
     attributes = {PLATFORMS[platform].id_field: resource_id}
-    return Row(1, 0, "pages.csv", 2, {"ottPlatformName": platform, "ottPlatformAttributes": attributes})
+    return Row(number, 0, "pages.csv", 2, {"ottPlatformName": platform, "ottPlatformAttributes": attributes})
 
 
 REGISTERED = RowResult(2, f"{JOB}-2", "registered", "messenger", "17")
@@ -110,7 +110,7 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
         results.write(RowResult(1, f"{JOB}-1", "registered", "line", resource))
     with JobDatabase() as database:
         database.load(read_results(tmp_path / name))
-        assert database.settled(1, row("line", resource))
+        assert database.settled(row("line", resource, 1))
 
 
 def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
             ]
         )
         assert database.job == JOB
-        assert database.settled(1, row("line", "a"))
-        assert database.settled(2, row("line", "b"))
-        assert not database.settled(3, row("line", "c"))
+        assert database.settled(row("line", "a", 1))
+        assert database.settled(row("line", "b", 2))
+        assert not database.settled(row("line", "c", 3))
 
 
 def test_the_newest_registered_row_of_a_resource_is_known() -> None:
@@ -169,11 +169,11 @@ def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_on
     overtaken = [RowResult(9, None, "registered", "line", "a"), RowResult(4, None, "registered", "line", "a")]
     with JobDatabase() as database:
         database.load(overtaken)
-        assert [database.must_follow(place, row("line", "a")) for place in (4, 9)] == [False, True]
-        assert not database.must_follow(9, row("line", "b"))
+        assert [database.must_follow(row("line", "a", place)) for place in (4, 9)] == [False, True]
+        assert not database.must_follow(row("line", "b", 9))
     with JobDatabase() as database:
         database.load([*overtaken, overtaken[0]])
-        assert not database.must_follow(9, row("line", "a"))
+        assert not database.must_follow(row("line", "a", 9))
 
 
 def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
@@ -190,7 +190,7 @@ def test_a_row_that_was_about_another_resource_is_told() -> None:
     with JobDatabase() as database:
         database.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
         with pytest.raises(UsageError, match="Row 1 is about another resource"):
-            database.settled(1, row("line", "b"))
+            database.settled(row("line", "b", 1))
 
 
 def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.checker import Evidence, check
-from worker.sandbox.history import Call
+from worker.sandbox.records import Call
 
 
 def call(seq: int, version: int) -> Call:

@@ -25,12 +25,13 @@ from worker.broker import topology
 from worker.broker.requester import Requester
 from worker.cli.terminal import on_end
 from worker.console.server import Console as OperatorsPage
+from worker.contract.platforms import PLATFORMS
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
+from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, Interrupted, WorkerError
 from worker.events import EventListener, EventListeners
 from worker.sandbox import Sandbox
-from worker.sandbox.registry import Key
 from worker.service import Service, run_until
 from worker.settings import Settings, environment, load_settings
 from worker.telemetry.state import Phase
@@ -60,9 +61,8 @@ LINE = {
     "isTestChannel": False,
     "isActive": True,
 }
-_KIND = {"messenger": "page", "line": "channel"}
-PAGE = Key(None, "messenger", str(MESSENGER["pageId"]))
-CHANNEL = Key(None, "line", str(LINE["channelId"]))
+PAGE = Resource(None, "messenger", str(MESSENGER["pageId"]))
+CHANNEL = Resource(None, "line", str(LINE["channelId"]))
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Scene:
     request: str
     body: bytes
     status: str
-    about: Key | None = None
+    about: Resource | None = None
     holds: str | None = None  # the name that Marketing Cloud holds afterwards
     errors: tuple[FieldError, ...] = ()
     errorcode: int | None = None
@@ -264,7 +264,7 @@ async def _answer(reply: "asyncio.Future[Reply]", worker: "asyncio.Task[None]") 
     return reply.result()
 
 
-def _held(sandbox: Sandbox, key: Key | None) -> str | None:
+def _held(sandbox: Sandbox, key: Resource | None) -> str | None:
     held = sandbox.registrations.get(key) if key is not None else None
     if held is None:
         return None
@@ -291,9 +291,8 @@ def _table(played: list[tuple[Scene, Reply]]) -> Table:
         if not good:
             texts = [error.message for error in reply.errors] or [reply.message]
             outcome.append("".join(f"\n  {text}" for text in texts), style="default")
-        held = (
-            f"{_KIND[scene.about.platform]} {scene.about.resource_id}\n  {scene.seen}" if scene.about else "—"
-        )
+        noun = PLATFORMS[scene.about.platform].noun if scene.about else ""
+        held = f"{noun} {scene.about.id}\n  {scene.seen}" if scene.about else "—"
         table.add_row(scene.request, outcome, held)
     return table
 

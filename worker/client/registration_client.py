@@ -13,7 +13,7 @@ from uuid import uuid4
 from aio_pika.abc import AbstractConnection
 
 from worker.broker.requester import Requester
-from worker.client.types import Outcome, Registration
+from worker.client.types import Options, Outcome, Registration
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply
 from worker.errors import OutcomeUnknown, WorkerError
@@ -149,6 +149,7 @@ class RegistrationClient:
         """Register them all, at most `window` at once, and yield what became of each as soon as it is known.
         `registrations` are asked for the next one when there is room. What `register` would raise for one is
         in its Outcome; the others go on. Those under way when the iteration is left are given up."""
+        options: Options = {"account_id": account_id, "as_of": as_of, "timeout": timeout}
         source = _numbered(registrations)
         following: asyncio.Task[tuple[int, Registration] | None] | None = asyncio.create_task(_next(source))
         under_way: set[asyncio.Task[Outcome]] = set()
@@ -162,7 +163,7 @@ class RegistrationClient:
                     found = following.result()
                     following = None if found is None else asyncio.create_task(_next(source))
                     if found is not None:
-                        call = self._outcome(*found, account_id, as_of, timeout)
+                        call = self._outcome(*found, options)
                         under_way.add(asyncio.create_task(call))
                 for task in done & under_way:
                     under_way.remove(task)
@@ -173,16 +174,9 @@ class RegistrationClient:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _outcome(
-        self,
-        number: int,
-        registration: Registration,
-        account_id: str | None,
-        as_of: datetime | None,
-        timeout: float | None,
-    ) -> Outcome:
+    async def _outcome(self, number: int, registration: Registration, options: Options) -> Outcome:
         try:
-            reply = await self.register(registration, account_id=account_id, as_of=as_of, timeout=timeout)
+            reply = await self.register(registration, **options)
         except (WorkerError, TypeError, ValueError) as error:
             return Outcome(number, registration, None, error)
         return Outcome(number, registration, reply, None)

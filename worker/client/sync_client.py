@@ -5,11 +5,10 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from worker.client.registration_client import TIMEOUT, WINDOW, RegistrationClient
-from worker.client.types import Outcome, Registration
+from worker.client.types import Options, Outcome, Registration, RequestOptions
 from worker.contract.reply import Reply
 
 T = TypeVar("T")
@@ -70,40 +69,20 @@ class SyncRegistrationClient:
         finally:
             self._end_loop()
 
-    def register(
-        self,
-        registration: Registration,
-        *,
-        request_id: str | None = None,
-        account_id: str | None = None,
-        as_of: datetime | None = None,
-        timeout: float | None = None,
-    ) -> Reply:
+    def register(self, registration: Registration, **options: Unpack[RequestOptions]) -> Reply:
         """Send one registration and wait for its reply: see RegistrationClient.register."""
-        return self._run(
-            self._client.register(
-                registration,
-                request_id=request_id,
-                account_id=account_id,
-                as_of=as_of,
-                timeout=timeout,
-            )
-        )
+        return self._run(self._client.register(registration, **options))
 
     def register_many(
         self,
         registrations: Iterable[Registration],
         *,
         window: int = WINDOW,
-        account_id: str | None = None,
-        as_of: datetime | None = None,
-        timeout: float | None = None,
+        **options: Unpack[Options],
     ) -> Iterator[Outcome]:
         """Register them all and yield what became of each as soon as it is known: see
         RegistrationClient.register_many."""
-        outcomes = self._client.register_many(
-            registrations, window=window, account_id=account_id, as_of=as_of, timeout=timeout
-        )
+        outcomes = self._client.register_many(registrations, window=window, **options)
 
         async def following() -> Outcome | None:
             return await anext(outcomes, None)
@@ -115,26 +94,10 @@ class SyncRegistrationClient:
             with suppress(RuntimeError):  # closed meanwhile
                 self._run(_close(outcomes))
 
-    def publish(
-        self,
-        registration: Registration,
-        *,
-        request_id: str | None = None,
-        account_id: str | None = None,
-        as_of: datetime | None = None,
-        timeout: float | None = None,
-    ) -> str:
+    def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
         """Send one registration and return its request id once the broker has it: see
         RegistrationClient.publish."""
-        return self._run(
-            self._client.publish(
-                registration,
-                request_id=request_id,
-                account_id=account_id,
-                as_of=as_of,
-                timeout=timeout,
-            )
-        )
+        return self._run(self._client.publish(registration, **options))
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         try:

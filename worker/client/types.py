@@ -1,6 +1,7 @@
 """Types of requests, for editors and type checkers, and of what becomes of them."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from worker.contract.reply import Reply
@@ -49,6 +50,20 @@ class LineRegistration(TypedDict):
 
 
 Registration = MessengerRegistration | LineRegistration | Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """What RegistrationClient's methods take besides."""
+
+    account_id: str | None
+    as_of: datetime | None
+    timeout: float | None
+
+
+class RequestOptions(Options, total=False):
+    """The same for one request."""
+
+    request_id: str | None
 
 
 class Outcome(NamedTuple):

@@ -113,7 +113,7 @@ _DECODER = json.JSONDecoder(
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def to_json(document: Mapping[str, Any]) -> bytes:
+def to_json(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """A document as UTF-8, without spaces. Lone surrogates, which UTF-8 cannot hold, become question marks:
     ids come from AMQP properties, where a hostile sender can place them."""
     try:

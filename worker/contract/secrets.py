@@ -148,8 +148,8 @@ class SecretMask:
         return _masked(text, self._spans(_Text(text), was_cut=was_cut)) if self._given else text
 
     def upstream(self, text: str, *, was_cut: bool = False) -> str:
-        """What somebody else says: shown are only words that can be no secret. These are plain words, short
-        numbers, the names of fields, and what the request itself makes public."""
+        """Mask the text of an upstream: only words that cannot be a secret are shown. These are plain words,
+        short numbers, the names of fields, and what the request itself makes public."""
         if self._masks_all:
             return MASK
         read = _Text(text)
@@ -240,8 +240,8 @@ class SecretMask:
         return {form.casefold() for secret in odd for form in _forms(secret)}
 
     def _span(self, text: "_Text", at: int, length: int) -> list[Span]:
-        """What is masked for a piece of a secret: the words that it touches; nothing where these are plain
-        and little of the secret."""
+        """The spans to mask for a matched piece of a secret: the words that it overlaps. None if all of them
+        are plain words and the match is a small part of the secret."""
         start, end = text.span(at, length)
         words = [word for word in text.words if word.start() < end and word.end() > start]
         odd = [word for word in words if not self._is_plain(word[0])]

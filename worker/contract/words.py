@@ -1,5 +1,4 @@
-"""The words on the wire, each defined once: names of headers, routing keys, statuses, reasons, error codes
-(contract §2 to §5). Whoever writes one and whoever reads it import it from here."""
+"""Constants of the wire: headers, routing keys, statuses, reasons, error codes (contract §2 to §5)."""
 
 from typing import Final, Literal, get_args
 

@@ -1,4 +1,4 @@
-"""What is wrong with each row, in words that help to correct the file (contract §12)."""
+"""Validates each row, and explains what to correct in the file (contract §12)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _PLATFORM_VALUES: Final = " or ".join(PLATFORMS)
 
 @dataclass(frozen=True, slots=True)
 class RowFinding:
-    """One error of a row: `error` for its results line, `problem` for whoever corrects the file."""
+    """One error of a row: `error` for its results line, `problem` for the report of `--check`."""
 
     error: str
     problem: Problem

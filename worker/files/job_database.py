@@ -72,11 +72,6 @@ def parse_request_id(text: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
-def place_of(row: Row) -> int:
-    """Which row of the job a row of the input is: the file that `--failed` wrote tells, else its number."""
-    return row.returned_as or row.number
-
-
 class JobDatabase:
     """One job's rows. Use as a context manager. `job` is the job that the results of earlier runs name."""
 
@@ -113,9 +108,9 @@ class JobDatabase:
         """Take one row in."""
         shown_id, execute = row.shown_id, self._database.execute
         resource = _resource(row.platform, shown_id)
-        place, damaged = place_of(row), bool(row.problems)
+        damaged = bool(row.problems)
         token = row.attributes.get(_TOKEN)
-        about = (row.number, place, resource, row.account_id, row.file, row.line, row.where(), damaged)
+        about = (row.number, row.place, resource, row.account_id, row.file, row.line, row.where(), damaged)
         kept = token if isinstance(token, str) and token and not damaged else None
         execute("INSERT OR REPLACE INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*about, kept))
         for name in ID_FIELDS & row.attributes.keys():
@@ -250,27 +245,28 @@ class JobDatabase:
             or self._must_follow(result.row, key)
         )
 
-    def settled(self, place: int, row: Row, statuses: Container[str] = SETTLED) -> bool:
+    def settled(self, row: Row, statuses: Container[str] = SETTLED) -> bool:
         """Whether the row needs nothing more. Raises UsageError if it was about another resource then."""
-        status, resource = self._result(place)
+        status, resource = self._result(row.place)
         if status not in statuses:
             return False
         if not row.problems and not is_same(resource, _resource(row.platform, row.resource_id)):
             raise UsageError(
-                f"Row {place} is about another resource than the results file says, so the input has changed"
-                ": give the whole input, or the file that --failed wrote, or name another --results file"
+                f"Row {row.place} is about another resource than the results file says, so the input has "
+                "changed: give the whole input, or the file that --failed wrote, or name another "
+                "--results file"
             )
         return True
 
-    def goes_out(self, place: int, row: Row) -> None:
+    def goes_out(self, row: Row) -> None:
         """A row goes out in this run."""
         if key := _key(row):
-            self._goes_out(place, key)
+            self._goes_out(row.place, key)
 
-    def must_follow(self, place: int, row: Row) -> bool:
+    def must_follow(self, row: Row) -> bool:
         """Whether a row has to go out, however it ended: an earlier one of its resource went out after it,
         and would be the last."""
-        return self._must_follow(place, _key(row))
+        return self._must_follow(row.place, _key(row))
 
     def newest(self, row: Row) -> int:
         """The last row of the job that is registered for the row's resource, 0 if none is."""
@@ -299,13 +295,13 @@ class JobDatabase:
 
     # The rows that are given back
 
-    def give_back(self, place: int, row: Row, errors: Iterable[str]) -> None:
+    def give_back(self, row: Row, errors: Iterable[str]) -> None:
         """Keep a row and why it was not registered."""
         cells = None if row.cells is None else json.dumps(row.cells, ensure_ascii=False)
         body = b"" if row.cells is not None else row.body
         self._database.execute(
             "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, ?, ?)",
-            (place, row.file, row.line, cells, body, "; ".join(errors)),
+            (row.place, row.file, row.line, cells, body, "; ".join(errors)),
         )
 
     def given_back(self) -> Iterator[FailedRow]:

@@ -67,7 +67,7 @@ class _Scanner:
         while end == _COMMA:
             self._skip_blank()
             line = self._line
-            element, end = self._element()
+            element, end = self._next(in_array=True)
             if element or end == _COMMA:
                 yield line, element
         if self._skip_blank():
@@ -76,10 +76,11 @@ class _Scanner:
     def documents(self) -> Iterator[Numbered]:
         while self._skip_blank():
             line = self._line
-            yield line, self._document()
+            document, _ = self._next(in_array=False)
+            yield line, document
 
-    def _element(self) -> tuple[bytes, bytes]:
-        """The bytes up to the next comma of the array, or to its end; and which of the two it was."""
+    def _next(self, *, in_array: bool) -> tuple[bytes, bytes]:
+        """The bytes of the next value, and the mark at its end (in an array, the comma or bracket behind)."""
         depth = 0
         while True:
             mark = self._next_mark()
@@ -87,27 +88,14 @@ class _Scanner:
                 self._skip_string()
             elif mark in _OPENING:
                 depth += 1
-            elif depth == 0 and mark != b"}":
+            elif in_array and depth == 0 and mark != b"}":
                 return self._take()[:-1].strip(_BLANK), mark
             elif mark in _CLOSING:
                 depth -= 1
                 if depth < 0:
                     raise Unreadable("a closing bracket has no opening one")
-
-    def _document(self) -> bytes:
-        depth = 0
-        while True:
-            mark = self._next_mark()
-            if mark == _QUOTE:
-                self._skip_string()
-            elif mark in _OPENING:
-                depth += 1
-            elif mark in _CLOSING:
-                depth -= 1
-                if depth == 0:
-                    return self._take().strip(_BLANK)
-                if depth < 0:
-                    raise Unreadable("a closing bracket has no opening one")
+                if depth == 0 and not in_array:
+                    return self._take().strip(_BLANK), mark
 
     def _next_mark(self) -> bytes:
         while (found := _STRUCTURE.search(self._buffer, self._at)) is None:

@@ -1,5 +1,4 @@
-"""How a job stands, in numbers: rows by what became of them, how fast, how long it will take. It takes the
-same memory however many rows there are."""
+"""Progress of a job, in constant memory: rows by outcome, rate, time left, and what delays it."""
 
 import time
 from collections import Counter, deque

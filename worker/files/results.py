@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 from worker.contract.reply import Reply
 from worker.errors import UsageError, WorkerError
 from worker.files import csv_file
 from worker.files.cells import clean, guard, printable, unguard
 from worker.files.damage import Problem
-from worker.files.rows import Reading
+from worker.files.rows import Reading, Row
 from worker.files.source import Source, Unreadable, decode_sample, encoding_of
 from worker.files.table import RETURNED, Table
 from worker.files.workbook import is_ours, write
@@ -81,6 +81,12 @@ class RowResult:
         return cls(row, *about, messages, line, file)
 
     @classmethod
+    def unsent(cls, row: Row, request_id: str | None, status: str, errors: Iterable[str]) -> Self:
+        """Why a row was not sent."""
+        about = (row.platform, row.shown_id, tuple(errors), row.line, row.file)
+        return cls(row.place, request_id, status, *about)
+
+    @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """A line's values by column. Raises KeyError, TypeError or ValueError for what is no line of ours."""
         result = cls(
@@ -97,8 +103,8 @@ class RowResult:
 
 _FIELDS = {each.metadata.get("column", each.name): each.name for each in fields(RowResult)}
 COLUMNS = tuple(_FIELDS)
-REQUIRED = frozenset(COLUMNS) - {"line", "file"}  # what the first version wrote
-_NUMBERS = frozenset({"row", "line"})
+REQUIRED = frozenset(COLUMNS[: COLUMNS.index("errors") + 1])  # releases added the others
+_NUMBERS = frozenset(each.name for each in fields(RowResult) if each.type in (int, int | None))
 
 
 class Results:
@@ -147,11 +153,16 @@ class Results:
             return
         try:
             with self._path.open("rb") as file:
-                last = _last_lines(file)
-                if last is not None:
-                    file.seek(0)
-                    lines = enumerate(file)
-                    _replace(self._path, (line for at, line in lines if _is_last(at, line, last)))
+                last = array("q")
+                for at, line in enumerate(file):
+                    if (row := _row_of(line)) >= 0:
+                        last.extend([-1] * (row + 1 - len(last)))
+                        last[row] = at
+                file.seek(0)
+                _replace(
+                    self._path,
+                    (line for at, line in enumerate(file) if (row := _row_of(line)) < 0 or last[row] == at),
+                )
         except OSError as error:
             raise ResultsFileError(f"{self._path} cannot be written: {error.strerror}") from None
 
@@ -295,26 +306,10 @@ def _cut_torn_line(path: Path) -> None:
         file.truncate(at)
 
 
-def _last_lines(file: BinaryIO) -> "array[int] | None":
-    """For each row the number of its last line, or None if no row has two."""
-    last = array("q")
-    repeated = False
-    for at, line in enumerate(file):
-        if (row := _row_of(line)) is not None:
-            last.extend([-1] * (row + 1 - len(last)))
-            repeated = repeated or last[row] >= 0
-            last[row] = at
-    return last if repeated else None
-
-
-def _is_last(at: int, line: bytes, last: "array[int]") -> bool:
-    row = _row_of(line)
-    return row is None or last[row] == at
-
-
-def _row_of(line: bytes) -> int | None:
+def _row_of(line: bytes) -> int:
+    """The row that a line is about, -1 for a header."""
     found = _ROW.match(line)
-    return int(found[1]) if found else None
+    return int(found[1]) if found else -1
 
 
 def _replace(path: Path, lines: Iterable[bytes], header: bytes = b"") -> None:

@@ -73,6 +73,11 @@ class Row:
         return self.table.columns.headers.get(name, name) if self.table else name
 
     @property
+    def place(self) -> int:
+        """Its number in the job: the one that it had when `--failed` gave it back, else its number here."""
+        return self.returned_as or self.number
+
+    @property
     def at(self) -> str:
         """The number that a spreadsheet or an editor shows beside the row."""
         return str(self.shown_as or self.line)

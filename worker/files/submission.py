@@ -22,7 +22,7 @@ from worker.contract.reply import MalformedReply, Reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.files.check import findings
-from worker.files.job_database import JobDatabase, parse_request_id, place_of, request_id
+from worker.files.job_database import JobDatabase, parse_request_id, request_id
 from worker.files.outstanding import Outstanding, Sent
 from worker.files.progress import Notices, Tally
 from worker.files.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
@@ -110,7 +110,7 @@ class Submission:
                     self._requester.keep_queue()
 
     async def _work(self) -> None:
-        await self._take_in_what_waits()
+        await self._take_late_replies()
         problem = None
         try:
             with RowReader(self._plan.reading) as rows:
@@ -118,9 +118,8 @@ class Submission:
                     self.tally.read, self.tally.read_bytes = row.number, row.read
                     if not self._plan.reading.rereadable:
                         self._database.add(row)
-                    place = place_of(row)
-                    if not self._is_left_out(place, row) and not self._is_kept_back(place, row):
-                        await self._submit(place, row)
+                    if not self._is_left_out(row) and not self._is_kept_back(row):
+                        await self._submit(row)
         except WorkerError as error:
             problem = error
         self.tally.total = self.tally.read
@@ -128,53 +127,52 @@ class Submission:
         if problem is not None:
             raise problem
 
-    async def _take_in_what_waits(self) -> None:
-        """Replies that came after an earlier run had ended."""
+    async def _take_late_replies(self) -> None:
+        """Process the replies that arrived after the previous run ended."""
         waiting = self._requester.waiting_at_start if self._resumed else 0
         with suppress(TimeoutError):  # the connection is lost again; they are taken in later
             async with asyncio.timeout(COLLECT):
                 await self.out.until(lambda: self._late >= waiting)
 
-    def _is_kept_back(self, place: int, row: Row) -> bool:
+    def _is_kept_back(self, row: Row) -> bool:
         damaged = () if self._plan.send_damaged and row.body else self._database.problems(row)
         errors = [finding.error for finding in findings(row, damaged, self._settings.max_body_bytes)]
         if errors:
-            self._record_unsent(place, row, INVALID, *errors)
+            self._record_unsent(row, INVALID, *errors)
         return bool(errors)
 
-    def _is_left_out(self, place: int, row: Row) -> bool:
+    def _is_left_out(self, row: Row) -> bool:
         if not self._resumed:
             return False
         # What was superseded is sent again where its own time no longer counts.
         statuses = SETTLED[:1] if self._plan.reading.as_of == 0 else SETTLED
-        settled = self._database.settled(place, row, statuses)
-        if self._database.must_follow(place, row):
+        settled = self._database.settled(row, statuses)
+        if self._database.must_follow(row):
             return False
         if settled:
             self.tally.skipped += 1
             return True
         later = self._database.newest(row)
-        if later < place:
+        if later < row.place:
             return False
         error = f"Row {later}, a later one, is registered for the same resource."
-        self._record_unsent(place, row, "superseded", error)
+        self._record_unsent(row, "superseded", error)
         return True
 
-    def _record_unsent(self, place: int, row: Row, status: str, *errors: str) -> None:
-        name = request_id(self.job, place)
-        result = RowResult(place, name, status, row.platform, row.shown_id, errors, row.line, row.file)
+    def _record_unsent(self, row: Row, status: str, *errors: str) -> None:
+        result = RowResult.unsent(row, request_id(self.job, row.place), status, errors)
         self._record(result, self._at(row), row)
 
     def _at(self, row: Row) -> str:
         return row.at if len(self._plan.reading.paths) == 1 else f"{row.file} {row.at}"
 
-    async def _submit(self, place: int, row: Row) -> None:
-        name = request_id(self.job, place)
+    async def _submit(self, row: Row) -> None:
+        name = request_id(self.job, row.place)
         await self.out.room()
         if self._resumed:
-            self._database.goes_out(place, row)
+            self._database.goes_out(row)
         kept = row if self._gives_back else None
-        self.out.add(name, Sent(place, row.file, row.line, self._at(row), kept), len(row.body))
+        self.out.add(name, Sent(row.place, row.file, row.line, self._at(row), kept), len(row.body))
         account = row.account_id or self._plan.account_id
         resource = (account, row.platform, row.resource_id) if row.resource_id else None
         confirmed = self._requester.send(
@@ -222,7 +220,7 @@ class Submission:
     def _record(self, result: RowResult, place: str, row: Row | None) -> None:
         self.tally.add(result, place)
         if self._gives_back and row is not None and result.status not in SETTLED:
-            self._database.give_back(result.row, row, result.errors)
+            self._database.give_back(row, result.errors)
         self._write(result)
 
     def _write(self, result: RowResult) -> None:
@@ -239,12 +237,12 @@ class Submission:
         for sent in self.out.rows():
             if sent.row is not None:
                 error = "No reply came; it may be registered all the same."
-                self._database.give_back(sent.number, sent.row, [error])
+                self._database.give_back(sent.row, [error])
 
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done():
             self._failed.set_exception(error)
-            self._failed.exception()  # seen, should nobody wait for it any more
+            self._failed.exception()  # retrieved: the job may have ended already
 
     async def _watch(self) -> None:
         """Tell why nothing comes back, and end the job after its time-out."""
@@ -339,7 +337,7 @@ class RowReader:
         try:
             self._loop.call_soon_threadsafe(self._rows.put_nowait, row)
         except RuntimeError:
-            self._ended = True  # the loop is closed: nobody reads any more
+            self._ended = True  # the loop is closed
 
 
 async def _first(*ends: "asyncio.Future[Any]", timeout: float | None = None) -> None:

@@ -54,6 +54,7 @@ _BROKEN = (
     NotImplementedError,
     RuntimeError,
 )
+_MODIFIED = re.compile(rb"<(?:\w+:)?modified\b[^>]*>([^<]*)<")
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _PLACE = re.compile(r"([A-Z]{1,3})([0-9]{1,10})\Z")
 
@@ -100,12 +101,11 @@ class Workbook:
             self.notes.append(f"of merged cells only the first holds the value: {', '.join(rows.merged[:5])}")
 
     def _saved_at(self) -> int | None:
-        texts = _TextOf("modified")
         try:
-            self._parse("docProps/core.xml", texts)
+            found = _MODIFIED.search(b"".join(self._chunks("docProps/core.xml")))
         except _BROKEN:
             return None
-        moment = microseconds(texts.text.strip())
+        moment = microseconds(found[1].decode(errors="replace").strip()) if found else None
         return moment if moment is not None and moment >= TRUSTED_SINCE else None
 
     def _choose(self, name: str | None) -> _Sheet:
@@ -250,23 +250,6 @@ class _Elements(_Parser):
 
     def has(self, name: str, attribute: str, values: tuple[str, ...]) -> bool:
         return any(given.get(attribute) in values for given in self.of(name))
-
-
-class _TextOf(_Parser):
-    """The text of one element."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name, self._inside, self.text = name, False, ""
-
-    def begin(self, name: str, given: dict[str, str]) -> None:
-        self._inside = name == self._name
-
-    def end(self, name: str) -> None:
-        self._inside = False
-
-    def data(self, text: str) -> None:
-        self.text += text if self._inside else ""
 
 
 class _Texts:
@@ -429,7 +412,7 @@ _SHEET_BEGINS = (
     f'<worksheet {_MAIN}><cols><col min="1" max="100" width="24" style="1" customWidth="1"/></cols>'
     "<sheetData>"
 )
-# Style 1 is Text, in the whole column: what somebody enters is kept as it is.
+# Style 1 is Text, for whole columns: a value that is entered later is kept as it is.
 _PARTS = {
     "[Content_Types].xml": f'<Types xmlns="{_NS}/package/2006/content-types">'
     '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'

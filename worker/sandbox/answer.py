@@ -1,7 +1,6 @@
 """Answers as plain data, the error bodies of Marketing Cloud, and both on the wire, proper or broken."""
 
 import asyncio
-import json
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +10,13 @@ from typing import Any
 
 from aiohttp import web
 
+from worker.contract.json_body import to_json
 from worker.contract.registration import FieldError
 from worker.sandbox.faults import Ending, Half, Reset, Status
 
 NO_STORE = {"Cache-Control": "no-store"}
 TOKEN_ERRORS = "https://developer.salesforce.com/docs"  # noqa: S105 - the error_uri that the real one sends
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class SandboxAnswer:
     @property
     def body(self) -> bytes:
         """The JSON body, or nothing."""
-        return b"" if self.document is None else _encode(self.document).encode(errors="replace")
+        return b"" if self.document is None else to_json(self.document)
 
 
 CarryOut = Callable[[], SandboxAnswer]

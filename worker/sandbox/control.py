@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from worker.sandbox.answer import SandboxAnswer, respond, rest_error
 from worker.sandbox.faults import FAULTS, Faults
-from worker.sandbox.history import History
-from worker.sandbox.registry import Registry
+from worker.sandbox.records import History, Registry
 from worker.sandbox.tokens import Tokens
 
 CONTROL = "/sandbox/"

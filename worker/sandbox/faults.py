@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 
-from worker.sandbox.history import Call
+from worker.sandbox.records import Call
 
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
 

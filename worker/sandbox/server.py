@@ -12,6 +12,7 @@ from aiohttp import web
 
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.registration import Registration, Rejection, validate
+from worker.contract.settlement import Resource
 from worker.contract.words import MALFORMED
 from worker.errors import UsageError
 from worker.sandbox import control
@@ -29,8 +30,7 @@ from worker.sandbox.answer import (
     validation_error,
 )
 from worker.sandbox.faults import Faults
-from worker.sandbox.history import Call, History
-from worker.sandbox.registry import Key, Registry, masked
+from worker.sandbox.records import Call, History, Registry, masked
 from worker.sandbox.tokens import WRITE, IssuedToken, Tokens, account_of
 
 TOKEN = "/v2/token"  # noqa: S105
@@ -179,8 +179,8 @@ class Sandbox:
     def _upsert(self, call: Call, verdict: Registration | Rejection) -> SandboxAnswer:
         if isinstance(verdict, Rejection):
             return validation_error(verdict.message, verdict.errorcode, verdict.errors)
-        key = Key(call.account, verdict.platform, verdict.resource_id)
-        self.registrations.upsert(key, call.masked or b"", call.seq)
+        resource = Resource(call.account, verdict.platform, verdict.resource_id)
+        self.registrations.upsert(resource, call.masked or b"", call.seq)
         return SandboxAnswer(201)
 
 

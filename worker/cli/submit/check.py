@@ -8,7 +8,7 @@ from worker.cli.submit.outputs import Outputs
 from worker.cli.submit.progress import console_for_results, rows
 from worker.files.check import Findings, ProblemGroup, findings
 from worker.files.damage import Kind, Problem
-from worker.files.job_database import JobDatabase, place_of
+from worker.files.job_database import JobDatabase
 from worker.files.results import INVALID, RowResult
 from worker.files.rows import Reading
 
@@ -32,10 +32,9 @@ def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_
             damaged = () if send_damaged and row.body else database.problems(row)
             errors = found.add(row, findings(row, damaged, max_body_bytes))
             if errors and results:
-                about = (row.platform, row.shown_id, errors, row.line, row.file)
-                results.write(RowResult(place_of(row), None, INVALID, *about))
+                results.write(RowResult.unsent(row, None, INVALID, errors))
             if errors and failed:
-                database.give_back(place_of(row), row, errors)
+                database.give_back(row, errors)
         if failed:
             failed.write(database.given_back())
         if not outputs.quiet:

@@ -1,15 +1,19 @@
-"""Every call in the order of arrival, so that tests and people see what came when."""
+"""What the sandbox remembers: every call in the order of arrival, and the newest registration of each page or
+channel."""
 
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from worker.sandbox.registry import Key
+from worker.contract.json_body import to_json
+from worker.contract.platforms import ATTRIBUTES, SECRET_FIELDS
+from worker.contract.secrets import MASK
+from worker.contract.settlement import Resource
 
 SHOWN = (
     *("seq", "arrived_at", "finished_at", "method", "path", "account", "platform", "resource_id", "status"),
@@ -43,11 +47,11 @@ class Call:
     status: int | None = None
 
     @property
-    def key(self) -> Key | None:
+    def resource(self) -> Resource | None:
         """The resource that the call is about, where it names one."""
         if self.platform is None or self.resource_id is None:
             return None
-        return Key(self.account, self.platform, self.resource_id)
+        return Resource(self.account, self.platform, self.resource_id)
 
     @property
     def body(self) -> dict[str, Any] | None:
@@ -59,22 +63,13 @@ class Call:
         return {to_camel(name): getattr(self, name) for name in SHOWN}
 
 
-class History:
-    """The newest `limit` calls, oldest first."""
+class History(deque[Call]):
+    """The newest calls, oldest first: as many as its `maxlen`."""
 
     def __init__(self, limit: int) -> None:
-        self._calls: deque[Call] = deque(maxlen=limit)
-        self._in_flight: Counter[Key] = Counter()
+        super().__init__(maxlen=limit)
+        self._in_flight: Counter[Resource] = Counter()
         self._seq = 0
-
-    def __getitem__(self, index: int) -> Call:
-        return self._calls[index]
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def __iter__(self) -> Iterator[Call]:
-        return iter(list(self._calls))
 
     @property
     def token_calls(self) -> list[Call]:
@@ -93,20 +88,64 @@ class History:
 
     def keep(self, call: Call) -> None:
         """Adds a call once it is known what it is about."""
-        if key := call.key:
-            call.in_flight = self._in_flight[key]
-            self._in_flight[key] += 1
-        self._calls.append(call)
+        if resource := call.resource:
+            call.in_flight = self._in_flight[resource]
+            self._in_flight[resource] += 1
+        self.append(call)
 
     def end(self, call: Call, status: int | None) -> None:
         """Notes how a call ended."""
         call.status = status
         call.finished_at = time.time()
-        if key := call.key:
-            self._in_flight[key] -= 1
-            if not self._in_flight[key]:
-                del self._in_flight[key]
+        if resource := call.resource:
+            self._in_flight[resource] -= 1
+            if not self._in_flight[resource]:
+                del self._in_flight[resource]
 
-    def clear(self) -> None:
-        """Forgets the calls; numbers go on."""
-        self._calls.clear()
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The state of one resource: its newest body, the call that brought it, and how many there were."""
+
+    masked: bytes
+    seq: int
+    updates: int
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The newest body, with `***` for the values of secret fields."""
+        body: dict[str, Any] = json.loads(self.masked)
+        return body
+
+
+class Registry(dict[Resource, Registered]):
+    """Everything that is registered, in the order of the first registration. The account of a resource is
+    None for the client's own business unit."""
+
+    def upsert(self, resource: Resource, masked: bytes, seq: int) -> None:
+        """Registers, overriding what was there."""
+        before = self.get(resource)
+        self[resource] = Registered(masked, seq, before.updates + 1 if before else 1)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The registrations as the control endpoint shows them."""
+        return [
+            {
+                "account": account,
+                "platform": platform,
+                "resourceId": resource_id,
+                "seq": entry.seq,
+                "updates": entry.updates,
+                "body": entry.body,
+            }
+            for (account, platform, resource_id), entry in self.items()
+        ]
+
+
+def masked(document: Mapping[str, Any]) -> bytes:
+    """The JSON of a body with `***` for the values of secret fields."""
+    attributes = document.get(ATTRIBUTES)
+    if isinstance(attributes, dict):
+        shown = {name: MASK if name in SECRET_FIELDS else value for name, value in attributes.items()}
+        document = {**document, ATTRIBUTES: shown}
+    return to_json(document)

@@ -258,13 +258,6 @@ IsActive is invalid: 1 row
     }
 
 
-async def test_check_names_a_field_once_though_its_message_begins_in_lower_case(tmp_path: Path) -> None:
-    request = {"ottPlatformName": "line", "ottPlatformAttributes": {"channelId": "1"}}
-    (tmp_path / "channels.jsonl").write_text(json.dumps(request))
-    end = await Command(Settings(amqp_url="amqp://127.0.0.1:1/"))("channels.jsonl", "--check")
-    assert "\nisTransactional must be provided: 1 row\n" in end.out
-
-
 async def test_check_is_content_with_a_valid_file(tmp_path: Path) -> None:
     for count, rows in ((1, "1 row"), (3, "3 rows")):
         write_pages(tmp_path / "pages.csv", range(count))
@@ -543,7 +536,7 @@ async def test_resume_never_rolls_a_page_back_to_an_older_row(
     assert last["errors"] == ["Row 3, a later one, is registered for the same resource."]
 
 
-async def test_resume_sends_mended_rows_again(submit: Command, rig: Rig, tmp_path: Path) -> None:
+async def test_resume_sends_corrected_rows_again(submit: Command, rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", ""))
     assert (await submit("pages.jsonl", "--results", "r.csv")).code == 1
     (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", "Patched"))
@@ -645,10 +638,3 @@ def _read_all(descriptor: int) -> str:
         parts.append(part)
     os.close(descriptor)
     return b"".join(parts).decode()
-
-
-async def test_help_shows_an_example_and_which_line_of_a_row_counts() -> None:
-    end = await Command(Settings())("--help", COLUMNS="120")
-    assert end.code == 0
-    assert "Example: ott-worker submit pages.csv --platform messenger --results results.jsonl" in end.out
-    assert "--results may hold several lines for one row. The last one counts." in end.out

@@ -25,12 +25,14 @@ ROWS = 10_000
 EVERY = 0.25  # seconds between two events
 
 
-async def measure(url: str, name: str, answer: Behaviour, latency: float, seconds: float, folder: Path) -> None:
+async def measure(
+    url: str, name: str, answer: Behaviour, latency: float, seconds: float, folder: Path
+) -> None:
     prefix = f"bench.{uuid4().hex[:8]}"
     rows, log = folder / "rows.csv", folder / "worker.log"
     write_csv(rows, ROWS)
     log.write_text("")
-    async with upstream(Upstream(answer, latency).handle) as cloud:
+    async with upstream(Upstream(behaviour, latency).handle) as cloud:
         environment = {
             "OTT_AMQP_URL": url,
             "OTT_PREFIX": prefix,
@@ -92,13 +94,13 @@ async def table(url: str, seconds: float) -> None:
         "| upstream | rows settled | events | median wait | 99 % | longest |\n|---|---:|---:|---:|---:|---:|"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for name, answer, latency in (
-            ("50 ms", failing(0), 0.05),
-            ("500 ms", failing(0), 0.5),
+        for name, behaviour, latency in (
+            ("50 ms", failing(0, 503), 0.05),
+            ("500 ms", failing(0, 503), 0.5),
             ("50 ms, 40 a second, 429 beyond", limited(40, 429, 0), 0.05),
             ("50 ms, 40 a second, 429 with Retry-After: 1", limited(40, 429, 1), 0.05),
         ):
-            await measure(url, name, answer, latency, seconds, Path(folder))
+            await measure(url, name, behaviour, latency, seconds, Path(folder))
 
 
 def main() -> None:

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rig import LINE, MESSENGER, messenger
-from worker.contract.platforms import PUBLIC_FIELDS, SECRET_FIELDS
+from tests.rig import messenger
 from worker.contract.secrets import PIECE, SecretMask, without_query
 from worker.marketing_cloud.answer import MESSAGE_LIMIT, Answer, masked, read_answer
 from worker.marketing_cloud.response import Response
@@ -202,9 +201,3 @@ def test_a_hostile_body_does_not_hold_the_worker_up(value: Any) -> None:
         mask(text, was_cut=True)
         mask.upstream(text, was_cut=True)
     assert time.process_time() - started < 1
-
-
-def test_each_known_attribute_is_either_public_or_secret() -> None:
-    known = {*MESSENGER["ottPlatformAttributes"], *LINE["ottPlatformAttributes"]}
-    assert known == PUBLIC_FIELDS | SECRET_FIELDS
-    assert not PUBLIC_FIELDS & SECRET_FIELDS

@@ -7,8 +7,8 @@ from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
 
+import worker.client
 from tests.rig import LINE, MESSENGER
-from worker.client import LineRegistration, MessengerRegistration
 from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import PLATFORMS, SECRET_FIELDS
 from worker.contract.schema import asyncapi, json_schemas
@@ -67,12 +67,9 @@ def test_the_journal_record_has_the_contract_s_fields() -> None:
     assert {"id", "status", "reason", "ottPlatformName", "resourceId", "receivedAt", "completedAt"} <= fields
 
 
-TYPES = {"messenger": MessengerRegistration, "line": LineRegistration}
-
-
 @pytest.mark.parametrize("name", PLATFORMS)
 def test_a_platforms_attributes_are_typed(name: str) -> None:
-    hints = get_type_hints(TYPES[name])
+    hints = get_type_hints(getattr(worker.client, f"{name.capitalize()}Registration"))
     assert get_args(hints["ottPlatformName"]) == (name,)
     attributes = hints["ottPlatformAttributes"]
     required = {info.alias: info.is_required() for info in PLATFORMS[name].attributes.model_fields.values()}

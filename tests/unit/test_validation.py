@@ -2,11 +2,14 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import worker.contract
 from tests.rig import LINE, MESSENGER
+from worker.contract.platforms import PLATFORMS, PUBLIC_FIELDS, SECRET_FIELDS
 from worker.contract.registration import Registration, Rejection, parse_registration, validate
 
 MESSENGER_TITLES = {
@@ -129,7 +132,7 @@ def test_the_platform_name_must_be_provided(value: object) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["Messenger", "LINE", "messenger ", " ", "whatsapp", "\u0000", 0, 1, True, False, [], {}, ["line"]],
+    ["Messenger", "LINE", "messenger ", " ", "fax", "\u0000", 0, 1, True, False, [], {}, ["line"]],
 )
 def test_any_other_platform_name_is_invalid(value: object) -> None:
     assert errors_of(with_field("ottPlatformName", value)) == [("OttPlatformName is invalid", 10005)]
@@ -164,7 +167,7 @@ def test_an_empty_object_gets_the_common_errors_in_order() -> None:
 
 
 def test_an_unknown_platform_has_only_the_common_attributes_checked() -> None:
-    document = {"ottPlatformName": "whatsapp", "ottPlatformAttributes": {"pageId": 1, "isActive": 7}}
+    document = {"ottPlatformName": "fax", "ottPlatformAttributes": {"pageId": 1, "isActive": 7}}
     assert errors_of(document) == [
         ("EndpointUrl must be provided", 10002),
         ("IsActive is invalid", 10005),
@@ -223,6 +226,16 @@ def test_a_refusal_names_no_resource_without_a_usable_id(page_id: object) -> Non
 
 
 def test_a_refusal_names_no_resource_of_an_unknown_platform() -> None:
-    refusal = validate(with_field("ottPlatformName", "whatsapp"))
+    refusal = validate(with_field("ottPlatformName", "fax"))
     assert isinstance(refusal, Rejection)
     assert (refusal.platform, refusal.resource_id) == (None, None)
+
+
+def test_the_platforms_are_those_of_the_contract() -> None:
+    assert {name: (platform.id_field, platform.secrets) for name, platform in PLATFORMS.items()} == {
+        "messenger": ("pageId", {"applicationSecret", "pageAccessToken", "callbackVerifyToken"}),
+        "line": ("channelId", {"channelSecret", "customerConnectSecret"}),
+    }
+    assert not PUBLIC_FIELDS & SECRET_FIELDS
+    contract = (Path(worker.contract.__file__).parent / "README.md").read_text("utf-8")
+    assert [name for name in PLATFORMS if f"\n| `{name}` |" not in contract] == []

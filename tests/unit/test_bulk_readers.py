@@ -56,6 +56,7 @@ TEXTS: dict[str, tuple[str | bytes, list[dict[str, Any]]]] = {
     "tab": ("pageId\tpageName\r\n1\ta,b;c\r\n", [NAMED]),
     "bar": ("pageId|pageName\n1|a,b;c", [NAMED]),
     "apostrophes": ("pageId,pageName\n1,'a,b;c'\n", [NAMED]),
+    "a space before quotes": ('pageId, pageName\n1, "a,b;c"\n', [NAMED]),
     "a mark": ('\ufeffpageId,pageName\n1,"a,b;c"\n', [NAMED]),
     "blank lines": ('\n\npageId,pageName\n\n1,"a,b;c"\n,\n', [NAMED]),
     "lines in quotes": ('"pageId;pageName"\n"1;a ""b"""\n', [{"pageId": "1", "pageName": 'a "b"'}]),

@@ -15,6 +15,7 @@ HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20
 
 _IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
+_SPACED_QUOTE = re.compile("[,;\t|] +[\"']")
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
 RawRow = tuple[int, int, list[str] | Problem]
@@ -31,10 +32,17 @@ class Dialect(csv.Dialect):
     strict = True
 
     def __init__(
-        self, delimiter: str, quotechar: str, escapechar: str | None, *, in_quotes: bool = False
+        self,
+        delimiter: str,
+        quotechar: str,
+        escapechar: str | None,
+        skipinitialspace: bool = False,
+        *,
+        in_quotes: bool = False,
     ) -> None:
         """`in_quotes`: each line is in quotation marks as a whole."""
         self.in_quotes = in_quotes
+        self.skipinitialspace = skipinitialspace
         self.delimiter = delimiter
         self.quotechar = quotechar
         self.escapechar = escapechar
@@ -61,7 +69,8 @@ def dialect_of(text: str) -> Dialect:
     delimiters = first[1] if first else ",;\t|"
     quotes = '"' if '"' in text else "\"'"
     escapes = [None, "\\"] if '\\"' in text else [None]
-    candidates = [Dialect(*parts) for parts in product(delimiters, quotes, escapes)]
+    spaces = [False, True] if _SPACED_QUOTE.search(text) else [False]
+    candidates = [Dialect(*parts) for parts in product(delimiters, quotes, escapes, spaces)]
     if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
         candidates += [Dialect(delimiter, '"', None, in_quotes=True) for delimiter in delimiters]
     return max(candidates, key=lambda dialect: _fitness(text, dialect))

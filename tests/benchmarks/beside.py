@@ -26,7 +26,7 @@ EVERY = 0.25  # seconds between two events
 
 
 async def measure(
-    url: str, name: str, answer: Behaviour, latency: float, seconds: float, folder: Path
+    url: str, name: str, behaviour: Behaviour, latency: float, seconds: float, folder: Path
 ) -> None:
     prefix = f"bench.{uuid4().hex[:8]}"
     rows, log = folder / "rows.csv", folder / "worker.log"

@@ -150,8 +150,8 @@ class OrdinaryPublisher(Requester):
 async def row(url: str, messages: int, rate: float, partitions: int, workers: int = 2) -> tuple[str, bool]:
     """Let both publish; a line that says what came of it, and whether it is as promised."""
     prefix = f"hostile.{uuid4().hex[:8]}"
-    # Straight to the broker: the wiretap of the proxy cannot read such frames.
-    environment = {"OTT_PARTITIONS": str(partitions), "OTT_AMQP_URL": url}
+    # The prefetch as shipped. Straight to the broker: the wiretap of the proxy cannot read such frames.
+    environment = {"OTT_PARTITIONS": str(partitions), "OTT_PREFETCH": "200", "OTT_AMQP_URL": url}
     with tempfile.TemporaryDirectory(prefix="ott-hostile-") as folder:
         async with World(url, prefix, Path(folder), environment=environment) as world:
             await world.start(workers)

@@ -6,6 +6,7 @@ import socket
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Self
 
 from worker.amqp.consumer import Subscription
@@ -29,7 +30,7 @@ from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.intake import Intake, QueueIntake
-from worker.pipeline.journey import Identity, Journeys, Tools
+from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.replay_guard import ReplayGuard
 from worker.pipeline.request import RequestParser
 from worker.pipeline.settle import Settler
@@ -75,7 +76,6 @@ class Service:
             events,
             tracing,
         )
-        self._turned_down: set[Identity] = set()
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
@@ -176,9 +176,9 @@ class Service:
     def _journeys(self, subscription: Subscription) -> Journeys:
         if not self.partitions.in_use:
             return Journeys(subscription, self.tools)
-        channel = RouterChannel(self.settings, self._events)
+        open_channel = partial(RouterChannel.open, self.settings, self._events)
         tools = replace(self.tools, tracing=None)  # the partition's worker traces the request
-        return Router(subscription, tools, self.settings.partitions, self._log, channel, self._turned_down)
+        return Router(subscription, tools, self.settings.partitions, self._log, open_channel)
 
     def _partition_journeys(self, number: int, subscription: Subscription) -> PartitionJourneys:
         return PartitionJourneys(

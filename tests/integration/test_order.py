@@ -201,16 +201,16 @@ async def test_attempts_are_spent_though_the_delivery_goes_back_between(rig: Rig
 async def test_a_busy_page_holds_up_nobody(rig: Rig, partitions: int) -> None:
     requester = await rig.start(partitions=partitions)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.2))
-    busy = [await requester.publish(messenger("busy", f"v{n}")) for n in range(600)]
+    busy = [await requester.publish(messenger("busy", f"v{n}")) for n in range(1_000)]
     began = time.monotonic()
     assert (await requester.ask(messenger("other")))["status"] == "registered"
     assert time.monotonic() - began < 2
     replies = [await requester.reply(i) for i in busy]
     statuses = Counter(reply["status"] for reply in replies)
-    assert statuses["registered"] + statuses["superseded"] == 600
-    assert statuses["registered"] < 30
+    assert statuses["registered"] + statuses["superseded"] == 1_000
+    assert statuses["superseded"] > 500
     assert replies[-1]["status"] == "registered"
-    assert held(rig, "busy") == "v599"
+    assert held(rig, "busy") == "v999"
     newer = {reply["requestId"] for reply in replies if reply["status"] == "registered"}
     assert {reply["supersededBy"] for reply in replies if reply["status"] == "superseded"} <= newer
     assert {reply["attempts"] for reply in replies if reply["status"] == "superseded"} == {0}

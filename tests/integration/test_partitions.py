@@ -309,6 +309,26 @@ async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
     await all_registered(requester, ids)
 
 
+async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: Rig) -> None:
+    requester = await rig.start(partitions=2)
+    await rig.stop_worker(rig.services[0])
+    limits = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    limits |= {"x-overflow": "reject-publish", "x-max-length": 1}
+    for number in (1, 2):
+        name = f"{requester.prefix}.requests.{number}"
+        await (await requester.channel.get_queue(name)).delete(if_unused=False, if_empty=False)
+        await requester.channel.declare_queue(name, durable=True, arguments=limits)
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
+    events = Events()
+    await rig.start(events, partitions=2, prefetch=8, declare=False, coalesce_after=0)
+    await all_registered(requester, await publish(requester, range(40), PAGES[:4]))
+    assert events.of("publish_turned_down")
+    for versions in told(rig).values():
+        assert versions[-1] == 39
+        steps = enumerate(pairwise(versions), start=1)
+        assert all(before in versions[place:] for place, (before, after) in steps if after < before)
+
+
 async def test_a_priority_and_an_expiration_end_at_the_router(rig: Rig) -> None:
     requester = await rig.start(partitions=2)
     ids = []

@@ -64,8 +64,7 @@ async def test_others_are_answered_at_once_and_it_is_settled_in_a_reduced_form(
         assert letter.headers["x-ott-reduced"] is True
         assert letter.headers["x-ott-reason"] == "invalid"
         assert not {"a", "b"} & letter.headers.keys()
-    # With partitions a new epoch begins.
-    assert took < SOON + (partitions > 1) * 4
+    assert took < SOON
 
 
 async def test_the_one_to_blame_is_found_among_hundreds(publisher: Publisher, prefix: str) -> None:

@@ -9,12 +9,18 @@ of them. The protocol is this.
 1. Routing. The router puts each request into the partition of its resource. It acknowledges the request in
    PREFIX.requests once the partition has confirmed it, in order. What is not acknowledged goes to the
    next router. So a request may stand in a partition twice, and then everything behind it does too: that is
-   a repetition, but never an older request behind a newer one.
+   a repetition, but never an older request behind a newer one. It publishes requests of one resource without
+   waiting for each other's confirms. Where the partition is full and refuses one, those behind it may be
+   taken. So that one and all behind it are published again, in their order, once all are answered, and none
+   of them is acknowledged before.
 2. Epochs. A router that becomes active claims an epoch: it writes into the stream PREFIX.partitions and
    reads its claim back, and the offset there is the epoch. Then it makes sure that it still is the active
    consumer, by a round trip that the broker answers after the claim. So epochs are in the order in which
-   routers became active. One epoch is one subscription and one channel to publish on: where a publish
-   fails, the epoch ends, and what is not acknowledged comes again in the next one.
+   routers became active. One epoch is one channel to publish on. Where the channel is lost, the epoch ends
+   with the subscription, and what is not acknowledged comes again in the next one. Only where RabbitMQ closed
+   the channel for a message, the router renews its epoch: it claims another one, makes sure as before, sends
+   the barrier, and publishes all again that is not acknowledged. It need not wait for the answers, because
+   its resources stay in their partitions, and what may still come from the lost channel is fenced off.
 3. Barrier. The new router sends a message with its epoch and its answer queue through every partition there
    is, also through those that its own number of partitions no longer uses. The partition's worker settles
    it after all that came before, and answers. The router routes once every partition has answered. So
@@ -50,6 +56,8 @@ PROTECTIONS = frozenset(
         "confirm",
         "in order",
         "one channel",
+        "whole run again",
+        "renewed epoch",
         "verified claim",
         "barrier",
         "fence",
@@ -86,6 +94,7 @@ class Router(NamedTuple):
     sent_barriers: bool = False
     answers: frozenset[int] = frozenset()
     clock: int = 0
+    refused: int | None = None  # the first of those held that its partition did not take
 
 
 class State(NamedTuple):
@@ -99,6 +108,8 @@ class State(NamedTuple):
     latest: int = 0  # what Marketing Cloud holds
     router_takeovers: int = 0
     worker_takeovers: int = 0
+    refusals: int = 0
+    renewals: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,8 @@ class Scenario:
     homes: tuple[int, ...] = (0, 0)
     router_takeovers: int = 1
     worker_takeovers: int = 1
+    refusals: int = 0
+    renewals: int = 0
     without: str = ""
 
     def has(self, protection: str) -> bool:
@@ -232,22 +245,52 @@ def _router_steps(state: State, router: Router, scenario: Scenario) -> Iterator[
         yield from _route(state, router, scenario)
         if active:
             yield from _acknowledgements(state, router, scenario)
+            yield from _renewals(state, router, scenario)
+
+
+def _renewals(state: State, router: Router, scenario: Scenario) -> Iterator[State]:
+    """RabbitMQ closed the channel for a message. What was under way on it may come late, or never."""
+    if router.published and not router.number and state.renewals < scenario.renewals:
+        renewed = _published_again(router, 0)
+        if scenario.has("renewed epoch"):
+            renewed = renewed._replace(epoch=state.claims + 1, sent_barriers=False)
+        after = _changed(state, router, renewed)._replace(claims=renewed.epoch, renewals=state.renewals + 1)
+        for index in range(router.published):
+            moment = router.clock - (router.published - 1 - index)
+            late = Message(router.epoch, router.held[index], moment)
+            yield after._replace(second_copies=(late,))
+
+
+def _published_again(router: Router, first: int) -> Router:
+    """All from the first on, with the times that they had."""
+    return router._replace(published=first, refused=None, clock=router.clock - (router.published - first))
 
 
 def _route(state: State, router: Router, scenario: Scenario) -> Iterator[State]:
+    if router.refused is not None:
+        if scenario.has("whole run again"):
+            yield _changed(state, router, _published_again(router, router.refused))
+        else:
+            alone = Message(router.epoch, router.held[router.refused], router.clock + 1)
+            again = router._replace(clock=router.clock + 1, refused=None)
+            yield _put(_changed(state, router, again), scenario.homes[router.number], alone)
     if router.published < len(router.held):
         clock = router.clock + 1
         message = Message(router.epoch, router.held[router.published], clock)
         sent = router._replace(published=router.published + 1, clock=clock)
         after = _put(_changed(state, router, sent), scenario.homes[router.number], message)
         yield after
+        if state.refusals < scenario.refusals:
+            first = router.published if router.refused is None else router.refused
+            full = _changed(state, router, sent._replace(refused=first))
+            yield full._replace(refusals=state.refusals + 1)
         if router.number == 0 and not scenario.has("one channel"):
             yield after._replace(second_copies=(message,))
 
 
 def _acknowledgements(state: State, router: Router, scenario: Scenario) -> Iterator[State]:
     for index, _ in enumerate(router.held):
-        if index and scenario.has("in order"):
+        if (index and scenario.has("in order")) or index == router.refused:
             return
         if index >= router.published:
             if scenario.has("confirm"):
@@ -257,7 +300,9 @@ def _acknowledgements(state: State, router: Router, scenario: Scenario) -> Itera
             yield _changed(state, router, lost)
             return
         done = router.held[:index] + router.held[index + 1 :]
-        yield _changed(state, router, router._replace(held=done, published=router.published - 1))
+        refused = None if router.refused is None else router.refused - 1
+        acknowledged = router._replace(held=done, published=router.published - 1, refused=refused)
+        yield _changed(state, router, acknowledged)
 
 
 def _worker_steps(state: State, index: int, scenario: Scenario) -> Iterator[State | str]:
@@ -291,7 +336,7 @@ def _settle(state: State, index: int, message: Message, scenario: Scenario) -> S
         return _call(state, message.request, message.received_at)
     state = _partition(state, index, partition._replace(epoch=message.epoch, recorded=message.epoch))
     for router in state.routers:
-        if router.epoch == message.epoch:
+        if router.epoch == message.epoch and index not in router.answers:
             floor = partition.newest_time if scenario.has("arrival times") else 0
             answered = router._replace(answers=router.answers | {index}, clock=max(router.clock, floor))
             return _changed(state, router, answered)

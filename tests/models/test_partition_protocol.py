@@ -5,12 +5,16 @@ import pytest
 from tests.models.partition_protocol import PROTECTIONS, Scenario, search, wander
 
 MOVED = (0, 1)  # the next router has another number of partitions
-LARGE = Scenario(requests=4, homes=(0, 1, 0, 1), router_takeovers=3, worker_takeovers=3)
+LARGE = Scenario(
+    requests=4, homes=(0, 1, 0, 1), router_takeovers=3, worker_takeovers=3, refusals=2, renewals=2
+)
 
 VIOLATIONS = {
     "confirm": "lost",
     "in order": "an older one is the last",
     "one channel": "an older one is the last",
+    "whole run again": "an older one is the last",
+    "renewed epoch": "an older one is the last",
     "verified claim": "lost",
     "barrier": "an older one is the last",
     "fence": "an older one is the last",
@@ -26,8 +30,16 @@ VIOLATIONS = {
         Scenario(),
         Scenario(homes=MOVED),
         Scenario(requests=3, homes=MOVED, worker_takeovers=0),
+        Scenario(homes=MOVED, worker_takeovers=0, refusals=1),
+        Scenario(router_takeovers=0, renewals=1),
     ],
-    ids=["take-overs of a router and a worker", "the number of partitions changes", "three requests"],
+    ids=[
+        "take-overs of a router and a worker",
+        "the number of partitions changes",
+        "three requests",
+        "a partition is full",
+        "the epoch is renewed",
+    ],
 )
 def test_whatever_happens_nothing_is_lost_and_the_latest_wins(scenario: Scenario) -> None:
     result = search(scenario)
@@ -44,7 +56,12 @@ def test_take_over_after_take_over_nothing_is_lost_and_the_latest_wins() -> None
 
 @pytest.mark.parametrize("protection", sorted(PROTECTIONS))
 def test_without_one_of_its_protections_the_protocol_breaks(protection: str) -> None:
-    takeovers = 0 if protection in {"barrier", "one channel"} else 1
-    scenario = Scenario(homes=MOVED, worker_takeovers=takeovers, without=protection)
+    scenario = Scenario(
+        homes=MOVED,
+        worker_takeovers=protection not in {"barrier", "one channel", "whole run again", "renewed epoch"},
+        refusals=protection == "whole run again",
+        renewals=protection == "renewed epoch",
+        without=protection,
+    )
     wanted = VIOLATIONS[protection]
     assert wanted in search(scenario, until=wanted).violations

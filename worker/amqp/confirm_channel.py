@@ -371,7 +371,7 @@ class ConfirmChannel:
 async def publish_apart(open_apart: Open, messages: Iterable[Message], settle: Settle) -> None:
     """Publish messages of which one has ended its connection, on connections that carry nothing else, and
     `settle` each as soon as its outcome is known: None where it is confirmed, Poisonous where it ends its
-    connection alone, BrokerUnreachable where nothing is known. Groups that end theirs are halved."""
+    connection alone, BrokerUnreachable where nothing is known. Groups that end theirs are split again."""
     turn = asyncio.Semaphore(APART_CONNECTIONS)
 
     async def publish(group: list[Message], blamed: int = 0) -> None:
@@ -382,12 +382,12 @@ async def publish_apart(open_apart: Open, messages: Iterable[Message], settle: S
             for message in left:
                 settle(message, Poisonous() if is_to_blame else BrokerUnreachable("The connection was lost"))
             return
-        async with asyncio.TaskGroup() as halves:
-            for half in _split(left, 2):
-                halves.create_task(publish(half, blamed))
+        async with asyncio.TaskGroup() as parts:
+            for part in _split(left):
+                parts.create_task(publish(part, blamed))
 
     async with asyncio.TaskGroup() as groups:
-        for group in _split(list(messages), APART_CONNECTIONS):
+        for group in _split(list(messages)):
             groups.create_task(publish(group))
 
 
@@ -439,8 +439,8 @@ def _error_of(reason: BaseException | None) -> WorkerError:
     return BrokerUnreachable("The channel was lost")
 
 
-def _split(messages: list[Message], parts: int) -> Iterable[list[Message]]:
-    size = -(-len(messages) // parts)
+def _split(messages: list[Message]) -> Iterable[list[Message]]:
+    size = -(-len(messages) // APART_CONNECTIONS)
     return [messages[at : at + size] for at in range(0, len(messages), size or 1)]
 
 

@@ -1,26 +1,25 @@
 """The router: the active consumer of PREFIX.requests, which puts each request into the partition of its
 resource (contract §10). tests/models/partition_protocol.py describes the protocol and checks it.
 
-Requests of one resource go one after the other: one is acknowledged once its partition has confirmed it, and
-only then is the next one published. Requests that validation rejects are settled here.
+Those requests of a resource that wait are published together, in their order, and each is acknowledged once
+its partition has confirmed it and all before it. Requests that validation rejects are settled here.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from hashlib import blake2b
 
 from worker.amqp.consumer import Subscription
-from worker.amqp.ledger import Message
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.settlement import Resource
-from worker.errors import QueueFull, Unroutable, WorkerError
+from worker.errors import BrokerUnreachable, QueueFull, Unroutable, WorkerError
 from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier, routed
 from worker.partitions.routing_channel import RouterChannel
-from worker.pipeline.journey import Identity, Journeys, Tools, identity
+from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.request import Request
 
 FULL_INTERVAL = 0.05  # seconds between looks at a partition that is full
@@ -36,7 +35,8 @@ def partition_of(resource: Resource, partitions: int) -> int:
 
 
 class Router(Journeys):
-    """The router of one subscription: one epoch, on one channel."""
+    """The router of one subscription. Where RabbitMQ closes its channel for a message, it goes on in another
+    epoch; where it loses the channel otherwise, the subscription ends."""
 
     def __init__(
         self,
@@ -44,116 +44,180 @@ class Router(Journeys):
         tools: Tools,
         partitions: int,
         log: PartitionLog,
-        channel: RouterChannel,
-        turned_down: set[Identity],
+        open_channel: Callable[[], Awaitable[RouterChannel]],
     ) -> None:
-        """`turned_down`: requests that RabbitMQ turned down with their publisher's headers and properties."""
         super().__init__(subscription, tools)
         self._epoch = 0
         self._partitions = partitions
         self._log = log
-        self._channel = channel
-        self._turned_down = turned_down
-        self._routing: dict[Message, Identity] = {}
+        self._open_channel = open_channel
+        self._channel: RouterChannel | None = None
+        self._channels: list[RouterChannel] = []
+        self._routes = asyncio.Event()  # not before all earlier epochs are over
+        self._renewals: list[asyncio.Task[None]] = []
         self._names = Topology(self._settings.prefix)
         numbers, prefetch = range(1, partitions + 1), self._settings.prefetch
         self._capacity = {number: PartitionCapacity(prefetch) for number in numbers}
 
     async def take_over(self) -> None:
-        """Claim an epoch, and return when every partition has settled everything that earlier routers put
+        """Begin an epoch, and return when every partition has settled everything that earlier routers put
         there. If that fails, the epoch is over."""
         started = time.monotonic()
         try:
-            await self._channel.open()
-            self._channel.lost.add_done_callback(lambda lost: self._end_epoch(lost.result()))
-            self._epoch = await self._log.claim(self._partitions)
-            # A worker that was frozen meanwhile must not claim an epoch behind the one of its successor.
-            await self._subscription.renew_lease()
-            await self._pass_barrier()
+            await self._until_settled(await self._begin_epoch())
         except WorkerError as error:
             self._end_epoch(str(error))
         if self.over:
             await asyncio.get_running_loop().create_future()  # until the subscription ends
-        self._events.epoch_began(self._epoch, self._partitions, time.monotonic() - started)
+        self._go_on(started)
 
     async def cancel(self) -> None:
         """Stop at once. A request that was published but not acknowledged is delivered again."""
+        for task in self._renewals:
+            task.cancel()
         await self._lanes.cancel()
-        await self._channel.close()
-        for message in await self._channel.poisonous() & self._routing.keys():
-            self._turned_down.add(self._routing[message])
-            self._events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
+        for channel in self._channels:
+            await channel.close()
 
-    async def _pass_barrier(self) -> None:
-        waiting = set(range(1, self._partitions + 1)) | self._log.partitions
-        for partition in sorted(waiting):
-            try:
-                await self._channel.send(barrier(self._names.partition(partition), self._epoch))
-            except Unroutable:
-                if partition <= self._partitions:
-                    raise
+    async def _begin_epoch(self) -> set[int]:
+        """Claim an epoch on a channel of its own, and send its barrier through the partitions that are
+        returned."""
+        channel = await self._open_channel()
+        self._channels.append(channel)
+        epoch = await self._log.claim(self._partitions)
+        # A worker that was frozen meanwhile must not claim an epoch behind the one of its successor.
+        await self._subscription.renew_lease()
+        partitions = sorted(set(range(1, self._partitions + 1)) | self._log.partitions)
+        barriers = [barrier(self._names.partition(partition), epoch) for partition in partitions]
+        outcomes = await asyncio.gather(*map(channel.send, barriers), return_exceptions=True)
+        waiting = set(partitions)
+        for partition, outcome in zip(partitions, outcomes, strict=True):
+            if isinstance(outcome, Unroutable) and partition > self._partitions:
                 waiting.discard(partition)  # it was pruned
+            elif outcome is not None:
+                raise outcome
+        self._epoch, self._channel = epoch, channel
+        channel.lost.add_done_callback(lambda _: self._lost(channel))
+        return waiting
+
+    async def _until_settled(self, partitions: set[int]) -> None:
         log, epoch = self._log, self._epoch
-        await log.until(lambda: all(log.barrier(partition).epoch >= epoch for partition in waiting))
-        for partition in waiting:
+        await log.until(lambda: all(log.barrier(partition).epoch >= epoch for partition in partitions))
+        for partition in partitions:
             self._clock.raise_floor(log.barrier(partition).newest_arrival)
-        if any(log.barrier(partition).epoch > epoch for partition in waiting):
+        if any(log.barrier(partition).epoch > epoch for partition in partitions):
             raise WorkerError("another worker is the router")
+
+    def _go_on(self, since: float) -> None:
+        self._routes.set()
+        self._events.epoch_began(self._epoch, self._partitions, time.monotonic() - since)
+
+    def _lost(self, channel: RouterChannel) -> None:
+        if channel is not self._channel:
+            return  # it is known
+        self._channel = None
+        if self._routes.is_set() and channel.was_closed_for_cause:
+            self._routes.clear()
+            self._renewals.append(asyncio.create_task(self._renew(channel), name="renew epoch"))
+        else:
+            self._end_epoch(channel.lost.result())
+
+    async def _renew(self, lost: RouterChannel) -> None:
+        """Go on in another epoch. All resources stay in their partitions, so nothing of the one before need
+        be settled first. What may still come from its channel is behind the barrier, and ignored."""
+        started = time.monotonic()
+        try:
+            await self._begin_epoch()
+            self._go_on(started)
+            if not await lost.poisonous():
+                self._end_epoch(lost.lost.result())
+        except WorkerError as error:
+            self._end_epoch(str(error))
+        except Exception as error:
+            self._fail("epoch", error)
 
     async def _process(self, request: Request) -> None:
         if isinstance(request.parsed, Rejection) or request.resource is None:
             await super()._process(request)
             return
-        partition = partition_of(request.resource, self._partitions)
-        queue = self._names.partition(partition)
-        # A replay's `received_at` is not the time of its arrival.
-        arrived_at = self._clock.stamp() if request.is_replay else request.received_at
-        this = identity(request)
-        reduced = this in self._turned_down
-        message = routed(request.delivery, queue, self._epoch, arrived_at, self._names.entry, reduced=reduced)
-        self._routing[message] = this
+        run = [request, *self._lanes.behind(request.resource)]
         try:
-            async with self._capacity[partition].slot(self._channel, queue):
-                await self._publish(message, request)
+            await self._route(partition_of(request.resource, self._partitions), run)
         except WorkerError as error:
             self._end_epoch(str(error))
-            await self._until_the_end(request)
         except Exception as error:
-            self._events.processing_failed(request.id, type(error).__name__)
-            self.failed.set()
-            await self._until_the_end(request)
-        self._subscription.ack(request.delivery)
-        del self._routing[message]
-        self._turned_down.discard(this)
-        self._events.routed(partition)
+            self._fail(request.id, error)
+        else:
+            self._lanes.drop(request.resource, run[1:])
+            return
+        # No newer request of the resource overtakes these before the subscription ends.
+        request.phase = "waiting"
+        await asyncio.get_running_loop().create_future()
 
     def _pick(self, waiting: Sequence[Request]) -> Request:
         """Always the oldest: the partition's worker decides which requests of a resource need no call."""
         return waiting[0]
 
-    async def _until_the_end(self, request: Request) -> None:
-        """Let no newer request of the resource overtake this one before the subscription ends."""
-        request.phase = "waiting"
-        await asyncio.get_running_loop().create_future()
-
-    async def _publish(self, message: Message, request: Request) -> None:
-        while True:
-            await self._subscription.ensure_lease()
-            request.phase = "settling"
+    async def _route(self, partition: int, run: Sequence[Request]) -> None:
+        """Publish requests of one resource, and acknowledge them. Where one is not taken, it is published
+        again with all that follow it. For some of them may have been taken: then it stands behind a newer
+        one, and that one behind it again."""
+        queue, entry = self._names.partition(partition), self._names.entry
+        # A replay's `received_at` is not the time of its arrival.
+        arrived_at = {each: self._clock.stamp() if each.is_replay else each.received_at for each in run}
+        reduced: set[Request] = set()
+        first, at = run[0], 0
+        while at < len(run):
+            first.phase = "waiting"
+            await self._routes.wait()
+            if self._channel is None:
+                raise BrokerUnreachable("the epoch is over")
+            channel, epoch = self._channel, self._epoch
             try:
-                await self._channel.send(message)
-            except QueueFull as error:
-                # On the same channel, and before any newer request of the resource.
-                self._events.publish_turned_down(self._names.requests, str(error))
-                request.phase = "waiting"
-                await asyncio.sleep(FULL_INTERVAL)
+                async with self._capacity[partition].slots(len(run) - at, channel, queue) as count:
+                    await self._subscription.ensure_lease()
+                    first.phase = "settling"
+                    messages = {
+                        each: routed(
+                            each.delivery, queue, epoch, arrived_at[each], entry, reduced=each in reduced
+                        )
+                        for each in run[at : at + count]
+                    }
+                    sent = map(channel.send, messages.values())
+                    outcomes = await asyncio.gather(*sent, return_exceptions=True)
+            except BrokerUnreachable:
+                if channel.is_open:
+                    raise
+                await asyncio.wait({channel.lost})
+                self._lost(channel)
+                continue
+            failed = [outcome for outcome in outcomes if outcome is not None]
+            for each in run[at : at + (outcomes.index(failed[0]) if failed else count)]:
+                self._subscription.ack(each.delivery)
+                self._events.routed(partition)
+                at += 1
+            if failed and channel.lost.done():
+                self._lost(channel)
+                poisonous = await channel.poisonous()
+                for each in [each for each, message in messages.items() if message in poisonous]:
+                    reduced.add(each)
+                    self._events.publish_turned_down(queue, "RabbitMQ closes the connection for this message")
+            elif all(isinstance(error, QueueFull) for error in failed):
+                if failed:
+                    self._events.publish_turned_down(self._names.requests, str(failed[0]))
+                    first.phase = "waiting"
+                    await asyncio.sleep(FULL_INTERVAL)
             else:
-                return
+                raise next(error for error in failed if not isinstance(error, QueueFull))
 
     def _end_epoch(self, why: str) -> None:
         if not self.over:
             self.over = f"the epoch has ended: {why}"
             self._events.epoch_ended(why)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        self._events.processing_failed(what, type(error).__name__)
+        self.failed.set()
 
 
 class PartitionCapacity:
@@ -166,9 +230,9 @@ class PartitionCapacity:
         self._looking = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def slot(self, channel: RouterChannel, queue: str) -> AsyncIterator[None]:
-        """Wait until one more fits in, which is on its way within this context. Raises
-        BrokerUnreachable."""
+    async def slots(self, wanted: int, channel: RouterChannel, queue: str) -> AsyncIterator[int]:
+        """Wait until at least one more fits in. As many as are returned are on their way within this context.
+        Raises BrokerUnreachable."""
         while self._left <= 0:
             async with self._looking:
                 if self._left > 0:
@@ -176,9 +240,10 @@ class PartitionCapacity:
                 self._left = self._limit - self._on_their_way - await channel.depth(queue)
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)
-        self._left -= 1
-        self._on_their_way += 1
+        count = min(wanted, self._left)
+        self._left -= count
+        self._on_their_way += count
         try:
-            yield
+            yield count
         finally:
-            self._on_their_way -= 1
+            self._on_their_way -= count

@@ -1,5 +1,5 @@
-"""The channel on which a router publishes. It is opened once, on a connection of its own, and never again
-after a publish whose outcome is unknown. So no second copy of a request can follow a newer request."""
+"""The channel on which a router publishes in one epoch. It is opened once, on a connection of its own, and
+never again. So no second copy of a request can follow a newer request in the same epoch."""
 
 import asyncio
 import contextlib
@@ -19,31 +19,42 @@ from worker.settings import Settings
 class RouterChannel:
     """`lost` is done, with the reason, when nothing can be published by it any more."""
 
-    def __init__(self, settings: Settings, events: EventListener) -> None:
+    def __init__(self, settings: Settings, events: EventListener, connection: Connection) -> None:
         self._settings = settings
         self._publishing = ConfirmChannel("router", events)
-        self._connection: Connection | None = None
-        self._serving: asyncio.Task[None] | None = None
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def open(self) -> None:
-        """Raises BrokerUnreachable."""
-        connection = self._connection = await connect(self._settings, "router")
+        self._connection = connection
         self._serving = asyncio.create_task(self._publishing.serve(connection), name="router channel")
         self._serving.add_done_callback(lambda _: self._is_lost("the connection to RabbitMQ was lost"))
+        self._probing: asyncio.Task[set[Message]] | None = None
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def open(cls, settings: Settings, events: EventListener) -> "RouterChannel":
+        """Raises BrokerUnreachable."""
+        return cls(settings, events, await connect(settings, "router"))
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection.is_open and not self.lost.done()
+
+    @property
+    def was_closed_for_cause(self) -> bool:
+        """Whether RabbitMQ closed it for a message."""
+        return self._connection.was_closed_for_cause or is_blame(self._publishing.closed_by)
 
     def send(self, message: Message) -> "asyncio.Future[None]":
-        """Publish. Raises BrokerUnreachable where nothing can be published any more; the future does where
-        the outcome is unknown, else Unroutable, QueueFull or PublishRefused."""
+        """Publish. The future raises BrokerUnreachable where the outcome is unknown, or nothing can be
+        published any more; else Unroutable, QueueFull or PublishRefused."""
         if self.lost.done():
-            raise BrokerUnreachable(self.lost.result())
+            sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            sent.set_exception(BrokerUnreachable(self.lost.result()))
+            return sent
         sent = self._publishing.send(message)
         sent.add_done_callback(self._sent)
         return sent
 
     async def depth(self, queue: str) -> int:
         """Messages that are ready in a queue. Raises BrokerUnreachable, also where it is missing."""
-        assert self._connection is not None
         try:
             return (await look(self._connection, queue)).ready
         except TopologyError as error:
@@ -52,23 +63,28 @@ class RouterChannel:
     async def close(self) -> None:
         """Close the connection; publishes that are not confirmed are cancelled."""
         self._is_lost("closed")
-        if self._serving is not None:
-            self._serving.cancel()
-            await asyncio.gather(self._serving, return_exceptions=True)
+        tasks = [task for task in (self._serving, self._probing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._publishing.abandon()
-        if self._connection is not None:
-            await self._connection.close()
+        await self._connection.close()
 
     async def poisonous(self) -> set[Message]:
-        """The messages for which RabbitMQ closed the connection, once it is closed. To find them they are
-        published apart, to no queue, so that no second copy comes to a partition."""
-        channel, connection = self._publishing, self._connection
-        if connection is None or not (connection.was_closed_for_cause or is_blame(channel.closed_by)):
-            return set()
-        nowhere = uuid4().hex
+        """The messages for which RabbitMQ closed it."""
+        if self._probing is None:
+            self._probing = asyncio.create_task(self._probe(), name="router apart")
+        return await asyncio.shield(self._probing)
+
+    async def _probe(self) -> set[Message]:
+        """What was under way is published apart, to no queue, so that no second copy comes to a partition."""
         found: set[Message] = set()
+        if not self.was_closed_for_cause:
+            return found
+        nowhere = uuid4().hex
         probes = {
-            replace(one.message, routing_key=nowhere, body=b""): one.message for one in channel.suspects
+            replace(one.message, routing_key=nowhere, body=b""): one.message
+            for one in self._publishing.suspects
         }
 
         def settle(probe: Message, outcome: WorkerError | None) -> None:

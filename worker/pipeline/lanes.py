@@ -55,6 +55,10 @@ class Lanes(Generic[Item]):
         else:
             self._start(key)
 
+    def behind(self, lane: Hashable) -> list[Item]:
+        """Those that wait behind the one under way; none while there are suspects."""
+        return [] if self._suspects else list(self._waiting[lane])[1:]
+
     def drop(self, lane: Hashable, items: Sequence[Item]) -> None:
         """These ended without their turn."""
         gone, waiting = set(items), self._waiting[lane]

@@ -1,11 +1,9 @@
 """What breaks the contract's promises about a RabbitMQ: its version, or a queue's limits (contract §1)."""
 
 import asyncio
-import base64
 import contextlib
 import json
 import ssl
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
@@ -83,19 +81,19 @@ def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[
     port = (parts.port or (5671 if secured else 5672)) + MANAGEMENT
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     base = f"{'https' if secured else 'http'}://{host}:{port}/api/"
+    # Whoever does not ask for it in RabbitMQ's name gets no password.
+    passwords = urllib.request.HTTPPasswordMgr()
+    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+    passwords.add_password(REALM, base, user, password)
     opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPBasicAuthHandler(passwords),
     )
     vhost = unquote(parts.path[1:]) or "/"
-    request = urllib.request.Request(  # noqa: S310 - http or https
-        f"{base}queues/{quote(vhost, safe='')}/{quote(queue, safe='')}"
-    )
+    where = f"{base}queues/{quote(vhost, safe='')}/{quote(queue, safe='')}"
     with contextlib.suppress(OSError, ValueError, LookupError):
-        if not _is_management(opener, base):
-            return None  # it gets no password
-        login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
-        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
-        with opener.open(request, timeout=ANSWER_TIMEOUT) as answer:
+        with opener.open(where, timeout=ANSWER_TIMEOUT) as answer:
             found = json.load(answer)
         limits = {name.removeprefix("x-"): value for name, value in found["arguments"].items()}
         policy = found.get("effective_policy_definition") or {}
@@ -103,11 +101,3 @@ def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[
         limits |= policy
         return limits | ({"max-age": min(ages, key=seconds_of)} if ages else {})
     return None
-
-
-def _is_management(opener: urllib.request.OpenerDirector, base: str) -> bool:
-    try:
-        opener.open(f"{base}overview", timeout=ANSWER_TIMEOUT).close()
-    except urllib.error.HTTPError as error:
-        return error.code == 401 and REALM in error.headers.get("WWW-Authenticate", "")
-    return False

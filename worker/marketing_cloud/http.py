@@ -176,7 +176,8 @@ class Http:
         self._timeout = settings.http_timeout
         self._loop = asyncio.get_running_loop()
         self._tls = settings.tls("mc")
-        self._connector = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=self._socket)
+        # The session keeps no connection. (`force_close` would ask proxies to close tunnels.)
+        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=0.001, socket_factory=self._socket)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),

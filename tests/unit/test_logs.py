@@ -16,8 +16,7 @@ from worker.events import LINES, EventListener, EventListeners
 from worker.settings import load_settings
 from worker.telemetry import line_writer
 from worker.telemetry.line_writer import LineWriter
-from worker.telemetry.log import Log, configure, unexpected
-from worker.telemetry.summary import Summary
+from worker.telemetry.log import Log, Summary, configure, unexpected
 
 
 @pytest.fixture

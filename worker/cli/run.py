@@ -18,11 +18,10 @@ from worker.service import Service, run_until
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 from worker.telemetry.admin import Admin
 from worker.telemetry.line_writer import LineWriter
-from worker.telemetry.log import Log, Logger, configure, unexpected
+from worker.telemetry.log import Log, Logger, Summary, configure, unexpected
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.state import Phase
 from worker.telemetry.status import StatusFeed
-from worker.telemetry.summary import Summary
 
 if TYPE_CHECKING:
     from worker.telemetry.traces import Traces

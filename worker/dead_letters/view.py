@@ -31,7 +31,7 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     """The summary, and all properties, headers and the body: plain JSON values."""
     closed = letter.closed
     body = b"" if closed else letter.delivery.body
-    shown = _Revealed() if reveal else _Guarded(body)
+    shown = _Shown(body, reveal=reveal)
     properties = letter.delivery.properties
     document: dict[str, Any] = {
         **{name: shown.known(value) for name, value in letter.facts().document().items()},
@@ -56,66 +56,50 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     return document
 
 
-class _Revealed:
-    """Shows everything."""
+class _Shown:
+    """Values as they are shown: all of them with `reveal`. Otherwise only those known to hold no secret, and
+    the secrets of the body are masked even there."""
 
-    def known(self, value: object) -> Any:
-        return _plain(value)
-
-    def unknown(self, value: object) -> Any:
-        return _plain(value)
-
-    def header(self, name: str, value: object) -> Any:
-        return _plain(value)
-
-    def body(self, document: Mapping[str, Any]) -> Any:
-        return _plain(document)
-
-
-class _Guarded(_Revealed):
-    """Shows only values known to hold no secret, and masks the secrets of the body even there."""
-
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, *, reveal: bool) -> None:
+        self._reveal = reveal
         self._mask = SecretMask.of_body(body)
 
     def known(self, value: object) -> Any:
+        if self._reveal:
+            return _plain(value)
         if isinstance(value, str):
             return _plain(self._mask(value))
         return value if value is None or isinstance(value, bool | int | float) else describe(value)
 
     def unknown(self, value: object) -> Any:
-        return describe(value)
+        return _plain(value) if self._reveal else describe(value)
 
     def header(self, name: str, value: object) -> Any:
         if name in PUBLIC_HEADERS or name in BROKERS_WORDS or name in COUNTS:
             return self.known(value)
         if name == BROKERS_HEADER and isinstance(value, list):
             return [self._death(entry) for entry in value]
-        return describe(value)
+        return self.unknown(value)
 
     def body(self, document: Mapping[str, Any]) -> Any:
-        return {
-            name: self._attributes(value)
-            if name == ATTRIBUTES and isinstance(value, dict)
-            else self.known(value)
-            if name == PLATFORM_NAME
-            else describe(value)
-            for name, value in document.items()
-        }
+        return {_plain(name): self._field(name, value) for name, value in document.items()}
 
-    def _attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._attribute(name, value) for name, value in attributes.items()}
+    def _field(self, name: str, value: Any) -> Any:
+        if name == ATTRIBUTES and isinstance(value, dict):
+            return {_plain(each): self._attribute(each, value[each]) for each in value}
+        return self.known(value) if name == PLATFORM_NAME else self.unknown(value)
 
     def _attribute(self, name: str, value: object) -> Any:
         if name not in PUBLIC_FIELDS:
-            return describe(value)
-        return self.known(without_query(value) if name == ENDPOINT_URL and isinstance(value, str) else value)
+            return self.unknown(value)
+        is_url = name == ENDPOINT_URL and isinstance(value, str) and not self._reveal
+        return self.known(without_query(str(value)) if is_url else value)
 
     def _death(self, entry: object) -> Any:
         if not isinstance(entry, dict):
-            return describe(entry)
+            return self.unknown(entry)
         return {
-            str(name): self._death_field(value) if name in DEATH_FIELDS else describe(value)
+            _plain(str(name)): self._death_field(value) if name in DEATH_FIELDS else self.unknown(value)
             for name, value in entry.items()
         }
 

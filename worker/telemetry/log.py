@@ -3,16 +3,20 @@
 The lines of events are those of `worker.events`. No event holds a secret, and neither does a line.
 """
 
+import asyncio
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, MutableMapping
 from functools import partial
 from typing import Any, TextIO, cast
 
 import structlog
 
+from worker.contract.dead_letter import brief, error_text
 from worker.contract.settlement import Settlement
+from worker.contract.words import STATUSES
 from worker.events import LINES, EventListener, Line
 from worker.settings import Settings
 from worker.telemetry.library_logs import silence_libraries
@@ -21,6 +25,12 @@ from worker.telemetry.line_writer import LineWriter
 REPEAT_INTERVAL = 60.0  # seconds before the same failure is logged again
 FAILURES_KEPT = 1000
 LONGEST_TEXT = 500  # characters
+SUMMARY_INTERVAL = 60.0  # seconds
+EXAMPLE_LENGTH = 200  # characters
+SETTLED_FIELDS = (
+    *("request_id", "status", "reason", "platform", "resource_id", "account"),
+    *("attempts", "http_status"),
+)
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -94,15 +104,55 @@ class Log(EventListener):
         return False
 
     def _tell_settled(self, settlement: Settlement, seconds: float) -> None:
-        self._log.debug(
-            "settled",
-            request_id=settlement.request_id,
-            status=settlement.status,
-            reason=settlement.reason,
-            platform=settlement.platform,
-            resource_id=settlement.resource_id,
-            account=settlement.account,
-            attempts=settlement.attempts,
-            http_status=settlement.http_status,
-            seconds=seconds,
+        told = {name: getattr(settlement, name) for name in SETTLED_FIELDS}
+        self._log.debug("settled", **told, seconds=seconds)
+
+
+class Summary(EventListener):
+    """One line a minute while requests are settled, instead of one for each: counts by status and by reason,
+    and one example of each reason. A minute without requests has no line."""
+
+    def __init__(self, logger: Logger, interval: float = SUMMARY_INTERVAL) -> None:
+        self._log = logger
+        self._interval = interval
+        self._timer: asyncio.TimerHandle | None = None
+        self._clear()
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._since = loop.time()
+            self._timer = loop.call_later(self._interval, self.tell)
+        self._statuses[settlement.status] += 1
+        self._retried += settlement.attempts > 1
+        if settlement.reason is not None:
+            self._reasons[settlement.reason] += 1
+            if settlement.reason not in self._examples:
+                self._examples[settlement.reason] = _example(settlement)
+
+    def tell(self) -> None:
+        """Log the counts that have not been logged yet."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = None
+        self._log.info(
+            "requests settled",
+            seconds=round(asyncio.get_running_loop().time() - self._since, 1),
+            **{status: self._statuses[status] for status in STATUSES},
+            retried=self._retried,
+            reasons=dict(self._reasons),
+            examples=self._examples,
         )
+        self._clear()
+
+    def _clear(self) -> None:
+        self._since = 0.0
+        self._statuses: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._retried = 0
+        self._examples: dict[str, str] = {}
+
+
+def _example(settlement: Settlement) -> str:
+    return brief(error_text(settlement))[:EXAMPLE_LENGTH]

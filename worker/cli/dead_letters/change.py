@@ -248,8 +248,10 @@ def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: 
     if not plan.letters:
         say("no dead letter matches")
         return 1 if selection.ids else 0
-    count = letters(len(plan.letters))
-    if not yes and not agreed(f"{count} of {plan.total} will be removed for good. Go on?"):
+    if plan.missing:
+        say(f"no dead letter matches {some(plan.missing)}")
+    count = f"{len(plan.letters)} of {letters(plan.total)}"
+    if not yes and not agreed(f"{count} will be removed for good. Go on?"):
         say("nothing was discarded")
         return 1
     lost = asyncio.run(performed(run, "Discarding", rate=None, follow=False))

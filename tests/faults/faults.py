@@ -195,9 +195,9 @@ async def _storm(world: World) -> None:
     settings = load_settings(amqp_url=world.url, prefix=world.prefix)
 
     async def pause() -> None:
-        await publish_order(settings, Order.now("pause", "a storm"))
+        await publish_order(settings, Order.now("pause", "a storm", by="campaign"))
         await asyncio.sleep(world.rng.uniform(0.5, 1.5))
-        await publish_order(settings, Order.now("resume", "a storm"))
+        await publish_order(settings, Order.now("resume", "a storm", by="campaign"))
 
     async def leave() -> None:
         world.rng.choice(world.workers.running).interrupt()

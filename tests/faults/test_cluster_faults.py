@@ -1,10 +1,13 @@
 """A node of a cluster is lost, or its network parts: nothing is lost, nothing overtakes, and the journal is
 whole."""
 
+import asyncio
+import json
 import shutil
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,12 +17,19 @@ from tests.faults.cluster import TREE, Cluster
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_world import ClusterWorld
 from tests.faults.faults import endure
+from tests.faults.load import old_body
 from tests.faults.network import Network, NoNamespaces
+from tests.rig import Rig, until
+from worker.client import RegistrationClient
+from worker.console.sources import Sources, refreshed
+from worker.settings import Settings, load_settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RATE = 100  # requests a second
 REQUESTS = 100
+# Seconds: 30 to notice that a node answers nothing, and as long as the rest of the cluster itself is silent.
+NEXT_ADDRESS_WITHIN = 50.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -64,3 +74,56 @@ def world(cluster_world: ClusterWorld) -> ClusterWorld:
 async def test_a_cluster_loses_nothing_and_nothing_overtakes(world: ClusterWorld, name: str) -> None:
     await endure(world, CLUSTER_FAULTS[name], REQUESTS, 1, RATE)
     await world.intact()
+
+
+async def test_whoever_is_connected_to_a_node_without_a_majority_takes_the_next_address(
+    world: ClusterWorld,
+) -> None:
+    """From 4.3 on such a node keeps its clients, which hear nothing; before, it closes their connections. The
+    client stands for `submit` and `demo`, which are made of the same requester."""
+    network, (minority, *others) = world.cluster.network, world.cluster.nodes.values()
+    url = ",".join([minority.url, *(node.url for node in others)])
+
+    def settings(**more: Any) -> Settings:
+        given = {"mc_client_id": "sandbox", "mc_client_secret": "sandbox", "admin_port": None}
+        return load_settings(**{**given, **more}, amqp_url=url, prefix=world.prefix)
+
+    sources = Sources(settings())
+
+    async def shown() -> int:
+        """Registrations that the console shows for the last hour; 0 where what it has is old."""
+        await refreshed(1, sources.state, sources.last_hour)
+        if not (sources.state.is_fresh and sources.last_hour.is_fresh):
+            return 0
+        return sum(counts["registered"] for _, counts in sources.last_hour.value.minutes())
+
+    async with Rig(settings) as rig, RegistrationClient(url, prefix=world.prefix) as client:
+        worker = await rig.start_worker(rig.settings())
+        assert (await client.register(json.loads(old_body("1")))).status == "registered"
+        before = await until(shown, "the console's numbers")
+        await asyncio.to_thread(network.cut, [minority.number], [node.number for node in others])
+
+        async def grew() -> bool:
+            return await shown() > before
+
+        async def registers() -> None:
+            assert (await client.register(json.loads(old_body("2")))).status == "registered"
+
+        async def consumes_elsewhere() -> None:
+            while not worker.intake.connection or worker.intake.connection.url.host == minority.address:
+                await asyncio.sleep(0.1)
+
+        async def reads_elsewhere() -> None:
+            while (await sources._line.open()).url.host == minority.address:
+                await shown()
+                await asyncio.sleep(0.1)
+            assert not sources.state.is_fresh
+
+        try:
+            async with asyncio.timeout(NEXT_ADDRESS_WITHIN):
+                await asyncio.gather(registers(), consumes_elsewhere(), reads_elsewhere())
+            await world.cluster.revive()  # until then RabbitMQ takes 10 s for each look at a stream
+            await until(grew, "what was registered since")
+        finally:
+            await world.cluster.revive()
+            await sources.close()

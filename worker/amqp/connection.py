@@ -166,6 +166,7 @@ class Connection(aio_pika.Connection):
 
     def abort(self) -> None:
         """End it at once, as if the peer had gone."""
+        self._endpoint.failed()
         self.wire.abort()
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:

@@ -43,14 +43,6 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def code(self) -> int | None:
-        return self._process.poll()
-
-    @property
-    def runs(self) -> bool:
-        return self.code is None
-
     def check(self) -> None:
         """Raise RuntimeError, with the last of its log, where it has ended."""
         if self._process.poll() is not None:

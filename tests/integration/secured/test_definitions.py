@@ -64,12 +64,17 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(secured: SecuredBroker, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    folder = tmp_path_factory.mktemp("definitions")
+    made = deploy(secured, tmp_path_factory.mktemp("definitions"))
+    secured.ctl("import_definitions", str(made.document))  # once more changes nothing
+    return made
+
+
+def deploy(secured: SecuredBroker, folder: Path, *more: str, vhost: str = VHOST) -> Deployment:
+    """A vhost as the script's definitions make it."""
     document = folder / "definitions.json"
-    document.write_text(written_by_the_script(folder / "passwords"))
+    document.write_text(written_by_the_script(folder / "passwords", *more, vhost=vhost))
     secured.ctl("import_definitions", str(document))
-    secured.ctl("import_definitions", str(document))
-    return Deployment(secured, folder / "passwords", document)
+    return Deployment(secured, folder / "passwords", document, vhost)
 
 
 def written_by_the_script(passwords: Path, *more: str, vhost: str = VHOST) -> str:
@@ -82,27 +87,16 @@ def written_by_the_script(passwords: Path, *more: str, vhost: str = VHOST) -> st
     return done.stdout
 
 
-class Publisher(Requester):
-    """A requester that may publish to the entry exchange only."""
-
-    async def publish(self, body: bytes, **properties: Any) -> str:
-        entry = await self.channel.get_exchange(self.prefix, ensure=False)
-        properties.setdefault("reply_to", self.queue.name)
-        message = aio_pika.Message(body, **properties)
-        await entry.publish(message, "request")
-        return str(properties["correlation_id"])
-
-
 async def test_worker_and_publisher_do_their_work_with_their_users(deployment: Deployment) -> None:
     async with Rig(lambda **given: deployment.settings("worker", **given)) as rig:
         await rig.start_worker(rig.settings())
-        async with Publisher(deployment.url("publisher"), PREFIX) as publisher:
-            reply = await publisher.ask(messenger(), correlation_id="one")
+        async with Requester(deployment.url("publisher"), PREFIX) as publisher:
+            reply = await publisher.ask(messenger(), key="request")
             assert reply["status"] == "registered"
-            reply = await publisher.ask(b"{broken", correlation_id="two")
+            reply = await publisher.ask(b"{broken", key="request")
             assert reply["status"] == "rejected"
             own = await publisher.channel.declare_queue(f"{PREFIX}.job.1", durable=True)
-            await publisher.ask(messenger(), correlation_id="three")
+            await publisher.ask(messenger(), key="request")
             await own.delete()
 
 
@@ -132,7 +126,7 @@ async def test_the_console_does_its_work_with_an_operators_user(deployment: Depl
     operator = deployment.settings("operator", console_port=0)
     async with (
         Rig(lambda **given: deployment.settings("worker", **given)) as rig,
-        Publisher(deployment.url("publisher"), PREFIX) as publisher,
+        Requester(deployment.url("publisher"), PREFIX) as publisher,
         Console(operator) as console,
         aiohttp.ClientSession(
             console.url,
@@ -142,7 +136,7 @@ async def test_the_console_does_its_work_with_an_operators_user(deployment: Depl
     ):
         rig.sandbox.faults.add(Status(path="registration", status=404, count=1))
         await rig.start_worker(rig.settings())
-        await publisher.ask(messenger(), correlation_id="one")
+        await publisher.ask(messenger(), key="request")
         token = console.entry.removeprefix(console.url)
         overview = await (await session.get(token)).json()
         assert overview["problems"] == []
@@ -337,16 +331,12 @@ async def test_operators_and_observers_look_at_what_they_may_see(deployment: Dep
 
 
 async def test_a_worker_divides_the_requests_with_its_user(secured: SecuredBroker, tmp_path: Path) -> None:
-    vhost = f"{VHOST}-partitions"
-    document = tmp_path / "definitions.json"
-    document.write_text(written_by_the_script(tmp_path / "passwords", "--partitions", "2", vhost=vhost))
-    secured.ctl("import_definitions", str(document))
-    divided = Deployment(secured, tmp_path / "passwords", document, vhost)
+    divided = deploy(secured, tmp_path, "--partitions", "2", vhost=f"{VHOST}-partitions")
     async with Rig(lambda **given: divided.settings("worker", **given)) as rig:
         await rig.start_worker(rig.settings(partitions=2))
-        async with Publisher(divided.url("publisher"), PREFIX) as publisher:
+        async with Requester(divided.url("publisher"), PREFIX) as publisher:
             for page in ("page-1", "page-2", "page-3"):
-                reply = await publisher.ask(messenger(page), correlation_id=page)
+                reply = await publisher.ask(messenger(page), key="request")
                 assert reply["status"] == "registered"
             into = aio_pika.Message(messenger())
             with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
@@ -362,11 +352,7 @@ async def test_publishers_with_users_of_their_own_cannot_touch_each_others_repli
     secured: SecuredBroker, tmp_path: Path
 ) -> None:
     vhost = f"{VHOST}-two"
-    document = tmp_path / "definitions.json"
-    publishers = ("--publisher", "crm", "--publisher", "onboarding")
-    document.write_text(written_by_the_script(tmp_path / "passwords", *publishers, vhost=vhost))
-    secured.ctl("import_definitions", str(document))
-    two = Deployment(secured, tmp_path / "passwords", document, vhost)
+    two = deploy(secured, tmp_path, "--publisher", "crm", "--publisher", "onboarding", vhost=vhost)
     async with Rig(lambda **given: two.settings("worker", **given)) as rig:
         await rig.start_worker(rig.settings())
         async with RegistrationClient(two.url("crm"), prefix=PREFIX) as client:
@@ -440,10 +426,10 @@ async def test_a_broker_password_is_rotated_by_file_without_a_restart(
             **{k: getattr(rig.settings(), k) for k in rig.settings().model_fields_set if k != "amqp_url"}
         )
         service = await rig.start_worker(settings)
-        async with Publisher(deployment.url("publisher"), PREFIX) as publisher:
+        async with Requester(deployment.url("publisher"), PREFIX) as publisher:
             deployment.broker.ctl("change_password", f"{VHOST}-worker", "the-new-one")
             file.write_text(deployment.broker.url_of(f"{VHOST}-worker", "the-new-one", VHOST))
             deployment.broker.ctl("close_all_user_connections", f"{VHOST}-worker", "the password was rotated")
-            assert (await publisher.ask(messenger(), correlation_id="after"))["status"] == "registered"
+            assert (await publisher.ask(messenger(), key="request"))["status"] == "registered"
             assert service.publisher.ready
     deployment.broker.ctl("change_password", f"{VHOST}-worker", (deployment.passwords / "worker").read_text())

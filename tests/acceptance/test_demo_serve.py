@@ -84,8 +84,7 @@ def lines(text: str) -> list[str]:
 async def test_a_tutorial_works_when_it_is_pasted(broker_url: str, tmp_path: Path, page: str) -> None:
     said = ""
     async with demonstration(broker_url) as (_, shown):
-        (address,) = re.findall(r"sandbox on (\S+)", shown)
-        setup = f"{blocks(shown)[0]}\nexport SANDBOX=http://{address} COLUMNS=200"
+        setup = f"{blocks(shown)[0]}\nexport COLUMNS=200"
         for name, kind, text in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
             if kind == "python":
                 (tmp_path / name).write_text(text, encoding="utf-8")

@@ -209,13 +209,14 @@ def _pages(folder: Path) -> Path:
                 "ottPlatformName": "messenger",
                 "pageId": 102030405060 + number,
                 "pageName": f"Page {number}",
+                "pageAccessToken": f"token-of-page-{number}",
             }
             writer.writerow(MESSENGER | own)
     return path
 
 
 def _things_to_try(settings: Settings, sandbox: str, page: str, file: Path) -> str:
-    exports = [f"export OTT_PREFIX={settings.prefix}"]
+    exports = [f"export OTT_PREFIX={settings.prefix}", f"export SANDBOX={sandbox}"]
     url = settings.amqp_url.get_secret_value()
     if "guest:guest@" in url:  # else it holds a secret, and the other terminal must have it too
         exports.append(f"export OTT_AMQP_URL={shlex.quote(url)}")
@@ -224,7 +225,6 @@ def _things_to_try(settings: Settings, sandbox: str, page: str, file: Path) -> s
     values = {
         "setup": "\n  ".join(exports),
         "file": file,
-        "faults": f"{sandbox}/sandbox/faults",
         "page": page,
     }
     return _TO_TRY.read_text(encoding="utf-8").format(**values)

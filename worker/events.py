@@ -142,7 +142,7 @@ class EventListener:
     def token_refused(self, account: str | None, result: TokenResult, why: str) -> None:
         """A token request brought none; `why` quotes the endpoint, without the credentials."""
 
-    @_logged("warning", "paused: Marketing Cloud is not available")
+    @_logged("warning", "paused: Marketing Cloud takes no calls")
     def gate_closed(self, why: str) -> None: ...
 
     def gate_left(self, seconds: float) -> None:

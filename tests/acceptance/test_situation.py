@@ -118,7 +118,7 @@ Fault = Callable[[Rig, Requester, contextlib.AsyncExitStack], Awaitable[None]]
 CASES: list[tuple[str, Fault, dict[str, Any], int, str, str, str]] = [
     # state, fault, settings, exit code of check, on the screens, in /readyz, in the log
     ("paused", paused, {}, 1, "by ann@host", "PAUSED by ann@host", "paused by order"),
-    ("outage", outage, {}, 1, "takes no calls", "OUTAGE", "paused: Marketing Cloud is not available"),
+    ("outage", outage, {}, 1, "takes no calls", "OUTAGE", "paused: Marketing Cloud takes no calls"),
     (
         "credentials",
         nothing,

@@ -127,6 +127,11 @@ async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told()
     kept.expire()
     await refreshed(5, kept)
     assert (kept.value, kept.trouble) == (1, "gone")
+    kept.expire()
+    await refreshed(0, kept)
+    kept.expire()  # something was changed while it is read
+    await refreshed(5, kept)
+    assert (kept.value, readings, kept.trouble) == (4, 4, "")
 
 
 async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not_called_the_present() -> None:

@@ -12,10 +12,9 @@ from worker.broker.overview import Overview
 from worker.broker.topology import Topology
 from worker.contract.control import Pause
 from worker.contract.status import Blocked, WorkerStatus
-from worker.contract.timestamps import how_long
+from worker.contract.timestamps import how_long, span
 
-LONG_WAIT = 15 * 60  # seconds that the backlog takes; longer is told
-PACED_WAIT = 60  # seconds; the same where a speed limit is the cause
+LONG_WAIT = 60  # seconds that the backlog takes; longer is told
 TREND = 60.0  # seconds over which the backlog's growth is measured
 SHORTEST_TREND = 20.0  # seconds
 GROWN = 100  # requests by which it must have grown meanwhile
@@ -77,10 +76,10 @@ class Condition:
     def line(self, now: datetime, style: Callable[[str], str] = str.upper) -> str:
         """The state, its cause and since when, in a line. `style` is that of the state's name."""
         ago = "" if self.since is None else f"{how_long(self.since, now)} ago ({self.since:%H:%M} UTC)"
-        name = style(self.state.value)
+        name, cause = style(self.state.value), self.cause.rstrip(".")
         if self.subject:
-            return f"{name} {self.subject} {ago}".rstrip() + f": {self.cause}"
-        return f"{name}: {self.cause}" + (f", {ago}" if ago else "")
+            return f"{name} {self.subject} {ago}".rstrip() + f": {cause}"
+        return f"{name}: {cause}" + (f", {ago}" if ago else "")
 
     def document(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -253,7 +252,7 @@ def _backlog(found: Overview, growth: float) -> Iterator[Condition]:
     waiting = found.queues.get("requests", 0) + sum(worker.in_flight for worker in found.workers)
     paces = [worker.pace for worker in found.workers if worker.pace is not None]
     rate = sum(worker.rate_per_second for worker in found.workers)
-    if paces and (waiting > PACED_WAIT * sum(paces) or growth > 0):
+    if paces and (waiting > LONG_WAIT * sum(paces) or growth > 0):
         cause = f"Marketing Cloud takes {sum(paces):,.1f} calls a second; {waiting:,} requests wait"
         advice = (
             "They are sent as fast as it takes them. Ask Marketing Cloud for a higher limit, or send fewer."
@@ -264,7 +263,7 @@ def _backlog(found: Overview, growth: float) -> Iterator[Condition]:
         advice = "More come in than are settled: see the time of a call, OTT_RATE_LIMIT and OTT_PREFETCH."
         yield Condition(State.BACKLOG, cause, advice, stops=False)
     elif rate and waiting / rate > LONG_WAIT:
-        cause = f"{waiting:,} requests wait, about {waiting / rate / 60:,.0f} minutes at {rate:,.1f} a second"
+        cause = f"{waiting:,} requests wait, about {span(waiting / rate)} at {rate:,.1f} a second"
         yield Condition(State.BACKLOG, cause, "They are settled in order; nothing to do.", stops=False)
 
 

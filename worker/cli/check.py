@@ -228,7 +228,7 @@ async def _token(settings: Settings) -> Finding:
 async def _token_trouble(error: TokenTrouble, settings: Settings) -> str:
     """The trouble and its cause, in one line. Where a business unit is set, it is found out by one more
     token request whether a token is given without it."""
-    return f"{error}: {await _token_cause(error, settings)}"
+    return f"{str(error).rstrip('.')}: {await _token_cause(error, settings)}"
 
 
 async def _token_cause(error: TokenTrouble, settings: Settings) -> str:

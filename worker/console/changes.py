@@ -50,7 +50,7 @@ class Changes:
         why = why_of(await form_of(request))
         await publish_order(self._sources.settings, Order.now(order, why, by=_by(request)))
         self._sources.expire()
-        await refreshed(PLAN_PATIENCE, self._sources.state)
+        await refreshed(ANSWER if wants_json(request) else PLAN_PATIENCE, self._sources.state)
         if wants_json(request):
             pause = self._sources.state.value.pause
             return web.json_response({"paused": pause and pause.model_dump(mode="json")})

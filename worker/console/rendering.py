@@ -88,13 +88,11 @@ class Renderer:
             "ago": _ago,
             "brief": brief,
             "number": _number,
-            "path": lambda text: quote(str(text), safe=""),
             "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
             "resource": _resource_path,
             "query": _query,
             "seconds": _seconds,
             "sentence": lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}.",
-            "span": lambda since: "-" if since is None else how_long(since, datetime.now(UTC)),
         }
         self._environment.globals |= {
             "menu": [page for page in PAGES if page.name],

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from aiohttp import web
@@ -27,7 +27,7 @@ from worker.dead_letters.selection import Selection
 from worker.errors import WorkerError
 from worker.settings import Settings
 
-FRESH = timedelta(seconds=5)  # the age up to which what is shown is called the present
+FRESH = 5.0  # seconds, the age up to which what is shown is called the present
 STATE_LIFE = 1.0  # seconds that the broker's state and the last hour stay good
 PAINT = 0.15  # seconds that a page waits for what is being read; the rest comes with the next refresh
 FIRST_PAINT = 1.5  # seconds that it waits for the broker's state where what it has is old
@@ -58,6 +58,7 @@ class Cached(Generic[T]):
         self._read = read
         self._task: asyncio.Task[None] | None = None
         self._ended_at = float("-inf")
+        self._is_expired = False
         self.value = initial
         self.life = life
         self.as_of: datetime | None = None
@@ -66,7 +67,12 @@ class Cached(Generic[T]):
     @property
     def is_fresh(self) -> bool:
         """Whether the value is that of the last seconds."""
-        return not self.trouble and self.as_of is not None and datetime.now(UTC) - self.as_of <= FRESH
+        return not self.trouble and self.age <= FRESH
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was read, infinite where it was not."""
+        return float("inf") if self.as_of is None else (datetime.now(UTC) - self.as_of).total_seconds()
 
     @property
     def is_reading(self) -> bool:
@@ -80,8 +86,9 @@ class Cached(Generic[T]):
         return self._task
 
     def expire(self) -> None:
-        """Read anew at the next look."""
+        """Read anew at the next look; a reading under way is repeated."""
         self._ended_at = float("-inf")
+        self._is_expired = True
 
     async def close(self) -> None:
         """End a reading that is under way."""
@@ -91,8 +98,11 @@ class Cached(Generic[T]):
 
     async def _reading(self) -> None:
         try:
-            self.value = await self._read()
-            self.as_of, self.trouble = datetime.now(UTC), ""
+            self._is_expired = True
+            while self._is_expired:
+                self._is_expired = False
+                self.value = await self._read()
+                self.as_of, self.trouble = datetime.now(UTC), ""
         except WorkerError as error:
             self.trouble = str(error)
         finally:
@@ -155,7 +165,8 @@ class LetterCopy:
 
     def depth_is(self, depth: int | None) -> None:
         """What the queue holds by now: the copy is renewed when it differs."""
-        if depth is not None and depth != self.total and time.monotonic() > self._renewable_at:
+        is_due = not self.rows.is_reading and time.monotonic() > self._renewable_at
+        if is_due and depth is not None and depth != self.total:
             self.rows.expire()
 
     def shown(self, selection: Selection, version: str) -> list[str]:

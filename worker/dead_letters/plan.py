@@ -115,10 +115,7 @@ class Plan:
         why = [f"{counts[each]:,} {text}" for each, text in _HOPELESS.items() if counts[each]]
         if counts["replayed"] or not why:
             return ""
-        return (
-            f"Nothing would be registered: {'; '.join(why)}. Nothing was replayed; "
-            "--force replays them all the same"
-        )
+        return f"Nothing would be registered: {'; '.join(why)}"
 
 
 async def make_plan(queue: DeadLetterQueue, settings: Settings, wish: Wish) -> Plan:

@@ -37,9 +37,9 @@ class Run(EventListener):
     """`plan` first, then `perform` once. `say` is told what holds it up; `progressed` is called when a letter
     is done.
 
-    `done` letters were removed, `left` stay. `outcomes` are the journal's records by the ids of letters, and
-    `missing` counts replays whose outcome is not known. `gone` and `changed` are ids of letters that were not
-    there as they were planned."""
+    `done` letters were removed (`removed` are their ids), `left` stay. `outcomes` are the journal's records
+    by the ids of letters, and `missing` counts replays whose outcome is not known. `gone` and `changed` are
+    ids of letters that were not there as they were planned."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Run(EventListener):
         self.done = self.missing = 0
         self.outcomes: dict[str, Record] = {}
         self.statuses: Counter[str] = Counter()
+        self.removed: set[str] = set()
         self.gone: set[str] = set()
         self.changed: set[str] = set()
         self.is_followed = self.has_bad_canary = False
@@ -170,8 +171,9 @@ class Run(EventListener):
             self.changed |= sweep.changed
             self.gone |= {key for key, _ in sweep.wanted.elements()} - sweep.changed
 
-    def _removed(self, _: Letter) -> None:
+    def _removed(self, letter: Letter) -> None:
         self.done += 1
+        self.removed.add(letter.key)
         self.progressed()
 
     async def _outcomes_of(self, follower: OutcomeFollower | None) -> bool:

@@ -197,7 +197,7 @@ def _tell_before(plan: Plan, say: Say) -> None:
         for problem, count in staying.most_common(TOLD_REASONS) if outcome in plan.wish.staying else ():
             say(f"{letters(count)} {what}: {problem}")
     if plan.refusal:
-        say(plan.refusal)
+        say(f"{plan.refusal}. Nothing was replayed; --force replays them all the same")
 
 
 def _told(run: Run) -> Iterable[str]:

@@ -23,11 +23,12 @@
     if (!toggle) return;
     toggle.hidden = !one("#live[hx-get]");
     toggle.setAttribute("aria-pressed", String(isLive()));
-    const age = Math.round((Date.now() - answeredAt) / 1000);
+    // The page may have been old already when it came.
+    const age = Math.round((Date.now() - answeredAt) / 1000 + Number(one("#live").dataset.age));
     const isLost = text !== "Live" || age > OLD;
     toggle.classList.toggle("lost", isLost);
     document.body.classList.toggle("lost", isLost);
-    one("#live-text").textContent = isLost ? `${age} s old` : isLive() ? text : "Stopped";
+    one("#live-text").textContent = isLost ? (isFinite(age) ? `${age} s old` : "No answer") : isLive() ? text : "Stopped";
   };
   const toggleLive = () => {
     localStorage.setItem("live", isLive() ? "off" : "on");
@@ -130,7 +131,7 @@
   document.addEventListener("htmx:finally:request", () => (isWaiting = false));
   document.addEventListener("visibilitychange", refresh);
   setInterval(refresh, INTERVAL);
-  setInterval(() => showLive("Live"), INTERVAL);
+  setInterval(() => showLive("Live"), INTERVAL / 2);
   arrange();
   showLive("Live");
 })();

@@ -1,4 +1,4 @@
-"""`ott-worker submit` with files that come from spreadsheets, are mended there, and come back."""
+"""`ott-worker submit` with files that come from spreadsheets, are corrected there, and come back."""
 
 import csv
 import os
@@ -55,7 +55,7 @@ def write_three(path: Path) -> None:
     save(path, [page("1"), page("2", pageName=""), page("1.73256E+15")], ";")
 
 
-async def test_rows_that_failed_come_back_with_their_error_and_are_mended_and_submitted_again(
+async def test_rows_that_failed_come_back_with_their_error_and_are_corrected_and_submitted_again(
     submit: Command, rig: Rig, tmp_path: Path
 ) -> None:
     write_three(tmp_path / "pages.csv")
@@ -75,8 +75,8 @@ async def test_rows_that_failed_come_back_with_their_error_and_are_mended_and_su
     assert stat.S_IMODE((tmp_path / "failed.csv").stat().st_mode) == 0o600
     assert pages_called(rig) == ["1"]
 
-    mended = [{**failed[0], "pageName": "Support"}, {**failed[1], "pageId": "1732555047025799"}]
-    save(tmp_path / "failed.csv", mended, "\t")
+    corrected = [{**failed[0], "pageName": "Support"}, {**failed[1], "pageId": "1732555047025799"}]
+    save(tmp_path / "failed.csv", corrected, "\t")
     end = await submit("failed.csv", "--platform", "messenger", "--failed", "again.csv")
     assert (end.code, end.err) == (0, "")
     assert sorted(pages_called(rig)) == ["1", "1732555047025799", "2"]
@@ -84,15 +84,15 @@ async def test_rows_that_failed_come_back_with_their_error_and_are_mended_and_su
 
 
 @pytest.mark.parametrize("results", ["results.jsonl", "results.csv"])
-async def test_resume_takes_an_input_that_holds_only_the_mended_rows(
+async def test_resume_takes_an_input_that_holds_only_the_corrected_rows(
     submit: Command, rig: Rig, tmp_path: Path, results: str
 ) -> None:
     write_three(tmp_path / "pages.csv")
     first = ("--platform", "messenger", "--results", results, "--failed", "failed.csv")
     assert (await submit("pages.csv", *first)).code == 1
     failed = rows_of(tmp_path / "failed.csv", ";")
-    mended = [{**failed[0], "pageName": "Support"}, {**failed[1], "pageId": "1732555047025799"}]
-    save(tmp_path / "failed.csv", mended, ";")
+    corrected = [{**failed[0], "pageName": "Support"}, {**failed[1], "pageId": "1732555047025799"}]
+    save(tmp_path / "failed.csv", corrected, ";")
     end = await submit("failed.csv", "--platform", "messenger", "--results", results, "--resume")
     assert (end.code, end.err) == (0, "")
     assert sorted(pages_called(rig)) == ["1", "1732555047025799", "2"]
@@ -205,7 +205,7 @@ async def test_failed_rows_of_json_come_back_as_json_lines(submit: Command, rig:
     assert sorted(call.body) == ["ottPlatformAttributes", "ottPlatformName"]
 
 
-async def test_check_is_the_page_on_which_a_file_is_mended(tmp_path: Path) -> None:
+async def test_check_is_the_page_on_which_a_file_is_corrected(tmp_path: Path) -> None:
     rows = [page("1"), page("2", isActive="WAHR"), page("1.73256E+15"), page("4", isActive="maybe")]
     save(tmp_path / "pages.csv", [{**row, "Notes": ""} for row in rows], ";")
     end = await Command(OFFLINE)("pages.csv", "--platform", "messenger", "--check", "--failed", "failed.csv")

@@ -116,7 +116,7 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
 def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
     with Results(tmp_path / "r.csv") as results:
         results.write(RowResult(1, None, "failed", "line", "a\nb", ("one\ntwo",)))
-    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "1,,failed,line,a b,one two,,"
+    assert (tmp_path / "r.csv").read_text().splitlines()[1].startswith("1,,failed,line,a b,one two,")
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"row": "2"}', "nonsense", '{"row": 1, "status": "registered"}'])

@@ -119,17 +119,10 @@ class Reply:
             reply = _EITHER.validate_json(body)
         except ValidationError:
             raise MalformedReply("The message is not a reply of this worker.") from None
-        about = (
-            reply.status,
-            reply.request_id,
-            reply.ott_platform_name,
-            reply.resource_id,
-            reply.http_status,
-            reply.attempts,
-            reply.received_at,
-            reply.completed_at,
-        )
-        if isinstance(reply, Result):
-            return cls(*about, as_of=reply.as_of)
-        errors = tuple(FieldError(e.message, e.errorcode, e.documentation) for e in reply.validation_errors)
-        return cls(*about, reply.message, reply.errorcode, errors, reply.superseded_by, reply.as_of)
+        given = dict(reply)
+        given["platform"] = given.pop("ott_platform_name")
+        if isinstance(reply, ErrorEnvelope):
+            del given["documentation"]
+            entries = given.pop("validation_errors")
+            given["errors"] = tuple(FieldError(e.message, e.errorcode, e.documentation) for e in entries)
+        return cls(**given)

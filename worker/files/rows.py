@@ -138,7 +138,7 @@ class Row:
         return None if doubtful else self.resource_id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
     out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the
@@ -164,7 +164,7 @@ class Reading:
                 yield from self._rows(source, numbers, read)
                 read += source.read
 
-    @property
+    @cached_property
     def rereadable(self) -> bool:
         """Whether every input can be read more than once."""
         return all(path != STANDARD_INPUT and Path(path).is_file() for path in self.paths)

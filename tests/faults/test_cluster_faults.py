@@ -5,13 +5,14 @@ import asyncio
 import json
 import shutil
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from yarl import URL
 
 from tests.faults.cluster import TREE, Cluster
 from tests.faults.cluster_faults import CLUSTER_FAULTS
@@ -88,42 +89,45 @@ async def test_whoever_is_connected_to_a_node_without_a_majority_takes_the_next_
         given = {"mc_client_id": "sandbox", "mc_client_secret": "sandbox", "admin_port": None}
         return load_settings(**{**given, **more}, amqp_url=url, prefix=world.prefix)
 
+    async def begins() -> None:
+        async with RegistrationClient(url, prefix=world.prefix) as late:
+            await _registers(late, "3")
+
+    async def leaves(address: Callable[[], Awaitable[str | None]]) -> None:
+        while await address() in (None, minority.address):
+            await asyncio.sleep(0.1)
+
+    async def of_worker() -> str | None:
+        return getattr(worker.intake.connection, "url", URL()).host
+
+    async def of_console() -> str | None:
+        await _shown(sources)
+        return (await sources._line.open()).url.host
+
     sources = Sources(settings())
-
-    async def shown() -> int:
-        """Registrations that the console shows for the last hour; 0 where what it has is old."""
-        await refreshed(1, sources.state, sources.last_hour)
-        if not (sources.state.is_fresh and sources.last_hour.is_fresh):
-            return 0
-        return sum(counts["registered"] for _, counts in sources.last_hour.value.minutes())
-
     async with Rig(settings) as rig, RegistrationClient(url, prefix=world.prefix) as client:
         worker = await rig.start_worker(rig.settings())
-        assert (await client.register(json.loads(old_body("1")))).status == "registered"
-        before = await until(shown, "the console's numbers")
+        await _registers(client, "1")
+        before = await until(lambda: _shown(sources), "the console's numbers")
         await asyncio.to_thread(network.cut, [minority.number], [node.number for node in others])
-
-        async def grew() -> bool:
-            return await shown() > before
-
-        async def registers() -> None:
-            assert (await client.register(json.loads(old_body("2")))).status == "registered"
-
-        async def consumes_elsewhere() -> None:
-            while not worker.intake.connection or worker.intake.connection.url.host == minority.address:
-                await asyncio.sleep(0.1)
-
-        async def reads_elsewhere() -> None:
-            while (await sources._line.open()).url.host == minority.address:
-                await shown()
-                await asyncio.sleep(0.1)
-            assert not sources.state.is_fresh
-
         try:
             async with asyncio.timeout(NEXT_ADDRESS_WITHIN):
-                await asyncio.gather(registers(), consumes_elsewhere(), reads_elsewhere())
+                await asyncio.gather(_registers(client, "2"), begins(), leaves(of_worker), leaves(of_console))
             await world.cluster.revive()  # until then RabbitMQ takes 10 s for each look at a stream
-            await until(grew, "what was registered since")
+            await until(lambda: _shown(sources, more_than=before), "what was registered since")
         finally:
             await world.cluster.revive()
             await sources.close()
+
+
+async def _registers(client: RegistrationClient, page: str) -> None:
+    assert (await client.register(json.loads(old_body(page)))).status == "registered"
+
+
+async def _shown(sources: Sources, more_than: int = 0) -> int:
+    """Registrations that the console shows for the last hour; 0 where what it has is old, or not more."""
+    await refreshed(1, sources.state, sources.last_hour)
+    if not (sources.state.is_fresh and sources.last_hour.is_fresh):
+        return 0
+    count = sum(counts["registered"] for _, counts in sources.last_hour.value.minutes())
+    return count if count > more_than else 0

@@ -71,7 +71,8 @@ class Requester:
         connection: AbstractConnection | None = None,
     ) -> None:
         """A `connection` that is given stays open at the end."""
-        first, *_ = split_urls(settings.now("amqp_url"))
+        first, *others = split_urls(settings.now("amqp_url"))
+        self._other_nodes = len(others) if connection is None else 0  # to try before entering fails
         url = URL(first) if connection is None else getattr(connection, "url", URL())
         self.queue: Final = job_queue(settings.prefix, url.user, job) if on_reply else None
         self.waiting_at_start = 0
@@ -84,7 +85,7 @@ class Requester:
         self._on_reply = on_reply
         self._expires = int(expires * 1000)
         self._events = events
-        self._keeps_queue = self._is_ending = False
+        self._keeps_queue = self._is_ending = self._has_connected = False
         self._connection: AbstractConnection | None = None
         self._publishing: AbstractChannel | None = None
         self._connected = asyncio.Event()
@@ -211,6 +212,7 @@ class Requester:
         return None
 
     async def _use(self, connection: AbstractConnection) -> None:
+        self._has_connected = True
         if not self._opened.done():
             await count_workers(connection, self._names)
         self._lost.clear()
@@ -290,8 +292,13 @@ class Requester:
         self._lost.set()
 
     def _failed(self, error: Exception) -> None:
+        has_connected, self._has_connected = self._has_connected, False
         if not self._opened.done():
-            self._opened.set_exception(error)
+            # A node that is cut off from the others takes connections, and answers nothing.
+            if has_connected and self._other_nodes > 0 and isinstance(error, BrokerUnreachable):
+                self._other_nodes -= 1
+            else:
+                self._opened.set_exception(error)
         self._events.broker_unreachable(str(error))
 
 

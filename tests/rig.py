@@ -20,7 +20,7 @@ from worker.sandbox import Sandbox
 from worker.sandbox.faults import Status
 from worker.service import Service
 from worker.settings import Settings, load_settings
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 from worker.telemetry.status import StatusFeed
 
 DEFAULT_URL = load_settings().amqp_url.get_secret_value()  # the worker's own default
@@ -252,7 +252,7 @@ class Rig:
     async def start_worker(
         self, settings: Settings, events: EventListener | None = None, *, tells_status: bool = False
     ) -> Service:
-        phase = Phase()
+        phase = WorkerPhase()
         status = StatusFeed(phase)
         listener = EventListeners(events or EventListener(), phase, status)
         service = Service(settings, listener)

@@ -13,7 +13,7 @@ from worker.service import Service
 from worker.settings import Settings, load_settings, variable
 from worker.telemetry.admin import registry
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase, Pulse, StateCollector
+from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made from the code by deploy/fix. -->"
@@ -77,7 +77,7 @@ async def _families() -> list[Metric]:
     service, metrics = Service(settings, EventListener()), Metrics()
     metrics.call_ended(201, 0.1)
     try:
-        return list(registry(metrics, StateCollector(service, Phase(), Pulse())).collect())
+        return list(registry(metrics, StateCollector(service, WorkerPhase(), LoopMonitor())).collect())
     finally:
         await service.marketing_cloud.__aexit__()
 

@@ -26,7 +26,7 @@ from worker.service import Service, run_until
 from worker.telemetry.admin import Admin
 from worker.telemetry.log import Log, configure
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 from worker.telemetry.status import StatusFeed
 
 GOAL = 5.0  # seconds from the fault to the first screen that names it
@@ -43,7 +43,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Worker"]:
-        phase, metrics = Phase(), Metrics()
+        phase, metrics = WorkerPhase(), Metrics()
         feed = StatusFeed(phase)
         log = Log(configure(self.settings, self.log), debug=False)
         service = Service(self.settings, EventListeners(metrics, phase, feed, log))

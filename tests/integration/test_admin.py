@@ -27,7 +27,7 @@ from worker.settings import Settings
 from worker.telemetry import admin as admin_module
 from worker.telemetry.admin import Admin
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 
 ONE_BROKER = "Metrics and probes are no matter of RabbitMQ's version."
 
@@ -70,7 +70,7 @@ class Watched:
 
 @contextlib.asynccontextmanager
 async def watched(rig: Rig, **overrides: Any) -> AsyncIterator[Watched]:
-    metrics, phase = Metrics(), Phase()
+    metrics, phase = Metrics(), WorkerPhase()
     settings = rig.settings(**overrides)
     service = await rig.start_worker(settings, EventListeners(metrics, phase))
     url = settings.amqp_url.get_secret_value()
@@ -195,7 +195,7 @@ async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -
 
 async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> None:
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", admin_port=0)
-    metrics, phase = Metrics(), Phase()
+    metrics, phase = Metrics(), WorkerPhase()
     service = Service(settings, EventListeners(metrics, phase))
     async with service, Admin(settings, service, metrics, phase) as admin:
         worker = Watched(service, None, admin.url or "")  # type: ignore[arg-type]
@@ -289,7 +289,7 @@ async def test_an_admin_address_that_is_taken_is_told_in_one_line(rig: Rig) -> N
         port = int(worker.url.rpartition(":")[2])
         taken = rig.settings(admin_port=port)
         with pytest.raises(Exception, match=r"^OTT_ADMIN_HOST and OTT_ADMIN_PORT must be") as caught:
-            async with Admin(taken, worker.service, Metrics(), Phase()):
+            async with Admin(taken, worker.service, Metrics(), WorkerPhase()):
                 pass
         assert type(caught.value).__name__ == "SettingsError"
         assert str(caught.value).endswith(" that is free: Address already in use")

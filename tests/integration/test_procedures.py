@@ -10,7 +10,7 @@ from tests.rig import Requester, Rig, messenger, until
 from worker.events import EventListener, EventListeners
 from worker.settings import load_settings
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 
 ONE_BROKER = "What is rehearsed is no matter of RabbitMQ's version."
 
@@ -51,7 +51,7 @@ class Watched(EventListener):
 
 async def test_a_rolling_update_has_one_active_worker_at_a_time_and_loses_nothing(rig: Rig) -> None:
     story: list[str] = []
-    metrics, phase = Metrics(), Phase()
+    metrics, phase = Metrics(), WorkerPhase()
     requester = await rig.start(EventListeners(Watched("old", story), metrics, phase))
     old = rig.services[0]
     sent = [await requester.publish(messenger(f"page-{n % 9}", f"version {n}")) for n in range(60)]

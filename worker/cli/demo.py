@@ -34,7 +34,7 @@ from worker.events import EventListener, EventListeners
 from worker.sandbox import Sandbox
 from worker.service import Service, run_until
 from worker.settings import Settings, environment, load_settings
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 from worker.telemetry.status import StatusFeed
 
 WAIT_TIMEOUT = 60.0  # seconds for each answer
@@ -186,7 +186,7 @@ async def _show(console: Console, settings: Settings, serving: asyncio.Event | N
 @asynccontextmanager
 async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
     """Runs while its context lasts, and drains at the end."""
-    phase, stop = Phase(), asyncio.Event()
+    phase, stop = WorkerPhase(), asyncio.Event()
     feed = StatusFeed(phase)
     service = Service(settings, EventListeners(phase, feed))
     async with feed.publish(service):

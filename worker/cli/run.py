@@ -20,7 +20,7 @@ from worker.telemetry.admin import Admin
 from worker.telemetry.line_writer import LineWriter
 from worker.telemetry.log import Log, Logger, Summary, configure, unexpected
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 from worker.telemetry.status import StatusFeed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run() -> None:
 async def _run(settings: Settings) -> None:
     lines = LineWriter(2)
     logger = configure(settings, lines)
-    metrics, phase = Metrics(), Phase()
+    metrics, phase = Metrics(), WorkerPhase()
     metrics.count_dropped_lines(lambda: lines.dropped)
     status = StatusFeed(phase)
     stop = asyncio.Event()

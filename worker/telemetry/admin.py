@@ -24,7 +24,7 @@ from worker.service import Service
 from worker.settings import Settings
 from worker.telemetry.health import Health, Report
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import Phase, Pulse, StateCollector
+from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
 
 CONNECTION_LIMIT = 64
 CONNECTION_LIFE = 5.0  # seconds
@@ -36,11 +36,11 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 class Admin:
     """Serves while its context lasts; serves nothing if the port is empty."""
 
-    def __init__(self, settings: Settings, service: Service, metrics: Metrics, phase: Phase) -> None:
+    def __init__(self, settings: Settings, service: Service, metrics: Metrics, phase: WorkerPhase) -> None:
         self._settings = settings
-        self._pulse = Pulse()
-        self._health = Health(service, phase, self._pulse)
-        self._page = _Page(registry(metrics, StateCollector(service, phase, self._pulse)))
+        self._loop_monitor = LoopMonitor()
+        self._health = Health(service, phase, self._loop_monitor)
+        self._page = _Page(registry(metrics, StateCollector(service, phase, self._loop_monitor)))
         self._runner: web.ServerRunner | None = None
         self._ticking: asyncio.Task[None] | None = None
         self.url: str | None = None
@@ -68,7 +68,7 @@ class Admin:
                 f"OTT_ADMIN_HOST and OTT_ADMIN_PORT must be an address that is free: "
                 f"{os.strerror(error.errno or 0)}"
             ) from None
-        self._ticking = asyncio.create_task(self._pulse.run(), name="pulse")
+        self._ticking = asyncio.create_task(self._loop_monitor.run(), name="loop monitor")
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{runner.addresses[0][1]}"
         return self
 

@@ -14,7 +14,7 @@ from worker.amqp.confirm_channel import CONFIRM_TIMEOUT
 from worker.amqp.consumer import LEASE
 from worker.broker.situation import of_worker
 from worker.service import Service
-from worker.telemetry.state import Phase, Pulse, oldest_age
+from worker.telemetry.state import LoopMonitor, WorkerPhase, oldest_age
 from worker.telemetry.status import describe
 
 LONGEST_SILENCE = 10.0  # seconds without a turn of the loop
@@ -38,10 +38,10 @@ class Report:
 class Health:
     """Judges one worker."""
 
-    def __init__(self, service: Service, phase: Phase, pulse: Pulse) -> None:
+    def __init__(self, service: Service, phase: WorkerPhase, loop_monitor: LoopMonitor) -> None:
         self._service = service
         self._phase = phase
-        self._pulse = pulse
+        self._loop_monitor = loop_monitor
 
     def live(self) -> Report:
         """Whether the process works: the event loop turns, and nothing is held far beyond its deadline."""
@@ -52,7 +52,10 @@ class Health:
         since = self._phase.draining_since
         draining = 0.0 if since is None else time.monotonic() - since
         return _report(
-            loop=(self._pulse.silence < LONGEST_SILENCE, f"turned {self._pulse.silence:.1f} s ago"),
+            loop=(
+                self._loop_monitor.silence < LONGEST_SILENCE,
+                f"turned {self._loop_monitor.silence:.1f} s ago",
+            ),
             requests=(held < held_limit, f"oldest held for {held:.0f} s"),
             publisher=(not failed, "a defect ended it" if failed else "runs"),
             shutdown=(

@@ -20,7 +20,7 @@ TICKS_KEPT = 60
 ACCOUNTS_KEPT = 1000
 
 
-class Phase(EventListener):
+class WorkerPhase(EventListener):
     """What the events say of this worker: what it does, and since when its gate is not open."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Phase(EventListener):
         return self._refused.get(account)
 
 
-class Pulse:
+class LoopMonitor:
     """Measures how late the event loop runs: everything in this process waits for it."""
 
     def __init__(self) -> None:
@@ -99,10 +99,10 @@ class Pulse:
 class StateCollector(Collector):
     """The gauges."""
 
-    def __init__(self, service: Service, phase: Phase, pulse: Pulse) -> None:
+    def __init__(self, service: Service, phase: WorkerPhase, loop_monitor: LoopMonitor) -> None:
         self._service = service
         self._phase = phase
-        self._pulse = pulse
+        self._loop_monitor = loop_monitor
 
     def collect(self) -> Iterable[Metric]:
         """All of them, as they are now."""
@@ -150,7 +150,7 @@ class StateCollector(Collector):
         yield _gauge(
             "ott_event_loop_lag_seconds",
             "By how much the event loop came too late at most, lately.",
-            self._pulse.lag,
+            self._loop_monitor.lag,
         )
         yield _build_info()
 

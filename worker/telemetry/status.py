@@ -13,7 +13,7 @@ from worker.events import EventListener
 from worker.pipeline.flow import FlowState
 from worker.release import version
 from worker.service import Service
-from worker.telemetry.state import Phase
+from worker.telemetry.state import WorkerPhase
 
 STOP_TIMEOUT = 2.0  # seconds for the last record
 RATE_WINDOW = 10.0  # seconds
@@ -44,7 +44,7 @@ CHANGES = (
 class StatusFeed(EventListener):
     """Publishes the status while its context lasts, and at the end that the worker has stopped."""
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(self, phase: WorkerPhase) -> None:
         self._phase = phase
         self._publisher: StatusPublisher | None = None
         self.hear(**dict.fromkeys(CHANGES, self._changed))
@@ -71,7 +71,7 @@ class StatusFeed(EventListener):
             await asyncio.gather(publishing, return_exceptions=True)
 
 
-def describe(service: Service, phase: Phase, rate: float = 0.0) -> WorkerStatus:
+def describe(service: Service, phase: WorkerPhase, rate: float = 0.0) -> WorkerStatus:
     """The record of this moment."""
     return WorkerStatus(
         worker=service.name,
@@ -89,7 +89,7 @@ def describe(service: Service, phase: Phase, rate: float = 0.0) -> WorkerStatus:
     )
 
 
-def _state(service: Service, phase: Phase) -> WorkerState:
+def _state(service: Service, phase: WorkerPhase) -> WorkerState:
     if phase.has_stopped:
         return "stopped"
     if phase.draining_since is not None:
@@ -97,7 +97,7 @@ def _state(service: Service, phase: Phase) -> WorkerState:
     return "active" if phase.is_active or service.partitions.taken else "standby"
 
 
-def _gate(service: Service, phase: Phase) -> GateStatus:
+def _gate(service: Service, phase: WorkerPhase) -> GateStatus:
     accounts, flow = service.marketing_cloud.accounts, service.flow
     refused = phase.refused_since(service.settings.mc_account_id)
     if refused is not None and not accounts.has_token:

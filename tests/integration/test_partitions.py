@@ -410,13 +410,28 @@ async def test_without_the_routers_claim_no_partition_is_pruned(rig: Rig) -> Non
     assert all("does not tell whether a worker uses it" in each.kept_because for each in pruned)
 
 
-async def test_a_rate_limit_is_for_all_partitions_together(rig: Rig) -> None:
-    requester = await rig.start(partitions=2, rate_limit=20)
-    pages = [str(10**9 + number) for number in range(60)]
-    await all_registered(requester, await publish(requester, range(1), pages))
-    began = sorted(call.arrived_at for call in rig.sandbox.history.registration_calls)
-    # Each of the two may begin with a second's worth at once.
-    assert began[-1] - began[20] > (60 - 20) / 20 * 0.6
+async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes(rig: Rig) -> None:
+    """A worker with one partition beside one that drains four; then it takes them all."""
+    limit, pages = 20, [str(10**9 + number) for number in range(160)]
+    settings = rig.settings(partitions=PARTITIONS, rate_limit=limit)
+    requester = await rig.requester_for(settings)
+    four = await rig.start_worker(settings, tells_status=True)
+    await all_registered(requester, await publish(requester, range(1), pages[:PARTITIONS]))
+    while True:
+        one = await rig.start_worker(rig.settings(partitions=1, rate_limit=limit), tells_status=True)
+        if 0 < sum(weight(one.name, n) > weight(four.name, n) for n in range(1, PARTITIONS + 1)) < PARTITIONS:
+            break
+        await rig.stop_worker(one)  # its name has drawn all or none of them
+    await until(lambda: one.partitions.taken and four.partitions.taken, "both to have partitions")
+    before = len(rig.sandbox.history.registration_calls)
+    ids = await asyncio.gather(*(requester.publish(messenger(page)) for page in pages))
+    await until(lambda: len(requester.order) > before + len(pages) / 2, "half of the replies")
+    await rig.stop_worker(four)
+    await all_registered(requester, ids)
+    calls = sorted(call.arrived_at for call in rig.sandbox.history.registration_calls[before:])
+    seconds = [later - earlier for earlier, later in zip(calls, calls[limit:], strict=False)]
+    assert min(seconds) > 0.7, "more than the limit in a second"
+    assert calls[-1] - calls[0] > 0.9 * len(pages) / limit
 
 
 async def test_why_no_consumer_has_a_priority(clean_broker: str, prefix: str) -> None:

@@ -15,13 +15,23 @@ from aiolimiter import AsyncLimiter
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 from worker.marketing_cloud.http import Http, NoAnswer
-from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble, read_token
+from worker.marketing_cloud.token import (
+    AccountRefused,
+    AccountsCrowded,
+    AccountTrouble,
+    Token,
+    TokenTrouble,
+    read_token,
+)
 from worker.settings import Settings
 
 REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a token that still works
 REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
 SCOPE_PAUSE = 60.0  # seconds between tokens that are dropped because a scope may have been granted since
 ACCOUNTS_KEPT = 10_000
+# The part of the prefetch that may wait for tokens of accounts other than the default. Their token requests
+# are limited, so many accounts at once would otherwise fill the prefetch and hold up all others.
+MAY_WAIT = 1 / 4
 TOKEN_REQUESTS = (20, 20.0)  # for accounts other than the default: bursts of so many, in so many seconds
 CHECK_KEPT = 60.0  # seconds for which a token of the default account shows that the credentials work
 CHECKS = (4, 60.0)  # checks of the credentials: so many tokens of the default account, in so many seconds
@@ -70,6 +80,7 @@ class Accounts:
         self._events = events
         self._default = Account(settings.mc_account_id)
         self._others: dict[str, Account] = {}
+        self._waiting = 0  # requests, for tokens of these
         self._requests = AsyncLimiter(*TOKEN_REQUESTS)
         self._checks = AsyncLimiter(*CHECKS)
         self._checking: asyncio.Task[Token] | None = None
@@ -103,10 +114,18 @@ class Accounts:
         """Whether a request of this account, which is not the default, has to wait for a token."""
         return not self.is_default(account) and self._account(account).good_token(time.monotonic()) is None
 
-    def must_queue(self, account: str | None) -> bool:
-        """Whether a token request of this account would wait for its turn, behind those of others."""
-        held = self._account(account)
-        return held.is_queued or (held.fetching is None and not self._requests.has_capacity())
+    async def fetch(self, account: str | None, *, may_refuse: bool) -> None:
+        """Wait for a token of an account that is not the default. Raises what `get` raises, and
+        AccountsCrowded where its token request would have to queue while too many wait already."""
+        held, most = self._account(account), max(1, int(self._settings.prefetch * MAY_WAIT))
+        is_queued = held.is_queued or (held.fetching is None and not self._requests.has_capacity())
+        if may_refuse and is_queued and self._waiting >= most:
+            raise AccountsCrowded
+        self._waiting += 1
+        try:
+            await self.get(account)
+        finally:
+            self._waiting -= 1
 
     async def get(self, account: str | None) -> Token:
         """A token that is good now. One caller fetches while the others wait, or use the old one as long

@@ -77,6 +77,15 @@ class AccountRefused(WorkerError):
     """Marketing Cloud refuses this one account, while the default account is given tokens."""
 
 
+class AccountsCrowded(WorkerError):
+    """Too many requests wait for tokens of accounts other than the default."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Too many business units asked for their first access token at once: replay this request later"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """An access token and the URL that it is valid for. It is never shown: it has no text form. `scope` are

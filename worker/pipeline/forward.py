@@ -1,7 +1,8 @@
 """Forwarding one request to Marketing Cloud, until the answer is final (contract §6).
 
-`forward` makes attempts within their number and the budget. An attempt (`_attempt`) waits for its turn, and
-goes again for what costs nothing: an outage, a speed limit, a token that was turned down once.
+`forward` makes attempts within their number and the budget. An attempt waits for a token of its account and
+for its turn, calls, and tells the flow how the call went. It begins anew after what costs nothing: an outage,
+a speed limit, a token that was turned down once.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from worker.contract.secrets import SecretMask
 from worker.marketing_cloud.answer import Answer, masked
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.http import EnsureLease
-from worker.marketing_cloud.token import AccountRefused, AccountTrouble, Token, TokenTrouble
+from worker.marketing_cloud.token import AccountRefused, AccountsCrowded, AccountTrouble, Token, TokenTrouble
 from worker.pipeline import policy
 from worker.pipeline.flow import LONGEST_PROBE_WAIT, Call, Flow, FlowState
 from worker.pipeline.policy import FailingKeys, Verdict
@@ -21,15 +22,8 @@ from worker.pipeline.request import Outcome, Request
 from worker.pipeline.turns import Turns
 from worker.settings import Settings
 
-# The part of the prefetch that may wait for tokens of accounts other than the default. Token requests are
-# limited, so many accounts at once would otherwise fill the prefetch and hold up all others (contract §6).
-MAY_WAIT_FOR_TOKEN = 1 / 4
-
 # Times that a request is throttled while others are taken, and it costs nothing. Then the fault is its own.
 PATIENCE = 5
-
-
-CROWDED = "Too many business units asked for their first access token at once: replay this request later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +48,6 @@ class Forwarder:
         self._turns = Turns(flow)
         self._failing = FailingKeys()
         self._requests = 0  # that are being forwarded
-        self._without_token = 0  # of these, that wait for a token of their account
-        self._most_without_token = max(1, int(settings.prefetch * MAY_WAIT_FOR_TOKEN))
 
     @property
     def is_pausing(self) -> bool:
@@ -96,12 +88,11 @@ class Forwarder:
 
     async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Result:
         """One attempt that counts."""
-        before, has_new_token, in_front, answered = request.attempts, False, False, -1
+        before, has_new_token, in_front = request.attempts, False, False
         while True:
-            if self._accounts.must_fetch(request.account):
-                trouble = await self._wait_for_token(request)
-                if trouble is not None:
-                    return trouble
+            trouble = await self._wait_for_token(request)
+            if trouble is not None:
+                return trouble
             call = await self._turns.next(in_front=in_front)
             try:
                 began = time.monotonic()
@@ -111,23 +102,16 @@ class Forwarder:
                     result = await self._call(request, ensure_lease, call)
                 if result is None:
                     continue
-                is_own = self._is_turned_down(request, result) and not call.is_probe
-                if result.verdict is Verdict.THROTTLED:
-                    request.throttled += self._flow.answered > answered
-                    answered = self._flow.answered
-                    counts, in_front = request.throttled > PATIENCE, not call.is_probe
-                    if not counts:
-                        self._flow.throttled(call, policy.why(result.answer), result.answer.pause)
-                else:
-                    counts, in_front = not is_own and not self._is_outage(request, result, call), False
-                if counts:
+                if self._counts(request, result, call):
                     request.spent += time.monotonic() - began
                     return result
             finally:
                 self._turns.ended(call)
-            refusal = await self._refuse(request, result) if is_own else None
-            if refusal is not None:
-                return refusal
+            if self._is_turned_down(request, result, call):
+                refusal = await self._refuse(request, result)
+                if refusal is not None:
+                    return refusal
+            in_front = result.verdict is Verdict.THROTTLED and not call.is_probe
             request.attempts, has_new_token = before, False
 
     async def _wait_for_token(self, request: Request) -> _Result | None:
@@ -136,15 +120,10 @@ class Forwarder:
         account's own trouble, or None."""
         outages = 0
         while self._accounts.must_fetch(request.account):
-            if (
-                self._without_token >= self._most_without_token
-                and not self._flow.is_pausing
-                and self._accounts.must_queue(request.account)
-            ):
-                return _Result(Verdict.CROWDED, Answer(None, CROWDED), is_account=True)
-            self._without_token += 1
             try:
-                await self._accounts.get(request.account)
+                await self._accounts.fetch(request.account, may_refuse=not self._flow.is_pausing)
+            except AccountsCrowded as crowded:
+                return _Result(Verdict.CROWDED, Answer(None, f"{crowded}."), is_account=True)
             except AccountRefused as refused:
                 return _Result(Verdict.FORBIDDEN, Answer(None, f"{refused}."), is_account=True)
             except AccountTrouble as trouble:
@@ -155,8 +134,6 @@ class Forwarder:
                 outages += 1
                 self._flow.close(trouble.cause, trouble.summary)
                 await asyncio.sleep(Backoff(self._settings.retry_base, LONGEST_PROBE_WAIT).draw(outages))
-            finally:
-                self._without_token -= 1
         return None
 
     async def _call(self, request: Request, ensure_lease: EnsureLease, call: Call) -> _Result | None:
@@ -195,10 +172,10 @@ class Forwarder:
             return self._accounts.drop_for_scope(request.account, result.token)
         return False
 
-    def _is_turned_down(self, request: Request, result: _Result) -> bool:
+    def _is_turned_down(self, request: Request, result: _Result, call: Call) -> bool:
         """Whether the fresh token of an account other than the default was turned down."""
         is_credentials = result.verdict is Verdict.CREDENTIALS and result.token is not None
-        return is_credentials and not self._accounts.is_default(request.account)
+        return is_credentials and not call.is_probe and not self._accounts.is_default(request.account)
 
     async def _refuse(self, request: Request, result: _Result) -> _Result | None:
         """The end of a request whose account's tokens are turned down; None where this is an outage."""
@@ -210,24 +187,31 @@ class Forwarder:
             return None
         return _Result(Verdict.FORBIDDEN, result.answer, is_account=True)
 
-    def _is_outage(self, request: Request, result: _Result, call: Call) -> bool:
-        """Tell the flow how a call went. Returns whether an outage is to blame, so that the attempt does not
-        count."""
+    def _counts(self, request: Request, result: _Result, call: Call) -> bool:
+        """Tell the flow how a call went. Returns whether the attempt counts: not if an outage, a speed limit
+        or the account's token is to blame."""
         verdict, answer, flow = result.verdict, result.answer, self._flow
         if verdict.is_final:
             flow.taken(call)
+            return True
+        if self._is_turned_down(request, result, call):
             return False
-        cause, why = policy.cause(answer), policy.why(answer)
-        if verdict is Verdict.CREDENTIALS:
-            flow.close(cause, why, answer.pause, call)
-            return True
-        if verdict is Verdict.BLOCKED:
-            flow.close(cause, why, max(policy.BLOCKED_PAUSE, answer.pause), call)
-            return True
+        cause, why, pause = policy.cause(answer), policy.why(answer), answer.pause
+        if verdict is Verdict.THROTTLED:
+            request.throttled += flow.answered > request.answered
+            request.answered = flow.answered
+            is_own = request.throttled > PATIENCE
+            if not is_own:
+                flow.throttled(call, why, pause)
+            return is_own
+        if verdict in (Verdict.CREDENTIALS, Verdict.BLOCKED):
+            least = policy.BLOCKED_PAUSE if verdict is Verdict.BLOCKED else 0.0
+            flow.close(cause, why, max(pause, least), call)
+            return False
         outage = verdict is Verdict.OUTAGE
         if self._failing.has_resource(request) and not call.is_probe:
             # It fails as it did before: only together with others in the row does that tell of an outage.
             outage = False
             if flow.state is FlowState.OPENING and flow.allows(call):
-                return False
-        return flow.failed(call, request.resource, cause, why, outage=outage, pause=answer.pause)
+                return True
+        return not flow.failed(call, request.resource, cause, why, outage=outage, pause=pause)

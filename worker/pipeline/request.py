@@ -33,7 +33,8 @@ class Request:
     as_of: int | None = None
     attempts: int = 0
     spent: float = 0.0  # seconds of the budget: in calls and back-offs that count
-    throttled: int = 0  # times, while others were taken
+    throttled: int = 0  # times, while others were answered
+    answered: int = -1  # calls of all requests, when it was throttled last
     phase: Literal["waiting", "calling", "settling"] = "waiting"
     older: "Sequence[Request]" = ()  # that it supersedes if it is registered (contract §2)
 

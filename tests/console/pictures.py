@@ -9,7 +9,7 @@ from tests.console.world import world
 from worker.console.server import Console
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "console"
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1100, "height": 700}
 
 
 async def main(folder: Path) -> None:
@@ -23,7 +23,7 @@ async def main(folder: Path) -> None:
                 await page.goto(path)
                 await page.locator(".badge").wait_for()
                 await page.locator(".chart rect, #letters tbody tr").first.wait_for()
-                await page.locator(".causes li, table.by-cause tbody tr").first.wait_for()
+                await page.locator(".causes li, tr[id^=cause]").first.wait_for()
                 await page.screenshot(path=folder / f"{name}.png")
 
 

@@ -33,6 +33,18 @@ async def dead(requester: Requester, page_id: str, **attributes: Any) -> str:
     return str(reply["requestId"])
 
 
+async def refused(rig: Rig, requester: Requester, page_id: str) -> str:
+    """A dead letter for a page that Marketing Cloud turned down once; returns its request's id."""
+    rig.sandbox.faults.add(refusal(1))
+    return await dead(requester, page_id, endpointUrl="https://example.com")
+
+
+async def done(running: Running, run: dict[str, Any], **form: Any) -> dict[str, Any]:
+    """What a plan has come to when it was carried out."""
+    await post(running, f"/runs/{run['run']}/start", **{"why": "granted", "canary": "none", **form})
+    return await ended(running, run)
+
+
 async def listed(running: Running, count: int) -> None:
     """Wait until the page shows so many."""
 
@@ -76,9 +88,8 @@ async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(
     rig: Rig, start_console: Start
 ) -> None:
     requester = await rig.start()
-    rig.sandbox.faults.add(refusal(2))
-    await dead(requester, "1", endpointUrl="https://example.com")
-    await dead(requester, "2", endpointUrl="https://example.com")
+    for page in ("1", "2"):
+        await refused(rig, requester, page)
     await dead(requester, "3")
     assert (await requester.ask(messenger("2")))["status"] == "registered"
     console = await start_console()
@@ -94,14 +105,12 @@ async def test_what_was_selected_is_replayed_and_its_outcomes_are_told(
     rig: Rig, start_console: Start
 ) -> None:
     requester = await rig.start()
-    rig.sandbox.faults.add(refusal(2))
-    good = [await dead(requester, page, endpointUrl="https://example.com") for page in ("1", "2")]
+    good = [await refused(rig, requester, page) for page in ("1", "2")]
     bad = await dead(requester, "3")
     console = await start_console()
     await listed(console, 3)
     _, run = await post(console, "/runs", do="replay-picked", pick=good[0])
-    await post(console, f"/runs/{run['run']}/start", why="granted", canary="none")
-    run = await ended(console, run)
+    run = await done(console, run)
     assert (run["phase"], run["done"], run["outcomes"]) == ("done", 1, {"registered": 1})
     await listed(console, 2)
     remaining: Any = await console.json("/dead-letters")
@@ -117,30 +126,26 @@ async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Sta
     console = await start_console()
     await listed(console, 3)
     _, run = await post(console, "/runs", do="replay")
-    await post(console, f"/runs/{run['run']}/start", why="perhaps", canary="one")
-    run = await ended(console, run)
+    run = await done(console, run, canary="one")
     assert (run["phase"], run["done"], run["outcomes"]) == ("stopped", 1, {"failed": 1})
     assert (await orders(console))[0]["count"] == 1
 
 
 async def test_a_canary_that_is_registered_is_followed_by_the_others(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
-    rig.sandbox.faults.add(refusal(12))
     for page in range(12):
-        await dead(requester, str(page), endpointUrl="https://example.com")
+        await refused(rig, requester, str(page))
     console = await start_console()
     await listed(console, 12)
     _, run = await post(console, "/runs", do="replay")
-    await post(console, f"/runs/{run['run']}/start", why="granted", canary="tenth")
-    run = await ended(console, run)
+    run = await done(console, run, canary="tenth")
     assert (run["phase"], run["done"], run["outcomes"]) == ("done", 12, {"registered": 12})
 
 
 async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
-    rig.sandbox.faults.add(refusal(20))
     for page in range(20):
-        await dead(requester, str(page), endpointUrl="https://example.com")
+        await refused(rig, requester, str(page))
     console = await start_console()
     await listed(console, 20)
     _, run = await post(console, "/runs", do="replay")
@@ -171,8 +176,7 @@ async def test_a_letter_is_corrected_with_its_difference_shown_first(rig: Rig, s
     page = await console.html(f"/runs/{run['run']}")
     assert "https://example.com/new" in page
     assert "a-new-token" not in page
-    await post(console, f"/runs/{run['run']}/start", why="the token expired")
-    run = await ended(console, run)
+    run = await done(console, run)
     assert run["outcomes"] == {"registered": 1}
     registered = rig.sandbox.registrations[Resource(None, "messenger", "1")].body
     assert registered["ottPlatformAttributes"]["endpointUrl"] == "https://example.com/new"
@@ -226,8 +230,7 @@ async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(
     assert "the same value" in refused["problem"]
     _, run = await post(console, "/runs", **form, **{"set.endpointUrl": "https://example.com"})
     assert run["count"] == 2  # those that the page showed
-    await post(console, f"/runs/{run['run']}/start", why="a default endpoint", canary="one")
-    run = await ended(console, run)
+    run = await done(console, run, canary="one")
     assert run["outcomes"] == {"registered": 2}
     runs: Any = await console.json("/runs")
     assert runs["runs"][0]["run"] == run["run"]
@@ -258,8 +261,7 @@ async def test_discarding_asks_for_the_count(rig: Rig, start_console: Start) -> 
     requester = await rig.start()
     for page in ("1", "2"):
         await dead(requester, page)
-    rig.sandbox.faults.add(refusal(1))
-    kept = await dead(requester, "3", endpointUrl="https://example.com")
+    kept = await refused(rig, requester, "3")
     console = await start_console()
     await listed(console, 3)
     _, run = await post(console, "/runs", do="discard", reason="invalid")
@@ -267,8 +269,7 @@ async def test_discarding_asks_for_the_count(rig: Rig, start_console: Start) -> 
     status, document = await post(console, f"/runs/{run['run']}/start", why="sent by mistake", count="3")
     assert status == 400
     assert "Type 2" in str(document["problem"])
-    await post(console, f"/runs/{run['run']}/start", why="sent by mistake", count="2")
-    assert (await ended(console, run))["phase"] == "done"
+    assert (await done(console, run, why="sent by mistake", count="2"))["phase"] == "done"
     await listed(console, 1)
     remaining: Any = await console.json("/dead-letters")
     assert [letter["id"] for letter in remaining["letters"]] == [kept]

@@ -154,6 +154,8 @@ async def test_behind_a_proxy_links_cookies_and_the_origin_follow_its_url(
     assert len(links) > 10
     assert all(link.startswith("/ott/") for link in links)
     assert await status(console, "GET", f"{base}/static/console.css", headers=session) == 200
+    async with console.session.get(base or "/ott", headers=session, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (303, "/ott/")
     elsewhere = {**session, "Origin": "https://ops.example"}
     assert await status(console, "POST", f"{base}/theme", headers=session, data={"theme": "dark"}) == 303
     assert await status(console, "POST", f"{base}/theme", headers={**elsewhere, "Host": "127.0.0.1"}) == 403

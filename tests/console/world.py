@@ -17,6 +17,7 @@ from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.status_stream import StatusPublisher
 from worker.contract.status import GateStatus, WorkerStatus
+from worker.release import version
 from worker.settings import Settings, load_settings
 
 TOKEN = "10006 Please fix the following errors: The page access token has expired"
@@ -57,7 +58,7 @@ def _describing(name: str, state: Any) -> Any:
         is_active = state == "active"
         return WorkerStatus(
             worker=f"{name}:20261125T031200Z",
-            version="1.1.0",
+            version=version(),
             at=datetime.now(UTC),
             state=state,
             gate=GateStatus(state="open"),

@@ -51,7 +51,9 @@ _LINK = re.compile(r'\b(href|src|action|formaction|hx-get|hx-post)="/(?!/)')
 def local_path(path: str, settings: Settings) -> str:
     """The path on this console of one that a proxy may have passed on with its own path before it."""
     base = urlsplit(settings.console_url or "").path
-    return path.removeprefix(base) if base and path.startswith(f"{base}/") else path
+    if not base or not f"{path}/".startswith(f"{base}/"):
+        return path
+    return path.removeprefix(base) or "/"
 
 
 def wants_json(request: web.Request) -> bool:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from worker.console.changes import Changes
 from worker.console.pages import Pages
-from worker.console.rendering import Renderer
+from worker.console.rendering import Renderer, see
 from worker.console.security import Guard, Login, check_settings
 from worker.console.session import Sessions
 from worker.console.sources import Sources
@@ -56,6 +56,7 @@ class Console:
         if base := urlsplit(self._settings.console_url or "").path:
             below = web.Application()  # for a proxy that passes its path on
             below.add_routes(routes)
+            application.router.add_get(base, _first_page)
             application.add_subapp(base, below)
         return application
 
@@ -95,3 +96,7 @@ class Console:
             self._listener.close()
         await self._runner.cleanup()
         await self._sources.close()
+
+
+async def _first_page(_: web.Request) -> web.Response:
+    return see("/")

@@ -163,6 +163,11 @@ class LetterCopy:
         """Whether the queue was looked through at least once."""
         return self.rows.as_of is not None
 
+    def expire(self) -> None:
+        """Something was changed: read it anew at the next look."""
+        self.rows.expire()
+        self._opened.clear()
+
     def depth_is(self, depth: int | None) -> None:
         """What the queue holds by now: the copy is renewed when it differs."""
         is_due = not self.rows.is_reading and time.monotonic() > self._renewable_at
@@ -286,7 +291,7 @@ class Sources:
     def expire(self) -> None:
         """Something was changed: read the broker's state and the letters anew at the next look."""
         self.state.expire()
-        self.letters.rows.expire()
+        self.letters.expire()
 
     async def close(self) -> None:
         """End what is under way."""

@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from tests.benchmarks.bulk import COMMAND, write_csv
+from tests.acceptance.submit_command import write_pages
 from tests.benchmarks.flow import Upstream
 from tests.benchmarks.process import Process
 from tests.rig import DEFAULT_URL, Requester, delete_objects, messenger, until
 from tests.support.upstream import Behaviour, failing, limited, upstream
 
+COMMAND = (sys.executable, "-m", "worker")
 ROWS = 10_000
 EVERY = 0.25  # seconds between two events
 
@@ -30,7 +31,7 @@ async def measure(
 ) -> None:
     prefix = f"bench.{uuid4().hex[:8]}"
     rows, log = folder / "rows.csv", folder / "worker.log"
-    write_csv(rows, ROWS)
+    write_pages(rows, range(ROWS))
     log.write_text("")
     async with upstream(Upstream(behaviour, latency).handle) as cloud:
         environment = {

@@ -15,6 +15,8 @@ from worker.files.rows import Row
 
 UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024  # published, and held until the broker has them
 HOLD: Final = 0.8  # seconds for which the rows of a job hold up others
+LEAST_HOLD: Final = 0.2  # the same while calls are paused again and again, as by Retry-After
+FORGIVEN: Final = 0.1  # seconds of a pause that are forgotten in each second
 FEWEST: Final = 2  # rows
 FIRST: Final = 16  # rows before any answer has come
 MOST: Final = 10_000  # rows
@@ -41,10 +43,17 @@ class Pacer:
         self._fixed = fixed
         self._answers: deque[float] = deque()
         self._shortest = 0.0  # seconds from a row to its answer, at best
+        self._paused = 0.0  # seconds without an answer lately, though rows were out
+        self._last, self._were_out = 0.0, False
 
     def answered(self, now: float, seconds: float, out: int) -> None:
         """An answer has come after so many seconds, while so many rows are out."""
         self._answers.append(now)
+        gap = now - self._last
+        self._paused = max(0.0, self._paused - FORGIVEN * gap)
+        if self._were_out:
+            self._paused = max(self._paused, min(HOLD, gap - self._shortest))
+        self._last, self._were_out = now, out > 0
         # With hardly a row out it is what the upstream takes now, though it took less before.
         if out < FEWEST or not self._shortest or seconds < self._shortest:
             self._shortest = seconds
@@ -59,7 +68,8 @@ class Pacer:
         while self._answers and now - self._answers[0] > over:
             self._answers.popleft()
         rate = len(self._answers) / over
-        return max(FEWEST, min(MOST, int(rate * (HOLD + self._shortest))))
+        hold = max(LEAST_HOLD, HOLD - self._paused)
+        return max(FEWEST, min(MOST, int(rate * (hold + self._shortest))))
 
 
 class Outstanding:

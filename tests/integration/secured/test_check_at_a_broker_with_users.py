@@ -6,9 +6,7 @@ import pytest
 
 from tests.commands import Checked, checked_with
 from tests.integration.secured.conftest import SecuredBroker
-from tests.rig import declare
-from worker.amqp.connection import connect
-from worker.broker import topology
+from tests.rig import Requester, declare
 from worker.broker.control_stream import publish_order
 from worker.contract.control import Order
 from worker.errors import PublishRefused
@@ -36,20 +34,11 @@ class Tenant:
 
     async def declare(self) -> None:
         """Let all objects be there."""
-        settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)
-        await declare(settings)
+        await declare(load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX))
 
     async def messages(self) -> list[int]:
-        settings = load_settings(amqp_url=self.url("guest", "guest"), prefix=PREFIX)
-        connection = await connect(settings, "test")
-        channel = await connection.raw_channel()
-        names = topology.Topology(PREFIX)
-        counts = [
-            (await channel.queue_declare(queue, passive=True)).message_count or 0
-            for queue in (names.requests, names.replies, names.dead)
-        ]
-        await connection.close()
-        return counts
+        async with Requester(self.url("guest", "guest"), PREFIX) as looking:
+            return [await looking.depth(name) for name in ("requests", "replies", "dead")]
 
 
 @pytest.fixture

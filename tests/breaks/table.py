@@ -339,7 +339,7 @@ BREAKS = [
     Break(
         "a job has as many rows out as it likes",
         "worker/files/outstanding.py",
-        "int(rate * (HOLD + self._shortest))",
+        "int(rate * (hold + self._shortest))",
         "MOST",
         "unit/test_bulk_files.py -k settled",
     ),

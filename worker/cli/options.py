@@ -17,7 +17,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
-Resource = Annotated[list[str] | None, typer.Option(help="pageId or channelId.")]
+Resource = Annotated[
+    list[str] | None, typer.Option(help=f"{' or '.join(each.id_field for each in PLATFORMS.values())}.")
+]
 
 # Those of contract §5, the broker's own, and the word for a letter that names none.
 LETTERS_REASONS = sorted((*REASONS, "delivery_limit", "expired", "maxlen", "unknown"))
@@ -43,7 +45,7 @@ def _select(
         ),
     ] = None,
     error: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The error contains this.")] = None,
-    platform: Annotated[list[str] | None, typer.Option(help="messenger or line.")] = None,
+    platform: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(PLATFORMS)}.")] = None,
     resource: Resource = None,
     user: Annotated[list[str] | None, typer.Option(help="The RabbitMQ user that published it.")] = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="As a bare id.")] = None,

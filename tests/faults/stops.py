@@ -8,9 +8,12 @@ told on standard error, in lines of `{"faults": ...}`, so that no test depends o
     FAULTS_POISON=PREFIX         a request whose id begins so ends the process when it is forwarded
     FAULTS_CLOCKS=NAME=VALUE,…   other values for module constants, so that an hour passes in a minute
     FAULTS_LEADERS_LEASE=true    the leader's word renews a lease, without a majority of the queue's nodes
+    FAULTS_FIELD_TYPES=wrong     RabbitMQ cannot read headers that hold an unsigned short
+    FAULTS_DEAF=true             the task that follows the orders goes on when it is cancelled
 """
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import os
@@ -24,9 +27,12 @@ import aiohttp
 import aiohttp.resolver
 
 from worker.__main__ import main
+from worker.amqp import properties
 from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.consumer import Subscription
+from worker.broker.control_stream import StandingOrders
 from worker.marketing_cloud import accounts, client
+from worker.partitions.router import Router
 from worker.pipeline import forward, journey, request, settle
 
 ON_ITS_WAY = 0.002  # seconds: enough for the loop to hand what was written to the kernel
@@ -110,6 +116,8 @@ POINTS: dict[str, Callable[[Passed], None]] = {
     "response-read": lambda passed: _after_await(client.MarketingCloud, "register", passed),
     "reply-published": lambda passed: _before(ConfirmChannel, "confirmed", passed),
     "confirmed": lambda passed: _before(Subscription, "ack", passed),
+    "poisonous": lambda passed: _before(ConfirmChannel, "_poisonous", passed),
+    "renewing": lambda passed: _before(Router, "_renew", passed),
     "settling": lambda passed: _before(settle.Settler, "settle", passed),
     "ack-handed-over": lambda passed: _before(Subscription, "_flush", passed),
     "acked": lambda passed: _after(Subscription, "_flush", passed),
@@ -161,6 +169,18 @@ def believe_the_leader() -> None:
     Subscription._pass_through_queue = nothing  # type: ignore[method-assign]
 
 
+def stay_deaf() -> None:
+    """Follow the orders for ever, whoever cancels that."""
+
+    async def follow(_: StandingOrders) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    StandingOrders.follow = follow  # type: ignore[method-assign]
+    StandingOrders.until_known = lambda _: asyncio.sleep(0)  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         install(sys.argv[1], int(sys.argv[2]), signal.Signals[f"SIG{sys.argv[3]}"])
@@ -172,5 +192,9 @@ if __name__ == "__main__":
         set_clocks(os.environ["FAULTS_CLOCKS"])
     if "FAULTS_LEADERS_LEASE" in os.environ:
         believe_the_leader()
+    if "FAULTS_FIELD_TYPES" in os.environ:
+        properties._FIXED_SIZE[ord("u")] = 4
+    if "FAULTS_DEAF" in os.environ:
+        stay_deaf()
     sys.argv = ["ott-worker", "run"]
     main()

@@ -10,6 +10,7 @@ from tests.faults.load import wait_for
 from tests.faults.node import Node
 from tests.faults.workers import Stop
 from tests.faults.world import POISON, wait_for_letter
+from worker.cli.run import LAST_GRACE
 from worker.sandbox.faults import Latency
 
 JOURNEY = (
@@ -60,6 +61,16 @@ async def test_sigterm_and_sigint_in_mid_flight_drain_without_a_repeat(
     findings = await world.intact(last=True)
     assert {worker.process.returncode for worker in ended} == {0}
     assert findings.duplicates == 0
+
+
+async def test_a_drain_ends_though_a_task_cannot_be_cancelled(make_world: MakeWorld, broker_url: str) -> None:
+    world = await make_world(broker_url, workers=0)
+    deaf = await world.workers.start(OTT_SHUTDOWN_GRACE="1", FAULTS_DEAF="true")
+    began = time.monotonic()
+    deaf.interrupt()
+    assert await deaf.process.wait() == 1
+    assert 1 <= time.monotonic() - began < 1 + LAST_GRACE + FAIL_OVER
+    assert any("did not drain in time" in str(entry["event"]) for entry in deaf.events())
 
 
 async def test_two_standbys_take_over_again_and_again(make_world: MakeWorld, broker_url: str) -> None:

@@ -110,6 +110,22 @@ HOSTILE = {
     "a header time beyond all years": (1 << 13, table(shortstr(b"t") + b"T" + b"\xff" * 8)),
     "a decimal of scale 255": (1 << 13, table(shortstr(b"d") + b"D\xff\x7f\xff\xff\xff")),
     "headers 20,000 levels deep": (1 << 13, table(shortstr(b"a") + DEEP)),
+    # Each of these has stopped somebody's consumer:
+    "no property at all": (0, b""),
+    "a timestamp in milliseconds": (1 << 6, struct.pack(">Q", 1_694_787_600_000)),
+    "a header that is not UTF-8": (1 << 13, table(shortstr(b"foo") + b"S" + table(b"\x8d"))),
+    "a header time before 1970": (1 << 13, table(shortstr(b"t") + b"T" + struct.pack(">q", -14_256_000))),
+    "a short integer": (1 << 13, table(shortstr(b"key") + b"s" + struct.pack(">h", 128))),
+    "a signed byte": (1 << 13, table(shortstr(b"x-mqtt-publish-qos") + b"b\x01")),
+    "a list": (1 << 13, table(shortstr(b"ids") + b"A" + table((b"S" + table(b"1000")) * 7))),
+    "an x-death that is text": (
+        1 << 13,
+        table(shortstr(b"x-death") + b"S" + table(b"[{queue=some}]")),
+    ),
+    "an x-death of lists": (
+        1 << 13,
+        table(shortstr(b"x-death") + b"A" + table(b"A" + table(b"S" + table(b"expired")))),
+    ),
     "headers that fill a whole frame": (1 << 13, table(shortstr(b"a") + b"S" + table(b"x" * 130_900))),
 }
 

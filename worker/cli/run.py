@@ -26,7 +26,7 @@ from worker.telemetry.status import StatusFeed
 if TYPE_CHECKING:
     from worker.telemetry.traces import Traces
 
-LAST_GRACE = 15.0  # seconds after OTT_SHUTDOWN_GRACE
+LAST_GRACE = 5.0  # seconds after OTT_SHUTDOWN_GRACE
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
 

@@ -48,9 +48,15 @@ async def _run(settings: Settings) -> None:
     metrics.count_dropped_lines(lambda: lines.dropped)
     status = StatusFeed(phase)
     stop = asyncio.Event()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected(logger, context))
-    on_end(stop.set)
-    ending = asyncio.create_task(_end_at_last(stop, settings, logger, lines), name="end at last")
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unexpected(logger, context))
+
+    def end() -> None:
+        stop.set()
+        # No task: at the end, asyncio cancels all tasks and waits for one that goes on all the same.
+        loop.call_later(settings.shutdown_grace + LAST_GRACE, _end_now, logger, lines)
+
+    on_end(end)
     traces = _traces(settings)
     summary = Summary(logger)
     listeners = [metrics, phase, status, summary, Log(logger, debug=settings.log_level == "debug")]
@@ -68,19 +74,18 @@ async def _run(settings: Settings) -> None:
         summary.tell()
         if traces:
             await traces.close()
-        ending.cancel()
+        end()
     logger.info("stopped")
     lines.close()
 
 
-async def _end_at_last(stop: asyncio.Event, settings: Settings, logger: Logger, lines: LineWriter) -> None:
-    """End the process some time after the grace is over, whatever still runs: RabbitMQ delivers again what
-    is not acknowledged."""
-    await stop.wait()
-    await asyncio.sleep(settings.shutdown_grace + LAST_GRACE)
-    logger.error("did not drain in time: ends now")
-    lines.close()
-    os._exit(1)
+def _end_now(logger: Logger, lines: LineWriter) -> None:
+    """End the process, whatever still runs: RabbitMQ delivers again what is not acknowledged."""
+    try:
+        logger.error("did not drain in time: ends now")
+        lines.close()
+    finally:
+        os._exit(1)
 
 
 def _raise_descriptor_limit() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import FrameType
 from uuid import uuid4
 
 import hypothesis
@@ -27,9 +28,15 @@ PASSED_ON = frozenset({"OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT", "OTT_TEST
 
 
 def pytest_configure() -> None:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does; what nothing can unwind the watchdog puts away."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    """SIGTERM and SIGHUP end a run as Ctrl-C does. It has a minute: a task that swallows its cancellation
+    would keep the event loop for ever. What nothing has unwound by then the watchdog puts away."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.alarm(60)  # seconds
+        signal.default_int_handler(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
     watchdog.start()
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from worker.amqp.ledger import Ledger, Message, Publish
 from worker.amqp.properties import build
+from worker.errors import PublishRefused
 
 
 @pytest.fixture
@@ -81,13 +82,15 @@ def test_what_was_under_way_goes_first_on_the_next_channel_in_its_order(
     assert names(ledger.answered(1)) == "a"
 
 
-def test_what_is_given_up_is_not_sent(loop: asyncio.AbstractEventLoop) -> None:
+def test_what_is_given_up_or_refused_is_not_sent(loop: asyncio.AbstractEventLoop) -> None:
     ledger = Ledger()
-    a, b = publishes(loop, "ab")
-    ledger.add(a)
-    ledger.add(b)
+    a, b, c = publishes(loop, "abc")
+    for publish in (a, b, c):
+        ledger.add(publish)
     a.future.cancel()
-    assert sent(ledger) == "b"
+    b.future.set_exception(PublishRefused())
+    assert sent(ledger) == "c"
+    assert b.future.exception()
 
 
 def test_what_is_set_aside_counts_and_waits_for_nobody(loop: asyncio.AbstractEventLoop) -> None:

@@ -84,10 +84,10 @@ class Ledger:
         self._aside.discard(publish)
 
     def next(self) -> Publish | None:
-        """Take the next one that waits and is not cancelled."""
+        """Take the next one that waits and has no outcome: what was given up or refused is not sent."""
         while self._waiting:
             publish = self._waiting.popleft()
-            if not publish.future.cancelled():
+            if not publish.future.done():
                 return publish
         return None
 

@@ -1,6 +1,7 @@
 """What test_interrupted_runs.py runs and interrupts. Its name keeps it out of every other run."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -19,16 +20,14 @@ async def test_everything_is_started_that_tests_start(broker_url: str) -> None:
         "OTT_MC_CLIENT_ID": "x",
         "OTT_PREFIX": "x",
     }
-    with Node() as node:
+    with Node() as node, contextlib.ExitStack() as stack:
         stubborn = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "import signal; signal.signal(15, 1); signal.pause()"
         )
         command = await begin(None, "sandbox", "--port=0", **given)
         await command.stdout.readline()
-        network = Network()
         try:
-            network.__enter__()
-            namespaces = network.namespaces
+            namespaces = stack.enter_context(Network()).namespaces
         except NoNamespaces:
             namespaces = []
         os.kill(stubborn.pid, signal.SIGSTOP)

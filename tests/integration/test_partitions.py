@@ -138,7 +138,7 @@ async def test_a_worker_without_partitions_notices_when_others_have_brought_some
 
 
 async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
-    settings = rig.settings(partitions=PARTITIONS)
+    settings = rig.settings(partitions=PARTITIONS, coalesce_after=0)
     services = await several(rig, settings, 2)
     requester = await rig.requester_for(settings)
     rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
@@ -158,11 +158,11 @@ async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
 async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is_pruned(rig: Rig) -> None:
     requester = await rig.requester_for(rig.settings(partitions=2))
     rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
-    before = await rig.start_worker(rig.settings(partitions=2))
+    before = await rig.start_worker(rig.settings(partitions=2, coalesce_after=0))
     publishing = asyncio.create_task(publish(requester, range(24)))
     for number, replies in ((4, 100), (2, 250)):
         await until(lambda replies=replies: len(requester.order) > replies, "replies")
-        after = await rig.start_worker(rig.settings(partitions=number))
+        after = await rig.start_worker(rig.settings(partitions=number, coalesce_after=0))
         await rig.stop_worker(before)
         before = after
     await all_registered(requester, await publishing)

@@ -107,6 +107,14 @@ class ConfirmChannel:
 
     async def serve(self, connection: Connection) -> None:
         """Keep a channel open on `connection` and write what is waiting, until cancelled."""
+        try:
+            await self._serve(connection)
+        finally:
+            if self.open_apart is None:
+                for publish in self._ledger.clear():
+                    _end(publish, _error_of(self.closed_by))
+
+    async def _serve(self, connection: Connection) -> None:
         while connection.is_open:
             try:
                 channel = await connection.raw_channel(confirms=True)
@@ -121,9 +129,6 @@ class ConfirmChannel:
             finally:
                 self._interceptor = None
                 self.suspects = self._ledger.lost()
-                if self.open_apart is None:
-                    for publish in self._ledger.clear():
-                        _end(publish, _error_of(self.closed_by))
             if self.open_apart is None:
                 return
             self._closed(self.closed_by)

@@ -54,7 +54,7 @@ class Router(Journeys):
         self._channel: RouterChannel | None = None
         self._channels: list[RouterChannel] = []
         self._routes = asyncio.Event()  # not before all earlier epochs are over
-        self._renewals: list[asyncio.Task[None]] = []
+        self._renewals: set[asyncio.Task[None]] = set()
         self._names = Topology(self._settings.prefix)
         numbers, prefetch = range(1, partitions + 1), self._settings.prefetch
         self._capacity = {number: PartitionCapacity(prefetch) for number in numbers}
@@ -118,7 +118,9 @@ class Router(Journeys):
         self._channel = None
         if self._routes.is_set() and channel.was_closed_for_cause:
             self._routes.clear()
-            self._renewals.append(asyncio.create_task(self._renew(channel), name="renew epoch"))
+            renewal = asyncio.create_task(self._renew(channel), name="renew epoch")
+            self._renewals.add(renewal)
+            renewal.add_done_callback(self._renewals.discard)
         else:
             self._end_epoch(channel.lost.result())
 
@@ -131,6 +133,8 @@ class Router(Journeys):
             self._go_on(started)
             if not await lost.poisonous():
                 self._end_epoch(lost.lost.result())
+            await lost.close()
+            self._channels.remove(lost)
         except WorkerError as error:
             self._end_epoch(str(error))
         except Exception as error:

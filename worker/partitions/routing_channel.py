@@ -15,6 +15,8 @@ from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
+LOST = "the connection to RabbitMQ was lost"
+
 
 class RouterChannel:
     """`lost` is done, with the reason, when nothing can be published by it any more."""
@@ -24,7 +26,7 @@ class RouterChannel:
         self._publishing = ConfirmChannel("router", events)
         self._connection = connection
         self._serving = asyncio.create_task(self._publishing.serve(connection), name="router channel")
-        self._serving.add_done_callback(lambda _: self._is_lost("the connection to RabbitMQ was lost"))
+        self._serving.add_done_callback(lambda _: self._is_lost(LOST))
         self._probing: asyncio.Task[set[Message]] | None = None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -45,9 +47,10 @@ class RouterChannel:
     def send(self, message: Message) -> "asyncio.Future[None]":
         """Publish. The future raises BrokerUnreachable where the outcome is unknown, or nothing can be
         published any more; else Unroutable, QueueFull or PublishRefused."""
-        if self.lost.done():
+        if self.lost.done() or self._serving.done():
             sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            sent.set_exception(BrokerUnreachable(self.lost.result()))
+            why = self.lost.result() if self.lost.done() else LOST
+            sent.set_exception(BrokerUnreachable(why))
             return sent
         sent = self._publishing.send(message)
         sent.add_done_callback(self._sent)

@@ -141,8 +141,7 @@ async def test_a_wrong_business_unit(rig: Rig) -> None:
     body = '{"error": "invalid_request", "error_description": "The account is not valid."}'
     rig.sandbox.faults.add(Status(path="token", status=400, account="42", body=body))
     line = (await check(rig.settings(mc_account_id="42"))).failure("token")
-    assert "400 invalid_request: The account is not valid." in line
-    assert "check OTT_MC_ACCOUNT_ID (42), for without it a token is given" in line
+    assert "The account is not valid: check OTT_MC_ACCOUNT_ID (42), for without it a token is given" in line
 
 
 async def test_a_wrong_subdomain(rig: Rig) -> None:

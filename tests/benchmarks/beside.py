@@ -85,7 +85,7 @@ async def _beside(
                 await asyncio.sleep(EVERY)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            job.kill()
+            job.terminate()  # it deletes its reply queue
         await job.wait()
     return waits, sum(1 for _ in results.open("rb"))
 

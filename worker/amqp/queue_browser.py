@@ -259,12 +259,17 @@ class QueueBrowser:
 
     async def _consume(self, number: int, prefetch: int) -> None:
         self._credit += prefetch
-        with broker_errors(LOST):
-            async with asyncio.timeout(RPC_TIMEOUT):
-                await self._channel.basic_qos(prefetch_count=prefetch)
-                await self._channel.basic_consume(
-                    self._queue, no_callback, consumer_tag=f"browse-{number:02d}"
-                )
+        try:
+            with broker_errors(LOST):
+                async with asyncio.timeout(RPC_TIMEOUT):
+                    await self._channel.basic_qos(prefetch_count=prefetch)
+                    await self._channel.basic_consume(
+                        self._queue, no_callback, consumer_tag=f"browse-{number:02d}"
+                    )
+        except BrokerUnreachable:
+            if not self._channel.is_closed:
+                raise
+            # The first deliveries can end the connection before it answers: `check` tells why, behind them.
 
     def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
         self._credit -= 1

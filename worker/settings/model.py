@@ -31,7 +31,9 @@ from worker.settings.sources import PREFIX, EnvironmentAndFiles, environment, re
 Warn = Callable[[str, str], object]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Variables of our own tools, which stand beside the worker's in one environment.
-NOT_SETTINGS = frozenset({"OTT_BROKER", "OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT"})
+NOT_SETTINGS = frozenset(
+    {"OTT_BROKER", "OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT", "OTT_TEST_RABBITMQ_ROOTS"}
+)
 
 
 class Settings(BaseSettings):

@@ -10,7 +10,7 @@ from tests.rig import Rig
 
 @pytest.fixture
 async def submit(rig: Rig, broker_url: str, prefix: str) -> AsyncIterator[Command]:
-    """The command, beside a worker that runs. It calls for each row, also where many rows are for one page."""
+    """The command, beside a worker that calls for each row, also where many are for one page."""
     await rig.start(coalesce_after=0)
     command = Command(rig.settings())
     yield command

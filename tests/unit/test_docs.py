@@ -84,8 +84,13 @@ def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None
 
 def test_the_figures_on_the_first_screen_are_the_measured_ones() -> None:
     report = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    measured = [
-        re.search(rf"^\| (?:\*\*)?{re.escape(name)}(?:\*\*)? \| (\d+) \(", report, re.MULTILINE)
-        for name in ("ott-worker", "aio-pika + aiohttp")
-    ]
-    assert re.findall(r"(\d+) µs", README) == [found[1] for found in measured if found]
+    grey = re.search(r"^\| 50 % \|.*\| (\d\.\d\d) \|$", report, re.MULTILINE)
+    limit = re.search(r"^\| 200 \| (\d+\.\d) \((\d\.\d\d)\)", report, re.MULTILINE)
+    cpu = re.search(r"\d µs, (\d\.\d\d) \(", report)
+    assert grey is not None
+    assert limit is not None
+    assert cpu is not None
+    screen = " ".join(README.split("```")[0].split())
+    assert f"gets {float(grey[1]):.0%} of".replace("%", " %") in screen
+    assert f"it reaches {float(limit[1]):.0f}, with {limit[2]} calls" in screen
+    assert f"costs {cpu[1]} of the CPU" in screen

@@ -1,6 +1,7 @@
 """One connection: everything about messages comes through our transport."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import aio_pika
@@ -150,6 +151,30 @@ async def test_closing_gives_up_on_a_peer_that_does_not_answer(
             await connection.close()
         assert not connection.is_open
         proxy.heal()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'OneShotCallback:RuntimeWarning")
+async def test_a_loop_that_ends_while_a_connection_is_being_closed_comes_to_its_end(
+    make_settings: Make,
+) -> None:
+    """All tasks are cancelled then, those of the client library too, at any point of the closing."""
+    settings = make_settings()
+
+    async def leave(turns: int) -> None:
+        connection = await connect(settings, "test")
+        closing = asyncio.create_task(connection.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        del closing
+
+    def loops() -> None:
+        for turns in range(12):
+            asyncio.run(leave(turns))
+
+    thread = threading.Thread(target=loops, daemon=True)
+    thread.start()
+    await asyncio.to_thread(thread.join, 20)
+    assert not thread.is_alive()
 
 
 async def test_a_cancellation_is_not_lost_in_an_error_of_the_connection() -> None:

@@ -177,6 +177,9 @@ class Connection(aio_pika.Connection):
         self.wire.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
+                # First the client's inner connection: the outer one waits in a `finally` for a callback. It
+                # never runs if its task is cancelled, and only a second cancellation ends that wait.
+                await self._raw.close(exc)
                 await super().close(exc)
         if not self._raw.closing.done():
             self.wire.abort()

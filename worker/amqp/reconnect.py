@@ -77,14 +77,15 @@ async def keep(
     await AsyncRetrying(
         retry=retry_if_exception_type(WorkerError),
         wait=wait,
-        sleep=lambda seconds: _sleep(seconds, until),
+        sleep=lambda seconds: pause(seconds, until),
         before_sleep=tell,
         stop=lambda _: until is not None and until.is_set(),
         retry_error_callback=lambda _: None,
     )(once)
 
 
-async def _sleep(seconds: float, until: asyncio.Event | None) -> None:
+async def pause(seconds: float, until: asyncio.Event | None) -> None:
+    """Wait for so many seconds, or until the event is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await (until.wait() if until is not None else asyncio.get_running_loop().create_future())

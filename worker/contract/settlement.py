@@ -17,6 +17,11 @@ class Resource(NamedTuple):
     platform: str
     id: str
 
+    @classmethod
+    def named(cls, account: str | None, platform: str | None, resource_id: str | None) -> "Resource | None":
+        """The resource of a message, or None if the message does not name one."""
+        return None if platform is None or resource_id is None else cls(account, platform, resource_id)
+
 
 class Settlement(NamedTuple):
     """The outcome of a request. It holds no secret.
@@ -52,6 +57,4 @@ class Settlement(NamedTuple):
     @property
     def resource(self) -> Resource | None:
         """The resource that the request names, as far as it could be read."""
-        if self.platform is None or self.resource_id is None:
-            return None
-        return Resource(self.account, self.platform, self.resource_id)
+        return Resource.named(self.account, self.platform, self.resource_id)

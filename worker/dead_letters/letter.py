@@ -134,9 +134,7 @@ class Letter(LetterFacts):
     @property
     def resource(self) -> Resource | None:
         """The resource whose order counts; the account as the message names it."""
-        if self.platform is None or self.resource_id is None:
-            return None
-        return Resource(self.account, self.platform, self.resource_id)
+        return Resource.named(self.account, self.platform, self.resource_id)
 
     @property
     def cause(self) -> str:

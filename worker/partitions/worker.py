@@ -17,6 +17,7 @@ from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
+from worker.amqp.reconnect import pause
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.broker.topology import Topology
@@ -182,7 +183,7 @@ class Partitions:
                     consume = self._consume(connection, number, place.intake, leaving)
                     group.create_task(consume, name=f"partition {number}")
                 self._spread(group)
-                await _until(leaving, SPREAD_INTERVAL)
+                await pause(SPREAD_INTERVAL, leaving)
 
     def _place(self, number: int, leaving: asyncio.Event) -> _Place:
         def journeys(subscription: Subscription) -> Journeys:
@@ -232,7 +233,7 @@ class Partitions:
                     self._events.topology_wrong(str(error))
             except Exception as error:
                 self._events.topology_wrong(f"Partition {number}: {type(error).__name__}")
-            await _until(leaving, RETRY_INTERVAL)
+            await pause(RETRY_INTERVAL, leaving)
 
     async def _is_there(self, connection: Connection, number: int) -> bool:
         """Whether to go on consuming it. One that was deleted is declared anew, unless it is beyond this
@@ -249,12 +250,6 @@ class Partitions:
 
 async def _at_once(_: Journeys) -> None:
     """The journeys of a partition take over by themselves."""
-
-
-async def _until(leaving: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await leaving.wait()
 
 
 class _PartitionEvents(EventListener):

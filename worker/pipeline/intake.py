@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from worker.amqp.amqp10 import spend_deliveries
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
-from worker.amqp.reconnect import keep_connected
+from worker.amqp.reconnect import keep_connected, pause
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.contract.settlement import Resource
@@ -229,7 +229,7 @@ class QueueIntake:
             if self._overtaken:
                 self._one_by_one = self._settings.prefetch + 1  # it comes once more itself
         if why.reason in PAUSES:
-            await _wait(self._stopping, PAUSES[why.reason])
+            await pause(PAUSES[why.reason], self._stopping)
         return True
 
     def _begin(self, connection: Connection, is_careful: bool) -> tuple[Subscription, Journeys]:
@@ -259,15 +259,6 @@ class QueueIntake:
         self._events.returned(subscription.unsettled, str(why))
         if not await subscription.close():
             self._events.acknowledgements_unheard()
-
-
-async def _wait(stopping: asyncio.Event, seconds: float) -> None:
-    """Wait for so many seconds, or until the worker is to stop."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stopping.wait()
-    except TimeoutError:
-        pass
 
 
 class _ActivationBarrier:

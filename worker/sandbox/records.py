@@ -49,9 +49,7 @@ class Call:
     @property
     def resource(self) -> Resource | None:
         """The resource that the call is about, where it names one."""
-        if self.platform is None or self.resource_id is None:
-            return None
-        return Resource(self.account, self.platform, self.resource_id)
+        return Resource.named(self.account, self.platform, self.resource_id)
 
     @property
     def body(self) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ class BrokerUnreachable(Unreachable):
 
 
 class Problem(Enum):
-    """What is wrong with a broker object."""
+    """A fault of a broker object."""
 
     MISSING = "missing"
     FORBIDDEN = "forbidden"  # this user may not use it so

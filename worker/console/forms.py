@@ -1,4 +1,4 @@
-"""What is asked for in URLs and forms: filters, and corrections of letters with the difference they make."""
+"""Reads URLs and forms: filters, and corrections of letters with the differences that they make."""
 
 import json
 import re

@@ -25,7 +25,8 @@ from worker.events import EventListener
 from worker.settings import Settings
 
 Canary = Literal["one", "tenth", "none"]
-"""What is replayed first, and the rest only when that was registered: a letter of each cause, or a tenth."""
+"""The letters that are replayed first: one of each cause, or a tenth. The rest follow once these are
+registered."""
 CANARIES: tuple[Canary, ...] = get_args(Canary)
 
 CAUSES_TOLD = 3

@@ -91,7 +91,7 @@ ALL_END_IN_0: Final = Kind(
     "the exact id",
     _AS_TEXT,
 )
-# What is damaged in whatever format it comes.
+# These count as damage in every file format.
 EVERYWHERE: Final = frozenset({SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID, PLACEHOLDER, LOST})
 
 _PLACEHOLDER = re.compile(

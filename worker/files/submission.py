@@ -144,7 +144,7 @@ class Submission:
     def _is_left_out(self, row: Row) -> bool:
         if not self._resumed:
             return False
-        # What was superseded is sent again where its own time no longer counts.
+        # With `--as-of now` (0) rows have no time of their own, so superseded rows are sent again.
         statuses = SETTLED[:1] if self._plan.reading.as_of == 0 else SETTLED
         settled = self._database.settled(row, statuses)
         if self._database.must_follow(row):

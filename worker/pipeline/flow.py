@@ -35,9 +35,8 @@ from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 
 LONGEST_PROBE_WAIT = 30.0  # seconds
-PROBE_SHARE = (
-    1 / 4
-)  # of the pause so far is waited for the next probe: a pause outlasts its outage by no more
+# The wait for the next probe is this part of the pause so far. A pause outlasts its outage by no more.
+PROBE_SHARE = 1 / 4
 MANY_RESOURCES = 3  # with failures that may be the fault of a single request
 CHANCE = 1e-5  # that a row of failures is no outage
 MEMORY = 100  # calls over which the normal share of failures is averaged

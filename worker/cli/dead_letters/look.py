@@ -96,7 +96,7 @@ def print_letters(
 async def _look(
     selection: Selection, row: Callable[[Letter], Found], say: Say, limit: int | None = None
 ) -> tuple[list[Found], int]:
-    """What is found, and the depth of the queue."""
+    """The letters that match, each as `row` makes it, and the depth of the queue."""
     async with open_dead_letters(load_settings(), say) as queue:
         total = await queue.depth()
         return await queue.read(selection, row, limit), total

@@ -161,7 +161,7 @@ BREAKS = [
         "worker/broker/topology.py",
         '"x-overflow": "reject-publish",\n            "x-dead-letter-exchange"',
         '"x-overflow": "drop-head",\n            "x-dead-letter-exchange"',
-        "integration/test_topology.py integration/secured/test_definitions.py",
+        "integration/test_topology.py",
     ),
     # --- an outage is a pause ---
     Break(

@@ -44,14 +44,6 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(leads_to), target
 
 
-@pytest.mark.parametrize(
-    ("page", "most", "tables"), [("README.md", 900, False), ("deploy/README.md", 1500, True)]
-)
-def test_the_first_pages_are_short(page: str, most: int, tables: bool) -> None:
-    lines = text_of(ROOT / page).splitlines()
-    assert len(" ".join(line for line in lines if tables or not line.startswith("|")).split()) <= most
-
-
 def test_pages_that_are_made_from_the_code_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["reference"])
     outdated = runpy.run_path(str(DEPLOY / "lib" / "reference.py"))["outdated"]

@@ -6,7 +6,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -77,15 +76,6 @@ def test_the_tests_run_with_the_very_versions_that_are_shipped() -> None:
         assert pins(RUNTIME, python).items() <= pins(OTEL, python).items() <= pins(DEV, python).items()
 
 
-def test_a_version_has_the_same_hashes_in_every_lock() -> None:
-    # A hash that was left behind by another version fails only when somebody installs.
-    known: dict[str, set[str]] = {}
-    for lock in LOCKS:
-        for entry in entries(lock):
-            version, hashes = entry.split(" ", 1)[0], set(re.findall(r"sha256:\w+", entry))
-            assert known.setdefault(version, hashes) == hashes, (lock, version)
-
-
 def shell_scripts() -> Iterator[Path]:
     for path in [*(ROOT / "deploy").rglob("*"), *(ROOT / ".ci").rglob("*")]:
         if path.is_file() and (path.suffix == ".sh" or re.match(rb"#!.*\b(ba)?sh\b", path.read_bytes()[:80])):
@@ -103,34 +93,6 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     check("hadolint", "--failure-threshold", "style", "deploy/Dockerfile")
 
 
-def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, continuation lines joined."""
-    text = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
-
-
-def test_the_image_runs_the_worker_as_a_numbered_user_that_is_not_root() -> None:
-    last_stage = instructions()[[word for word, _ in instructions()].index("FROM", 2) :]
-
-    user = dict(last_stage)["USER"]
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-    assert dict(last_stage)["ENTRYPOINT"] == '["ott-worker"]'
-    assert "RUN" not in dict(last_stage), "what is built in the last stage stays in the image"
-
-
-def compose() -> dict[str, Any]:
-    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    assert isinstance(document, dict)
-    return document
-
-
-def ours() -> dict[str, dict[str, Any]]:
-    """The services that run our image."""
-    services = compose()["services"]
-    return {name: service for name, service in services.items() if "build" in service}
-
-
 def test_the_compose_file_follows_the_compose_specification() -> None:
     check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
@@ -140,25 +102,12 @@ def test_compose_sets_only_what_the_worker_reads_and_calls_only_commands_that_ex
     known |= {f"{name}_FILE" for name in known}
     commands = get_command(app).commands  # type: ignore[attr-defined]
 
-    for service in ours().values():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
+    for service in (service for service in services if "build" in service):  # which run our image
         assert service.get("environment", {}).keys() <= known
         command, *arguments = service["command"]
         options = {name for option in commands[command].params for name in option.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= options
-
-
-def test_the_worker_of_the_compose_file_starts_with_the_settings_it_gets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in ours()["worker"]["environment"].items():
-        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
-
-    settings = Settings()
-    settings.require_marketing_cloud()
-
-    assert settings.auth_url == settings.rest_url == "http://sandbox:8081"
-    grace = int(ours()["worker"]["stop_grace_period"].removesuffix("s"))
-    assert grace > settings.shutdown_grace, "a worker that drains must not be killed"
 
 
 def check(tool: str, *arguments: str) -> None:

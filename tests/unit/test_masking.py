@@ -98,7 +98,7 @@ def test_plain_words_and_short_numbers_are_passed_on(said: str) -> None:
     assert answered(said, messenger()) == said
 
 
-@pytest.mark.parametrize("said", ["3f9a01bc77de", "EAABwzLixnj", "17325550470257990", "1 2 3 4 5 6 7 8 9"])
+@pytest.mark.parametrize("said", ["3f9a01bc77de", "EAABwzLixnj", "17325550470257990"])
 def test_what_could_be_anybodys_secret_is_masked(said: str) -> None:
     assert answered(f"See {said}", messenger()) == "See ***"
 

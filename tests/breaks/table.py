@@ -380,7 +380,7 @@ BREAKS = [
     ),
     Break(
         "the sandbox is controlled from any web page",
-        "worker/sandbox/control.py",
+        "worker/sandbox/server.py",
         "        if not _is_own(request.host):\n",
         "        if False:\n",
         "integration/test_sandbox.py",

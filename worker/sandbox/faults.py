@@ -1,14 +1,24 @@
-"""Faults on request: their kinds, the calls that they hit, and how often."""
+"""Faults on request: their kinds, the calls that they hit, how often, and what happens then."""
 
+import asyncio
 import random
-from collections.abc import Iterator
+import socket
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 
+from worker.sandbox.answers import rest_error
 from worker.sandbox.records import Call
+
+CarryOut = Callable[[], web.Response]
+"""Carries out the call and returns its answer."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
 
@@ -47,6 +57,18 @@ class Ending(Fault):
     kind: str
     applied: bool = False
 
+    async def answer(self, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
+        """The effect on a call. A handler is cancelled when its connection is lost: a call that gets no
+        response waits for that."""
+        answer = carry_out() if self.applied else web.Response(status=503)
+        if request.transport is not None:
+            self.disturb(request.transport, answer)
+        response: web.StreamResponse = await asyncio.get_running_loop().create_future()
+        return response
+
+    def disturb(self, transport: asyncio.Transport, answer: web.Response) -> None:
+        """What happens to the connection."""
+
 
 class Latency(Fault):
     """The call waits `seconds` before it is carried out, or a random time between that and `up_to`."""
@@ -73,6 +95,18 @@ class Status(Ending):
     body: str | None = None
     content_type: str = "text/plain"
 
+    async def answer(self, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
+        if self.applied:
+            carry_out()
+        given = {"Retry-After": self.retry_after, "Location": self.location}
+        headers = {name: str(value) for name, value in given.items() if value is not None}
+        if self.body is not None:
+            return web.Response(
+                text=self.body, status=self.status, headers=headers, content_type=self.content_type
+            )
+        more = {} if self.body_retry_after is None else {"retryAfter": self.body_retry_after}
+        return rest_error(self.status, self.message, self.errorcode, headers, **more)
+
 
 class Hang(Ending):
     """No answer at all; the connection stays open until the client gives up."""
@@ -85,12 +119,24 @@ class Reset(Ending):
 
     kind: Literal["reset"] = "reset"
 
+    def disturb(self, transport: asyncio.Transport, answer: web.Response) -> None:
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        transport.abort()
+
 
 class Half(Ending):
     """The answer breaks off in the middle and the connection closes."""
 
     kind: Literal["half"] = "half"
     applied: bool = True
+
+    def disturb(self, transport: asyncio.Transport, answer: web.Response) -> None:
+        head = (
+            f"HTTP/1.1 {answer.status} {answer.reason}\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n"
+        )
+        transport.write(head.encode() + b'{"half":')
+        transport.close()
 
 
 class ShortToken(Fault):
@@ -148,19 +194,9 @@ class Faults:
         hits = self._hits(call, Latency)
         return sum(self._random.uniform(hit.seconds, hit.up_to or hit.seconds) for hit in hits)
 
-    def ending(self, call: Call) -> Ending | None:
-        """What happens to the call instead of a proper answer."""
-        return next(self._hits(call, Ending), None)
-
-    def token_lifetime(self, call: Call) -> float | None:
-        """Seconds after which the token ends that this call fetches, where a fault says so."""
-        hit = next(self._hits(call, ShortToken), None)
-        return hit.seconds if hit else None
-
-    def token_scopes(self, call: Call) -> tuple[str, ...] | None:
-        """The scopes of the token that this call fetches, where a fault says so."""
-        hit = next(self._hits(call, Scopes), None)
-        return hit.scopes if hit else None
+    def hit(self, call: Call, kind: type[Kind]) -> Kind | None:
+        """The first fault of this kind that hits the call."""
+        return next(self._hits(call, kind), None)
 
     def _hits(self, call: Call, kind: type[Kind]) -> Iterator[Kind]:
         for entry in tuple(self._faults):

@@ -1,24 +1,95 @@
-"""What the sandbox remembers: every call in the order of arrival, and the newest registration of each page or
-channel."""
+"""What the sandbox remembers: the tokens that it issued, every call in the order of arrival, and the newest
+registration of each page or channel."""
 
+import hmac
 import json
+import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aiohttp import web
 from pydantic.alias_generators import to_camel
 
 from worker.contract.json_body import to_json
 from worker.contract.platforms import ATTRIBUTES, SECRET_FIELDS
 from worker.contract.secrets import MASK
 from worker.contract.settlement import Resource
+from worker.sandbox.answers import token_answer, token_error
 
+WRITE = "ott_channels_write"
+SCOPES = ("ott_channels_read", WRITE, "ott_chat_messaging_read", "ott_chat_messaging_send")
 SHOWN = (
     *("seq", "arrived_at", "finished_at", "method", "path", "account", "platform", "resource_id", "status"),
     *("in_flight", "fault", "sha256", "body"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """A token in force until `ends_at` (monotonic clock); `account` None is the default one."""
+
+    account: str | None
+    ends_at: float
+    scopes: tuple[str, ...]
+
+
+class Tokens:
+    """Tokens of the client-credentials grant, for one client. `account_ids` are the business units that it
+    may name, None for any. `lifetime` is in seconds; `rest_url` is the `rest_instance_url` that is told."""
+
+    def __init__(
+        self, client_id: str, client_secret: str, account_ids: Collection[str] | None, lifetime: float
+    ) -> None:
+        self._client = {"client_id": client_id, "client_secret": client_secret}
+        self._account_ids = account_ids
+        self._lifetime = lifetime
+        self._tokens: dict[str, IssuedToken] = {}
+        self.rest_url = ""
+
+    def issue(
+        self, request: Mapping[str, Any], lifetime: float | None, scopes: tuple[str, ...]
+    ) -> web.Response:
+        """The answer to the parsed body of `POST /v2/token`. A `lifetime` makes the token end then, although
+        its `expires_in` does not say so."""
+        if request.get("grant_type") != "client_credentials":
+            return token_error(400, "unsupported_grant_type", 'Use "client_credentials" as the grant_type.')
+        if not all(_equal(request.get(name), expected) for name, expected in self._client.items()):
+            return token_error(
+                401,
+                "invalid_client",
+                "Invalid client ID or client secret. Use those in Marketing Cloud Installed Packages.",
+            )
+        account = account_of(request)
+        if account is not None and self._account_ids is not None and account not in self._account_ids:
+            return token_error(400, "invalid_request", "The account_id is not one that this client may use.")
+        value = secrets.token_urlsafe(64)
+        ends_at = time.monotonic() + (self._lifetime if lifetime is None else lifetime)
+        token = self._tokens[value] = IssuedToken(account, ends_at, scopes)
+        document = {
+            "access_token": value,
+            "token_type": "Bearer",
+            "expires_in": max(1, round(self._lifetime) - 1),
+            "scope": " ".join(token.scopes),
+            "rest_instance_url": f"{self.rest_url}/",
+        }
+        return token_answer(200, document)
+
+    def find(self, authorization: str | None) -> IssuedToken | None:
+        """The token in force that an `Authorization` header bears."""
+        scheme, _, value = (authorization or "").partition(" ")
+        token = self._tokens.get(value.strip()) if scheme.lower() == "bearer" else None
+        return token if token and time.monotonic() < token.ends_at else None
+
+    def revoke(self, account: str | None) -> None:
+        """End the tokens of an account, or all."""
+        self._tokens = {
+            value: token
+            for value, token in self._tokens.items()
+            if account is not None and token.account != account
+        }
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +111,7 @@ class Call:
     platform: str | None = None
     resource_id: str | None = None
     sha256: str | None = None
-    masked: bytes | None = None
+    masked: bytes = b"{}"
     in_flight: int = 0
     fault: str | None = None
     finished_at: float | None = None
@@ -52,12 +123,13 @@ class Call:
         return Resource.named(self.account, self.platform, self.resource_id)
 
     @property
-    def body(self) -> dict[str, Any] | None:
-        """The body of a registration, with `***` for the values of secret fields; None if unreadable."""
-        return json.loads(self.masked) if self.masked else None
+    def body(self) -> dict[str, Any]:
+        """The body of a registration, with `***` for the values of secret fields; empty if unreadable."""
+        body: dict[str, Any] = json.loads(self.masked)
+        return body
 
     def as_json(self) -> dict[str, Any]:
-        """The call as the control endpoint shows it."""
+        """The call as the control endpoints show it."""
         return {to_camel(name): getattr(self, name) for name in SHOWN}
 
 
@@ -77,7 +149,7 @@ class History(deque[Call]):
     @property
     def registration_calls(self) -> list[Call]:
         """The calls of `POST /ott/v1/registration`."""
-        return [call for call in self if call.endpoint == "registration" and call.method == "POST"]
+        return [call for call in self if call.endpoint == "registration"]
 
     def begin(self, method: str, path: str, endpoint: str) -> Call:
         """Numbers a call that has come in."""
@@ -101,43 +173,10 @@ class History(deque[Call]):
                 del self._in_flight[resource]
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """The state of one resource: its newest body, the call that brought it, and how many there were."""
-
-    masked: bytes
-    seq: int
-    updates: int
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The newest body, with `***` for the values of secret fields."""
-        body: dict[str, Any] = json.loads(self.masked)
-        return body
-
-
-class Registry(dict[Resource, Registered]):
-    """Everything that is registered, in the order of the first registration. The account of a resource is
-    None for the client's own business unit."""
-
-    def upsert(self, resource: Resource, masked: bytes, seq: int) -> None:
-        """Registers, overriding what was there."""
-        before = self.get(resource)
-        self[resource] = Registered(masked, seq, before.updates + 1 if before else 1)
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """The registrations as the control endpoint shows them."""
-        return [
-            {
-                "account": account,
-                "platform": platform,
-                "resourceId": resource_id,
-                "seq": entry.seq,
-                "updates": entry.updates,
-                "body": entry.body,
-            }
-            for (account, platform, resource_id), entry in self.items()
-        ]
+def account_of(request: Mapping[str, Any]) -> str | None:
+    """The business unit that a token request names; the real API takes a number or its digits."""
+    account = request.get("account_id")
+    return None if account in (None, "") else str(account)
 
 
 def masked(document: Mapping[str, Any]) -> bytes:
@@ -147,3 +186,9 @@ def masked(document: Mapping[str, Any]) -> bytes:
         shown = {name: MASK if name in SECRET_FIELDS else value for name, value in attributes.items()}
         document = {**document, ATTRIBUTES: shown}
     return to_json(document)
+
+
+def _equal(given: object, expected: str) -> bool:
+    return isinstance(given, str) and hmac.compare_digest(
+        given.encode(errors="replace"), expected.encode(errors="replace")
+    )

@@ -1,42 +1,34 @@
-"""The sandbox as an HTTP server."""
+"""The sandbox as an HTTP server: the two endpoints of Marketing Cloud, and those that control the sandbox."""
 
 import asyncio
 import hashlib
 import os
-import time
+import re
 from collections.abc import Awaitable, Callable, Collection
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.settlement import Resource
-from worker.contract.words import MALFORMED
+from worker.contract.words import AGGREGATE, MALFORMED
 from worker.errors import UsageError
-from worker.sandbox import control
-from worker.sandbox.answer import (
-    INSUFFICIENT_SCOPE,
-    NO_SUCH_SERVICE,
-    NOT_AUTHORIZED,
-    UNSUPPORTED_MEDIA_TYPE,
-    CarryOut,
-    SandboxAnswer,
-    misbehave,
-    respond,
-    rest_error,
-    token_error,
-    validation_error,
-)
-from worker.sandbox.faults import Faults
-from worker.sandbox.records import Call, History, Registry, masked
-from worker.sandbox.tokens import WRITE, IssuedToken, Tokens, account_of
+from worker.sandbox.answers import json_answer, rest_error, token_error
+from worker.sandbox.faults import FAULTS, CarryOut, Ending, Faults, Scopes, ShortToken
+from worker.sandbox.records import SCOPES, WRITE, Call, History, IssuedToken, Tokens, account_of, masked
 
 TOKEN = "/v2/token"  # noqa: S105
 REST = "/ott/"
 REGISTRATION = "/ott/v1/registration"
+CONTROL = "/sandbox/"
+JSON = "application/json"
 MAX_BODY = 16 * 1024 * 1024
+CALLS_SHOWN = 1000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -47,7 +39,8 @@ class Sandbox:
     for any. `token_lifetime` is in seconds. `seed` makes random faults repeatable. The newest
     `history_limit` calls are kept. Entering raises UsageError if the address cannot be listened on.
 
-    `history`, `registrations` and `faults` may be used directly, or over HTTP under `/sandbox`.
+    `history`, `registrations` (the newest call for each resource) and `faults` may be used directly, or over
+    HTTP under `/sandbox`.
     """
 
     def __init__(
@@ -63,7 +56,7 @@ class Sandbox:
         history_limit: int = 100_000,
     ) -> None:
         self.history = History(history_limit)
-        self.registrations = Registry()
+        self.registrations: dict[Resource, Call] = {}
         self.faults = Faults(seed)
         self._tokens = Tokens(client_id, client_secret, account_ids, token_lifetime)
         self._host = host
@@ -82,9 +75,9 @@ class Sandbox:
         """Ends all faults."""
         self.faults.heal()
 
-    def revoke_tokens(self, account: str | None = None) -> int:
-        """Ends the tokens of an account, or all, at once; tells how many."""
-        return self._tokens.revoke(account)
+    def revoke_tokens(self, account: str | None = None) -> None:
+        """Ends the tokens of an account, or all, at once."""
+        self._tokens.revoke(account)
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
@@ -106,11 +99,18 @@ class Sandbox:
         await self._runner.cleanup()
 
     def _application(self) -> web.Application:
-        application = web.Application(client_max_size=MAX_BODY)
-        application.router.add_post(TOKEN, self._serve("token", self._token))
-        application.router.add_post(REGISTRATION, self._serve("registration", self._register))
-        control.add_routes(application, self.history, self.registrations, self.faults, self._tokens)
-        application.router.add_route("*", "/{path:.*}", _unknown)
+        application = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
+        for method, path, handler in (
+            ("POST", TOKEN, self._serve("token", self._token)),
+            ("POST", REGISTRATION, self._serve("registration", self._register)),
+            ("GET", f"{CONTROL}faults", self._show_faults),
+            ("POST", f"{CONTROL}faults", self._add_faults),
+            ("DELETE", f"{CONTROL}faults", self._heal),
+            ("GET", f"{CONTROL}history", self._show_history),
+            ("GET", f"{CONTROL}registrations", self._show_registrations),
+            ("*", "/{path:.*}", _unknown),
+        ):
+            application.router.add_route(method, path, handler)
         return application
 
     def _serve(self, name: str, endpoint: Callable[[web.Request, bytes, Call], CarryOut]) -> Handler:
@@ -134,10 +134,10 @@ class Sandbox:
             if delay := self.faults.delay(call):
                 call.fault = "latency"
                 await asyncio.sleep(delay)
-            if ending := self.faults.ending(call):
+            if ending := self.faults.hit(call, Ending):
                 call.fault = ending.kind
-                return await misbehave(ending, request, carry_out)
-        return respond(carry_out())
+                return await ending.answer(request, carry_out)
+        return carry_out()
 
     def _token(self, _: web.Request, body: bytes, call: Call) -> CarryOut:
         try:
@@ -145,9 +145,13 @@ class Sandbox:
         except MalformedBody:
             return lambda: token_error(400, "invalid_request", "The request body must be a JSON object.")
         call.account = account_of(document)
-        return lambda: self._tokens.issue(
-            document, time.monotonic(), self.faults.token_lifetime(call), self.faults.token_scopes(call)
-        )
+
+        def issue() -> web.Response:
+            short, limited = self.faults.hit(call, ShortToken), self.faults.hit(call, Scopes)
+            scopes = limited.scopes if limited else SCOPES
+            return self._tokens.issue(document, short.seconds if short else None, scopes)
+
+        return issue
 
     def _register(self, request: web.Request, body: bytes, call: Call) -> CarryOut:
         call.sha256 = hashlib.sha256(body).hexdigest()
@@ -155,38 +159,91 @@ class Sandbox:
         try:
             document = parse_object(body)
         except MalformedBody as problem:
-            malformed = validation_error(str(problem), MALFORMED)
-            return lambda: self._refused(request, call) or malformed
-        verdict = validate(document)
-        call.masked = masked(document)
+            verdict: Registration | Rejection = Rejection("invalid", str(problem), MALFORMED)
+        else:
+            verdict = validate(document)
+            call.masked = masked(document)
         call.platform, call.resource_id = verdict.platform, verdict.resource_id
         return lambda: self._refused(request, call) or self._upsert(call, verdict)
 
     def _bearer(self, request: web.Request, call: Call) -> IssuedToken | None:
-        token = self._tokens.find(request.headers.get("Authorization"), time.monotonic())
+        token = self._tokens.find(request.headers.get("Authorization"))
         call.account = token.account if token else None
         return token
 
-    def _refused(self, request: web.Request, call: Call) -> SandboxAnswer | None:
+    def _refused(self, request: web.Request, call: Call) -> web.Response | None:
         # Checked when the call is carried out: a token may end while the call waits.
         token = self._bearer(request, call)
         if token is None:
-            return NOT_AUTHORIZED
+            return rest_error(401, "Not Authorized", 40004)
         if WRITE not in token.scopes:
-            return INSUFFICIENT_SCOPE
-        return None if request.content_type == "application/json" else UNSUPPORTED_MEDIA_TYPE
+            return rest_error(403, "Insufficient Privileges", 20001)
+        return None if request.content_type == JSON else rest_error(415, "Unsupported Media Type")
 
-    def _upsert(self, call: Call, verdict: Registration | Rejection) -> SandboxAnswer:
+    def _upsert(self, call: Call, verdict: Registration | Rejection) -> web.Response:
         if isinstance(verdict, Rejection):
-            return validation_error(verdict.message, verdict.errorcode, verdict.errors)
-        resource = Resource(call.account, verdict.platform, verdict.resource_id)
-        self.registrations.upsert(resource, call.masked or b"", call.seq)
-        return SandboxAnswer(201)
+            errors = [error._asdict() for error in verdict.errors]
+            return rest_error(400, verdict.message, verdict.errorcode, validationErrors=errors)
+        self.registrations[Resource(call.account, verdict.platform, verdict.resource_id)] = call
+        return web.Response(status=201)
+
+    async def _show_faults(self, _: web.Request) -> web.Response:
+        return json_answer(200, self.faults.as_json())
+
+    async def _add_faults(self, request: web.Request) -> web.Response:
+        body = (await request.read()).strip()
+        try:
+            given = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
+        except ValidationError as invalid:
+            return rest_error(400, _explain(invalid), AGGREGATE)
+        self.faults.add(*given)
+        return json_answer(201, self.faults.as_json())
+
+    async def _heal(self, _: web.Request) -> web.Response:
+        self.heal()
+        return web.Response(status=204)
+
+    async def _show_history(self, _: web.Request) -> web.Response:
+        return json_answer(200, [call.as_json() for call in [*self.history][-CALLS_SHOWN:]])
+
+    async def _show_registrations(self, _: web.Request) -> web.Response:
+        return json_answer(200, [call.as_json() for call in self.registrations.values()])
 
 
 async def _unknown(request: web.Request) -> web.StreamResponse:
     if request.path in (TOKEN, REGISTRATION):
-        return respond(rest_error(405, "Method Not Allowed"))
+        return rest_error(405, "Method Not Allowed")
     if request.path.startswith(REST):
-        return respond(NO_SUCH_SERVICE)
-    return respond(rest_error(404, "Not Found"))
+        return rest_error(596, "Service Not Found")  # as the gateway before the REST API says
+    return rest_error(404, "Not Found")
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A web page in a browser on the same machine cannot use the control endpoints: they answer only to a
+    name that no page can have, and take only JSON, for which a browser would ask first."""
+    if request.path.startswith(CONTROL):
+        if not _is_own(request.host):
+            return rest_error(403, "The sandbox is controlled by its own address only")
+        if request.can_read_body and request.content_type != JSON:
+            return rest_error(415, f"Send JSON, with the header Content-Type: {JSON}")
+    return await handler(request)
+
+
+def _is_own(host: str) -> bool:
+    """Whether a Host header names an address, localhost or a container. A page whose own name was made to
+    lead here (DNS rebinding) has a name with dots."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ip_address(name)
+    except ValueError:
+        return bool(re.fullmatch(r"[a-z0-9_-]+(\.localhost)?", name))
+    return True
+
+
+def _explain(invalid: ValidationError) -> str:
+    details = invalid.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'faults'}: {each['msg']}" for each in details)

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeVar
 
 from aio_pika.abc import AbstractConnection
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from worker.amqp.connection import Connection, connected
 from worker.backoff import RECONNECT, Backoff
@@ -43,32 +43,57 @@ async def keep(
     until: asyncio.Event | None = None,
 ) -> None:
     """Use what `source` gives, again and again. `use` ends when the connection is of no use any more: where
-    it returns, the next one is opened soon. `on_failure` is told each error, and may raise it to end this.
+    it returns, the next one is opened at once. `on_failure` is told each error, and may raise it to end this.
     A defect is told as BrokerUnreachable: the task must not end unheard."""
-    until = until or asyncio.Event()
-    clock, failures = asyncio.get_running_loop().time, 0
-    while True:
-        opened_at, error = math.inf, None
+    clock = asyncio.get_running_loop().time
+    opened_at: float | None = None
+    lasting = 0  # the number of tries up to the last one that lasted
+
+    async def once() -> None:
+        nonlocal opened_at
+        opened_at = None
         try:
             async with source() as connection:
                 opened_at = clock()
                 await use(connection)
-        except WorkerError as raised:
-            error = raised
-        except Exception as defect:
-            error = BrokerUnreachable(f"internal error: {type(defect).__name__}")
-            error.__cause__ = defect
-        if until.is_set():
-            return
-        if error is not None:
+        except Exception as error:
+            if isinstance(error, WorkerError):
+                raise
+            raise BrokerUnreachable(f"internal error: {type(error).__name__}") from error
+        raise _Ended
+
+    def wait(state: RetryCallState) -> float:
+        nonlocal lasting
+        has_lasted = opened_at is not None and clock() - opened_at > STABLE_AFTER
+        if has_lasted or isinstance(_error(state), _Ended):
+            lasting = state.attempt_number - 1
+        return backoff.draw(state.attempt_number - lasting)
+
+    def tell(state: RetryCallState) -> None:
+        error = _error(state)
+        if isinstance(error, WorkerError) and not isinstance(error, _Ended):
             on_failure(error)
-        has_lasted = clock() - opened_at > STABLE_AFTER
-        failures = 1 if error is None or has_lasted else failures + 1
-        await pause(backoff.draw(failures), until)
+
+    await AsyncRetrying(
+        retry=retry_if_exception_type(WorkerError),
+        wait=wait,
+        sleep=lambda seconds: pause(seconds, until),
+        before_sleep=tell,
+        stop=lambda _: until is not None and until.is_set(),
+        retry_error_callback=lambda _: None,
+    )(once)
 
 
-async def pause(seconds: float, until: asyncio.Event) -> None:
+async def pause(seconds: float, until: asyncio.Event | None) -> None:
     """Wait for so many seconds, or until the event is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await until.wait()
+            await (until.wait() if until is not None else asyncio.get_running_loop().create_future())
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
+
+
+class _Ended(WorkerError):
+    """`use` has ended by itself."""

@@ -272,6 +272,8 @@ def bomb(path: Path, part: str, beginning: bytes, filling: bytes, megabytes: int
 
 
 SHEET = "xl/worksheets/sheet1.xml"
+ENTITIES = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 100 if n else "x" * 100}">' for n in range(6))
+MULTIPLYING = f"<!DOCTYPE x [{ENTITIES}]><worksheet><row r='1'><c t='str'><v>&e5;</v></c></row>".encode()
 HARMFUL = {
     "a sheet of spaces": (
         lambda path: bomb(path / "bomb.xlsx", SHEET, b"<worksheet>", b" ", 200),
@@ -288,7 +290,7 @@ HARMFUL = {
         "the workbook is damaged",
     ),
     "entities that multiply": (
-        lambda path: bomb(path / "bomb.xlsx", SHEET, b'<!DOCTYPE x [<!ENTITY a "b">]><worksheet>', b" ", 1),
+        lambda path: bomb(path / "bomb.xlsx", SHEET, MULTIPLYING, b" ", 1),
         "the workbook is damaged",
     ),
     "blank lines": (
@@ -416,7 +418,7 @@ CELLS = {
 def test_what_a_cell_holds(tmp_path: Path, name: str, prefix: str) -> None:
     """Also with prefixed elements and parts whose names are written otherwise, as some tools do."""
     xml, expected = CELLS[name]
-    sheet = f'<worksheet><sheetData><row r="2">{xml}</row></sheetData></worksheet>'
+    sheet = f'<worksheet xmlns:x="m"><sheetData><row r="2">{xml}</row></sheetData></worksheet>'
     texts = '<sst xmlns="m"><si><r><t>a </t></r><r><t>b</t></r><rPh><t>x</t></rPh></si></sst>'
     sheet = sheet.replace("</", "<\0").replace("<", f"<{prefix}").replace(f"{prefix}\0", f"/{prefix}")
     with (

@@ -37,10 +37,6 @@ def received(
     )
 
 
-def test_a_message_id_is_the_requests_id() -> None:
-    assert received(delivery(properties=build(message_id="m"))).id == "m"
-
-
 def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
     first, again = (received(delivery(b"{}", build(correlation_id="c"))).id for _ in range(2))
     other = received(delivery(b"{}", build(correlation_id="d"))).id
@@ -61,12 +57,6 @@ def test_the_clock_never_repeats_or_goes_back() -> None:
     times = iter([100, 100, 50, 200])
     clock = ArrivalClock(lambda: next(times))
     assert [clock.stamp() for _ in range(4)] == [100, 101, 102, 200]
-
-
-def test_the_clock_starts_after_its_floor() -> None:
-    clock = ArrivalClock(lambda: 100)
-    clock.raise_floor(500)
-    assert clock.stamp() == 501
 
 
 OPERATORS = {
@@ -128,12 +118,6 @@ def test_a_time_that_cannot_be_read_is_ignored_and_told(given: str | int) -> Non
     message = delivery(properties=build(message_id="m", headers={"x-ott-as-of": given}))
     request = received(message, events=events)
     assert (request.as_of, request.true_at, told) == (None, NOW, ["m"])
-
-
-def test_a_replay_keeps_when_it_was_true() -> None:
-    headers = {**OPERATORS, "x-ott-as-of": text_of(900_000)}
-    request = received(delivery(properties=build(headers=headers), key="replay"))
-    assert (request.received_at, request.true_at) == (1_000_000, 900_000)
 
 
 def test_a_time_from_the_future_is_not_believed() -> None:

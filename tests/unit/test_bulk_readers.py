@@ -1,7 +1,6 @@
 """Rows from files of every kind, and what is said of those that cannot be read."""
 
 import json
-import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,11 +103,6 @@ def test_json_rows_are_sent_byte_for_byte(tmp_path: Path) -> None:
     assert [row.body for row in as_lines] == [row.body for row in as_array] == bodies
 
 
-def test_objects_that_span_lines_follow_one_another(tmp_path: Path) -> None:
-    rows = read(tmp_path, "a.json", '{\n "a": 1\n}\n{\n "b": {}\n}')
-    assert [json.loads(row.body) for row in rows] == [{"a": 1}, {"b": {}}]
-
-
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_json_row_that_is_broken_spoils_no_other(tmp_path: Path, name: str) -> None:
     bodies = ['{"a": 1}', "nonsense", '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
@@ -172,28 +166,11 @@ def test_the_format_is_told_by_the_ending_or_the_content(
     assert format_of(path, beginning) is expected
 
 
-def test_nothing_is_taken_from_a_pipe_before_its_rows_are_read(tmp_path: Path) -> None:
-    fifo = tmp_path / "pages"
-    os.mkfifo(fifo)
-    writer = os.open(fifo, os.O_RDWR)
-    os.write(writer, b'{"a": 1}\n')
-    reading = Reading((str(fifo),))
-    reading.probe()
-    assert next(reading.rows()).body == b'{"a": 1}'
-    os.close(writer)
-
-
 @pytest.mark.parametrize("name", ["missing.csv", "."])
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
     reading = Reading((str(tmp_path / name),))
     with pytest.raises(UsageError, match="cannot be read: "):
         list(reading.rows())
-
-
-def test_a_missing_file_is_told_before_any_row_of_another_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("pageId\n1\n")
-    with pytest.raises(UsageError, match=r"missing\.csv cannot be read: No such file"):
-        Reading((str(tmp_path / "a.csv"), str(tmp_path / "missing.csv"))).probe()
 
 
 json_values = st.recursive(
@@ -241,13 +218,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
     peak(10)
     assert peak(8000) < 1.5 * peak(2000)
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8"])
-def test_text_in_another_encoding_than_the_one_named_is_told(tmp_path: Path, encoding: str) -> None:
-    content = "pageId,pageName\n1,Café\n".encode("cp1252")
-    with pytest.raises(Unreadable, match=rf"line [12] is not {encoding} text: "):
-        read(tmp_path, "a.csv", content, encoding=encoding)
 
 
 def test_a_json_file_that_is_no_json_is_not_taken_for_csv(tmp_path: Path) -> None:

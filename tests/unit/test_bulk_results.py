@@ -10,9 +10,9 @@ from rich.console import Console
 from worker.cli.submit.progress import SubmitProgress, show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
-from worker.files.job_database import JobDatabase, parse_request_id, request_id
+from worker.files.job_database import JobDatabase
 from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Notices, ProgressMeter, Tally
-from worker.files.results import Results, ResultsFileError, RowResult, read_results
+from worker.files.results import Results, RowResult, read_results
 from worker.files.rows import Row
 
 JOB = "0123456789abcdef0123456789abcdef"
@@ -51,13 +51,6 @@ def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
-def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path, name: str) -> None:
-    with Results(tmp_path / name) as results:
-        results.write(REGISTERED)
-        assert list(read_results(tmp_path / name)) == [REGISTERED]
-
-
 @pytest.mark.parametrize(
     ("name", "torn"),
     [
@@ -82,13 +75,6 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
     assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
 
 
-def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_text("row,requ", encoding="utf-8-sig")
-    with Results(tmp_path / "r.csv") as results:
-        results.write(REGISTERED)
-    assert list(read_results(tmp_path / "r.csv")) == [REGISTERED]
-
-
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
 @pytest.mark.parametrize("content", ['{"ottPlatformName": "line"}', "pageId,pageName", "pageId\n", "17"])
 def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path: Path, name: str, content: str) -> None:
@@ -111,29 +97,6 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
     with JobDatabase() as database:
         database.load(read_results(tmp_path / name))
         assert database.settled(row("line", resource, 1))
-
-
-def test_a_line_end_in_an_error_does_not_break_a_csv_file(tmp_path: Path) -> None:
-    with Results(tmp_path / "r.csv") as results:
-        results.write(RowResult(1, None, "failed", "line", "a\nb", ("one\ntwo",)))
-    assert (tmp_path / "r.csv").read_text().splitlines()[1].startswith("1,,failed,line,a b,one two,")
-
-
-@pytest.mark.parametrize("line", ["[1]", '{"row": "2"}', "nonsense", '{"row": 1, "status": "registered"}'])
-def test_a_file_that_holds_something_else_is_not_taken_for_results(tmp_path: Path, line: str) -> None:
-    (tmp_path / "r.jsonl").write_text(line + "\n")
-    with pytest.raises(UsageError, match="holds something else in line 1"):
-        list(read_results(tmp_path / "r.jsonl"))
-
-
-def test_a_full_disk_is_told() -> None:
-    with Results(Path("/dev/full")) as results, pytest.raises(ResultsFileError, match="/dev/full cannot be"):
-        results.write(REGISTERED)
-
-
-def test_a_request_id_tells_its_job_and_row() -> None:
-    assert parse_request_id(request_id(JOB, 17)) == (JOB, 17)
-    assert parse_request_id("order-17") is None
 
 
 def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
@@ -193,16 +156,6 @@ def test_a_row_that_was_about_another_resource_is_told() -> None:
             database.settled(row("line", "b", 1))
 
 
-def test_errors_are_grouped_with_their_first_rows_the_most_frequent_first() -> None:
-    tally = Tally()
-    for row in range(1, 11):
-        tally.add(RowResult(row, None, "rejected", errors=("A", "B") if row > 3 else ("A",)), str(row))
-    assert [(group.error, group.count, group.first) for group in tally.errors()] == [
-        ("A", 10, ["1", "2", "3", "4", "5"]),
-        ("B", 7, ["4", "5", "6", "7", "8"]),
-    ]
-
-
 def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
     tally = Tally()
     for row in range(MOST_ERRORS + 50):
@@ -210,15 +163,6 @@ def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
     assert len(tally.errors()) == MOST_ERRORS + 1
     assert (tally.errors()[0].error, tally.errors()[0].count) == (OTHER, 50)
     assert len(tally.errors()[0].first) == FIRST_ROWS
-
-
-def test_all_is_well_when_what_is_not_registered_was_superseded_by_a_later_row() -> None:
-    tally = Tally()
-    tally.add(REGISTERED, "2")
-    tally.add(RowResult(1, None, "superseded"), "1")
-    assert tally.all_well
-    tally.add(REJECTED, "3")
-    assert not tally.all_well
 
 
 @dataclass

@@ -43,20 +43,11 @@ def test_a_sealed_body_shows_nothing_and_opens_again() -> None:
     assert with_keys.decrypt(properties, sealed) == BODY
 
 
-def test_the_same_body_is_never_sealed_twice_alike() -> None:
-    with_keys = encryptor(key("one"))
-    assert with_keys.encrypt(letter(), BODY)[1] != with_keys.encrypt(letter(), BODY)[1]
-
-
 def test_without_keys_nothing_is_sealed() -> None:
     properties, body = encryptor(None).encrypt(letter(), BODY)
     assert body == BODY
     assert not properties.has_header(ENCRYPTION_KEY_HEADER)
     assert encryptor(None).decrypt(properties, body) == BODY
-
-
-def test_what_was_never_sealed_opens_with_keys_too() -> None:
-    assert encryptor(key("one")).decrypt(letter(), BODY) == BODY
 
 
 def test_what_looks_sealed_is_sealed_like_any_other_body() -> None:
@@ -96,18 +87,6 @@ def test_a_rotation_by_file_needs_no_restart(tmp_path: Path, monkeypatch: pytest
     file.write_text(f"{new},{old}\n")
     assert running.encrypt(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "new"
     assert running.decrypt(*before) == BODY
-
-
-def test_a_key_file_that_is_broken_while_running_leaves_the_keys_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "keys"
-    file.write_text(key("old"))
-    monkeypatch.setenv("OTT_DEAD_LETTER_KEYS_FILE", str(file))
-    running = Encryptor(load_settings())
-    running.encrypt(letter(), BODY)
-    file.write_text("half-written")
-    assert running.encrypt(letter(), BODY)[0].header(ENCRYPTION_KEY_HEADER) == "old"
 
 
 WHY = {

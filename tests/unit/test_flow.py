@@ -214,13 +214,6 @@ def test_a_probe_that_succeeds_by_chance_does_not_open_everything() -> None:
     assert not world.exhausted
 
 
-def test_one_page_that_always_fails_slows_nobody() -> None:
-    for status in (500, 503):
-        world = World(lambda now, request, s=status: (s if request == 0 else 200, 0.0), 10).run()
-        assert world.rate > 0.95 * World(failing(0, 500), 10).run().rate
-        assert "closed" not in world.heard.events
-
-
 class Clock:
     now = 100.0
 
@@ -388,29 +381,6 @@ def test_a_limit_that_holds_no_more_is_forgotten() -> None:
     assert heard.events == ["paced", "unpaced"]
 
 
-def test_a_burst_that_is_throttled_lowers_the_pace_once() -> None:
-    clock = Clock()
-    flow = new_flow(clock)
-    for _ in range(5):  # the level rises with each success
-        flow.taken(flow.begin())
-    burst = [flow.begin() for _ in range(9)]
-    for call in burst:
-        flow.throttled(call, "429", 0)
-    assert flow.pace == 10  # half of five calls in a quarter of a second
-
-
-def test_after_an_idle_time_the_rate_limit_allows_no_burst() -> None:
-    clock = Clock()
-    flow = new_flow(clock, limit=10)
-    flow.taken(flow.begin())
-    clock.now += 30
-    made = 0
-    while flow.wait() == 0:
-        flow.taken(flow.begin())
-        made += 1
-    assert made <= 2
-
-
 def test_a_rate_is_reached_with_timers_that_are_late() -> None:
     clock = Clock()
     flow, made, end = new_flow(clock, limit=200), 0, clock.now + 10
@@ -421,12 +391,3 @@ def test_a_rate_is_reached_with_timers_that_are_late() -> None:
         flow.taken(flow.begin())
         made += 1
     assert made == pytest.approx(2000, rel=0.02)
-
-
-def test_once_it_is_open_a_single_failure_does_not_close_it_again() -> None:
-    clock = Clock()
-    flow = closed(clock)
-    flow.taken(probe(flow, clock))
-    flow.nobody_waits()
-    assert not fail(flow, flow.begin())
-    assert flow.state is FlowState.OPEN

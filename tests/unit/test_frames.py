@@ -91,11 +91,6 @@ async def test_confirms_are_told_in_their_order(cut: int) -> None:
     assert seen.confirms == [(3, True, True), (4, False, False), (5, False, True)]
 
 
-async def test_the_client_sees_that_the_peer_is_alive_while_everything_is_intercepted() -> None:
-    left = await receive(delivery(1, b"x") * 5, Seen().interceptor(), 100_000)
-    assert [type(frame) for frame in left] == [Heartbeat]
-
-
 async def test_what_is_not_intercepted_is_the_clients_and_keeps_its_order() -> None:
     seen = Seen()
     data = (
@@ -145,13 +140,6 @@ async def test_the_client_gets_a_large_message_without_its_body(monkeypatch: pyt
     assert isinstance(body, ContentBody)
 
 
-async def test_a_channel_that_the_broker_closed_is_not_written_on_any_more() -> None:
-    interceptor = Seen().interceptor()
-    assert interceptor.is_open
-    await receive(pamqp_frame.marshal(commands.Channel.Close(406, "no", 60, 40), CHANNEL), interceptor, 9)
-    assert not interceptor.is_open
-
-
 @pytest.mark.parametrize("offered", [0, 1_000_000, 131_072, 8_192])
 async def test_frames_are_bounded_whatever_the_broker_offers(offered: int) -> None:
     """0 means no limit."""
@@ -159,14 +147,6 @@ async def test_frames_are_bounded_whatever_the_broker_offers(offered: int) -> No
     assert isinstance(tune, commands.Connection.Tune)
     assert tune.frame_max == (offered if 0 < offered < frames.LARGEST else frames.LARGEST)
     assert (tune.channel_max, tune.heartbeat) == (2047, 60)
-
-
-async def test_an_alarm_of_the_broker_is_noticed_until_it_is_over() -> None:
-    reader = reader_for(None)
-    reader.feed_data(pamqp_frame.marshal(commands.Connection.Blocked("low on memory"), 0))
-    assert reader.is_blocked
-    reader.feed_data(pamqp_frame.marshal(commands.Connection.Unblocked(), 0))
-    assert not reader.is_blocked
 
 
 @pytest.mark.parametrize(
@@ -197,10 +177,3 @@ async def test_a_frame_that_comes_byte_by_byte_is_not_copied_for_each_byte() -> 
         reader.feed_data(data[at : at + 1])
     assert len(seen.contents[0][2]) == 130_000
     assert time.process_time() - began < 2  # seconds; more than 20 with a copy for each
-
-
-def test_a_settlement_is_encoded_as_the_client_library_would() -> None:
-    for multiple in (False, True):
-        expected = pamqp_frame.marshal(commands.Basic.Ack(2**40, multiple), CHANNEL)
-        assert frames.ack(CHANNEL, 2**40, multiple=multiple) == expected
-    assert frames.reject(CHANNEL, 5) == pamqp_frame.marshal(commands.Basic.Reject(5, False), CHANNEL)

@@ -74,16 +74,6 @@ def test_a_record_that_was_trimmed_while_reading_proves_nothing() -> None:
     assert not newest.reaches_back_to("x", PAGE, 20)
 
 
-def test_the_record_of_an_earlier_replay_proves_nothing() -> None:
-    newest = read(Entry(5, 30, [record("x", 20, status="failed", replay=True)]))
-    assert not newest.reaches_back_to("x", PAGE, 20)
-
-
-def test_entries_that_do_not_tell_the_clock_and_an_empty_journal_prove_nothing() -> None:
-    assert not read(Entry(0, None, [record("x", 20)])).reaches_back_to("y", PAGE, 30)
-    assert not JournalIndex(0).reaches_back_to("y", PAGE, 30)
-
-
 def test_reading_goes_on_only_where_the_stream_is_the_same_and_has_no_gap() -> None:
     newest = read(Entry(0, 10, []), Entry(1, 20, []))
     assert newest.continues(Entry(0, 10, []))
@@ -150,3 +140,13 @@ def test_a_full_index_keeps_up_with_what_it_knows_and_proves_nothing_else(
     assert newest.reaches_back_to("x", PAGE, 55)
     assert newest.newer_than(OTHER, 50) is None
     assert not newest.reaches_back_to("x", OTHER, 55)
+
+
+def test_the_record_of_an_earlier_replay_proves_nothing() -> None:
+    newest = read(Entry(5, 30, [record("x", 20, status="failed", replay=True)]))
+    assert not newest.reaches_back_to("x", PAGE, 20)
+
+
+def test_entries_that_do_not_tell_the_clock_and_an_empty_journal_prove_nothing() -> None:
+    assert not read(Entry(0, None, [record("x", 20)])).reaches_back_to("y", PAGE, 30)
+    assert not JournalIndex(0).reaches_back_to("y", PAGE, 30)

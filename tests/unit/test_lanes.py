@@ -1,14 +1,11 @@
 """Lanes: order within a resource, concurrency across them (contract §2)."""
 
 import asyncio
-from collections.abc import Hashable
 
 import pytest
 
 from worker.pipeline import suspects
 from worker.pipeline.lanes import Lanes
-
-Step = tuple[str, Hashable, int]
 
 
 class Item:
@@ -56,13 +53,6 @@ async def test_the_next_of_a_lane_begins_when_the_one_before_has_ended() -> None
     assert road.begun() == [("a", 0), ("b", 0), ("a", 1)]
     assert len(road.lanes) == 2
     await road.lanes.cancel()
-
-
-async def test_an_idle_lane_leaves_nothing_behind() -> None:
-    road = Road()
-    road.put("a", 0)
-    await road.let("a", 0)
-    assert len(road.lanes) == 0
 
 
 async def test_draining_ends_what_waits_and_awaits_what_may_go_on() -> None:

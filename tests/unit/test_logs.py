@@ -12,7 +12,7 @@ import structlog
 
 from worker.contract.registration import FieldError
 from worker.contract.settlement import Settlement
-from worker.events import LINES, EventListener, EventListeners
+from worker.events import LINES
 from worker.settings import load_settings
 from worker.telemetry import line_writer
 from worker.telemetry.line_writer import LineWriter
@@ -98,22 +98,6 @@ async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(li
     assert lines() == []
 
 
-async def test_what_was_counted_is_told_at_the_end(lines: Lines) -> None:
-    summary = Summary(configure(load_settings(log_format="json")))
-    summary.settled(settlement("registered"), 0.1)
-    summary.tell()
-    summary.tell()
-    (line,) = lines()
-    assert line["registered"] == 1
-
-
-def test_a_redelivery_is_no_warning(lines: Lines) -> None:
-    Log(configure(load_settings(log_format="json")), debug=False).stale_deliveries(3)
-    (line,) = lines()
-    assert (line["level"], line["count"]) == ("info", 3)
-    assert "redelivers" in str(line["event"])
-
-
 @pytest.mark.parametrize("name", LINES)
 def test_an_events_line_has_all_its_fields(lines: Lines, name: str) -> None:
     known = {"account", "by", "count", "epoch", "error", "offset", "partition", "partitions"}
@@ -171,22 +155,6 @@ def test_a_defect_in_the_background_is_told_by_its_kind_alone(lines: Lines) -> N
     assert "canary" not in json.dumps(line)
 
 
-def test_a_fact_reaches_every_listener_that_hears_it() -> None:
-    heard: list[str] = []
-
-    class Hears(EventListener):
-        def __init__(self, name: str) -> None:
-            self._name = name
-
-        def gate_closed(self, why: str) -> None:
-            heard.append(f"{self._name}: {why}")
-
-    together = EventListeners(EventListeners(Hears("one"), EventListener()), Hears("two"))
-    together.gate_closed("why")
-    together.gate_opened(1.0)
-    assert heard == ["one: why", "two: why"]
-
-
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
@@ -212,20 +180,3 @@ def test_a_reader_that_stalls_holds_up_nobody(pipe: tuple[int, int], monkeypatch
         lines.write("x" * 100 + "\n")
     lines.close()
     assert lines.dropped > 1000
-
-
-def test_a_reader_that_is_gone_costs_its_lines(pipe: tuple[int, int]) -> None:
-    os.close(pipe[0])
-    lines = LineWriter(pipe[1])
-    lines.write("lost\n")
-    lines.close()
-    assert lines.dropped == 1
-
-
-def test_a_full_disk_costs_its_lines() -> None:
-    full = os.open("/dev/full", os.O_WRONLY)
-    lines = LineWriter(full)
-    lines.write("lost\n")
-    lines.close()
-    os.close(full)
-    assert lines.dropped == 1

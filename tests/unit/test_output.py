@@ -40,13 +40,6 @@ def test_what_people_write_is_shown_as_it_is(capsys: pytest.CaptureFixture[str],
     assert output.printable(name) == name
 
 
-def test_a_lone_surrogate_is_shown_and_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
-    output.line("a\udcffb")
-    output.json_line({"a": "\udcff"})
-    text, document = capsys.readouterr().out.splitlines()
-    assert (text, json.loads(document)) == ("a\\udcffb", {"a": "?"})
-
-
 LETTER = {
     "letter": "a1b2c3d4e5f60718",
     "id": "6f1c0a52-d0b1-4a5e-9c3a-0123456789ab",

@@ -73,13 +73,6 @@ def test_a_file_stands_in_for_any_variable(monkeypatch: pytest.MonkeyPatch, tmp_
     assert settings.now("mc_client_secret") == "rotated"
 
 
-def test_what_was_given_in_code_stands_above_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "url").write_text("amqp://other/")
-    settings = load_settings(amqp_url="amqp://this/")
-    monkeypatch.setenv("OTT_AMQP_URL_FILE", str(tmp_path / "url"))
-    assert settings.now("amqp_url") == "amqp://this/"
-
-
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -123,12 +116,6 @@ def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(
         load_settings(amqp_url="amqp://host/")
 
 
-def test_a_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", "/no/such/file")
-    with pytest.raises(SettingsError, match="OTT_MC_CLIENT_SECRET_FILE must be a file that can be read"):
-        load_settings()
-
-
 def test_a_value_and_a_file_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "x")
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", "y")
@@ -154,12 +141,6 @@ def test_the_environment_wins_over_dot_env_though_one_names_a_file(
     assert load_settings().prefetch == 7
 
 
-def test_a_dot_env_file_that_is_no_text_is_told() -> None:
-    Path(".env").write_bytes(b"OTT_PREFIX=caf\xe9\n")
-    with pytest.raises(SettingsError, match=r"^\.env must be a file that can be read: not UTF-8 text$"):
-        load_settings()
-
-
 def test_an_empty_value_counts_as_not_given_but_for_the_admin_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTT_RATE_LIMIT", "")
     monkeypatch.setenv("OTT_ADMIN_PORT", "")
@@ -171,14 +152,6 @@ def test_several_brokers_are_named_in_one_variable(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTT_AMQP_URL", "amqp://u:p,w@a:5672/ott, amqps://b/ott,\tamqp://[::1]/,")
     given = load_settings().amqp_url.get_secret_value()
     assert split_urls(given) == ["amqp://u:p,w@a:5672/ott", "amqps://b/ott", "amqp://[::1]/"]
-
-
-@pytest.mark.parametrize(("given", "read"), [("510000001 ", "510000001"), (" \t", None), ("\n7", "7")])
-def test_space_around_the_business_unit_is_not_part_of_it(
-    monkeypatch: pytest.MonkeyPatch, given: str, read: str | None
-) -> None:
-    monkeypatch.setenv("OTT_MC_ACCOUNT_ID", given)
-    assert load_settings().mc_account_id == read
 
 
 def test_a_variable_that_is_no_setting_is_known_with_the_nearest_name(
@@ -204,12 +177,6 @@ def test_the_subdomain_gives_both_urls(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plain_http_is_accepted_for_loopback(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("OTT_MC_REST_URL", f"http://{host}:8081/")
     assert load_settings().rest_url == f"http://{host}:8081"
-
-
-def test_plain_http_elsewhere_needs_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTT_MC_REST_URL", "http://sandbox:8090")
-    monkeypatch.setenv("OTT_MC_INSECURE_HTTP", "true")
-    assert load_settings().rest_url == "http://sandbox:8090"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """One value, and all that is told of a settled request is made from it (contract §4, §5)."""
 
-import json
 import re
 
-from tests.unit.test_replies import FAILED, REGISTERED, REJECTED
+from tests.unit.test_replies import REGISTERED, REJECTED
 from worker.contract.dead_letter import dead_letter_headers
 from worker.contract.journal_record import JournalRecord, journal_record, recorded_id
 from worker.contract.json_body import to_json
@@ -34,12 +33,6 @@ def test_a_journal_record_reads_back() -> None:
     assert read_back(REGISTERED).errorcode is None
 
 
-def test_the_messages_of_a_record_have_500_characters_at_most_together() -> None:
-    errors = tuple(FieldError("x" * 200, 1) for _ in range(100))
-    record = read_back(REJECTED._replace(errors=errors))
-    assert [len(message) for message in record.errors] == [200, 200, 100]
-
-
 def test_a_dead_letter_says_why_with_the_messages_of_all_errors() -> None:
     errors = (FieldError("PageId must be provided", 10002), FieldError("IsActive is invalid", 10005))
     headers = dead_letter_headers(REJECTED._replace(errors=errors))
@@ -54,18 +47,10 @@ def test_a_dead_letter_says_why_with_the_messages_of_all_errors() -> None:
     }
 
 
-def test_without_errors_of_fields_a_dead_letter_says_code_and_message() -> None:
-    assert dead_letter_headers(FAILED)["x-ott-error"] == "10000 No."
-
-
 def test_the_error_of_a_dead_letter_has_500_characters_at_most() -> None:
     errors = tuple(FieldError("x" * 100, 1) for _ in range(100))
     error = dead_letter_headers(REJECTED._replace(errors=errors))["x-ott-error"]
     assert len(str(error)) == 500
-
-
-def test_what_utf_8_cannot_hold_does_not_keep_a_record_from_being_written() -> None:
-    assert json.loads(to_json(journal_record(FAILED._replace(request_id="a\udcff"))))["id"] == "a?"
 
 
 def test_ids_beyond_255_characters_are_cut_and_marked_in_records_and_stay_apart() -> None:

@@ -138,8 +138,3 @@ def test_a_backlog_grows_when_it_has_for_a_while_and_by_many() -> None:
     assert trend.growth(110, None) == 0
     growing = judge(found(worker(), requests=650), NAMES, growth=20)[0]
     assert (growing.state, growing.cause) == (State.BACKLOG, "650 requests wait, 20.0 a second more")
-
-
-def test_dead_letters_of_several_causes_and_one_reason_are_all_counted() -> None:
-    (condition,) = judge(found(worker(), dead=9), NAMES, dead=[(8, "invalid", "x"), (1, "invalid", "x")])
-    assert condition.cause == "9 requests were not registered (invalid)"

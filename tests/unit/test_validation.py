@@ -157,15 +157,6 @@ def test_a_customer_connect_secret_of_the_wrong_type_is_10001(value: object) -> 
     assert errors == [("CustomerConnectSecret is invalid", 10001)]
 
 
-def test_an_empty_object_gets_the_common_errors_in_order() -> None:
-    assert errors_of({}) == [
-        ("EndpointUrl must be provided", 10002),
-        ("IsActive must be provided", 10002),
-        ("OttPlatformAttributes is invalid", 10005),
-        ("OttPlatformName must be provided", 10002),
-    ]
-
-
 def test_an_unknown_platform_has_only_the_common_attributes_checked() -> None:
     document = {"ottPlatformName": "fax", "ottPlatformAttributes": {"pageId": 1, "isActive": 7}}
     assert errors_of(document) == [
@@ -204,11 +195,6 @@ def test_no_format_is_asked_of_a_string(example: dict[str, Any], field: str, tit
     assert accepted(with_attribute(example, field, value)), title
 
 
-def test_unknown_fields_are_no_error() -> None:
-    document = with_attribute(MESSENGER, "apiVersion", {"anything": [1, None]})
-    assert accepted({**document, "version": 3, "ottplatformname": "x"})
-
-
 @pytest.mark.parametrize(("example", "field"), [(MESSENGER, "pageId"), (LINE, "channelId")])
 def test_a_refusal_names_the_resource_when_it_is_known(example: dict[str, Any], field: str) -> None:
     document = with_attribute(example, "endpointUrl", None)
@@ -223,12 +209,6 @@ def test_a_refusal_names_no_resource_without_a_usable_id(page_id: object) -> Non
     refusal = validate(with_attribute(MESSENGER, "pageId", page_id))
     assert isinstance(refusal, Rejection)
     assert (refusal.platform, refusal.resource_id) == ("messenger", None)
-
-
-def test_a_refusal_names_no_resource_of_an_unknown_platform() -> None:
-    refusal = validate(with_field("ottPlatformName", "fax"))
-    assert isinstance(refusal, Rejection)
-    assert (refusal.platform, refusal.resource_id) == (None, None)
 
 
 def test_the_platforms_are_those_of_the_contract() -> None:

@@ -11,7 +11,6 @@ from jsonschema import Draft202012Validator
 from tests.rig import LINE, MESSENGER
 from worker.contract.dead_letter import dead_letter_headers
 from worker.contract.journal_record import journal_record
-from worker.contract.json_body import parse_object
 from worker.contract.platforms import SECRET_FIELDS
 from worker.contract.registration import Registration, Rejection, parse_registration, validate
 from worker.contract.reply import reply_body
@@ -68,16 +67,6 @@ def test_every_body_gets_an_answer_and_always_the_same(
     assert answer() == answer()
 
 
-@given(BODIES)
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
-def test_what_is_accepted_reads_back_as_the_same_registration(body: bytes) -> None:
-    verdict = judge(body)
-    if isinstance(verdict, Registration):
-        document = parse_object(body)
-        assert document["ottPlatformName"] == verdict.platform
-        assert judge(json.dumps(document).encode()) == verdict
-
-
 @given(documents(), st.sampled_from(sorted(SECRET_FIELDS)), st.integers(0, 2**32))
 @settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, number: int) -> None:
@@ -107,13 +96,6 @@ def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, num
         )
         assert canary.encode() not in reply_body(settlement)
         assert canary not in repr([dead_letter_headers(settlement), journal_record(settlement)])
-
-
-@given(st.dictionaries(st.text() | st.sampled_from(FIELDS), ANYTHING, max_size=8) | documents())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-def test_validate_takes_any_parsed_document(document: dict[str, Any]) -> None:
-    verdict = validate(document)
-    assert isinstance(verdict, Registration) or verdict.errors
 
 
 SCHEMAS = json_schemas()

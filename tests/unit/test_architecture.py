@@ -25,6 +25,7 @@ FLOORS = [
     {"broker", "marketing_cloud"},
     {"amqp"},
     {"contract", "events", "backoff"},
+    {"serving"},
     {"settings"},
     {"errors", "release"},
 ]
@@ -33,7 +34,7 @@ LIBRARIES = {
     "aio_pika": {"amqp", "broker", "client"},
     "aiormq": {"amqp", "broker"},
     "pamqp": {"amqp", "broker"},
-    "aiohttp": {"console", "marketing_cloud", "sandbox", "telemetry"},
+    "aiohttp": {"console", "marketing_cloud", "sandbox", "serving", "telemetry"},
     "jinja2": {"console"},
     "rich": {"cli"},
     "typer": {"cli"},

@@ -1,7 +1,5 @@
 """The console's server: everything put together, and its address."""
 
-import asyncio
-import os
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -14,7 +12,7 @@ from worker.console.rendering import Renderer, see
 from worker.console.security import Guard, Login, check_settings
 from worker.console.session import Sessions
 from worker.console.sources import Sources
-from worker.errors import SettingsError
+from worker.serving import HttpServer
 from worker.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -31,15 +29,12 @@ class Console:
         self._settings = settings
         self._sources = Sources(settings)
         self.sessions = Sessions(settings)
-        # A connection that sends no whole request is idle: it is closed after the time that one may rest.
-        self._runner = web.AppRunner(
+        self._server = HttpServer(
             self._application(),
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=SHUTDOWN_TIMEOUT,
+            CONNECTION_LIMIT,
             keepalive_timeout=SILENCE,
+            shutdown_timeout=SHUTDOWN_TIMEOUT,
         )
-        self._listener: asyncio.Server | None = None
         self.url = ""
 
     def _application(self) -> web.Application:
@@ -62,28 +57,8 @@ class Console:
 
     async def __aenter__(self) -> Self:
         """Raises SettingsError where the address cannot be listened on."""
-        host, port = self._settings.console_host, self._settings.console_port
-        await self._runner.setup()
-        try:
-            self._listener = await asyncio.get_running_loop().create_server(self._protocol, host, port)
-        except OSError as error:
-            await self._runner.cleanup()
-            raise SettingsError(
-                f"OTT_CONSOLE_HOST and OTT_CONSOLE_PORT must be an address that is free: "
-                f"{os.strerror(error.errno or 0)}"
-            ) from None
-        port = self._listener.sockets[0].getsockname()[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.url = await self._server.start(self._settings, "console")
         return self
-
-    def _protocol(self) -> asyncio.Protocol:
-        """For one more connection. The oldest one is closed if there are too many."""
-        server = self._runner.server
-        assert server is not None, "the runner is set up"
-        connected = [each.transport for each in server.connections if each.transport is not None]
-        for oldest in connected[: max(0, len(connected) + 1 - CONNECTION_LIMIT)]:
-            oldest.abort()
-        return server()
 
     @property
     def entry(self) -> str:
@@ -92,9 +67,7 @@ class Console:
         return url if self.sessions.is_required else f"{url}/?token={self.sessions.token}"
 
     async def __aexit__(self, *_: object) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        await self._runner.cleanup()
+        await self._server.close()
         await self._sources.close()
 
 

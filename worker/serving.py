@@ -1,0 +1,50 @@
+"""An HTTP server of this process, with a bounded number of connections."""
+
+import asyncio
+import os
+from typing import Any, Literal
+
+from aiohttp import web
+
+from worker.errors import SettingsError
+from worker.settings import Settings, variable
+
+
+class HttpServer:
+    """Serves an application. A connection that sends no whole request is idle: it is closed after the time
+    that one may rest (`keepalive_timeout`). The oldest one is closed where there are more than `limit`."""
+
+    def __init__(self, application: web.Application, limit: int, **options: Any) -> None:
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, **options)
+        self._limit = limit
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, settings: Settings, name: Literal["admin", "console"]) -> str:
+        """Listen on the host and port that are set for `name`. Returns the URL. Raises SettingsError where
+        they cannot be listened on."""
+        host, port = (getattr(settings, f"{name}_{part}") for part in ("host", "port"))
+        await self._runner.setup()
+        try:
+            self._listener = await asyncio.get_running_loop().create_server(self._protocol, host, port)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise SettingsError(
+                f"{variable(f'{name}_host')} and {variable(f'{name}_port')} must be an address that is free: "
+                f"{os.strerror(error.errno or 0)}"
+            ) from None
+        port = self._listener.sockets[0].getsockname()[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def close(self) -> None:
+        """End all connections; requests under way may be answered first."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._runner.cleanup()
+
+    def _protocol(self) -> asyncio.Protocol:
+        server = self._runner.server
+        assert server is not None, "the runner is set up"
+        connected = [each.transport for each in server.connections if each.transport is not None]
+        for oldest in connected[: max(0, len(connected) + 1 - self._limit)]:
+            oldest.abort()
+        return server()

@@ -7,11 +7,11 @@ OpenTelemetry's own variables say where spans are sent. Without the setting this
 
 import asyncio
 import contextlib
+import os
 import threading
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, StatusCode
@@ -29,17 +29,11 @@ _propagator = TraceContextTextMapPropagator()
 
 def exporting() -> TracerProvider:
     """A provider that exports spans by OTLP, configured by OpenTelemetry's variables."""
-    # The variables OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come first.
-    resource = Resource({"service.name": SERVICE_NAME}).merge(_from_environment())
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
+    provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
-
-
-def _from_environment() -> Resource:
-    given = Resource.create()
-    named = not str(given.attributes.get("service.name", "")).startswith("unknown_service")
-    return Resource({k: v for k, v in given.attributes.items() if named or k != "service.name"})
 
 
 class Traces(EventListener):

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
 from yarl import URL
 
-from worker.settings.sources import is_blank, variable
+from worker.settings.sources import variable
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
@@ -38,19 +38,6 @@ def parse_keys(text: str) -> dict[str, bytes]:
             raise ValueError("must be ID:KEY, the newest first, each id once and each KEY 32 bytes in base64")
         keys[name] = key
     return keys
-
-
-def check_text(field: str, text: str) -> None:
-    """A value that is read while the process runs is one that the start would have taken."""
-    if is_blank(text):
-        raise ValueError(f"{variable(field)}_FILE is empty")
-    try:
-        if field == "dead_letter_keys":
-            parse_keys(text)
-        elif field == "amqp_url":
-            _amqp_urls(SecretStr(text))
-    except ValueError as error:
-        raise ValueError(f"{variable(field)}_FILE {error}") from None
 
 
 def check_host(url: str) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 
 from worker.errors import SettingsError
 from worker.settings.checks import (
@@ -22,11 +21,10 @@ from worker.settings.checks import (
     SealingKeys,
     Seconds,
     Subdomain,
-    check_text,
     explain,
     tls_context,
 )
-from worker.settings.sources import PREFIX, EnvironmentAndFiles, environment, read_file, variable
+from worker.settings.sources import PREFIX, environment, given_values, is_blank, read_file, variable
 
 Warn = Callable[[str, str], object]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -36,16 +34,10 @@ NOT_SETTINGS = frozenset(
 )
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings of one process. Read them with `load_settings`, which explains what is wrong."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_ignore_empty=False,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     amqp_url: AmqpUrls = Field(
         default=SecretStr("amqp://guest:guest@localhost:5672/"),
@@ -130,17 +122,6 @@ class Settings(BaseSettings):
     _tls: dict[str, tuple[object, ssl.SSLContext]] = PrivateAttr(default_factory=dict)
     _warned: list[Warn] = PrivateAttr(default_factory=list)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, EnvironmentAndFiles(settings_cls)
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
@@ -187,9 +168,12 @@ class Settings(BaseSettings):
             if not path:
                 return good
             given = read_file(path, variable(field))
-            check_text(field, given)
-        except (SettingsError, ValueError) as error:
-            self._warn(f"{variable(field)}_FILE", f"{error}; the last good value stays")
+            if is_blank(given):
+                raise SettingsError(f"{variable(field)}_FILE is empty")  # noqa: TRY301
+            Settings(**{field: given})
+        except (SettingsError, ValidationError) as error:
+            why = explain(error) if isinstance(error, ValidationError) else error
+            self._warn(f"{variable(field)}_FILE", f"{why}; the last good value stays")
             return good
         self._last_good[field] = given
         return given
@@ -246,7 +230,7 @@ def _state_of(path: Path | None) -> object:
 def load_settings(**overrides: Any) -> Settings:
     """Read and check all settings. Raises SettingsError: one line, no value of a secret."""
     try:
-        settings = Settings(**overrides)
+        settings = Settings(**given_values(Settings.model_fields) | overrides)
         settings._given_in_code = frozenset(overrides)
     except ValidationError as error:
         raise SettingsError(explain(error)) from None

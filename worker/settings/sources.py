@@ -2,12 +2,11 @@
 `VARIABLE_FILE` names (contract §7)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
-from pydantic_settings import PydanticBaseSettingsSource
 
 from worker.errors import SettingsError
 
@@ -30,20 +29,11 @@ def variable(field: str) -> str:
     return PREFIX + field.upper()
 
 
-class EnvironmentAndFiles(PydanticBaseSettingsSource):
+def given_values(fields: Iterable[str]) -> dict[str, Any]:
     """All values that are given outside the code, by field. An empty value counts as not given."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # the whole mapping comes from __call__
-
-    def __call__(self) -> dict[str, Any]:
-        given = environment()
-        values: dict[str, Any] = {}
-        for field in self.settings_cls.model_fields:
-            value = _read(given, variable(field))
-            if value is not None:
-                values[field] = value
-        return values
+    given = environment()
+    values = {field: _read(given, variable(field)) for field in fields}
+    return {field: value for field, value in values.items() if value is not None}
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.upstream import answering, request, upstream
-from worker.errors import SettingsError
+from worker.errors import SettingsError, UsageError
 from worker.marketing_cloud import http as http_module
 from worker.marketing_cloud.http import Http, NoAnswer
 from worker.marketing_cloud.response import BODY_LIMIT, Response
@@ -34,6 +34,13 @@ async def http(timeout: float = 5.0) -> AsyncIterator[Http]:
 
 def post(client: Http, url: str, body: bytes, headers: dict[str, str]) -> Coroutine[None, None, Response]:
     return client.send(client.endpoint(url, headers), body)
+
+
+def post_by_session(client: Http, url: str, *_: object) -> Coroutine[None, None, Response]:
+    return client.post(url, {})
+
+
+both_ways = pytest.mark.parametrize("ask", [post, post_by_session])
 
 
 async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() -> None:
@@ -120,16 +127,18 @@ async def test_a_long_answer_is_cut_and_its_connection_not_used_again() -> None:
             assert (status, len(body), connections) == (400, BODY_LIMIT, expected)
 
 
-async def test_a_redirect_is_not_followed() -> None:
+@both_ways
+async def test_a_redirect_is_not_followed(ask) -> None:
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
     async with upstream(answering(moved)) as url, http() as client:
-        assert (await post(client, url, b"x", HEADERS))[0] == 302
+        assert (await ask(client, url, b"x", HEADERS))[0] == 302
 
 
-async def test_silence_ends_at_the_time_out() -> None:
+@both_ways
+async def test_silence_ends_at_the_time_out(ask) -> None:
     async with upstream(answering(b"")) as url, http(timeout=0.2) as client:
         with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
-            await post(client, url, b"x", HEADERS)
+            await ask(client, url, b"x", HEADERS)
 
 
 async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call() -> None:
@@ -165,12 +174,13 @@ async def test_half_a_head_is_no_answer(answer: bytes) -> None:
             await post(client, url, b"x", HEADERS)
 
 
-async def test_a_closed_port_is_a_refused_connection() -> None:
+@both_ways
+async def test_a_closed_port_is_a_refused_connection(ask) -> None:
     async with upstream(answering(b"")) as url:
         pass
     async with http() as client:
         with pytest.raises(NoAnswer, match="the connection was refused"):
-            await post(client, url, b"x", HEADERS)
+            await ask(client, url, b"x", HEADERS)
 
 
 async def test_a_cancelled_call_closes_its_connection_at_once() -> None:
@@ -192,7 +202,8 @@ async def test_a_cancelled_call_closes_its_connection_at_once() -> None:
             await closed.wait()
 
 
-async def test_the_proxy_that_the_environment_names_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_ways
+async def test_the_proxy_that_the_environment_names_is_used(ask, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
 
     async def handle(reader, writer):
@@ -203,7 +214,7 @@ async def test_the_proxy_that_the_environment_names_is_used(monkeypatch: pytest.
     async with upstream(handle) as url, http() as client:
         monkeypatch.setenv("http_proxy", url.replace("//", "//user:word@"))
         monkeypatch.setenv("no_proxy", "")
-        assert (await post(client, "http://elsewhere.test/path", b"x", HEADERS))[0] == 200
+        assert (await ask(client, "http://elsewhere.test/path", b"x", HEADERS))[0] == 200
     assert seen[0].startswith(b"POST http://elsewhere.test/path HTTP/1.1\r\nHost: elsewhere.test\r\n")
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk\r\n" in seen[0]
 
@@ -458,11 +469,12 @@ async def test_a_proxy_is_not_looked_at_where_the_environment_says_not_to_use_it
     await client.close()
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("status", "told"), [(407, "answered 407: give it a user and password"), (502, "answered 502")]
 )
 async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(
-    monkeypatch: pytest.MonkeyPatch, status: int, told: str
+    ask, monkeypatch: pytest.MonkeyPatch, status: int, told: str
 ) -> None:
     async def handle(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -472,35 +484,50 @@ async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(
     async with upstream(handle) as url, http() as client:
         monkeypatch.setenv("https_proxy", url)
         with pytest.raises(NoAnswer, match=f"^the proxy of https_proxy {told}"):
-            await post(client, "https://elsewhere.test/path", b"x", HEADERS)
+            await ask(client, "https://elsewhere.test/path", b"x", HEADERS)
 
 
+@both_ways
 async def test_a_proxy_that_wants_a_password_is_told_as_the_proxys_for_plain_http_too(
-    monkeypatch: pytest.MonkeyPatch,
+    ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
     async with upstream(answering(wanted)) as url, http() as client:
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("no_proxy", "")
         with pytest.raises(NoAnswer, match=r"^the proxy of http_proxy answered 407"):
-            await post(client, "http://elsewhere.test/path", b"x", HEADERS)
+            await ask(client, "http://elsewhere.test/path", b"x", HEADERS)
 
 
-async def test_a_proxy_that_cannot_be_reached_is_told_as_the_proxys(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_ways
+async def test_a_proxy_that_cannot_be_reached_is_told_as_the_proxys(
+    ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with upstream(answering(b"")) as url:
         monkeypatch.setenv("https_proxy", url)
     async with http() as client:
         with pytest.raises(NoAnswer, match=r"^the proxy of https_proxy cannot be reached"):
-            await post(client, "https://elsewhere.test/path", b"x", HEADERS)
+            await ask(client, "https://elsewhere.test/path", b"x", HEADERS)
 
 
-async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_workers_own_trouble() -> None:
+async def test_an_aiohttp_without_what_is_used_of_it_ends_the_start_with_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("aiohttp.client_proto.ResponseHandler.should_close")
+    with pytest.raises(
+        UsageError, match=r"^aiohttp .* lacks ResponseHandler.should_close: install aiohttp 3"
+    ):
+        Http(load_settings())
+
+
+@both_ways
+async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_workers_own_trouble(ask) -> None:
     told: list[str] = []
     created = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with upstream(answering(created)) as url:
         client = Http(load_settings(), told.append)
-        call = asyncio.create_task(post(client, url.replace("localhost", "127.0.0.1"), b"{}", {}))
+        call = asyncio.create_task(ask(client, url.replace("localhost", "127.0.0.1"), b"{}", {}))
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
         taken = []
         try:

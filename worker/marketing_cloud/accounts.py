@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from aiolimiter import AsyncLimiter
 
-from worker.contract.json_body import to_json
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 from worker.marketing_cloud.http import Http, NoAnswer
@@ -30,7 +29,6 @@ REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a token that still w
 REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
 SCOPE_PAUSE = 60.0  # seconds between tokens that are dropped because a scope may have been granted since
 ACCOUNTS_KEPT = 10_000
-JSON = {"Content-Type": "application/json"}
 # The part of the prefetch that may wait for tokens of accounts other than the default. Their token requests
 # are limited, so many accounts at once would otherwise fill the prefetch and hold up all others.
 MAY_WAIT = 1 / 4
@@ -257,8 +255,7 @@ class Accounts:
         asked_at = time.monotonic()
         try:
             try:
-                endpoint = self._http.endpoint(f"{settings.auth_url}/v2/token", JSON)
-                response = await self._http.send(endpoint, to_json(request))
+                response = await self._http.post(f"{settings.auth_url}/v2/token", request)
             except NoAnswer as error:
                 raise TokenTrouble(Cause.NO_ANSWER, f"the token endpoint: {error}") from None
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))

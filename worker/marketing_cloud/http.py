@@ -1,7 +1,7 @@
 """HTTP for Marketing Cloud: no cookies, no redirects, bounded answers, plain failures.
 
-Requests go by an exchange of our own, on connections that aiohttp's connector opens (names, TLS, proxies). It
-has two reasons:
+aiohttp's session asks for tokens (`Http.post`). Registrations go by an exchange of our own (`Http.send`), on
+connections that aiohttp's connector opens (names, TLS, proxies). It has two reasons:
 
 - An answer that nobody asked for must never become the verdict on another request. Here each byte that comes
   outside of an exchange ends its connection. aiohttp's pool would read it as the next answer
@@ -23,11 +23,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from yarl import URL
 
+from worker.errors import UsageError
 from worker.marketing_cloud.proxy import Proxy, check_proxies, proxy_for
-from worker.marketing_cloud.response import Response, ResponseReader
+from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
 
 IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
@@ -162,17 +164,26 @@ class HttpEndpoint:
 
 
 class Http:
-    """POSTs. The caller closes it. Raises SettingsError if the environment names an invalid proxy."""
+    """POSTs. The caller closes it. Raises SettingsError if the environment names an invalid proxy, and
+    UsageError for an unsupported aiohttp."""
 
     def __init__(self, settings: Settings, on_shortage: Callable[[str], None] = lambda _: None) -> None:
         """`on_shortage` is told when this process has no descriptor left for a call."""
+        _check_aiohttp()
         check_proxies(settings)
         self._on_shortage = on_shortage
         self._settings = settings
         self._timeout = settings.http_timeout
         self._loop = asyncio.get_running_loop()
         self._tls = settings.tls("mc")
-        self._connector = aiohttp.TCPConnector(limit=0, socket_factory=self._socket)
+        # The session keeps no connection. (`force_close` would ask proxies to close tunnels.)
+        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=0.001, socket_factory=self._socket)
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            skip_auto_headers=("Accept", "User-Agent"),
+        )
         self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
         self._connections: set[_Connection] = set()
         self._idle: dict[URL, list[_Connection]] = {}  # by host
@@ -185,7 +196,28 @@ class Http:
         if self._sweeping is not None:
             self._sweeping.cancel()
         self._close(self._connections)
-        await self._connector.close()
+        await self._session.close()
+
+    async def post(self, url: str, document: Mapping[str, object]) -> Response:
+        """POST a JSON object by aiohttp's session, on a connection of its own. Raises NoAnswer."""
+        where = URL(url)
+        proxy = proxy_for(where)
+        to_proxy = _to_proxy(proxy)
+        while True:
+            try:
+                async with self._session.post(
+                    where,
+                    json=document,
+                    headers={"Accept-Encoding": "identity"} | (to_proxy if where.scheme == "http" else {}),
+                    ssl=self._settings.tls("mc"),
+                    proxy=proxy.url if proxy else None,
+                    proxy_headers=to_proxy,
+                    allow_redirects=False,
+                ) as answer:
+                    response = Response(answer.status, answer.headers, await _body(answer))
+                return _checked(response, proxy)
+            except FAILURES as error:
+                await self._failed(error, proxy)
 
     def endpoint(self, url: str, headers: Mapping[str, str]) -> HttpEndpoint:
         """Prepare POSTs to `url`, through the proxy that the environment names for it, if any."""
@@ -210,15 +242,12 @@ class Http:
         async with self._descriptors:
             while True:
                 try:
-                    response = await self._exchange(endpoint, body, ensure_lease, fresh=fresh)
+                    answer = await self._exchange(endpoint, body, ensure_lease, fresh=fresh)
+                    return _checked(answer, endpoint.proxy)
                 except _Stale:
                     fresh = True
                 except FAILURES as error:
                     await self._failed(error, endpoint.proxy)
-                else:
-                    if response.status == 407 and endpoint.proxy is not None:
-                        raise NoAnswer(_refused_by(endpoint.proxy, 407))
-                    return response
 
     async def _exchange(
         self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None, *, fresh: bool
@@ -335,6 +364,22 @@ class Http:
         return "the connection was lost before the answer was complete"
 
 
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """The body, as far as it comes and is kept."""
+    try:
+        return await answer.content.readexactly(BODY_LIMIT)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except aiohttp.ClientPayloadError:
+        return b""
+
+
+def _checked(response: Response, proxy: Proxy | None) -> Response:
+    if response.status == 407 and proxy is not None:
+        raise NoAnswer(_refused_by(proxy, 407))
+    return response
+
+
 def _to_proxy(proxy: Proxy | None) -> dict[str, str]:
     return {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
 
@@ -356,3 +401,19 @@ def _descriptors_for_calls() -> int:
     """Calls at a time, so that some descriptors are left for the broker and the admin server."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_CALLS if soft == resource.RLIM_INFINITY else max(16, min(MOST_CALLS, soft - OTHERS))
+
+
+def _check_aiohttp() -> None:
+    """Raise UsageError where aiohttp lacks what this module uses below aiohttp's sessions."""
+    try:
+        _ = (
+            aiohttp.TCPConnector.connect,
+            *(Connection.protocol, Connection.transport, Connection.close),
+            ResponseHandler.should_close,
+        )
+    except AttributeError as error:
+        lacking = f"{getattr(error.obj, '__name__', '')}.{error.name}"
+        raise UsageError(
+            f"aiohttp {aiohttp.__version__} lacks {lacking}: "
+            "install aiohttp 3.14, with which this worker was tested"
+        ) from None

@@ -93,6 +93,12 @@ def test_what_could_be_anybodys_secret_is_masked(said: str) -> None:
     assert answered(f"See {said}", messenger()) == "See ***"
 
 
+def test_digits_of_a_secret_are_masked_though_they_are_few() -> None:
+    assert SecretMask(["EAAB482913xyz0"]).upstream("Token with 482913 expired, code 190") == (
+        "Token with *** expired, code 190"
+    )
+
+
 def test_our_own_text_is_only_searched_for_secrets() -> None:
     text = "Marketing Cloud gave no answer: mc9f3k2.rest.example.com:41234 refused the connection."
     assert masked(Answer(None, text), SecretMask.of_body(messenger())).message == text

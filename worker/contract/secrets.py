@@ -107,7 +107,8 @@ class SecretMask:
         if word.casefold() in _KNOWN_WORDS or word.casefold() in self._public_words:
             return True
         if word.isdecimal():
-            return len(word) <= LONGEST_NUMBER
+            is_part = len(word) > TAIL and any(word in secret for secret in self._plain)
+            return len(word) <= LONGEST_NUMBER and not is_part
         is_of_one_case = word == word.lower() or word == word.upper() or word.istitle()
         return (
             len(word) <= LONGEST_WORD

@@ -121,7 +121,7 @@ class EventListener:
     @_logged("warning", "publisher not connected", repeats=True)
     def publisher_lost(self, why: str) -> None: ...
 
-    @_logged("warning", "publishing channel closed")
+    @_logged("warning", "publishing channel closed", repeats=True)
     def channel_closed(self, queue: str, why: str) -> None: ...
 
     @_logged("error", "a queue of the worker rejects publishes", repeats=True)

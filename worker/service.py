@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Self
 
+from worker.amqp.connection import connect
 from worker.amqp.consumer import Subscription
+from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
@@ -24,7 +26,6 @@ from worker.partitions.log import PartitionLog
 from worker.partitions.members import Members
 from worker.partitions.partition import PartitionJourneys
 from worker.partitions.router import Router
-from worker.partitions.routing_channel import RouterChannel
 from worker.partitions.worker import Partitions
 from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.flow import Flow
@@ -47,7 +48,7 @@ class Service:
         self.started_at = time.monotonic()
         # Without partitions of its own it may still work through those that are there.
         streams = (names.journal, names.partition_log)
-        self.publisher = Publisher(settings, events, topology.ensure, streams)
+        self.publisher = Publisher(settings, events, streams)
         self.depths = QueueDepths(names, lambda: self.intake.connection)
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
@@ -176,7 +177,9 @@ class Service:
     def _journeys(self, subscription: Subscription) -> Journeys:
         if not self.partitions.in_use:
             return Journeys(subscription, self.tools)
-        open_channel = partial(RouterChannel.open, self.settings, self._events)
+        open_channel = partial(
+            LoneChannel.open, "router", self._events, partial(connect, self.settings, "router")
+        )
         tools = replace(self.tools, tracing=None)  # the partition's worker traces the request
         return Router(subscription, tools, self.settings.partitions, self._log, open_channel)
 

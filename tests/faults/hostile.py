@@ -176,7 +176,7 @@ async def row(url: str, messages: int, rate: float, partitions: int, workers: in
 
 async def _publish(url: str, publisher: HostilePublisher, messages: int, rate: float) -> int:
     """Publish so many; the number that RabbitMQ refused."""
-    hostile = Publisher(load_settings(amqp_url=url), EventListener(), _nothing)
+    hostile = Publisher(load_settings(amqp_url=url), EventListener())
     hostile.start()
     began, sent = time.monotonic(), []
     for number in range(messages):
@@ -185,10 +185,6 @@ async def _publish(url: str, publisher: HostilePublisher, messages: int, rate: f
     outcomes = await asyncio.gather(*sent, return_exceptions=True)
     await hostile.stop()
     return sum(isinstance(outcome, WorkerError) for outcome in outcomes)
-
-
-async def _nothing(*_: object) -> None:
-    """The worker declares what there is."""
 
 
 COLUMNS = (

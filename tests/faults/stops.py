@@ -30,6 +30,7 @@ from worker.__main__ import main
 from worker.amqp import properties
 from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.consumer import Subscription
+from worker.amqp.publisher import KeptChannel
 from worker.broker.control_stream import StandingOrders
 from worker.marketing_cloud import accounts, client
 from worker.partitions.router import Router
@@ -116,7 +117,7 @@ POINTS: dict[str, Callable[[Passed], None]] = {
     "response-read": lambda passed: _after_await(client.MarketingCloud, "register", passed),
     "reply-published": lambda passed: _before(ConfirmChannel, "confirmed", passed),
     "confirmed": lambda passed: _before(Subscription, "ack", passed),
-    "poisonous": lambda passed: _before(ConfirmChannel, "_poisonous", passed),
+    "poisonous": lambda passed: _before(KeptChannel, "_poisonous", passed),
     "renewing": lambda passed: _before(Router, "_renew", passed),
     "settling": lambda passed: _before(settle.Settler, "settle", passed),
     "ack-handed-over": lambda passed: _before(Subscription, "_flush", passed),

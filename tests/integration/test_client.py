@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -15,9 +16,9 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
-from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
+from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.properties import build
 from worker.broker import requester as requests
 from worker.broker import topology
@@ -360,17 +361,15 @@ async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(
     requester: Requester, broker_url: str, prefix: str
 ) -> None:
     hostile = build(correlation_id="x", headers={"a": 1}).changed(message_id="\udcff")
-    connection = await connect(load_settings(amqp_url=broker_url, prefix=prefix), "test")
-    publishing = ConfirmChannel("test", EventListener())
-    serving = asyncio.create_task(publishing.serve(connection))
+    source = partial(connect, load_settings(amqp_url=broker_url, prefix=prefix), "test")
+    publishing = await LoneChannel.open("test", EventListener(), source)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         before = client._requester._connection
         for body in (b"\xff", b"{", b"x" * 300_000):
             await publishing.send(Message("", client._requester.queue or "", hostile, body, external=True))
         assert (await client.register(MESSENGER)).status == "registered"
         assert client._requester._connection is before
-    serving.cancel()
-    await connection.close()
+    await publishing.close()
 
 
 async def test_its_queue_is_deleted_at_the_end(requester: Requester, broker_url: str, prefix: str) -> None:

@@ -5,14 +5,15 @@ import asyncio
 import random
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 
 import pytest
 
 from tests.integration import amqp10
-from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.amqp.ledger import Message
+from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.properties import Properties, short_string
 from worker.events import EventListener
 from worker.settings import Settings
@@ -68,7 +69,7 @@ def _mixture(rng: random.Random, depth: int = 0) -> bytes:
 class Mirror:
     """A queue: what is published into it byte for byte, as it is delivered."""
 
-    def __init__(self, connection: Connection, publishing: ConfirmChannel, queue: str) -> None:
+    def __init__(self, connection: Connection, publishing: LoneChannel, queue: str) -> None:
         self.connection = connection
         self.publishing = publishing
         self.queue = queue
@@ -87,15 +88,15 @@ class Mirror:
 
 @pytest.fixture
 async def mirror(make_settings: Callable[..., Settings], prefix: str) -> AsyncIterator[Mirror]:
-    connection = await connect(make_settings(), "test")
+    settings = make_settings()
+    connection = await connect(settings, "test")
     channel = await connection.raw_channel()
     queue = f"{prefix}.mirror"
     # With one active consumer, as all queues of requests: otherwise a message may be given to the consumer
     # that renews the lease, and come again with a count.
     arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
     await channel.queue_declare(queue, durable=True, arguments=arguments)
-    publishing = ConfirmChannel("test", EventListener())
-    serving = asyncio.create_task(publishing.serve(connection))
+    publishing = await LoneChannel.open("test", EventListener(), partial(connect, settings, "test"))
     mirror = Mirror(connection, publishing, queue)
     subscription = Subscription(connection, queue, 100)
     await subscription.open(
@@ -103,7 +104,7 @@ async def mirror(make_settings: Callable[..., Settings], prefix: str) -> AsyncIt
     )
     yield mirror
     await subscription.close()
-    serving.cancel()
+    await publishing.close()
     if connection.is_open:
         await channel.queue_delete(queue)
     await connection.close()

@@ -13,12 +13,11 @@ import pytest
 
 from tests.rig import Rig, declare, messenger, until
 from worker.amqp import properties
-from worker.amqp.confirm_channel import Poisonous, publish_apart
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
+from worker.amqp.lone_channel import Poisonous, publish_apart
 from worker.amqp.properties import Properties, short_string
 from worker.amqp.publisher import Publisher
-from worker.broker import topology
 from worker.errors import PublishRefused, Unroutable, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
@@ -33,7 +32,7 @@ BROKEN = {"headers": struct.pack(">I", 9) + short_string("a") + b"S\0\0\0\5abc"}
 async def publisher(make_settings: Callable[..., Settings]) -> AsyncIterator[Publisher]:
     settings = make_settings()
     await declare(settings)
-    publisher = Publisher(settings, EventListener(), topology.ensure)
+    publisher = Publisher(settings, EventListener())
     publisher.start()
     await until(lambda: publisher.ready, "the publisher")
     yield publisher

@@ -15,7 +15,7 @@ from worker.amqp import confirm_channel
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
-from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher, is_well_formed
+from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.events import EventListener
@@ -38,37 +38,11 @@ async def declared(make_settings: Make) -> Settings:
 
 @pytest.fixture
 async def publisher(declared: Settings, events: Events) -> AsyncIterator[Publisher]:
-    a_publisher = Publisher(declared, events, topology.ensure)
+    a_publisher = Publisher(declared, events)
     a_publisher.start()
     await until(lambda: a_publisher.ready, "the publisher")
     yield a_publisher
     await a_publisher.stop()
-
-
-async def direct_address(channel: aio_pika.abc.AbstractChannel) -> str:
-    """An address of a requester that waits for direct replies."""
-    direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
-    await direct.consume(_ignore, no_ack=True)
-    inbox = await channel.declare_queue(exclusive=True)
-    request = aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to")
-    await channel.default_exchange.publish(request, inbox.name)
-    message = await until(lambda: inbox.get(no_ack=True, fail=False), "the request")
-    return str(message.reply_to)
-
-
-async def _ignore(_: aio_pika.abc.AbstractIncomingMessage) -> None:
-    pass
-
-
-async def test_the_address_of_a_direct_reply_is_well_formed_and_a_broken_one_is_not(
-    clean_broker: str,
-) -> None:
-    async with await aio_pika.connect(clean_broker) as client:
-        address = await direct_address(await client.channel())
-    assert is_well_formed(address)
-    pid, key = address.removeprefix(DIRECT_REPLY_TO).split(".")
-    for broken in ("", "x", "AAAA.BBBB", "!!!.BBBB", f"{pid[:-4]}.{key}", f"{pid}.", f"{pid}.{key}.x", pid):
-        assert not is_well_formed(DIRECT_REPLY_TO + broken)
 
 
 async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: Events) -> None:
@@ -80,8 +54,7 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: 
     replies = [await requester.take("replies") for _ in range(3)]
     assert {reply.correlation_id for reply in replies} == {"broken"}
     # RabbitMQ 4 returns what looks like an address and is none; 3.10 ends the connection for it.
-    refused = [reply.headers["x-ott-reply-refused"] for reply in replies]
-    assert sorted(refused) in (["not-allowed"] * 3, ["not-allowed", "not-allowed", "unroutable"])
+    assert {reply.headers["x-ott-reply-refused"] for reply in replies} <= {"not-allowed", "unroutable"}
     assert not events.of("publisher_lost")
 
 
@@ -105,7 +78,7 @@ async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
     async with Proxy.to(declared.amqp_url.get_secret_value()) as proxy:
         url = type(declared.amqp_url)(f"{proxy.url}?heartbeat=0")
         settings = declared.model_copy(update={"amqp_url": url})
-        publisher = Publisher(settings, events, topology.ensure)
+        publisher = Publisher(settings, events)
         publisher.start()
         await until(lambda: publisher.ready, "the publisher")
         proxy.black_hole()
@@ -120,7 +93,7 @@ async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
 async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(declared: Settings) -> None:
     """Each stream has a channel that carries nothing else; the reason stands at Publisher."""
     names = Topology(declared.prefix)
-    publisher = Publisher(declared, EventListener(), topology.ensure, [names.journal, names.control])
+    publisher = Publisher(declared, EventListener(), [names.journal, names.control])
     publisher.start()
     targets = [names.journal, names.replies, names.control, names.replies, names.journal]
     await asyncio.gather(*(publisher.send(Message("", target, build(), b"{}")) for target in targets))
@@ -136,7 +109,7 @@ async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
 ) -> None:
     """As where the broker's channel has taken the stream's dead leader for the living one."""
     journal = Topology(declared.prefix).journal
-    publisher = Publisher(declared, events, topology.ensure, [journal])
+    publisher = Publisher(declared, events, [journal])
     publisher.start()
     channel = publisher._streams[journal]
     await until(lambda: channel.is_open, "the channel")
@@ -162,7 +135,7 @@ async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
     """On 4.3 a channel may go unconfirmed after a network partition, while a new one is confirmed."""
     monkeypatch.setattr(confirm_channel, "STREAM_CONFIRM_TIMEOUT", 0.1)
     journal = Topology(declared.prefix).journal
-    publisher = Publisher(declared, events, topology.ensure, [journal])
+    publisher = Publisher(declared, events, [journal])
     publisher.start()
     channel = publisher._streams[journal]
     await until(lambda: channel.is_open, "the channel")
@@ -198,14 +171,17 @@ async def test_the_queues_of_ours_that_take_nothing_are_named(
 async def test_a_stream_that_is_declared_anew_gets_a_new_channel(declared: Settings) -> None:
     """Its records are counted from 1 again, as those of a new channel; the reason stands at Publisher."""
     journal = Topology(declared.prefix).journal
-    publisher = Publisher(declared, EventListener(), topology.ensure, [journal])
+    publisher = Publisher(declared, EventListener(), [journal])
     publisher.start()
     channel = publisher._streams[journal]
     await publisher.send(Message("", journal, build(), b"{}"))
     first = channel._interceptor
     connection = await connect(declared, "test")
     await (await connection.channel()).queue_delete(journal)
-    await publisher.send(Message("", journal, build(), b"{}"))
+    sent = publisher.send(Message("", journal, build(), b"{}"))
+    await until(lambda: publisher.blocked, "the loss")
+    await topology.ensure(connection, declared)
+    await sent
     await until(lambda: channel.is_open and channel._interceptor is not first, "a new channel")
     await publisher.send(Message("", journal, build(), b"{}"))
     await publisher.stop()

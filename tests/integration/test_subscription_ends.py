@@ -243,7 +243,7 @@ async def test_a_publishing_channel_that_is_opened_anew_keeps_its_connection(
 ) -> None:
     settings, events = make_settings(), Events()
     await declare(settings)
-    publisher = Publisher(settings, events, topology.ensure)
+    publisher = Publisher(settings, events)
     publisher.start()
     await until(lambda: publisher.ready, "the publisher")
     publisher._own._stuck = True

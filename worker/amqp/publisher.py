@@ -7,29 +7,137 @@ does not take the message within a minute.
 """
 
 import asyncio
-import base64
-import binascii
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Final
 
-from worker.amqp.confirm_channel import ConfirmChannel
+import aiormq.exceptions
+
+from worker.amqp.confirm_channel import ConfirmChannel, error_of, fail, is_blame
 from worker.amqp.connection import Connection, connect
-from worker.amqp.ledger import Message
+from worker.amqp.ledger import Message, Publish
+from worker.amqp.lone_channel import Open, Poisonous, publish_apart
 from worker.amqp.reconnect import keep_connected
-from worker.errors import BrokerUnreachable, PublishRefused, TopologyError
+from worker.backoff import REPUBLISH
+from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
-REDECLARE_INTERVAL: Final = 1.0  # seconds
-
+GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
+RENEW_STREAM_AFTER: Final = 2  # overdue confirms of one record: 4.3 confirms on a new channel at once
+STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."
-_PIDS: Final = {b"\x83X": 12, b"\x83g": 9}  # its external format, and the bytes that follow the node's name
-_NAMES: Final = {b"d": 2, b"v": 2, b"s": 1, b"w": 1}  # an atom's format, and the bytes of its length
 
-Declare = Callable[[Connection, Settings], Awaitable[None]]
-"""Declares our own objects. Raises TopologyError or BrokerUnreachable."""
+
+class KeptChannel(ConfirmChannel):
+    """A channel that is opened again whenever it closes, and publishes again what has no outcome.
+
+    Where RabbitMQ closed it, or its connection, for one of the publishes, those that were under way are
+    published apart, and all others go on at once. The one to blame is refused, or published in its reduced
+    form (contract §2)."""
+
+    def __init__(self, name: str, events: EventListener, apart: Open, *, is_for_stream: bool = False) -> None:
+        """`apart` opens a connection for publishes of which one has ended its own."""
+        super().__init__(name, events, is_for_stream=is_for_stream)
+        self._apart = apart
+
+    async def keep(self, connection: Connection) -> None:
+        """Keep a channel open on `connection` and write what is waiting, until cancelled."""
+        while connection.is_open:
+            try:
+                await self.serve(connection)
+            except BrokerUnreachable:
+                pass
+            else:
+                self._closed(self.closed_by)
+            await asyncio.sleep(REPUBLISH.first)
+
+    def suspect(self) -> bool:
+        """One of the publishes that were under way when the channel was lost is to blame: publish them apart.
+        False if there are none, or the channel is for a stream: no publisher's bytes are in its messages."""
+        suspects, self.suspects = [one for one in self.suspects if not one.future.done()], []
+        if not suspects or self.is_for_stream:
+            return False
+        self._ledger.set_aside(suspects)
+        self._run(self._publish_apart(suspects))
+        return True
+
+    def _late(self, publish: Publish) -> None:
+        """Publish it again: a half-dead peer may never confirm it."""
+        if publish.message.external and publish.overdue >= GIVE_UP_AFTER:
+            fail(publish, QueueFull("the queue does not confirm"))
+        else:
+            self._stuck |= self.is_for_stream and publish.overdue >= RENEW_STREAM_AFTER
+            self._queue(publish)
+
+    def _turned_down(self, publish: Publish, error: WorkerError) -> None:
+        if publish.message.external:
+            fail(publish, error)
+            return
+        # One of our own queues is full or gone. The request stays in its queue until this is corrected.
+        self.events.publish_turned_down(publish.message.queue, str(error))
+        self._is_blocked(publish.message, str(error))
+        # RabbitMQ counts what goes into a stream that is declared anew from 1 again, but the channel goes on
+        # counting, and the numbers must not differ (see Publisher).
+        is_gone = isinstance(error, Unroutable)
+        self._stuck |= self.is_for_stream if is_gone else publish.refusals >= STUCK_AFTER
+        self._later(publish, self._queue)
+
+    def _later(self, publish: Publish, again: Callable[[Publish], None]) -> None:
+        wait = REPUBLISH.ceiling(publish.refusals + 1)
+        publish.refusals = min(publish.refusals + 1, 10)
+        self._ledger.set_aside([publish])
+
+        def retry() -> None:
+            if self._ledger.is_aside(publish):
+                again(publish)
+
+        asyncio.get_running_loop().call_later(wait, retry)
+
+    def _closed(self, reason: BaseException | None) -> None:
+        """Find out what to blame, where the broker closed the channel for one of the publishes."""
+        if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
+            return
+        told = " ".join(str(part) for part in reason.args if part is not None)
+        self.events.channel_closed(self.name, " ".join(told.split())[:200] or "no reason was given")
+        if is_blame(reason):
+            self.suspect()
+        elif (error := error_of(reason)) is not None:
+            for publish in self.suspects:
+                if publish.message.external:
+                    fail(publish, error)
+
+    async def _publish_apart(self, suspects: list[Publish]) -> None:
+        by_message = {publish.message: publish for publish in suspects}
+
+        def settle(message: Message, outcome: WorkerError | None) -> None:
+            publish = by_message.pop(message)
+            if isinstance(outcome, Poisonous):
+                self._poisonous(publish)
+            else:
+                self._ledger.settled(publish)
+                self.confirmed(publish, outcome)
+
+        try:
+            await publish_apart(self._apart, list(by_message), settle)
+        finally:
+            for publish in by_message.values():
+                self._queue(publish)
+
+    def _poisonous(self, publish: Publish) -> None:
+        """RabbitMQ does not take this message, whatever else is published."""
+        message = publish.message
+        self.events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
+        if message.external:
+            self._ledger.settled(publish)
+            fail(publish, PublishRefused("the broker does not take this message"))
+        else:
+            reduced = message.reduced or message.properties.reduced()
+            publish.message = replace(message, properties=reduced, reduced=reduced)
+            # Apart again: nothing shows yet that RabbitMQ takes this one.
+            self._later(publish, lambda publish: self._run(self._publish_apart([publish])))
 
 
 class Publisher:
@@ -41,24 +149,18 @@ class Publisher:
     instead of the stream's. Where they differ, further records are confirmed and not written.
     Direct replies have a connection of their own, because RabbitMQ ends the connection if it cannot decode an
     address. When RabbitMQ ends a connection for one of the publishes on it, the next one is opened at once,
-    and what was under way is published apart (confirm_channel.py).
+    and what was under way is published apart.
     """
 
-    def __init__(
-        self, settings: Settings, events: EventListener, declare: Declare, streams: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, settings: Settings, events: EventListener, streams: Iterable[str] = ()) -> None:
         """`streams` are the names of those to publish to."""
         self._settings = settings
         self._events = events
-        self._declare = declare
-        self._missing = asyncio.Event()
         apart = partial(connect, settings, "publisher apart")
-        self._own = ConfirmChannel("own", events, apart, self._missing)
-        self._external = ConfirmChannel("external", events, apart)
-        self._streams = {
-            name: ConfirmChannel(name, events, apart, self._missing, is_for_stream=True) for name in streams
-        }
-        self._direct = ConfirmChannel("direct replies", events, apart)
+        self._own = KeptChannel("own", events, apart)
+        self._external = KeptChannel("external", events, apart)
+        self._streams = {name: KeptChannel(name, events, apart, is_for_stream=True) for name in streams}
+        self._direct = KeptChannel("direct replies", events, apart)
         self._served = (self._own, self._external, *self._streams.values())
         self._task: asyncio.Task[None] | None = None
         self._direct_task: asyncio.Task[None] | None = None
@@ -107,69 +209,29 @@ class Publisher:
         """Publish. The future is done once the broker has confirmed; that of an external message may raise
         Unroutable or PublishRefused instead. Cancel the future to give the message up."""
         if message.external and message.routing_key.startswith(DIRECT_REPLY_TO):
-            return self._send_direct(message)
+            if self._direct_task is None:
+                serve = self._keep_serving("direct replies", [self._direct], EventListener())
+                self._direct_task = asyncio.create_task(serve, name="direct-replies")
+            return self._direct.send(message)
         if message.external:
             return self._external.send(message)
         return self._streams.get(message.routing_key, self._own).send(message)
 
-    def _send_direct(self, message: Message) -> "asyncio.Future[None]":
-        if not is_well_formed(message.routing_key):
-            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            refused.set_exception(PublishRefused("the reply address is malformed"))
-            return refused
-        if self._direct_task is None:
-            serve = self._keep_serving("direct replies", [self._direct], EventListener())
-            self._direct_task = asyncio.create_task(serve, name="direct-replies")
-        return self._direct.send(message)
-
     async def _keep_serving(
-        self, purpose: str, channels: Sequence[ConfirmChannel], events: EventListener
+        self, purpose: str, channels: Sequence[KeptChannel], events: EventListener
     ) -> None:
         """Open a connection and serve the channels on it, again and again."""
 
         async def use(connection: Connection) -> None:
             events.publisher_connected()
-            await self._serve(channels, connection)
+            async with asyncio.TaskGroup() as group:
+                kept = [group.create_task(channel.keep(connection)) for channel in channels]
+                await connection.lost
+                for task in kept:
+                    task.cancel()
             if connection.was_closed_for_cause and [c for c in channels if c.suspect()]:
                 events.publisher_lost("connection lost")
                 return  # at once: what is to blame goes elsewhere
             raise BrokerUnreachable("connection lost")
 
         await keep_connected(self._settings, purpose, use, lambda error: events.publisher_lost(str(error)))
-
-    async def _serve(self, channels: Sequence[ConfirmChannel], connection: Connection) -> None:
-        async with asyncio.TaskGroup() as group:
-            served = [group.create_task(channel.serve(connection)) for channel in channels]
-            served.append(group.create_task(self._redeclare(connection)))
-            await connection.lost
-            for task in served:
-                task.cancel()
-
-    async def _redeclare(self, connection: Connection) -> None:
-        """Declare our own objects again when a publish finds one of them gone."""
-        while True:
-            await self._missing.wait()
-            self._missing.clear()
-            try:
-                await self._declare(connection, self._settings)
-            except (TopologyError, BrokerUnreachable) as error:
-                self._events.topology_wrong(str(error))
-            await asyncio.sleep(REDECLARE_INTERVAL)
-
-
-def is_well_formed(address: str) -> bool:
-    """Whether RabbitMQ can decode the address of a direct reply: the prefix, and `PID.KEY`, both in base64.
-    PID is an Erlang process id with the name of a node in it (the same on 3.10 and 4.0)."""
-    parts = address.removeprefix(DIRECT_REPLY_TO).split(".")
-    if len(parts) != 2:
-        return False
-    try:
-        pid, key = (base64.b64decode(part, validate=True) for part in parts)
-    except (binascii.Error, ValueError):
-        return False
-    length_bytes = _NAMES.get(pid[2:3])
-    if not key or pid[:2] not in _PIDS or length_bytes is None:
-        return False
-    length = int.from_bytes(pid[3 : 3 + length_bytes], "big")
-    name = pid[3 + length_bytes : 3 + length_bytes + length]
-    return b"@" in name and len(pid) == 3 + length_bytes + length + _PIDS[pid[:2]]

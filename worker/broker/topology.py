@@ -16,7 +16,7 @@ from worker.events import EventListener
 from worker.settings import Settings
 
 MOST_PARTITIONS = 64
-CHECK_INTERVAL = 10.0  # seconds
+CHECK_INTERVAL = 5.0  # seconds
 
 # A request counts one delivery for each lost connection and each return to the queue. The limit stops a
 # message that crashes the worker. Its neighbours are settled meanwhile (pipeline/suspects.py), so the limit

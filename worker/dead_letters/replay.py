@@ -18,7 +18,6 @@ from worker.amqp.consumer import COUNTS
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
-from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import now, text_of
@@ -110,7 +109,7 @@ class Sweep:
         """Publish each again, then remove it. Raises as DeadLetterQueue does."""
         limiter = None if rate is None else _limiter(rate)
         entry = Topology(settings.prefix).entry
-        publisher = Publisher(settings, events, topology.ensure)
+        publisher = Publisher(settings, events)
         publisher.start()
 
         @contextlib.asynccontextmanager

@@ -11,14 +11,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from hashlib import blake2b
 
+from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
+from worker.amqp.lone_channel import LoneChannel
+from worker.amqp.queue import look
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.settlement import Resource
-from worker.errors import BrokerUnreachable, QueueFull, Unroutable, WorkerError
+from worker.errors import BrokerUnreachable, QueueFull, TopologyError, Unroutable, WorkerError
 from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier, routed
-from worker.partitions.routing_channel import RouterChannel
 from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.request import Request
 
@@ -44,15 +46,15 @@ class Router(Journeys):
         tools: Tools,
         partitions: int,
         log: PartitionLog,
-        open_channel: Callable[[], Awaitable[RouterChannel]],
+        open_channel: Callable[[], Awaitable[LoneChannel]],
     ) -> None:
         super().__init__(subscription, tools)
         self._epoch = 0
         self._partitions = partitions
         self._log = log
         self._open_channel = open_channel
-        self._channel: RouterChannel | None = None
-        self._channels: list[RouterChannel] = []
+        self._channel: LoneChannel | None = None
+        self._channels: list[LoneChannel] = []
         self._routes = asyncio.Event()  # not before all earlier epochs are over
         self._renewals: set[asyncio.Task[None]] = set()
         self._names = Topology(self._settings.prefix)
@@ -112,7 +114,7 @@ class Router(Journeys):
         self._routes.set()
         self._events.epoch_began(self._epoch, self._partitions, time.monotonic() - since)
 
-    def _lost(self, channel: RouterChannel) -> None:
+    def _lost(self, channel: LoneChannel) -> None:
         if channel is not self._channel:
             return  # it is known
         self._channel = None
@@ -124,7 +126,7 @@ class Router(Journeys):
         else:
             self._end_epoch(channel.lost.result())
 
-    async def _renew(self, lost: RouterChannel) -> None:
+    async def _renew(self, lost: LoneChannel) -> None:
         """Go on in another epoch. All resources stay in their partitions, so nothing of the one before need
         be settled first. What may still come from its channel is behind the barrier, and ignored."""
         started = time.monotonic()
@@ -190,7 +192,7 @@ class Router(Journeys):
                     sent = map(channel.send, messages.values())
                     outcomes = await asyncio.gather(*sent, return_exceptions=True)
             except BrokerUnreachable:
-                if channel.is_open:
+                if channel.is_usable:
                     raise
                 await asyncio.wait({channel.lost})
                 self._lost(channel)
@@ -234,14 +236,14 @@ class PartitionCapacity:
         self._looking = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def slots(self, wanted: int, channel: RouterChannel, queue: str) -> AsyncIterator[int]:
+    async def slots(self, wanted: int, channel: LoneChannel, queue: str) -> AsyncIterator[int]:
         """Wait until at least one more fits in. As many as are returned are on their way within this context.
         Raises BrokerUnreachable."""
         while self._left <= 0:
             async with self._looking:
                 if self._left > 0:
                     break
-                self._left = self._limit - self._on_their_way - await channel.depth(queue)
+                self._left = self._limit - self._on_their_way - await _depth(channel.connection, queue)
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)
         count = min(wanted, self._left)
@@ -251,3 +253,11 @@ class PartitionCapacity:
             yield count
         finally:
             self._on_their_way -= count
+
+
+async def _depth(connection: Connection, queue: str) -> int:
+    """Messages that are ready in a queue. Raises BrokerUnreachable, also where it is missing."""
+    try:
+        return (await look(connection, queue)).ready
+    except TopologyError as error:
+        raise BrokerUnreachable(str(error)) from None

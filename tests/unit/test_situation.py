@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker.broker.overview import Overview
-from worker.broker.situation import State, Trend, judge, obstacle
+from worker.broker.situation import State, judge, obstacle
 from worker.broker.topology import Topology
 from worker.contract.control import Pause
 from worker.contract.status import Blocked, GateStatus, WorkerStatus
@@ -104,7 +104,7 @@ def test_the_most_urgent_comes_first() -> None:
         dead=4,
         pause=PAUSE,
     )
-    states = [each.state for each in judge(everything, NAMES, growth=3.0)]
+    states = [each.state for each in judge(everything, NAMES)]
     assert states == sorted(states, key=list(State).index)
     assert states == [State.PAUSED, State.CREDENTIALS, State.BLOCKED, State.PACE, State.DEAD_LETTERS]
 
@@ -129,12 +129,3 @@ def test_dead_letters_are_told_by_their_most_frequent_reason() -> None:
 )
 def test_who_waits_is_told_why(workers: list[WorkerStatus], says: str) -> None:
     assert obstacle(workers) == says
-
-
-def test_a_backlog_grows_when_it_has_for_a_while_and_by_many() -> None:
-    trend = Trend()
-    assert [trend.growth(at, waiting) for at, waiting in ((0, 0), (10, 500), (30, 600))] == [0, 0, 20]
-    assert trend.growth(100, 650) == 0
-    assert trend.growth(110, None) == 0
-    growing = judge(found(worker(), requests=650), NAMES, growth=20)[0]
-    assert (growing.state, growing.cause) == (State.BACKLOG, "650 requests wait, 20.0 a second more")

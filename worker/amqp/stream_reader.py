@@ -68,9 +68,8 @@ class StreamReader:
     async def last(self) -> Entry | None:
         """The newest entry."""
         newest = None
-        async with contextlib.aclosing(self.read("last")) as entries:
-            async for entry in entries:
-                newest = entry
+        async for entry in self.read("last"):
+            newest = entry
         return newest
 
     async def catch_up(self, mark: Callable[[], Awaitable[str]]) -> None:
@@ -85,16 +84,21 @@ class StreamReader:
                         reach = self._entry(message).offset
             self._reach = reach
 
-    async def read(self, start: Start, *, reach: int = -1, prefetch: int = PREFETCH) -> Entries:
-        """The entries from `start` to all that was confirmed when this began, and at least to the
-        offset `reach`; a start beyond the end gives none. A time begins a little early, or nowhere."""
-        reach = max(reach, self._reach)
+    async def read(
+        self, start: Start, end: int | None = None, *, reach: int = -1, prefetch: int = PREFETCH
+    ) -> Entries:
+        """The entries from `start` to before the offset `end`; without it to all that was confirmed when this
+        began, and at least to the offset `reach`. A start beyond the end gives none. A time begins a little
+        early, or nowhere."""
+        reach = max(reach, self._reach) if end is None else end - 1
         async with self._consumer(start, prefetch) as consumer:
             at, looks = start - 1 if isinstance(start, int) else -1, LOOKS
             shown_at = time.monotonic()
             while True:
                 async for message in consumer.arrived():
                     entry = self._entry(message)
+                    if end is not None and entry.offset >= end:
+                        return
                     at, looks = entry.offset, 1
                     yield entry
                     shown_at = time.monotonic()

@@ -141,10 +141,9 @@ async def _read(reader: StreamReader, events: EventListener) -> tuple[list[Order
     """The orders so far, and the offset that comes next."""
     orders: list[Order] = []
     following = 0
-    async with contextlib.aclosing(reader.read("first")) as entries:
-        async for entry in entries:
-            orders += _orders(entry, reader.stream, events)
-            following = entry.offset + 1
+    async for entry in reader.read("first"):
+        orders += _orders(entry, reader.stream, events)
+        following = entry.offset + 1
     return orders, following
 
 

@@ -1,7 +1,6 @@
 """The newest registration of each resource according to the journal, and how far back that is known."""
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import sqlite3
@@ -152,14 +151,12 @@ async def read_into(
     since = index.since if since is None else min(since, index.since)
     if index.began_at is not None:
         await _read_from(index.next_offset, index, reader, first, reach)
-    if not covers(index.began_at, first, since):
-        end = None if index.began_at is None else index.began_at.offset
-        began_at = await _read_from(around(since), index, reader, first, reach, end)
-        if not covers(began_at, first, since):
-            # The broker's clock is far from ours, so its times do not help to find the place.
-            end = None if began_at is None else began_at.offset
-            began_at = await _read_from("first", index, reader, first, reach, end)
-        index.began_at = began_at
+    # The broker's clock may be far from ours: then its times do not help to find the place.
+    for start in (around(since), "first"):
+        if not covers(index.began_at, first, since):
+            end = None if index.began_at is None else index.began_at.offset
+            began_at = await _read_from(start, index, reader, first, reach, end)
+            index.began_at = began_at or index.began_at
     index.since = since
     index.complete(await reader.first())
 
@@ -174,16 +171,12 @@ async def _read_from(
 ) -> Entry | None:
     """Read from `start` to the offset `end`, or to the end, and return the first entry. Between two entries
     others have as much time as reading one took."""
-    began_at = None
-    async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
+    began_at, begun = None, time.monotonic()
+    async for entry in reader.read(start, end, reach=reach):
+        began_at = began_at or entry
+        index.read(entry, first)
+        await asyncio.sleep(time.monotonic() - begun)
         begun = time.monotonic()
-        async for entry in entries:
-            began_at = began_at or entry
-            if end is not None and entry.offset >= end:
-                break
-            index.read(entry, first)
-            await asyncio.sleep(time.monotonic() - begun)
-            begun = time.monotonic()
     return began_at
 
 

@@ -96,12 +96,8 @@ async def newest_first(
 
 async def matching(reader: StreamReader, query: JournalQuery, start: Start, last: int) -> list[Record]:
     """The matching records from `start` to the offset `last`, the newest first."""
-    records: list[Record] = []
-    async with contextlib.aclosing(reader.read(start, reach=last)) as entries:
-        async for entry in entries:
-            if entry.offset > last:
-                break
-            records += [record for record in entry.records if record in query]
+    entries = reader.read(start, last + 1)
+    records: list[Record] = [record async for entry in entries for record in entry.records if record in query]
     return records[::-1]
 
 

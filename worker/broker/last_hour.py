@@ -1,7 +1,6 @@
 """The last hour as the journal tells it: what was settled in each second, and how long that took."""
 
 import asyncio
-import contextlib
 import statistics
 import time
 from collections import Counter
@@ -110,14 +109,11 @@ class LastHour:
 
     async def _take(self, reader: StreamReader, start: int, last: int) -> None:
         """Count the records from `start` to the offset `last`."""
-        async with contextlib.aclosing(reader.read(start, reach=last)) as entries:
-            async for entry in entries:
-                if entry.offset > last:
-                    break
-                for record in entry.records:
-                    self._count(record)
-                if entry.offset % BREATH == 0:
-                    await asyncio.sleep(0)
+        async for entry in reader.read(start, last + 1):
+            for record in entry.records:
+                self._count(record)
+            if entry.offset % BREATH == 0:
+                await asyncio.sleep(0)
 
     def _count(self, record: Mapping[str, object]) -> None:
         completed, status = microseconds(str(record.get("completedAt"))), record.get("status")

@@ -1,7 +1,7 @@
 """How a deployment is doing (contract §9), in the same words for `status`, `check`, `/readyz`, the console
 and everybody who waits for a worker. Pure: decided from what workers and queues tell."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,9 +15,6 @@ from worker.contract.status import Blocked, WorkerStatus
 from worker.contract.timestamps import how_long, span
 
 LONG_WAIT = 60  # seconds that the backlog takes; longer is told
-TREND = 60.0  # seconds over which the backlog's growth is measured
-SHORTEST_TREND = 20.0  # seconds
-GROWN = 100  # requests by which it must have grown meanwhile
 
 Level = Literal["good", "notice", "warning", "bad"]
 
@@ -99,13 +96,11 @@ def judge(
     *,
     trouble: str = "",
     is_known: bool = True,
-    growth: float = 0.0,
     dead: Sequence[tuple[int, str, str]] = (),
 ) -> list[Condition]:
     """The conditions of a deployment, the most urgent first; State.WELL where there is none. `trouble` is why
-    RabbitMQ could not be asked; `is_known` is False until it has answered. `growth` is that of the backlog,
-    in requests a second. `dead` are the dead letters by cause, the most frequent first: their number, the
-    reason, and advice."""
+    RabbitMQ could not be asked; `is_known` is False until it has answered. `dead` are the dead letters by
+    cause, the most frequent first: their number, the reason, and advice."""
     if trouble:
         advice = "Look at RabbitMQ and at OTT_AMQP_URL. Workers connect again by themselves."
         return [Condition(State.UNREACHABLE, trouble, advice)]
@@ -120,7 +115,7 @@ def judge(
             for each in _of_workers(found.workers)
             if each.state is not State.PAUSED or found.pause is None
         ),
-        *_backlog(found, growth),
+        *_backlog(found),
         *_dead_letters(found, dead),
     ]
     conditions.sort(key=_urgency)
@@ -159,24 +154,6 @@ def obstacle(workers: Iterable[WorkerStatus]) -> str:
     first = min(conditions, key=_urgency)
     name = f"The worker is {first.state.value.lower()} {first.subject}: " if first.subject else ""
     return f"{name}{first.cause.rstrip('.')}."
-
-
-class Trend:
-    """How quickly the backlog grows, from several looks at it."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def growth(self, now: float, waiting: int | None) -> float:
-        """Requests a second over the last minute, 0 where that is not known yet or too few to matter."""
-        if waiting is None:
-            return 0.0
-        while self._seen and now - self._seen[0][0] > TREND:
-            self._seen.popleft()
-        self._seen.append((now, waiting))
-        at, before = self._seen[0]
-        is_told = now - at >= SHORTEST_TREND and waiting - before >= GROWN
-        return (waiting - before) / (now - at) if is_told else 0.0
 
 
 def _urgency(condition: Condition) -> int:
@@ -248,23 +225,20 @@ def _blocked(blocked: Blocked) -> Condition:
     return Condition(State.BLOCKED, cause, advice, blocked.since, subject=f"by {blocked.queue}")
 
 
-def _backlog(found: Overview, growth: float) -> Iterator[Condition]:
+def _backlog(found: Overview) -> Iterator[Condition]:
     waiting = found.queues.get("requests", 0) + sum(worker.in_flight for worker in found.workers)
     paces = [worker.pace for worker in found.workers if worker.pace is not None]
     rate = sum(worker.rate_per_second for worker in found.workers)
-    if paces and (waiting > LONG_WAIT * sum(paces) or growth > 0):
+    if paces and waiting > LONG_WAIT * sum(paces):
         cause = f"Marketing Cloud takes {sum(paces):,.1f} calls a second; {waiting:,} requests wait"
         advice = (
             "They are sent as fast as it takes them. Ask Marketing Cloud for a higher limit, or send fewer."
         )
         yield Condition(State.PACE, cause, advice, stops=False)
-    elif growth > 0:
-        cause = f"{waiting:,} requests wait, {growth:,.1f} a second more"
-        advice = "More come in than are settled: see the time of a call, OTT_RATE_LIMIT and OTT_PREFETCH."
-        yield Condition(State.BACKLOG, cause, advice, stops=False)
     elif rate and waiting / rate > LONG_WAIT:
         cause = f"{waiting:,} requests wait, about {span(waiting / rate)} at {rate:,.1f} a second"
-        yield Condition(State.BACKLOG, cause, "They are settled in order; nothing to do.", stops=False)
+        advice = "They are settled in order. If more come in, see the time of a call and OTT_PREFETCH."
+        yield Condition(State.BACKLOG, cause, advice, stops=False)
 
 
 def _dead_letters(found: Overview, dead: Sequence[tuple[int, str, str]]) -> Iterator[Condition]:

@@ -96,11 +96,10 @@ async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER
     return sorted((each for each in latest.values() if each.state != "stopped"), key=lambda each: each.worker)
 
 
-async def _read(reader: StreamReader, start: int, reach: int) -> list[WorkerStatus]:
+async def _read(reader: StreamReader, start: int, last: int) -> list[WorkerStatus]:
     records: list[WorkerStatus] = []
-    async with contextlib.aclosing(reader.read(start, reach=reach)) as entries:
-        async for entry in entries:
-            for document in entry.records:
-                with contextlib.suppress(ValidationError):
-                    records.append(WorkerStatus.model_validate(document))
+    async for entry in reader.read(start, last + 1):
+        for document in entry.records:
+            with contextlib.suppress(ValidationError):
+                records.append(WorkerStatus.model_validate(document))
     return records

@@ -16,7 +16,7 @@ from worker.amqp.connection import connected
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.last_hour import HOUR, MINUTE, LastHour, Settled
 from worker.broker.overview import Overview, read_overview
-from worker.broker.situation import Condition, State, Trend, judge
+from worker.broker.situation import Condition, State, judge
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.output import Column, Table
@@ -127,7 +127,6 @@ class _Looks:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._trend = Trend()
         self._hour = LastHour()
         self._causes = Causes()
         self._count = 0
@@ -149,8 +148,7 @@ class _Looks:
         found = await self._read_causes(overview.queues.get("dead", 0))
         if found.problem:
             overview.problems.append(found.problem)
-        growth = self._trend.growth(time.monotonic(), overview.queues.get("requests"))
-        situation = judge(overview, names, growth=growth, dead=found.largest())
+        situation = judge(overview, names, dead=found.largest())
         return Screen(self._settings.prefix, broker, datetime.now(UTC), situation, overview, rates, found)
 
     async def _read_causes(self, count: int) -> Causes:

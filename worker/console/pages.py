@@ -1,6 +1,5 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +10,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from worker.broker.journal_query import JournalPage, JournalQuery
-from worker.broker.situation import Condition, State, Trend, judge
+from worker.broker.situation import Condition, State, judge
 from worker.console.forms import (
     fields_of,
     letters_asked_for,
@@ -54,7 +53,6 @@ class Pages:
     def __init__(self, sources: Sources, render: Renderer) -> None:
         self._sources = sources
         self._render = render
-        self._trend = Trend()
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         """Where they are."""
@@ -129,7 +127,6 @@ class Pages:
             self._sources.names,
             trouble=kept.trouble,
             is_known=kept.as_of is not None,
-            growth=self._trend.growth(time.monotonic(), kept.value.queues.get("requests")),
             dead=[(each.count, each.reason, advice(each.reason)) for each in letters.causes],
         )
 

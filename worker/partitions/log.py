@@ -180,10 +180,7 @@ async def read_partition_state(settings: Settings) -> PartitionState:
     """The state according to the log now. Raises TopologyError (there is no such stream, or it may not be
     read) or BrokerUnreachable."""
     state = PartitionState()
-    async with (
-        open_stream(settings, Topology(settings.prefix).partition_log) as reader,
-        contextlib.aclosing(reader.read("first")) as entries,
-    ):
-        async for entry in entries:
+    async with open_stream(settings, Topology(settings.prefix).partition_log) as reader:
+        async for entry in reader.read("first"):
             state.read(entry)
     return state

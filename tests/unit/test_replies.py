@@ -83,7 +83,7 @@ def test_an_error_envelope_has_the_contract_s_keys_in_order() -> None:
 
 @pytest.mark.parametrize("hostile", ["\ud800", "a\udcffb", "\ude00\ud83d"])
 def test_text_that_utf_8_cannot_hold_is_replaced(hostile: str) -> None:
-    envelope = reply_body(FAILED._replace(request_id=hostile))
+    envelope = reply_body(REJECTED._replace(request_id=hostile))
     assert "?" in json.loads(envelope.decode())["requestId"]
 
 

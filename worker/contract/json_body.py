@@ -4,6 +4,7 @@ way on every interpreter, and quotes nothing of it."""
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import pydantic_core
@@ -110,12 +111,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=asdict).encode
 
 
 def to_json(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    """A document as UTF-8, without spaces. Lone surrogates, which UTF-8 cannot hold, become question marks:
-    ids come from AMQP properties, where a hostile sender can place them."""
+    """A document, which may hold dataclasses, as UTF-8 without spaces. Lone surrogates, which UTF-8 cannot hold,
+    become question marks: ids come from AMQP properties, where a hostile sender can place them."""
     try:
         return pydantic_core.to_json(document)
     except pydantic_core.PydanticSerializationError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -14,8 +14,9 @@ from worker.contract.words import AGGREGATE, INVALID_VALUE, MALFORMED, MISSING, 
 PLEASE_FIX = "Please fix the following errors"
 
 
-class FieldError(NamedTuple):
-    """One entry of `validationErrors`."""
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One entry of `validationErrors`: one problem with the request, as the API words it."""
 
     message: str
     errorcode: int

@@ -25,7 +25,7 @@ def reply_body(settlement: Settlement) -> bytes:
         envelope["message"] = settlement.message
         envelope["errorcode"] = settlement.errorcode
         envelope["documentation"] = settlement.documentation
-        envelope["validationErrors"] = [error._asdict() for error in settlement.errors]
+        envelope["validationErrors"] = settlement.errors
     envelope["requestId"] = settlement.request_id
     envelope["ottPlatformName"] = settlement.platform
     envelope["resourceId"] = settlement.resource_id
@@ -42,14 +42,6 @@ def reply_body(settlement: Settlement) -> bytes:
 
 class _Model(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, hide_input_in_errors=True)
-
-
-class ValidationErrorEntry(_Model):
-    """One problem with the request, as the API words it."""
-
-    message: str
-    errorcode: int
-    documentation: str = ""
 
 
 class Result(_Model):
@@ -73,7 +65,7 @@ class ErrorEnvelope(_Model):
     message: str
     errorcode: int
     documentation: str
-    validation_errors: tuple[ValidationErrorEntry, ...]
+    validation_errors: tuple[FieldError, ...]
     request_id: str
     ott_platform_name: str | None
     resource_id: str | None
@@ -123,6 +115,5 @@ class Reply:
         given["platform"] = given.pop("ott_platform_name")
         if isinstance(reply, ErrorEnvelope):
             del given["documentation"]
-            entries = given.pop("validation_errors")
-            given["errors"] = tuple(FieldError(e.message, e.errorcode, e.documentation) for e in entries)
+            given["errors"] = given.pop("validation_errors")
         return cls(**given)

@@ -182,8 +182,7 @@ class Sandbox:
 
     def _upsert(self, call: Call, verdict: Registration | Rejection) -> web.Response:
         if isinstance(verdict, Rejection):
-            errors = [error._asdict() for error in verdict.errors]
-            return rest_error(400, verdict.message, verdict.errorcode, validationErrors=errors)
+            return rest_error(400, verdict.message, verdict.errorcode, validationErrors=verdict.errors)
         self.registrations[Resource(call.account, verdict.platform, verdict.resource_id)] = call
         return web.Response(status=201)
 

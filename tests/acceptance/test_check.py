@@ -11,8 +11,7 @@ import pytest
 from tests.commands import Checked, checked_with
 from tests.rig import Rig, environment, messenger
 from worker.broker.control_stream import publish_order
-from worker.contract.control import Order
-from worker.contract.status import GateStatus, WorkerStatus
+from worker.contract.status import GateStatus, Order, WorkerStatus
 from worker.sandbox.faults import Status
 from worker.settings import Settings
 

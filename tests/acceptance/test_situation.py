@@ -19,7 +19,7 @@ from tests.rig import Requester, Rig, messenger, until
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
 from worker.console.server import Console
-from worker.contract.control import Order
+from worker.contract.status import Order
 from worker.events import EventListeners
 from worker.sandbox.faults import Status
 from worker.service import Service, run_until

@@ -19,8 +19,7 @@ from worker.broker.situation import judge
 from worker.broker.status_stream import read_workers
 from worker.broker.topology import Topology
 from worker.cli.status import Causes, Screen, print_screen
-from worker.contract.control import Pause
-from worker.contract.status import GateStatus, WorkerStatus
+from worker.contract.status import GateStatus, Pause, WorkerStatus
 from worker.dead_letters.groups import Cause
 from worker.errors import WorkerError
 from worker.sandbox.faults import Status

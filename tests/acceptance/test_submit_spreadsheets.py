@@ -21,8 +21,7 @@ from tests.acceptance.submit_command import (
     write_pages,
 )
 from tests.rig import Rig, messenger, until
-from worker.contract.control import Pause
-from worker.contract.status import GateStatus, WorkerStatus
+from worker.contract.status import GateStatus, Pause, WorkerStatus
 from worker.files.progress import Notices
 from worker.files.workbook import Workbook, write
 from worker.sandbox.faults import Latency

@@ -22,8 +22,8 @@ from tests.benchmarks.process import Process
 from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
-from worker.contract.control import Order
 from worker.contract.settlement import Resource
+from worker.contract.status import Order
 from worker.partitions.router import partition_of
 from worker.settings import Settings, load_settings
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.rig import Requester, Rig, messenger, until
 from worker.broker import overview
 from worker.broker.control_stream import publish_order
-from worker.contract.control import Order
+from worker.contract.status import Order
 from worker.events import EventListeners
 from worker.pipeline import intake
 from worker.sandbox.faults import Latency, Status

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.rig import Events, Requester, Rig, messenger, until
 from worker.broker.control_stream import publish_order
-from worker.contract.control import Order
+from worker.contract.status import Order
 from worker.events import EventListener
 from worker.sandbox.faults import Latency, Status
 from worker.service import Service

@@ -15,8 +15,7 @@ from worker.broker import topology
 from worker.broker.control_stream import publish_order, read_orders, read_pause
 from worker.broker.status_stream import STEP, StatusPublisher, read_workers
 from worker.broker.topology import Topology
-from worker.contract.control import Order
-from worker.contract.status import SILENT_AFTER, GateStatus, WorkerStatus
+from worker.contract.status import SILENT_AFTER, GateStatus, Order, WorkerStatus
 from worker.errors import TopologyError
 from worker.settings import Settings
 

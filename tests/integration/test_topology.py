@@ -13,8 +13,8 @@ from worker.amqp.connection import Connection, connect
 from worker.broker import topology
 from worker.broker.control_stream import publish_order
 from worker.broker.status_stream import read_workers
-from worker.contract.control import Order
 from worker.contract.schema import asyncapi
+from worker.contract.status import Order
 from worker.contract.words import REQUEST_KEY
 from worker.errors import TopologyError
 from worker.settings import Settings

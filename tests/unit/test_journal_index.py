@@ -7,8 +7,7 @@ import pytest
 from worker.amqp.stream_reader import Entry
 from worker.broker import journal_index
 from worker.broker.journal_index import JournalIndex, covers
-from worker.contract.journal_record import recorded_id
-from worker.contract.settlement import Resource, Settlement
+from worker.contract.settlement import Resource, Settlement, recorded_id
 from worker.contract.timestamps import text_of
 
 PAGE = Resource(None, "messenger", "p")

@@ -3,11 +3,15 @@
 import re
 
 from tests.unit.test_replies import REGISTERED, REJECTED
-from worker.contract.dead_letter import dead_letter_headers
-from worker.contract.journal_record import JournalRecord, journal_record, recorded_id
 from worker.contract.json_body import to_json
 from worker.contract.registration import FieldError
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import (
+    JournalRecord,
+    Settlement,
+    dead_letter_headers,
+    journal_record,
+    recorded_id,
+)
 
 
 def read_back(settlement: Settlement) -> JournalRecord:

@@ -8,8 +8,7 @@ import pytest
 from worker.broker.overview import Overview
 from worker.broker.situation import State, judge, obstacle
 from worker.broker.topology import Topology
-from worker.contract.control import Pause
-from worker.contract.status import Blocked, GateStatus, WorkerStatus
+from worker.contract.status import Blocked, GateStatus, Pause, WorkerStatus
 
 NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
 SINCE = NOW - timedelta(minutes=7)

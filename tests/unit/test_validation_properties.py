@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.rig import LINE, MESSENGER
-from worker.contract.dead_letter import dead_letter_headers
-from worker.contract.journal_record import journal_record
 from worker.contract.platforms import SECRET_FIELDS
 from worker.contract.registration import Registration, Rejection, parse_registration, validate
 from worker.contract.reply import reply_body
 from worker.contract.schema import json_schemas
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import Settlement, dead_letter_headers, journal_record
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -15,7 +15,7 @@ from worker.amqp.connection import Connection, answered, connected, opened
 from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
-from worker.contract.control import Order, Pause, standing_pause
+from worker.contract.status import Order, Pause, standing_pause
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE
 from worker.errors import PublishRefused, TopologyError, WorkerError
 from worker.events import EventListener

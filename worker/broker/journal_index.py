@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.amqp.stream_reader import Entry, Start, StreamReader
-from worker.contract.journal_record import recorded_id
-from worker.contract.settlement import Resource, Settlement
+from worker.contract.settlement import Resource, Settlement, recorded_id
 from worker.contract.timestamps import microseconds
 
 LIMIT = 100_000_000  # bytes; room for a million resources

@@ -9,7 +9,7 @@ from typing import Any
 
 from worker.amqp.stream_reader import Entry, Start, StreamReader
 from worker.broker.journal import open_journal
-from worker.contract.journal_record import recorded_id
+from worker.contract.settlement import recorded_id
 from worker.contract.timestamps import microseconds
 from worker.errors import WorkerError
 from worker.settings import Settings

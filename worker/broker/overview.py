@@ -13,8 +13,7 @@ from worker.amqp.stream_reader import StreamReader
 from worker.broker.control_stream import read_orders_by
 from worker.broker.status_stream import read_workers_by
 from worker.broker.topology import Topology
-from worker.contract.control import Order, Pause, standing_pause
-from worker.contract.status import WorkerStatus
+from worker.contract.status import Order, Pause, WorkerStatus, standing_pause
 from worker.errors import BrokerUnreachable, Problem, TopologyError
 
 POLL_INTERVAL = 5.0  # seconds between looks at the depths of queues

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from worker.broker.overview import Overview
 from worker.broker.topology import Topology
-from worker.contract.control import Pause
-from worker.contract.status import Blocked, WorkerStatus
+from worker.contract.status import Blocked, Pause, WorkerStatus
 from worker.contract.timestamps import how_long, span
 
 LONG_WAIT = 60  # seconds that the backlog takes; longer is told

@@ -11,7 +11,7 @@ from worker.broker.journal_query import JournalQuery, follow, newest_first
 from worker.cli import output
 from worker.cli.options import Json, Resource, known
 from worker.cli.output import Column, Table, text_of, time_of
-from worker.contract.journal_record import why
+from worker.contract.settlement import why_unregistered
 from worker.contract.timestamps import moment
 from worker.contract.words import REASONS, STATUSES
 from worker.settings import Settings, load_settings
@@ -89,7 +89,7 @@ COLUMNS = (
     Column("STATUS", lambda row: f"{row.get('status') or '-'}{' (replay)' if row.get('replay') else ''}"),
     Column("RESOURCE", text_of("resourceId"), rank=1),
     Column("REASON", text_of("reason"), rank=3),
-    Column("ERROR", why, least=20),
+    Column("ERROR", why_unregistered, least=20),
     Column("ID", text_of("id"), rank=4),
     Column("TRIES", text_of("attempts"), rank=8),
     Column("PLATFORM", text_of("ottPlatformName"), rank=7),

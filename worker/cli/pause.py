@@ -8,8 +8,7 @@ import typer
 from worker.broker.control_stream import publish_order, read_pause, whoami
 from worker.broker.status_stream import read_workers
 from worker.cli import output
-from worker.contract.control import Order, Pause
-from worker.contract.status import WorkerStatus
+from worker.contract.status import Order, Pause, WorkerStatus
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings, load_settings
 

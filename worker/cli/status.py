@@ -20,7 +20,7 @@ from worker.broker.situation import Condition, State, judge
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.output import Column, Table
-from worker.contract.dead_letter import brief
+from worker.contract.settlement import brief
 from worker.contract.status import WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES

@@ -15,7 +15,7 @@ from worker.console.rendering import see, wants_json
 from worker.console.runs import ConsoleRun
 from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources, refreshed
-from worker.contract.control import Order, OrderKind
+from worker.contract.status import Order, OrderKind
 from worker.dead_letters.patch import Patch, Patches
 from worker.dead_letters.plan import Wish
 from worker.dead_letters.run import CANARIES

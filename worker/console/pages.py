@@ -21,9 +21,9 @@ from worker.console.forms import (
 from worker.console.rendering import PAGES, STACK, Page, Renderer, chart_of, moment_of
 from worker.console.runs import LETTERS_SHOWN, ConsoleRun
 from worker.console.sources import Cached, Sources
-from worker.contract.control import Order
-from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import PLATFORMS
+from worker.contract.settlement import JournalRecord
+from worker.contract.status import Order
 from worker.contract.timestamps import how_long
 from worker.contract.words import REASONS, STATUSES
 from worker.dead_letters.groups import advice, causes_of

@@ -12,7 +12,7 @@ from aiohttp import web
 from markupsafe import Markup
 
 from worker.console.session import SESSION
-from worker.contract.dead_letter import brief
+from worker.contract.settlement import brief
 from worker.contract.timestamps import how_long, microseconds
 from worker.release import version
 from worker.settings import Settings

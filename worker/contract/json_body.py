@@ -115,8 +115,8 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=as
 
 
 def to_json(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    """A document, which may hold dataclasses, as UTF-8 without spaces. Lone surrogates, which UTF-8 cannot hold,
-    become question marks: ids come from AMQP properties, where a hostile sender can place them."""
+    """A document, which may hold dataclasses, as UTF-8 without spaces. Lone surrogates, which UTF-8 cannot
+    hold, become question marks: ids come from AMQP properties, where a hostile sender can place them."""
     try:
         return pydantic_core.to_json(document)
     except pydantic_core.PydanticSerializationError:

@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker.contract.control import Order
-from worker.contract.journal_record import JournalRecord
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
 from worker.contract.reply import ErrorEnvelope, Result
-from worker.contract.status import WorkerStatus
+from worker.contract.settlement import JournalRecord
+from worker.contract.status import Order, WorkerStatus
 
 _TEMPLATE = Path(__file__).with_name("asyncapi.json")
 _DEFS = "#/$defs/{model}"

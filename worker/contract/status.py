@@ -1,19 +1,12 @@
-"""A worker's status (contract §9): the messages of PREFIX.status."""
+"""The messages of PREFIX.status, what a worker is doing; and of PREFIX.control: orders of operators, and the
+changes that they made (contract §9, §11)."""
 
-from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, Self
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-
-from worker.contract.control import Pause
 
 STATUS_INTERVAL: Final = 5.0  # seconds between two records of a worker, at most
 SILENT_AFTER: Final = timedelta(seconds=3 * STATUS_INTERVAL)
@@ -21,43 +14,79 @@ SILENT_AFTER: Final = timedelta(seconds=3 * STATUS_INTERVAL)
 WorkerState = Literal["active", "standby", "draining", "stopped"]
 GateState = Literal["open", "closed", "opening"]
 GateCause = Literal["credentials", "outage"]
+OrderKind = Literal["pause", "resume", "replaying", "replayed", "discarding", "discarded"]
 
 
-class GateStatus(BaseModel):
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+
+class Order(_Model):
+    """One message. `pause` and `resume` are obeyed; the others are the audit trail: a change of the
+    dead letters begins, and has ended."""
+
+    order: OrderKind
+    by: str = Field(description="user@host of the person who gave it.")
+    why: str = Field(default="", description="The reason that was given.")
+    at: AwareDatetime
+    count: int | None = Field(default=None, description="Dead letters that were replayed or discarded.")
+    run: str | None = Field(
+        default=None, description="Which change of dead letters, from its begin to its end."
+    )
+    cause: str | None = Field(default=None, description="What the letters died of.")
+    outcome: str | None = Field(default=None, description="What became of the replays.")
+
+    @classmethod
+    def now(cls, order: OrderKind, why: str, *, by: str, **more: Any) -> Self:
+        """An order of this moment."""
+        return cls(order=order, by=by, why=why, at=datetime.now(UTC), **more)
+
+    def to_json(self) -> bytes:
+        """The body of its message."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class Pause(_Model):
+    """A pause by order, as the workers tell it."""
+
+    by: str
+    why: str
+    since: AwareDatetime
+
+
+def standing_pause(orders: Iterable[Order]) -> Pause | None:
+    """The pause in force after these orders, the oldest first: the last `pause` or `resume` decides."""
+    pause = None
+    for order in orders:
+        if order.order == "pause":
+            pause = Pause(by=order.by, why=order.why, since=order.at)
+        elif order.order == "resume":
+            pause = None
+    return pause
+
+
+class GateStatus(_Model):
     """The gate to Marketing Cloud (contract §6). `why` and `since` are null while it is open, and `cause` is
     left out: an outage heals by itself, refused credentials do not."""
-
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     state: GateState
     why: str | None = None
     since: AwareDatetime | None = None
-    cause: GateCause | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_cause(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = serialize(self)
-        if self.cause is None:
-            document.pop("cause")
-        return document
+    cause: GateCause | None = Field(default=None, exclude_if=lambda cause: cause is None)
 
 
-class Blocked(BaseModel):
+class Blocked(_Model):
     """A queue of the worker's own that takes no messages."""
-
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     queue: str
     why: str
     since: AwareDatetime
 
 
-class WorkerStatus(BaseModel):
+class WorkerStatus(_Model):
     """One record of one worker. It holds no secret."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
     worker: str = Field(description="host:pid:start")
     version: str

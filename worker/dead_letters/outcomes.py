@@ -14,7 +14,7 @@ from worker.broker.journal_query import follow
 from worker.broker.requester import look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status_stream import read_workers
-from worker.contract.journal_record import recorded_id
+from worker.contract.settlement import recorded_id
 from worker.contract.timestamps import text_of
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings

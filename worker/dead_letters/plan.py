@@ -8,9 +8,8 @@ from typing import Literal
 
 from worker.broker.journal import open_journal
 from worker.broker.journal_index import JournalIndex, read_into
-from worker.contract.dead_letter import brief
 from worker.contract.registration import Rejection, parse_registration
-from worker.contract.settlement import Resource
+from worker.contract.settlement import Resource, brief
 from worker.dead_letters.letter import Letter, LetterFacts
 from worker.dead_letters.patch import InvalidPatch, Patched, Patches
 from worker.dead_letters.queue import DeadLetterQueue

@@ -10,7 +10,7 @@ from worker.amqp.queue_browser import QueueBrowser, depth, hold, lock
 from worker.broker.control_stream import publish_order, read_orders
 from worker.broker.encryption import Encryptor
 from worker.broker.topology import Topology
-from worker.contract.control import Order
+from worker.contract.status import Order
 from worker.dead_letters.letter import Letter, open_letter
 from worker.dead_letters.selection import Selection
 from worker.errors import WorkerError

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, get_args
 
 from worker.broker.control_stream import publish_order, whoami
-from worker.contract.control import Order, OrderKind
+from worker.contract.status import Order, OrderKind
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.outcomes import OutcomeFollower, Record
 from worker.dead_letters.plan import Plan, Planned, Wish, make_plan

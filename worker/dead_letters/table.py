@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from worker.contract.dead_letter import brief
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME, SECRET_FIELDS
 from worker.contract.secrets import MASK, SecretMask
+from worker.contract.settlement import brief
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patch, Patches
 from worker.errors import UsageError

@@ -11,10 +11,8 @@ from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
 from worker.broker.request_message import operator_headers
 from worker.broker.topology import Topology
-from worker.contract.dead_letter import dead_letter_headers
-from worker.contract.journal_record import journal_record
 from worker.contract.reply import reply_body
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import Settlement, dead_letter_headers, journal_record
 from worker.contract.timestamps import now
 from worker.contract.words import (
     NOT_ALLOWED,

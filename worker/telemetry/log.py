@@ -14,8 +14,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from worker.contract.dead_letter import brief, error_text
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import Settlement, brief, error_text
 from worker.contract.words import STATUSES
 from worker.events import LINES, EventListener, Line
 from worker.settings import Settings

@@ -8,7 +8,7 @@ from tests.commands import Checked, checked_with
 from tests.integration.secured.conftest import SecuredBroker
 from tests.rig import Requester, declare
 from worker.broker.control_stream import publish_order
-from worker.contract.control import Order
+from worker.contract.status import Order
 from worker.errors import PublishRefused
 from worker.settings import load_settings
 

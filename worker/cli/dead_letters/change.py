@@ -15,7 +15,7 @@ from worker.cli import output
 from worker.cli.options import All, Json, Yes, filtered, require_filter
 from worker.cli.output import Column, Table, text_of
 from worker.cli.terminal import TOLD, Say, agreed, letters, on_end, read_value, some
-from worker.contract.journal_record import why
+from worker.contract.settlement import why_unregistered
 from worker.dead_letters import patch
 from worker.dead_letters.patch import Patches
 from worker.dead_letters.plan import Plan, Planned, Wish
@@ -215,7 +215,8 @@ def _told(run: Run) -> Iterable[str]:
 def _became(record: dict[str, Any]) -> str:
     if record["status"] == "registered":
         return "registered"
-    return why(record) if record["status"] == "superseded" else f"{record['status']}: {why(record)}"
+    why = why_unregistered(record)
+    return why if record["status"] == "superseded" else f"{record['status']}: {why}"
 
 
 def _in_words(plan: Plan) -> str:

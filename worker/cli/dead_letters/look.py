@@ -13,7 +13,7 @@ from worker.cli import output
 from worker.cli.options import Json, filtered
 from worker.cli.output import Column, Table, text_of, time_of
 from worker.cli.terminal import Say, letters, some
-from worker.contract.dead_letter import brief
+from worker.contract.settlement import brief
 from worker.dead_letters.groups import advice, causes_of
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.queue import open_dead_letters

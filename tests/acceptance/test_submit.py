@@ -365,7 +365,7 @@ async def test_a_file_that_holds_something_else_is_never_written_to(
     (tmp_path / "other.jsonl").write_bytes(messenger("1"))
     before = (tmp_path / results).read_bytes()
     command = Command(Settings(amqp_url="amqp://127.0.0.1:1/"))
-    end = await command("pages.csv", "--results", results, *more)
+    end = await command("pages.csv", "--platform", "messenger", "--results", results, *more)
     assert (end.code, end.out, end.err.count("\n")) == (2, "", 1)
     assert "name another file" in end.err
     assert (tmp_path / results).read_bytes() == before

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from worker.cli.submit.progress import SubmitProgress, show_summary
+from worker.cli.submit.report import SubmitProgress, show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
 from worker.files.job_database import JobDatabase
-from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Notices, ProgressMeter, Tally
+from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Notices, Tally
 from worker.files.results import Results, RowResult, read_results
 from worker.files.rows import Row
 
@@ -139,16 +139,6 @@ def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_on
         assert not database.must_follow(row("line", "a", 9))
 
 
-def test_a_repeated_answer_is_news_only_where_it_changes_something() -> None:
-    with JobDatabase() as database:
-        first, second = (RowResult(row, None, "registered", "line", "a") for row in (4, 9))
-        assert database.is_news(first)
-        database.note(first)
-        assert not database.is_news(first)
-        database.note(second)
-        assert database.is_news(first)
-
-
 def test_a_row_that_was_about_another_resource_is_told() -> None:
     with JobDatabase() as database:
         database.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
@@ -183,7 +173,7 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
     text = io.StringIO()
     console = Console(file=text, width=columns, force_terminal=True, color_system=None)
     job = a_large_job()
-    console.print(SubmitProgress(job.tally, job.notices, ProgressMeter(job.tally, None)).render())
+    console.print(SubmitProgress(job.tally, job.notices, None).render())
     bar, names, numbers, notice = text.getvalue().rstrip("\n").split("\n")
     assert "90%" in bar
     assert len(bar.rstrip()) in range(columns - 2, columns + 1)
@@ -195,7 +185,7 @@ def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
 
 def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
     job = a_large_job()
-    assert SubmitProgress(job.tally, job.notices, ProgressMeter(job.tally, None)).line() == (
+    assert SubmitProgress(job.tally, job.notices, None).line() == (
         "1,000,000 read, 1,000,000 published, 120,000 skipped, 650,000 registered, 100,000 rejected, "
         "20,000 failed, 10,000 superseded, 0 rows/s"
     )

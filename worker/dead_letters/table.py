@@ -7,7 +7,6 @@ masked secret or an id that a spreadsheet has rounded overwrites nothing.
 import codecs
 import csv
 import io
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,15 +19,13 @@ from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patch, Patches
 from worker.errors import UsageError
 from worker.files.cells import clean, flag, guard
-from worker.files.damage import ACCOUNT, EXACT_DIGITS
+from worker.files.damage import ACCOUNT, is_rounded
 from worker.files.source import Source, Unreadable
 from worker.files.table import Record, open_table
 
 LETTER: Final = "letter"
 ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")
 COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
-
-_SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?E\+?\d+", re.IGNORECASE)
 
 
 def header() -> bytes:
@@ -134,20 +131,7 @@ def _is_same(name: str, before: str, value: Any) -> bool:
     cell = clean(before)
     if type(value) is not str:
         return bool(flag(cell) == value)
-    return value == cell or _is_rounded(cell, value)
-
-
-def _is_rounded(digits: str, value: str) -> bool:
-    """Whether a spreadsheet that takes an id for a number makes this of it."""
-    if not (digits.isascii() and digits.isdigit()):
-        return False
-    if value.replace(",", ".") == f"{digits}.0":
-        return True
-    if found := _SCIENTIFIC.fullmatch(value):
-        places = len(found[1] or "")
-        return float(f"{int(digits):.{places}E}") == float(value.replace(",", "."))
-    kept = digits[:EXACT_DIGITS]
-    return len(digits) > EXACT_DIGITS and value == kept.ljust(len(digits), "0")
+    return value == cell or is_rounded(cell, value)
 
 
 def _line(cells: Iterable[str]) -> bytes:

@@ -114,15 +114,18 @@ _OTHER_ERROR = re.compile(r"#{3,}\Z|Err:\d{3}\Z")
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong with a row: `field` is what a cell holds, `column` what the header calls it.
-    `value` may be shown."""
+    `value` may be shown. What a worker would refuse has its `message`."""
 
     kind: Kind
     field: str = ""
     column: str = ""
     value: str = ""
     remark: str = ""
+    message: str = ""
 
     def __str__(self) -> str:
+        if self.message:
+            return self.message
         subject = f"{self.column} {self.value}".strip() or "The row"
         remark = f" ({self.remark})" if self.remark else ""
         return f"{subject} {self.kind.what}{remark}; allowed: {self.kind.allowed}"
@@ -186,6 +189,19 @@ def may_be_rounded(resource_id: str) -> bool:
     """Whether an id has no more digits than a spreadsheet keeps, and zeros after them."""
     beyond = len(resource_id) - EXACT_DIGITS
     return beyond > 0 and resource_id.isdigit() and resource_id.endswith("0" * beyond)
+
+
+def is_rounded(digits: str, value: str) -> bool:
+    """Whether a spreadsheet that takes an id for a number makes this of it."""
+    if not (digits.isascii() and digits.isdigit()):
+        return False
+    value = value.replace(",", ".")
+    if _SCIENTIFIC.match(value):
+        places = len(value.upper().partition("E")[0].partition(".")[2])
+        return float(f"{int(digits):.{places}E}") == float(value)
+    kept = EXACT_DIGITS - 1  # the last digit may be rounded up
+    is_cut = may_be_rounded(value) and len(value) == len(digits) and value[:kept] == digits[:kept]
+    return is_cut or value == f"{digits}.0"
 
 
 def shown(name: str, value: object, secrets: Iterable[object] = ()) -> str:

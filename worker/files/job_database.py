@@ -11,7 +11,6 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator
-from decimal import Decimal, localcontext
 from typing import Any, Final, Self
 
 from worker.contract.platforms import FIELDS, ID_FIELDS, PLATFORMS
@@ -24,6 +23,7 @@ from worker.files.damage import (
     ROUNDED,
     Problem,
     ends_in_0,
+    is_rounded,
     may_be_rounded,
     shown,
 )
@@ -35,7 +35,6 @@ NAMED: Final = 5  # cases of one kind that a warning names
 FEWEST_ROUNDED: Final = 3  # different ids that all end in 0, before that is no chance
 
 _REQUEST_ID = re.compile(r"([0-9a-f]{32})-([0-9]+)\Z")
-_SCIENTIFIC = re.compile(r"\d(?:[.,](\d+))?E\+\d+\Z")
 _URL = re.compile(r"https?://[^\s/?#:@]+(?::\d+)?(?:[/?#]\S*)?\Z", re.IGNORECASE)
 _QUOTES = "\u201c\u201d\u201e\u201f\xab\xbb\u2018\u2019\u201a"
 _CURLY = re.compile(f"[{_QUOTES}].*|.*[{_QUOTES}]", re.DOTALL)
@@ -166,6 +165,11 @@ class JobDatabase:
         query = "SELECT count(*) FROM (SELECT 1 FROM id WHERE field = ? LIMIT ?)"
         return bool(self._first(query, name, FEWEST_ROUNDED)[0] == FEWEST_ROUNDED)
 
+    def warn(self, reading: Reading, say: Callable[[str], None]) -> None:
+        """Say what the rows will do that their author may not expect."""
+        for warning in self.warnings(reading):
+            say(warning)
+
     def warnings(self, reading: Reading) -> Iterator[str]:
         """What the rows will do that their author may not expect, one line each."""
         for path, table in reading.tables.items():
@@ -235,15 +239,6 @@ class JobDatabase:
         """The line and the file in which a row of the job stands, as far as the input holds it."""
         found = self._first("SELECT line, file FROM row WHERE place = ?", place)
         return found or (None, None)
-
-    def is_news(self, result: RowResult) -> bool:
-        """Whether a repeated answer tells how a row ended, or which one of its resource is the last."""
-        key = self._key_of(result)
-        return (
-            self._result(result.row)[0] != "registered"
-            or result.row < self._newest(key)
-            or self._must_follow(result.row, key)
-        )
 
     def settled(self, row: Row, statuses: Container[str] = SETTLED) -> bool:
         """Whether the row needs nothing more. Raises UsageError if it was about another resource then."""
@@ -317,14 +312,7 @@ def is_same(saved: str | None, resource: str | None) -> bool:
     rounded its id."""
     saved, resource = one_line(saved or ""), one_line(resource or "")
     (platform, _, written), (of, _, exact) = saved.partition(" "), resource.partition(" ")
-    if saved == resource or platform != of or not exact.isdigit():
-        return saved == resource
-    if digits := _SCIENTIFIC.match(written):
-        with localcontext() as context:
-            context.prec = len(digits[1] or "") + 1
-            return +Decimal(exact) == Decimal(written.replace(",", "."))
-    kept = EXACT_DIGITS - 1  # the last digit may be rounded up
-    return may_be_rounded(written) and len(written) == len(exact) and written[:kept] == exact[:kept]
+    return saved == resource or (platform == of and is_rounded(exact, written))
 
 
 def _is_decoded_wrongly(text: str) -> bool:

@@ -8,7 +8,6 @@ and a slow upstream that takes many calls at once is used all the same.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from worker.files.rows import Row
@@ -22,18 +21,6 @@ FIRST: Final = 16  # rows before any answer has come
 MOST: Final = 10_000  # rows
 RATE_OVER: Final = 1.0  # seconds
 BURSTS: Final = 3  # answers that come in bursts are counted over so many of them
-
-
-@dataclass(slots=True)
-class Sent:
-    """A row that is out: its number, where it stands, and the row as it came if it may be given back."""
-
-    number: int
-    file: str
-    line: int
-    shown: str
-    row: Row | None = None
-    sent_at: float = 0.0
 
 
 class Pacer:
@@ -79,7 +66,7 @@ class Outstanding:
         self._pacer = Pacer(limit)
         self._interval = 1 / rate if rate else 0.0
         self._next_at = 0.0
-        self._rows: dict[str, Sent] = {}
+        self._rows: dict[str, tuple[Row, float]] = {}  # and when each was sent
         self._unconfirmed = 0
         self._changed = asyncio.Event()
         self._moved_at = 0.0
@@ -89,7 +76,7 @@ class Outstanding:
 
     def __str__(self) -> str:
         """`3 rows (between 17 and 25)`."""
-        rows = [sent.number for sent in self._rows.values()]
+        rows = [row.place for row in self.rows()]
         if len(rows) == 1:
             return f"row {min(rows)}"
         return f"{len(rows):,} rows (between {min(rows)} and {max(rows)})" if rows else "no row"
@@ -99,30 +86,29 @@ class Outstanding:
         """Seconds since something last moved, while rows are out."""
         return asyncio.get_running_loop().time() - self._moved_at if self._rows else 0.0
 
-    def add(self, request_id: str, sent: Sent, size: int) -> None:
-        """A row goes out; its body has `size` bytes."""
+    def add(self, request_id: str, row: Row) -> None:
+        """A row goes out."""
         if not self._rows:
             self._moved()
-        sent.sent_at = asyncio.get_running_loop().time()
-        self._rows[request_id] = sent
-        self._unconfirmed += size
+        self._rows[request_id] = row, asyncio.get_running_loop().time()
+        self._unconfirmed += len(row.body)
 
     def confirmed(self, size: int) -> None:
         """The broker has a row, or it was given up."""
         self._unconfirmed -= size
         self._moved()
 
-    def answered(self, request_id: str) -> Sent | None:
+    def answered(self, request_id: str) -> Row | None:
         """A row has come back; None if it was not out."""
         self._moved()
-        sent = self._rows.pop(request_id, None)
-        if sent is not None:
-            self._pacer.answered(self._moved_at, self._moved_at - sent.sent_at, len(self._rows))
-        return sent
+        row, sent_at = self._rows.pop(request_id, (None, 0.0))
+        if row is not None:
+            self._pacer.answered(self._moved_at, self._moved_at - sent_at, len(self._rows))
+        return row
 
-    def rows(self) -> Iterable[Sent]:
+    def rows(self) -> Iterable[Row]:
         """The rows that have been sent and not answered."""
-        return self._rows.values()
+        return (row for row, _ in self._rows.values())
 
     async def room(self) -> None:
         """Wait until one more row may go out."""

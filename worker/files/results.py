@@ -10,10 +10,9 @@ import os
 import re
 import shutil
 import tempfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -21,27 +20,21 @@ from worker.contract.reply import Reply
 from worker.errors import UsageError, WorkerError
 from worker.files import csv_file
 from worker.files.cells import clean, guard, printable, unguard
-from worker.files.damage import Problem
 from worker.files.rows import Reading, Row
-from worker.files.source import Source, Unreadable, decode_sample, encoding_of
+from worker.files.source import Source, Unreadable, decode_sample, encoding_of, lines
 from worker.files.table import RETURNED, Table
 from worker.files.workbook import is_ours, write
 
 CSV_SEPARATOR = "; "  # between the messages of one cell
 INVALID = "invalid"
 SETTLED = ("registered", "superseded")
-_JSON_BEGINS = b'{"row": '
-_ROW = re.compile(rb'(?:\{"row": )?(\d+),')
+_JSON_BEGINS = '{"row": '
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class ResultsFileError(WorkerError):
     """The results file takes no more lines."""
-
-
-def _column(name: str, default: Any = MISSING) -> Any:
-    return field(default=default, metadata={"column": name})
 
 
 class FailedRow(NamedTuple):
@@ -58,15 +51,15 @@ class FailedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of one row: a line of the file, whose columns are these fields in this order. `status` is
-    that of the reply, or `invalid` for a row that was not sent. `file` and `line` tell where it stands, if
+    """What became of one row: a line of the file, whose columns are these fields. `status` is that of the
+    reply, or `invalid` for a row that was not sent. `file` and `line` tell where it stands, if
     that is known."""
 
     row: int
-    request_id: str | None = _column("requestId")
-    status: str = _column("status")
-    platform: str | None = _column("ottPlatformName", None)
-    resource_id: str | None = _column("resourceId", None)
+    request_id: str | None
+    status: str
+    platform: str | None = None
+    resource_id: str | None = None
     errors: tuple[str, ...] = ()
     line: int | None = None
     file: str | None = None
@@ -89,9 +82,8 @@ class RowResult:
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """A line's values by column. Raises KeyError, TypeError or ValueError for what is no line of ours."""
-        result = cls(
-            **{_FIELDS[name]: values[name] for name in _FIELDS if name in REQUIRED or name in values}
-        )
+        given = {_FIELDS[name]: values[name] for name in _FIELDS if name in REQUIRED or name in values}
+        result = cls(**given)
         if type(result.row) is not int or not isinstance(result.status, str):
             raise TypeError
         return replace(result, errors=tuple(result.errors))
@@ -101,140 +93,159 @@ class RowResult:
         return {column: getattr(self, name) for column, name in _FIELDS.items()}
 
 
-_FIELDS = {each.metadata.get("column", each.name): each.name for each in fields(RowResult)}
-COLUMNS = tuple(_FIELDS)
-REQUIRED = frozenset(COLUMNS[: COLUMNS.index("errors") + 1])  # releases added the others
-_NUMBERS = frozenset(each.name for each in fields(RowResult) if each.type in (int, int | None))
+_FIELDS = {
+    "row": "row",
+    "requestId": "request_id",
+    "status": "status",
+    "ottPlatformName": "platform",
+    "resourceId": "resource_id",
+    "errors": "errors",
+    "line": "line",
+    "file": "file",
+}
+REQUIRED = frozenset(_FIELDS) - {"line", "file"}  # releases added these
+_NUMBERS = ("row", "line")
 
 
 class Results:
     """Appends lines to a file, JSON lines or CSV by its ending; each one is with the operating system when
-    `write` returns. Use as a context manager. What is there already is kept; one job at a time may write."""
+    `write` returns. Use as a context manager; one job at a time may write. With `resume` the file goes on,
+    else it may hold nothing but what an earlier check has found."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._write_line = _csv_line if _is_csv(path) else _json_line
+    def __init__(self, path: Path, *, resume: bool = True) -> None:
+        self._path, self._resume = path, resume
+        self._line = _csv_line if _is_csv(path) else _json_line
         if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
             raise UsageError("--results writes JSON lines or CSV: name a .jsonl or a .csv file")
 
     def __enter__(self) -> Self:
+        """Raises UsageError for a file that holds something else, or answers that cannot be had again."""
         try:
-            if self._path.is_file() and _is_resaved(self._path):
-                _replace(self._path, map(_csv_line, read_results(self._path)), _HEADER)
-            self._file = self._path.open("ab", buffering=0)
-            if self._path.is_file():
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _cut_torn_line(self._path)
-            if _is_csv(self._path) and self._path.stat().st_size == 0:
-                self._file.write(_HEADER)
+            with ExitStack() as files:
+                self._open(files)
+                if self._path.is_file():
+                    self._take_over(files)
+                if _is_csv(self._path) and self._path.stat().st_size == 0:
+                    self._file.write(_HEADER)
+                self._files = files.pop_all()
         except BlockingIOError:
             raise UsageError(f"--results {self._path} is being written by another job") from None
         except OSError as error:
             raise UsageError(f"--results {self._path} cannot be written: {error.strerror}") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._files:
+            if self._resume and kind is None:
+                try:
+                    self._keep_last_lines()
+                except OSError as error:
+                    raise self._refused(error) from None
+
+    def _open(self, files: ExitStack) -> None:
+        self._file = files.enter_context(self._path.open("ab", buffering=0))
+        if self._path.is_file():
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _take_over(self, files: ExitStack) -> None:
+        if self._resume:
+            self._keep_last_lines()
+            self._open(files)  # beside the file that was replaced, whose lock keeps others out until the end
+        elif any(result.status != INVALID for result in read_results(self._path)):
+            raise UsageError(
+                f"--results {self._path} holds the results of an earlier run: "
+                "add --resume to go on with it, or name another file"
+            )
+        else:
+            self._file.truncate(0)
 
     def write(self, result: RowResult) -> None:
         """Add a line. Raises ResultsFileError."""
-        line = self._write_line(result)
+        line = self._line(result)
         try:
             written = self._file.write(line)
             if written != len(line):
                 raise ResultsFileError(f"{self._path} takes no more: is the disk full?")
         except OSError as error:
-            raise ResultsFileError(f"{self._path} cannot be written: {error.strerror}") from None
+            raise self._refused(error) from None
 
-    def keep_last_lines(self) -> None:
-        """Leave one line for each row, the last one, in the order in which they were written. The file is
-        replaced as a whole. Raises ResultsFileError."""
+    def _refused(self, error: OSError) -> ResultsFileError:
+        return ResultsFileError(f"{self._path} cannot be written: {error.strerror}")
+
+    def _keep_last_lines(self) -> None:
+        """Leave one line for each row, the last one, in the order in which they were written, and as `write`
+        writes them. The file is replaced as a whole."""
         if not self._path.is_file():
             return
-        try:
-            with self._path.open("rb") as file:
-                last = array("q")
-                for at, line in enumerate(file):
-                    if (row := _row_of(line)) >= 0:
-                        last.extend([-1] * (row + 1 - len(last)))
-                        last[row] = at
-                file.seek(0)
-                _replace(
-                    self._path,
-                    (line for at, line in enumerate(file) if (row := _row_of(line)) < 0 or last[row] == at),
-                )
-        except OSError as error:
-            raise ResultsFileError(f"{self._path} cannot be written: {error.strerror}") from None
+        last = {result.row: at for at, result in enumerate(read_results(self._path))}
+        with replacing(self._path) as file:
+            file.write(_HEADER if _is_csv(self._path) else b"")
+            for at, result in enumerate(read_results(self._path)):
+                if last[result.row] == at:
+                    file.write(self._line(result))
+            shutil.copymode(self._path.resolve(), file.name)
 
 
 def read_results(path: Path) -> Iterator[RowResult]:
     """Every line of a results file, in order; none if there is no file. A CSV file may have been saved by a
     spreadsheet since. A last line that was torn off is left out. Raises UsageError for a file that is
     something else."""
-    try:
-        if _is_resaved(path):
-            yield from _resaved(path)
-            return
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.endswith(b"\n"):
-                    yield from _parse(path, number, line)
-                elif not _is_torn(path, line, first=number == 1):
-                    raise _something_else(path, number)
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except OSError as error:
-        raise UsageError(f"--results {path} cannot be read: {error.strerror}") from None
-
-
-def _parse(path: Path, number: int, line: bytes) -> Iterator[RowResult]:
-    try:
-        text = line.decode("utf-8-sig").strip()
-        if _is_csv(path):
-            cells = next(csv.reader([text]), [])
-            if number > 1 and cells:
-                yield _from_cells(dict(zip(COLUMNS, cells, strict=True)))
-        elif text:
-            yield RowResult.parse(json.loads(text))
-    except (ValueError, TypeError, KeyError):
-        raise _something_else(path, number) from None
-
-
-def _is_resaved(path: Path) -> bool:
-    """Whether a CSV file begins otherwise than ours: a spreadsheet has saved it, or it is something else."""
-    if not _is_csv(path):
-        return False
-    with path.open("rb") as file:
-        beginning = file.read(len(_HEADER))
-    return not _HEADER.startswith(beginning)
-
-
-def _resaved(path: Path) -> Iterator[RowResult]:
     with Source(str(path)) as source:
         sample = source.sample()
         encoding = encoding_of(sample)
-        rows = csv_file.rows_of(
-            source.chunks(), encoding, csv_file.dialect_of(decode_sample(sample, encoding))
-        )
-        names: list[str] = []
-        torn = None  # a line that cannot be read may only be the last one
+        parse = _CsvLines(decode_sample(sample, encoding)) if _is_csv(path) else _JsonLines()
+        number, torn = 0, False
         try:
-            for _, number, cells in rows:
-                if torn is not None:
-                    raise _something_else(path, torn)
-                if isinstance(cells, Problem):
-                    torn = number
-                elif not names:
-                    names = [clean(cell) for cell in cells]
-                    if not set(names) >= REQUIRED:
-                        raise _something_else(path, number)
-                elif any(map(clean, cells)):
-                    try:
-                        yield _from_cells(dict(zip(names, cells, strict=False)))
-                    except (ValueError, TypeError, KeyError):
-                        torn = number
+            for number, line in enumerate(lines(source.chunks(), encoding), 1):
+                if torn:
+                    raise _something_else(path, number - 1)
+                try:
+                    result = parse(line)
+                except (ValueError, TypeError, KeyError, csv.Error):
+                    torn = parse.is_torn(line)
+                    if not torn:
+                        raise _something_else(path, number) from None
+                else:
+                    if result is not None:
+                        yield result
         except Unreadable:
-            raise _something_else(path, number if names else 1) from None
+            raise _something_else(path, number + 1) from None
+
+
+class _JsonLines:
+    """Parses lines of JSON; None for a blank one."""
+
+    def __call__(self, line: str) -> RowResult | None:
+        return RowResult.parse(json.loads(line)) if line.strip() else None
+
+    def is_torn(self, line: str) -> bool:
+        """Whether a line that cannot be parsed is the beginning of one that belongs here."""
+        return not line.endswith("\n") and (line.startswith(_JSON_BEGINS) or _JSON_BEGINS.startswith(line))
+
+
+class _CsvLines:
+    """The same of CSV. The header tells the columns, whatever their order."""
+
+    def __init__(self, sample: str) -> None:
+        self._delimiter = csv_file.dialect_of(sample).delimiter
+        self._names: list[str] = []
+
+    def __call__(self, line: str) -> RowResult | None:
+        cells = next(csv.reader([line], delimiter=self._delimiter, strict=True), [])
+        if not any(map(clean, cells)):
+            return None
+        if self._names:
+            return _from_cells(dict(zip(self._names, cells, strict=False)))
+        names = list(map(clean, cells))
+        if not REQUIRED.issubset(names):
+            raise ValueError("no header")
+        self._names = names
+        return None
+
+    def is_torn(self, line: str) -> bool:
+        return bool(self._names) or _HEADER.decode("utf-8-sig").startswith(line)
 
 
 def _something_else(path: Path, number: int) -> UsageError:
@@ -242,15 +253,9 @@ def _something_else(path: Path, number: int) -> UsageError:
 
 
 def _from_cells(cells: Mapping[str, str]) -> RowResult:
-    values: dict[str, Any] = {}
-    for name in COLUMNS:
-        if name in _NUMBERS:
-            text = clean(cells.get(name, ""))
-            values[name] = int(text) if text else None
-        elif name == "errors":
-            values[name] = tuple(filter(None, unguard(cells[name]).split(CSV_SEPARATOR)))
-        else:
-            values[name] = unguard(cells[name] if name in REQUIRED else cells.get(name, "")) or None
+    values: dict[str, Any] = {name: unguard(cells[name]) or None for name in _FIELDS if name in cells}
+    values |= {name: int(clean(cells[name])) for name in _NUMBERS if clean(cells.get(name, ""))}
+    values["errors"] = list(filter(None, (values["errors"] or "").split(CSV_SEPARATOR)))
     return RowResult.parse(values)
 
 
@@ -275,48 +280,7 @@ def _csv_text(cells: Iterable[object], delimiter: str = ",", end: str = "\n") ->
     return text.getvalue().encode(errors="replace")
 
 
-_HEADER = codecs.BOM_UTF8 + _csv_text(COLUMNS)
-
-
-def _is_torn(path: Path, line: bytes, *, first: bool) -> bool:
-    """Whether a line without its end is the beginning of one that belongs here."""
-    if not _is_csv(path):
-        return line.startswith(_JSON_BEGINS) or _JSON_BEGINS.startswith(line)
-    return _HEADER.startswith(line) if first else line.partition(b",")[0].isdigit()
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove what an earlier run did not write to its end. Raises UsageError where that is none of ours."""
-    with path.open("rb+") as file:
-        size = file.seek(0, io.SEEK_END)
-        at = size
-        while at > 0:
-            start = max(0, at - 4096)
-            file.seek(start)
-            newline = file.read(at - start).rfind(b"\n")
-            if newline >= 0:
-                at = start + newline + 1
-                break
-            at = start
-        if at == size:
-            return
-        file.seek(at)
-        if not _is_torn(path, file.read(len(_HEADER)), first=at == 0):
-            raise UsageError(f"--results {path} holds something else at its end: name another file")
-        file.truncate(at)
-
-
-def _row_of(line: bytes) -> int:
-    """The row that a line is about, -1 for a header."""
-    found = _ROW.match(line)
-    return int(found[1]) if found else -1
-
-
-def _replace(path: Path, lines: Iterable[bytes], header: bytes = b"") -> None:
-    with replacing(path) as file:
-        file.write(header)
-        file.writelines(lines)
-        shutil.copymode(path.resolve(), file.name)
+_HEADER = codecs.BOM_UTF8 + _csv_text(_FIELDS)
 
 
 @contextmanager

@@ -1,19 +1,20 @@
 """A bulk job, on one page.
 
-a row is read                                   readers.py, in a thread (RowReader)
+a row is read, in a thread                      rows.py (read_ahead)
 → left out, if an earlier run has settled it    job_database.py
 → kept back, if it is damaged or invalid        job_database.py, check.py
 → published, when there is room                 outstanding.py, broker/requester.py
 → answered, on the job's own queue              broker/requester.py
-→ written to the results file, and counted      results.py, tally.py
+→ written to the results file, and counted      results.py, progress.py
 """
 
 import asyncio
 import threading
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import uuid4
 
 from worker.broker.requester import Requester, look_for_workers
@@ -23,7 +24,7 @@ from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.files.check import findings
 from worker.files.job_database import JobDatabase, parse_request_id, request_id
-from worker.files.outstanding import Outstanding, Sent
+from worker.files.outstanding import Outstanding
 from worker.files.progress import Notices, Tally
 from worker.files.results import INVALID, SETTLED, Results, ResultsFileError, RowResult
 from worker.files.rows import Reading, Row
@@ -35,7 +36,7 @@ QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be
 ASK_AFTER: Final = 2  # seconds without a reply, before the workers are asked why
 ASK_INTERVAL: Final = 3  # seconds
 ASK_TIMEOUT: Final = 10.0  # seconds
-AHEAD: Final = 100  # rows read before they are asked for
+BATCH: Final = 100  # rows that the reading thread hands over at once
 
 
 class NoReplies(WorkerError):
@@ -105,7 +106,9 @@ class Submission:
                 await work
             finally:
                 await _cancel(work, watch, stopped)
-                self._give_back_unanswered()
+                for row in self.out.rows() if self._gives_back else ():
+                    error = "No reply came; it may be registered all the same."
+                    self._database.give_back(row, [error])
                 if len(self.out):
                     self._requester.keep_queue()
 
@@ -113,7 +116,7 @@ class Submission:
         await self._take_late_replies()
         problem = None
         try:
-            with RowReader(self._plan.reading) as rows:
+            async with aclosing(read_ahead(self._plan.reading)) as rows:
                 async for row in rows:
                     self.tally.read, self.tally.read_bytes = row.number, row.read
                     if not self._plan.reading.rereadable:
@@ -136,7 +139,7 @@ class Submission:
 
     def _is_kept_back(self, row: Row) -> bool:
         damaged = () if self._plan.send_damaged and row.body else self._database.problems(row)
-        errors = [finding.error for finding in findings(row, damaged, self._settings.max_body_bytes)]
+        errors = list(map(str, findings(row, damaged, self._settings.max_body_bytes)))
         if errors:
             self._record_unsent(row, INVALID, *errors)
         return bool(errors)
@@ -160,8 +163,7 @@ class Submission:
         return True
 
     def _record_unsent(self, row: Row, status: str, *errors: str) -> None:
-        result = RowResult.unsent(row, request_id(self.job, row.place), status, errors)
-        self._record(result, self._at(row), row)
+        self._record(RowResult.unsent(row, request_id(self.job, row.place), status, errors), row)
 
     def _at(self, row: Row) -> str:
         return row.at if len(self._plan.reading.paths) == 1 else f"{row.file} {row.at}"
@@ -171,8 +173,7 @@ class Submission:
         await self.out.room()
         if self._resumed:
             self._database.goes_out(row)
-        kept = row if self._gives_back else None
-        self.out.add(name, Sent(row.place, row.file, row.line, self._at(row), kept), len(row.body))
+        self.out.add(name, row)
         account = row.account_id or self._plan.account_id
         resource = (account, row.platform, row.resource_id) if row.resource_id else None
         confirmed = self._requester.send(
@@ -204,22 +205,19 @@ class Submission:
             reply = Reply.parse(body)
         except MalformedReply:
             return
-        if sent := self.out.answered(name):
-            result = RowResult.of(parts[1], reply, sent.line, sent.file)
+        if row := self.out.answered(name):
             if reply.status == "superseded" and not (reply.superseded_by or "").startswith(self.job):
-                self.tally.overtaken.add(sent.shown)
-            self._record(result, sent.shown, sent.row)
+                self.tally.overtaken.add(self._at(row))
+            self._record(RowResult.of(parts[1], reply, row.line, row.file), row)
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
-        if self._resumed:
-            result = RowResult.of(parts[1], reply, *self._database.where(parts[1]))
-            if self._database.is_news(result):
-                self._write(result)
+        if self._resumed and reply.status in SETTLED:
+            self._write(RowResult.of(parts[1], reply, *self._database.where(parts[1])))
 
-    def _record(self, result: RowResult, place: str, row: Row | None) -> None:
-        self.tally.add(result, place)
-        if self._gives_back and row is not None and result.status not in SETTLED:
+    def _record(self, result: RowResult, row: Row) -> None:
+        self.tally.add(result, self._at(row))
+        if self._gives_back and result.status not in SETTLED:
             self._database.give_back(row, result.errors)
         self._write(result)
 
@@ -232,12 +230,6 @@ class Submission:
         except ResultsFileError as error:
             self._fail(error)
             raise
-
-    def _give_back_unanswered(self) -> None:
-        for sent in self.out.rows():
-            if sent.row is not None:
-                error = "No reply came; it may be registered all the same."
-                self._database.give_back(sent.row, [error])
 
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done():
@@ -290,54 +282,56 @@ class Submission:
         return f"{str(self.out).capitalize()} {missing}; {resume}"
 
 
-class RowReader:
-    """Reads rows in a thread of its own (standard input blocks, and parsing must not hold up heartbeats), and
-    raises what reading raises. Use as a context manager."""
+_Batch = list[Row | Exception | None]  # None behind the last row, or what ended the reading
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-        self._loop = asyncio.get_running_loop()
-        self._rows: asyncio.Queue[Row | BaseException | None] = asyncio.Queue()
-        self._room = threading.Semaphore(AHEAD)
-        self._ended = False
 
-    def __enter__(self) -> Self:
-        # A daemon, for a read of standard input cannot be ended.
-        threading.Thread(target=self._read, name="rows", daemon=True).start()
-        return self
+async def read_ahead(reading: Reading) -> AsyncGenerator[Row, None]:
+    """The rows, read in a thread of its own: standard input blocks, and parsing must not hold up heartbeats.
+    Raises what reading raises."""
+    loop = asyncio.get_running_loop()
+    batches: asyncio.Queue[_Batch] = asyncio.Queue()
+    size = BATCH if reading.rereadable else 1  # rows of a pipe are sent as they come
+    room = threading.Semaphore(2 * BATCH // size)
+    given_up = threading.Event()
 
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
-        self._room.release()
+    def hand_over(batch: _Batch) -> None:
+        room.acquire()
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(batches.put_nowait, batch)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Row:
-        row = await self._rows.get()
-        self._room.release()
-        if row is None:
-            raise StopAsyncIteration
-        if isinstance(row, BaseException):
-            raise row
-        return row
-
-    def _read(self) -> None:
-        try:
-            for row in self._reading.rows():
-                self._room.acquire()
-                if self._ended:
+    # A daemon, for a read of standard input cannot be ended.
+    reader = (reading, size, hand_over, given_up)
+    threading.Thread(target=_read, args=reader, name="rows", daemon=True).start()
+    try:
+        while True:
+            for each in await batches.get():
+                if each is None:
                     return
-                self._hand_over(row)
-            self._hand_over(None)
-        except Exception as error:
-            self._hand_over(error if isinstance(error, WorkerError) else error.with_traceback(None))
+                if isinstance(each, Exception):
+                    raise each
+                yield each
+            room.release()
+    finally:
+        given_up.set()
+        room.release()
 
-    def _hand_over(self, row: Row | BaseException | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._rows.put_nowait, row)
-        except RuntimeError:
-            self._ended = True  # the loop is closed
+
+def _read(
+    reading: Reading, size: int, hand_over: Callable[[_Batch], None], given_up: threading.Event
+) -> None:
+    batch: _Batch = []
+    try:
+        for row in reading.rows():
+            batch.append(row)
+            if len(batch) == size:
+                hand_over(batch)
+                batch = []
+            if given_up.is_set():
+                return
+        batch.append(None)
+    except Exception as error:
+        batch.append(error)
+    hand_over(batch)
 
 
 async def _first(*ends: "asyncio.Future[Any]", timeout: float | None = None) -> None:

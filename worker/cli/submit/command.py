@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from worker.cli import output
-from worker.cli.submit.outputs import Outputs
 from worker.contract.platforms import PLATFORM_NAME, PLATFORMS
 from worker.contract.timestamps import microseconds
 from worker.errors import UsageError
@@ -106,14 +105,13 @@ def submit(
     if resume and (not results or check):
         raise UsageError("--resume goes on from a results file: name it with --results, without --check")
     _check_paths(files, results, failed)
-    outputs = Outputs(results, failed, resume=resume, quiet=quiet)
     settings = load_settings()
-    if check:
-        from worker.cli.submit.check import check_rows  # noqa: PLC0415 - a check needs no broker's client
+    from worker.cli.submit.job import Outputs, check_rows, run_job  # noqa: PLC0415
 
+    outputs = Outputs(results, failed, resume=resume, quiet=quiet)
+    if check:
         return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
-    from worker.cli.submit.job import run_job  # noqa: PLC0415
-    from worker.files.submission import SubmissionPlan  # noqa: PLC0415
+    from worker.files.submission import SubmissionPlan  # noqa: PLC0415 - a check needs no broker's client
 
     plan = SubmissionPlan(reading, account, outstanding, rate, not no_wait, timeout, send_damaged)
     return run_job(settings, plan, outputs)

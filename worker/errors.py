@@ -1,20 +1,7 @@
-"""The errors that people see, as a tree.
+"""The errors that people see. Every text is one line that says what to do and holds no secret.
 
-WorkerError
-├── UsageError          wrong usage or settings                         exit 2
-│   └── SettingsError   a setting is missing or cannot be what it is
-├── Unreachable         the broker or Marketing Cloud does not answer   exit 3
-│   └── BrokerUnreachable
-├── TopologyError       a broker object is missing, forbidden or other  exit 3
-├── QueueInUse          somebody else works on a queue that one at a time may work on
-├── OutcomeUnknown      no answer in time: registered or not, nobody can tell yet
-├── Unroutable          the broker returned a message: no queue took it
-├── PublishRefused      the broker refused a message: the user may not publish there
-│   └── QueueFull       the queue takes no more
-└── Interrupted         ended by the user                               exit 130
-
-Every text is one line that says what to do and holds no secret. Errors of the libraries below are
-translated where they arise, in `amqp` and `marketing_cloud`, and travel no further.
+Errors of the libraries below are translated where they arise, in `amqp` and `marketing_cloud`, and travel no
+further.
 """
 
 from enum import Enum

@@ -23,10 +23,9 @@ from worker.errors import BrokerUnreachable
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
 from worker.partitions.log import PartitionLog
-from worker.partitions.members import Members
 from worker.partitions.partition import PartitionJourneys
 from worker.partitions.router import Router
-from worker.partitions.worker import Partitions
+from worker.partitions.worker import Members, Partitions
 from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder

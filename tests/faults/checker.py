@@ -6,7 +6,7 @@ I3  acknowledged only after a positive confirm without a return, as the wire sho
 I4  repeated replies stay within the number of faults times the prefetch
 I5  the last registration that counts at Marketing Cloud is, for every resource, the last one enqueued; and
     versions are registered one by one, or a redelivered run is repeated whole: after a step back the newest
-    one follows again
+    one follows again, or is superseded
 I6  never two calls in flight for one resource
 I7  after healing everything drains, and nothing stays unacknowledged
 I8  no planted secret stands in a log, reply, header, metric or journal record
@@ -150,7 +150,7 @@ def _latest_wins(evidence: Evidence, findings: Findings) -> None:
         for at, (before, after) in enumerate(pairwise(versions)):
             if after < before:
                 findings.steps_back += 1
-                if not _is_repeated_whole(versions[at + 1 :], before):
+                if not _is_repeated_whole(evidence, done[0], versions[at + 1 :], before):
                     findings.order_violations += 1
                     findings.broken.append(
                         f"I5: version {after} came after {before}, which did not follow again"
@@ -160,10 +160,12 @@ def _latest_wins(evidence: Evidence, findings: Findings) -> None:
                 findings.broken.append(f"I5: version {after} was registered straight after {before}")
 
 
-def _is_repeated_whole(following: Sequence[int], newest: int) -> bool:
+def _is_repeated_whole(evidence: Evidence, call: Call, following: Sequence[int], newest: int) -> bool:
     """Whether a step back is a redelivered run that is repeated whole: before anything newer, the newest one
-    that had been registered follows again. (That it goes up one by one until then is checked apart.)"""
-    return next((version for version in following if version >= newest), None) == newest
+    that had been registered follows again, or is superseded by what does. (That it goes up one by one until
+    then is checked apart.)"""
+    after = next((version for version in following if version >= newest), None)
+    return after is not None and _is_given_up(evidence, call, range(newest, after))
 
 
 def _is_registered(call: Call) -> bool:

@@ -23,9 +23,9 @@ from worker.contract.words import (
     ROUTED_HEADERS,
 )
 from worker.partitions import pruning
-from worker.partitions.members import weight
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
+from worker.partitions.worker import weight
 from worker.sandbox.faults import Hang, Latency, Status
 from worker.service import Service
 from worker.settings import Settings

@@ -6,9 +6,9 @@ import pytest
 
 from worker.broker.permissions import workers_rights
 from worker.contract.settlement import Resource
-from worker.partitions import members
-from worker.partitions.members import Members, weight
+from worker.partitions import worker as members
 from worker.partitions.router import partition_of
+from worker.partitions.worker import Members, weight
 from worker.settings import load_settings
 
 PARTITIONS = range(1, 65)

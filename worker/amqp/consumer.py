@@ -174,7 +174,6 @@ class Subscription:
         self._is_withholding = False
         self._flushing = False
         self._has_settled = False
-        self._heard_at = 0.0
         self._lease_renewed_at = 0.0
         self._lease_renewed = asyncio.Event()
         self._lease_wanted = asyncio.Event()
@@ -184,7 +183,7 @@ class Subscription:
     @property
     def silence(self) -> float:
         """Seconds since the queue's leader was last known to count this consumer as alive."""
-        return lease_clock() - self._heard_at
+        return lease_clock() - self._lease_renewed_at
 
     @property
     def unsettled(self) -> int:
@@ -241,7 +240,7 @@ class Subscription:
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
                 await channel.basic_consume(self._queue, no_callback, arguments=self._arguments)
-        self._heard_at = self._lease_renewed_at = asked_at
+        self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
         # Without this task nobody renews the lease, and every call would wait for it.
         self._lease_task.add_done_callback(lambda _: self._end(EndReason.NOT_RENEWED))
@@ -400,7 +399,6 @@ class Subscription:
             self._lease_renewed_at = asked_at
             self._lease_renewed.set()
             self._lease_renewed.clear()
-            self._heard_at = asked_at
             return True
 
     async def _vote(self, channel: RawChannel, deadline: float) -> None:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from worker.broker.journal import open_journal
-from worker.broker.journal_query import JournalQuery, follow, newest_first
+from worker.broker.journal import JournalQuery, follow, newest_first, open_journal
 from worker.cli import output
 from worker.cli.options import Json, Resource, known
 from worker.cli.output import Column, Table, text_of, time_of

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
 
-from worker.broker.journal_query import JournalQuery
+from worker.broker.journal import JournalQuery
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
 from worker.contract.secrets import MASK
 from worker.contract.timestamps import moment

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from worker.broker.journal_query import JournalPage, JournalQuery
+from worker.broker.journal import JournalPage, JournalQuery
 from worker.broker.situation import Condition, State, judge
 from worker.console.forms import (
     fields_of,

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.journal_query import JournalPage, JournalQuery, matching, newest_first
+from worker.broker.journal import JournalPage, JournalQuery, matching, newest_first
 from worker.broker.last_hour import LastHour
 from worker.broker.overview import Overview, read_overview
 from worker.broker.topology import Topology

@@ -9,8 +9,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
-from worker.broker.journal import open_journal
-from worker.broker.journal_query import follow
+from worker.broker.journal import follow, open_journal
 from worker.broker.requester import look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status_stream import read_workers

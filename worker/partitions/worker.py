@@ -5,6 +5,9 @@ RabbitMQ decides which worker has which partition: the first that has subscribed
 the partitions by their place behind each other. One that learns of a better owner settles what it holds and
 subscribes anew, behind it. An owner that gets nothing sends a barrier of no epoch through its partition. It
 shows who has it: the owner itself, or a worker that steps back then.
+
+Who is to have what, each worker computes by itself from PREFIX.status. A wrong belief does no harm, because
+RabbitMQ gives a partition to one consumer at a time.
 """
 
 import asyncio
@@ -12,19 +15,23 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
 from worker.amqp.reconnect import pause
+from worker.amqp.stream_reader import StreamReader
 from worker.broker import topology
 from worker.broker.control_stream import StandingOrders
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.partitions.log import PartitionLog
-from worker.partitions.members import Members
 from worker.partitions.message import barrier
 from worker.partitions.partition import PartitionJourneys
 from worker.pipeline.intake import QueueIntake
@@ -36,8 +43,82 @@ SPREAD_INTERVAL = 0.5  # seconds between looks at who is to have what
 SUBSCRIBED_WITHIN = 2.0  # seconds in which a worker that is new has subscribed to all partitions
 PATIENCE = (2.0, 60.0)  # seconds, first and longest: before a worker steps back, or asks, once more
 STEPS_BACK = "another worker is to have the partition"
+SILENT_AFTER = 11.0  # seconds; two of a worker's records did not come (contract.status.STATUS_INTERVAL)
+READ_INTERVAL = 2.0  # seconds between attempts to read on
+GONE = frozenset({"draining", "stopped"})
+WITH_PRIORITIES = ("1.0.", "1.1.")  # releases whose consumers have a priority
 
 JourneysFor = Callable[[int, Subscription], PartitionJourneys]
+
+
+@cache
+def weight(worker: str, partition: int) -> int:
+    """Rendezvous (highest-random-weight) hashing: adding or removing a worker moves only its own
+    partitions."""
+    key = f"{worker} {partition}".encode(errors="replace")
+    return int.from_bytes(blake2b(key, digest_size=8, person=b"ott-rendezvous").digest())
+
+
+class _Heard(BaseModel):
+    """What counts here of a worker's record."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    worker: str
+    version: str = ""
+    state: str = ""
+
+
+class Members:
+    """The workers of a prefix: `worker` itself, and those that were heard of lately."""
+
+    def __init__(self, worker: str, stream: str) -> None:
+        self.worker = worker
+        self._stream = stream
+        self._joined: dict[str, float] = {}
+        self._heard: dict[str, tuple[float, str]] = {}  # when, and its version
+
+    def owner(self, partition: int) -> tuple[str, float]:
+        """The worker that is to have a partition, and since when it is known (monotonic seconds)."""
+        silent = time.monotonic() - SILENT_AFTER
+        for name in [name for name, (at, _) in self._heard.items() if at < silent]:
+            self._forget(name)
+        best = max((self.worker, *self._heard), key=lambda worker: (weight(worker, partition), worker))
+        return best, self._joined.get(best, 0.0)
+
+    @property
+    def have_priorities(self) -> bool:
+        """Whether one of the others may take a partition between two deliveries, and give it back: RabbitMQ
+        4 lets a consumer with a priority do so."""
+        return any(version.startswith(WITH_PRIORITIES) for _, version in self._heard.values())
+
+    def hear(self, document: object) -> None:
+        """Take in a record of the status stream."""
+        try:
+            record = _Heard.model_validate(document)
+        except ValidationError:
+            return
+        if record.state in GONE:
+            self._forget(record.worker)
+        elif record.worker != self.worker:
+            now = time.monotonic()
+            self._joined.setdefault(record.worker, now)
+            self._heard[record.worker] = (now, record.version)
+
+    async def follow(self, connection: Connection) -> None:
+        """Read the records as they come, until cancelled. Without the stream, no other worker is known."""
+        reader = StreamReader(connection, self._stream)
+        while True:
+            with contextlib.suppress(BrokerUnreachable, TopologyError):
+                async with contextlib.aclosing(reader.follow("last")) as entries:
+                    async for entry in entries:
+                        for document in entry.records:
+                            self.hear(document)
+            await asyncio.sleep(READ_INTERVAL)
+
+    def _forget(self, worker: str) -> None:
+        self._heard.pop(worker, None)
+        self._joined.pop(worker, None)
 
 
 @dataclass

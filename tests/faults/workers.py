@@ -14,11 +14,11 @@ from pathlib import Path
 
 import aiohttp
 
-from worker.events import LINES
+from worker.events import EVENTS
 
 LAUNCHER = Path(__file__).with_name("stops.py")
 SAMPLE_EVERY = 0.25  # seconds
-STATES = {LINES[fact].text: fact for fact in ("subscribed", "active", "subscription_ended")}
+STATES = {EVENTS[fact].text: fact for fact in ("subscribed", "active", "subscription_ended")}
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -62,7 +62,7 @@ class Worker:
 
     def told(self, fact: str) -> int:
         """How often it has logged this event (worker/events.py)."""
-        return sum(entry.get("event") == LINES[fact].text for entry in self.events())
+        return sum(entry.get("event") == EVENTS[fact].text for entry in self.events())
 
     @property
     def is_active(self) -> bool:

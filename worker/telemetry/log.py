@@ -16,7 +16,7 @@ import structlog
 
 from worker.contract.settlement import Settlement, brief, error_text
 from worker.contract.words import STATUSES
-from worker.events import LINES, EventListener, Line
+from worker.events import EVENTS, Event, EventListener
 from worker.settings import Settings
 from worker.telemetry.library_logs import silence_libraries
 from worker.telemetry.line_writer import LineWriter
@@ -81,16 +81,16 @@ class Log(EventListener):
     def __init__(self, logger: Logger, *, debug: bool) -> None:
         self._log = logger
         self._said: dict[tuple[object, ...], float] = {}
-        self.hear(**{name: partial(self._tell, name, line) for name, line in LINES.items()})
+        self.hear(**{name: partial(self._tell, name, event) for name, event in EVENTS.items() if event.level})
         if debug:
             self.hear(settled=self._tell_settled)
 
-    def _tell(self, name: str, line: Line, *values: object) -> None:
-        if line.repeats and self._goes_on((name, *values)):
+    def _tell(self, name: str, event: Event, *values: object) -> None:
+        if event.repeats and self._goes_on((name, *values)):
             return
-        if line.ends:
-            self._said = {said: at for said, at in self._said.items() if said[0] != line.ends}
-        getattr(self._log, line.level)(line.text, **dict(zip(line.fields, values, strict=True)))
+        if event.ends:
+            self._said = {said: at for said, at in self._said.items() if said[0] != event.ends}
+        getattr(self._log, str(event.level))(event.text, **dict(zip(event.fields, values, strict=True)))
 
     def _goes_on(self, failure: tuple[object, ...]) -> bool:
         """Whether it was logged less than a minute ago."""

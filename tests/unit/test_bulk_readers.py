@@ -189,13 +189,17 @@ def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
     values: list[Any], size: int, pretty: bool
 ) -> None:
     content = json.dumps(values, indent=2 if pretty else None, ensure_ascii=False).encode()
-    assert [json.loads(element) for _, element in json_rows.array(cut(content, size))] == values
+    assert [
+        json.loads(element) for _, element in json_rows.values(cut(content, size), in_array=True)
+    ] == values
 
 
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6), st.integers(1, 20))
 def test_objects_are_cut_apart_wherever_the_chunks_end(values: list[Any], size: int) -> None:
     content = "\n".join(json.dumps(value, indent=1) for value in values).encode()
-    assert [json.loads(document) for _, document in json_rows.documents(cut(content, size))] == values
+    assert [
+        json.loads(document) for _, document in json_rows.values(cut(content, size), in_array=False)
+    ] == values
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])

@@ -10,9 +10,8 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
 import typer
@@ -26,7 +25,6 @@ from worker.broker.requester import Requester
 from worker.cli.terminal import on_end
 from worker.console.server import Console as OperatorsPage
 from worker.contract.platforms import PLATFORMS
-from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
 from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, Interrupted, WorkerError
@@ -41,11 +39,12 @@ WAIT_TIMEOUT = 60.0  # seconds for each answer
 _TO_TRY = Path(__file__).with_name("demo.txt")
 
 # The API document's own examples.
+NAME = "SFMC Engineers"
 MESSENGER = {
     "applicationId": "1093076390764037",
     "applicationSecret": "03d537gg656gvkbe9b430f002e9c4517",
     "pageId": "1732555047025799",
-    "pageName": "SFMC Engineers",
+    "pageName": NAME,
     "pageAccessToken": "someaccesstoken4fasdcruib213123knubkdnfisdubnu12312ub3pijnb",
     "endpointUrl": "https://graph.facebook.com/v2.6/me/messages",
     "callbackVerifyToken": "this_is_the_verify_token",
@@ -53,7 +52,7 @@ MESSENGER = {
 }
 LINE = {
     "channelId": "23493453984234345",
-    "channelName": "SFMC Engineers",
+    "channelName": NAME,
     "channelSecret": "03d537gg656gvkbe9b430f002e9c4517",
     "customerConnectSecret": "31234arajcauoherbasuhb213ijqjohbjhb123",
     "endpointUrl": "https://example.com/1732555047025799",
@@ -65,36 +64,39 @@ PAGE = Resource(None, "messenger", str(MESSENGER["pageId"]))
 CHANNEL = Resource(None, "line", str(LINE["channelId"]))
 
 
-@dataclass(slots=True)
-class Scene:
+class Outcome(NamedTuple):
+    """What came of a request; `held` is the name that Marketing Cloud holds afterwards."""
+
+    status: str
+    held: str | None = None
+    errorcode: int | None = None
+    errors: tuple[str, ...] = ()
+
+
+class Scene(NamedTuple):
     """One request of the demonstration, and what must come of it."""
 
     request: str
     body: bytes
-    status: str
+    expected: Outcome
     about: Resource | None = None
-    holds: str | None = None  # the name that Marketing Cloud holds afterwards
-    errors: tuple[FieldError, ...] = ()
-    errorcode: int | None = None
-    seen: str | None = field(default=None, init=False)
 
 
 def scenes() -> list[Scene]:
     """The demonstration, in its order."""
-    name, renamed = str(MESSENGER["pageName"]), "SFMC Engineers (new)"
+    registered, renamed = Outcome("registered", NAME), Outcome("registered", f"{NAME} (new)")
     example = {"ottPlatformAttributes": {k: v for k, v in MESSENGER.items() if k != "endpointUrl"}}
-    missing = tuple(
-        FieldError(f"{field} must be provided", 10002) for field in ("EndpointUrl", "OttPlatformName")
-    )
-    unknown = (FieldError("OttPlatformName is invalid", 10005),)
-    new_name = _body("messenger", {**MESSENGER, "pageName": renamed})
+    missing = ("EndpointUrl must be provided", "OttPlatformName must be provided")
+    unknown = ("OttPlatformName is invalid",)
+    not_json = ("The body is not valid JSON.",)
+    new_name = _body("messenger", {**MESSENGER, "pageName": renamed.held})
     return [
-        Scene("Messenger page", _body("messenger", MESSENGER), "registered", PAGE, name),
-        Scene("LINE channel", _body("line", LINE), "registered", CHANNEL, name),
-        Scene("error example", json.dumps(example).encode(), "rejected", errors=missing, errorcode=10006),
-        Scene("page, renamed", new_name, "registered", PAGE, renamed),
-        Scene("unknown platform", _body("telegram", MESSENGER), "rejected", errors=unknown, errorcode=10006),
-        Scene("broken JSON", b'{"ottPlatformName": ', "rejected", errorcode=10004),
+        Scene("Messenger page", _body("messenger", MESSENGER), registered, PAGE),
+        Scene("LINE channel", _body("line", LINE), registered, CHANNEL),
+        Scene("error example", json.dumps(example).encode(), Outcome("rejected", None, 10006, missing)),
+        Scene("page, renamed", new_name, renamed, PAGE),
+        Scene("unknown platform", _body("telegram", MESSENGER), Outcome("rejected", None, 10006, unknown)),
+        Scene("broken JSON", b'{"ottPlatformName": ', Outcome("rejected", None, 10004, not_json)),
     ]
 
 
@@ -169,7 +171,7 @@ async def _show(console: Console, settings: Settings, serving: asyncio.Event | N
         worker = await stack.enter_async_context(_worker(settings))
         played = await _play(settings, sandbox, worker)
         console.print(_table(played))
-        failed = [scene.request for scene, reply in played if not _as_expected(scene, reply)]
+        failed = [scene.request for scene, outcome in played if outcome != scene.expected]
         if failed:
             console.print(f"Not as expected: {', '.join(failed)}", style="bold red")
             return 1
@@ -222,41 +224,35 @@ def _things_to_try(settings: Settings, sandbox: str, page: str, file: Path) -> s
         exports.append(f"export OTT_AMQP_URL={shlex.quote(url)}")
     if shutil.which("ott-worker") is None:
         exports.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
-    values = {
-        "setup": "\n  ".join(exports),
-        "file": file,
-        "page": page,
-    }
-    return _TO_TRY.read_text(encoding="utf-8").format(**values)
+    setup = "\n  ".join(exports)
+    return _TO_TRY.read_text(encoding="utf-8").format(setup=setup, file=file, page=page)
 
 
 async def _play(
     settings: Settings, sandbox: Sandbox, worker: "asyncio.Task[None]"
-) -> list[tuple[Scene, Reply]]:
-    replies: dict[str, asyncio.Future[Reply]] = {}
+) -> list[tuple[Scene, Outcome]]:
+    replies: asyncio.Queue[Reply] = asyncio.Queue()
 
-    def on_reply(request_id: str, body: bytes) -> None:
-        future = replies.get(request_id)
-        if future is not None and not future.done():
-            future.set_result(Reply.parse(body))
+    def on_reply(_: str, body: bytes) -> None:
+        replies.put_nowait(Reply.parse(body))
 
     async with connected(settings, "demo") as connection:
         await topology.ensure(connection, settings)  # the worker may not have come to it yet
     async with Requester(settings, "demo", on_reply, expires=60, events=EventListener()) as requester:
         played = []
         for number, scene in enumerate(scenes(), 1):
-            request_id = f"demo-{number}"
-            replies[request_id] = asyncio.get_running_loop().create_future()
-            requester.send(scene.body, request_id=request_id)
-            reply = await _answer(replies[request_id], worker)
-            scene.seen = _held(sandbox, scene.about)
-            played.append((scene, reply))
+            requester.send(scene.body, request_id=f"demo-{number}")
+            reply = await _answer(replies, worker)
+            errors = () if reply.status == "registered" else reply.errors
+            texts = tuple(error.message for error in errors) or (reply.message,) * bool(reply.message)
+            outcome = Outcome(reply.status, _held(sandbox, scene.about), reply.errorcode, texts)
+            played.append((scene, outcome))
         return played
 
 
-async def _answer(reply: "asyncio.Future[Reply]", worker: "asyncio.Task[None]") -> Reply:
-    waited: set[asyncio.Future[Any]] = {reply, worker}
-    await asyncio.wait(waited, timeout=WAIT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+async def _answer(replies: asyncio.Queue[Reply], worker: "asyncio.Task[None]") -> Reply:
+    reply = asyncio.create_task(replies.get())
+    await asyncio.wait({reply, worker}, timeout=WAIT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     if worker.done():
         worker.result()
     if not reply.done():
@@ -272,28 +268,16 @@ def _held(sandbox: Sandbox, key: Resource | None) -> str | None:
     return str(attributes.get("pageName") or attributes.get("channelName"))
 
 
-def _as_expected(scene: Scene, reply: Reply) -> bool:
-    return (reply.status, scene.seen, reply.errors, reply.errorcode) == (
-        scene.status,
-        scene.holds,
-        scene.errors,
-        scene.errorcode,
-    )
-
-
-def _table(played: list[tuple[Scene, Reply]]) -> Table:
+def _table(played: list[tuple[Scene, Outcome]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0), collapse_padding=True)
     for column in ("Request", "Outcome", "Marketing Cloud holds now"):
         table.add_column(column, overflow="fold")
-    for scene, reply in played:
-        good = reply.status == "registered"
-        outcome = Text(reply.status, style="green" if good else "yellow")
-        if not good:
-            texts = [error.message for error in reply.errors] or [reply.message]
-            outcome.append("".join(f"\n  {text}" for text in texts), style="default")
+    for scene, outcome in played:
+        text = Text(outcome.status, style="green" if outcome.status == "registered" else "yellow")
+        text.append("".join(f"\n  {error}" for error in outcome.errors), style="default")
         noun = PLATFORMS[scene.about.platform].noun if scene.about else ""
-        held = f"{noun} {scene.about.id}\n  {scene.seen}" if scene.about else "—"
-        table.add_row(scene.request, outcome, held)
+        held = f"{noun} {scene.about.id}\n  {outcome.held}" if scene.about else "—"
+        table.add_row(scene.request, text, held)
     return table
 
 

@@ -7,20 +7,18 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Hashab
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self, Unpack
 from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
 
 from worker.broker.requester import Requester
-from worker.client.types import Options, Outcome, Registration
+from worker.client.types import Options, Outcome, Registration, RequestOptions
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply
 from worker.errors import OutcomeUnknown, WorkerError
 from worker.events import EventListener
 from worker.settings import load_settings
-
-T = TypeVar("T")
 
 WINDOW = 100  # of register_many
 TIMEOUT = 60.0  # seconds
@@ -99,34 +97,24 @@ class RegistrationClient:
                 answer.set_exception(OutcomeUnknown(request_id, "The client was closed"))
         await self._requester.__aexit__()
 
-    async def register(
-        self,
-        registration: Registration,
-        *,
-        request_id: str | None = None,
-        account_id: str | None = None,
-        as_of: datetime | None = None,
-        timeout: float | None = None,
-    ) -> Reply:
+    async def register(self, registration: Registration, **options: Unpack[RequestOptions]) -> Reply:
         """Send one registration, the JSON object of the API, and wait for its reply, whatever its status.
 
-        `request_id` is the request's id (a fresh one by default); ValueError where it is longer than 255
-        bytes, or under way already. `as_of` is when what it says was true, with its time zone: a newer
-        registration is not undone (contract §2). Cancelled, it gives the request up if it is not sent yet.
-        Raises OutcomeUnknown when `timeout` seconds bring no reply,
-        TopologyError or PublishRefused when the broker does not take the request, TypeError or ValueError
-        when the registration is not JSON.
+        Cancelled, it gives the request up if it is not sent yet. Raises OutcomeUnknown when `timeout` seconds
+        bring no reply, TopologyError or PublishRefused when the broker does not take the request, TypeError
+        or ValueError when the registration is not JSON, and ValueError for an id that is longer than 255
+        bytes or under way already.
         """
         self._check_open()
-        request_id = _id(request_id)
+        request_id = _id(options)
         if request_id in self._answers:
             raise ValueError(f"request {request_id} is under way already")
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        confirmed = self._send(registration, request_id, account_id, as_of)
+        confirmed = self._send(registration, request_id, options)
         confirmed.add_done_callback(partial(_pass_on_error, answer))
         self._answers[request_id] = answer
         try:
-            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+            async with self._in_time(options):
                 return await answer
         except OutcomeUnknown:
             raise
@@ -142,30 +130,27 @@ class RegistrationClient:
         registrations: Iterable[Registration] | AsyncIterable[Registration],
         *,
         window: int = WINDOW,
-        account_id: str | None = None,
-        as_of: datetime | None = None,
-        timeout: float | None = None,
+        **options: Unpack[Options],
     ) -> AsyncGenerator[Outcome, None]:
         """Register them all, at most `window` at once, and yield what became of each as soon as it is known.
         `registrations` are asked for the next one when there is room. What `register` would raise for one is
         in its Outcome; the others go on. Those under way when the iteration is left are given up."""
-        options: Options = {"account_id": account_id, "as_of": as_of, "timeout": timeout}
         source = _numbered(registrations)
-        following: asyncio.Task[tuple[int, Registration] | None] | None = asyncio.create_task(_next(source))
+        following: asyncio.Future[tuple[int, Registration] | None] | None
+        following = asyncio.ensure_future(anext(source, None))
         under_way: set[asyncio.Task[Outcome]] = set()
         try:
             while following or under_way:
-                awaited: set[asyncio.Task[Any]] = {*under_way}
+                awaited: set[asyncio.Future[Any]] = {*under_way}
                 if following and len(under_way) < window:
                     awaited.add(following)
                 done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
                 if following in done:
-                    found = following.result()
-                    following = None if found is None else asyncio.create_task(_next(source))
+                    found, following = following.result(), None
                     if found is not None:
-                        call = self._outcome(*found, options)
-                        under_way.add(asyncio.create_task(call))
-                for task in done & under_way:
+                        following = asyncio.ensure_future(anext(source, None))
+                        under_way.add(asyncio.create_task(self._outcome(*found, options)))
+                for task in under_way & done:
                     under_way.remove(task)
                     yield task.result()
         finally:
@@ -181,27 +166,23 @@ class RegistrationClient:
             return Outcome(number, registration, None, error)
         return Outcome(number, registration, reply, None)
 
-    async def publish(
-        self,
-        registration: Registration,
-        *,
-        request_id: str | None = None,
-        account_id: str | None = None,
-        as_of: datetime | None = None,
-        timeout: float | None = None,
-    ) -> str:
+    async def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
         """Send one registration and return its request id once the broker has it safe. The reply goes to the
         queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
         not confirmed."""
         self._check_open()
-        request_id = _id(request_id)
-        confirmed = self._send(registration, request_id, account_id, as_of, replies=False)
+        request_id = _id(options)
+        confirmed = self._send(registration, request_id, options, replies=False)
         try:
-            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+            async with self._in_time(options):
                 await confirmed
         except TimeoutError:
             raise OutcomeUnknown(request_id, "The broker did not confirm in time") from None
         return request_id
+
+    def _in_time(self, options: Options) -> asyncio.Timeout:
+        timeout = options.get("timeout")
+        return asyncio.timeout(self._timeout if timeout is None else timeout)
 
     def _check_open(self) -> None:
         if self._loop is None:
@@ -214,16 +195,10 @@ class RegistrationClient:
             raise RuntimeError("The client is closed: its `async with` block has ended")
 
     def _send(
-        self,
-        registration: Registration,
-        request_id: str,
-        account_id: str | None,
-        as_of: datetime | None,
-        *,
-        replies: bool = True,
+        self, registration: Registration, request_id: str, options: Options, *, replies: bool = True
     ) -> "asyncio.Future[None]":
         document: dict[str, Any] = dict(registration)
-        account = account_id or self._account_id
+        account, as_of = options.get("account_id") or self._account_id, options.get("as_of")
         return self._requester.send(
             _encode(document).encode(),
             request_id=request_id,
@@ -253,11 +228,8 @@ async def _numbered(
             yield each
 
 
-async def _next(source: AsyncIterator[T]) -> T | None:
-    return await anext(source, None)
-
-
-def _id(given: str | None) -> str:
+def _id(options: RequestOptions) -> str:
+    given = options.get("request_id")
     if given and len(given.encode()) > ID_LENGTH:
         # It would be cut on its way, and the reply would come under another id.
         raise ValueError(f"request_id must be {ID_LENGTH} bytes at most")

@@ -83,12 +83,8 @@ class SyncRegistrationClient:
         """Register them all and yield what became of each as soon as it is known: see
         RegistrationClient.register_many."""
         outcomes = self._client.register_many(registrations, window=window, **options)
-
-        async def following() -> Outcome | None:
-            return await anext(outcomes, None)
-
         try:
-            while (outcome := self._run(following())) is not None:
+            while (outcome := self._run(_next(outcomes))) is not None:
                 yield outcome
         finally:
             with suppress(RuntimeError):  # closed meanwhile
@@ -129,6 +125,10 @@ class SyncRegistrationClient:
             with suppress(RuntimeError):
                 loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+
+async def _next(outcomes: AsyncGenerator[Outcome, None]) -> Outcome | None:
+    return await anext(outcomes, None)
 
 
 async def _close(outcomes: AsyncGenerator[Outcome, None]) -> None:

@@ -53,7 +53,8 @@ Registration = MessengerRegistration | LineRegistration | Mapping[str, Any]
 
 
 class Options(TypedDict, total=False):
-    """What RegistrationClient's methods take besides."""
+    """What RegistrationClient's methods take besides: the business unit (MID), when what the registration
+    says was true, with its time zone (nothing newer is undone, contract §2), and seconds to wait."""
 
     account_id: str | None
     as_of: datetime | None
@@ -61,7 +62,7 @@ class Options(TypedDict, total=False):
 
 
 class RequestOptions(Options, total=False):
-    """The same for one request."""
+    """The same for one request, and its id: a fresh one where none is given."""
 
     request_id: str | None
 

@@ -6,13 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from worker.files.source import LONGEST_ROW, Unreadable
 
-_STRUCTURE = re.compile(rb'["\[\]{},]')
-_IN_STRING = re.compile(rb'["\\]')
-_QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
-_OPENING, _CLOSING = (b"[", b"{"), (b"]", b"}")
-_BLANK = b" \t\r\n"
-_NOT_BLANK = re.compile(rb"[^ \t\r\n]")
-
+# A whole string, a mark of structure, or a quotation mark whose string is not there as a whole. No byte of a
+# longer UTF-8 letter can be one of them.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},"]', re.DOTALL)
+_DEEPER = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 Numbered = tuple[int, bytes]
 """The line on which a value begins, and the value."""
@@ -20,130 +17,55 @@ Numbered = tuple[int, bytes]
 
 def lines(chunks: Iterable[bytes]) -> Iterator[Numbered]:
     """Each line that is not blank, stripped. Raises Unreadable for an endless one."""
-    pending, number, blank = b"", 0, 0
+    pending, number = b"", 0
     for chunk in chunks:
-        blank = blank + len(chunk) if chunk.isspace() else 0
-        if blank > LONGEST_ROW:
-            raise Unreadable(
-                f"there are more than {LONGEST_ROW:,} blank lines or spaces: is it the right file?"
-            )
-        if blank and not pending:
-            number += chunk.count(b"\n")
-            continue
-        *complete, rest = (pending + chunk).split(b"\n") if pending else chunk.split(b"\n")
+        *complete, pending = (pending + chunk).split(b"\n")
         for number, line in enumerate(complete, number + 1):  # noqa: B020 (counted on over chunks)
             if stripped := line.strip():
                 yield number, stripped
-        pending = rest
         _check_length(len(pending))
     if pending.strip():
         yield number + 1, pending.strip()
 
 
-def array(chunks: Iterable[bytes]) -> Iterator[Numbered]:
-    """Each element of one JSON array. Raises Unreadable where the array ends early or is unbalanced."""
-    return _Scanner(chunks).array()
-
-
-def documents(chunks: Iterable[bytes]) -> Iterator[Numbered]:
-    """Each of several JSON objects that follow one another, over as many lines as they like."""
-    return _Scanner(chunks).documents()
-
-
-class _Scanner:
-    """Finds where values end: by brackets and quotes, which no byte of a UTF-8 letter can be."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._buffer = bytearray()
-        self._at = 0
-        self._line = 1  # on which the buffer begins
-
-    def array(self) -> Iterator[Numbered]:
-        self._skip_blank()
-        self._at += 1  # the opening bracket, by which the format was recognised
-        self._take()
-        end = _COMMA
-        while end == _COMMA:
-            self._skip_blank()
-            line = self._line
-            element, end = self._next(in_array=True)
-            if element or end == _COMMA:
-                yield line, element
-        if self._skip_blank():
+def values(chunks: Iterable[bytes], *, in_array: bool) -> Iterator[Numbered]:
+    """Each element of one JSON array, or each of several objects that follow one another, over as many lines
+    as they like. Raises Unreadable where the input ends early or is unbalanced."""
+    buffer = bytearray()
+    at, line = 0, 1
+    depth, is_over = -1 if in_array else 0, False  # 0 between two values, -1 outside the array
+    for chunk in chunks:
+        buffer += chunk
+        while not is_over and (found := _TOKEN.search(buffer, at)):
+            mark, at = found.group(), found.end()
+            if mark == b'"':
+                at = found.start()
+                break
+            depth += _DEEPER.get(mark, 0)
+            if depth < 0 and (mark != b"]" or not in_array):
+                raise Unreadable("a closing bracket has no opening one")
+            ends = depth < 0 or (depth == 0 and mark in (b"[," if in_array else b"]}"))
+            if not ends:
+                continue
+            is_over = depth < 0
+            taken = bytes(buffer[:at])
+            del buffer[:at]
+            at, begins = 0, line + _blank_lines(taken)
+            line += taken.count(b"\n")
+            value = (taken[:-1] if in_array else taken).strip()
+            if value or mark == b",":
+                yield begins, value
+        else:
+            at = len(buffer)
+        if is_over and buffer.strip():
             raise Unreadable("there is more after the end of the array: put all rows into one array")
+        _check_length(len(buffer))
+    if buffer.strip() or (in_array and not is_over):
+        raise Unreadable("the input ends in the middle of the next row: is it complete?")
 
-    def documents(self) -> Iterator[Numbered]:
-        while self._skip_blank():
-            line = self._line
-            document, _ = self._next(in_array=False)
-            yield line, document
 
-    def _next(self, *, in_array: bool) -> tuple[bytes, bytes]:
-        """The bytes of the next value, and the mark at its end (in an array, the comma or bracket behind)."""
-        depth = 0
-        while True:
-            mark = self._next_mark()
-            if mark == _QUOTE:
-                self._skip_string()
-            elif mark in _OPENING:
-                depth += 1
-            elif in_array and depth == 0 and mark != b"}":
-                return self._take()[:-1].strip(_BLANK), mark
-            elif mark in _CLOSING:
-                depth -= 1
-                if depth < 0:
-                    raise Unreadable("a closing bracket has no opening one")
-                if depth == 0 and not in_array:
-                    return self._take().strip(_BLANK), mark
-
-    def _next_mark(self) -> bytes:
-        while (found := _STRUCTURE.search(self._buffer, self._at)) is None:
-            self._at = len(self._buffer)
-            self._fill()
-        self._at = found.end()
-        return found.group()
-
-    def _skip_string(self) -> None:
-        while True:
-            while (found := _IN_STRING.search(self._buffer, self._at)) is None:
-                self._at = len(self._buffer)
-                self._fill()
-            self._at = found.end()
-            if found.group() == _QUOTE:
-                return
-            while self._at >= len(self._buffer):
-                self._fill()
-            self._at += 1  # what the backslash escapes
-
-    def _take(self) -> bytes:
-        taken = bytes(self._buffer[: self._at])
-        self._drop(self._at)
-        return taken
-
-    def _drop(self, size: int) -> None:
-        self._line += self._buffer.count(b"\n", 0, size)
-        del self._buffer[:size]
-        self._at = 0
-
-    def _skip_blank(self) -> bool:
-        """Skip white space; whether anything follows."""
-        while True:
-            found = _NOT_BLANK.search(self._buffer)
-            self._drop(found.start() if found else len(self._buffer))
-            if found:
-                return True
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return False
-            self._buffer += chunk
-
-    def _fill(self) -> None:
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            raise Unreadable("the input ends in the middle of the next row: is it complete?")
-        self._buffer += chunk
-        _check_length(len(self._buffer) - len(chunk))
+def _blank_lines(taken: bytes) -> int:
+    return taken.count(b"\n", 0, len(taken) - len(taken.lstrip()))
 
 
 def _check_length(length: int) -> None:

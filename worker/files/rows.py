@@ -305,7 +305,7 @@ def _json_bodies(
     if chosen is Format.JSON_LINES:
         return json_rows.lines(chunks)
     is_array = _in_utf8(sample, encoding).lstrip()[:1] == b"["
-    return json_rows.array(chunks) if is_array else json_rows.documents(chunks)
+    return json_rows.values(chunks, in_array=is_array)
 
 
 def _utf8_chunks(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:

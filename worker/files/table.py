@@ -12,12 +12,11 @@ from worker.files import csv_file
 from worker.files.cells import Columns, clean, columns_of, flag, known_in
 from worker.files.csv_file import HEADER_WITHIN, RawRow, dialect_of, header_in, is_header
 from worker.files.damage import CELL_COUNT, Problem, damaged_values, spoilt_cells
-from worker.files.source import Source, Unreadable, decode_sample, encoding_of
+from worker.files.source import Source, decode_sample, encoding_of
 from worker.files.workbook import OLD_SIGNATURE, SIGNATURE, Workbook
 
 # Columns that `submit --failed` adds. Both together mark a file that has come back.
 RETURNED: Final = ("error", "line", "row")
-MOST_BLANK: Final = 1_100_000  # rows one after the other; a sheet has no more
 
 _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|meta|table|\?xml|!--)", re.IGNORECASE)
 
@@ -103,20 +102,8 @@ def open_table(
         encoding = encoding or encoding_of(sample)
         dialect = dialect_of(decode_sample(sample, encoding))
         rows, delimiter = csv_file.rows_of(source.chunks(), encoding, dialect), dialect.delimiter
-    rows = _bounded(rows)
     header, below = _find_header(rows)
     return Table(columns_of(header, also), delimiter, workbook, chain(below, rows), unknown)
-
-
-def _bounded(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    blank = 0
-    for row in rows:
-        blank = 0 if row[2] else blank + 1
-        if blank > MOST_BLANK:
-            raise Unreadable(
-                f"more than {MOST_BLANK:,} blank rows end at row {row[0]:,}: is it the right file?"
-            )
-        yield row
 
 
 def is_workbook(sample: bytes) -> bool:

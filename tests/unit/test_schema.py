@@ -29,15 +29,14 @@ def test_the_api_s_examples_follow_the_json_schema(example: dict[str, Any]) -> N
 
 
 def test_secrets_are_marked_write_only() -> None:
-    for name, platform in PLATFORMS.items():
-        schema = json_schemas()["$defs"][f"{name.capitalize()}Registration"]
-        properties = schema["properties"]["ottPlatformAttributes"]["properties"]
+    for platform in PLATFORMS.values():
+        properties = json_schemas()["$defs"][platform.attributes.__name__]["properties"]
         marked = {field for field, about in properties.items() if about.get("writeOnly")}
         assert marked == platform.secrets == SECRET_FIELDS & set(properties)
 
 
 def test_flags_are_true_false_0_or_1() -> None:
-    schema = json_schemas()["$defs"]["LineRegistration"]["properties"]["ottPlatformAttributes"]
+    schema = json_schemas()["$defs"]["LineAttributes"]
     for flag in ("isActive", "isTransactional", "isTestChannel"):
         assert schema["properties"][flag]["enum"] == [True, False, 0, 1]
         assert flag in schema["required"]

@@ -77,8 +77,15 @@ class ErrorEnvelope(_Model):
     superseded_by: str | None = Field(default=None, description="The newer request, for `superseded` only.")
 
 
-_EITHER: TypeAdapter[Result | ErrorEnvelope] = TypeAdapter(
-    Annotated[Result | ErrorEnvelope, Field(discriminator="status")]
+REPLY: TypeAdapter[Result | ErrorEnvelope] = TypeAdapter(
+    Annotated[
+        Result | ErrorEnvelope,
+        Field(
+            title="Reply",
+            description="The body of a reply: a result or an error envelope.",
+            discriminator="status",
+        ),
+    ]
 )
 
 
@@ -108,7 +115,7 @@ class Reply:
     def parse(cls, body: bytes) -> Self:
         """Reads a reply's body; raises `MalformedReply` if it is not one."""
         try:
-            reply = _EITHER.validate_json(body)
+            reply = REPLY.validate_json(body)
         except ValidationError:
             raise MalformedReply("The message is not a reply of this worker.") from None
         given = dict(reply)

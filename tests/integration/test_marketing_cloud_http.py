@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.upstream import answering, request, upstream
-from worker.errors import SettingsError, UsageError
+from worker.errors import SettingsError
 from worker.marketing_cloud import http as http_module
 from worker.marketing_cloud.http import Http, NoAnswer
 from worker.marketing_cloud.response import BODY_LIMIT, Response
@@ -508,16 +508,6 @@ async def test_a_proxy_that_cannot_be_reached_is_told_as_the_proxys(
     async with http() as client:
         with pytest.raises(NoAnswer, match=r"^the proxy of https_proxy cannot be reached"):
             await ask(client, "https://elsewhere.test/path", b"x", HEADERS)
-
-
-async def test_an_aiohttp_without_what_is_used_of_it_ends_the_start_with_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delattr("aiohttp.client_proto.ResponseHandler.should_close")
-    with pytest.raises(
-        UsageError, match=r"^aiohttp .* lacks ResponseHandler.should_close: install aiohttp 3"
-    ):
-        Http(load_settings())
 
 
 @both_ways

@@ -23,11 +23,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from yarl import URL
 
-from worker.errors import UsageError
 from worker.marketing_cloud.proxy import Proxy, check_proxies, proxy_for
 from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
@@ -164,12 +162,10 @@ class HttpEndpoint:
 
 
 class Http:
-    """POSTs. The caller closes it. Raises SettingsError if the environment names an invalid proxy, and
-    UsageError for an unsupported aiohttp."""
+    """POSTs. The caller closes it. Raises SettingsError if the environment names an invalid proxy."""
 
     def __init__(self, settings: Settings, on_shortage: Callable[[str], None] = lambda _: None) -> None:
         """`on_shortage` is told when this process has no descriptor left for a call."""
-        _check_aiohttp()
         check_proxies(settings)
         self._on_shortage = on_shortage
         self._settings = settings
@@ -401,19 +397,3 @@ def _descriptors_for_calls() -> int:
     """Calls at a time, so that some descriptors are left for the broker and the admin server."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_CALLS if soft == resource.RLIM_INFINITY else max(16, min(MOST_CALLS, soft - OTHERS))
-
-
-def _check_aiohttp() -> None:
-    """Raise UsageError where aiohttp lacks what this module uses below aiohttp's sessions."""
-    try:
-        _ = (
-            aiohttp.TCPConnector.connect,
-            *(Connection.protocol, Connection.transport, Connection.close),
-            ResponseHandler.should_close,
-        )
-    except AttributeError as error:
-        lacking = f"{getattr(error.obj, '__name__', '')}.{error.name}"
-        raise UsageError(
-            f"aiohttp {aiohttp.__version__} lacks {lacking}: "
-            "install aiohttp 3.14, with which this worker was tested"
-        ) from None

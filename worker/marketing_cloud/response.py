@@ -158,24 +158,14 @@ class ResponseReader:
                 return
             start = line_end + 1
             stop = start + int(size[0], 16)
-            if start == stop:
-                self._read_trailer(start)
-                return
             if len(data) < stop + 2:
+                return
+            if start == stop:  # after a trailer the connection is not used again
+                self.is_done = True
+                self.keeps_connection &= data[start:] == b"\r\n"
                 return
             chunks.append(data[start:stop])
             self._position = stop + 2
-
-    def _read_trailer(self, start: int) -> None:
-        data = self._data
-        if data.startswith(b"\r\n", start):
-            end = start + 2
-        elif (found := _HEAD_END.search(data, start)) is not None:
-            end = found.end()
-        else:
-            return
-        self.is_done = True
-        self.keeps_connection &= len(data) == end
 
 
 def _fields(head: bytes) -> dict[str, str]:

@@ -78,7 +78,7 @@ class Admin:
             await self._server.close()
 
     async def _live(self, _: web.Request) -> web.Response:
-        return _probe("live", health.live(self._service, self._phase, self._loop_monitor), [])
+        return _probe("live", health.live(self._service, self._phase), [])
 
     async def _ready(self, _: web.Request) -> web.Response:
         situation = health.situation(self._service, self._phase)

@@ -12,24 +12,23 @@ from worker.amqp.confirm_channel import CONFIRM_TIMEOUT
 from worker.amqp.consumer import LEASE
 from worker.broker.situation import of_worker
 from worker.service import Service
-from worker.telemetry.state import LoopMonitor, WorkerPhase, oldest_age
+from worker.telemetry.state import WorkerPhase, oldest_age
 from worker.telemetry.status import describe
 
-LONGEST_SILENCE = 10.0  # seconds without a turn of the loop
 MARGIN = 60.0  # seconds that a deadline may be exceeded by
 
 Check = tuple[bool, str]  # whether it holds, and what is so
 
 
-def live(service: Service, phase: WorkerPhase, loop_monitor: LoopMonitor) -> dict[str, Check]:
-    """Whether the process works: the event loop turns, and nothing is held far beyond its deadline."""
+def live(service: Service, phase: WorkerPhase) -> dict[str, Check]:
+    """Whether the process works: nothing is held far beyond its deadline. (That the event loop turns is shown
+    by the answer itself.)"""
     settings = service.settings
-    held, silence = oldest_age(service), loop_monitor.silence
+    held = oldest_age(service)
     failed = service.publisher.has_failed
     since = phase.draining_since
     draining = 0.0 if since is None else time.monotonic() - since
     return {
-        "loop": (silence < LONGEST_SILENCE, f"turned {silence:.1f} s ago"),
         "requests": (
             held < settings.hold_limit + settings.shutdown_grace + MARGIN,
             f"oldest held for {held:.0f} s",

@@ -74,12 +74,6 @@ class LoopMonitor:
 
     def __init__(self) -> None:
         self._late: deque[float] = deque(maxlen=TICKS_KEPT)
-        self._ticked_at = time.monotonic()
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last tick."""
-        return time.monotonic() - self._ticked_at
 
     @property
     def lag(self) -> float:
@@ -88,12 +82,10 @@ class LoopMonitor:
 
     async def run(self) -> None:
         """Tick, until cancelled."""
-        self._ticked_at = time.monotonic()
         while True:
+            began = time.monotonic()
             await asyncio.sleep(TICK)
-            now = time.monotonic()
-            self._late.append(max(0.0, now - self._ticked_at - TICK))
-            self._ticked_at = now
+            self._late.append(max(0.0, time.monotonic() - began - TICK))
 
 
 class StateCollector(Collector):

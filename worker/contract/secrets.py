@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, Self
 from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
 
@@ -72,8 +72,8 @@ class SecretMask:
         self._public = public
 
     @classmethod
-    def of_body(cls, body: bytes) -> Self:
-        """For all in a request's body that is not public. A body that is not JSON is one secret."""
+    def of_body(cls, body: bytes, *more: str) -> Self:
+        """For all in a request's body that is not public, and `more`. A body that is no JSON is one secret."""
         try:
             document: Any = json.loads(body)
         except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ class SecretMask:
                 if isinstance(url := public.get(ENDPOINT_URL), str):
                     public[ENDPOINT_URL] = without_query(url)
                     document[ATTRIBUTES][ENDPOINT_URL] = _secret_parts(url)
-        return cls(_strings(document), map(str, public.values()))
+        return cls(chain(more, _strings(document)), map(str, public.values()))
 
     def __call__(self, text: str, *, was_cut: bool = False) -> str:
         """The text with its secrets masked. Where it `was_cut`, its end may be a secret's beginning."""

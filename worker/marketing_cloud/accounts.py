@@ -84,7 +84,6 @@ class Accounts:
         self._requests = AsyncLimiter(*TOKEN_REQUESTS)
         self._checks = AsyncLimiter(*CHECKS)
         self._checking: asyncio.Task[Token] | None = None
-        self._has_had_token = False
 
     @property
     def has_token(self) -> bool:
@@ -146,10 +145,9 @@ class Accounts:
         """Fetch the default account's first token, and again while none is given, until cancelled. So wrong
         credentials are known before a request comes, and their correction before the next one."""
         while True:
-            if not self._has_had_token or self.trouble:
+            if self._default.token is None or self.trouble:
                 with contextlib.suppress(TokenTrouble):
                     await self.get(None)
-                    self._has_had_token = True
             await asyncio.sleep(REFRESH_PAUSE)
 
     def drop(self, account: str | None, token: Token) -> None:

@@ -113,9 +113,9 @@ def read_answer(response: Response, now: datetime) -> Answer:
     )
 
 
-def masked(answer: Answer, mask: SecretMask, *, is_quoted: bool = True) -> Answer:
+def masked(answer: Answer, mask: SecretMask) -> Answer:
     """The answer without secrets: Marketing Cloud may quote the request, unless the text is our own."""
-    hide = mask.upstream if is_quoted and answer.status is not None else mask
+    hide = mask if answer.status is None else mask.upstream
 
     def clean(text: str) -> str:
         return hide(text, was_cut=len(text) == MESSAGE_LIMIT)

@@ -36,8 +36,8 @@ class MarketingCloud:
         await self._http.close()
 
     async def register(self, body: bytes, token: Token, ensure_lease: EnsureLease) -> Answer:
-        """Send one registration and tell how it ended; raises nothing. `ensure_lease` is awaited
-        right before the request is written."""
+        """Send one registration and tell how it ended, without a secret; raises nothing. `ensure_lease` is
+        awaited right before the request is written."""
         endpoint = self._endpoints.get(token) or self._prepare(token)
         started = time.perf_counter()
         try:
@@ -47,10 +47,8 @@ class MarketingCloud:
             return Answer(None, f"Marketing Cloud gave no answer: {error}.")
         self._events.call_ended(response.status, time.perf_counter() - started)
         answer = read_answer(response, datetime.now(UTC))
-        # An error may quote the headers of this request, or of an earlier one.
-        if not answer.message:
-            return answer
-        return masked(answer, SecretMask(known.value for known in self._endpoints), is_quoted=False)
+        # An error may quote the request, its headers included.
+        return masked(answer, SecretMask.of_body(body, token.value)) if answer.message else answer
 
     async def _send_traced(
         self, tracing: Tracing, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease

@@ -10,8 +10,7 @@ import time
 from dataclasses import dataclass
 
 from worker.backoff import Backoff
-from worker.contract.secrets import SecretMask
-from worker.marketing_cloud.answer import Answer, masked
+from worker.marketing_cloud.answer import Answer
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.http import EnsureLease
 from worker.marketing_cloud.token import AccountRefused, AccountsCrowded, AccountTrouble, Token, TokenTrouble
@@ -156,8 +155,6 @@ class Forwarder:
         answer = await self._marketing_cloud.register(request.delivery.body, token, ensure_lease)
         request.phase = "waiting"
         verdict = policy.judge(answer)
-        if verdict is not Verdict.REGISTERED:
-            answer = masked(answer, SecretMask.of_body(request.delivery.body))
         return _Result(verdict, answer, token)
 
     def _drops_token(self, request: Request, result: _Result) -> bool:

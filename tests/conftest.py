@@ -13,6 +13,8 @@ import pytest
 from tests import watchdog
 from tests.faults.proxy import Proxy
 from tests.rig import DEFAULT_URL, Rig, delete_objects
+from worker.amqp.connection import Connection, connect
+from worker.broker import topology
 from worker.settings import Settings, load_settings
 
 # How long an example takes says more about the machine than about the code.
@@ -104,6 +106,16 @@ def make_settings(clean_broker: str, prefix: str) -> Callable[..., Settings]:
         return load_settings(**{**base, **overrides})
 
     return make
+
+
+@pytest.fixture
+async def connection(make_settings: Callable[..., Settings]) -> AsyncIterator[Connection]:
+    """A connection to a broker where all objects of the prefix are declared."""
+    settings = make_settings()
+    a_connection = await connect(settings, "test")
+    await topology.ensure(a_connection, settings)
+    yield a_connection
+    await a_connection.close()
 
 
 @pytest.fixture

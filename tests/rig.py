@@ -6,7 +6,9 @@ import functools
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import uuid4
 
@@ -15,6 +17,8 @@ import aio_pika.exceptions
 
 from worker.amqp.connection import connect
 from worker.broker import topology
+from worker.contract.settlement import Resource
+from worker.contract.status import GateStatus, WorkerStatus
 from worker.events import EVENTS, EventListener, EventListeners
 from worker.sandbox import Sandbox
 from worker.sandbox.faults import Status
@@ -125,6 +129,11 @@ class Requester:
         await until(lambda: self.replies.get(correlation_id), f"the reply to {correlation_id}")
         return self.replies[correlation_id][0]
 
+    async def all_registered(self, correlation_ids: Iterable[str]) -> None:
+        """Wait for the replies to these requests, which are all registered."""
+        statuses = Counter([(await self.reply(each))["status"] for each in correlation_ids])
+        assert set(statuses) == {"registered"}, statuses
+
     async def ask(self, body: bytes, **properties: Any) -> dict[str, Any]:
         """Publish and return the reply."""
         return await self.reply(await self.publish(body, **properties))
@@ -192,6 +201,11 @@ class Events(EventListener):
         return [given[0] if len(given) == 1 else given for told, given in self._told if told == name]
 
     @property
+    def names(self) -> list[str]:
+        """What happened, in its order."""
+        return [told for told, _ in self._told]
+
+    @property
     def closed(self) -> list[str]:
         """Why the gate closed."""
         return self.of("gate_closed")
@@ -200,6 +214,13 @@ class Events(EventListener):
     def opened(self) -> int:
         """How often the gate opened."""
         return len(self.of("gate_opened"))
+
+
+def worker_status(worker: str = "host:7:20261125T080000Z", **more: Any) -> WorkerStatus:
+    """What a worker that does nothing at the moment says of itself."""
+    given: dict[str, Any] = {"version": "1.1.0", "at": datetime.now(UTC), "state": "active"}
+    given |= {"gate": GateStatus(state="open"), "in_flight": 0, "rate_per_second": 0, "reconnects": 0}
+    return WorkerStatus(worker=worker, **{**given, **more})
 
 
 def failing(status: int, **more: Any) -> Status:
@@ -231,6 +252,17 @@ class Rig:
     def services(self) -> list[Service]:
         """The workers that run, the first one first."""
         return [service for service, _ in self._running]
+
+    def held(self, page_id: str, account: str | None = None) -> str:
+        """The page's name as Marketing Cloud holds it now."""
+        registered = self.sandbox.registrations[Resource(account, "messenger", page_id)]
+        return str(registered.body["ottPlatformAttributes"]["pageName"])
+
+    @property
+    def names_called(self) -> list[str]:
+        """The pages' names in the calls so far, in their order."""
+        bodies = [call.body or {} for call in self.sandbox.history.registration_calls]
+        return [body["ottPlatformAttributes"]["pageName"] for body in bodies]
 
     def settings(self, **overrides: Any) -> Settings:
         urls = {"mc_auth_url": self.sandbox.url, "mc_rest_url": self.sandbox.url}

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import pty
-import termios
 from typing import Any, Self
 
 import aio_pika
@@ -37,11 +35,6 @@ class Terminal:
         with contextlib.suppress(BlockingIOError):
             self._shown += os.read(self._ours, 65536)
         return self._shown.decode()
-
-    def take_over(self) -> None:
-        """Make it the terminal of this process, which must be a new one."""
-        os.setsid()
-        fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0)
 
 
 async def dead_letters(rig: Rig, *arguments: str, stdin: str = "", **variables: str) -> Ended:

@@ -27,14 +27,6 @@ async def bury_one(rig: Rig, keys: str, page: str = "page-1") -> tuple[Requester
     return requester, rig.settings()
 
 
-async def test_the_queue_holds_no_secret_of_the_request(rig: Rig) -> None:
-    requester, _ = await bury_one(rig, key("one"))
-    letter = await requester.take("dead")
-    assert b"messenger" not in letter.body
-    assert letter.headers["x-ott-sealed"] == "one"
-    assert letter.headers["x-ott-reason"] == "forbidden"
-
-
 async def test_with_the_keys_letters_are_shown_selected_and_replayed_as_ever(
     rig: Rig, tmp_path: Path
 ) -> None:

@@ -1,17 +1,14 @@
 """Looking at dead letters never changes them (contract §8)."""
 
-import asyncio
 import json
 import signal
 
-import aio_pika
 import pytest
 
 from tests.acceptance.dead_letter_commands import bury, dead_letters, dead_queue, turned_down, unchanged
 from tests.commands import begin, ott_worker
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
-from worker.broker.topology import Topology
 
 
 @pytest.fixture
@@ -100,30 +97,6 @@ async def _is_looking(requester: Requester, count: int) -> bool:
     return await requester.depth("dead") < count
 
 
-async def test_two_looks_at_once_do_not_mix_the_order_up(rig: Rig, requester: Requester) -> None:
-    ids = await bury(requester, 1000)
-    looks = [await begin(rig.settings(), "dead-letters", "list", "--json") for _ in range(2)]
-    for look, (out, err) in zip(
-        looks, await asyncio.gather(*(look.communicate() for look in looks)), strict=True
-    ):
-        if look.returncode == 0:
-            assert [json.loads(line)["id"] for line in out.splitlines()] == ids
-        else:
-            assert (look.returncode, err.count(b"\n")) == (1, 1)
-    assert [m.message_id for m in await dead_queue(requester)] == ids
-
-
-async def test_a_letter_that_dies_while_one_looks_goes_to_the_end(rig: Rig, requester: Requester) -> None:
-    ids = await bury(requester, 1000)
-    process = await begin(rig.settings(), "dead-letters", "list", "--json")
-    await until(lambda: _is_looking(requester, 1000), "the look")
-    newer = aio_pika.Message(b"{}", message_id="newer", headers={"x-ott-reason": "invalid"})
-    await requester.channel.default_exchange.publish(newer, f"{requester.prefix}.dead")
-    out, _ = await process.communicate()
-    assert [json.loads(line)["id"] for line in out.splitlines()][:1000] == ids
-    assert [m.message_id for m in await dead_queue(requester)] == [*ids, "newer"]
-
-
 async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Requester) -> None:
     await bury(requester, 3)
     before = await dead_queue(requester)
@@ -171,23 +144,6 @@ async def test_what_the_broker_dead_lettered_is_listed_with_its_reason_and_time(
     (letter,) = (await dead_letters(rig, "list", "--json")).documents
     assert (letter["id"], letter["reason"], letter["resourceId"]) == ("late", "expired", "p")
     assert letter["deadAt"] == letter["receivedAt"] > "2026"
-
-
-async def test_what_came_back_too_often_is_listed_as_delivery_limit(rig: Rig, requester: Requester) -> None:
-    name = f"{requester.prefix}.requests"
-    await requester.channel.queue_delete(name)
-    names = Topology(requester.prefix)
-    declared = names.arguments(name, rig.settings())
-    arguments = {**declared, "x-delivery-limit": 1, "x-single-active-consumer": False}
-    queue = await requester.channel.declare_queue(name, durable=True, arguments=arguments)
-    await requester.publish(messenger("p"), message_id="poison", headers={"x-ott-account-id": 7})
-    for _ in range(2):
-        message = await until(lambda: queue.get(fail=False), "the request")
-        await message.reject(requeue=True)
-    await until(lambda: requester.depth("dead"), "the dead letter")
-    (letter,) = (await dead_letters(rig, "list", "--json", "--reason", "delivery_limit")).documents
-    assert (letter["id"], letter["accountId"], letter["resourceId"]) == ("poison", "7", "p")
-    assert letter["receivedAt"] == letter["deadAt"] > "2026"
 
 
 async def test_no_secret_is_shown_unless_asked_for(

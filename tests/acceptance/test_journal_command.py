@@ -9,9 +9,6 @@ import pytest
 from tests.acceptance.dead_letter_commands import turned_down
 from tests.commands import begin, ott_worker
 from tests.rig import Requester, Rig, messenger
-from worker.broker.journal import Journal
-from worker.broker.topology import Topology
-from worker.pipeline.arrival_clock import ArrivalClock
 
 
 @pytest.fixture
@@ -36,26 +33,6 @@ async def test_the_last_records_are_printed_oldest_first(rig: Rig, requester: Re
     )
 
 
-async def test_messages_without_a_record_are_not_counted(rig: Rig, requester: Requester) -> None:
-    """A worker writes such a message before it judges a replay."""
-    everything = await ott_worker(rig.settings(), "journal", "--json")
-    service = rig.services[0]
-    journal = Journal(service.publisher, Topology(service.settings.prefix), ArrivalClock())
-    for _ in range(9):
-        await journal.mark()
-    for count in (1, 2, 20):
-        last = await ott_worker(rig.settings(), "journal", "--json", "-n", str(count))
-        assert last.documents == everything.documents[-count:]
-
-
-async def test_a_resource_has_a_history(rig: Rig, requester: Requester) -> None:
-    ended = await ott_worker(rig.settings(), "journal", "--resource", "page-2", "--json")
-    assert [(d["id"], d["status"]) for d in ended.documents] == [
-        ("id-2", "registered"),
-        ("refused", "failed"),
-    ]
-
-
 async def test_a_request_has_a_fate(rig: Rig, requester: Requester) -> None:
     ended = await ott_worker(rig.settings(), "journal", "--id", "refused")
     assert "forbidden" in ended.out
@@ -69,6 +46,7 @@ async def test_records_are_found_by_bare_id_status_reason_and_time(rig: Rig, req
         (["refused"], ["refused"]),
         (["id-1", "--id", "id-3"], ["id-1", "id-3"]),
         (["--status", "failed"], ["refused"]),
+        (["--resource", "page-2"], ["id-2", "refused"]),
         (["--reason", "forbidden", "--status", "failed"], ["refused"]),
         (["--reason", "invalid"], []),
         (["--since", "1h", "--status", "registered", "-n", "1"], ["id-4"]),
@@ -76,12 +54,6 @@ async def test_records_are_found_by_bare_id_status_reason_and_time(rig: Rig, req
     ):
         ended = await ott_worker(rig.settings(), "journal", "--json", *words)
         assert [d["id"] for d in ended.documents] == found, words
-
-
-async def test_what_was_wrong_is_shown(rig: Rig, requester: Requester) -> None:
-    await requester.ask(messenger("page-9", endpointUrl=""), message_id="wrong")
-    ended = await ott_worker(rig.settings(), "journal", "wrong")
-    assert "EndpointUrl must be provided" in ended.out
 
 
 @pytest.mark.parametrize("option", ["--status", "--reason"])

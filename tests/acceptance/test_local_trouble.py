@@ -82,8 +82,7 @@ async def test_a_standard_error_that_takes_nothing_stops_nothing(rig: Rig, troub
         waiting = [await requester.publish(messenger(f"page-{n}")) for n in range(3)]
         await until(lambda: worker.metric("ott_gate_closed") == 1, "the outage")
         rig.sandbox.heal()
-        for sent in waiting:
-            assert (await requester.reply(sent))["status"] == "registered"
+        await requester.all_registered(waiting)
         for sent in [await requester.publish(b"{}") for _ in range(2000 if trouble == "stalled" else 1)]:
             await requester.reply(sent)
         if trouble != "closed":
@@ -104,18 +103,8 @@ async def test_few_descriptors_are_left_to_the_broker_and_the_admin_server(rig: 
         await until(lambda: worker.metric("ott_requests_in_flight") > 100, "many requests in flight")
         assert '"live"' in worker.get("/livez")
         rig.sandbox.heal()
-        for each in sent:
-            assert (await requester.reply(each))["status"] == "registered"
+        await requester.all_registered(sent)
         assert worker.metric("ott_gate_closings_total") == 0
-
-
-async def test_the_soft_limit_of_descriptors_is_raised(rig: Rig) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))}
-    async with running(rig, **low) as worker:
-        limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
-        (line,) = [each for each in limits.splitlines() if each.startswith("Max open files")]
-        assert line.split()[3] == line.split()[4] == str(hard)
 
 
 async def test_a_keys_file_that_becomes_empty_keeps_the_last_keys(rig: Rig, tmp_path: Path) -> None:
@@ -133,3 +122,12 @@ async def test_a_keys_file_that_becomes_empty_keeps_the_last_keys(rig: Rig, tmp_
             await letter.ack()
         assert '"variable": "OTT_DEAD_LETTER_KEYS_FILE"' in log.read_text()
         assert "the last good value stays" in log.read_text()
+
+
+async def test_the_soft_limit_of_descriptors_is_raised(rig: Rig) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))}
+    async with running(rig, **low) as worker:
+        limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
+        (line,) = [each for each in limits.splitlines() if each.startswith("Max open files")]
+        assert line.split()[3] == line.split()[4] == str(hard)

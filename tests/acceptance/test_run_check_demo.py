@@ -1,9 +1,7 @@
 """`run`, `check` and `demo` as a user meets them (contract §8)."""
 
 import asyncio
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,19 +9,13 @@ import urllib.request
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
-from rich.console import Console
 
 from tests.commands import Ended, begin, ott_worker
 from tests.rig import Rig, environment, messenger, until
 from worker.__main__ import main
-from worker.amqp.connection import connect
-from worker.broker import topology
-from worker.cli import demo
-from worker.errors import Interrupted
 from worker.settings import Settings
 
 
@@ -32,25 +24,6 @@ async def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> No
     assert (done.code, done.err) == (0, "")
     assert "All 6 requests were answered as expected." in done.out
     assert done.out.splitlines()[0].partition("sandbox on 127.0.0.1:")[2].isdigit()  # in one line
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_demo_that_is_stopped_leaves_nothing_on_the_broker(
-    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    async def stopped(*_: object) -> None:
-        for _ in range(2):
-            os.kill(os.getpid(), number)
-            await asyncio.sleep(0)
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(demo, "_answer", stopped)
-    settings = make_settings(mc_auth_url="http://127.0.0.1", mc_rest_url="http://127.0.0.1")
-    with pytest.raises(Interrupted):
-        await demo._demo(Console(file=io.StringIO()), settings)
-    connection = await connect(settings, "test")
-    assert len(await topology.missing(connection, settings)) == 8
-    await connection.close()
 
 
 @pytest.mark.parametrize("words", [[], ["dead-letters"]])
@@ -72,20 +45,6 @@ async def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
         _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert err == b"ott-worker: cannot write to standard output: No space left on device\n"
-
-
-def test_ctrl_c_before_a_command_has_begun_is_silent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Slow(ModuleType):
-        def __getattr__(self, name: str) -> object:
-            raise KeyboardInterrupt
-
-    monkeypatch.setitem(sys.modules, "worker.cli.app", Slow("worker.cli.app"))
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 130
-    assert capsys.readouterr() == ("", "")
 
 
 async def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:

@@ -39,23 +39,6 @@ async def test_the_sandbox_prints_one_line_and_ends_cleanly(number: signal.Signa
         assert (process.returncode, rest, errors) == (0, b"", b"")
 
 
-async def test_the_sandbox_does_not_print_a_secret_that_it_was_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "canary-4711")
-    async with sandbox_command() as (_, line):
-        assert "Sandbox on http://127.0.0.1:" in line
-        assert "canary" not in line
-
-
-async def test_a_taken_port_is_one_clear_line_and_exit_2() -> None:
-    async with sandbox_command() as (_, line):
-        port = line.split(" · ")[0].rpartition(":")[2]
-        result = await ott_worker(None, "sandbox", "--port", port)
-    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    assert f"127.0.0.1:{port}" in result.err
-
-
 @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--token-lifetime", "no"], ["--storm"]])
 async def test_wrong_usage_of_the_sandbox_is_exit_2(arguments: list[str]) -> None:
     result = await ott_worker(None, "sandbox", *arguments)
@@ -75,3 +58,12 @@ async def test_schema_prints_an_asyncapi_document_for_a_prefix() -> None:
     document = json.loads(result.out)
     assert document["asyncapi"] == "3.0.0"
     assert document["channels"]["requests"]["address"] == "shop.requests"
+
+
+async def test_the_sandbox_does_not_print_a_secret_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "canary-4711")
+    async with sandbox_command() as (_, line):
+        assert "Sandbox on http://127.0.0.1:" in line
+        assert "canary" not in line

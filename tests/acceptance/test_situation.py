@@ -198,15 +198,6 @@ async def _names(worker: Worker) -> list[str]:
     return [each.worker for each in await read_workers(worker.settings)]
 
 
-async def test_a_worker_tells_of_itself_within_a_second_of_connecting(rig: Rig) -> None:
-    await rig.start()
-    worker = Worker(rig)
-    async with worker.running():
-        began = time.monotonic()
-        await until(lambda: _names(worker), "the first record")
-        assert time.monotonic() - began < 1
-
-
 async def test_a_broker_that_is_away_is_told_at_once(rig: Rig) -> None:
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", console_port=0)
     async with Console(settings) as console:
@@ -226,3 +217,12 @@ async def test_an_output_that_knows_ascii_alone_shows_the_rest_as_escapes(rig: R
     assert (said.code, said.err) == (0, "")
     assert "RabbitMQ" in said.out
     assert said.out.isascii()
+
+
+async def test_a_worker_tells_of_itself_within_a_second_of_connecting(rig: Rig) -> None:
+    await rig.start()
+    worker = Worker(rig)
+    async with worker.running():
+        began = time.monotonic()
+        await until(lambda: _names(worker), "the first record")
+        assert time.monotonic() - began < 1

@@ -12,19 +12,10 @@ import aio_pika
 import pytest
 
 from tests.commands import begin, ott_worker
-from tests.rig import Requester, Rig, declare, messenger, until
-from worker.broker.last_hour import Settled
-from worker.broker.overview import Overview
-from worker.broker.situation import judge
+from tests.rig import Requester, Rig, declare, messenger, until, worker_status
 from worker.broker.status_stream import read_workers
-from worker.broker.topology import Topology
-from worker.cli.status import Causes, Screen, print_screen
-from worker.contract.status import GateStatus, Pause, WorkerStatus
-from worker.dead_letters.groups import Cause
+from worker.contract.status import WorkerStatus
 from worker.errors import WorkerError
-from worker.sandbox.faults import Status
-
-NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -78,20 +69,6 @@ async def test_status_tells_of_workers_queues_rates_and_dead_letters(rig: Rig, r
     assert cause["hint"]
 
 
-async def test_status_tells_why_and_since_when_the_gate_is_closed(rig: Rig, requester: Requester) -> None:
-    rig.sandbox.faults.add(Status(path="registration", status=503, message="Down for repair"))
-    await requester.publish(messenger())
-
-    async def is_closed() -> bool:
-        return (await _workers(rig))[0].gate.state == "closed"
-
-    await until(is_closed, "the outage")
-    said = await ott_worker(rig.settings(), "status")
-    assert "OUTAGE: Marketing Cloud takes no calls" in said.out
-    assert re.search(r"takes no calls: Marketing Cloud answered 503: not available, \d s ago", said.out)
-    rig.sandbox.heal()
-
-
 async def test_a_pause_is_obeyed_told_and_ended(rig: Rig, requester: Requester) -> None:
     paused = await ott_worker(rig.settings(), "pause", "--why", "rotating the secret")
     assert (paused.code, paused.out) == (0, "Paused: 1 worker. Go on with: ott-worker resume\n")
@@ -113,8 +90,8 @@ async def test_a_killed_worker_is_told_and_not_counted(rig: Rig) -> None:
     requester = await rig.start()
     last_word = datetime.now(UTC) - timedelta(minutes=1)
     for record in (
-        worker_status("killed:7", at=last_word, state="active"),
-        worker_status("stopped:8", at=last_word, state="draining"),
+        worker_status("killed:7:20261124T080000Z", at=last_word, state="active"),
+        worker_status("stopped:8:20261124T080000Z", at=last_word, state="draining"),
     ):
         message = aio_pika.Message(record.to_json())
         await requester.channel.default_exchange.publish(message, f"{requester.prefix}.status")
@@ -145,69 +122,3 @@ async def test_an_order_that_nothing_takes_is_one_clear_line(rig: Rig, words: li
     ended = await ott_worker(rig.settings(), *words)
     assert (ended.code, ended.err.count("\n")) == (3, 1)
     assert "Nothing takes orders" in ended.err
-
-
-def worker_status(name: str, **more: object) -> WorkerStatus:
-    given = {
-        "version": "1.1.0",
-        "at": NOW,
-        "state": "standby",
-        "gate": GateStatus(state="open"),
-        "in_flight": 0,
-        "rate_per_second": 0,
-        "reconnects": 0,
-    }
-    return WorkerStatus.model_validate({"worker": f"{name}:20261124T080000Z", **given, **more})
-
-
-def night() -> Screen:
-    """Marketing Cloud is away, and somebody has paused nothing yet."""
-    away = GateStatus(
-        state="closed",
-        why="Marketing Cloud answered 503: not available",
-        since=NOW - timedelta(minutes=7),
-    )
-    overview = Overview(
-        workers=[
-            worker_status("worker-7d4b9c-2xkqp:1", state="active", gate=away, in_flight=200, reconnects=1),
-            worker_status("worker-7d4b9c-9fzhm:1"),
-        ],
-        lost=[worker_status("worker-7d4b9c-lt2vd:1", at=NOW - timedelta(minutes=3))],
-        queues={"requests": 18_204, "replies": 0, "dead": 37},
-        consumers=1,
-        knows_workers=True,
-    )
-    died = int(NOW.timestamp() * 1_000_000)
-    groups = [
-        Cause("a", "exhausted", "10000 Marketing Cloud answered 500", None, None, 21, died, died),
-        Cause(
-            "b",
-            "invalid",
-            "10006 Please fix the following errors: EndpointUrl must be provided; PageId must be provided",
-            None,
-            None,
-            14,
-            died,
-            died,
-        ),
-        Cause("c", "forbidden", "20002 Insufficient privileges", None, None, 2, died, died),
-    ]
-    rates = (Settled(60, {}), Settled(3600, {"registered": 61_220, "rejected": 14, "failed": 23}))
-    causes = Causes(groups, 37)
-    situation = judge(overview, Topology("ott.registration"), dead=causes.largest())
-    return Screen("ott.registration", "RabbitMQ 4.0.9", NOW, situation, overview, rates, causes)
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_screen_fits_into_its_width(capsys: pytest.CaptureFixture[str], width: int) -> None:
-    print_screen(night(), width)
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= width
-
-
-def test_a_pause_comes_before_everything_else(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = night()
-    screen.overview.pause = Pause(by="ann@ops", why="rotating", since=NOW - timedelta(minutes=2))
-    screen.situation = judge(screen.overview, Topology("ott.registration"))
-    print_screen(screen, 80)
-    assert capsys.readouterr().out.splitlines()[1] == "PAUSED by ann@ops 2 min ago (03:10 UTC): rotating"

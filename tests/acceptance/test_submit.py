@@ -3,26 +3,21 @@
 import asyncio
 import csv
 import json
-import os
-import pty
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aio_pika
 import pytest
 
 from tests.acceptance.submit_command import (
-    ATTRIBUTES,
     Command,
     ended,
     lines,
     pages_called,
-    told,
     write_pages,
 )
-from tests.faults.proxy import Proxy
+from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, messenger, until
 from worker.cli.app import main
 from worker.sandbox.faults import Latency, Status
@@ -66,19 +61,6 @@ class WorkerByHand:
         await self._rig.requester.channel.default_exchange.publish(message, request.reply_to)
 
 
-async def job_queues(url: str, results: Path, prefix: str) -> AsyncIterator[str]:
-    """The reply queue of the job that wrote these results, if it is still there."""
-    job = lines(results)[0]["requestId"].rpartition("-")[0]
-    connection = await aio_pika.connect(url)
-    async with connection:
-        channel = await connection.channel()
-        try:
-            await channel.declare_queue(f"{prefix}.job.{job}", passive=True)
-            yield f"{prefix}.job.{job}"
-        except aio_pika.exceptions.ChannelNotFoundEntity:
-            return
-
-
 async def test_a_csv_file_is_registered_with_a_line_for_each_row(
     submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
 ) -> None:
@@ -102,7 +84,6 @@ async def test_a_csv_file_is_registered_with_a_line_for_each_row(
     }
     assert len({line["requestId"] for line in written}) == 50
     assert sorted(pages_called(rig), key=int) == [str(number) for number in range(1, 51)]
-    assert [name async for name in job_queues(broker_url, results, prefix)] == []
 
 
 async def test_what_is_not_registered_is_told_by_error_and_first_rows(
@@ -157,14 +138,6 @@ async def test_no_secret_is_written_or_shown(
     assert [value for value in secret_values.values() if value in shown] == []
 
 
-async def test_json_lines_and_an_array_come_from_standard_input_too(submit: Command, rig: Rig) -> None:
-    as_lines = b"\n".join(messenger(page_id) for page_id in ("1", "2"))
-    as_array = b"[" + b",\n".join(messenger(page_id) for page_id in ("3", "4")) + b"]"
-    assert (await submit("-", stdin=as_lines)).code == 0
-    assert (await submit("-", stdin=as_array)).code == 0
-    assert sorted(pages_called(rig)) == ["1", "2", "3", "4"]
-
-
 async def test_rows_of_standard_input_are_sent_as_they_come(submit: Command, rig: Rig) -> None:
     process = await submit.start("-")
     assert process.stdin is not None
@@ -193,78 +166,6 @@ async def test_several_files_are_one_job_whose_rows_are_counted_on(submit: Comma
     assert list(written[0])[:6] == ["row", "requestId", "status", "ottPlatformName", "resourceId", "errors"]
 
 
-async def test_the_platform_and_the_account_can_be_given_for_all_rows(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
-    attributes = {name: str(value) for name, value in ATTRIBUTES.items()}
-    (tmp_path / "pages.csv").write_text(";".join(attributes) + "\n" + ";".join(attributes.values()) + "\n")
-    end = await submit("pages.csv", "--platform", "messenger", "--account", "510001")
-    assert end.code == 0
-    (call,) = rig.sandbox.history.registration_calls
-    assert (call.account, call.platform, call.resource_id) == ("510001", "messenger", ATTRIBUTES["pageId"])
-
-
-async def test_of_several_rows_for_one_page_the_last_one_is_what_remains(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
-    names = [f"Page {number}" for number in range(40)]
-    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(messenger("1", name) for name in names))
-    assert (await submit("pages.jsonl")).code == 0
-    called = [call.body for call in rig.sandbox.history.registration_calls]
-    assert [body["ottPlatformAttributes"]["pageName"] for body in called if body] == names
-
-
-async def test_check_tells_each_invalid_row_and_needs_no_broker_and_no_credentials(tmp_path: Path) -> None:
-    rows = [
-        messenger("1"),
-        messenger("2", "", pageAccessToken="b"),
-        b"nonsense",
-        messenger("4", isActive=2, pageAccessToken="c"),
-    ]
-    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
-    command = Command(Settings(amqp_url="amqp://127.0.0.1:1/"))
-    end = await command("pages.jsonl", "--check", "--results", "invalid.jsonl")
-    assert (end.code, end.err) == (1, "")
-    assert (
-        end.out
-        == """\
-PageName must be provided: 1 row
-  Allowed: a text.
-  To do: Add pageName to the row.
-    pages.jsonl line 2 (row 2), column pageName
-
-The row is not valid JSON: 1 row
-  Allowed: one JSON object for each row.
-  To do: Correct the JSON, or export the row again.
-    pages.jsonl line 3 (row 3)
-
-IsActive is invalid: 1 row
-  Allowed: true or false, yes or no, y or n, on or off, 1 or 0.
-  To do: Enter one of the allowed values.
-    pages.jsonl line 4 (row 4), column isActive: 2
-
-4 rows: 1 valid, 3 invalid.
-"""
-    )
-    assert lines(tmp_path / "invalid.jsonl")[0] == {
-        "row": 2,
-        "requestId": None,
-        "status": "invalid",
-        "ottPlatformName": "messenger",
-        "resourceId": "2",
-        "errors": ["PageName must be provided"],
-        "line": 2,
-        "file": "pages.jsonl",
-    }
-
-
-async def test_check_is_content_with_a_valid_file(tmp_path: Path) -> None:
-    for count, rows in ((1, "1 row"), (3, "3 rows")):
-        write_pages(tmp_path / "pages.csv", range(count))
-        end = await Command(Settings(amqp_url="amqp://127.0.0.1:1/"))("pages.csv", "--check")
-        assert (end.code, end.out, end.err) == (0, f"{rows}: {count} valid, 0 invalid.\n", "")
-
-
 async def test_no_wait_only_publishes(submit: Command, rig: Rig, tmp_path: Path) -> None:
     write_pages(tmp_path / "pages.csv", [1, 2, 3])
     end = await submit("pages.csv", "--no-wait")
@@ -278,27 +179,12 @@ async def test_no_wait_only_publishes(submit: Command, rig: Rig, tmp_path: Path)
     }
 
 
-async def test_quiet_says_nothing(submit: Command, tmp_path: Path) -> None:
-    (tmp_path / "pages.jsonl").write_bytes(messenger("1", ""))
-    end = await submit("pages.jsonl", "--quiet")
-    assert (end.code, end.out, end.err) == (1, "", "")
-
-
 async def test_without_a_broker_it_ends_with_3(tmp_path: Path) -> None:
     write_pages(tmp_path / "pages.csv", [1])
     end = await Command(Settings(amqp_url="amqp://u:hidden@127.0.0.1:1/"))("pages.csv")
     assert end.code == 3
     assert end.err == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
     assert end.out == ""
-
-
-async def test_where_no_worker_has_declared_its_queues_it_ends_with_3(
-    make_settings: Callable[..., Settings], tmp_path: Path, prefix: str
-) -> None:
-    write_pages(tmp_path / "pages.csv", [1])
-    end = await Command(make_settings())("pages.csv")
-    assert end.code == 3
-    assert end.err.startswith(f"ott-worker: Nothing takes requests at {prefix}: start the worker once")
 
 
 @pytest.mark.parametrize(
@@ -371,15 +257,6 @@ async def test_a_file_that_holds_something_else_is_never_written_to(
     assert (tmp_path / results).read_bytes() == before
 
 
-async def test_two_jobs_do_not_write_one_results_file(submit: Command, tmp_path: Path) -> None:
-    write_pages(tmp_path / "pages.csv", [1])
-    first = await submit.start("-", "--results", "r.jsonl")
-    await until((tmp_path / "r.jsonl").exists)
-    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
-    assert (end.code, end.err) == (2, "ott-worker: --results r.jsonl is being written by another job\n")
-    assert (await ended(first)).code == 0
-
-
 async def test_a_results_file_that_takes_no_more_ends_the_job(
     submit: Command, tmp_path: Path, broker_url: str, prefix: str
 ) -> None:
@@ -425,50 +302,6 @@ async def test_ctrl_c_stops_and_resume_goes_on_without_sending_again_what_was_re
     assert f"{400 - len(first)} registered, {len(first)} settled before.\n" in end.out
     assert sorted(pages_called(rig), key=int) == [str(number) for number in range(1, 401)]
     assert len(lines(results)) == 400
-
-
-async def test_replies_that_come_after_an_interruption_are_taken_in_when_it_goes_on(
-    submit: Command, rig: Rig, tmp_path: Path, broker_url: str, prefix: str
-) -> None:
-    write_pages(tmp_path / "pages.csv", range(1, 31))
-    results = tmp_path / "r.jsonl"
-    rig.sandbox.faults.add(Latency(path="registration", seconds=0, resource_id="1"))
-    rig.sandbox.faults.add(*(Latency(seconds=2, resource_id=str(n)) for n in range(2, 31)))
-    process = await submit.start("pages.csv", "--results", "r.jsonl")
-    await until(lambda: results.exists() and lines(results) and len(pages_called(rig)) == 30)
-    process.send_signal(signal.SIGINT)
-    await told(process, "Stopping: waiting for the last replies")
-    process.send_signal(signal.SIGINT)
-    end = await ended(process)
-    assert end.code == 130
-    assert len(lines(results)) < 30
-    assert "published and not answered; go on with --resume" in end.err
-
-    (queue,) = [name async for name in job_queues(broker_url, results, prefix)]
-    out = 30 - len(lines(results))
-
-    async def waiting() -> bool:
-        declared = await rig.requester.channel.declare_queue(queue, passive=True)
-        return (declared.declaration_result.message_count or 0) == out
-
-    await until(waiting, "the late replies")
-    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
-    assert end.code == 0
-    assert "30 rows read" in end.out
-    assert "30 settled before.\n" in end.out
-    assert len(pages_called(rig)) == 30
-    assert sorted(line["row"] for line in lines(results)) == list(range(1, 31))
-    assert sorted(line["line"] for line in lines(results)) == list(range(2, 32))
-
-
-async def test_resume_without_any_answer_says_that_every_row_is_sent(submit: Command, tmp_path: Path) -> None:
-    write_pages(tmp_path / "pages.csv", [1])
-    (tmp_path / "r.jsonl").touch()
-    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
-    assert end.code == 0
-    assert end.err == (
-        "ott-worker: r.jsonl holds no answer of an earlier run: every row is sent, as a new job\n"
-    )
 
 
 async def test_resume_after_kill_9_goes_on_past_a_torn_line(
@@ -536,14 +369,6 @@ async def test_resume_never_rolls_a_page_back_to_an_older_row(
     assert last["errors"] == ["Row 3, a later one, is registered for the same resource."]
 
 
-async def test_resume_sends_corrected_rows_again(submit: Command, rig: Rig, tmp_path: Path) -> None:
-    (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", ""))
-    assert (await submit("pages.jsonl", "--results", "r.csv")).code == 1
-    (tmp_path / "pages.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2", "Patched"))
-    assert (await submit("pages.jsonl", "--results", "r.csv", "--resume")).code == 0
-    assert pages_called(rig) == ["1", "2"]
-
-
 async def test_resume_notices_that_the_input_is_another_one(
     submit: Command, rig: Rig, tmp_path: Path
 ) -> None:
@@ -554,25 +379,6 @@ async def test_resume_notices_that_the_input_is_another_one(
     assert end.code == 2
     assert "Row 1 is about another resource than the results file says, so the input has changed" in end.err
     assert sorted(pages_called(rig)) == ["1", "2"]
-
-
-async def test_a_lost_connection_is_ridden_out(
-    submit: Command, rig: Rig, tmp_path: Path, broker_url: str
-) -> None:
-    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
-    write_pages(tmp_path / "pages.csv", range(1, 501))
-    results = tmp_path / "r.jsonl"
-    async with Proxy.to(broker_url) as proxy:
-        process = await submit.start("pages.csv", "--results", "r.jsonl", OTT_AMQP_URL=proxy.url)
-        await until(lambda: results.exists() and len(lines(results)) >= 50)
-        proxy.refusing = True
-        proxy.reset()
-        await told(process, "trying again")
-        proxy.heal()
-        end = await ended(process)
-    assert end.code == 0
-    assert sorted(line["row"] for line in lines(results)) == list(range(1, 501))
-    assert {line["status"] for line in lines(results)} == {"registered"}
 
 
 async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
@@ -592,14 +398,22 @@ async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
     await rig.requester.channel.queue_delete(kept)
 
 
-async def test_input_that_breaks_off_is_told_after_what_came_before_is_registered(
+async def test_of_several_rows_for_one_page_the_last_one_is_what_remains(
     submit: Command, rig: Rig, tmp_path: Path
 ) -> None:
-    (tmp_path / "pages.json").write_bytes(b"[" + messenger("1") + b"," + messenger("2")[:50])
-    end = await submit("pages.json")
-    assert end.code == 1
-    assert "pages.json cannot be read after row 1: the input ends in the middle of the next row" in end.err
-    assert pages_called(rig) == ["1"]
+    names = [f"Page {number}" for number in range(40)]
+    (tmp_path / "pages.jsonl").write_bytes(b"\n".join(messenger("1", name) for name in names))
+    assert (await submit("pages.jsonl")).code == 0
+    assert rig.names_called == names
+
+
+async def test_two_jobs_do_not_write_one_results_file(submit: Command, tmp_path: Path) -> None:
+    write_pages(tmp_path / "pages.csv", [1])
+    first = await submit.start("-", "--results", "r.jsonl")
+    await until((tmp_path / "r.jsonl").exists)
+    end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
+    assert (end.code, end.err) == (2, "ott-worker: --results r.jsonl is being written by another job\n")
+    assert (await ended(first)).code == 0
 
 
 async def test_on_a_terminal_a_bar_is_shown_and_taken_away_again(
@@ -607,34 +421,9 @@ async def test_on_a_terminal_a_bar_is_shown_and_taken_away_again(
 ) -> None:
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     write_pages(tmp_path / "pages.csv", range(1, 301))
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker", "submit", "pages.csv"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-        env={**submit.environment, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
-    )
-    os.close(theirs)
-    shown = await asyncio.to_thread(_read_all, ours)
-    assert await process.wait() == 0
-    assert "━" in shown
-    assert "rows/s" in shown
-    for name in ("read", "published", "registered", "rejected", "failed"):
+    command = f"{sys.executable} -m worker submit pages.csv"
+    code, shown = await in_a_terminal(command, {**submit.environment, "TERM": "xterm"}, tmp_path)
+    assert code == 0
+    for name in ("━", "rows/s", "read", "published", "registered", "rejected", "failed"):
         assert name in shown
-    end = shown.rpartition("\x1b[2K")[2]
-    assert end.endswith("300 registered.\r\n")
-
-
-def _read_all(descriptor: int) -> str:
-    parts = []
-    while True:
-        try:
-            part = os.read(descriptor, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        parts.append(part)
-    os.close(descriptor)
-    return b"".join(parts).decode()
+    assert shown.rpartition("\x1b[2K")[2].endswith("300 registered.\n")

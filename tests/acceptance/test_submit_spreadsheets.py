@@ -20,9 +20,8 @@ from tests.acceptance.submit_command import (
     told,
     write_pages,
 )
-from tests.rig import Rig, messenger, until
-from worker.contract.status import GateStatus, Pause, WorkerStatus
-from worker.files.progress import Notices
+from tests.rig import Rig, messenger, until, worker_status
+from worker.contract.status import Pause
 from worker.files.workbook import Workbook, write
 from worker.sandbox.faults import Latency
 from worker.settings import Settings
@@ -80,6 +79,8 @@ async def test_rows_that_failed_come_back_with_their_error_and_are_corrected_and
     assert (end.code, end.err) == (0, "")
     assert sorted(pages_called(rig)) == ["1", "1732555047025799", "2"]
     assert rows_of(tmp_path / "again.csv", "\t") == []
+    await submit("pages.csv", "--platform", "messenger", "--send-damaged")
+    assert pages_called(rig).count("1.73256E+15") == 1
 
 
 @pytest.mark.parametrize("results", ["results.jsonl", "results.csv"])
@@ -131,46 +132,6 @@ async def test_results_that_a_spreadsheet_has_saved_are_taken_back(
     ]
 
 
-async def test_a_row_that_is_registered_stays_so_when_a_spreadsheet_has_spoilt_its_id_since(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
-    save(tmp_path / "pages.csv", [page("1732555047025799"), page("2", pageName="")])
-    given = ("pages.csv", "--platform", "messenger", "--results", "r.jsonl")
-    assert (await submit(*given)).code == 1
-    save(tmp_path / "pages.csv", [page("1.73256E+15"), page("2", pageName="Support")])
-    assert (await submit(*given, "--resume")).code == 0
-    assert {line["row"]: line["status"] for line in lines(tmp_path / "r.jsonl")} == {
-        1: "registered",
-        2: "registered",
-    }
-
-
-async def test_a_damaged_row_is_named_and_not_sent_unless_asked_for(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
-    save(tmp_path / "pages.csv", [page("1"), page("\uff12")])
-    end = await submit("pages.csv", "--platform", "messenger", "--results", "r.jsonl")
-    assert end.code == 1
-    assert end.out.splitlines()[0].endswith(": 1 registered, 1 invalid.")
-    assert pages_called(rig) == ["1"]
-    (line,) = [line for line in lines(tmp_path / "r.jsonl") if line["status"] == "invalid"]
-    assert (line["row"], line["line"], line["file"], line["resourceId"]) == (2, 3, "pages.csv", None)
-    assert line["errors"] == [
-        'pageId "\uff12" has characters other than digits (write 2); allowed: digits only (0 to 9)'
-    ]
-    end = await submit("pages.csv", "--platform", "messenger", "--send-damaged")
-    assert end.code == 0
-    assert sorted(pages_called(rig)) == ["1", "1", "\uff12"]
-
-
-async def test_each_row_may_name_its_business_unit(submit: Command, rig: Rig, tmp_path: Path) -> None:
-    save(tmp_path / "pages.csv", [{**page("1"), "MID": "510001"}, {**page("1"), "MID": ""}])
-    end = await submit("pages.csv", "--platform", "messenger", "--account", "510002")
-    assert (end.code, end.err) == (0, "")
-    called = rig.sandbox.history.registration_calls
-    assert sorted((call.account, call.resource_id) for call in called) == [("510001", "1"), ("510002", "1")]
-
-
 async def test_it_warns_once_of_what_the_author_may_not_expect(submit: Command, tmp_path: Path) -> None:
     rows = [{**page("1"), "Notes": "a"}, {**page("1", endpointUrl="none"), "Notes": "b"}]
     save(tmp_path / "pages.csv", rows)
@@ -183,12 +144,6 @@ async def test_it_warns_once_of_what_the_author_may_not_expect(submit: Command, 
         "pages.csv row 3 (line 3)",
         'ott-worker: endpointUrl is no URL (http:// or https://): "none" in pages.csv row 3 (line 3)',
     ]
-
-
-async def test_a_workbook_is_submitted_like_csv(submit: Command, rig: Rig) -> None:
-    end = await submit(EXAMPLES / "files" / "bad_colour.xlsx", "--platform", "messenger")
-    assert (end.code, end.err) == (0, "")
-    assert sorted(pages_called(rig)) == [f"173255504702579{n}" for n in range(3)]
 
 
 async def test_failed_rows_of_json_come_back_as_json_lines(submit: Command, rig: Rig, tmp_path: Path) -> None:
@@ -255,28 +210,6 @@ async def test_the_template_is_the_header_of_a_file(
     assert (checked.code, checked.out) == (0, "0 rows: 0 valid, 0 invalid.\n")
 
 
-def paused_worker() -> WorkerStatus:
-    now = datetime.now(UTC)
-    return WorkerStatus(
-        worker="host:1:0",
-        version="1.0.0",
-        at=now,
-        state="active",
-        gate=GateStatus(state="open"),
-        paused=Pause(by="kim@host", why="Marketing Cloud is upgraded", since=now),
-        in_flight=0,
-        rate_per_second=0,
-        reconnects=0,
-    )
-
-
-def test_a_pause_is_told_rather_than_that_no_worker_takes_requests() -> None:
-    notices = Notices()
-    notices.job = "No worker takes requests from q: start one."
-    notices.workers_told([paused_worker()])
-    assert notices.current == "The worker is paused by kim@host: Marketing Cloud is upgraded."
-
-
 async def test_it_says_that_the_worker_is_paused_and_why(
     submit: Command, rig: Rig, tmp_path: Path, prefix: str
 ) -> None:
@@ -284,7 +217,8 @@ async def test_it_says_that_the_worker_is_paused_and_why(
     write_pages(tmp_path / "pages.csv", [1])
     process = await submit.start("pages.csv")
     await until(lambda: pages_called(rig) == ["1"])
-    status = paused_worker()
+    why = "Marketing Cloud is upgraded"
+    status = worker_status(paused=Pause(by="kim@host", why=why, since=datetime.now(UTC)))
     exchange = rig.requester.channel.default_exchange
     await exchange.publish(aio_pika.Message(status.to_json()), f"{prefix}.status")
     await told(process, "The worker is paused by kim@host: Marketing Cloud is upgraded.")
@@ -335,3 +269,11 @@ async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(
         (1, "registered"),
         (2, "registered"),
     ]
+
+
+async def test_each_row_may_name_its_business_unit(submit: Command, rig: Rig, tmp_path: Path) -> None:
+    save(tmp_path / "pages.csv", [{**page("1"), "MID": "510001"}, {**page("1"), "MID": ""}])
+    end = await submit("pages.csv", "--platform", "messenger", "--account", "510002")
+    assert (end.code, end.err) == (0, "")
+    called = rig.sandbox.history.registration_calls
+    assert sorted((call.account, call.resource_id) for call in called) == [("510001", "1"), ("510002", "1")]

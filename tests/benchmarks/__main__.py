@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import environment
-from tests.benchmarks.broker import Broker
 from tests.benchmarks.contender import ALL, OURS, Contender
 from tests.benchmarks.measure import Run, Work, run
 from tests.rig import DEFAULT_URL
+from worker.amqp.connection import connect
+from worker.settings import load_settings
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description="Needs a RabbitMQ that is otherwise idle; takes about 5 minutes.",
-        epilog="Example: python -m tests.benchmarks --only compare --contender ott-worker FastStream",
+        epilog="Example: python -m tests.benchmarks --only compare --contender ott-worker",
     )
     parser.add_argument("--amqp-url", default=os.environ.get("OTT_AMQP_URL", DEFAULT_URL))
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, metavar="SCENARIO")
@@ -52,8 +52,9 @@ async def _measure(arguments: argparse.Namespace) -> Table:
 
 
 async def _circumstances(amqp_url: str) -> dict[str, str]:
-    async with Broker(amqp_url) as broker:
-        rabbitmq = broker.version
+    connection = await connect(load_settings(amqp_url=amqp_url), "benchmark")
+    rabbitmq = connection.server_version
+    await connection.close()
     packages = ", ".join(f"{name} {version(name)}" for name in ("aio-pika", "aiormq", "aiohttp", "uvloop"))
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     cpu = cpus[0].partition(": ")[2] if cpus else platform.machine()
@@ -68,11 +69,10 @@ class Bench:
     """All scenarios on one broker."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._environment = environment.prepare()
         self._given = arguments
 
     async def _run(self, contender: Contender, work: Work, what: str) -> Run:
-        made = await run(contender, self._environment, self._given.amqp_url, work)
+        made = await run(contender, self._given.amqp_url, work)
         told = f"{contender.name} {what}: {made.rate:.0f}/s, {made.cpu:.0f} µs, {made.memory:.0f} MB"
         print(told, file=sys.stderr, flush=True)
         return made

@@ -1,17 +1,17 @@
-"""The contenders as the benchmark sees them: a command, and the requests that it takes."""
+"""The contenders as the benchmark sees them: a command each, and the requests that they take.
 
-import json
+Each is a program of its own, run until SIGTERM, that does the same work: take a request from BENCH_QUEUE
+(with BENCH_PREFETCH in flight), POST its body to BENCH_URL, publish a persistent, confirmed reply to the
+request's reply_to queue, acknowledge. Broker: BENCH_AMQP_URL.
+"""
+
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pamqp import commands
+import aio_pika
 
-from tests.benchmarks.broker import Message
-from tests.benchmarks.environment import Environment
-
-HERE = Path(__file__).parent / "contenders"
+from tests.rig import messenger
 
 
 @dataclass(frozen=True)
@@ -19,51 +19,23 @@ class Contender:
     """A program that does the work; `command` runs it."""
 
     name: str
-    command: Callable[[Environment], list[str]]
-
-    @property
-    def is_ours(self) -> bool:
-        return self.name == OURS.name
+    command: list[str]
 
 
-OURS = Contender("ott-worker", lambda _: [sys.executable, "-m", "worker", "run"])
-ALL = (
-    OURS,
-    Contender("aio-pika + aiohttp", lambda e: [str(e.python), str(HERE / "aio_pika_loop.py")]),
-    Contender("FastStream", lambda e: [str(e.python), str(HERE / "faststream_app.py")]),
-)
+OURS = Contender("ott-worker", [sys.executable, "-m", "worker", "run"])
+LOOP = Contender("aio-pika + aiohttp", [sys.executable, str(Path(__file__).parent / "aio_pika_loop.py")])
+ALL = (OURS, LOOP)
 
 
-def requests(resources: int, size: int, replies: str) -> Callable[[int], Message]:
+def request(number: int, resources: int, size: int, replies: str) -> aio_pika.Message:
     """The `number`-th request, of `size` bytes, for one of `resources`."""
-
-    def make(number: int) -> Message:
-        properties = commands.Basic.Properties(
-            content_type="application/json",
-            delivery_mode=2,
-            message_id=f"request-{number}",
-            correlation_id=f"correlation-{number}",
-            reply_to=replies,
-        )
-        return Message(body(number % resources, size), properties)
-
-    return make
-
-
-def body(resource: int, size: int) -> bytes:
-    """A registration of `size` bytes."""
-    document = {
-        "ottPlatformName": "messenger",
-        "ottPlatformAttributes": {
-            "applicationId": "1234567890",
-            "applicationSecret": "not-a-secret-at-all",
-            "pageId": f"page-{resource}",
-            "pageName": "Benchmark",
-            "pageAccessToken": "",
-            "endpointUrl": "https://graph.facebook.com/v2.10/me/messages",
-            "callbackVerifyToken": "verify",
-            "isActive": True,
-        },
-    }
-    document["ottPlatformAttributes"]["pageAccessToken"] = "x" * max(1, size - len(json.dumps(document)))
-    return json.dumps(document).encode()
+    page = f"page-{number % resources}"
+    padding = size - len(messenger(page, pageAccessToken=""))
+    return aio_pika.Message(
+        messenger(page, pageAccessToken="x" * max(1, padding)),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=f"request-{number}",
+        correlation_id=f"correlation-{number}",
+        reply_to=replies,
+    )

@@ -1,6 +1,7 @@
 """One run: a queue filled, a contender started on it, its CPU time and the requests counted."""
 
 import asyncio
+import functools
 import mmap
 import secrets
 import struct
@@ -8,18 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tests.benchmarks.broker import Broker
-from tests.benchmarks.contender import Contender, requests
-from tests.benchmarks.environment import LOG, Environment
+import aio_pika
+
+from tests.benchmarks.broker import QUORUM, count, fill
+from tests.benchmarks.contender import OURS, Contender, request
 from tests.benchmarks.process import Process
-from worker.amqp.connection import connect
-from worker.broker import topology
+from tests.rig import declare, delete_objects
 from worker.settings import load_settings
 
 HERE = Path(__file__).parent
@@ -87,9 +88,8 @@ class Upstream:
 class Stage:
     """Everything that one run needs, standing."""
 
-    broker: Broker
     upstream: Upstream
-    prefix: str
+    channel: aio_pika.abc.AbstractChannel
     settings: dict[str, str]
     queue: str
     replies: str
@@ -99,59 +99,48 @@ class Stage:
 async def stage(contender: Contender, amqp_url: str, work: Work) -> AsyncIterator[Stage]:
     """Queues and upstream for one contender; nothing of it is left behind."""
     prefix = f"benchmark-{secrets.token_hex(4)}"
-    names = topology.Topology(prefix)
-    queue, replies = names.requests, f"{prefix}.answers"
-    async with Broker(amqp_url) as broker:
-        with Upstream(work.latency) as upstream:
-            settings = {
-                **_ours(amqp_url, prefix, upstream.url, work),
-                "BENCH_AMQP_URL": amqp_url,
-                "BENCH_QUEUE": queue,
-                "BENCH_REPLIES": replies,
-                "BENCH_URL": f"{upstream.url}/ott/v1/registration",
-                "BENCH_PREFETCH": str(work.prefetch),
-            }
+    queue, replies = f"{prefix}.requests", f"{prefix}.answers"
+    with Upstream(work.latency) as upstream:
+        settings = {
+            "OTT_AMQP_URL": amqp_url,
+            "OTT_PREFIX": prefix,
+            "OTT_MC_AUTH_URL": upstream.url,
+            "OTT_MC_REST_URL": upstream.url,
+            "OTT_MC_CLIENT_ID": "benchmark",
+            "OTT_MC_CLIENT_SECRET": "benchmark",
+            "OTT_PREFETCH": str(work.prefetch),
+            "OTT_ADMIN_PORT": "0",
+            "BENCH_AMQP_URL": amqp_url,
+            "BENCH_QUEUE": queue,
+            "BENCH_URL": f"{upstream.url}/ott/v1/registration",
+            "BENCH_PREFETCH": str(work.prefetch),
+        }
+        async with await aio_pika.connect(amqp_url) as connection:
+            channel = await connection.channel()
             try:
-                await broker.declare(replies)
-                if contender.is_ours:
-                    await _declare_ours(settings)
+                await channel.declare_queue(replies, durable=True, arguments=QUORUM)
+                if contender is OURS:
+                    await declare(load_settings(amqp_url=amqp_url, prefix=prefix))
                 else:
-                    await broker.declare(queue)
-                yield Stage(broker, upstream, prefix, settings, queue, replies)
+                    await channel.declare_queue(queue, durable=True, arguments=QUORUM)
+                yield Stage(upstream, channel, settings, queue, replies)
             finally:
-                await broker.delete(sorted({queue, replies, *names.own_queues}), [names.entry, names.dead])
+                await channel.queue_delete(replies)
+                await delete_objects(amqp_url, prefix)
 
 
-def _ours(amqp_url: str, prefix: str, url: str, work: Work) -> dict[str, str]:
-    return {
-        "OTT_AMQP_URL": amqp_url,
-        "OTT_PREFIX": prefix,
-        "OTT_MC_AUTH_URL": url,
-        "OTT_MC_REST_URL": url,
-        "OTT_MC_CLIENT_ID": "benchmark",
-        "OTT_MC_CLIENT_SECRET": "benchmark",
-        "OTT_PREFETCH": str(work.prefetch),
-        "OTT_ADMIN_PORT": "0",
-    }
-
-
-async def _declare_ours(variables: Mapping[str, str]) -> None:
-    settings = load_settings(amqp_url=variables["OTT_AMQP_URL"], prefix=variables["OTT_PREFIX"])
-    connection = await connect(settings, "benchmark")
-    try:
-        await topology.ensure(connection, settings)
-    finally:
-        await connection.close()
-
-
-async def run(contender: Contender, environment: Environment, amqp_url: str, work: Work) -> Run:
+async def run(contender: Contender, amqp_url: str, work: Work) -> Run:
     """Fill a queue, start the contender on it, and measure until nearly all is done or time is up."""
     async with stage(contender, amqp_url, work) as on:
-        await on.broker.fill(on.queue, requests(work.resources, work.size, on.replies), work.requests)
+        make = functools.partial(request, resources=work.resources, size=work.size, replies=on.replies)
+        await fill(amqp_url, on.queue, make, work.requests)
         started = time.perf_counter()
-        with Process(contender.command(environment), on.settings, LOG) as process:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Process(contender.command, on.settings, Path(folder) / "log") as process,
+        ):
             await _until(on.upstream, 1, process)
-            while not await on.broker.count(on.replies):
+            while not await count(on.channel, on.replies):
                 await asyncio.sleep(POLL)
             first = time.perf_counter() - started
             await _until(on.upstream, work.warm, process)
@@ -165,13 +154,11 @@ async def _measure(on: Stage, process: Process, work: Work, first: float) -> Run
     # A slow upstream answers in waves: counted is from the end of one to the end of another.
     ended = await _next_lull(on.upstream)
     done, spent = on.upstream.requests - before, process.cpu() - cpu
-    seconds = ended - began
     memory = process.peak_memory()
-    answered = await on.broker.count(on.replies)
-    missing = on.upstream.requests - answered
+    missing = on.upstream.requests - await count(on.channel, on.replies)
     if missing > 2 * work.prefetch:
         raise RuntimeError(f"{missing} requests were forwarded and not answered")
-    return Run(done, seconds, spent / done, memory, first)
+    return Run(done, ended - began, spent / done, memory, first)
 
 
 async def _next_lull(upstream: Upstream) -> float:

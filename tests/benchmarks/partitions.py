@@ -17,6 +17,7 @@ from typing import Literal
 
 import aio_pika
 
+from tests.benchmarks.broker import fill
 from tests.benchmarks.measure import Upstream
 from tests.benchmarks.process import Process
 from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
@@ -30,19 +31,11 @@ from worker.settings import Settings, load_settings
 LATENCY = 0.05  # seconds that the upstream takes
 RESOURCES = 1_000
 WARM = 0.15  # of the requests, before the measured part
-IN_FLIGHT = 500  # publishes
 BEGINS = 120.0  # seconds at most until the first call
 
 
-async def _fill(url: str, queue: str, requests: int) -> None:
-    async with await aio_pika.connect(url) as connection:
-        exchange = (await connection.channel()).default_exchange
-        for start in range(0, requests, IN_FLIGHT):
-            numbers = range(start, min(start + IN_FLIGHT, requests))
-            messages = [
-                aio_pika.Message(messenger(str(10**9 + n % RESOURCES)), delivery_mode=2) for n in numbers
-            ]
-            await asyncio.gather(*(exchange.publish(message, queue) for message in messages))
+def _request(number: int) -> aio_pika.Message:
+    return aio_pika.Message(messenger(str(10**9 + number % RESOURCES)), delivery_mode=2)
 
 
 async def _measure(url: str, workers: int, partitions: int, prefetch: int, requests: int) -> str:
@@ -51,7 +44,7 @@ async def _measure(url: str, workers: int, partitions: int, prefetch: int, reque
     with Upstream(LATENCY) as upstream, contextlib.ExitStack() as stack:
         try:
             await declare(settings)
-            await _fill(url, f"{prefix}.requests", requests)
+            await fill(url, f"{prefix}.requests", _request, requests)
             # They all begin together.
             await publish_order(settings, _order("pause"))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

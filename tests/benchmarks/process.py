@@ -1,9 +1,9 @@
-"""Programs under measurement: started, read from /proc, and ended with all their children."""
+"""Programs under measurement: started, read from /proc, and ended."""
 
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +11,7 @@ TICK = 1_000_000 / os.sysconf("SC_CLK_TCK")  # microseconds
 
 
 class Process:
-    """A program and its children. Use as a context manager."""
+    """A program. Use as a context manager."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self._command = command
@@ -51,28 +51,13 @@ class Process:
 
     def cpu(self) -> float:
         """Microseconds of user and system time so far."""
-        ticks = 0
-        for pid in self._family():
-            fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:13])) if fields else 0
-        return ticks * TICK
+        fields = _read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) * TICK if fields else 0.0
 
     def peak_memory(self) -> float:
         """Megabytes of resident memory at the highest."""
-        kilobytes = 0
-        for pid in self._family():
-            for line in _read(f"/proc/{pid}/status").splitlines():
-                if line.startswith("VmHWM:"):
-                    kilobytes += int(line.split()[1])
-        return kilobytes / 1024
-
-    def _family(self) -> Iterator[int]:
-        waiting = [self._process.pid]
-        while waiting:
-            pid = waiting.pop()
-            yield pid
-            for thread in Path(f"/proc/{pid}/task").glob("*"):
-                waiting += map(int, _read(f"{thread}/children").split())
+        lines = _read(f"/proc/{self.pid}/status").splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def _read(path: str) -> str:

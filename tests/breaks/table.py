@@ -20,14 +20,14 @@ BREAKS = [
         "worker/pipeline/settle.py",
         "                await reply\n",
         "                pass\n",
-        "unit/test_settlement.py integration/test_requests.py integration/test_publisher.py",
+        "integration/test_requests.py integration/test_publisher.py",
     ),
     Break(
         "acknowledged before the dead letter is confirmed",
         "worker/pipeline/settle.py",
         "                await letter\n",
         "                pass\n",
-        "unit/test_settlement.py integration/test_requests.py faults/test_broker_faults.py",
+        "integration/test_requests.py faults/test_broker_faults.py",
     ),
     Break(
         "no dead letter",
@@ -140,7 +140,7 @@ BREAKS = [
         "worker/partitions/router.py",
         "return 1 + int.from_bytes(digest.digest()) % partitions",
         "return 1 + time.monotonic_ns() % partitions",
-        "unit/test_members.py integration/test_partitions.py",
+        "unit/test_partitions.py integration/test_partitions.py",
     ),
     Break(
         "accounts share their resources",

@@ -119,44 +119,6 @@ async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(
         await expect(page.locator("tbody .status", has_text="registered")).to_have_count(1)
 
 
-async def test_letters_that_were_selected_are_discarded_when_their_count_is_typed(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
-    requester = await rig.start()
-    for page_id in ("1", "2", "3"):
-        await dead(requester, page_id)
-    console = await start_console()
-    async with open_page(console.console.entry) as page:
-        await page.goto("/dead-letters")
-        button = page.get_by_role("button", name="Discard selected…")
-        await expect(button).to_be_disabled()
-        await page.check("#letters tbody tr >> nth=0 >> input")
-        await page.check("#letters tbody tr >> nth=1 >> input")
-        await button.click()
-        await page.get_by_label("Type 2").fill("2")
-        await page.get_by_label("Why?").fill("sent by mistake")
-        await page.get_by_role("button", name="Discard 2").click()
-        await expect(page.locator("h1")).to_have_text("2 discarded")
-        await page.goto("/dead-letters")
-        await expect(page.locator("#letters tbody tr")).to_have_count(1)
-
-
-async def test_the_workers_are_paused_and_resumed(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
-    await rig.start()
-    console = await start_console()
-    async with open_page(console.console.entry) as page:
-        await page.goto("/")
-        await page.locator("#pause-box summary").click()
-        await page.get_by_label("Why?").fill("maintenance")
-        await page.get_by_role("button", name="Pause all workers").click()
-        await page.locator("#resume-box summary").click()
-        await page.get_by_label("Why?").fill("it is over")
-        await page.get_by_role("button", name="Resume all workers").click()
-        await expect(page.locator("#pause-box summary")).to_be_visible()
-
-
 async def letters(console: Running, count: int) -> list[str]:
     """The keys of so many letters, the newest first."""
 
@@ -230,31 +192,6 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(
         await page.get_by_label("Why?").fill("a test")
         await page.get_by_role("button", name="Discard 1").click()
         await expect(page.locator("h1")).to_have_text("1 discarded")
-
-
-async def test_a_password_is_asked_for(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
-    await rig.start()
-    console = await start_console(console_password="correct horse")
-    async with open_page(console.console.entry) as page:
-        await page.goto("/audit")
-        await page.get_by_label("Your name").fill("Ada")
-        await page.get_by_label("Password").fill("correct horse")
-        await page.get_by_role("button", name="Log in").click()
-        await expect(page.locator("h1")).to_contain_text("Audit")
-        await page.get_by_role("button", name="Log out").click()
-        await expect(page.locator("h1")).to_have_text("Log in")
-
-
-async def test_a_read_only_console_shows_its_buttons_disabled(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
-    requester = await rig.start()
-    await dead(requester, "1")
-    console = await start_console(console_read_only=True)
-    async with open_page(console.console.entry) as page:
-        await page.goto("/dead-letters")
-        await expect(page.get_by_role("button", name="Replay all 1…")).to_be_disabled()
-        await expect(page.get_by_text("Read-only: buttons are disabled")).to_be_visible()
 
 
 @pytest.mark.parametrize(("theme", "size"), [("light", WIDE), ("dark", NARROW)])

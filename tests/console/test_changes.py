@@ -1,6 +1,5 @@
 """What an operator changes: pause, replay, mend, discard; each with a reason, each recorded."""
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import aio_pika
 import pytest
 
 from tests.console.conftest import JSON, Running
-from tests.rig import LINE, Requester, Rig, messenger, until
+from tests.rig import Requester, Rig, messenger, until
 from worker.contract.settlement import Resource
 from worker.sandbox.faults import Status
 
@@ -101,23 +100,6 @@ async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(
     assert await requester.depth("dead") == 3
 
 
-async def test_what_was_selected_is_replayed_and_its_outcomes_are_told(
-    rig: Rig, start_console: Start
-) -> None:
-    requester = await rig.start()
-    good = [await refused(rig, requester, page) for page in ("1", "2")]
-    bad = await dead(requester, "3")
-    console = await start_console()
-    await listed(console, 3)
-    _, run = await post(console, "/runs", do="replay-picked", pick=good[0])
-    run = await done(console, run)
-    assert (run["phase"], run["done"], run["outcomes"]) == ("done", 1, {"registered": 1})
-    await listed(console, 2)
-    remaining: Any = await console.json("/dead-letters")
-    assert {letter["id"] for letter in remaining["letters"]} == {good[1], bad}
-    assert (await orders(console))[0] == {"order": "replayed", "why": "granted", "count": 1}
-
-
 async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
     rig.sandbox.faults.add(refusal(4))
@@ -180,21 +162,6 @@ async def test_a_letter_is_corrected_with_its_difference_shown_first(rig: Rig, s
     assert run["outcomes"] == {"registered": 1}
     registered = rig.sandbox.registrations[Resource(None, "messenger", "1")].body
     assert registered["ottPlatformAttributes"]["endpointUrl"] == "https://example.com/new"
-
-
-async def test_a_change_that_leaves_a_letter_invalid_does_not_replay_it(
-    rig: Rig, start_console: Start
-) -> None:
-    requester = await rig.start()
-    body = {**LINE, "ottPlatformAttributes": {**LINE["ottPlatformAttributes"], "channelName": ["x"]}}
-    reply = await requester.ask(json.dumps(body).encode())
-    console = await start_console()
-    await listed(console, 1)
-    form = {"do": "correct", "letter": str(reply["requestId"]), "platform": "line", "set.isActive": "false"}
-    form |= {"set.channelId": "23493453984234345", "set.endpointUrl": "https://example.com/x"}
-    _, run = await post(console, "/runs", **form)
-    assert run["plan"] == {"unfit": 1}
-    assert run["count"] == 0
 
 
 async def test_a_replay_of_which_nothing_would_be_registered_is_refused_and_can_be_forced(

@@ -10,7 +10,6 @@ import pytest
 from tests.console.conftest import Running
 from tests.console.test_changes import dead, listed, post, refusal
 from tests.rig import Rig, messenger, until
-from worker.console.rendering import chart_of
 from worker.console.sources import Cached, refreshed
 from worker.errors import BrokerUnreachable
 
@@ -100,14 +99,6 @@ async def test_the_journal_is_shown_from_its_end_backwards(rig: Rig, start_conso
     assert len(document["records"]) == 1
 
 
-async def test_without_a_journal_the_pages_say_so(rig: Rig, start_console: Start) -> None:
-    await rig.start(journal=False)
-    console = await start_console(journal=False)
-    assert "There is no journal" in await console.html("/journal")
-    assert "There is no journal" in await console.html("/resources/messenger/1")
-    assert (await console.json("/"))["queues"]
-
-
 async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told() -> None:
     readings = 0
 
@@ -146,16 +137,3 @@ async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not
     assert not kept.is_fresh
     kept.trouble, kept.as_of = "", datetime.now(UTC) - timedelta(seconds=6)
     assert not kept.is_fresh
-
-
-async def test_a_bar_is_as_high_as_its_minute_was_busy() -> None:
-    minutes = [
-        (NOW + timedelta(minutes=n), counts)
-        for n, counts in enumerate(({}, {"registered": 10, "failed": 10}))
-    ]
-    chart = chart_of(minutes)
-    assert chart.top == 20
-    ((_, title, parts),) = chart.bars
-    assert parts == [("registered", 50, 50), ("failed", 0, 50)]  # from the bottom up, all of the height
-    assert title == "12:01 UTC: 10 registered, 10 failed"
-    assert "10 registered" in chart.summary

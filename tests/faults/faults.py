@@ -4,6 +4,7 @@ A strike returns the time (seconds since the epoch) from which recovery counts, 
 """
 
 import asyncio
+import inspect
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,6 +22,7 @@ from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, ShortTok
 from worker.settings import load_settings
 
 Strike = Callable[[World], Awaitable[float | None]]
+Act = Callable[[World], object]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
 QUICK_GATE = "worker.pipeline.flow.LONGEST_PROBE_WAIT=0.5"
 QUICK = {"OTT_HTTP_TIMEOUT": "1", "FAULTS_CLOCKS": QUICK_GATE}
@@ -46,9 +48,29 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
-def _fault(name: str, strike: Strike, **needs: object) -> Fault:
+def _fault(name: str, strike: Strike, **needs: object) -> None:
     FAULTS[name] = Fault(name, strike, **needs)  # type: ignore[arg-type]
-    return FAULTS[name]
+
+
+async def _do(act: Act, world: World) -> None:
+    done = act(world)
+    if inspect.isawaitable(done):
+        await done
+
+
+def _once(act: Act) -> Strike:
+    return lambda world: _do(act, world)
+
+
+def _lasting(begin: Act, end: Act, seconds: tuple[float, float] = (0.5, 2.0)) -> Strike:
+    """Begun, and ended at a random moment after so many seconds."""
+
+    async def strike(world: World) -> None:
+        await _do(begin, world)
+        await asyncio.sleep(world.rng.uniform(*seconds))
+        await _do(end, world)
+
+    return strike
 
 
 async def _active(world: World) -> Worker:
@@ -105,21 +127,16 @@ async def _crash_loop(world: World) -> None:
     await wait_for_letter(world, culprit.id, 120)
 
 
-async def _end_with(world: World, number: signal.Signals) -> float:
-    worker = await _active(world)
-    await _standby(world)
-    worker.interrupt(number)
-    told_at = time.time()
-    await wait_for(lambda: not worker.runs, "its end", 30)
-    return told_at
+def _ended_by(number: signal.Signals) -> Strike:
+    async def strike(world: World) -> float:
+        worker = await _active(world)
+        await _standby(world)
+        worker.interrupt(number)
+        told_at = time.time()
+        await wait_for(lambda: not worker.runs, "its end", 30)
+        return told_at
 
-
-async def _terminate(world: World) -> float:
-    return await _end_with(world, signal.SIGTERM)
-
-
-async def _interrupt(world: World) -> float:
-    return await _end_with(world, signal.SIGINT)
+    return strike
 
 
 async def _freeze(world: World) -> None:
@@ -139,8 +156,8 @@ async def _freeze(world: World) -> None:
 
 _fault("kill -9", _kill)
 _fault("kill -9 at an await", _stop_at_an_await, workers=3, around=_doomed)
-_fault("SIGTERM", _terminate)
-_fault("SIGINT", _interrupt)
+_fault("SIGTERM", _ended_by(signal.SIGTERM))
+_fault("SIGINT", _ended_by(signal.SIGINT))
 _fault("frozen past the heartbeat", _freeze, heartbeat=HEARTBEAT)
 _fault("take-over again and again", _kill, workers=3)
 _fault(
@@ -254,35 +271,12 @@ async def _kill_broker(world: World) -> None:
     await world.node.start()
 
 
-async def _reset(world: World) -> None:
-    world.proxy.reset()
+def _set_memory(share: str) -> Act:
+    return lambda world: world.node.ctl("set_vm_memory_high_watermark", share)
 
 
-async def _cut(world: World) -> None:
-    world.proxy.cut()
-
-
-async def _half_close(world: World) -> None:
-    world.proxy.half_close()
-
-
-async def _black_hole(world: World) -> None:
-    """Long enough that the broker gives the connections up, at some of the times."""
-    world.proxy.black_hole()
-    await asyncio.sleep(world.rng.uniform(0.5, 3.5 * HEARTBEAT))
-    world.proxy.heal()
-
-
-async def _slow_link(world: World) -> None:
+def _slow_down(world: World) -> None:
     world.proxy.latency = 0.02
-    await asyncio.sleep(world.rng.uniform(0.5, 3))
-    world.proxy.heal()
-
-
-async def _memory_alarm(world: World) -> None:
-    await world.node.ctl("set_vm_memory_high_watermark", "0.00001")
-    await asyncio.sleep(world.rng.uniform(0.5, 3))
-    await world.node.ctl("set_vm_memory_high_watermark", "0.6")
 
 
 async def _delete_requests(world: World) -> float:
@@ -305,9 +299,11 @@ async def _delete_reply_queue(world: World) -> float:
     return now
 
 
-async def _missing_reply_queue(world: World) -> None:
+def _ask_for_replies_nowhere(world: World) -> None:
     world.load.elsewhere = f"{world.prefix}.nowhere"
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
+
+
+def _ask_for_replies_again(world: World) -> None:
     world.load.elsewhere = None
 
 
@@ -331,11 +327,9 @@ async def forbid_replies(world: World) -> None:
     await world.node.ctl("set_permissions", LIMITED, ".*", r"^(?!amq\.default$).*", ".*")
 
 
-async def _no_permission(world: World) -> None:
+async def _forbid_and_cut(world: World) -> None:
     await forbid_replies(world)
     world.proxy.cut()
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
-    await allow_replies(world)
 
 
 @asynccontextmanager
@@ -350,50 +344,44 @@ async def short_consumer_timeout(world: World) -> AsyncIterator[None]:
         await world.node.evaluate("application:set_env(rabbit, channel_tick_interval, 60000).")
 
 
-async def _consumer_timeout(world: World) -> None:
-    """Hold deliveries for longer than that. From RabbitMQ 4.3 on, what the worker asks for counts instead."""
+def _answer_503(world: World) -> None:
     world.sandbox.faults.add(Status(path="registration", status=503))
-    await asyncio.sleep(6)
-    world.calm()
 
 
-async def _full_dead_queue(world: World) -> None:
-    await world.limit("dead", 1)
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
-    await world.no_limits()
-
-
-async def _full_replies_queue(world: World) -> None:
+async def _fill_replies(world: World) -> None:
     await world.limit("test-replies", 1)
     await world.limit("replies", 1)
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
-    await world.no_limits()
 
 
 _fault("broker restart", _restart, own_node=True)
 _fault("broker kill -9", _kill_broker, own_node=True)
 _partitioned("partitions: broker restart", _restart, own_node=True)
-_fault("TCP reset", _reset)
-_fault("connection closed", _cut)
-_fault("half-closed connection", _half_close, heartbeat=HEARTBEAT)
+_fault("TCP reset", _once(lambda world: world.proxy.reset()))
+_fault("connection closed", _once(lambda world: world.proxy.cut()))
+_fault("half-closed connection", _once(lambda world: world.proxy.half_close()), heartbeat=HEARTBEAT)
+# Long enough that the broker gives the connections up, at some of the times.
+_black_hole = _lasting(lambda world: world.proxy.black_hole(), World.heal, (0.5, 3.5 * HEARTBEAT))
 _fault("black hole", _black_hole, heartbeat=HEARTBEAT)
-_fault("slow link", _slow_link)
-_fault("memory alarm (blocked)", _memory_alarm, own_node=True)
+_fault("slow link", _lasting(_slow_down, World.heal, (0.5, 3)))
+_fault(
+    "memory alarm (blocked)", _lasting(_set_memory("0.00001"), _set_memory("0.6"), (0.5, 3)), own_node=True
+)
 _fault("requests queue deleted", _delete_requests, own_node=True)
-_fault("reply queue missing", _missing_reply_queue)
+_fault("reply queue missing", _lasting(_ask_for_replies_nowhere, _ask_for_replies_again))
 _fault("reply queue deleted", _delete_reply_queue)
-_fault("reply queue full", _full_replies_queue, own_node=True)
-_fault("dead queue full", _full_dead_queue, own_node=True)
+_fault("reply queue full", _lasting(_fill_replies, World.no_limits), own_node=True)
+_fault("dead queue full", _lasting(lambda world: world.limit("dead", 1), World.no_limits), own_node=True)
 _fault(
     "no permission for the reply queue",
-    _no_permission,
+    _lasting(_forbid_and_cut, allow_replies),
     own_node=True,
     user=LIMITED,
     around=limited_user,
 )
 _fault(
     "consumer timeout",
-    _consumer_timeout,
+    # Deliveries are held for longer than that. From RabbitMQ 4.3 on, what the worker asks for counts instead.
+    _lasting(_answer_503, World.calm, (6, 6)),
     own_node=True,
     around=short_consumer_timeout,
     environment={"FAULTS_CLOCKS": QUICK_GATE},
@@ -403,25 +391,14 @@ _fault(
 # --- Marketing Cloud ---
 
 
-def _upstream(
-    name: str, *faults: AnyFault, lasting: tuple[float, float] = (0.5, 2.0), **clocks: str
-) -> Fault:
+def _upstream(name: str, fault: AnyFault, **more: str) -> None:
     """A fault of the sandbox that lasts for a while, or until its `count` is used up."""
-
-    async def strike(world: World) -> None:
-        world.sandbox.faults.add(*faults)
-        await asyncio.sleep(world.rng.uniform(*lasting))
-        world.calm()
-
-    return _fault(name, strike, environment={**QUICK, **clocks})
+    strike = _lasting(lambda world: world.sandbox.faults.add(fault), World.calm)
+    _fault(name, strike, environment={**QUICK, **more})
 
 
 def _registration(status: int, **more: object) -> Status:
     return Status(path="registration", status=status, **more)  # type: ignore[arg-type]
-
-
-async def _revoke(world: World) -> None:
-    world.sandbox.revoke_tokens()
 
 
 _upstream("500 storm", _registration(500))
@@ -451,22 +428,15 @@ _upstream("huge answer", Status(path="registration", status=500, body="<" * 20_0
 _upstream("answer that is not JSON", _registration(503, body="<\xff", content_type="application/json"))
 _upstream("redirect", _registration(307, location="/ott/v1/registration"))
 _upstream("401 loop", _registration(401))
-_fault("tokens revoked mid-batch", _revoke)
-
-
-async def _token_trouble(world: World, fault: AnyFault) -> None:
-    world.sandbox.faults.add(fault)
-    world.sandbox.revoke_tokens()
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
-    world.calm()
+_fault("tokens revoked mid-batch", _once(lambda world: world.sandbox.revoke_tokens()))
 
 
 def _token(name: str, fault: AnyFault) -> None:
-    _fault(
-        name,
-        lambda world: _token_trouble(world, fault),
-        environment=QUICK,
-    )
+    def begin(world: World) -> None:
+        world.sandbox.faults.add(fault)
+        world.sandbox.revoke_tokens()
+
+    _fault(name, _lasting(begin, World.calm), environment=QUICK)
 
 
 _token("tokens that end early", ShortToken(path="token", seconds=0.2))
@@ -475,20 +445,16 @@ _token("token endpoint hanging", Hang(path="token"))
 _token("token endpoint refusing", Status(path="token", status=401))
 
 
-async def _wrong_certificate(world: World) -> None:
-    await world.front.show_a_strangers_certificate()
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
-    await world.front.show_the_right_certificate()
+def _behind_tls(name: str, begin: Act, end: Act) -> None:
+    _fault(name, _lasting(begin, end), behind_tls=True, environment=QUICK)
 
 
-async def _lose_names(world: World) -> None:
-    world.front.lose_names()
-    await asyncio.sleep(world.rng.uniform(0.5, 2))
-    world.front.find_names()
-
-
-_fault("wrong certificate", _wrong_certificate, behind_tls=True, environment=QUICK)
-_fault("DNS failure", _lose_names, behind_tls=True, environment=QUICK)
+_behind_tls(
+    "wrong certificate",
+    lambda world: world.front.show_a_strangers_certificate(),
+    lambda world: world.front.show_the_right_certificate(),
+)
+_behind_tls("DNS failure", lambda world: world.front.lose_names(), lambda world: world.front.find_names())
 
 
 async def endure(world: World, fault: Fault, requests: int, strikes: int, rate: float | None = None) -> None:

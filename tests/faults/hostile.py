@@ -19,8 +19,9 @@ from uuid import uuid4
 
 from tests.faults.world import World
 from tests.rig import DEFAULT_URL, Requester, messenger
+from tests.support.fields import mixture, sized, table
 from worker.amqp.ledger import Message
-from worker.amqp.properties import Properties, short_string
+from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
 from worker.contract.words import BARRIER_TYPE, CONTROL_TYPE, REPLY_TYPE
 from worker.errors import WorkerError
@@ -33,32 +34,6 @@ WANTED = 0.99  # of the replies, within SOON
 INTERVAL = 0.1  # seconds between the ordinary publisher's requests
 LARGE = 1 << 20  # bytes
 LONGEST_WAIT = 60.0  # seconds for the last reply
-
-
-def sized(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
-
-
-def table(entries: dict[str, bytes]) -> bytes:
-    """A field table of encoded values."""
-    return sized(b"".join(short_string(name) + value for name, value in entries.items()))
-
-
-def field(rng: random.Random, depth: int = 0) -> bytes:
-    """A random value of a random type of RabbitMQ's."""
-    kind = rng.choice("tbBsuIilLfdDSxTV" + ("AF" if depth < 5 else ""))
-    if kind in "AF":
-        inner = [field(rng, depth + 1) for _ in range(rng.randrange(4))]
-        return (
-            b"A" + sized(b"".join(inner))
-            if kind == "A"
-            else b"F" + table(dict(zip("abc", inner, strict=False)))
-        )
-    if kind in "Sx":
-        return kind.encode() + sized(rng.randbytes(rng.choice([0, 1, 30, 3_000])))
-    size = {**dict.fromkeys("tbB", 1), **dict.fromkeys("su", 2), **dict.fromkeys("Iif", 4), "D": 5, "V": 0}
-    value = rng.randbytes(size.get(kind, 8))
-    return kind.encode() + (bytes([value[0] & 1]) if kind == "t" else value)
 
 
 class HostilePublisher:
@@ -77,7 +52,7 @@ class HostilePublisher:
     def _properties(self) -> Properties:
         rng = self._rng
         raw = {"delivery_mode": bytes([rng.choice([1, 2])])}
-        headers = {self._name(): field(rng) for _ in range(rng.randrange(6))}
+        headers = {self._name(): mixture(rng) for _ in range(rng.randrange(6))}
         if rng.random() < 0.1:
             keys = [b"S" + sized(key) for key in rng.sample([b"control", b"replay", b"request", b"none"], 2)]
             headers[rng.choice(["CC", "BCC"])] = b"A" + sized(b"".join(keys))

@@ -1,6 +1,5 @@
 """The broker itself is killed, restarted, filled up and told to refuse: nothing is lost."""
 
-import asyncio
 from base64 import b64encode
 from uuid import uuid4
 
@@ -11,16 +10,13 @@ from tests.faults.conftest import MakeWorld
 from tests.faults.faults import (
     FAULTS,
     LIMITED,
-    allow_replies,
     endure,
-    forbid_replies,
     limited_user,
     short_consumer_timeout,
 )
 from tests.faults.load import QUORUM, Sent, wait_for
 from tests.faults.node import Node
-from tests.faults.world import World, wait_for_depth
-from worker.sandbox.faults import Status
+from tests.faults.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -118,41 +114,6 @@ async def test_a_consumer_timeout_gives_the_deliveries_back_and_never_returns_on
         await world.start(2)
         await endure(world, fault, 100, strikes=1, rate=RATE)
         assert bool(world.workers.told("subscription_ended")) == ((int(major), int(minor)) < (4, 3))
-        await world.intact(last=True)
-
-
-async def test_deliveries_go_back_before_the_consumer_timeout(
-    make_module_world: MakeWorld, node: Node
-) -> None:
-    """Within the hold limit the broker never has to close the channel."""
-    world = await make_module_world(node, environment={"OTT_HOLD_LIMIT": "0.5"})
-    world.sandbox.faults.add(Status(path="registration", status=503))
-    load = asyncio.create_task(world.load.publish(world.plan(100)))
-    await load
-    await wait_for(
-        lambda: world.workers.told("subscribed") >= 4,
-        "deliveries going back",
-    )
-    assert not world.workers.told("subscription_ended")
-    world.calm()
-    await world.drained()
-    world.strikes = 10
-    await world.intact(last=True)
-
-
-async def test_without_permission_to_reply_requests_wait_until_it_is_granted(
-    make_module_world: MakeWorld, node: Node
-) -> None:
-    world = await make_module_world(node, workers=0, user=LIMITED)
-    async with limited_user(world):
-        await forbid_replies(world)
-        await world.start(1)
-        await world.load.publish(world.plan(40))
-        await wait_for(lambda: len(world.sandbox.history.registration_calls) >= 10, "the calls")
-        assert not world.load.answered
-        await allow_replies(world)
-        await world.drained()
-        await wait_for_depth(world, "requests", 0)
         await world.intact(last=True)
 
 

@@ -34,13 +34,6 @@ async def test_a_connection_that_goes_wrong_loses_nothing(
         assert world.recoveries
 
 
-async def test_a_reply_queue_that_is_missing_is_not_followed(world: World) -> None:
-    await world.load.publish(world.plan(30), reply_to=f"{world.prefix}.nowhere")
-    await world.drained()
-    await world.intact()
-    assert all("'x-ott-reply-refused': 'unroutable'" in reply.headers for reply in world.load.replies)
-
-
 async def test_a_reply_queue_that_is_full_is_not_followed(world: World) -> None:
     full = f"{world.prefix}.full"
     async with await aio_pika.connect(world.url) as connection:

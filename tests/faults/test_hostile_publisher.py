@@ -37,8 +37,7 @@ async def test_kill_9_amid_a_publish_that_ends_its_connection_loses_nothing(
             headers = {"a": 40_000, "b": "text"}  # an unsigned short, which is written wrongly
             poison = await requester.publish(messenger("4711") if partitions > 1 else b"{}", headers=headers)
             ids += [await requester.publish(messenger(str(number))) for number in range(10, 20)]
-            for each in ids:
-                assert (await requester.reply(each))["status"] == "registered"
+            await requester.all_registered(ids)
             if partitions > 1:
                 replies = world.load.replies  # it reads PREFIX.replies
                 await wait_for(lambda: any(b'"4711"' in reply.raw for reply in replies), "its reply")

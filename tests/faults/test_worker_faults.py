@@ -4,8 +4,10 @@ import asyncio
 import signal
 import time
 
+import pytest
+
 from tests.faults.conftest import MakeWorld
-from tests.faults.faults import FAULTS, HEARTBEAT, endure, few_deliveries
+from tests.faults.faults import FAULTS, HEARTBEAT, PARTITIONED, endure, few_deliveries
 from tests.faults.load import wait_for
 from tests.faults.node import Node
 from tests.faults.workers import Stop
@@ -72,12 +74,6 @@ async def test_a_drain_ends_though_a_task_cannot_be_cancelled(make_world: MakeWo
     assert time.monotonic() - began < 1 + LAST_GRACE + FAIL_OVER
 
 
-async def test_two_standbys_take_over_again_and_again(make_world: MakeWorld, broker_url: str) -> None:
-    world = await make_world(broker_url, workers=3)
-    await endure(world, FAULTS["take-over again and again"], 500, strikes=4, rate=100)
-    await world.intact(last=True)
-
-
 async def test_a_frozen_worker_that_wakes_up_makes_no_late_call(
     make_world: MakeWorld, broker_url: str
 ) -> None:
@@ -127,3 +123,18 @@ async def test_calls_in_flight_when_a_worker_is_killed_never_overlap_the_standby
     world.sandbox.faults.add(Latency(seconds=0.3))
     await endure(world, FAULTS["kill -9"], 200, strikes=2, rate=100)
     await world.intact(last=True)
+
+
+TAKE_OVER = 5.0  # seconds until the first reply made since
+
+
+@pytest.mark.parametrize(
+    "name", ["partitions: kill -9 of the router", "partitions: kill -9 of a partition's worker"]
+)
+async def test_kill_9_loses_nothing_and_the_others_go_on_within_seconds(
+    name: str, make_world: MakeWorld, broker_url: str
+) -> None:
+    world = await make_world(broker_url, workers=3, environment=PARTITIONED)
+    await endure(world, FAULTS[name], 300, strikes=1, rate=150)
+    await world.intact(last=True)
+    assert max(world.recoveries, default=0.0) < TAKE_OVER

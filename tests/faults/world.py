@@ -331,11 +331,3 @@ async def wait_for_letter(world: World, request_id: str, timeout: float = 60.0) 
     while request_id not in {letter.request_id for letter in await world.dead_letters()}:
         assert time.monotonic() < deadline, f"{request_id} did not become a dead letter"
         await asyncio.sleep(0.2)
-
-
-async def wait_for_depth(world: World, name: str, messages: int, timeout: float = 60.0) -> None:
-    """Wait until PREFIX.name holds so many messages."""
-    deadline = time.monotonic() + timeout
-    while (depth := await world.depth(name)) != messages:
-        assert time.monotonic() < deadline, f"{name} holds {depth} messages, not {messages}"
-        await asyncio.sleep(0.1)

@@ -7,14 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
-from tests.integration.test_pause import forwarded, order
-from tests.rig import Requester, Rig, declare, failing, messenger, until
+from tests.rig import Requester, Rig, declare, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.queue_browser import QueueBrowser
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
-from worker.pipeline import intake
 from worker.settings import Settings
 
 
@@ -40,10 +38,8 @@ async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_
             await asyncio.to_thread(publish_with_uuid, url, f"{requester.prefix}.requests", b"{}")
     await rig.start_worker(rig.settings(prefetch=10))
     await until(lambda: len(requester.order) >= len(names), "all other replies")
-    bodies = [call.body for call in rig.sandbox.history.registration_calls]
-    called = [body["ottPlatformAttributes"]["pageName"] for body in bodies if body]
-    assert list(dict.fromkeys(called)) == names
-    assert called[-1] == names[-1]
+    assert list(dict.fromkeys(rig.names_called)) == names
+    assert rig.names_called[-1] == names[-1]
     await until(lambda: requester.depth("dead"), "the dead letter")
     assert await requester.depth("dead") == 1
 
@@ -60,43 +56,13 @@ async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig: Rig,
         if number % 10 == 5:
             await asyncio.to_thread(publish_with_uuid, url, queue, b"%d" % number)
     async with asyncio.timeout(15):
-        for each in wanted:
-            assert (await requester.reply(each))["status"] == "registered"
+        await requester.all_registered(wanted)
         await until(lambda: _has(requester, "dead", 3), "the dead letters")
     assert time.monotonic() - began < 15
 
 
 async def _has(requester: Requester, queue: str, count: int) -> bool:
     return await requester.depth(queue) == count
-
-
-async def test_what_goes_back_alone_is_not_overtaken_by_what_was_received_later(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where it cannot be told from the others: then they are taken one at a time."""
-
-    async def none(*_: object) -> int:
-        return 0
-
-    monkeypatch.setattr(intake, "spend_deliveries", none)
-    requester = await rig.requester_for(rig.settings())
-    await declare(rig.settings())
-    names = [f"{number:02d}" for number in range(8)]
-    for name in names:
-        await requester.publish(messenger("1", name))
-        if name == "05":
-            url = rig.settings().amqp_url.get_secret_value()
-            await asyncio.to_thread(publish_with_uuid, url, f"{requester.prefix}.requests", b"{}")
-    rig.sandbox.faults.add(failing(503))
-    service = await rig.start_worker(rig.settings(prefetch=10, gate_after=1))
-    await until(lambda: service.flow.is_pausing, "the outage")
-    await order(rig, "pause")
-    await until(lambda: service.intake.subscription is None, "the pause")
-    rig.sandbox.heal()
-    calls = len(forwarded(rig))
-    await order(rig, "resume")
-    await until(lambda: len(requester.order) >= len(names), "all replies")
-    assert forwarded(rig)[calls:] == names
 
 
 async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before_it(

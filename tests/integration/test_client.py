@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -21,9 +21,8 @@ from worker.amqp.ledger import Message
 from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.properties import build
 from worker.broker import requester as requests
-from worker.broker import topology
 from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationClient, TopologyError
-from worker.errors import BrokerUnreachable, SettingsError
+from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.sandbox.faults import Latency
 from worker.settings import Settings, load_settings
@@ -52,29 +51,6 @@ async def test_a_registration_is_answered_with_its_result(
     assert (reply.http_status, reply.attempts, reply.errors) == (201, 1, ())
 
 
-async def test_a_registration_that_is_refused_is_answered_with_the_errors_of_the_api(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    incomplete = page("1")
-    del incomplete["ottPlatformName"], incomplete["ottPlatformAttributes"]["endpointUrl"]
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        reply = await client.register(incomplete)
-    assert (reply.status, reply.errorcode) == ("rejected", 10006)
-    assert [e.message for e in reply.errors] == [
-        "EndpointUrl must be provided",
-        "OttPlatformName must be provided",
-    ]
-
-
-async def test_many_registrations_at_once_each_get_their_own_reply(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    ids = [str(number) for number in range(1, 201)]
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        replies = await asyncio.gather(*(client.register(page(page_id)) for page_id in ids))
-    assert [reply.resource_id for reply in replies] == ids
-
-
 async def test_the_id_and_the_account_that_the_caller_names_are_used(
     requester: Requester, broker_url: str, prefix: str
 ) -> None:
@@ -97,17 +73,6 @@ async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(
         assert isinstance(unknown.value, TimeoutError)
         again = await client.register(page("1"), request_id="slow-1")
     assert again.status == "registered"
-
-
-async def test_closing_the_client_leaves_what_is_under_way_unknown(
-    requester: Requester, rig: Rig, broker_url: str, prefix: str
-) -> None:
-    rig.sandbox.faults.add(Latency(path="registration", seconds=1))
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        under_way = asyncio.create_task(client.register(page("1")))
-        await until(lambda: len(client._answers) == 1)
-    with pytest.raises(OutcomeUnknown, match="client was closed"):
-        await under_way
 
 
 async def test_one_id_cannot_be_under_way_twice(requester: Requester, broker_url: str, prefix: str) -> None:
@@ -137,16 +102,6 @@ async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_
     reply = await requester.take("replies")
     assert reply.correlation_id == request_id
     assert json.loads(reply.body)["resourceId"] == "77"
-
-
-async def test_requests_of_one_resource_arrive_in_the_order_of_the_calls(
-    requester: Requester, rig: Rig, broker_url: str, prefix: str
-) -> None:
-    names = [f"Page {number}" for number in range(12)]  # of more, the newest is called first (contract §2)
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        await asyncio.gather(*(client.register(page("1", name)) for name in names))
-    calls = rig.sandbox.history.registration_calls
-    assert [(call.body or {})["ottPlatformAttributes"]["pageName"] for call in calls] == names
 
 
 async def test_a_lost_connection_is_ridden_out(
@@ -198,31 +153,6 @@ async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
             await client.register(page("1"))
 
 
-async def test_a_requests_queue_that_stays_away_fails_what_is_sent_there(
-    requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
-) -> None:
-    monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        queue = await requester.channel.get_queue(f"{prefix}.requests", ensure=False)
-        await queue.unbind(prefix, "request")
-        with pytest.raises(TopologyError, match=f"No queue takes requests at {prefix}"):
-            await client.register(page("1"))
-
-
-async def test_a_requests_queue_that_comes_back_takes_what_was_sent_meanwhile(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        queue = await requester.channel.get_queue(f"{prefix}.requests", ensure=False)
-        await queue.unbind(prefix, "request")
-        names = [f"Page {number}" for number in range(3)]
-        sent = [asyncio.create_task(client.register(page("1", name))) for name in names]
-        await until(lambda: len(client._requester._lanes) == 1)
-        await queue.bind(prefix, "request")
-        replies = await asyncio.gather(*sent)
-    assert {reply.status for reply in replies} == {"registered"}
-
-
 def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch: pytest.MonkeyPatch) -> None:
     library = logging.getLogger(aiormq.channel.__name__)
     monkeypatch.setattr(library, "level", logging.DEBUG)
@@ -241,39 +171,6 @@ def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch: pytest.
 async def test_without_a_worker_s_queues_the_client_says_so_at_once(broker_url: str, prefix: str) -> None:
     with pytest.raises(TopologyError, match=f"Nothing takes requests at {prefix}: start the worker once"):
         await RegistrationClient(broker_url, prefix=prefix).__aenter__()
-
-
-async def test_without_a_broker_the_client_says_so_at_once(prefix: str) -> None:
-    with pytest.raises(BrokerUnreachable, match=r"RabbitMQ at 127\.0\.0\.1:1 cannot be reached"):
-        await RegistrationClient("amqp://someone:hidden@127.0.0.1:1/", prefix=prefix).__aenter__()
-
-
-def test_a_wrong_url_is_explained_without_its_password() -> None:
-    with pytest.raises(SettingsError, match="OTT_AMQP_URL must be an amqp:// or amqps:// URL") as wrong:
-        RegistrationClient("http://someone:hidden@broker/")
-    assert "hidden" not in str(wrong.value)
-
-
-async def test_the_longest_prefix_leaves_room_for_every_name(
-    make_settings: Callable[..., Settings], broker_url: str, prefix: str
-) -> None:
-    settings = make_settings(prefix=prefix.ljust(122, "x"))
-    connection = await connect(settings, "test")
-    try:
-        await topology.ensure(connection, settings)
-        async with RegistrationClient(broker_url, prefix=settings.prefix) as client:
-            await client.publish(MESSENGER)
-    finally:
-        await topology.delete(connection, settings)
-        await connection.close()
-
-
-async def test_its_end_is_quiet(
-    requester: Requester, broker_url: str, prefix: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        await client.register(MESSENGER)
-    assert caplog.messages == []
 
 
 async def test_of_many_each_result_comes_as_it_is_known_and_few_are_under_way(
@@ -297,52 +194,6 @@ async def test_of_many_each_result_comes_as_it_is_known_and_few_are_under_way(
     assert {outcome.reply.resource_id for outcome in by_number.values()} == {
         document["ottPlatformAttributes"]["pageId"] for document in documents[:7] + documents[9:]
     }
-
-
-async def test_of_many_from_a_slow_source_the_first_results_come_at_once(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    more = asyncio.Event()
-
-    async def source() -> AsyncIterator[dict[str, Any]]:
-        yield page("1")
-        await more.wait()
-        yield page("2")
-
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        outcomes = client.register_many(source())
-        assert (await anext(outcomes)).number == 0
-        more.set()
-        assert [outcome.number async for outcome in outcomes] == [1]
-
-
-async def test_a_call_that_is_cancelled_is_given_up(
-    requester: Requester, rig: Rig, broker_url: str, prefix: str
-) -> None:
-    rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        calls = [asyncio.create_task(client.register(page("1", str(number)))) for number in range(3)]
-        await until(lambda: rig.sandbox.history.registration_calls, "the first call")
-        calls[1].cancel()
-        replies = await asyncio.gather(*calls, return_exceptions=True)
-        assert isinstance(replies[1], asyncio.CancelledError)
-        assert [reply.status for reply in replies if not isinstance(reply, BaseException)] == [
-            "registered"
-        ] * 2
-        assert client._answers == {}
-
-
-@pytest.mark.parametrize("opens", [aio_pika.connect, aio_pika.connect_robust])
-async def test_a_connection_of_the_application_is_used_and_stays_open(
-    requester: Requester, broker_url: str, prefix: str, opens: Callable[[str], Any]
-) -> None:
-    async with await opens(broker_url) as connection:
-        async with RegistrationClient(connection=connection, prefix=prefix) as client:
-            assert (await client.register(MESSENGER)).status == "registered"
-            queue = client._requester.queue
-        assert not connection.is_closed
-        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
-            await (await connection.channel()).get_queue(queue)
 
 
 async def test_a_robust_connection_of_the_application_is_used_again_after_its_loss(
@@ -372,14 +223,6 @@ async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(
     await publishing.close()
 
 
-async def test_its_queue_is_deleted_at_the_end(requester: Requester, broker_url: str, prefix: str) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        await client.register(MESSENGER)
-        name = client._requester.queue
-    with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
-        await requester.channel.declare_queue(name, passive=True)
-
-
 async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(
     requester: Requester, broker_url: str, prefix: str
 ) -> None:
@@ -394,15 +237,6 @@ async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(
             await call(MESSENGER)
     with pytest.raises(RuntimeError, match="entered once"):
         await client.__aenter__()
-
-
-async def test_a_client_in_another_event_loop_says_so_at_once(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        with pytest.raises(RuntimeError, match="another event loop"):
-            await asyncio.to_thread(asyncio.run, client.register(MESSENGER))
-        assert (await client.register(MESSENGER)).status == "registered"
 
 
 async def test_a_blocking_client_yields_the_results_of_many(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_replay_history import fail, held
+from tests.integration.test_replay_history import fail
 from tests.rig import Requester, Rig, messenger
 from worker.sandbox.faults import Status
 
@@ -33,7 +33,7 @@ async def test_an_older_truth_that_comes_later_is_superseded(rig: Rig) -> None:
     older = await ask(requester, "Monday", 1)
     assert (older["status"], older["supersededBy"]) == ("superseded", newer["requestId"])
     assert (older["asOf"], older["attempts"]) == (as_of(1)["x-ott-as-of"].replace("+00:00", "Z"), 0)
-    assert held(rig, "p") == "Wednesday"
+    assert rig.held("p") == "Wednesday"
     assert await requester.depth("dead") == 0
     assert (await ask(requester, "another page", 1, "q"))["status"] == "registered"
 
@@ -45,38 +45,21 @@ async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_super
     assert (await ask(requester, "future", 10**9))["status"] == "registered"  # counts as its arrival
     assert (await requester.ask(messenger("p", "last")))["status"] == "registered"
     assert (await ask(requester, "old", 0))["status"] == "superseded"
-    assert held(rig, "p") == "last"
+    assert rig.held("p") == "last"
     assert service.tools.replay_guard.has_index
-
-
-async def test_requests_without_a_time_do_not_make_the_journal_be_read(rig: Rig) -> None:
-    requester = await rig.start()
-    service = rig.services[0]
-    for headers in ({}, {"x-ott-as-of": "Monday"}):
-        assert (await requester.ask(messenger("p"), headers=headers))["status"] == "registered"
-    assert not service.tools.replay_guard.has_index
 
 
 async def test_of_equal_times_the_queues_order_decides(rig: Rig) -> None:
     requester = await rig.start()
     for name in ("first", "second"):
         assert (await ask(requester, name, 1))["status"] == "registered"
-    assert held(rig, "p") == "second"
+    assert rig.held("p") == "second"
 
 
 async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig: Rig) -> None:
     requester = await rig.start()
     await fail(rig, requester, "p", "newer", headers=as_of(2))
     assert (await ask(requester, "older", 1))["status"] == "registered"
-
-
-async def test_another_worker_knows_what_the_one_before_registered(rig: Rig) -> None:
-    requester = await rig.start()
-    await ask(requester, "newer", 2)
-    await rig.stop_first()
-    await rig.start()
-    assert (await ask(requester, "older", 1))["status"] == "superseded"
-    assert (await ask(requester, "newest", 3))["status"] == "registered"
 
 
 @pytest.mark.parametrize("loss", ["no journal", "the journal is gone"])
@@ -106,7 +89,7 @@ async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig: Rig) -> 
         for letter in letters
     ]
     assert [reply["status"] for reply in replies] == ["superseded", "registered"]
-    assert (held(rig, "p"), held(rig, "q")) == ("Friday", "Tuesday")
+    assert (rig.held("p"), rig.held("q")) == ("Friday", "Tuesday")
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
@@ -146,5 +129,5 @@ async def test_whatever_the_interleaving_the_latest_truth_is_registered_last(
             newest[page], names[page] = truth, name
         elif reply["status"] == "superseded":
             assert truth < newest[page]
-    assert {page: held(rig, page) for page in names} == names
+    assert {page: rig.held(page) for page in names} == names
     assert {reply["status"] for reply in replies} == {"registered", "superseded", "failed"}

@@ -3,67 +3,28 @@ read, and written back as it came."""
 
 import asyncio
 import random
-import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 
 import pytest
 
 from tests.integration import amqp10
+from tests.support.fields import SCALARS, Field, mixture, sized, table
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.amqp.ledger import Message
 from worker.amqp.lone_channel import LoneChannel
-from worker.amqp.properties import Properties, short_string
+from worker.amqp.properties import Properties
 from worker.events import EventListener
 from worker.settings import Settings
 
 SEED = 19
 MIXTURES = 100
-Field = tuple[bytes, object]  # its type and encoding, and its value
-
-
-def _sized(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
-
-
-def _table(entries: dict[str, bytes]) -> bytes:
-    return _sized(b"".join(short_string(name) + value for name, value in entries.items()))
-
-
-SCALARS: dict[str, Field] = {
-    "t": (b"t\1", True),
-    "b": (b"b\xfe", -2),
-    "B": (b"B\xfe", 254),
-    "s": (b"s\xff\xfe", -2),
-    "u": (b"u\xff\xfe", 65534),
-    "I": (b"I\xff\xff\xff\xfe", -2),
-    "i": (b"i\xff\xff\xff\xfe", 4294967294),
-    "l": (b"l" + b"\xff" * 7 + b"\xfe", -2),
-    "L": (b"L" + b"\0" * 7 + b"\2", 2),  # RabbitMQ 4.3 writes it as l
-    "f": (b"f" + struct.pack(">f", 1.5), 1.5),
-    "d": (b"d" + struct.pack(">d", 1.5), 1.5),
-    "D": (b"D\2" + struct.pack(">I", 150), 1.5),
-    "S": (b"S" + _sized(b"text"), "text"),
-    "x": (b"x" + _sized(b"\0\xff"), b"\0\xff"),
-    "T": (b"T" + struct.pack(">Q", 0), None),
-    "V": (b"V", None),
-}
 NESTED: dict[str, Field] = {
-    "A": (b"A" + _sized(b"".join(field for field, _ in SCALARS.values())), None),
-    "F": (b"F" + _table({name: field for name, (field, _) in SCALARS.items()}), None),
+    "A": (b"A" + sized(b"".join(field for field, _ in SCALARS.values())), None),
+    "F": (b"F" + table({name: field for name, (field, _) in SCALARS.items()}), None),
 }
 FIELDS = SCALARS | NESTED
-
-
-def _mixture(rng: random.Random, depth: int = 0) -> bytes:
-    kind = rng.choice([*SCALARS, "A", "F"] if depth < 4 else [*SCALARS])
-    inner = [_mixture(rng, depth + 1) for _ in range(rng.randrange(4))] if kind in "AF" else []
-    if kind == "A":
-        return b"A" + _sized(b"".join(inner))
-    if kind == "F":
-        return b"F" + _table({f"k{number}": field for number, field in enumerate(inner)})
-    return SCALARS[kind][0]
 
 
 class Mirror:
@@ -129,7 +90,7 @@ async def _is_passed_on(mirror: Mirror, delivered: Properties, names: Iterable[s
 async def test_each_type_is_read_and_written_back_as_it_came(mirror: Mirror, kind: str) -> None:
     field, value = FIELDS[kind]
     around = {"before": SCALARS["t"][0], "it": field, "after": SCALARS["S"][0]}
-    delivered = await mirror.through(Properties({"headers": _table(around)}))
+    delivered = await mirror.through(Properties({"headers": table(around)}))
     assert (delivered.header("before"), delivered.header("after")) == (True, "text")
     if value is not None:
         read = delivered.header("it")
@@ -140,8 +101,8 @@ async def test_each_type_is_read_and_written_back_as_it_came(mirror: Mirror, kin
 async def test_random_mixtures_are_passed_on(mirror: Mirror) -> None:
     rng = random.Random(SEED)
     for _ in range(MIXTURES):
-        entries = {f"h{number}": _mixture(rng) for number in range(rng.randrange(1, 8))}
-        delivered = await mirror.through(Properties({"headers": _table(entries)}))
+        entries = {f"h{number}": mixture(rng) for number in range(rng.randrange(1, 8))}
+        delivered = await mirror.through(Properties({"headers": table(entries)}))
         await _is_passed_on(mirror, delivered, entries)
 
 

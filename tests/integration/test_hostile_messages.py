@@ -1,35 +1,20 @@
 """Every kind of bad input gets an error envelope and a dead letter; nothing crashes, blocks or leaks."""
 
-import json
 import socket
 import struct
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Self
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.rig import MESSENGER, Rig, messenger
+from tests.rig import Rig, messenger
 
 BODIES = {
     "empty": b"",
-    "not JSON": b"{",
-    "not an object": b"[]",
-    "a string": b'"x"',
     "invalid UTF-8": b'{"a":"\xff"}',
-    "UTF-16": json.dumps(MESSENGER).encode("utf-16"),
-    "a byte order mark": b"\xef\xbb\xbf" + messenger(),
-    "duplicate keys": b'{"ottPlatformName":"line","ottPlatformName":"messenger"}',
-    "NaN": b'{"a":NaN}',
-    "Infinity": b'{"a":-Infinity}',
-    "too large a number": b'{"a":1e999}',
-    "5,000 digits": b'{"a":' + b"1" * 5000 + b"}",
     "10,000 levels": b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
-    "a lone surrogate": b'{"a":"\\ud800"}',
-    "a lone surrogate as a key": b'{"\\udfff":1}',
-    "trailing text": messenger() + b"x",
-}
+}  # more of them: tests/unit/test_hostile_bodies.py
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -44,25 +29,6 @@ async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(rig: Rig
 
 
 @pytest.mark.parametrize(
-    "properties",
-    [
-        {"content_type": "text/plain"},
-        {"content_type": "application/x-www-form-urlencoded"},
-        {"content_encoding": "gzip"},
-    ],
-)
-async def test_another_content_type_or_encoding_is_refused(rig: Rig, properties: dict) -> None:
-    requester = await rig.start()
-    reply = await requester.ask(messenger(), **properties)
-    assert (reply["status"], reply["errorcode"]) == ("rejected", 10004)
-
-
-async def test_nul_and_line_breaks_in_values_pass(rig: Rig) -> None:
-    requester = await rig.start()
-    assert (await requester.ask(messenger(name="a\0b\r\nc\u2028")))["status"] == "registered"
-
-
-@pytest.mark.parametrize(
     "value", [True, 1.5, None, [1], {"a": 1}, bytearray(b"\xff"), "x" * 100, datetime.now(UTC)]
 )
 async def test_an_account_header_that_is_no_account_is_refused(rig: Rig, value: object) -> None:
@@ -70,24 +36,6 @@ async def test_an_account_header_that_is_no_account_is_refused(rig: Rig, value: 
     reply = await requester.ask(messenger(), headers={"x-ott-account-id": value})
     assert (reply["status"], reply["attempts"]) == ("rejected", 0)
     assert (await requester.take("dead")).headers["x-ott-reason"] == "invalid"
-
-
-async def test_headers_of_every_type_are_kept_in_the_dead_letter(rig: Rig) -> None:
-    requester = await rig.start()
-    headers = {
-        "text": "x" * 5000,
-        "int": -(2**40),
-        "bool": True,
-        "none": None,
-        "float": 1.5,
-        "decimal": Decimal("1.25"),
-        "time": datetime(2026, 11, 23, tzinfo=UTC),
-        "list": [1, "two", [3]],
-        "table": {"deep": {"deeper": 1}},
-    }
-    await requester.ask(b"", headers=headers)
-    kept = (await requester.take("dead")).headers
-    assert {name: kept[name] for name in headers} == headers
 
 
 def shortstr(value: bytes) -> bytes:
@@ -98,26 +46,20 @@ def table(body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-DEEP = b"".join(b"A" + struct.pack(">I", 5 * (20_000 - i - 1)) for i in range(20_000))
+DEEP = b"".join(b"A" + struct.pack(">I", 5 * (5_000 - i - 1)) for i in range(5_000))
 HOSTILE = {
     "a correlation id that is not UTF-8": (1 << 10, shortstr(b"\xff\xfe")),
     "a message id that is not UTF-8": (1 << 7, shortstr(b"\x80id")),
     "a reply_to that is not UTF-8": (1 << 9, shortstr(b"\xc3(")),
-    "a reply_to of 255 bytes": (1 << 9, shortstr(b"q" * 255)),
-    "a type that is not UTF-8": (1 << 5, shortstr(b"\xff")),
     "a timestamp beyond all years": (1 << 6, b"\xff" * 8),
     "a header name that is not UTF-8": (1 << 13, table(shortstr(b"\xff") + b"t\x01")),
     "a header time beyond all years": (1 << 13, table(shortstr(b"t") + b"T" + b"\xff" * 8)),
     "a decimal of scale 255": (1 << 13, table(shortstr(b"d") + b"D\xff\x7f\xff\xff\xff")),
-    "headers 20,000 levels deep": (1 << 13, table(shortstr(b"a") + DEEP)),
+    "headers 5,000 levels deep": (1 << 13, table(shortstr(b"a") + DEEP)),
     # Each of these has stopped somebody's consumer:
-    "no property at all": (0, b""),
     "a timestamp in milliseconds": (1 << 6, struct.pack(">Q", 1_694_787_600_000)),
     "a header that is not UTF-8": (1 << 13, table(shortstr(b"foo") + b"S" + table(b"\x8d"))),
     "a header time before 1970": (1 << 13, table(shortstr(b"t") + b"T" + struct.pack(">q", -14_256_000))),
-    "a short integer": (1 << 13, table(shortstr(b"key") + b"s" + struct.pack(">h", 128))),
-    "a signed byte": (1 << 13, table(shortstr(b"x-mqtt-publish-qos") + b"b\x01")),
-    "a list": (1 << 13, table(shortstr(b"ids") + b"A" + table((b"S" + table(b"1000")) * 7))),
     "an x-death that is text": (
         1 << 13,
         table(shortstr(b"x-death") + b"S" + table(b"[{queue=some}]")),

@@ -1,7 +1,6 @@
 """How calls end, against real sockets that answer byte for byte as each test says."""
 
 import asyncio
-import gzip
 import os
 import resource
 import socket
@@ -15,7 +14,7 @@ from tests.support.upstream import answering, request, upstream
 from worker.errors import SettingsError
 from worker.marketing_cloud import http as http_module
 from worker.marketing_cloud.http import Http, NoAnswer
-from worker.marketing_cloud.response import BODY_LIMIT, Response
+from worker.marketing_cloud.response import Response
 from worker.settings import load_settings
 
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer t"}
@@ -67,66 +66,6 @@ async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() ->
     assert body == b'{"a":1}'
 
 
-async def test_one_connection_serves_one_call_after_the_other() -> None:
-    connections = 0
-
-    async def handle(reader, writer):
-        nonlocal connections
-        connections += 1
-        while True:
-            await request(reader)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-    async with upstream(handle) as url, http() as client:
-        for _ in range(5):
-            response = await post(client, url, b"x", HEADERS)
-            assert (response.status, response.body) == (200, b"{}")
-    assert connections == 1
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 7\r\n\r\nan body",
-        b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nan \r\n4\r\nbody\r\n0\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 Bad\r\nContent-Length: 7\r\n\r\nan body",
-        b"HTTP/1.1 400 Bad Request\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
-        % (len(gzip.compress(b"an body", mtime=0)), gzip.compress(b"an body", mtime=0)),
-    ],
-)
-async def test_an_answer_is_read_however_its_body_is_framed(answer: bytes) -> None:
-    async with upstream(answering(answer)) as url, http() as client:
-        response = await post(client, url, b"x", HEADERS)
-        assert (response.status, response.body) == (400, b"an body")
-
-
-async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
-    async def handle(reader, writer):
-        await request(reader)
-        writer.write(b"HTTP/1.1 500 Oh\r\nRetry-After: 7\r\n\r\nsorry")
-
-    async with upstream(handle) as url, http() as client:
-        response = await post(client, url, b"x", HEADERS)
-        assert (response.status, response.headers["retry-after"], response.body) == (500, "7", b"sorry")
-
-
-async def test_a_long_answer_is_cut_and_its_connection_not_used_again() -> None:
-    connections = 0
-
-    async def handle(reader, writer):
-        nonlocal connections
-        connections += 1
-        await request(reader)
-        writer.write(b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % (2 * BODY_LIMIT))
-        writer.write(b"x" * 2 * BODY_LIMIT)
-        await reader.read()
-
-    async with upstream(handle) as url, http() as client:
-        for expected in (1, 2):
-            status, _, body = await post(client, url, b"x", HEADERS)
-            assert (status, len(body), connections) == (400, BODY_LIMIT, expected)
-
-
 @both_ways
 async def test_a_redirect_is_not_followed(ask) -> None:
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
@@ -139,20 +78,6 @@ async def test_silence_ends_at_the_time_out(ask) -> None:
     async with upstream(answering(b"")) as url, http(timeout=0.2) as client:
         with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
             await ask(client, url, b"x", HEADERS)
-
-
-async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call() -> None:
-    async def handle(reader, writer):
-        await request(reader)
-        writer.write(b"HTTP/1.1 400 Bad\r\nX-Long: ")
-        while True:
-            writer.write(b"x")
-            await asyncio.sleep(0.02)
-
-    async with upstream(handle) as url, http(timeout=0.3) as client:
-        async with asyncio.timeout(3):
-            with pytest.raises(NoAnswer, match=r"no answer within 0\.3 s"):
-                await post(client, url, b"x", HEADERS)
 
 
 @pytest.mark.parametrize(
@@ -262,25 +187,6 @@ async def test_bytes_that_the_event_loop_has_not_read_yet_are_found_before_the_n
         assert (await post(client, url, b"x", HEADERS)).status == 400
 
 
-async def test_half_an_answer_that_nobody_asked_for_ends_its_connection_too() -> None:
-    connections = 0
-
-    async def handle(reader, writer):
-        nonlocal connections
-        connections += 1
-        await request(reader)
-        writer.write(CREATED)
-        await asyncio.sleep(0.05)
-        writer.write(CREATED[:10] if connections == 1 else b"")
-        await reader.read()
-
-    async with upstream(handle) as url, http() as client:
-        for expected in (1, 2):
-            assert (await post(client, url, b"x", HEADERS)).status == 201
-            assert connections == expected
-            await asyncio.sleep(0.1)
-
-
 async def test_an_answer_that_is_there_before_its_question_is_none() -> None:
     async def handle(reader, writer):
         writer.write(CREATED)
@@ -303,81 +209,54 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+class Forgetful:
+    """Its connections are made by so many calls at once, and of no use once it has forgotten them."""
+
+    def __init__(self, calls: int, ends) -> None:
+        self.connections = 0
+        self.forgotten = False
+        self._ends = ends
+        self._together = asyncio.Barrier(calls)
+
+    async def handle(self, reader, writer):
+        self.connections += 1
+        is_old = not self.forgotten
+        while True:
+            await request(reader)
+            if is_old and self.forgotten:
+                self._ends(writer)
+                await reader.read()
+                return
+            if is_old:
+                await self._together.wait()
+            writer.write(CREATED)
+
+
 @pytest.mark.parametrize("ends", [reset, lambda writer: writer.close()], ids=["reset", "closed"])
 async def test_a_hundred_kept_connections_that_the_far_end_has_forgotten_cost_no_call(ends) -> None:
     """Each fails only when it is used; the calls are made again on fresh ones, under a fresh lease."""
-    forgotten = False
-    connections, leases = 0, 0
-    together = asyncio.Barrier(100)
-
-    async def handle(reader, writer):
-        nonlocal connections
-        connections += 1
-        is_old = not forgotten
-        while True:
-            await request(reader)
-            if is_old and forgotten:
-                ends(writer)
-                return
-            if is_old:
-                await together.wait()
-            writer.write(CREATED)
+    far, leases = Forgetful(100, ends), 0
 
     async def ensure_lease() -> None:
         nonlocal leases
         leases += 1
 
-    async with upstream(handle) as url, http() as client:
+    async with upstream(far.handle) as url, http() as client:
         endpoint = client.endpoint(url, HEADERS)
         await asyncio.gather(*(client.send(endpoint, b"x") for _ in range(100)))
-        assert connections == 100
-        forgotten = True
+        assert far.connections == 100
+        far.forgotten = True
         first = await client.send(endpoint, b"x", ensure_lease)
-        assert (first.status, connections, leases) == (201, 101, 2)
+        assert (first.status, far.connections, leases) == (201, 101, 2)
         answers = await asyncio.gather(*(client.send(endpoint, b"x", ensure_lease) for _ in range(100)))
         assert {answer.status for answer in answers} == {201}
 
 
-async def test_many_calls_at_once_on_forgotten_connections_all_get_their_answers() -> None:
-    forgotten = False
-    together = asyncio.Barrier(50)
-
-    async def handle(reader, writer):
-        is_old = not forgotten
-        while True:
-            await request(reader)
-            if is_old and forgotten:
-                reset(writer)
-                return
-            if is_old:
-                await together.wait()
-            writer.write(CREATED)
-
-    async with upstream(handle) as url, http() as client:
-        for _ in range(2):
-            answers = await asyncio.gather(*(post(client, url, b"x", HEADERS) for _ in range(50)))
-            assert {answer.status for answer in answers} == {201}
-            forgotten = True
-
-
 async def test_kept_connections_that_swallow_everything_cost_one_time_out_and_not_one_each() -> None:
-    swallowing = False
-    together = asyncio.Barrier(10)
-
-    async def handle(reader, writer):
-        is_old = not swallowing
-        while True:
-            await request(reader)
-            if is_old and swallowing:
-                await reader.read()
-                return
-            if is_old:
-                await together.wait()
-            writer.write(CREATED)
-
-    async with upstream(handle) as url, http(timeout=1) as client:
+    far = Forgetful(10, lambda _: None)
+    async with upstream(far.handle) as url, http(timeout=1) as client:
         await asyncio.gather(*(post(client, url, b"x", HEADERS) for _ in range(10)))
-        swallowing = True
+        far.forgotten = True
         with pytest.raises(NoAnswer, match="no answer within 1 s"):
             await post(client, url, b"x", HEADERS)
         for _ in range(10):
@@ -460,15 +339,6 @@ async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_va
     assert value not in str(error.value)
 
 
-async def test_a_proxy_is_not_looked_at_where_the_environment_says_not_to_use_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "nonsense:port")
-    monkeypatch.setenv("NO_PROXY", ".marketingcloudapis.com")
-    client = Http(load_settings(mc_subdomain="tenant"))
-    await client.close()
-
-
 @both_ways
 @pytest.mark.parametrize(
     ("status", "told"), [(407, "answered 407: give it a user and password"), (502, "answered 502")]
@@ -484,29 +354,6 @@ async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(
     async with upstream(handle) as url, http() as client:
         monkeypatch.setenv("https_proxy", url)
         with pytest.raises(NoAnswer, match=f"^the proxy of https_proxy {told}"):
-            await ask(client, "https://elsewhere.test/path", b"x", HEADERS)
-
-
-@both_ways
-async def test_a_proxy_that_wants_a_password_is_told_as_the_proxys_for_plain_http_too(
-    ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
-    async with upstream(answering(wanted)) as url, http() as client:
-        monkeypatch.setenv("http_proxy", url)
-        monkeypatch.setenv("no_proxy", "")
-        with pytest.raises(NoAnswer, match=r"^the proxy of http_proxy answered 407"):
-            await ask(client, "http://elsewhere.test/path", b"x", HEADERS)
-
-
-@both_ways
-async def test_a_proxy_that_cannot_be_reached_is_told_as_the_proxys(
-    ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with upstream(answering(b"")) as url:
-        monkeypatch.setenv("https_proxy", url)
-    async with http() as client:
-        with pytest.raises(NoAnswer, match=r"^the proxy of https_proxy cannot be reached"):
             await ask(client, "https://elsewhere.test/path", b"x", HEADERS)
 
 
@@ -537,3 +384,26 @@ async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_worke
         assert (await call).status == 201
         assert told[0] == "Too many open files"
         await client.close()
+
+
+async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call() -> None:
+    async def handle(reader, writer):
+        await request(reader)
+        writer.write(b"HTTP/1.1 400 Bad\r\nX-Long: ")
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+
+    async with upstream(handle) as url, http(timeout=0.3) as client:
+        async with asyncio.timeout(3):
+            with pytest.raises(NoAnswer, match=r"no answer within 0\.3 s"):
+                await post(client, url, b"x", HEADERS)
+
+
+async def test_a_proxy_is_not_looked_at_where_the_environment_says_not_to_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense:port")
+    monkeypatch.setenv("NO_PROXY", ".marketingcloudapis.com")
+    client = Http(load_settings(mc_subdomain="tenant"))
+    await client.close()

@@ -52,14 +52,6 @@ def at(port: int) -> str:
     return f"amqp://guest:guest@127.0.0.1:{port}/"
 
 
-async def test_a_node_that_is_down_is_passed_over(
-    make_settings: Make, clean_broker: str, closed_port: int
-) -> None:
-    connection = await connect(make_settings(amqp_url=f"{at(closed_port)}, {clean_broker}"), "test")
-    assert connection.is_open
-    await connection.close()
-
-
 async def test_a_frozen_node_costs_one_attempt_and_no_more(
     make_settings: Make, clean_broker: str, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,16 +78,6 @@ async def test_after_a_loss_another_node_is_tried_first(
     await connection.close()
     await (await connect(settings, "test")).close()
     assert (first.accepted, second.accepted) == (1, 1)
-
-
-async def test_a_connection_that_we_close_says_nothing_against_its_node(
-    make_settings: Make, proxies: tuple[Proxy, Proxy]
-) -> None:
-    first, second = proxies
-    settings = make_settings(amqp_url=f"{at(first.port)},{at(second.port)}")
-    for _ in range(3):
-        await (await connect(settings, "test")).close()
-    assert (first.accepted, second.accepted) == (3, 0)
 
 
 async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(

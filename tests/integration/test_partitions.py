@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import pairwise
 
 import aio_pika
@@ -26,7 +26,7 @@ from worker.partitions import pruning
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
 from worker.partitions.worker import weight
-from worker.sandbox.faults import Hang, Latency, Status
+from worker.sandbox.faults import Hang, Latency
 from worker.service import Service
 from worker.settings import Settings
 
@@ -43,11 +43,6 @@ async def publish(requester: Requester, versions: range, pages: list[str] = PAGE
         for version in versions
         for page in pages
     ]
-
-
-async def all_registered(requester: Requester, ids: list[str]) -> None:
-    replies = [await requester.reply(each) for each in ids]
-    assert Counter(reply["status"] for reply in replies) == {"registered": len(ids)}
 
 
 def told(rig: Rig) -> dict[str, list[int]]:
@@ -74,7 +69,7 @@ async def test_each_resource_is_registered_in_order_by_three_workers(rig: Rig) -
     services = await several(rig, settings, 3)
     requester = await rig.requester_for(settings)
     rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
-    await all_registered(requester, await publish(requester, range(8)))
+    await requester.all_registered(await publish(requester, range(8)))
     assert told(rig) == {page: list(range(8)) for page in PAGES}
     taken = [number for service in services for number in service.partitions.taken]
     assert sorted(taken) == list(range(1, PARTITIONS + 1))
@@ -107,52 +102,21 @@ async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig: Rig) 
         await until(lambda: spread(rig), f"the spread after a {what}")
         took[what] = time.monotonic() - began
         if what == "start":
-            await all_registered(requester, await publishing)  # the others come with nothing to do
+            await requester.all_registered(await publishing)  # the others come with nothing to do
     assert max(took.values()) < 15, took
-    await all_registered(requester, await publish(requester, range(10, 12)))
+    await requester.all_registered(await publish(requester, range(10, 12)))
     assert told(rig) == {page: list(range(12)) for page in PAGES}
 
 
 async def test_a_worker_without_partitions_works_through_those_that_are_there(rig: Rig) -> None:
     requester = await rig.start(partitions=PARTITIONS)
     plain = await rig.start_worker(rig.settings(partitions=1))
-    await all_registered(requester, await publish(requester, range(3)))
+    await requester.all_registered(await publish(requester, range(3)))
     await rig.stop_worker(rig.services[0])
-    await all_registered(requester, await publish(requester, range(3, 6)))
+    await requester.all_registered(await publish(requester, range(3, 6)))
     assert told(rig) == {page: list(range(6)) for page in PAGES}
     log = Topology(plain.settings.prefix).partition_log
     assert plain.publisher._streams[log]._ledger.tag  # on its own channel; the reason stands at Publisher
-
-
-async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig: Rig) -> None:
-    plain = await rig.start_worker(rig.settings(partitions=1))
-    requester = await rig.requester_for(plain.settings)
-    divided = await rig.start_worker(rig.settings(partitions=PARTITIONS))
-    await rig.stop_worker(plain)
-    plain = await rig.start_worker(rig.settings(partitions=1))
-    await all_registered(requester, await publish(requester, range(2)))
-    await rig.stop_worker(divided)
-    await all_registered(requester, await publish(requester, range(2, 4)))
-    assert plain.partitions.in_use
-    assert told(rig) == {page: list(range(4)) for page in PAGES}
-
-
-async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
-    settings = rig.settings(partitions=PARTITIONS, coalesce_after=0)
-    services = await several(rig, settings, 2)
-    requester = await rig.requester_for(settings)
-    rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
-    publishing = asyncio.create_task(publish(requester, range(20)))
-    services.append(await rig.start_worker(settings))
-    await until(lambda: len(requester.order) > 100, "replies")
-    await rig.stop_worker(services.pop(0))
-    services.append(await rig.start_worker(settings))
-    await until(lambda: len(requester.order) > 200, "replies")
-    await rig.stop_worker(services.pop(0))
-    await all_registered(requester, await publishing)
-    versions = told(rig)
-    assert all(repeats_no_more_than_it_must(versions[page]) for page in PAGES)
-    assert {versions[page][-1] for page in PAGES} == {19}
 
 
 async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is_pruned(rig: Rig) -> None:
@@ -165,8 +129,8 @@ async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is
         after = await rig.start_worker(rig.settings(partitions=number, coalesce_after=0))
         await rig.stop_worker(before)
         before = after
-    await all_registered(requester, await publishing)
-    await all_registered(requester, await publish(requester, range(24, 25)))
+    await requester.all_registered(await publishing)
+    await requester.all_registered(await publish(requester, range(24, 25)))
     versions = told(rig)
     assert all(repeats_no_more_than_it_must(versions[page]) for page in PAGES)
     assert {versions[page][-1] for page in PAGES} == {24}
@@ -180,50 +144,32 @@ async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is
 
     await until(all_is_pruned, "pruning")
     assert sorted(deleted) == [3, 4]
-    await all_registered(requester, await publish(requester, range(25, 26)))
-
-
-async def test_a_partition_that_is_used_is_not_pruned(rig: Rig) -> None:
-    requester = await rig.start(partitions=PARTITIONS)
-    await all_registered(requester, await publish(requester, range(1)))
-    pruned = [each async for each in prune(rig.settings(partitions=2))]
-    assert [each.partition for each in pruned] == [4, 3]
-    assert all("uses it" in each.kept_because for each in pruned)
+    await requester.all_registered(await publish(requester, range(25, 26)))
 
 
 async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig: Rig) -> None:
     events = Events()
     requester = await rig.start(events, partitions=PARTITIONS)
-    await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
+    await requester.all_registered(await publish(requester, range(2), PAGES[:1]))
     home = partition_of(Resource(None, "messenger", PAGES[0]), PARTITIONS)
     late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, f"{requester.prefix}.requests.{home}")
     await until(lambda: events.of("late_request_ignored"), "the late request")
-    await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
+    await requester.all_registered(await publish(requester, range(2, 3), PAGES[:1]))
     assert told(rig) == {PAGES[0]: [0, 1, 2]}
     assert events.of("late_request_ignored") == [home]
 
 
 async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig: Rig) -> None:
     requester = await rig.start(partitions=PARTITIONS)
-    await all_registered(requester, await publish(requester, range(2), PAGES[:1]))
+    await requester.all_registered(await publish(requester, range(2), PAGES[:1]))
     await rig.stop_worker(rig.services[0])
     home = f"{requester.prefix}.requests.{partition_of(Resource(None, 'messenger', PAGES[0]), PARTITIONS)}"
     late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, home)
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
-    await all_registered(requester, await publish(requester, range(2, 3), PAGES[:1]))
+    await requester.all_registered(await publish(requester, range(2, 3), PAGES[:1]))
     assert told(rig) == {PAGES[0]: [0, 1, 2]}
-
-
-async def test_an_old_barrier_changes_nothing(rig: Rig) -> None:
-    requester = await rig.start(partitions=PARTITIONS)
-    await all_registered(requester, await publish(requester, range(2)))
-    old = aio_pika.Message(b"", type=BARRIER_TYPE, headers={EPOCH_HEADER: 0})
-    for number in range(1, PARTITIONS + 1):
-        await requester.channel.default_exchange.publish(old, f"{requester.prefix}.requests.{number}")
-    await all_registered(requester, await publish(requester, range(2, 4)))
-    assert told(rig) == {page: list(range(4)) for page in PAGES}
 
 
 @pytest.mark.parametrize("partitions", [1, PARTITIONS])
@@ -263,7 +209,7 @@ async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig: 
     for marks in ({EPOCH_HEADER: 2**40}, dict.fromkeys(ROUTED_HEADERS, 2**62)):
         reply = await requester.ask(messenger(PAGES[0]), headers=copies | marks)
         assert reply["status"] == "registered"
-    await all_registered(requester, await publish(requester, range(2)))
+    await requester.all_registered(await publish(requester, range(2)))
 
 
 async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
@@ -284,10 +230,10 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     await until(
         lambda: len(events.of("record_skipped")) == len(documents) + 4, "the skipped records"
     )  # b"" is a mark
-    await all_registered(requester, await publish(requester, range(1)))
+    await requester.all_registered(await publish(requester, range(1)))
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
     await rig.stop_worker(rig.services[0])
-    await all_registered(requester, await publish(requester, range(1, 2)))
+    await requester.all_registered(await publish(requester, range(1, 2)))
 
 
 async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
@@ -306,7 +252,7 @@ async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
     assert all(depth <= 5 for depth in partitions)
     assert requests >= 60 - 5 - 2 * 2 * 5
     rig.sandbox.heal()
-    await all_registered(requester, ids)
+    await requester.all_registered(ids)
 
 
 async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: Rig) -> None:
@@ -321,7 +267,7 @@ async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: R
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
     events = Events()
     await rig.start(events, partitions=2, prefetch=8, declare=False, coalesce_after=0)
-    await all_registered(requester, await publish(requester, range(40), PAGES[:4]))
+    await requester.all_registered(await publish(requester, range(40), PAGES[:4]))
     assert events.of("publish_turned_down")
     for versions in told(rig).values():
         assert versions[-1] == 39
@@ -329,38 +275,11 @@ async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: R
         assert all(before in versions[place:] for place, (before, after) in steps if after < before)
 
 
-async def test_a_priority_and_an_expiration_end_at_the_router(rig: Rig) -> None:
-    requester = await rig.start(partitions=2)
-    ids = []
-    for version in range(12):
-        body = messenger(PAGES[0], f"version {version}")
-        ids.append(await requester.publish(body, priority=version % 2 * 9, expiration=60))
-    await all_registered(requester, ids)
-    await until(lambda: len(told(rig)[PAGES[0]]) == 12, "all calls")
-    assert rig.sandbox.registrations
-    assert told(rig)[PAGES[0]][-1] in (10, 11)
-
-
-async def test_a_dead_letter_bears_no_header_of_the_routers(rig: Rig) -> None:
-    rig.sandbox.faults.add(Status(path="registration", status=404))
-    requester = await rig.start(partitions=PARTITIONS)
-    assert (await requester.ask(messenger()))["status"] == "failed"
-    letter = await requester.take("dead")
-    assert not ROUTED_HEADERS & set(letter.headers)
-
-
-async def test_a_partition_is_no_reply_address(rig: Rig) -> None:
-    requester = await rig.start(partitions=PARTITIONS)
-    await requester.publish(messenger(), reply_to=f"{requester.prefix}.requests.3")
-    reply = await requester.take("replies")
-    assert reply.headers["x-ott-reply-refused"] == "not-allowed"
-
-
 async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requester = await rig.start(partitions=2)
-    await all_registered(requester, await publish(requester, range(1)))
+    await requester.all_registered(await publish(requester, range(1)))
     names = Topology(requester.prefix)
     arguments = names.arguments(names.partition(3), rig.settings())
     await requester.channel.declare_queue(names.partition(3), durable=True, arguments=arguments)
@@ -371,33 +290,14 @@ async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(
         for number in more:
             await rig.stop_worker(rig.services[0])
             await rig.start_worker(rig.settings(partitions=number))
-            await all_registered(requester, await publish(requester, range(1, 2)))
+            await requester.all_registered(await publish(requester, range(1, 2)))
         return seen
 
     monkeypatch.setattr(pruning, "look", look_and_begin)
     (kept,) = [each async for each in prune(rig.settings(partitions=2)) if each.partition == 3]
     assert "a worker has just begun" in kept.kept_because
-    await all_registered(requester, await publish(requester, range(2, 4)))
+    await requester.all_registered(await publish(requester, range(2, 4)))
     assert told(rig) == {page: list(range(4)) for page in PAGES}
-
-
-async def test_what_comes_while_a_partition_is_deleted_is_told(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requester = await rig.start(partitions=2)
-    await rig.stop_worker(rig.services[0])
-    real_look = pruning.look
-
-    async def look_and_publish(connection: Connection, queue: str) -> QueueState:
-        seen = await real_look(connection, queue)
-        for _ in range(3):
-            await requester.channel.default_exchange.publish(aio_pika.Message(messenger()), queue)
-        return seen
-
-    monkeypatch.setattr(pruning, "look", look_and_publish)
-    pruned = [each async for each in prune(rig.settings(partitions=1))]
-    assert [each.partition for each in pruned] == [2, 1]
-    assert all("3 messages may be lost" in each.lost for each in pruned)
 
 
 async def test_without_the_routers_claim_no_partition_is_pruned(rig: Rig) -> None:
@@ -412,11 +312,11 @@ async def test_without_the_routers_claim_no_partition_is_pruned(rig: Rig) -> Non
 
 async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes(rig: Rig) -> None:
     """A worker with one partition beside one that drains four; then it takes them all."""
-    limit, pages = 20, [str(10**9 + number) for number in range(160)]
+    limit, pages = 20, [str(10**9 + number) for number in range(80)]
     settings = rig.settings(partitions=PARTITIONS, rate_limit=limit)
     requester = await rig.requester_for(settings)
     four = await rig.start_worker(settings, tells_status=True)
-    await all_registered(requester, await publish(requester, range(1), pages[:PARTITIONS]))
+    await requester.all_registered(await publish(requester, range(1), pages[:PARTITIONS]))
     while True:
         one = await rig.start_worker(rig.settings(partitions=1, rate_limit=limit), tells_status=True)
         if 0 < sum(weight(one.name, n) > weight(four.name, n) for n in range(1, PARTITIONS + 1)) < PARTITIONS:
@@ -427,43 +327,29 @@ async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes
     ids = await asyncio.gather(*(requester.publish(messenger(page)) for page in pages))
     await until(lambda: len(requester.order) > before + len(pages) / 2, "half of the replies")
     await rig.stop_worker(four)
-    await all_registered(requester, ids)
+    await requester.all_registered(ids)
     calls = sorted(call.arrived_at for call in rig.sandbox.history.registration_calls[before:])
     seconds = [later - earlier for earlier, later in zip(calls, calls[limit:], strict=False)]
     assert min(seconds) > 0.7, "more than the limit in a second"
     assert calls[-1] - calls[0] > 0.9 * len(pages) / limit
 
 
-async def test_why_no_consumer_has_a_priority(clean_broker: str, prefix: str) -> None:
-    """A consumer of low priority holds a message, one of a higher priority joins, and both go. From 4.3 on,
-    RabbitMQ then takes the first one for the active consumer for good, though its channel is closed."""
-    queue_name = f"{prefix}.requests"
-    arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-    received: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig: Rig) -> None:
+    plain = await rig.start_worker(rig.settings(partitions=1))
+    requester = await rig.requester_for(plain.settings)
+    divided = await rig.start_worker(rig.settings(partitions=PARTITIONS))
+    await rig.stop_worker(plain)
+    plain = await rig.start_worker(rig.settings(partitions=1))
+    await requester.all_registered(await publish(requester, range(2)))
+    await rig.stop_worker(divided)
+    await requester.all_registered(await publish(requester, range(2, 4)))
+    assert plain.partitions.in_use
+    assert told(rig) == {page: list(range(4)) for page in PAGES}
 
-    async def consume(priority: int | None) -> aio_pika.abc.AbstractChannel:
-        channel = await connection.channel()
-        await channel.set_qos(1)
-        queue = await channel.get_queue(queue_name, ensure=False)
-        await queue.consume(received.put, arguments=None if priority is None else {"x-priority": priority})
-        return channel
 
-    async with await aio_pika.connect(clean_broker) as connection:
-        version = tuple(map(int, connection.transport.connection.server_properties["version"].split(".")[:2]))
-        channel = await connection.channel()
-        await channel.declare_queue(queue_name, durable=True, arguments=arguments)
-        await channel.default_exchange.publish(aio_pika.Message(b"x"), queue_name)
-        low = await consume(1)
-        await asyncio.wait_for(received.get(), 10)
-        high = await consume(2)
-        await low.close()
-        await high.close()
-        while not received.empty():
-            received.get_nowait()
-        await consume(None)
-        try:
-            await asyncio.wait_for(received.get(), 3)
-            goes_on = True
-        except TimeoutError:
-            goes_on = False
-    assert goes_on == (version < (4, 3))
+async def test_a_partition_that_is_used_is_not_pruned(rig: Rig) -> None:
+    requester = await rig.start(partitions=PARTITIONS)
+    await requester.all_registered(await publish(requester, range(1)))
+    pruned = [each async for each in prune(rig.settings(partitions=2))]
+    assert [each.partition for each in pruned] == [4, 3]
+    assert all("uses it" in each.kept_because for each in pruned)

@@ -20,11 +20,6 @@ async def start(rig: Rig, **overrides: Any) -> tuple[Service, Requester]:
     return service, await rig.requester_for(rig.settings())
 
 
-def forwarded(rig: Rig) -> list[str]:
-    calls = rig.sandbox.history.registration_calls
-    return [call.body["ottPlatformAttributes"]["pageName"] for call in calls]
-
-
 async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resumed(rig: Rig) -> None:
     events = Events()
     service = await rig.start_worker(rig.settings(), events)
@@ -33,11 +28,10 @@ async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resume
     await until(lambda: service.intake.subscription is None, "the end of the subscription")
     sent = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     await until(lambda: _waiting(requester, 5), "the requests in the queue")
-    assert forwarded(rig) == []
+    assert rig.names_called == []
     await order(rig, "resume")
-    for correlation_id in sent:
-        assert (await requester.reply(correlation_id))["status"] == "registered"
-    assert forwarded(rig) == [f"v{i}" for i in range(5)]
+    await requester.all_registered(sent)
+    assert rig.names_called == [f"v{i}" for i in range(5)]
     assert events.of("paused") == [("ann@host", "rotating secrets")]
     assert events.of("resumed") == [()]
 
@@ -50,11 +44,11 @@ async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig: R
     await order(rig, "pause")
     await until(lambda: _waiting(requester, 5), "the requests in the queue")
     rig.sandbox.heal()
-    calls = len(forwarded(rig))
+    calls = len(rig.names_called)
     await order(rig, "resume")
     replies = [await requester.reply(correlation_id) for correlation_id in sent]
     assert [reply["attempts"] for reply in replies] == [1] * 5
-    assert forwarded(rig)[calls:] == [f"v{i}" for i in range(5)]
+    assert rig.names_called[calls:] == [f"v{i}" for i in range(5)]
 
 
 async def test_a_call_on_the_wire_ends_and_is_settled(rig: Rig) -> None:
@@ -66,7 +60,7 @@ async def test_a_call_on_the_wire_ends_and_is_settled(rig: Rig) -> None:
     assert (await requester.reply(sent))["status"] == "registered"
     await until(lambda: service.intake.subscription is None, "the end of the subscription")
     assert await requester.depth("requests") == 0
-    assert len(forwarded(rig)) == 1
+    assert len(rig.names_called) == 1
 
 
 async def test_a_worker_that_starts_during_a_pause_is_paused(rig: Rig) -> None:
@@ -80,11 +74,15 @@ async def test_a_worker_that_starts_during_a_pause_is_paused(rig: Rig) -> None:
         running = asyncio.create_task(second.run())
         await until(lambda: second.orders.pause, "the pause that stands")
         await asyncio.sleep(0.3)
-        assert (second.intake.subscription, forwarded(rig)) == (None, [])
+        assert (second.intake.subscription, rig.names_called) == (None, [])
         await order(rig, "resume")
         assert (await requester.reply(sent))["status"] == "registered"
         second.stop()
         await running
+
+
+async def _waiting(requester: Requester, count: int) -> bool:
+    return await requester.depth("requests") == count
 
 
 async def test_a_paused_worker_stops_when_it_is_told_to(rig: Rig) -> None:
@@ -93,14 +91,3 @@ async def test_a_paused_worker_stops_when_it_is_told_to(rig: Rig) -> None:
     await until(lambda: service.intake.subscription is None, "the pause")
     async with asyncio.timeout(5):
         await rig.stop_worker(service)
-
-
-async def test_a_worker_without_a_control_stream_works(rig: Rig) -> None:
-    service, requester = await start(rig)
-    await requester.channel.queue_delete(f"{requester.prefix}.control")
-    assert (await requester.ask(messenger()))["status"] == "registered"
-    assert service.orders.pause is None
-
-
-async def _waiting(requester: Requester, count: int) -> bool:
-    return await requester.depth("requests") == count

@@ -4,19 +4,15 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 
-import aio_pika
 import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import Events, Rig, declare, messenger, until
 from worker.amqp import confirm_channel
-from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
 from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher
-from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.events import EventListener
 from worker.settings import Settings
@@ -90,45 +86,6 @@ async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
         await publisher.stop()
 
 
-async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(declared: Settings) -> None:
-    """Each stream has a channel that carries nothing else; the reason stands at Publisher."""
-    names = Topology(declared.prefix)
-    publisher = Publisher(declared, EventListener(), [names.journal, names.control])
-    publisher.start()
-    targets = [names.journal, names.replies, names.control, names.replies, names.journal]
-    await asyncio.gather(*(publisher.send(Message("", target, build(), b"{}")) for target in targets))
-    assert {name: channel._ledger.tag for name, channel in publisher._streams.items()} == {
-        names.journal: 2,
-        names.control: 1,
-    }
-    await publisher.stop()
-
-
-async def test_a_record_that_a_stream_does_not_confirm_is_soon_published_again(
-    declared: Settings, events: Events
-) -> None:
-    """As where the broker's channel has taken the stream's dead leader for the living one."""
-    journal = Topology(declared.prefix).journal
-    publisher = Publisher(declared, events, [journal])
-    publisher.start()
-    channel = publisher._streams[journal]
-    await until(lambda: channel.is_open, "the channel")
-    assert channel._interceptor is not None
-    on_confirm, confirms = channel._interceptor._on_confirm, iter([False])
-
-    def confirmed(tag: int, multiple: bool, taken: bool) -> None:
-        assert on_confirm is not None
-        if next(confirms, True):
-            on_confirm(tag, multiple, taken)
-
-    channel._interceptor._on_confirm = confirmed
-    async with asyncio.timeout(10):
-        await publisher.send(Message("", journal, build(), b"{}"))
-    assert channel._ledger.tag == 2
-    assert not events.of("publisher_lost")
-    await publisher.stop()
-
-
 async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
     declared: Settings, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,59 +106,6 @@ async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
     await publisher.stop()
 
 
-async def test_the_queues_of_ours_that_take_nothing_are_named(
-    publisher: Publisher, declared: Settings
-) -> None:
-    queue = f"{declared.prefix}.gone"
-    sent = publisher.send(Message("", queue, build(), b"{}"))
-    await until(lambda: publisher.blocked, "the queue")
-    ((name, why, since),) = publisher.blocked
-    assert (name, why) == (queue, "no queue took the message")
-    assert abs((datetime.now(UTC) - since).total_seconds()) < 10
-    connection = await connect(declared, "test")
-    channel = await connection.raw_channel()
-    await channel.queue_declare(queue)
-    async with asyncio.timeout(10):
-        await sent
-    assert publisher.blocked == []
-    await channel.queue_delete(queue)
-    await connection.close()
-
-
-async def test_a_stream_that_is_declared_anew_gets_a_new_channel(declared: Settings) -> None:
-    """Its records are counted from 1 again, as those of a new channel; the reason stands at Publisher."""
-    journal = Topology(declared.prefix).journal
-    publisher = Publisher(declared, EventListener(), [journal])
-    publisher.start()
-    channel = publisher._streams[journal]
-    await publisher.send(Message("", journal, build(), b"{}"))
-    first = channel._interceptor
-    connection = await connect(declared, "test")
-    await (await connection.channel()).queue_delete(journal)
-    sent = publisher.send(Message("", journal, build(), b"{}"))
-    await until(lambda: publisher.blocked, "the loss")
-    await topology.ensure(connection, declared)
-    await sent
-    await until(lambda: channel.is_open and channel._interceptor is not first, "a new channel")
-    await publisher.send(Message("", journal, build(), b"{}"))
-    await publisher.stop()
-    await connection.close()
-
-
-async def test_much_that_is_sent_at_once_leaves_in_pieces_and_arrives_in_order(
-    publisher: Publisher, declared: Settings, clean_broker: str
-) -> None:
-    queue = Topology(declared.prefix).replies
-    padding = b"x" * 100_000
-    sent = [publisher.send(Message("", queue, build(), b"%03d" % n + padding)) for n in range(100)]
-    await asyncio.gather(*sent)
-    async with await aio_pika.connect(clean_broker) as client:
-        channel = await client.channel()
-        taken = await channel.get_queue(queue, ensure=False)
-        bodies = [(await taken.get(no_ack=True)).body[:3] for _ in range(100)]
-    assert bodies == [b"%03d" % n for n in range(100)]
-
-
 def test_headers_that_fill_a_frame_are_trimmed_in_one_pass() -> None:
     entries = {f"h{n:05d}": n for n in range(8_000)}
     properties = Properties.parse(build(headers={**entries, "x-ott-request-id": "id"}).encoded())
@@ -210,3 +114,17 @@ def test_headers_that_fill_a_frame_are_trimmed_in_one_pass() -> None:
     assert time.process_time() - began < 1  # second; 4 s and more where each header is trimmed by itself
     assert 90_000 < len(trimmed.encoded()) <= 100_000
     assert trimmed.header("x-ott-request-id") == "id"
+
+
+async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(declared: Settings) -> None:
+    """Each stream has a channel that carries nothing else; the reason stands at Publisher."""
+    names = Topology(declared.prefix)
+    publisher = Publisher(declared, EventListener(), [names.journal, names.control])
+    publisher.start()
+    targets = [names.journal, names.replies, names.control, names.replies, names.journal]
+    await asyncio.gather(*(publisher.send(Message("", target, build(), b"{}")) for target in targets))
+    assert {name: channel._ledger.tag for name, channel in publisher._streams.items()} == {
+        names.journal: 2,
+        names.control: 1,
+    }
+    await publisher.stop()

@@ -1,7 +1,6 @@
 """Tokens against the sandbox: cached by account, refreshed ahead, by one caller (contract §6)."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -10,7 +9,7 @@ from tests.rig import until
 from worker.events import EventListener
 from worker.marketing_cloud import accounts
 from worker.marketing_cloud.client import MarketingCloud
-from worker.marketing_cloud.token import AccountRefused, AccountTrouble, TokenTrouble
+from worker.marketing_cloud.token import TokenTrouble
 from worker.sandbox import Sandbox
 from worker.sandbox.faults import Hang, Latency, Status
 from worker.settings import Settings
@@ -78,25 +77,6 @@ async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(
     await until(renewed, "the new token")
 
 
-async def test_the_old_token_lasts_while_the_refresh_fails(sandbox: Sandbox, cloud: MarketingCloud) -> None:
-    old = await cloud.accounts.get(None)
-    sandbox.faults.add(Status(path="token", status=503, count=1))
-
-    async def tried() -> bool:
-        assert await cloud.accounts.get(None) is old
-        return len(sandbox.history.token_calls) == 2
-
-    await until(tried, "the refresh")
-
-
-async def test_account_id_is_sent_only_where_there_is_one_and_never_an_empty_scope(
-    sandbox: Sandbox, cloud: MarketingCloud
-) -> None:
-    await cloud.accounts.get(None)
-    await cloud.accounts.get("7")
-    assert [call.account for call in sandbox.history.token_calls] == [None, "7"]
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -125,17 +105,6 @@ async def test_token_trouble_of_the_default_account_is_told_without_a_secret(
     assert "secret" not in str(trouble.value)
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-async def test_an_account_whose_token_does_not_come_has_trouble_of_its_own(
-    sandbox: Sandbox, cloud: MarketingCloud, status: int
-) -> None:
-    sandbox.faults.add(Status(path="token", account="7", status=status, retry_after=3600))
-    with pytest.raises(AccountTrouble) as trouble:
-        await cloud.accounts.get("7")
-    assert await cloud.accounts.get("8")
-    assert trouble.value.retry_after == 10  # and no longer, since they hold places that others could use
-
-
 async def test_what_the_token_endpoint_says_is_told_without_the_credentials(
     sandbox: Sandbox, settings: Callable[..., Settings]
 ) -> None:
@@ -158,44 +127,6 @@ async def test_what_the_token_endpoint_says_is_told_without_the_credentials(
         assert trouble.value.summary == "the token was refused: 401 invalid_client"
 
 
-async def test_invented_accounts_cause_no_storm_of_token_requests_and_hold_up_nobody(
-    sandbox: Sandbox, cloud: MarketingCloud
-) -> None:
-    """60 a minute, bursts of 20, and the default account is asked about a few times only."""
-    await cloud.accounts.get(None)
-    started = time.monotonic()
-    asking = [asyncio.create_task(cloud.accounts.get(f"{n}")) for n in range(300)]
-    await until(lambda: len(sandbox.history.token_calls) >= 21, "the burst")
-    await asyncio.sleep(2)
-    for _ in range(100):
-        await cloud.accounts.get(None)  # which waits for none of them
-    elapsed = time.monotonic() - started
-    asked = [call for call in sandbox.history.token_calls if call.account is not None]
-    assert 20 <= len(asked) <= 21 + elapsed
-    for task in asking:
-        task.cancel()
-    await asyncio.gather(*asking, return_exceptions=True)
-
-
-async def test_accounts_that_fail_at_once_share_the_checks_of_the_credentials(
-    sandbox: Sandbox, cloud: MarketingCloud
-) -> None:
-    for n in range(20):
-        sandbox.faults.add(Status(path="token", status=400, account=f"{n}"))
-    refused = await asyncio.gather(*(cloud.accounts.get(f"{n}") for n in range(20)), return_exceptions=True)
-    assert {type(error) for error in refused} == {AccountRefused}
-    assert len([call for call in sandbox.history.token_calls if call.account is None]) <= 4
-
-
-async def test_a_token_without_a_scope_is_dropped_once_a_minute(cloud: MarketingCloud) -> None:
-    first = await cloud.accounts.get(None)
-    assert cloud.accounts.drop_for_scope(None, first)
-    second = await cloud.accounts.get(None)
-    assert cloud.accounts.drop_for_scope(None, first), "it has been replaced: the new one is worth a try"
-    assert not cloud.accounts.drop_for_scope(None, second)
-    assert await cloud.accounts.get(None) is second
-
-
 @pytest.mark.parametrize("life", ["NaN", "0", "-5", "Infinity"])
 async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(
     sandbox: Sandbox, cloud: MarketingCloud, life: str
@@ -207,17 +138,6 @@ async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(
     assert len(sandbox.history.token_calls) == 1
 
 
-async def test_a_refused_account_is_not_asked_for_again_at_once(
-    sandbox: Sandbox, cloud: MarketingCloud
-) -> None:
-    sandbox.faults.add(Status(path="token", account="666", status=401))
-    for _ in range(20):
-        with pytest.raises(AccountRefused):
-            await cloud.accounts.get("666")
-    await cloud.accounts.get(None)
-    assert [call.account for call in sandbox.history.token_calls] == ["666", None]
-
-
 async def test_only_the_token_that_was_turned_down_is_dropped(cloud: MarketingCloud) -> None:
     first = await cloud.accounts.get(None)
     cloud.accounts.drop(None, first)
@@ -225,20 +145,6 @@ async def test_only_the_token_that_was_turned_down_is_dropped(cloud: MarketingCl
     cloud.accounts.drop(None, first)
     assert await cloud.accounts.get(None) is second
     assert first is not second
-
-
-async def test_an_account_is_not_blamed_for_credentials_that_were_revoked_meanwhile(
-    sandbox: Sandbox, cloud: MarketingCloud
-) -> None:
-    """The default account's token still works, and proves nothing any more."""
-    held = await cloud.accounts.get(None)
-    sandbox.faults.add(Status(path="token", status=401))
-    with pytest.raises(TokenTrouble):
-        await cloud.accounts.get("7")
-    sandbox.heal()
-    assert await cloud.accounts.get("7")
-    assert await cloud.accounts.get(None) is held
-    assert [call.status for call in sandbox.history.token_calls] == [200, 401, 401, 200]
 
 
 async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_their_mending(
@@ -252,3 +158,14 @@ async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_thei
     await until(lambda: cloud.accounts.has_token, "a token")
     assert not cloud.accounts.trouble
     proving.cancel()
+
+
+async def test_the_old_token_lasts_while_the_refresh_fails(sandbox: Sandbox, cloud: MarketingCloud) -> None:
+    old = await cloud.accounts.get(None)
+    sandbox.faults.add(Status(path="token", status=503, count=1))
+
+    async def tried() -> bool:
+        assert await cloud.accounts.get(None) is old
+        return len(sandbox.history.token_calls) == 2
+
+    await until(tried, "the refresh")

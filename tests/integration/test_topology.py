@@ -62,13 +62,6 @@ async def test_a_queue_that_differs_is_told(
             await topology.ensure(connection, make_settings())
 
 
-async def test_other_limits_of_the_journal_do_not_stop_the_worker(
-    connection: Connection, make_settings: Make
-) -> None:
-    await topology.ensure(connection, make_settings())
-    await topology.ensure(connection, make_settings(journal_max_age="7D", journal_max_bytes=5_000_000))
-
-
 async def test_a_request_that_the_queue_cannot_take_is_refused_and_not_dropped(
     connection: Connection, make_settings: Make
 ) -> None:
@@ -138,14 +131,8 @@ async def test_replies_dead_letters_and_journal_records_follow_the_document(rig:
     assert (record["status"], record.get("asOf")) == ("rejected", envelope["asOf"])
 
 
-async def test_every_queue_and_exchange_of_the_document_is_declared(rig: Rig) -> None:
-    requester = await rig.start()
-    for channel in asyncapi(requester.prefix, "1.0.0")["channels"].values():
-        binding = channel.get("bindings", {}).get("amqp", {})
-        if binding.get("is") == "queue":
-            assert await requester.depth(binding["queue"]["name"].removeprefix(f"{requester.prefix}.")) >= 0
-        elif binding:
-            exchange = await requester.channel.get_exchange(binding["exchange"]["name"])
-            message = aio_pika.Message(messenger(), reply_to=requester.queue.name, correlation_id="entry")
-            await exchange.publish(message, channel["address"])
-    assert (await requester.reply("entry"))["status"] == "registered"
+async def test_other_limits_of_the_journal_do_not_stop_the_worker(
+    connection: Connection, make_settings: Make
+) -> None:
+    await topology.ensure(connection, make_settings())
+    await topology.ensure(connection, make_settings(journal_max_age="7D", journal_max_bytes=5_000_000))

@@ -78,22 +78,6 @@ async def test_the_call_and_the_reply_carry_the_trace_that_the_request_came_with
     assert call.attributes["http.response.status_code"] == 201
 
 
-async def test_a_request_without_a_trace_begins_one(traced: Traced) -> None:
-    await traced.requester.ask(messenger())
-    call, journey = await traced.spans(2)
-    assert journey.parent is None
-    assert call.context.trace_id == journey.context.trace_id
-
-
-async def test_requests_of_one_resource_keep_their_traces_apart(traced: Traced) -> None:
-    sent = [await traced.requester.publish(messenger()) for _ in range(5)]
-    for correlation_id in sent:
-        await traced.requester.reply(correlation_id)
-    spans = await traced.spans(10)
-    assert len({span.context.trace_id for span in spans}) == 5
-    assert sum(span.parent is None for span in spans) == 5
-
-
 async def test_a_replay_is_a_trace_of_its_own_linked_to_the_original(traced: Traced) -> None:
     replayed = {**CONTEXT, "x-ott-received-at": "2026-11-23T12:00:00.123456Z"}
     await traced.requester.ask(messenger(), key="replay", headers=replayed)
@@ -117,17 +101,6 @@ async def test_a_hostile_context_harms_nothing(traced: Traced, headers: dict[str
     reply = await traced.requester.ask(messenger(), headers=headers)
     assert reply["status"] == "registered"
     assert "X-Injected" not in traced.calls[0]
-
-
-async def test_a_rejected_request_is_an_error_in_the_trace_and_shows_no_secret(
-    traced: Traced, secret_values: dict[str, str]
-) -> None:
-    body = messenger(endpointUrl=None, **{k: v for k, v in secret_values.items() if not k.startswith("c")})
-    await traced.requester.ask(body, headers=CONTEXT)
-    (journey,) = await traced.spans(1)
-    assert journey.attributes["ott.reason"] == "invalid"
-    assert not journey.status.is_ok
-    assert "canary" not in journey.to_json()
 
 
 def test_without_the_setting_opentelemetry_is_not_imported() -> None:

@@ -46,7 +46,12 @@ def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
 
 @pytest.mark.parametrize(
     ("headers", "account"),
-    [({}, "default"), ({"x-ott-account-id": "42"}, "42"), ({"x-ott-account-id": 42}, "42")],
+    [
+        ({}, "default"),
+        ({"x-ott-account-id": "42"}, "42"),
+        ({"x-ott-account-id": 42}, "42"),
+        ({"x-ott-account-id": " 42"}, "42"),
+    ],
 )
 def test_the_account_comes_from_the_header_or_the_setting(headers: dict, account: str) -> None:
     request = received(delivery(messenger("p"), build(headers=headers)), mc_account_id="default")

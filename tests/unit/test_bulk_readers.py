@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from worker.errors import UsageError
 from worker.files import json_rows
 from worker.files.damage import CELL_COUNT, QUOTING
-from worker.files.rows import Format, Reading, Row, format_of
+from worker.files.rows import Reading, Row
 from worker.files.source import Unreadable
 
 
@@ -146,31 +146,6 @@ def test_the_platform_given_for_all_rows_is_for_those_that_name_none(tmp_path: P
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: str) -> None:
     assert read(tmp_path, name, content) == []
-
-
-@pytest.mark.parametrize(
-    ("path", "beginning", "expected"),
-    [
-        ("a.CSV", b"[", Format.CSV),
-        ("a.ndjson", b"", Format.JSON_LINES),
-        ("a.json", b'\xef\xbb\xbf [{"a', Format.JSON),
-        ("a.json", b'{"a": 1}\n{"b": 2}', Format.JSON_LINES),
-        ("-", b'{\n  "a": 1', Format.JSON),
-        ("-", b"pageId,pageName\n", Format.CSV),
-        ("a.txt", b"pageId\tpageName\n", Format.CSV),
-    ],
-)
-def test_the_format_is_told_by_the_ending_or_the_content(
-    path: str, beginning: bytes, expected: Format
-) -> None:
-    assert format_of(path, beginning) is expected
-
-
-@pytest.mark.parametrize("name", ["missing.csv", "."])
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
-    reading = Reading((str(tmp_path / name),))
-    with pytest.raises(UsageError, match="cannot be read: "):
-        list(reading.rows())
 
 
 json_values = st.recursive(

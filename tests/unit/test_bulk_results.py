@@ -1,17 +1,16 @@
 """The results file, what a later run makes of it, and what people see."""
 
 import io
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from worker.cli.submit.report import SubmitProgress, show_summary
+from worker.cli.submit.report import show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
 from worker.files.job_database import JobDatabase
-from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Notices, Tally
+from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
 from worker.files.results import Results, RowResult, read_results
 from worker.files.rows import Row
 
@@ -99,21 +98,6 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
         assert database.settled(row("line", resource, 1))
 
 
-def test_of_several_lines_for_a_row_the_last_one_counts() -> None:
-    with JobDatabase() as database:
-        database.load(
-            [
-                RowResult(1, f"{JOB}-1", "failed", "line", "a"),
-                RowResult(2, f"{JOB}-2", "registered", "line", "b"),
-                RowResult(1, f"{JOB}-1", "registered", "line", "a"),
-            ]
-        )
-        assert database.job == JOB
-        assert database.settled(row("line", "a", 1))
-        assert database.settled(row("line", "b", 2))
-        assert not database.settled(row("line", "c", 3))
-
-
 def test_the_newest_registered_row_of_a_resource_is_known() -> None:
     with JobDatabase() as database:
         results = [
@@ -153,42 +137,6 @@ def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
     assert len(tally.errors()) == MOST_ERRORS + 1
     assert (tally.errors()[0].error, tally.errors()[0].count) == (OTHER, 50)
     assert len(tally.errors()[0].first) == FIRST_ROWS
-
-
-@dataclass
-class Job:
-    tally: Tally = field(default_factory=Tally)
-    notices: Notices = field(default_factory=Notices)
-
-
-def a_large_job() -> Job:
-    job = Job(Tally(read=1_000_000, published=1_000_000, total=1_000_000, skipped=120_000))
-    job.tally.statuses.update(registered=650_000, rejected=100_000, failed=20_000, superseded=10_000)
-    job.notices.broker_unreachable("RabbitMQ at broker:5672 cannot be reached: connection refused")
-    return job
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_the_progress_of_a_large_job_fits_the_terminal(columns: int) -> None:
-    text = io.StringIO()
-    console = Console(file=text, width=columns, force_terminal=True, color_system=None)
-    job = a_large_job()
-    console.print(SubmitProgress(job.tally, job.notices, None).render())
-    bar, names, numbers, notice = text.getvalue().rstrip("\n").split("\n")
-    assert "90%" in bar
-    assert len(bar.rstrip()) in range(columns - 2, columns + 1)
-    assert names.split() == ["read", "published", "skipped", "registered", "rejected", "failed", "superseded"]
-    assert numbers.split() == ["1,000,000", "1,000,000", "120,000", "650,000", "100,000", "20,000", "10,000"]
-    assert len(numbers.rstrip()) <= columns
-    assert notice.startswith("RabbitMQ at broker:5672 cannot be reached: connection refused; trying again.")
-
-
-def test_the_progress_line_tells_the_same_off_a_terminal() -> None:
-    job = a_large_job()
-    assert SubmitProgress(job.tally, job.notices, None).line() == (
-        "1,000,000 read, 1,000,000 published, 120,000 skipped, 650,000 registered, 100,000 rejected, "
-        "20,000 failed, 10,000 superseded, 0 rows/s"
-    )
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from tests.unit.test_replies import REGISTERED
 from worker.amqp.stream_reader import Entry
 from worker.broker import journal_index
 from worker.broker.journal_index import JournalIndex, covers
-from worker.contract.settlement import Resource, Settlement, recorded_id
+from worker.contract.settlement import Resource, recorded_id
 from worker.contract.timestamps import text_of
 
 PAGE = Resource(None, "messenger", "p")
@@ -108,23 +109,7 @@ def test_the_time_at_which_it_was_true_counts_where_a_record_tells_it() -> None:
 
 def test_what_this_worker_settles_counts_by_the_time_at_which_it_was_true() -> None:
     newest = read(Entry(0, 50, []))
-    settled = Settlement(
-        request_id="dated",
-        status="registered",
-        reason=None,
-        message="",
-        errorcode=0,
-        documentation="",
-        errors=(),
-        account=None,
-        platform="messenger",
-        resource_id="p",
-        http_status=201,
-        attempts=1,
-        received_at=99,
-        completed_at=99,
-        as_of=30,
-    )
+    settled = REGISTERED._replace(request_id="dated", resource_id="p", received_at=99, as_of=30)
     newest.settled(settled)
     assert (newest.newer_than(PAGE, 29), newest.newer_than(PAGE, 30)) == ("dated", None)
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from worker.contract.registration import FieldError
+from tests.unit.test_replies import REGISTERED, REJECTED
 from worker.contract.settlement import Settlement
+from worker.contract.words import Reason, Status
 from worker.events import EVENTS
 from worker.settings import load_settings
 from worker.telemetry import line_writer
@@ -56,23 +57,9 @@ def test_a_state_change_is_one_json_line_with_time_and_level(lines: Lines) -> No
     assert str(line["timestamp"]).endswith("Z")
 
 
-def settlement(status: str, reason: str | None = None, attempts: int = 1, errorcode: int = 0) -> Settlement:
-    return Settlement(
-        request_id="id",
-        status=status,  # type: ignore[arg-type]
-        reason=reason,  # type: ignore[arg-type]
-        message="Please fix the following errors",
-        errorcode=errorcode,
-        documentation="",
-        errors=(FieldError("PageId must be provided", 10002),) if reason == "invalid" else (),
-        account=None,
-        platform="messenger",
-        resource_id="1",
-        http_status=None,
-        attempts=attempts,
-        received_at=0,
-        completed_at=0,
-    )
+def settlement(status: Status, reason: Reason | None = None, attempts: int = 1) -> Settlement:
+    base = REJECTED if reason == "invalid" else REGISTERED
+    return base._replace(status=status, reason=reason, attempts=attempts)
 
 
 async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(lines: Lines) -> None:
@@ -80,7 +67,7 @@ async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(li
     for each in (
         *[settlement("registered")] * 3,
         settlement("registered", attempts=4),
-        *[settlement("rejected", "invalid", attempts=0, errorcode=10006)] * 2,
+        *[settlement("rejected", "invalid", attempts=0)] * 2,
         settlement("failed", "exhausted", attempts=6),
     ):
         summary.settled(each, 0.1)
@@ -91,9 +78,7 @@ async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(li
     told = {name: line[name] for name in ("registered", "rejected", "failed", "superseded", "retried")}
     assert told == {"registered": 4, "rejected": 2, "failed": 1, "superseded": 0, "retried": 2}
     assert line["reasons"] == {"invalid": 2, "exhausted": 1}
-    assert line["examples"]["invalid"] == (  # type: ignore[index]
-        "PageId must be provided"
-    )
+    assert line["examples"]["invalid"] == "EndpointUrl must be provided"  # type: ignore[index]
     await asyncio.sleep(0.4)
     assert lines() == []
 

@@ -73,43 +73,27 @@ def test_a_file_stands_in_for_any_variable(monkeypatch: pytest.MonkeyPatch, tmp_
     assert settings.now("mc_client_secret") == "rotated"
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-def pem_files(authority: trustme.CA) -> dict[str, Path]:
-    """Files of a client, and some that are wrong, in the working directory."""
-    for name in ("ours", "theirs"):
-        issued = authority.issue_cert(name)
-        issued.private_key_pem.write_to_path(f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(f"{name}.pem")
-    authority.cert_pem.write_to_path("ca.pem")
-    Path("junk").write_text("junk")
-    return {"OTT_AMQP_CA_FILE": Path("ca.pem"), "OTT_AMQP_CERT_FILE": Path("ours.pem")} | {
-        "OTT_AMQP_KEY_FILE": Path("ours.key")
-    }
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("OTT_AMQP_CA_FILE", "nowhere"),
-        ("OTT_AMQP_CA_FILE", "junk"),
-        ("OTT_AMQP_CA_FILE", "ours.key"),
-        ("OTT_AMQP_CERT_FILE", "nowhere"),
         ("OTT_AMQP_CERT_FILE", "junk"),
-        ("OTT_AMQP_KEY_FILE", "nowhere"),
-        ("OTT_AMQP_KEY_FILE", "junk"),
         ("OTT_AMQP_KEY_FILE", "theirs.key"),
-        ("OTT_MC_CA_FILE", "junk"),
+        ("OTT_MC_CA_FILE", "ours.key"),
     ],
 )
 def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(
-    monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, name: str, value: str
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    for variable, path in pem_files(authority).items():
-        monkeypatch.setenv(variable, str(path))
+    authority = trustme.CA()
+    for owner in ("ours", "theirs"):
+        issued = authority.issue_cert(owner)
+        issued.private_key_pem.write_to_path(f"{owner}.key")
+        issued.cert_chain_pems[0].write_to_path(f"{owner}.pem")
+    authority.cert_pem.write_to_path("ca.pem")
+    Path("junk").write_text("junk")
+    for variable, file in (("CA", "ca.pem"), ("CERT", "ours.pem"), ("KEY", "ours.key")):
+        monkeypatch.setenv(f"OTT_AMQP_{variable}_FILE", file)
     load_settings(amqp_url="amqp://host/")
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=f"^{name} must be .* PEM file .*that can be read: [^\n]+$"):
@@ -268,10 +252,10 @@ def test_the_last_good_value_of_a_file_stays_with_a_warning(
 
 
 def test_certificates_are_read_anew_when_their_file_has_changed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority: trustme.CA
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file, warned = tmp_path / "ca.pem", []
-    authority.cert_pem.write_to_path(str(file))
+    trustme.CA().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("OTT_MC_CA_FILE", str(file))
     settings = load_settings()
     settings.warn_by(lambda name, why: warned.append((name, why)))
@@ -285,3 +269,11 @@ def test_certificates_are_read_anew_when_their_file_has_changed(
     assert settings.tls("mc") is second
     ((name, why),) = warned
     assert (name, "the last good ones stay" in why) == ("OTT_MC_CA_FILE", True)
+
+
+@pytest.mark.parametrize(("given", "read"), [("510000001 ", "510000001"), (" \t", None), ("\n7", "7")])
+def test_space_around_the_business_unit_is_not_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, given: str, read: str | None
+) -> None:
+    monkeypatch.setenv("OTT_MC_ACCOUNT_ID", given)
+    assert load_settings().mc_account_id == read

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.rig import worker_status
 from worker.broker.overview import Overview
 from worker.broker.situation import State, judge, obstacle
 from worker.broker.topology import Topology
@@ -21,9 +22,7 @@ def gate(cause: str, state: str = "closed") -> GateStatus:
 
 
 def worker(**more: Any) -> WorkerStatus:
-    given = {"worker": "host:7:20261125T030000Z", "version": "1", "at": NOW, "state": "active", "inFlight": 0}
-    given |= {"ratePerSecond": 10.0, "reconnects": 0, "gate": {"state": "open"}}
-    return WorkerStatus.model_validate(given | more)
+    return worker_status("host:7:20261125T030000Z", **{"at": NOW, "rate_per_second": 10.0, **more})
 
 
 REFUSED = worker(gate=gate("credentials"))
@@ -71,7 +70,7 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
         ),
         (found(FULL), State.BLOCKED, True, "have its replies consumed"),
         (found(worker(pace=2.0), requests=900), State.PACE, False, "2.0 calls a second"),
-        (found(worker(pace=0.5, inFlight=144)), State.PACE, False, "144 requests wait"),
+        (found(worker(pace=0.5, in_flight=144)), State.PACE, False, "144 requests wait"),
         (found(worker(), requests=90_000), State.BACKLOG, False, "2 h at 10.0 a second"),
         (found(worker(), requests=700), State.BACKLOG, False, "about 1 min at 10.0 a second"),
         (found(worker(), dead=3), State.DEAD_LETTERS, False, "3 requests were not registered"),

@@ -1,4 +1,4 @@
-"""Contract §3, row by row."""
+"""Contract §3, row by row, and what holds of the validator for any body whatsoever."""
 
 import json
 from copy import deepcopy
@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 import worker.contract
 from tests.rig import LINE, MESSENGER
+from tests.unit.test_replies import REJECTED
 from worker.contract.platforms import PLATFORMS, PUBLIC_FIELDS, SECRET_FIELDS
 from worker.contract.registration import Registration, Rejection, parse_registration, validate
+from worker.contract.reply import reply_body
+from worker.contract.schema import json_schemas
+from worker.contract.settlement import dead_letter_headers, journal_record
 
 MESSENGER_TITLES = {
     "endpointUrl": "EndpointUrl",
@@ -174,21 +181,6 @@ def test_errors_come_in_the_order_of_the_api_s_table(platform: str, titles: dict
     ]
 
 
-def test_every_line_field_that_is_wrong_is_told_in_order() -> None:
-    attributes = dict.fromkeys(LINE["ottPlatformAttributes"], 7)
-    errors = errors_of({"ottPlatformName": "line", "ottPlatformAttributes": attributes})
-    assert errors == [
-        ("EndpointUrl is invalid", 10001),
-        ("IsActive is invalid", 10005),
-        ("ChannelId is invalid", 10001),
-        ("ChannelName is invalid", 10001),
-        ("ChannelSecret is invalid", 10001),
-        ("CustomerConnectSecret is invalid", 10001),
-        ("isTransactional is invalid", 10005),
-        ("isTestChannel is invalid", 10005),
-    ]
-
-
 @pytest.mark.parametrize(("example", "field", "title"), STRINGS)
 @pytest.mark.parametrize("value", [" ", "\t\n", "\u0000", "a\r\nb", "😀", "x" * 100_000, "not a url, no id"])
 def test_no_format_is_asked_of_a_string(example: dict[str, Any], field: str, title: str, value: str) -> None:
@@ -219,3 +211,90 @@ def test_the_platforms_are_those_of_the_contract() -> None:
     assert not PUBLIC_FIELDS & SECRET_FIELDS
     contract = (Path(worker.contract.__file__).parent / "README.md").read_text("utf-8")
     assert [name for name in PLATFORMS if f"\n| `{name}` |" not in contract] == []
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = sorted({*MESSENGER["ottPlatformAttributes"], *LINE["ottPlatformAttributes"]})
+INTERESTING = st.sampled_from([None, "", " ", 0, 1, 2, True, False, 1.0, "1", [], {}]) | ANYTHING
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, Any]:
+    """Registrations in which a few things are amiss, or nothing is."""
+    document: dict[str, Any] = deepcopy(draw(st.sampled_from([MESSENGER, LINE])))
+    attributes = document["ottPlatformAttributes"]
+    for name in draw(st.lists(st.sampled_from(FIELDS), max_size=3)):
+        if draw(st.booleans()):
+            attributes.pop(name, None)
+        else:
+            attributes[name] = draw(INTERESTING)
+    for name in draw(st.lists(st.sampled_from(sorted(document)), max_size=1)):
+        document[name] = draw(INTERESTING | st.sampled_from(["line", "messenger"]))
+    return document
+
+
+def judged(body: bytes) -> Registration | Rejection:
+    return parse_registration(body, content_type=None, content_encoding=None, max_bytes=1 << 20)
+
+
+BODIES = (
+    st.binary(max_size=200)
+    | ANYTHING.map(lambda value: json.dumps(value).encode())
+    | documents().map(lambda document: json.dumps(document).encode())
+    | documents().map(lambda document: json.dumps(document, ensure_ascii=False).encode(errors="replace"))
+)
+
+
+@given(BODIES, st.none() | st.text(max_size=30), st.none() | st.text(max_size=30))
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+def test_every_body_gets_an_answer_and_always_the_same(
+    body: bytes, content_type: str | None, content_encoding: str | None
+) -> None:
+    def answer() -> Registration | Rejection:
+        return parse_registration(
+            body, content_type=content_type, content_encoding=content_encoding, max_bytes=1 << 20
+        )
+
+    assert isinstance(answer(), Registration | Rejection)
+    assert answer() == answer()
+
+
+@given(documents(), st.sampled_from(sorted(SECRET_FIELDS)), st.integers(0, 2**32))
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, number: int) -> None:
+    canary = f"canary-{number}-canary"
+    attributes = document["ottPlatformAttributes"]
+    if isinstance(attributes, dict):
+        attributes[field] = canary
+        attributes["more"] = {"channelSecret": [canary], canary: canary}
+    verdict = judged(json.dumps(document).encode())
+    assert canary not in repr(verdict)
+    if isinstance(verdict, Rejection):
+        settlement = REJECTED._replace(
+            reason=verdict.reason,
+            message=verdict.message,
+            errorcode=verdict.errorcode,
+            errors=verdict.errors,
+            platform=verdict.platform,
+            resource_id=verdict.resource_id,
+        )
+        assert canary.encode() not in reply_body(settlement)
+        assert canary not in repr([dead_letter_headers(settlement), journal_record(settlement)])
+
+
+SCHEMAS = json_schemas()
+SCHEMA = Draft202012Validator({"$ref": "#/$defs/Registration", "$defs": SCHEMAS["$defs"]})
+
+
+@given(documents())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_the_json_schema_and_the_validator_agree(document: dict[str, Any]) -> None:
+    attributes = document["ottPlatformAttributes"]
+    flags = attributes.values() if isinstance(attributes, dict) else ()
+    if any(isinstance(value, float) for value in flags):
+        return  # to JSON Schema 1.0 is the integer 1; the contract refuses it as a flag
+    assert SCHEMA.is_valid(document) == isinstance(validate(document), Registration)

@@ -76,8 +76,3 @@ async def test_plain_amqp_spoken_to_a_port_for_tls(refusal: Callable, secured: S
 async def test_a_missing_client_certificate(refusal: Callable, secured: SecuredBroker) -> None:
     text = await refusal(secured.tls_url(), amqp_ca_file=secured.authority.ca)
     assert "OTT_AMQP_CERT_FILE" in text
-
-
-async def test_a_port_where_nothing_listens(refusal: Callable) -> None:
-    text = await refusal("amqp://limited:s3cret@127.0.0.1:1/")
-    assert text == "RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused"

@@ -90,19 +90,6 @@ async def test_a_worker_who_may_not_take_requests(tenant: Tenant) -> None:
     assert await tenant.messages() == [0, 0, 0]
 
 
-async def test_a_worker_who_shall_declare_and_may_not(tenant: Tenant) -> None:
-    tenant.allow("^$", ".*", ".*")
-    done = await check(tenant.url(), **WORKER)
-    assert "may not configure ott.check.requests, " in done.line("permissions")
-
-
-async def test_a_connection_that_fails_is_the_only_failure_that_is_told(tenant: Tenant) -> None:
-    """The causes themselves: test_causes.py."""
-    done = await check(tenant.url(vhost="nowhere"))
-    assert (done.code, done.out.count("FAIL")) == (3, 1)
-    assert "the virtual host nowhere does not exist (check the end of OTT_AMQP_URL)" in done.line("broker")
-
-
 async def test_a_publisher_may_give_no_orders(tenant: Tenant) -> None:
     await tenant.declare()
     tenant.allow("^$", r"^(ott\.check)$", "^$")

@@ -73,7 +73,7 @@ class SecretMask:
 
     @classmethod
     def of_body(cls, body: bytes, *more: str) -> Self:
-        """For all in a request's body that is not public, and `more`. A body that is no JSON is one secret."""
+        """For `more`, and all in a request's body that is not public. What is not JSON is one secret."""
         try:
             document: Any = json.loads(body)
         except (ValueError, RecursionError):

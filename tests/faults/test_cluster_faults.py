@@ -25,16 +25,14 @@ REQUESTS = 100
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClusterWorld]:
     """Three nodes and three workers that serve all tests of the module."""
-    network = Network()
+    if not TREE and shutil.which("epmd", path="/usr/bin:/bin") is None:
+        warnings.warn("the cluster tests did NOT run: no installed rabbitmq-server", stacklevel=1)
+        pytest.skip("there is no installed rabbitmq-server to make three nodes of")
     try:
-        network.__enter__()
+        network = Network().__enter__()
     except NoNamespaces as error:
         warnings.warn(f"the cluster tests did NOT run: {error}", stacklevel=1)
         pytest.skip(f"this machine allows no network namespaces: {error}")
-    if not TREE and shutil.which("epmd", path="/usr/bin:/bin") is None:
-        network.__exit__()
-        warnings.warn("the cluster tests did NOT run: no installed rabbitmq-server", stacklevel=1)
-        pytest.skip("there is no installed rabbitmq-server to make three nodes of")
     try:
         async with Cluster(network) as cluster:
             folder: Path = tmp_path_factory.mktemp("workers")

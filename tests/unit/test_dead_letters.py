@@ -72,6 +72,7 @@ FORGED = {
     "x-ott-replay-count": 7,
     "x-ott-replay-force": True,
     "x-own": "kept",
+    "CC": "elsewhere",
 }
 
 
@@ -90,6 +91,7 @@ def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it
     replay = replayed(found, force=False)
     assert (replay.header("x-ott-received-at"), replay.header("x-ott-replay-count")) == (text_of(0), 1)
     assert (replay.header("x-own"), replay.has_header("x-ott-replay-force")) == ("kept", False)
+    assert not replay.has_header("CC")
 
 
 def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time() -> None:

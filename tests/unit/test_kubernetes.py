@@ -14,7 +14,6 @@ import yaml
 
 from worker.broker.compatibility import seconds_of
 from worker.broker.topology import Topology
-from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes"
@@ -74,13 +73,6 @@ def test_the_overlay_as_kubectl_builds_it_is_valid() -> None:
     assert done.returncode == 0, done.stderr
     for document in yaml.safe_load_all(done.stdout):
         check(document)
-
-
-def test_every_setting_in_the_manifests_is_one_of_the_workers() -> None:
-    named = set(re.findall(r"\bOTT_[A-Z_]+", "".join(p.read_text() for p in MANIFESTS.rglob("*.yaml"))))
-    settings = {f"OTT_{name.upper()}" for name in Settings.model_fields}
-    assert named
-    assert named <= settings | {f"{name}_FILE" for name in settings}
 
 
 @pytest.mark.parametrize("folder", ["base", "console"])

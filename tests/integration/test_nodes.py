@@ -4,8 +4,6 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -92,24 +90,6 @@ async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(
     assert "no-such-host.invalid:5672: the host name is not known" in text
     assert f"127.0.0.1:{silent_port}: no answer in time" in text
     assert "secret" not in text
-
-
-async def test_every_address_of_a_name_is_tried(
-    make_settings: Make, clean_broker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port = urlsplit(clean_broker).port or 5672
-    asked = []
-
-    async def three_addresses(host: str, port: int) -> list[Any]:
-        asked.append(host)
-        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
-        return [(*kind, (address, port)) for address in ("127.0.0.9", "127.0.0.8", "127.0.0.1")]
-
-    monkeypatch.setattr(endpoints, "_lookup", three_addresses)
-    connection = await connect(make_settings(amqp_url=f"amqp://cluster.example:{port}/"), "test")
-    assert asked == ["cluster.example"]
-    assert connection.is_open
-    await connection.close()
 
 
 async def test_a_worker_goes_on_with_another_node(rig: Rig, proxies: tuple[Proxy, Proxy]) -> None:

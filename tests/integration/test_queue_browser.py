@@ -196,27 +196,3 @@ async def test_a_queue_whose_leader_does_not_answer_is_not_taken_for_empty(
     monkeypatch.setattr(RawChannel, "queue_declare", sometimes)
     assert await depth(connection, queue) == COUNT
     assert await bodies(connection, queue) == list(range(COUNT))
-
-
-async def test_letters_that_nobody_has_looked_at_yet_do_not_fill_the_memory(
-    connection: Connection, prefix: str, clean_broker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queue_browser, "HELD_BYTES", 1_000_000)
-    name, large = Topology(prefix).dead, 300_000
-    async with await aio_pika.connect(clean_broker) as client:
-        channel = await client.channel()
-        for number in range(100):
-            message = aio_pika.Message(b"%d" % number + b"x" * large)
-            await channel.default_exchange.publish(message, name)
-    async with QueueBrowser(connection, name) as browser:
-        looking, sizes = browser.look(100), []
-        for _ in range(100):
-            await anext(looking)
-            await asyncio.sleep(0.005)
-            sizes.append(browser._arrived_bytes)
-        await looking.aclose()
-    assert 0 < max(sizes) < 3_000_000
-    assert await depth(connection, name) == 100
-    async with QueueBrowser(connection, name) as browser:
-        await anext(browser.look(100))
-    assert await depth(connection, name) == 100

@@ -1,7 +1,5 @@
 """Frames taken apart: the same is handed over however the bytes were cut on their way."""
 
-import time
-
 import pytest
 from aiormq.connection import FrameReceiver
 from pamqp import commands, header
@@ -166,14 +164,3 @@ async def test_what_is_not_amqp_ends_the_connection_and_is_named(answer: bytes, 
     reader.feed_data(b"more")
     with pytest.raises(ProtocolViolation, match=words):
         await reader.readexactly(1)
-
-
-async def test_a_frame_that_comes_byte_by_byte_is_not_copied_for_each_byte() -> None:
-    seen = Seen()
-    reader = reader_for(seen.interceptor())
-    data = delivery(1, b"x" * 130_000)
-    began = time.process_time()
-    for at in range(len(data)):
-        reader.feed_data(data[at : at + 1])
-    assert len(seen.contents[0][2]) == 130_000
-    assert time.process_time() - began < 2  # seconds; more than 20 with a copy for each

@@ -7,9 +7,6 @@ import pytest
 from tests.commands import Checked, checked_with
 from tests.integration.secured.conftest import SecuredBroker
 from tests.rig import Requester, declare
-from worker.broker.control_stream import publish_order
-from worker.contract.status import Order
-from worker.errors import PublishRefused
 from worker.settings import load_settings
 
 PREFIX = "ott.check"
@@ -88,14 +85,3 @@ async def test_a_worker_who_may_not_take_requests(tenant: Tenant) -> None:
     assert "may not read ott.check.requests, write ott.check.dead, as a worker does" in found
     assert r"grant it read ^(ott\.check\.requests)$, write ^(ott\.check\.dead)$" in found
     assert await tenant.messages() == [0, 0, 0]
-
-
-async def test_a_publisher_may_give_no_orders(tenant: Tenant) -> None:
-    await tenant.declare()
-    tenant.allow("^$", r"^(ott\.check)$", "^$")
-    tenant.ctl("set_topic_permissions", "-p", tenant.vhost, tenant.user, PREFIX, "^(request)$", "^$")
-    publisher = load_settings(amqp_url=tenant.url(), prefix=PREFIX)
-    with pytest.raises(PublishRefused, match=r"^This user may give no orders: it needs to write to"):
-        await publish_order(publisher, Order.now("pause", "because", by="ann@host"))
-    tenant.ctl("set_topic_permissions", "-p", tenant.vhost, tenant.user, PREFIX, "^(request|control)$", "^$")
-    await publish_order(publisher, Order.now("pause", "because", by="ann@host"))

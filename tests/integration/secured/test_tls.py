@@ -1,6 +1,5 @@
 """TLS: verified by default, with an authority and client certificate of one's own, and no way around it."""
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -114,20 +113,6 @@ async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
     async with MarketingCloud(upstream_settings(tls_sandbox, authority.ca), EventListener()) as cloud:
         token = await cloud.accounts.get(None)
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
-
-
-async def test_an_authority_that_was_replaced_holds_for_the_next_connection(
-    tls_sandbox: str, authority: Authority, stranger: Authority, tmp_path: Path
-) -> None:
-    ca = tmp_path / "current.pem"
-    ca.write_bytes(authority.ca.read_bytes())
-    async with MarketingCloud(upstream_settings(tls_sandbox, ca), EventListener()) as cloud:
-        token = await cloud.accounts.get(None)
-        for file, status in ((authority.ca, 201), (stranger.ca, None), (authority.ca, 201)):
-            ca.write_bytes(file.read_bytes())
-            async with asyncio.timeout(10):
-                while (await cloud.register(messenger(), token, _at_once)).status != status:
-                    await asyncio.sleep(0.05)
 
 
 async def _at_once() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -26,6 +27,19 @@ def limited(rate: float, status: int, hint: float) -> Behaviour:
         if tokens < 1:
             return status, hint
         tokens -= 1
+        return 200, 0.0
+
+    return behave
+
+
+def windowed(rate: float, status: int) -> Behaviour:
+    """Takes so many calls in each second of its clock."""
+    taken: Counter[int] = Counter()
+
+    def behave(now: float, *_: object) -> tuple[int, float]:
+        if taken[int(now)] >= rate:
+            return status, 0.0
+        taken[int(now)] += 1
         return 200, 0.0
 
     return behave

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.rig import Events
-from tests.support.upstream import Behaviour, failing, limited
+from tests.support.upstream import Behaviour, failing, limited, windowed
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 from worker.pipeline.flow import Call, Flow, FlowState
@@ -150,12 +150,28 @@ def test_a_speed_limit_is_a_pace(limit: float, status: int, hint: float, seconds
         assert not world.exhausted
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("limit", [40, 200])
+def test_a_limit_of_calls_in_each_second_is_a_pace(limit: float, status: int) -> None:
+    """An upstream that takes so many at once, and then none until the second is over."""
+    world = World(windowed(limit, status), 60).run()
+    assert world.rate >= 0.9 * limit
+    assert world.calls_per_answer <= 1.2
+    assert not world.exhausted
+
+
 def test_a_limit_that_was_raised_or_lowered_is_found_again() -> None:
     slow, fast = limited(5, 429, 0), limited(200, 429, 0)
     world = World(lambda now, _: (fast if 40 <= now < 80 else slow)(now), 120).run()
     assert len([at for at in world.answers if 70 < at <= 80]) > 0.8 * 10 * 200
     assert len([at for at in world.answers if 90 < at <= 120]) > 0.9 * 30 * 5
     assert len([call for call in world.calls if 80 < call <= 120]) < 3 * 40 * 5
+
+
+def test_a_limit_that_turns_into_failures_at_any_pace_is_dropped() -> None:
+    limit, grey = limited(40, 503, 0), failing(0.7, 503)
+    world = World(lambda now, _: (limit if now < 30 else grey)(now), 60).run()
+    assert len([at for at in world.answers if at > 40]) > 20 * 50
 
 
 def test_a_pause_that_is_asked_for_again_and_again_ends_when_the_limit_does() -> None:

@@ -16,13 +16,15 @@ does. So the gate closes when a row of that length would come by chance once in 
 of failures that is normal at present. After a pause that share is learned anew; the row that closed the gate
 counts. A worker begins with few calls at a time, as TCP's slow start does.
 
-**A speed limit is a pace.** The first throttled call sets the pace to the rate that was taken lately, and the
-pace grows fourfold each second until a call is throttled again. From then on the limit is the rate that was
-taken between two throttled calls: a token bucket is empty at both. The pace begins a little below it, stays
-near it, and then rises faster and faster until a call is throttled again (CUBIC, as in TCP and AWS's SDKs).
+**A speed limit is a pace.** The first throttled call sets the pace to half of what was taken lately. Later
+the limit lies between the rate that was taken since the last throttled call (a token bucket is empty at both)
+and the rate of calls: the middle is tried next; or, where a throttled call costs a pause, the lower one. The
+pace begins a little below the limit, stays near it, and then rises faster and faster until a call is
+throttled again (CUBIC, as in TCP and AWS's SDKs). The less is known of the limit, the sooner it rises.
 
 Some upstreams answer 503 beyond their limit. Where many calls fail with 503, a pace is tried. If fewer calls
-fail at that pace it stays, else it is dropped. Wald's sequential test decides after a few calls.
+fail at that pace it stays, else it is dropped. Wald's sequential test decides after a few calls. Later it is
+dropped if calls fail even at a small part of the pace that was well.
 """
 
 import math
@@ -44,19 +46,21 @@ PRIOR = 2  # calls taken that are supposed before any is known
 FIRST, FEW = 16, 2  # calls at a time at the start, and after a pause
 
 PERIOD, TELLING = 1.0, 10  # seconds and calls, at least, over which a rate or a share is measured
-GROWTH = 4.0  # of the pace in a second, while no limit is known
-LEAST = 0.5  # of the pace is kept by a throttled call: what it grew by in half a second
-RISE = 3.0  # seconds in which the pace reaches the limit; after as many again it is DIP above, and then soars
-DIP = 0.05
-PAUSES = 12.0  # times a pause that was asked for, if that takes longer: so pauses take 4 % of the time
-FORGET = 10.0  # times the rise without a throttled call: then there is no limit any more
+EARLY = 0.25  # seconds, in place of the period, after the start
+LEAST = 0.5  # of the rate is kept by the first throttled call, and by one that costs a pause
+DIP = 0.03  # of the limit: the pace begins so far below it, is at it after the rise, and above it after two
+FIRST_RISE = 0.4  # seconds, while no limit is known
+RISE = 3.0  # seconds, and times the seconds in which the limit was measured, at most
+PAUSES = 24.0  # times a pause that was asked for, if that takes longer: so pauses take 2 % of the time
+FORGET = 10.0  # seconds, or times the rise, without a throttled call: then there is no limit any more
 SLOWEST = 0.5  # calls a second
 CATCH_UP = 0.05  # seconds of the pace that a late timer makes up for
 
 SUSPICIOUS = 0.3  # share of calls that fail, for which a pace is tried
 HARMLESS = 0.1  # share of calls that fail at the right pace
 SURE = math.log(100)  # odds that decide the trial
-NEXT_TRIAL = 60.0  # seconds
+NEXT_TRIAL = 30.0  # seconds
+SMALL_PART = 0.25  # of a pace at which calls did not fail
 
 
 class FlowState(Enum):
@@ -170,13 +174,14 @@ class Flow:
         if call not in self._under_way:
             return
         self._under_way.remove(call)
-        if self._pace is not None:
-            self._pace.ended(call, now, is_taken=True)
+        self._learn(call, is_taken=True)
         if self.state is FlowState.CLOSED:
             if now < self._not_before:
                 self._probe_at = self._not_before
                 return
             self.state, self._level = FlowState.OPENING, FEW
+            if self._pace is not None:
+                self._pace.restart(now)
             self._events.gate_opening()
         elif call.level >= self._level:
             self._level *= 2
@@ -200,15 +205,15 @@ class Flow:
         else:
             self._others += 1
             self._resources.add(resource)
+        if cause is Cause.NOT_AVAILABLE:
+            self._try_pace(call, why)
         row = self._outages + (self._others if len(self._resources) >= MANY_RESOURCES else 0)
-        if row >= self._needed:
+        if row >= self._needed and not self._is_beyond_limit:
             self._shut(cause, why, pause)
             return True
         # Where most calls fail, a failure takes back less than a success adds, or the level never rises.
         normal = max(self._normal, 0.5)
         self._level = max(FEW, self._level / 2 ** (1 / normal - 1) ** 2)
-        if cause is Cause.NOT_AVAILABLE:
-            self._try_pace(call, why)
         return False
 
     def throttled(self, call: Call, why: str, pause: float) -> None:
@@ -221,9 +226,11 @@ class Flow:
         if self.state is FlowState.CLOSED:
             self._probe_later(pause)
             return
-        if self._pace is not None:
-            self._pace.ended(call, now, is_taken=False)
-        self._lower(call, why, pause)
+        self._learn(call, is_taken=False)
+        if self._pace is None:
+            self._begin_pace(now + pause, why)
+        else:
+            self._pace.lower(call, now, pause, self._share())
 
     def close(self, cause: Cause, why: str, pause: float = 0.0, call: Call | None = None) -> None:
         """Close the gate at once, or keep it closed, for at least so many seconds. A `call` from before the
@@ -305,33 +312,47 @@ class Flow:
 
     # The pace
 
-    def _lower(self, call: Call, why: str, pause: float, trial: float | None = None) -> None:
-        now, share = self._clock(), self._share()
-        if self._pace is None:
-            lately = len(self._taken) / min(PERIOD, max(PERIOD / 4, now - self._began))
-            self._pace = _Pace(now + pause, LEAST * lately / share, trial)
-            self._next_call = max(self._next_call, now)
-            self._events.pace_began(self._pace.limit * share, why)
-        else:
-            self._pace.lower(call, now, pause, share)
+    @property
+    def _half_of_lately(self) -> float:
+        """Half of the rate of calls of all workers that was taken lately."""
+        seconds = min(PERIOD, max(EARLY, self._clock() - self._began))
+        return LEAST * max(1, len(self._taken)) / seconds / self._share()
+
+    def _learn(self, call: Call, *, is_taken: bool) -> None:
+        pace = self._pace
+        if pace is not None:
+            pace.ended(call, self._clock(), is_taken=is_taken)
+            pace.limit = max(pace.limit, self._half_of_lately)
+
+    def _begin_pace(self, since: float, why: str, trial: float | None = None) -> None:
+        """The first call was throttled, or one failed as if it were: then a `trial` of a pace begins."""
+        self._pace = _Pace(since, self._half_of_lately, trial)
+        self._next_call = max(self._next_call, self._clock())
+        self._events.pace_began(self._pace.limit * self._share(), why)
+
+    def _end_pace(self) -> None:
+        self._pace, self._next_call = None, 0.0
+        self._events.pace_ended()
+
+    @property
+    def _is_beyond_limit(self) -> bool:
+        """Whether a row of failures is explained by a speed limit of an upstream that takes calls."""
+        is_supposed = self._pace is not None and self._pace.trial is not None and self._pace.is_proven
+        return is_supposed and bool(self._taken) and self._clock() - self._taken[-1] < PERIOD
 
     def _try_pace(self, call: Call, why: str) -> None:
         """A call failed as beyond some speed limits. Try whether slower calls fail less often."""
         now, pace, normal = self._clock(), self._pace, self._normal
         if pace is None:
             if normal >= SUSPICIOUS and self._calls >= TELLING and now >= self._next_trial:
-                self._lower(call, why, 0.0, normal)
+                self._begin_pace(now + PERIOD, why, normal)
         elif pace.trial is not None:
-            pace.ended(call, now, is_taken=False)
-            if pace.odds <= -SURE:
+            self._learn(call, is_taken=False)
+            if pace.is_refuted:
                 self._next_trial = now + NEXT_TRIAL
                 self._end_pace()
             elif pace.is_proven:
-                self._lower(call, why, 0.0)
-
-    def _end_pace(self) -> None:
-        self._pace, self._next_call = None, 0.0
-        self._events.pace_ended()
+                pace.lower(call, now, 0.0, self._share())
 
 
 class _Pace:
@@ -341,45 +362,49 @@ class _Pace:
     def __init__(self, since: float, limit: float, trial: float | None) -> None:
         self.trial = trial
         self.odds = 0.0  # logarithm, that fewer calls fail at this pace
-        self.is_proven = False
-        self._begin(since, limit, is_known=trial is not None)
+        self.is_proven = trial is None
+        self._proven = 0.0  # calls a second
+        self.limit = limit  # calls a second
+        self._rise = FIRST_RISE
+        self.restart(since)
 
-    def _begin(self, since: float, limit: float, *, is_known: bool, pause: float = 0.0) -> None:
-        self.since = since + pause
-        self.limit = max(SLOWEST, limit)  # calls a second
-        self._is_known = is_known
-        self._rise = max(RISE, PAUSES * pause)
+    def restart(self, since: float) -> None:
+        """Measure what is taken from then on."""
+        self.since = since
+        self.limit = max(SLOWEST, self.limit)
         self._taken = self._calls = 0  # that began and ended since then
 
     def rate(self, now: float) -> float:
-        age = max(0.0, now - self.since)
-        if not self._is_known:
-            return self.limit * math.pow(GROWTH, min(age, FORGET * RISE))
-        return self.limit * (1 + DIP * (age / self._rise - 1) ** 3)
+        if not self.is_proven:
+            return self.limit
+        return self.limit * (1 + DIP * (max(0.0, now - self.since) / self._rise - 1) ** 3)
+
+    @property
+    def is_refuted(self) -> bool:
+        return self.odds <= -SURE or self.limit < SMALL_PART * self._proven
 
     def is_forgotten(self, now: float) -> bool:
-        return now - self.since > FORGET * self._rise
+        return now - self.since > FORGET * max(1.0, self._rise)
 
     def ended(self, call: Call, now: float, *, is_taken: bool) -> None:
         if call.began < self.since:
             return
         self._calls += 1
         self._taken += is_taken
-        if self.trial is not None and self._is_known:
-            ratio = (1 - HARMLESS) / (1 - self.trial) if is_taken else HARMLESS / self.trial
-            self.odds = min(SURE, self.odds + math.log(ratio))
-            if self.odds == SURE and not self.is_proven:
-                self.is_proven = True
-                self._begin(now, self.rate(now), is_known=False)
+        if not self.is_proven and self.trial is not None:
+            self.odds += math.log((1 - HARMLESS) / (1 - self.trial) if is_taken else HARMLESS / self.trial)
+            if self.odds >= SURE:
+                self.is_proven, self._proven = True, self.limit
+                self.restart(now)
 
     def lower(self, call: Call, now: float, pause: float, share: float) -> None:
         """A call was throttled. It tells nothing new if it began before the last one was."""
         age = now - self.since
-        is_measured = age >= PERIOD and self._calls >= TELLING if self._is_known else age >= PERIOD / 2
+        is_measured = age >= PERIOD and self._calls >= TELLING if self._taken else age >= PERIOD / 2
         if call.began < self.since or not (is_measured or pause):
             return
-        if not self._is_known:
-            self.odds = SURE
-        rate, taken = self.rate(now), self._taken / max(age, PERIOD) / share
-        limit = min(rate, max(taken, LEAST * rate))
-        self._begin(now, limit, is_known=self._taken > 0, pause=pause)
+        rate = self.rate(now)
+        taken = min(rate, self._taken / max(age, PERIOD) / share)
+        self.limit = max(taken, LEAST * rate) if pause else (taken + rate) / 2
+        self._rise = min(FIRST_RISE + RISE * age, max(RISE, PAUSES * pause))
+        self.restart(now + pause)

@@ -14,10 +14,10 @@ from worker.amqp.consumer import Subscription
 from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
-from worker.broker.control_stream import StandingOrders
 from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
-from worker.broker.overview import QueueDepths
+from worker.broker.situation import QueueDepths
+from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener, Tracing

@@ -25,7 +25,7 @@ from tests.commands import begin, ott_worker, said
 from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
-from worker.broker.control_stream import read_orders
+from worker.broker.status import read_orders
 from worker.dead_letters.plan import Kind, Wish
 from worker.dead_letters.run import Run
 from worker.dead_letters.selection import Selection

@@ -16,8 +16,7 @@ import structlog
 from tests.acceptance.test_check import check
 from tests.commands import begin, end, ott_worker
 from tests.rig import Requester, Rig, messenger, until
-from worker.broker.control_stream import publish_order
-from worker.broker.status_stream import read_workers
+from worker.broker.status import publish_order, read_workers
 from worker.console.server import Console
 from worker.contract.status import Order
 from worker.events import EventListeners

@@ -13,7 +13,7 @@ import pytest
 
 from tests.commands import begin, ott_worker
 from tests.rig import Requester, Rig, declare, messenger, until, worker_status
-from worker.broker.status_stream import read_workers
+from worker.broker.status import read_workers
 from worker.contract.status import WorkerStatus
 from worker.errors import WorkerError
 

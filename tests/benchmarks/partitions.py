@@ -21,8 +21,7 @@ from tests.benchmarks.broker import fill
 from tests.benchmarks.measure import Upstream
 from tests.benchmarks.process import Process
 from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
-from worker.broker.control_stream import publish_order
-from worker.broker.status_stream import read_workers
+from worker.broker.status import publish_order, read_workers
 from worker.contract.settlement import Resource
 from worker.contract.status import Order
 from worker.partitions.router import partition_of

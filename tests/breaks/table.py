@@ -215,7 +215,7 @@ BREAKS = [
     ),
     Break(
         "a pause is not obeyed",
-        "worker/broker/control_stream.py",
+        "worker/broker/status.py",
         "before, self.pause = self.pause, pause",
         "before, self.pause, pause = self.pause, None, None",
         "integration/test_pause.py",

@@ -16,7 +16,7 @@ from tests.faults.load import wait_for
 from tests.faults.stops import POINTS
 from tests.faults.workers import Stop, Worker
 from tests.faults.world import POISON, World, wait_for_letter
-from worker.broker.control_stream import publish_order
+from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, ShortToken, Status
 from worker.settings import load_settings

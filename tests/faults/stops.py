@@ -31,7 +31,7 @@ from worker.amqp import properties
 from worker.amqp.confirm_channel import ConfirmChannel
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import KeptChannel
-from worker.broker.control_stream import StandingOrders
+from worker.broker.status import StandingOrders
 from worker.marketing_cloud import accounts, client
 from worker.partitions.router import Router
 from worker.pipeline import forward, journey, request, settle

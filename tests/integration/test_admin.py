@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
-from worker.broker import overview
-from worker.broker.control_stream import publish_order
+from worker.broker import situation
+from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.events import EventListeners
 from worker.pipeline import intake
@@ -88,7 +88,7 @@ def _with_port(settings: Settings) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "POLL_INTERVAL", 0.1)
+    monkeypatch.setattr(situation, "POLL_INTERVAL", 0.1)
     monkeypatch.setattr(admin_module, "PAGE_LIFE", 0.0)
 
 

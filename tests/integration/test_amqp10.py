@@ -9,7 +9,7 @@ import pytest
 from tests.integration.amqp10 import publish_with_uuid
 from tests.rig import Requester, Rig, declare, messenger, until
 from worker.amqp.connection import connect
-from worker.amqp.queue_browser import QueueBrowser
+from worker.amqp.queue import QueueBrowser
 from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from tests.rig import Events, Requester, Rig, messenger, until
-from worker.broker.control_stream import publish_order
+from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.events import EventListener
 from worker.sandbox.faults import Latency, Status

@@ -8,9 +8,10 @@ import aio_pika
 import pytest
 
 from tests.rig import until
-from worker.amqp import frames, queue_browser
+from worker.amqp import frames
+from worker.amqp import queue as queues
 from worker.amqp.connection import Connection, RawChannel, connect
-from worker.amqp.queue_browser import QueueBrowser, depth, lock
+from worker.amqp.queue import QueueBrowser, depth, lock
 from worker.broker.topology import Topology
 from worker.errors import QueueInUse
 from worker.settings import Settings
@@ -65,7 +66,7 @@ async def test_what_is_not_removed_stays_in_order(connection: Connection, queue:
 async def test_more_that_stays_than_can_be_held_is_told(
     connection: Connection, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_browser, "LARGEST_PREFETCH", 20)
+    monkeypatch.setattr(queues, "LARGEST_PREFETCH", 20)
     async with QueueBrowser(connection, queue) as browser:
         taking = browser.take(COUNT, held=COUNT)
         for i in range(20):
@@ -82,7 +83,7 @@ async def test_only_one_may_look(
     make_settings: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue_browser, "LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr(queues, "LOCK_TIMEOUT", 0.3)
     other = await connect(make_settings(), "test")
     try:
         async with lock(connection, queue):
@@ -101,7 +102,7 @@ async def test_only_one_may_look(
 async def test_a_foreign_consumer_keeps_lookers_out(
     connection: Connection, queue: str, clean_broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_browser, "LOCK_TIMEOUT", 0.3)
+    monkeypatch.setattr(queues, "LOCK_TIMEOUT", 0.3)
     async with await aio_pika.connect(clean_broker) as client:
         channel = await client.channel()
         foreign = await channel.get_queue(queue, ensure=False)

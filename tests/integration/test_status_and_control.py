@@ -11,8 +11,7 @@ import pytest
 from tests.rig import until, worker_status
 from worker.amqp.connection import Connection
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.control_stream import publish_order, read_orders, read_pause
-from worker.broker.status_stream import STEP, StatusPublisher, read_workers
+from worker.broker.status import STEP, StatusPublisher, publish_order, read_orders, read_pause, read_workers
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, Order, WorkerStatus
 from worker.errors import TopologyError

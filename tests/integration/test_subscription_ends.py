@@ -11,7 +11,7 @@ from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
 from worker.amqp import consumer
 from worker.amqp.connection import Connection, RawChannel
 from worker.amqp.consumer import Delivery, EndReason, Subscription
-from worker.amqp.queue_browser import depth
+from worker.amqp.queue import depth
 from worker.broker.topology import Topology
 from worker.pipeline.journey import Journeys
 from worker.sandbox.faults import Latency

@@ -11,8 +11,7 @@ from jsonschema import Draft7Validator
 from tests.rig import Rig, journal_records, messenger, until
 from worker.amqp.connection import Connection, connect
 from worker.broker import topology
-from worker.broker.control_stream import publish_order
-from worker.broker.status_stream import read_workers
+from worker.broker.status import publish_order, read_workers
 from worker.contract.schema import asyncapi
 from worker.contract.status import Order
 from worker.contract.words import REQUEST_KEY

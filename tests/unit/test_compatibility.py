@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.broker.compatibility import policy_warnings, retention_warnings, version_warnings
+from worker.broker.requirements import policy_warnings, retention_warnings, version_warnings
 
 
 @pytest.mark.parametrize(

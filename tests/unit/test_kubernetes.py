@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from worker.broker.compatibility import seconds_of
+from worker.broker.requirements import seconds_of
 from worker.broker.topology import Topology
 
 ROOT = Path(__file__).parents[2]

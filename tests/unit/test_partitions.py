@@ -6,8 +6,8 @@ import pytest
 
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
-from worker.broker.permissions import workers_rights
 from worker.broker.request_message import request_id
+from worker.broker.requirements import workers_rights
 from worker.contract.settlement import Resource
 from worker.contract.words import BARRIER_TYPE, REPLAY_KEY, REQUEST_KEY, ROUTED_HEADERS
 from worker.partitions import worker as members

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from tests.rig import worker_status
-from worker.broker.overview import Overview
-from worker.broker.situation import State, judge, obstacle
+from worker.broker.situation import Overview, State, judge, obstacle
 from worker.broker.topology import Topology
 from worker.contract.status import Blocked, GateStatus, Pause, WorkerStatus
 

@@ -49,7 +49,7 @@ class Connection(aio_pika.Connection):
 
     aio-pika is the client for all that is neither hostile nor hot: topology, streams, replies, orders. Two
     ways bypass it, by `raw_channel` and `intercept`: taking requests and dead letters (consumer.py,
-    queue_browser.py), and the worker's confirmed publishing (publisher.py).
+    queue.py), and the worker's confirmed publishing (publisher.py).
     - What a publisher wrote must come through. A property that pamqp cannot decode ends aio-pika's
       connection, and the message comes again on the next one. On aio-pika's channels the transport leaves
       such properties out, but a dead letter must keep them.

@@ -14,10 +14,17 @@ from yarl import URL
 from worker.amqp.connection import Connection, connect, tls_context
 from worker.amqp.queue import exists
 from worker.broker import topology
-from worker.broker.compatibility import limits_of, policy_warnings, retention_warnings, version_warnings
-from worker.broker.overview import read_overview
-from worker.broker.permissions import lacking, operators_rights, patterns, workers_rights
-from worker.broker.situation import State, judge, of_worker
+from worker.broker.requirements import (
+    lacking,
+    limits_of,
+    operators_rights,
+    patterns,
+    policy_warnings,
+    retention_warnings,
+    version_warnings,
+    workers_rights,
+)
+from worker.broker.situation import State, judge, of_worker, read_overview
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, SettingsError, TopologyError, WorkerError
 from worker.events import EventListener

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.broker.control_stream import publish_order, read_pause, whoami
-from worker.broker.status_stream import read_workers
+from worker.broker.status import publish_order, read_pause, read_workers, whoami
 from worker.cli import output
 from worker.contract.status import Order, Pause, WorkerStatus
 from worker.errors import TopologyError, UsageError

@@ -15,8 +15,7 @@ import typer
 from worker.amqp.connection import connected
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.last_hour import HOUR, MINUTE, LastHour, Settled
-from worker.broker.overview import Overview, read_overview
-from worker.broker.situation import Condition, State, judge
+from worker.broker.situation import Condition, Overview, State, judge, read_overview
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.output import Column, Table

@@ -8,7 +8,7 @@ from functools import partial
 
 from aiohttp import web
 
-from worker.broker.control_stream import publish_order, whoami
+from worker.broker.status import publish_order, whoami
 from worker.console.forms import Change, form_of, letters_asked_for, patch_of, rate_of, why_of
 from worker.console.pages import Pages
 from worker.console.rendering import see, wants_json

@@ -16,7 +16,7 @@ from worker.amqp.connection import Connection, connect
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.journal import JournalPage, JournalQuery, matching, newest_first
 from worker.broker.last_hour import LastHour
-from worker.broker.overview import Overview, read_overview
+from worker.broker.situation import Overview, read_overview
 from worker.broker.topology import Topology
 from worker.console.rendering import wants_json
 from worker.console.runs import Runs

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 from worker.broker.journal import follow, open_journal
 from worker.broker.requester import look_for_workers
 from worker.broker.situation import obstacle
-from worker.broker.status_stream import read_workers
+from worker.broker.status import read_workers
 from worker.contract.settlement import recorded_id
 from worker.contract.timestamps import text_of
 from worker.errors import BrokerUnreachable, WorkerError

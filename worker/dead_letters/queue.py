@@ -6,9 +6,9 @@ from datetime import UTC
 from typing import TypeVar
 
 from worker.amqp.connection import Connection, connect
-from worker.amqp.queue_browser import QueueBrowser, depth, hold, lock
-from worker.broker.control_stream import publish_order, read_orders
+from worker.amqp.queue import QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
+from worker.broker.status import publish_order, read_orders
 from worker.broker.topology import Topology
 from worker.contract.status import Order
 from worker.dead_letters.letter import Letter, open_letter

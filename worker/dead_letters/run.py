@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, get_args
 
-from worker.broker.control_stream import publish_order, whoami
+from worker.broker.status import publish_order, whoami
 from worker.contract.status import Order, OrderKind
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.outcomes import OutcomeFollower, Record

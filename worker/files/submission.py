@@ -18,7 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from worker.broker.requester import Requester, look_for_workers
-from worker.broker.status_stream import read_workers
+from worker.broker.status import read_workers
 from worker.contract.reply import MalformedReply, Reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.queue import delete, exists, look
-from worker.broker.status_stream import read_workers
+from worker.broker.status import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.errors import TopologyError
 from worker.partitions.log import Barrier, PartitionState, read_partition_state

@@ -27,7 +27,7 @@ from worker.amqp.queue import exists
 from worker.amqp.reconnect import pause
 from worker.amqp.stream_reader import StreamReader
 from worker.broker import topology
-from worker.broker.control_stream import StandingOrders
+from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener

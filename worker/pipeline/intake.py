@@ -19,7 +19,7 @@ from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.amqp.reconnect import keep_connected, pause
 from worker.broker import topology
-from worker.broker.control_stream import StandingOrders
+from worker.broker.status import StandingOrders
 from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener

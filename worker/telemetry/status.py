@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from worker.broker.status_stream import StatusPublisher
+from worker.broker.status import StatusPublisher
 from worker.contract.status import Blocked, GateState, GateStatus, WorkerState, WorkerStatus
 from worker.events import EventListener
 from worker.pipeline.flow import FlowState

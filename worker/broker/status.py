@@ -1,10 +1,13 @@
-"""The control stream: what operators order, and what they changed (contract §9, §11)."""
+"""The streams of status and of orders (contract §9): what each worker is doing, written by the workers and
+read by everybody, and what operators order and have changed.
+"""
 
 import asyncio
 import contextlib
 import getpass
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import PublishError
@@ -15,25 +18,101 @@ from worker.amqp.connection import Connection, answered, connected, opened
 from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
-from worker.contract.status import Order, Pause, standing_pause
-from worker.contract.words import CONTROL_KEY, CONTROL_TYPE
+from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, Order, Pause, WorkerStatus, standing_pause
+from worker.contract.words import CONTROL_KEY, CONTROL_TYPE, STATUS_TYPE
 from worker.errors import PublishRefused, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
+CHANGES_TOGETHER = 0.25  # seconds in which several changes make one record
+STEP = 256  # records; how far the reader goes back at first
 READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders before it begins without them
+
+
+class StatusPublisher:
+    """Publishes one worker's records on a connection of its own, so that its failures never hold up requests.
+    A record that is lost is not repeated, since the next one follows soon."""
+
+    def __init__(self, settings: Settings, describe: Callable[[], WorkerStatus]) -> None:
+        self._settings = settings
+        self._stream = Topology(settings.prefix).status
+        self._describe = describe
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def changed(self) -> None:
+        """Publish a record soon: the state has changed."""
+        self._changed.set()
+
+    def stop(self) -> None:
+        """Publish a last record, if there is a connection, and let `run` return."""
+        self._stopping.set()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Publish a record on every change and every few seconds, until `stop`."""
+        await keep_connected(self._settings, "status", self._publish_on, lambda _: None, until=self._stopping)
+
+    async def _publish_on(self, connection: Connection) -> None:
+        what = "The status could not be published"
+        async with opened(connection, what, confirms=True) as channel:
+            while connection.is_open:
+                is_last = self._stopping.is_set()
+                record = _message(self._describe().to_json(), STATUS_TYPE)
+                async with answered(connection, what):
+                    await channel.default_exchange.publish(record, self._stream)
+                if is_last:
+                    return
+                await self._until_changed()
+
+    async def _until_changed(self) -> None:
+        """Wait for a change, or until the next record is due."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_INTERVAL):
+                await self._changed.wait()
+            if not self._stopping.is_set():
+                await asyncio.sleep(CHANGES_TOGETHER)
+        self._changed.clear()
+
+
+async def read_workers(settings: Settings) -> list[WorkerStatus]:
+    """The newest record of each worker that has published one lately. Raises TopologyError (there is no such
+    stream, or it may not be read) or BrokerUnreachable."""
+    async with open_stream(settings, Topology(settings.prefix).status) as reader:
+        return await read_workers_by(reader)
+
+
+async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
+    """As `read_workers`, by an open reader of the status stream; of the workers that have said something
+    `within` this time and have not stopped."""
+    newest = await reader.last()
+    if newest is None:
+        return []
+    since, back = datetime.now(UTC) - within, STEP
+    while True:
+        start = max(0, newest.offset - back + 1)
+        records = await _read_statuses(reader, start, newest.offset)
+        # Stop when the records are too old to matter.
+        if start == 0 or not records or records[0].at < since:
+            break
+        back *= 4
+    latest = {record.worker: record for record in records if record.at >= since}
+    return sorted((each for each in latest.values() if each.state != "stopped"), key=lambda each: each.worker)
+
+
+async def _read_statuses(reader: StreamReader, start: int, last: int) -> list[WorkerStatus]:
+    records: list[WorkerStatus] = []
+    async for entry in reader.read(start, last + 1):
+        for document in entry.records:
+            with contextlib.suppress(ValidationError):
+                records.append(WorkerStatus.model_validate(document))
+    return records
 
 
 async def publish_order(settings: Settings, order: Order) -> None:
     """Give an order; it is confirmed by the broker when this returns. Raises PublishRefused (this user may
     give none), TopologyError (there is no control stream) or BrokerUnreachable."""
     names = Topology(settings.prefix)
-    message = Message(
-        order.to_json(),
-        content_type="application/json",
-        delivery_mode=DeliveryMode.PERSISTENT,
-        type=CONTROL_TYPE,
-    )
     what = "The order could not be published"
     async with (
         connected(settings, "control") as connection,
@@ -43,7 +122,7 @@ async def publish_order(settings: Settings, order: Order) -> None:
         # Through the entry exchange, whose topic permissions tell operators from publishers.
         exchange = await channel.get_exchange(names.entry, ensure=False)
         try:
-            await exchange.publish(message, CONTROL_KEY)
+            await exchange.publish(_message(order.to_json(), CONTROL_TYPE), CONTROL_KEY)
         except (PublishError, ChannelNotFoundEntity):
             raise TopologyError(
                 f"Nothing takes orders: the stream {names.control} or its binding to the exchange "
@@ -66,7 +145,7 @@ async def read_orders(settings: Settings) -> list[Order]:
 
 async def read_orders_by(reader: StreamReader) -> list[Order]:
     """As `read_orders`, by an open reader of the control stream."""
-    orders, _ = await _read(reader, EventListener())
+    orders, _ = await _read_orders(reader, EventListener())
     return orders
 
 
@@ -113,7 +192,7 @@ class StandingOrders:
     async def _follow(self, connection: Connection) -> None:
         reader = StreamReader(connection, self._stream, self._events)
         try:
-            orders, following = await _read(reader, self._events)
+            orders, following = await _read_orders(reader, self._events)
             self._stands(standing_pause(orders))
             self._known.set()
             self._has_failed = False
@@ -137,7 +216,7 @@ class StandingOrders:
                 self._events.paused(pause.by, pause.why)
 
 
-async def _read(reader: StreamReader, events: EventListener) -> tuple[list[Order], int]:
+async def _read_orders(reader: StreamReader, events: EventListener) -> tuple[list[Order], int]:
     """The orders so far, and the offset that comes next."""
     orders: list[Order] = []
     following = 0
@@ -162,3 +241,7 @@ def whoami() -> str:
     except (KeyError, OSError):  # a container's user without a name
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
+
+
+def _message(body: bytes, kind: str) -> Message:
+    return Message(body, content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT, type=kind)

@@ -1,0 +1,208 @@
+"""What the worker requires of a RabbitMQ (contract §1): rights of its user, a version, and limits of queues.
+
+Rights are found out by trying. Nothing is changed, and nothing is published. RabbitMQ checks permissions
+before all else, so each attempt is invalid for another reason too (a nonsensical argument, a transaction that
+is rolled back). The error shows whether the permission was missing.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import ssl
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
+
+import aiormq.exceptions
+
+from worker.amqp.causes import broker_errors
+from worker.amqp.connection import Connection, RawChannel, no_callback
+from worker.broker.topology import Topology
+from worker.contract.timestamps import span
+from worker.contract.words import CONTROL_KEY, REPLAY_KEY
+from worker.settings import Settings
+
+ANSWER_TIMEOUT = 15.0  # seconds
+DEFAULT_EXCHANGE = "amq.default"  # its name in permissions
+
+Verb = Literal["configure", "write", "read"]
+TESTED = ((3, 10), (4, 0), (4, 3))
+REALM = "RabbitMQ Management"
+MANAGEMENT_TIMEOUT = 3.0  # seconds
+MANAGEMENT = 10_000  # its usual port is so much above that of AMQP
+SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """To do something with one object; with a routing key, to publish by it to a topic exchange."""
+
+    verb: Verb
+    name: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.name}" + (f" with the routing key {self.key}" if self.key else "")
+
+
+def workers_rights(settings: Settings) -> list[Right]:
+    """What the worker does."""
+    names = Topology(settings.prefix)
+    streams = [names.control] + [names.journal] * settings.journal
+    partitions = names.partition_objects(settings.partitions)
+    if partitions:
+        partitions.append(names.status)  # by which it knows of the other workers
+    rights = [Right("read", name) for name in (names.requests, *streams, *partitions)]
+    rights += [Right("write", DEFAULT_EXCHANGE), Right("write", names.dead)]
+    if settings.declare:
+        queues = (names.requests, names.replies, names.dead, names.status, *streams, *partitions)
+        rights += [Right("configure", name) for name in queues]
+    return rights
+
+
+def operators_rights(settings: Settings) -> list[Right]:
+    """What the commands of an operator do."""
+    names = Topology(settings.prefix)
+    streams = [names.status, names.control] + [names.journal] * settings.journal
+    return [
+        *(Right("read", name) for name in (names.dead, *streams)),
+        *(Right("write", names.entry, key) for key in (REPLAY_KEY, CONTROL_KEY)),
+        Right("configure", f"{names.dead}.lock"),
+    ]
+
+
+async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right]:
+    """The rights that this user lacks. A missing object counts as permitted. Raises BrokerUnreachable."""
+    return [right for right in rights if not await _has(connection, right)]
+
+
+def patterns(rights: Iterable[Right]) -> str:
+    """What to grant, as regular expressions of RabbitMQ's permissions."""
+    names: dict[Verb, list[str]] = {}
+    keys: list[str] = []
+    for right in rights:
+        if right.name not in names.setdefault(right.verb, []):
+            names[right.verb].append(right.name)
+        keys += [right.key] if right.key else []
+    granted = [f"{verb} {_pattern(of_verb)}" for verb, of_verb in names.items()]
+    return ", ".join(granted) + (f" (topic permission: write {_pattern(keys)})" if keys else "")
+
+
+def _pattern(names: list[str]) -> str:
+    return f"^({'|'.join(re.escape(name) for name in names)})$"
+
+
+async def _has(connection: Connection, right: Right) -> bool:
+    channel = await connection.raw_channel()
+    with broker_errors(f"Whether this user may {right} could not be found out"):
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await _try(channel, right)
+                await channel.close()
+        except aiormq.exceptions.ChannelAccessRefused:
+            return False
+        except aiormq.exceptions.AMQPChannelError:
+            return True  # turned down for another reason
+    return True
+
+
+async def _try(channel: RawChannel, right: Right) -> None:
+    match right.verb:
+        case "read":
+            await channel.basic_consume(right.name, no_callback, arguments={"x-priority": "none"})
+        case "configure":
+            await channel.queue_declare(right.name, durable=True, arguments={"x-max-length": "none"})
+        case "write":
+            await channel.tx_select()
+            exchange = "" if right.name == DEFAULT_EXCHANGE else right.name
+            await channel.basic_publish(b"", exchange=exchange, routing_key=right.key or uuid4().hex)
+            await channel.tx_rollback()
+
+
+def version_warnings(version: str) -> list[str]:
+    """What a version of RabbitMQ does not keep."""
+    numbers = version.split(".")[:2]
+    if not all(part.isdecimal() for part in numbers) or len(numbers) < 2:
+        return []
+    number, warnings = (int(numbers[0]), int(numbers[1])), []
+    if number not in TESTED:
+        tested = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
+        warnings.append(f"RabbitMQ {version} is not one of the tested versions ({tested})")
+    if number < (3, 13):
+        warnings.append(
+            f"RabbitMQ {version}: let only trusted publishers send. One forged x-death header can end "
+            "at-least-once dead-lettering on the whole node; from 3.13 on it cannot"
+        )
+    return warnings
+
+
+def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) -> list[str]:
+    """What the policy of a queue breaks."""
+    warnings = []
+    if policy.get("delayed-retry-type", "disabled") != "disabled":
+        warnings.append(
+            f"{queue}: a policy sets delayed-retry-type, so returned requests come back out of their order: "
+            "take it off"
+        )
+    timeout = policy.get("consumer-timeout")
+    if isinstance(timeout, int | float) and timeout < hold_limit * 1000:
+        warnings.append(
+            f"{queue}: a policy sets consumer-timeout to {timeout / 1000:g} s, below OTT_HOLD_LIMIT "
+            f"({hold_limit:g} s): RabbitMQ takes requests back that are still being worked on"
+        )
+    return warnings
+
+
+def retention_warnings(dead: Mapping[str, Any], journal: Mapping[str, Any]) -> list[str]:
+    """Whether dead letters outlive the journal, by the limits of both."""
+    ttl, age = dead.get("message-ttl"), journal.get("max-age")
+    if not isinstance(ttl, int) or not age or seconds_of(age) >= ttl / 1000:
+        return []
+    return [
+        f"dead letters are kept {span(ttl / 1000)}, the journal {span(seconds_of(age))}: older letters "
+        "replay with --force only. Keep the journal as long: OTT_JOURNAL_MAX_AGE and its policy; a stream "
+        "keeps the age that it was declared with"
+    ]
+
+
+def seconds_of(age: str) -> float:
+    """A stream's `max-age`, such as `30D`."""
+    return int(age[:-1]) * SECONDS[age[-1]]
+
+
+async def limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+    """What a queue's policy and its arguments set, as RabbitMQ's management tells it; None where it does not:
+    it is not there, or does not answer this user. `context` is for `amqps`."""
+    return await asyncio.to_thread(_limits_of, url, queue, context)
+
+
+def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+    parts = urlsplit(url)
+    secured = parts.scheme == "amqps"
+    port = (parts.port or (5671 if secured else 5672)) + MANAGEMENT
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    base = f"{'https' if secured else 'http'}://{host}:{port}/api/"
+    # Whoever does not ask for it in RabbitMQ's name gets no password.
+    passwords = urllib.request.HTTPPasswordMgr()
+    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+    passwords.add_password(REALM, base, user, password)
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPBasicAuthHandler(passwords),
+    )
+    vhost = unquote(parts.path[1:]) or "/"
+    where = f"{base}queues/{quote(vhost, safe='')}/{quote(queue, safe='')}"
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        with opener.open(where, timeout=MANAGEMENT_TIMEOUT) as answer:
+            found = json.load(answer)
+        limits = {name.removeprefix("x-"): value for name, value in found["arguments"].items()}
+        policy = found.get("effective_policy_definition") or {}
+        ages = [each["max-age"] for each in (limits, policy) if "max-age" in each]
+        limits |= policy
+        return limits | ({"max-age": min(ages, key=seconds_of)} if ages else {})
+    return None

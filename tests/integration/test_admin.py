@@ -3,12 +3,9 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import time
-import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -228,21 +225,6 @@ async def _ended(reader: asyncio.StreamReader) -> bool:
         while await reader.read(1000):
             pass
     return True
-
-
-async def test_a_real_prometheus_finds_the_worker_up_and_its_alerts_in_order(rig: Rig) -> None:
-    check = Path(__file__).parents[2] / "deploy" / "prometheus" / "check"
-    async with watched(rig) as worker:
-        process = await asyncio.create_subprocess_exec(
-            check, worker.url, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        output, _ = await process.communicate()
-    if shutil.which("promtool") is None:
-        warnings.warn("prometheus is not installed: none has scraped the worker", stacklevel=1)
-        assert process.returncode == 3
-    else:
-        assert process.returncode == 0, output.decode()
-        assert f"Prometheus finds {worker.url} up" in output.decode()
 
 
 async def test_a_pause_by_order_is_told_and_leaves_the_worker_ready(rig: Rig) -> None:

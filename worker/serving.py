@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-from typing import Any, Literal
+from typing import Any
 
 from aiohttp import web
 
 from worker.errors import SettingsError
-from worker.settings import Settings, variable
+
+BACKLOG = 1024  # connections that wait to be accepted
 
 
 class HttpServer:
@@ -19,19 +20,18 @@ class HttpServer:
         self._limit = limit
         self._listener: asyncio.Server | None = None
 
-    async def start(self, settings: Settings, name: Literal["admin", "console"]) -> str:
-        """Listen on the host and port that are set for `name`. Returns the URL. Raises SettingsError where
-        they cannot be listened on."""
-        host, port = (getattr(settings, f"{name}_{part}") for part in ("host", "port"))
+    async def start(self, host: str, port: int, named: str) -> str:
+        """Listen on this address, and return the URL. Raises SettingsError where that cannot be: `named` are
+        the settings that give the address."""
         await self._runner.setup()
         try:
-            self._listener = await asyncio.get_running_loop().create_server(self._protocol, host, port)
+            self._listener = await asyncio.get_running_loop().create_server(
+                self._protocol, host, port, backlog=BACKLOG
+            )
         except OSError as error:
             await self._runner.cleanup()
-            raise SettingsError(
-                f"{variable(f'{name}_host')} and {variable(f'{name}_port')} must be an address that is free: "
-                f"{os.strerror(error.errno or 0)}"
-            ) from None
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise SettingsError(f"{named} must be an address that is free: {why}") from None
         port = self._listener.sockets[0].getsockname()[1]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -57,7 +57,8 @@ class Console:
 
     async def __aenter__(self) -> Self:
         """Raises SettingsError where the address cannot be listened on."""
-        self.url = await self._server.start(self._settings, "console")
+        host, port = self._settings.console_host, self._settings.console_port
+        self.url = await self._server.start(host, port, "OTT_CONSOLE_HOST and OTT_CONSOLE_PORT")
         return self
 
     @property

@@ -2,11 +2,9 @@
 
 import asyncio
 import hashlib
-import os
 import re
 from collections.abc import Awaitable, Callable, Collection
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -17,10 +15,10 @@ from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.settlement import Resource
 from worker.contract.words import AGGREGATE, MALFORMED
-from worker.errors import UsageError
 from worker.sandbox.answers import json_answer, rest_error, token_error
 from worker.sandbox.faults import FAULTS, CarryOut, Ending, Faults, Scopes, ShortToken
 from worker.sandbox.records import SCOPES, WRITE, Call, History, IssuedToken, Tokens, account_of, masked
+from worker.serving import HttpServer
 
 TOKEN = "/v2/token"  # noqa: S105
 REST = "/ott/"
@@ -29,6 +27,7 @@ CONTROL = "/sandbox/"
 JSON = "application/json"
 MAX_BODY = 16 * 1024 * 1024
 CALLS_SHOWN = 1000
+CONNECTION_LIMIT = 10_000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -37,7 +36,8 @@ class Sandbox:
 
     `port` 0 takes a free one. `account_ids` are the business units that a token may be asked for, None
     for any. `token_lifetime` is in seconds. `seed` makes random faults repeatable. The newest
-    `history_limit` calls are kept. Entering raises UsageError if the address cannot be listened on.
+    `history_limit` calls are kept. Entering raises SettingsError if the address cannot be listened on.
+    `url` is where it listens; token and REST URL are the same.
 
     `history`, `registrations` (the newest call for each resource) and `faults` may be used directly, or over
     HTTP under `/sandbox`.
@@ -61,15 +61,10 @@ class Sandbox:
         self._tokens = Tokens(client_id, client_secret, account_ids, token_lifetime)
         self._host = host
         self._port = port
-        self._runner = web.AppRunner(
-            self._application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        self._server = HttpServer(
+            self._application(), CONNECTION_LIMIT, handler_cancellation=True, shutdown_timeout=0.1
         )
-
-    @property
-    def url(self) -> str:
-        """Where it listens, without a slash at the end; token and REST URL are the same."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)  # noqa: S104
-        return f"http://{host}:{self._port}"
+        self.url = ""
 
     def heal(self) -> None:
         """Ends all faults."""
@@ -80,23 +75,14 @@ class Sandbox:
         self._tokens.revoke(account)
 
     async def __aenter__(self) -> Self:
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024)
-        try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            address = f"{self._host}:{self._port}"
-            raise UsageError(f"The sandbox cannot listen on {address}: {why}. Choose another.") from None
-        self._port = self._runner.addresses[0][1]
+        named = f"--host and --port ({self._host}:{self._port})"
+        url = await self._server.start(self._host, self._port, named)
+        self.url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
         self._tokens.rest_url = self.url
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._runner.cleanup()
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.close()
 
     def _application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])

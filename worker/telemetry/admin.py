@@ -48,7 +48,8 @@ class Admin:
 
     async def __aenter__(self) -> Self:
         """Raises SettingsError where the address cannot be listened on."""
-        if self._settings.admin_port is None:
+        host, port = self._settings.admin_host, self._settings.admin_port
+        if port is None:
             return self
         application = web.Application()
         application.on_response_prepare.append(_add_headers)
@@ -67,7 +68,7 @@ class Admin:
             max_line_size=HEADER_LIMIT,
             max_field_size=HEADER_LIMIT,
         )
-        self.url = await self._server.start(self._settings, "admin")
+        self.url = await self._server.start(host, port, "OTT_ADMIN_HOST and OTT_ADMIN_PORT")
         self._ticking = asyncio.create_task(self._loop_monitor.run(), name="loop monitor")
         return self
 

@@ -11,7 +11,7 @@ import struct
 from typing import Any, Final, NamedTuple
 
 from worker.amqp.connection import tls_context
-from worker.amqp.endpoints import PORTS, node_urls
+from worker.amqp.endpoints import PORTS, node_urls, vhost_of
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
@@ -65,8 +65,7 @@ async def _spend(settings: Settings, queue: str, count: int, kinds: frozenset[ob
         if (await _next(reader, SASL_OUTCOME)).fields[0] != 0:
             raise BrokerUnreachable("AMQP 1.0: user name or password refused")
         await _shake_hands(reader, writer, b"AMQP\x00\x01\x00\x00")
-        vhost = url.path[1:].replace("%2F", "/") or "/"
-        writer.write(frame(OPEN, text("ott-worker undeliverable"), text(f"vhost:{vhost}")))
+        writer.write(frame(OPEN, text("ott-worker undeliverable"), text(f"vhost:{vhost_of(url)}")))
         writer.write(frame(BEGIN, NULL, ZERO, uint(WINDOW), uint(WINDOW)))
         source = described(SOURCE, text(f"/queues/{queue}"))
         writer.write(frame(ATTACH, text("link"), ZERO, TRUE, NULL, NULL, source, described(TARGET)))

@@ -162,7 +162,6 @@ class Subscription:
         self._arguments: dict[str, Any] = {"x-consumer-timeout": CONSUMER_TIMEOUT}
         self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-        self.depth = 0
         self._channel: RawChannel | None = None
         self._interceptor: FrameInterceptor | None = None
         self._unsettled: dict[int, Delivery] = {}
@@ -363,7 +362,7 @@ class Subscription:
             await self._round_trip(channel)
 
     async def _keep_lease(self) -> None:
-        """Renew the lease and ask for the depth, also without deliveries: after a network partition, RabbitMQ
+        """Renew the lease, also without deliveries: after a network partition, RabbitMQ
         4.3 hands to a standby that was cut off what others have settled since."""
         channel = self._channel
         assert channel is not None
@@ -424,7 +423,4 @@ class Subscription:
     async def _round_trip(self, channel: RawChannel) -> int:
         """The number of the queue's consumers. RabbitMQ reports no consumers and no messages if the queue's
         leader does not answer within a quarter of a second."""
-        declared = await channel.queue_declare(self._queue, passive=True)
-        if declared.consumer_count:
-            self.depth = declared.message_count or 0
-        return declared.consumer_count or 0
+        return (await channel.queue_declare(self._queue, passive=True)).consumer_count or 0

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from yarl import URL
 
@@ -36,8 +36,7 @@ class Endpoint:
 
     @property
     def vhost(self) -> str:
-        """The virtual host that is connected to."""
-        return self.url.path[1:].replace("%2F", "/") or "/"
+        return vhost_of(self.url)
 
     def failed(self) -> None:
         """Try the other addresses first: it cannot be reached, or its connection was lost."""
@@ -60,6 +59,11 @@ def node_urls(settings: Settings) -> list[URL]:
     return [url.with_query(heartbeat=url.query.get("heartbeat", HEARTBEAT)) for url in urls]
 
 
+def vhost_of(url: URL) -> str:
+    """The virtual host that a URL names."""
+    return url.path[1:].replace("%2F", "/") or "/"
+
+
 def node_name(url: URL) -> str:
     """Host and port of a node."""
     return f"{url.host}:{url.port or PORTS[url.scheme]}"
@@ -68,13 +72,9 @@ def node_name(url: URL) -> str:
 async def resolve(url: URL) -> list[Endpoint]:
     """The addresses of a node, one at least. Raises OSError where its name is not known."""
     host, port = url.host or "", url.port or PORTS[url.scheme]
-    found = await _lookup(host, port)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = dict.fromkeys(str(where[0]) for *_, where in found)
     return [Endpoint(url, address, port) for address in addresses]
-
-
-async def _lookup(host: str, port: int) -> "list[Any]":
-    return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def by_trust(endpoints: list[Endpoint]) -> list[Endpoint]:

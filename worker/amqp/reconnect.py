@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeVar
 
 from aio_pika.abc import AbstractConnection
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from worker.amqp.connection import Connection, connected
 from worker.backoff import RECONNECT, Backoff
@@ -45,55 +46,43 @@ async def keep(
     """Use what `source` gives, again and again. `use` ends when the connection is of no use any more: where
     it returns, the next one is opened at once. `on_failure` is told each error, and may raise it to end this.
     A defect is told as BrokerUnreachable: the task must not end unheard."""
-    clock = asyncio.get_running_loop().time
-    opened_at: float | None = None
-    lasting = 0  # the number of tries up to the last one that lasted
+    clock, end = asyncio.get_running_loop().time, until or asyncio.Event()
 
     async def once() -> None:
-        nonlocal opened_at
-        opened_at = None
+        """Raises WorkerError, unless the connection has lasted: then the next failure is the first one."""
+        opened_at = math.inf
         try:
             async with source() as connection:
                 opened_at = clock()
                 await use(connection)
-        except Exception as error:
-            if isinstance(error, WorkerError):
+        except WorkerError as error:
+            if end.is_set() or clock() - opened_at <= STABLE_AFTER:
                 raise
+            on_failure(error)
+        except Exception as error:
             raise BrokerUnreachable(f"internal error: {type(error).__name__}") from error
-        raise _Ended
-
-    def wait(state: RetryCallState) -> float:
-        nonlocal lasting
-        has_lasted = opened_at is not None and clock() - opened_at > STABLE_AFTER
-        if has_lasted or isinstance(_error(state), _Ended):
-            lasting = state.attempt_number - 1
-        return backoff.draw(state.attempt_number - lasting)
 
     def tell(state: RetryCallState) -> None:
-        error = _error(state)
-        if isinstance(error, WorkerError) and not isinstance(error, _Ended):
+        if state.outcome is not None and isinstance(error := state.outcome.exception(), WorkerError):
             on_failure(error)
 
-    await AsyncRetrying(
+    retrying = AsyncRetrying(
         retry=retry_if_exception_type(WorkerError),
-        wait=wait,
-        sleep=lambda seconds: pause(seconds, until),
+        wait=wait_random_exponential(backoff.first, backoff.longest),
+        sleep=lambda seconds: pause(seconds, end),
         before_sleep=tell,
-        stop=lambda _: until is not None and until.is_set(),
+        stop=lambda _: end.is_set(),
         retry_error_callback=lambda _: None,
-    )(once)
+    )
+    while True:
+        await retrying(once)
+        if end.is_set():
+            return
+        await pause(backoff.draw(1), end)
 
 
-async def pause(seconds: float, until: asyncio.Event | None) -> None:
+async def pause(seconds: float, until: asyncio.Event) -> None:
     """Wait for so many seconds, or until the event is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await (until.wait() if until is not None else asyncio.get_running_loop().create_future())
-
-
-def _error(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome is not None else None
-
-
-class _Ended(WorkerError):
-    """`use` has ended by itself."""
+            await until.wait()

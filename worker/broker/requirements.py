@@ -14,13 +14,15 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 from uuid import uuid4
 
 import aiormq.exceptions
+from yarl import URL
 
 from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection, RawChannel, no_callback
+from worker.amqp.endpoints import PORTS, vhost_of
 from worker.broker.topology import Topology
 from worker.contract.timestamps import span
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
@@ -181,22 +183,21 @@ async def limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Map
 
 
 def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
-    parts = urlsplit(url)
-    secured = parts.scheme == "amqps"
-    port = (parts.port or (5671 if secured else 5672)) + MANAGEMENT
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    base = f"{'https' if secured else 'http'}://{host}:{port}/api/"
+    node = URL(url)
+    secured = node.scheme == "amqps"
+    port = (node.port or PORTS[node.scheme]) + MANAGEMENT
+    base = str(
+        URL.build(scheme="https" if secured else "http", host=node.host or "", port=port, path="/api/")
+    )
     # Whoever does not ask for it in RabbitMQ's name gets no password.
     passwords = urllib.request.HTTPPasswordMgr()
-    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
-    passwords.add_password(REALM, base, user, password)
+    passwords.add_password(REALM, base, node.user or "guest", node.password or "guest")
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.HTTPBasicAuthHandler(passwords),
     )
-    vhost = unquote(parts.path[1:]) or "/"
-    where = f"{base}queues/{quote(vhost, safe='')}/{quote(queue, safe='')}"
+    where = f"{base}queues/{quote(vhost_of(node), safe='')}/{quote(queue, safe='')}"
     with contextlib.suppress(OSError, ValueError, LookupError):
         with opener.open(where, timeout=MANAGEMENT_TIMEOUT) as answer:
             found = json.load(answer)

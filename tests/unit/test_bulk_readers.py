@@ -58,7 +58,6 @@ TEXTS: dict[str, tuple[str | bytes, list[dict[str, Any]]]] = {
     "a space before quotes": ('pageId, pageName\n1, "a,b;c"\n', [NAMED]),
     "a mark": ('\ufeffpageId,pageName\n1,"a,b;c"\n', [NAMED]),
     "blank lines": ('\n\npageId,pageName\n\n1,"a,b;c"\n,\n', [NAMED]),
-    "lines in quotes": ('"pageId;pageName"\n"1;a ""b"""\n', [{"pageId": "1", "pageName": 'a "b"'}]),
     "UTF-16 with a mark": ("pageId\tpageName\n1\ta,b;c\n".encode("utf-16"), [NAMED]),
     "UTF-16 of one order": ("\ufeffpageId\tpageName\n1\ta,b;c\n".encode("utf-16-le"), [NAMED]),
     "quotes and line ends in a cell": (

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from typing import Any, Final
 
@@ -14,7 +14,6 @@ from worker.files.source import Unreadable, lines
 HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20
 
-_IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
 _SPACED_QUOTE = re.compile("[,;\t|] +[\"']")
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
@@ -23,36 +22,13 @@ RawRow = tuple[int, int, list[str] | Problem]
 keeps them from being read."""
 
 
-class Dialect(csv.Dialect):
-    """How one file separates and quotes its cells."""
-
-    doublequote = True
-    lineterminator = "\n"
-    quoting = csv.QUOTE_MINIMAL
-    strict = True
-
-    def __init__(
-        self,
-        delimiter: str,
-        quotechar: str,
-        escapechar: str | None,
-        skipinitialspace: bool = False,
-        *,
-        in_quotes: bool = False,
-    ) -> None:
-        """`in_quotes`: each line is in quotation marks as a whole."""
-        self.in_quotes = in_quotes
-        self.skipinitialspace = skipinitialspace
-        self.delimiter = delimiter
-        self.quotechar = quotechar
-        self.escapechar = escapechar
-        super().__init__()
+Dialect = Mapping[str, Any]
+"""How one file separates and quotes its cells: parameters of `csv.reader`."""
 
 
 def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
     """Each row of the file. Raises Unreadable where the text stops being readable."""
-    text = lines(chunks, encoding)
-    reader = csv.reader(map(_out_of_quotes, text) if dialect.in_quotes else text, dialect)
+    reader = csv.reader(lines(chunks, encoding), **dialect)
     number = 0
     while (row := _next(reader)) is not None:
         line, cells = row
@@ -70,15 +46,10 @@ def dialect_of(text: str) -> Dialect:
     quotes = '"' if '"' in text else "\"'"
     escapes = [None, "\\"] if '\\"' in text else [None]
     spaces = [False, True] if _SPACED_QUOTE.search(text) else [False]
-    candidates = [Dialect(*parts) for parts in product(delimiters, quotes, escapes, spaces)]
-    if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
-        candidates += [Dialect(delimiter, '"', None, in_quotes=True) for delimiter in delimiters]
-    return max(candidates, key=lambda dialect: _fitness(text, dialect))
-
-
-def _out_of_quotes(line: str) -> str:
-    found = _IN_QUOTES.match(line.lstrip("\ufeff"))
-    return found[1].replace('""', '"') + "\n" if found else line
+    names = ("delimiter", "quotechar", "escapechar", "skipinitialspace")
+    candidates = product(delimiters, quotes, escapes, spaces)
+    dialects = [dict(zip(names, each, strict=True), strict=True) for each in candidates]
+    return max(dialects, key=lambda dialect: _fitness(text, dialect))
 
 
 def separator_in(cells: Sequence[str]) -> bool:
@@ -114,7 +85,7 @@ def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
     """Attributes that the header names, rows as long as it, and (less is better) quotes left over."""
     complete, _, _ = text.rpartition("\n")
     sample = (complete or text).splitlines(keepends=True)
-    reader = csv.reader(map(_out_of_quotes, sample) if dialect.in_quotes else sample, dialect)
+    reader = csv.reader(sample, **dialect)
     rows: list[list[str]] = []
     with contextlib.suppress(csv.Error):
         rows.extend(islice(filter(any, reader), HEADER_WITHIN + SAMPLE_ROWS))

@@ -6,16 +6,15 @@ It tells what only many rows together show (contract §12), what earlier runs of
 """
 
 import contextlib
-import difflib
 import json
 import re
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Final, Self
 
-from worker.contract.platforms import FIELDS, ID_FIELDS, PLATFORMS
+from worker.contract.platforms import ID_FIELDS, PLATFORMS
 from worker.errors import UsageError
-from worker.files.cells import plain, printable
+from worker.files.cells import printable
 from worker.files.damage import (
     ALL_END_IN_0,
     EXACT_DIGITS,
@@ -337,15 +336,8 @@ def _resource(platform: str | None, resource_id: str | None) -> str | None:
 def _unknown_columns(reading: Reading) -> Iterator[str]:
     for path, table in reading.tables.items():
         if unknown := table.columns.unknown:
-            names = ", ".join(_with_likely_name(name) for name in unknown)
             kept = "are sent along" if reading.send_unknown else "are left out (--send-unknown sends them)"
-            yield f"{printable(path)}: columns that no attribute has {kept}: {names}"
-
-
-def _with_likely_name(column: str) -> str:
-    likely = difflib.get_close_matches(plain(column), map(plain, FIELDS), n=1, cutoff=0.8)
-    name = next((name for name in FIELDS if likely and plain(name) == likely[0]), None)
-    return f"{column} (is it {name}?)" if name else column
+            yield f"{printable(path)}: columns that no attribute has {kept}: {', '.join(unknown)}"
 
 
 def _more(count: int) -> str:

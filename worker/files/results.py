@@ -229,11 +229,11 @@ class _CsvLines:
     """The same of CSV. The header tells the columns, whatever their order."""
 
     def __init__(self, sample: str) -> None:
-        self._delimiter = csv_file.dialect_of(sample).delimiter
+        self._dialect = csv_file.dialect_of(sample)
         self._names: list[str] = []
 
     def __call__(self, line: str) -> RowResult | None:
-        cells = next(csv.reader([line], delimiter=self._delimiter, strict=True), [])
+        cells = next(csv.reader([line], **self._dialect), [])
         if not any(map(clean, cells)):
             return None
         if self._names:

@@ -101,7 +101,7 @@ def open_table(
             raise UsageError("it has no sheets, being CSV: leave out --sheet")
         encoding = encoding or encoding_of(sample)
         dialect = dialect_of(decode_sample(sample, encoding))
-        rows, delimiter = csv_file.rows_of(source.chunks(), encoding, dialect), dialect.delimiter
+        rows, delimiter = csv_file.rows_of(source.chunks(), encoding, dialect), dialect["delimiter"]
     header, below = _find_header(rows)
     return Table(columns_of(header, also), delimiter, workbook, chain(below, rows), unknown)
 

@@ -3,10 +3,10 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, Self
+from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
 from aio_pika import DeliveryMode, Message
@@ -104,13 +104,13 @@ class Requester:
         try:
             await self._opened
         except BaseException:
-            await _cancel({self._keeping})
+            await cancel_all(self._keeping)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._is_ending = True
-        await _cancel({*self._tasks, self._keeping})
+        await cancel_all(*self._tasks, self._keeping)
 
     def keep_queue(self) -> None:
         """Leave the queue to expire instead of deleting it at the end: somebody may come back for it."""
@@ -310,7 +310,8 @@ async def _given(connection: AbstractConnection) -> AsyncIterator[AbstractConnec
     yield connection
 
 
-async def _cancel(tasks: Iterable["asyncio.Task[None]"]) -> None:
+async def cancel_all(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks, and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

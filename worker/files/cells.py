@@ -117,16 +117,9 @@ def columns_of(header: Sequence[str], also: Collection[str] = ()) -> Columns:
     known = frozenset(_KNOWN.values()) | frozenset(others.values())
     for name in known.intersection(names):
         if names.count(name) > 1:
-            raise UsageError(f"{_same(name, header, names)}: keep one of them")
+            same = (clean(cell) for cell, held in zip(header, names, strict=False) if held == name)
+            raise UsageError(f"the columns {' and '.join(same)} are both {name}: keep one of them")
     return Columns(tuple(header[:width]), tuple(names), known)
-
-
-def _same(name: str, header: Sequence[str], names: Sequence[str]) -> str:
-    cells = dict.fromkeys(clean(cell) for cell, held in zip(header, names, strict=False) if held == name)
-    written = list(cells)
-    if len(written) == 1:
-        return f"the column {written[0]} is there twice"
-    return f"the columns {' and '.join(written)} are both {name}"
 
 
 def _without_prefix(cell: str) -> str:

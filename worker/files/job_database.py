@@ -231,7 +231,7 @@ class JobDatabase:
         key = self._key_of(result)
         if result.status == "registered" and key:
             if result.row < self._newest(key):
-                self._goes_out(result.row, key)
+                execute(_OLDEST, (key, result.row))
             execute(_NEWEST, (key, result.row))
 
     def where(self, place: int) -> tuple[int | None, str | None]:
@@ -241,7 +241,8 @@ class JobDatabase:
 
     def settled(self, row: Row, statuses: Container[str] = SETTLED) -> bool:
         """Whether the row needs nothing more. Raises UsageError if it was about another resource then."""
-        status, resource = self._result(row.place)
+        found = self._first("SELECT status, resource FROM result WHERE place = ?", row.place)
+        status, resource = found or (None, None)
         if status not in statuses:
             return False
         if not row.problems and not is_same(resource, _resource(row.platform, row.resource_id)):
@@ -255,29 +256,21 @@ class JobDatabase:
     def goes_out(self, row: Row) -> None:
         """A row goes out in this run."""
         if key := _key(row):
-            self._goes_out(row.place, key)
+            self._database.execute(_OLDEST, (key, row.place))
 
     def must_follow(self, row: Row) -> bool:
         """Whether a row has to go out, however it ended: an earlier one of its resource went out after it,
         and would be the last."""
-        return self._must_follow(row.place, _key(row))
+        query = "SELECT 1 FROM again WHERE resource = ? AND place < ?"
+        return self._first(query, _key(row), row.place) is not None
 
     def newest(self, row: Row) -> int:
         """The last row of the job that is registered for the row's resource, 0 if none is."""
         return self._newest(_key(row))
 
-    def _goes_out(self, place: int, key: str) -> None:
-        self._database.execute(_OLDEST, (key, place))
-
-    def _must_follow(self, place: int, key: str | None) -> bool:
-        return self._first("SELECT 1 FROM again WHERE resource = ? AND place < ?", key, place) is not None
-
     def _newest(self, key: str | None) -> int:
         found = self._first("SELECT place FROM newest WHERE resource = ?", key)
         return int(found[0]) if found else 0
-
-    def _result(self, place: int) -> tuple[str | None, str | None]:
-        return self._first("SELECT status, resource FROM result WHERE place = ?", place) or (None, None)
 
     def _key_of(self, result: RowResult) -> str | None:
         """The resource of a result; its id and its account as the input has them, where that is known."""

@@ -1,9 +1,8 @@
 """The rows of a job, from its inputs in whatever format they are (contract §12)."""
 
-import codecs
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -212,7 +211,15 @@ class Reading:
                 yield self._table_row(record, table, source, next(numbers), before)
             return
         encoding = self.encoding or encoding_of(sample)
-        for line, body in _json_bodies(chosen, source.chunks(), sample, encoding):
+        chunks = source.chunks()
+        if encoding != "utf-8":  # which stays as it is, byte for byte
+            chunks = (line.encode(errors="surrogatepass") for line in lines(chunks, encoding))
+        if chosen is Format.JSON_LINES:
+            bodies = json_rows.lines(chunks)
+        else:
+            in_array = decode_sample(sample, encoding).lstrip()[:1] == "["
+            bodies = json_rows.values(chunks, in_array=in_array)
+        for line, body in bodies:
             yield self._json_row(line, body, source, next(numbers), before)
 
     def _table_row(self, record: Record, table: Table, source: Source, number: int, before: int) -> Row:
@@ -284,42 +291,11 @@ def format_of(path: str, sample: bytes) -> Format:
     ending = PurePath(path.lower().removesuffix(".gz")).suffix
     if ending in _BY_ENDING:
         return _BY_ENDING[ending]
-    beginning = _in_utf8(sample, encoding_of(sample)).strip()
-    if beginning[:1] == b"[":
+    beginning = decode_sample(sample, encoding_of(sample)).strip()
+    if beginning.startswith("["):
         return Format.JSON
-    if beginning[:1] == b"{":
-        return Format.JSON_LINES if _is_one_line(beginning) else Format.JSON
+    if beginning.startswith("{"):
+        return Format.JSON_LINES if beginning.partition("\n")[0].rstrip().endswith("}") else Format.JSON
     if beginning and ending == ".json":
         raise UsageError("it is neither a JSON array nor JSON objects: name its --format, or rename it")
     return Format.CSV
-
-
-def _is_one_line(beginning: bytes) -> bool:
-    return beginning.split(b"\n", 1)[0].rstrip().endswith(b"}")
-
-
-def _json_bodies(
-    chosen: Format, chunks: Iterable[bytes], sample: bytes, encoding: str
-) -> Iterator[json_rows.Numbered]:
-    chunks = _utf8_chunks(chunks, encoding)
-    if chosen is Format.JSON_LINES:
-        return json_rows.lines(chunks)
-    is_array = _in_utf8(sample, encoding).lstrip()[:1] == b"["
-    return json_rows.values(chunks, in_array=is_array)
-
-
-def _utf8_chunks(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """The same text in UTF-8 without a mark; what is in UTF-8 stays as it is, byte for byte."""
-    if encoding.startswith("utf-8"):
-        chunks = iter(chunks)
-        yield next(chunks, b"").removeprefix(codecs.BOM_UTF8)
-        yield from chunks
-        return
-    for line in lines(chunks, encoding):
-        yield line.encode(errors="surrogatepass")
-
-
-def _in_utf8(sample: bytes, encoding: str) -> bytes:
-    if encoding.startswith("utf-8"):
-        return sample.removeprefix(codecs.BOM_UTF8)
-    return decode_sample(sample, encoding).encode(errors="replace")

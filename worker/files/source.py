@@ -39,8 +39,8 @@ class Source:
         self.changed_at: int | None = None  # microseconds since the epoch; of a file
         self.read = 0
         self._head = b""
-        self._started = False
-        self._unpacked: Iterator[bytes] | None = None
+        self._is_packed = False
+        self._pieces = self._unpacked()
 
     def __enter__(self) -> Self:
         try:
@@ -61,10 +61,9 @@ class Source:
     def sample(self) -> bytes:
         """The beginning: at least the first line that is not blank, if the input has one."""
         while len(self._head) < SAMPLE and b"\n" not in self._head.lstrip():
-            chunk = self._next()
-            if not chunk:
+            if not (piece := next(self._pieces, b"")):
                 break
-            self._head += chunk
+            self._head += piece
         return self._head
 
     def chunks(self) -> Iterator[bytes]:
@@ -72,13 +71,12 @@ class Source:
         head, self._head = self._head, b""
         if head:
             yield head
-        while chunk := self._next():
-            yield chunk
+        yield from self._pieces
 
     def seekable(self) -> BinaryIO:
         """All of it as a file that can be read at any place; a pipe or a packed file is copied to a temporary
         one. Raises UsageError if it is larger than any workbook that can be read."""
-        if self._unpacked is None and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
+        if not self._is_packed and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
             self.read = os.fstat(self._raw.fileno()).st_size
             return open(self.path if self.path != STANDARD_INPUT else 0, "rb")
         copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
@@ -89,14 +87,14 @@ class Source:
         copy.seek(0)
         return copy
 
-    def _next(self) -> bytes:
-        if not self._started:
-            self._started = True
-            first = self._read()
-            if not first.startswith(_GZIP):
-                return first
-            self._unpacked = self._unpack(first)
-        return next(self._unpacked, b"") if self._unpacked is not None else self._read()
+    def _unpacked(self) -> Iterator[bytes]:
+        first = self._read()
+        self._is_packed = first.startswith(_GZIP)
+        if self._is_packed:
+            yield from self._unpack(first)
+        elif first:
+            yield first
+            yield from iter(self._read, b"")
 
     def _unpack(self, packed: bytes) -> Iterator[bytes]:
         """What gzip holds, in bounded pieces. Several members may follow one another."""

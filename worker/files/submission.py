@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
-from worker.broker.requester import Requester, look_for_workers
+from worker.broker.requester import Requester, cancel_all, look_for_workers
 from worker.broker.status import read_workers
 from worker.contract.reply import MalformedReply, Reply
 from worker.contract.timestamps import text_of
@@ -105,7 +105,7 @@ class Submission:
                     await self._end_early(work, stop)
                 await work
             finally:
-                await _cancel(work, watch, stopped)
+                await cancel_all(work, watch, stopped)
                 for row in self.out.rows() if self._gives_back else ():
                     error = "No reply came; it may be registered all the same."
                     self._database.give_back(row, [error])
@@ -266,12 +266,12 @@ class Submission:
 
     async def _end_early(self, work: "asyncio.Task[None]", stop: asyncio.Event) -> None:
         """Publish nothing more, wait a moment for what is out, and raise Interrupted."""
-        await _cancel(work)
+        await cancel_all(work)
         self.notices.job = "Stopping: waiting for the last replies (again to leave at once)."
         stop.clear()
         again, none = asyncio.create_task(stop.wait()), asyncio.create_task(self.out.none())
         await _first(again, none, timeout=LAST_REPLIES)
-        await _cancel(again, none)
+        await cancel_all(again, none)
         raise Interrupted(f"Interrupted after row {self.tally.read}. {self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
@@ -339,9 +339,3 @@ async def _first(*ends: "asyncio.Future[Any]", timeout: float | None = None) -> 
     done, _ = await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     for end in done:
         end.result()
-
-
-async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -106,13 +106,13 @@ def submit(
         raise UsageError("--resume goes on from a results file: name it with --results, without --check")
     _check_paths(files, results, failed)
     settings = load_settings()
+    # The help needs no broker's client.
     from worker.cli.submit.job import Outputs, check_rows, run_job  # noqa: PLC0415
+    from worker.files.submission import SubmissionPlan  # noqa: PLC0415
 
     outputs = Outputs(results, failed, resume=resume, quiet=quiet)
     if check:
         return check_rows(reading, outputs, settings.max_body_bytes, send_damaged=send_damaged)
-    from worker.files.submission import SubmissionPlan  # noqa: PLC0415 - a check needs no broker's client
-
     plan = SubmissionPlan(reading, account, outstanding, rate, not no_wait, timeout, send_damaged)
     return run_job(settings, plan, outputs)
 

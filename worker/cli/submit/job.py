@@ -5,7 +5,6 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvloop
 from rich.console import Console
@@ -23,10 +22,8 @@ from worker.files.check import Findings, findings
 from worker.files.job_database import JobDatabase
 from worker.files.results import INVALID, FailedRows, Results, RowResult, read_results
 from worker.files.rows import Reading
+from worker.files.submission import Submission, SubmissionPlan
 from worker.settings import Settings
-
-if TYPE_CHECKING:
-    from worker.files.submission import SubmissionPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +73,12 @@ def check_rows(reading: Reading, outputs: Outputs, max_body_bytes: int, *, send_
     return 1 if found.invalid else 0
 
 
-def run_job(settings: Settings, plan: "SubmissionPlan", outputs: Outputs) -> int:
+def run_job(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     """Submit all rows, and return the exit code. SIGINT, SIGTERM and SIGHUP end it early."""
     return uvloop.run(_run(settings, plan, outputs))
 
 
-async def _run(settings: Settings, plan: "SubmissionPlan", outputs: Outputs) -> int:
-    from worker.files.submission import Submission  # noqa: PLC0415 - a check needs no broker's client
-
+async def _run(settings: Settings, plan: SubmissionPlan, outputs: Outputs) -> int:
     stop = asyncio.Event()
     on_end(stop.set)
     reading, say = plan.reading, Say(is_quiet=outputs.quiet)

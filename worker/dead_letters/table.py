@@ -5,9 +5,7 @@ masked secret or an id that a spreadsheet has rounded overwrites nothing.
 """
 
 import codecs
-import csv
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +17,7 @@ from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import InvalidPatch, Patch, Patches
 from worker.errors import UsageError
 from worker.files.cells import clean, flag, guard
+from worker.files.csv_file import line_of
 from worker.files.damage import ACCOUNT, is_rounded
 from worker.files.source import Source, Unreadable
 from worker.files.table import Record, open_table
@@ -30,7 +29,7 @@ COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
 
 def header() -> bytes:
     """The table's beginning: a byte order mark, by which spreadsheets know UTF-8, and the names."""
-    return codecs.BOM_UTF8 + _line(COLUMNS)
+    return codecs.BOM_UTF8 + line_of(COLUMNS)
 
 
 def row(letter: Letter, *, reveal: bool) -> bytes:
@@ -41,7 +40,7 @@ def row(letter: Letter, *, reveal: bool) -> bytes:
     shown = {name: MASK if name in SECRET_FIELDS and not reveal else mask(cells[name]) for name in cells}
     about = {name: summary[name] or "" for name in ABOUT}
     about["error"] = brief(about["error"])
-    return _line([guard(str({**about, **shown}.get(name, ""))) for name in COLUMNS])
+    return line_of([guard(str({**about, **shown}.get(name, ""))) for name in COLUMNS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +131,3 @@ def _is_same(name: str, before: str, value: Any) -> bool:
     if type(value) is not str:
         return bool(flag(cell) == value)
     return value == cell or is_rounded(cell, value)
-
-
-def _line(cells: Iterable[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode(errors="replace")

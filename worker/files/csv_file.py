@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
@@ -36,6 +37,13 @@ def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterato
             continue  # a spreadsheet does not show it
         number += 1
         yield number, line, cells
+
+
+def line_of(cells: Iterable[object], delimiter: str = ",", end: str = "\n") -> bytes:
+    """One line of CSV, in UTF-8."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
+    return text.getvalue().encode(errors="replace")
 
 
 def dialect_of(text: str) -> Dialect:

@@ -4,7 +4,6 @@ and the file of the rows that were not registered, as they came, to be corrected
 import codecs
 import csv
 import fcntl
-import io
 import json
 import os
 import re
@@ -18,8 +17,8 @@ from typing import IO, Any, NamedTuple, Self
 
 from worker.contract.reply import Reply
 from worker.errors import UsageError, WorkerError
-from worker.files import csv_file
 from worker.files.cells import clean, guard, printable, unguard
+from worker.files.csv_file import dialect_of, line_of
 from worker.files.rows import Reading, Row
 from worker.files.source import Source, Unreadable, decode_sample, encoding_of, lines
 from worker.files.table import RETURNED, Table
@@ -229,7 +228,7 @@ class _CsvLines:
     """The same of CSV. The header tells the columns, whatever their order."""
 
     def __init__(self, sample: str) -> None:
-        self._dialect = csv_file.dialect_of(sample)
+        self._dialect = dialect_of(sample)
         self._names: list[str] = []
 
     def __call__(self, line: str) -> RowResult | None:
@@ -266,7 +265,7 @@ def _json_line(result: RowResult) -> bytes:
 def _csv_line(result: RowResult) -> bytes:
     values = result.values()
     values["errors"] = CSV_SEPARATOR.join(" ".join(error.split()) for error in result.errors)
-    return _csv_text([v if name in _NUMBERS else guard(one_line(v or "")) for name, v in values.items()])
+    return line_of([v if name in _NUMBERS else guard(one_line(v or "")) for name, v in values.items()])
 
 
 def one_line(text: str) -> str:
@@ -274,13 +273,7 @@ def one_line(text: str) -> str:
     return re.sub(r"[\r\n]", " ", text)
 
 
-def _csv_text(cells: Iterable[object], delimiter: str = ",", end: str = "\n") -> bytes:
-    text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
-    return text.getvalue().encode(errors="replace")
-
-
-_HEADER = codecs.BOM_UTF8 + _csv_text(_FIELDS)
+_HEADER = codecs.BOM_UTF8 + line_of(_FIELDS)
 
 
 @contextmanager
@@ -340,7 +333,7 @@ class FailedRows:
         elif tables:
             delimiter = next(iter(tables.values())).delimiter
             file.write(codecs.BOM_UTF8)
-            file.writelines(_csv_text(cells, delimiter, "\r\n") for cells in self._table_rows(rows, guard))
+            file.writelines(line_of(cells, delimiter, "\r\n") for cells in self._table_rows(rows, guard))
         else:
             file.writelines(_json_row(row) for row in rows)
 

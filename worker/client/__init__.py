@@ -30,8 +30,7 @@ An upstream project installs it from a checkout of this repository, or a wheel o
 package that is imported is `worker`; what is not exported here may change.
 """
 
-from worker.client.registration_client import RegistrationClient
-from worker.client.sync_client import SyncRegistrationClient
+from worker.client.registration_client import RegistrationClient, SyncRegistrationClient
 from worker.client.types import LineRegistration, MessengerRegistration, Outcome
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply

@@ -173,29 +173,6 @@ async def test_without_a_worker_s_queues_the_client_says_so_at_once(broker_url: 
         await RegistrationClient(broker_url, prefix=prefix).__aenter__()
 
 
-async def test_of_many_each_result_comes_as_it_is_known_and_few_are_under_way(
-    requester: Requester, rig: Rig, broker_url: str, prefix: str
-) -> None:
-    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
-    documents: list[dict[str, Any]] = [page(str(number)) for number in range(1, 41)]
-    documents[7] = {"ottPlatformName": "telegram"}
-    documents[8] = {"not": {"json"}}
-    most = 0
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        outcomes = []
-        async for outcome in client.register_many(documents, window=10):
-            outcomes.append(outcome)
-            most = max(most, len(rig.sandbox.history.registration_calls) - len(outcomes))
-    assert sorted(outcome.number for outcome in outcomes) == list(range(40))
-    assert most <= 10
-    by_number = {outcome.number: outcome for outcome in outcomes}
-    assert isinstance(by_number.pop(8).error, TypeError)
-    assert by_number.pop(7).reply.status == "rejected"
-    assert {outcome.reply.resource_id for outcome in by_number.values()} == {
-        document["ottPlatformAttributes"]["pageId"] for document in documents[:7] + documents[9:]
-    }
-
-
 async def test_a_robust_connection_of_the_application_is_used_again_after_its_loss(
     requester: Requester, proxy: Proxy, broker_url: str, prefix: str
 ) -> None:
@@ -237,18 +214,6 @@ async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(
             await call(MESSENGER)
     with pytest.raises(RuntimeError, match="entered once"):
         await client.__aenter__()
-
-
-async def test_a_blocking_client_yields_the_results_of_many(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    def many() -> list[int]:
-        with SyncRegistrationClient(broker_url, prefix=prefix) as client:
-            outcomes = client.register_many(page(str(number)) for number in range(1, 21))
-            first = next(outcomes)
-            return sorted([first.number, *(outcome.number for outcome in outcomes)])
-
-    assert await asyncio.to_thread(many) == list(range(20))
 
 
 async def test_threads_share_a_client_that_blocks(requester: Requester, broker_url: str, prefix: str) -> None:

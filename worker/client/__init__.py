@@ -15,10 +15,7 @@ calls that block:
     with SyncRegistrationClient("amqp://user:password@broker/") as client:
         reply = client.register({"ottPlatformName": "messenger", "ottPlatformAttributes": {...}})
 
-Many at once, with the replies as they come:
-
-    async for outcome in client.register_many(registrations):
-        print(outcome.number, outcome.reply or outcome.error)
+Many calls may be under way at once, on one client. A file of registrations is for `ott-worker submit`.
 
 An application that has a connection of aio-pika gives it: RegistrationClient(connection=...). The types
 MessengerRegistration and LineRegistration tell a type checker what a registration holds.
@@ -31,7 +28,7 @@ package that is imported is `worker`; what is not exported here may change.
 """
 
 from worker.client.registration_client import RegistrationClient, SyncRegistrationClient
-from worker.client.types import LineRegistration, MessengerRegistration, Outcome
+from worker.client.types import LineRegistration, MessengerRegistration
 from worker.contract.registration import FieldError
 from worker.contract.reply import Reply
 from worker.contract.words import Status
@@ -49,7 +46,6 @@ __all__ = [
     "FieldError",
     "LineRegistration",
     "MessengerRegistration",
-    "Outcome",
     "OutcomeUnknown",
     "PublishRefused",
     "RegistrationClient",

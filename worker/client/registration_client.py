@@ -6,15 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Coroutine,
-    Hashable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import Coroutine, Hashable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -24,16 +16,15 @@ from uuid import uuid4
 from aio_pika.abc import AbstractConnection
 
 from worker.broker.requester import Requester
-from worker.client.types import Options, Outcome, Registration, RequestOptions
+from worker.client.types import Registration, RequestOptions
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply
-from worker.errors import OutcomeUnknown, WorkerError
+from worker.errors import OutcomeUnknown
 from worker.events import EventListener
 from worker.settings import load_settings
 
 T = TypeVar("T")
 
-WINDOW = 100  # of register_many
 TIMEOUT = 60.0  # seconds
 QUEUE_EXPIRES = 600.0  # seconds
 ID_LENGTH = 255  # bytes of an AMQP short string
@@ -138,47 +129,6 @@ class RegistrationClient:
             confirmed.cancel()
             del self._answers[request_id]
 
-    async def register_many(
-        self,
-        registrations: Iterable[Registration] | AsyncIterable[Registration],
-        *,
-        window: int = WINDOW,
-        **options: Unpack[Options],
-    ) -> AsyncGenerator[Outcome, None]:
-        """Register them all, at most `window` at once, and yield what became of each as soon as it is known.
-        `registrations` are asked for the next one when there is room. What `register` would raise for one is
-        in its Outcome; the others go on. Those under way when the iteration is left are given up."""
-        source = _numbered(registrations)
-        following: asyncio.Future[tuple[int, Registration] | None] | None
-        following = asyncio.ensure_future(anext(source, None))
-        under_way: set[asyncio.Task[Outcome]] = set()
-        try:
-            while following or under_way:
-                awaited: set[asyncio.Future[Any]] = {*under_way}
-                if following and len(under_way) < window:
-                    awaited.add(following)
-                done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-                if following in done:
-                    found, following = following.result(), None
-                    if found is not None:
-                        following = asyncio.ensure_future(anext(source, None))
-                        under_way.add(asyncio.create_task(self._outcome(*found, options)))
-                for task in under_way & done:
-                    under_way.remove(task)
-                    yield task.result()
-        finally:
-            tasks = [*under_way, *([following] if following else [])]
-            for each in tasks:
-                each.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _outcome(self, number: int, registration: Registration, options: Options) -> Outcome:
-        try:
-            reply = await self.register(registration, **options)
-        except (WorkerError, TypeError, ValueError) as error:
-            return Outcome(number, registration, None, error)
-        return Outcome(number, registration, reply, None)
-
     async def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
         """Send one registration and return its request id once the broker has it safe. The reply goes to the
         queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
@@ -193,7 +143,7 @@ class RegistrationClient:
             raise OutcomeUnknown(request_id, "The broker did not confirm in time") from None
         return request_id
 
-    def _in_time(self, options: Options) -> asyncio.Timeout:
+    def _in_time(self, options: RequestOptions) -> asyncio.Timeout:
         timeout = options.get("timeout")
         return asyncio.timeout(self._timeout if timeout is None else timeout)
 
@@ -208,7 +158,7 @@ class RegistrationClient:
             raise RuntimeError("The client is closed: its `async with` block has ended")
 
     def _send(
-        self, registration: Registration, request_id: str, options: Options, *, replies: bool = True
+        self, registration: Registration, request_id: str, options: RequestOptions, *, replies: bool = True
     ) -> "asyncio.Future[None]":
         document: dict[str, Any] = dict(registration)
         account, as_of = options.get("account_id") or self._account_id, options.get("as_of")
@@ -287,23 +237,6 @@ class SyncRegistrationClient:
         """Send one registration and wait for its reply: see RegistrationClient.register."""
         return self._run(self._client.register(registration, **options))
 
-    def register_many(
-        self,
-        registrations: Iterable[Registration],
-        *,
-        window: int = WINDOW,
-        **options: Unpack[Options],
-    ) -> Iterator[Outcome]:
-        """Register them all and yield what became of each as soon as it is known: see
-        RegistrationClient.register_many."""
-        outcomes = self._client.register_many(registrations, window=window, **options)
-        try:
-            while (outcome := self._run(_next(outcomes))) is not None:
-                yield outcome
-        finally:
-            with suppress(RuntimeError):  # closed meanwhile
-                self._run(_close(outcomes))
-
     def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
         """Send one registration and return its request id once the broker has it: see
         RegistrationClient.publish."""
@@ -341,19 +274,6 @@ class SyncRegistrationClient:
             loop.close()
 
 
-async def _numbered(
-    registrations: Iterable[Registration] | AsyncIterable[Registration],
-) -> AsyncIterator[tuple[int, Registration]]:
-    number = 0
-    if isinstance(registrations, AsyncIterable):
-        async for registration in registrations:
-            yield number, registration
-            number += 1
-    else:
-        for each in enumerate(registrations):
-            yield each
-
-
 def _id(options: RequestOptions) -> str:
     given = options.get("request_id")
     if given and len(given.encode()) > ID_LENGTH:
@@ -381,11 +301,3 @@ def _pass_on_error(answer: "asyncio.Future[Reply]", confirmed: "asyncio.Future[N
     error = confirmed.exception()
     if error is not None:
         answer.set_exception(error)
-
-
-async def _next(outcomes: AsyncGenerator[Outcome, None]) -> Outcome | None:
-    return await anext(outcomes, None)
-
-
-async def _close(outcomes: AsyncGenerator[Outcome, None]) -> None:
-    await outcomes.aclose()

@@ -1,10 +1,8 @@
-"""Types of requests, for editors and type checkers, and of what becomes of them."""
+"""Types of requests, for editors and type checkers."""
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
-
-from worker.contract.reply import Reply
+from typing import Any, Literal, NotRequired, TypedDict
 
 Flag = bool | Literal[0, 1]
 
@@ -52,25 +50,12 @@ class LineRegistration(TypedDict):
 Registration = MessengerRegistration | LineRegistration | Mapping[str, Any]
 
 
-class Options(TypedDict, total=False):
-    """What RegistrationClient's methods take besides: the business unit (MID), when what the registration
-    says was true, with its time zone (nothing newer is undone, contract §2), and seconds to wait."""
+class RequestOptions(TypedDict, total=False):
+    """What the clients' methods take besides: the request's id (a fresh one where none is given), the
+    business unit (MID), when what the registration says was true, with its time zone (nothing newer is
+    undone, contract §2), and seconds to wait."""
 
+    request_id: str | None
     account_id: str | None
     as_of: datetime | None
     timeout: float | None
-
-
-class RequestOptions(Options, total=False):
-    """The same for one request, and its id: a fresh one where none is given."""
-
-    request_id: str | None
-
-
-class Outcome(NamedTuple):
-    """What became of one of many: its reply, or the error that `register` would have raised."""
-
-    number: int  # in the order in which they were given, from 0
-    registration: Registration
-    reply: Reply | None
-    error: Exception | None

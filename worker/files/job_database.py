@@ -36,7 +36,6 @@ FEWEST_ROUNDED: Final = 3  # different ids that all end in 0, before that is no 
 _REQUEST_ID = re.compile(r"([0-9a-f]{32})-([0-9]+)\Z")
 _URL = re.compile(r"https?://[^\s/?#:@]+(?::\d+)?(?:[/?#]\S*)?\Z", re.IGNORECASE)
 _QUOTES = "\u201c\u201d\u201e\u201f\xab\xbb\u2018\u2019\u201a"
-_CURLY = re.compile(f"[{_QUOTES}].*|.*[{_QUOTES}]", re.DOTALL)
 _TOKEN: Final = "pageAccessToken"  # noqa: S105 (a name)
 
 _TABLES = """
@@ -127,7 +126,7 @@ class JobDatabase:
                 continue
             if name == "endpointUrl" and not _URL.match(value):
                 self._case("endpointUrl is no URL (http:// or https://)", row, name)
-            if _CURLY.fullmatch(value):
+            if value[0] in _QUOTES or value[-1] in _QUOTES:
                 self._case("curly quotes stand around a value, and are sent", row, name)
             if not value.isascii() and _is_decoded_wrongly(value):
                 self._case("text looks as if it was decoded wrongly", row, name)
@@ -171,11 +170,12 @@ class JobDatabase:
 
     def warnings(self, reading: Reading) -> Iterator[str]:
         """What the rows will do that their author may not expect, one line each."""
+        kept = "are sent along" if reading.send_unknown else "are left out (--send-unknown sends them)"
         for path, table in reading.tables.items():
-            yield from (
-                f"{printable(path)}: {note}" for note in (table.workbook.notes if table.workbook else ())
-            )
-        yield from _unknown_columns(reading)
+            notes = list(table.workbook.notes) if table.workbook else []
+            if unknown := table.columns.unknown:
+                notes.append(f"columns that no attribute has {kept}: {', '.join(unknown)}")
+            yield from (f"{printable(path)}: {note}" for note in notes)
         yield from self._repeated()
         yield from self._shared_tokens()
         for what, cases in self._cases.items():
@@ -324,13 +324,6 @@ def _of_account(resource: str | None, account: str | None) -> str | None:
 
 def _resource(platform: str | None, resource_id: str | None) -> str | None:
     return f"{platform} {resource_id}" if platform and resource_id else None
-
-
-def _unknown_columns(reading: Reading) -> Iterator[str]:
-    for path, table in reading.tables.items():
-        if unknown := table.columns.unknown:
-            kept = "are sent along" if reading.send_unknown else "are left out (--send-unknown sends them)"
-            yield f"{printable(path)}: columns that no attribute has {kept}: {', '.join(unknown)}"
 
 
 def _more(count: int) -> str:

@@ -228,7 +228,8 @@ class _CsvLines:
     """The same of CSV. The header tells the columns, whatever their order."""
 
     def __init__(self, sample: str) -> None:
-        self._dialect = dialect_of(sample)
+        as_written = sample.startswith(_HEADER.decode("utf-8-sig"))
+        self._dialect = {"strict": True} if as_written else dialect_of(sample)
         self._names: list[str] = []
 
     def __call__(self, line: str) -> RowResult | None:

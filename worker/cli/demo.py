@@ -243,9 +243,7 @@ async def _play(
         for number, scene in enumerate(scenes(), 1):
             requester.send(scene.body, request_id=f"demo-{number}")
             reply = await _answer(replies, worker)
-            errors = () if reply.status == "registered" else reply.errors
-            texts = tuple(error.message for error in errors) or (reply.message,) * bool(reply.message)
-            outcome = Outcome(reply.status, _held(sandbox, scene.about), reply.errorcode, texts)
+            outcome = Outcome(reply.status, _held(sandbox, scene.about), reply.errorcode, reply.messages)
             played.append((scene, outcome))
         return played
 

@@ -111,6 +111,11 @@ class Reply:
     superseded_by: str | None = None
     as_of: datetime | None = None
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What is wrong with the request: each error, else the reply's own message; none for `registered`."""
+        return tuple(error.message for error in self.errors) or ((self.message,) if self.message else ())
+
     @classmethod
     def parse(cls, body: bytes) -> Self:
         """Reads a reply's body; raises `MalformedReply` if it is not one."""

@@ -51,8 +51,8 @@ class FailedRow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RowResult:
     """What became of one row: a line of the file, whose columns are these fields. `status` is that of the
-    reply, or `invalid` for a row that was not sent. `file` and `line` tell where it stands, if
-    that is known."""
+    reply, or `invalid` for a row that was not sent. `file` and `line` tell where it stands, if that is
+    known."""
 
     row: int
     request_id: str | None
@@ -66,11 +66,8 @@ class RowResult:
     @classmethod
     def of(cls, row: int, reply: Reply, line: int | None = None, file: str | None = None) -> Self:
         """The answer to a row."""
-        messages = tuple(error.message for error in reply.errors) or (
-            (reply.message,) if reply.message else ()
-        )
         about = (reply.request_id, reply.status, reply.platform, reply.resource_id)
-        return cls(row, *about, messages, line, file)
+        return cls(row, *about, reply.messages, line, file)
 
     @classmethod
     def unsent(cls, row: Row, request_id: str | None, status: str, errors: Iterable[str]) -> Self:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, ViewportSize, expect
+from playwright.async_api import ViewportSize, expect
 
 from tests.console.browser import (
     NARROW,
@@ -157,23 +157,6 @@ async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start,
         await page.keyboard.press("k")
         await page.keyboard.press("Enter")
         await expect(page).to_have_url(f"{console.console.url}/dead-letters/{newest[0]}")
-
-
-async def test_the_theme_is_kept(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
-    await rig.start()
-    console = await start_console()
-    async with open_page(console.console.entry, color_scheme="dark") as page:
-        await page.goto("/audit")
-        assert await _brightness(page) < 100
-        await page.click("#theme")
-        await expect(page.locator("html")).to_have_attribute("data-theme", "light")
-        await page.goto("/")
-        assert await _brightness(page) > 200
-
-
-async def _brightness(page: Page) -> int:
-    colour: str = await page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return int(colour.removeprefix("rgb(").split(",")[0])
 
 
 async def test_pages_can_be_looked_at_and_used_without_a_script(

@@ -126,10 +126,10 @@ print(json.dumps(list(sys.modules)))
         ("", set()),
         ("schema", set()),
         ("submit", set()),  # --check needs no broker's client
-        ("dead-letters list", {"aiormq", "cryptography"}),
+        ("dead-letters list", {"aiormq"}),
         ("journal", {"aiormq"}),
         ("check", {"aiormq", "aiohttp"}),
-        ("run", {"aiormq", "aiohttp", "cryptography", "prometheus_client", "structlog"}),
+        ("run", {"aiormq", "aiohttp", "prometheus_client", "structlog"}),
     ],
 )
 def test_a_command_imports_the_libraries_that_it_needs_and_no_others(words: str, needed: set[str]) -> None:

@@ -15,19 +15,19 @@ from tests.rig import MESSENGER, messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.encryption import Encryptor
-from worker.broker.journal_index import SKEW
-from worker.contract.timestamps import text_of
-from worker.dead_letters.letter import Letter, open_letter, parse_letter
+from worker.contract.timestamps import SKEW, text_of
+from worker.dead_letters.letter import Letter, open_letter
 from worker.dead_letters.replay import replayed
 from worker.dead_letters.view import as_text, view
 from worker.partitions.message import as_it_came, routed
 from worker.settings import load_settings
 
+NO_KEYS = Encryptor(load_settings())
 NOON = 1_795_435_200_000_000
 
 
 def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
-    return parse_letter(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), None)
+    return open_letter(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), NO_KEYS, None)
 
 
 def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay() -> None:
@@ -79,7 +79,7 @@ FORGED = {
 def brokers_letter(routing_key: str, **headers: str | int | bool) -> Letter:
     properties = build(message_id="the-id", headers=FORGED | headers)
     delivery = Delivery(1, messenger("p"), properties, False, 0.0, "ott.registration.dead", routing_key)
-    return parse_letter(delivery, None)
+    return open_letter(delivery, NO_KEYS, None)
 
 
 @pytest.mark.parametrize("key", ["request", "ott.registration.requests", "any key, with CC"])
@@ -159,7 +159,7 @@ def test_the_publishers_user_is_known_where_it_said_so(partition: str) -> None:
         message = routed(replace(asked, exchange="p", routing_key="request"), "p.requests.2", 1, NOON, "p")
         asked = Delivery(1, b"{}", message.properties, False, 0.0, "p.dead", "p.requests.2")
         assert as_it_came(asked, "p").properties.text("user_id") == "shop"
-    assert parse_letter(asked, None).user == "shop"
+    assert open_letter(asked, NO_KEYS, None).user == "shop"
 
 
 def test_without_any_time_a_replay_counts_as_the_oldest_of_all() -> None:
@@ -169,7 +169,7 @@ def test_without_any_time_a_replay_counts_as_the_oldest_of_all() -> None:
 
 def shown(body: bytes, properties: Properties | None = None, *, reveal: bool = False) -> dict:
     delivery = Delivery(1, body, properties or Properties(), redelivered=False, arrived_at=0.0)
-    return view(parse_letter(delivery, None), reveal=reveal)
+    return view(open_letter(delivery, NO_KEYS, None), reveal=reveal)
 
 
 def registration(**attributes: object) -> bytes:

@@ -11,10 +11,7 @@ decrypted as before.
 import hashlib
 import json
 import os
-from typing import NamedTuple
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from typing import TYPE_CHECKING, NamedTuple
 
 from worker.amqp.properties import Properties
 from worker.broker.topology import Topology
@@ -26,6 +23,9 @@ from worker.contract.words import (
 )
 from worker.errors import WorkerError
 from worker.settings import Settings, parse_keys
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # No JSON begins with these.
 _MARK = b"\x00ott-sealed-2\x00"
@@ -58,7 +58,7 @@ class Encryptor:
             return properties, body
         name, key = next(iter(keys.items()))
         nonce, place = os.urandom(_NONCE), self._place(properties)
-        text = AESGCM(key).encrypt(nonce, body, place)
+        text = _cipher(key).encrypt(nonce, body, place)
         head = _MARK + bytes((len(name),)) + name.encode() + _check(key, b"") + _check(key, place)
         return properties.changed({ENCRYPTION_KEY_HEADER: name}), head + nonce + text
 
@@ -72,9 +72,11 @@ class Encryptor:
             raise DecryptionError(
                 f"The dead letter is encrypted with the key {sealed.key_name}: add it to OTT_DEAD_LETTER_KEYS"
             )
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 # as for _cipher
+
         place = self._first_place(properties) if sealed.is_first else self._place(properties)
         try:
-            return AESGCM(key).decrypt(sealed.nonce, sealed.text, place)
+            return _cipher(key).decrypt(sealed.nonce, sealed.text, place)
         except (InvalidTag, ValueError):
             raise DecryptionError(_why_not(sealed, key, place)) from None
 
@@ -91,6 +93,13 @@ class Encryptor:
 
     def _first_place(self, properties: Properties) -> bytes:
         return f"{properties.header(REQUEST_ID_HEADER)}\0{self._queue}".encode(errors="replace")
+
+
+def _cipher(key: bytes) -> "AESGCM":
+    """Imported where there are keys: the library takes a moment, which commands need not wait for."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
+    return AESGCM(key)
 
 
 class _Sealed(NamedTuple):

@@ -11,11 +11,10 @@ from typing import Any
 
 from worker.amqp.stream_reader import Entry, Start, StreamReader
 from worker.contract.settlement import Resource, Settlement, recorded_id
-from worker.contract.timestamps import microseconds
+from worker.contract.timestamps import SKEW, microseconds
 
 LIMIT = 100_000_000  # bytes; room for a million resources
 PAGE_SIZE = 4096  # bytes
-SKEW = 600_000_000  # microseconds; tolerated clock skew between broker and workers
 
 _KEEP_NEWEST = """
     INSERT INTO newest VALUES (?1, ?2, ?3)

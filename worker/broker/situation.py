@@ -5,11 +5,11 @@ and everybody who waits for a worker: what the broker knows of it, and what foll
 import asyncio
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Literal
 
 from worker.amqp.connection import Connection
@@ -43,6 +43,15 @@ class Overview:
     consumers: int | None = None
     knows_workers: bool = False
     problems: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Workers, pause and queues as JSON."""
+        return {
+            "paused": self.pause and self.pause.model_dump(mode="json"),
+            "workers": [worker.model_dump(mode="json", by_alias=True) for worker in self.workers],
+            "lost": [worker.model_dump(mode="json", by_alias=True) for worker in self.lost],
+            "queues": self.queues,
+        }
 
 
 async def read_overview(connection: Connection, names: Topology) -> Overview:
@@ -190,11 +199,11 @@ def judge(
     *,
     trouble: str = "",
     is_known: bool = True,
-    dead: Sequence[tuple[int, str, str]] = (),
+    dead: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Condition]:
     """The conditions of a deployment, the most urgent first; State.WELL where there is none. `trouble` is why
-    RabbitMQ could not be asked; `is_known` is False until it has answered. `dead` are the dead letters by
-    cause, the most frequent first: their number, the reason, and advice."""
+    RabbitMQ could not be asked; `is_known` is False until it has answered. `dead` counts the dead letters
+    by reason."""
     if trouble:
         advice = "Look at RabbitMQ and at OTT_AMQP_URL. Workers connect again by themselves."
         return [Condition(State.UNREACHABLE, trouble, advice)]
@@ -335,17 +344,32 @@ def _backlog(found: Overview) -> Iterator[Condition]:
         yield Condition(State.BACKLOG, cause, advice, stops=False)
 
 
-def _dead_letters(found: Overview, dead: Sequence[tuple[int, str, str]]) -> Iterator[Condition]:
-    total = found.queues.get("dead", 0)
-    if not total and not dead:
+_ADVICE = {
+    "invalid": "The sender must correct them: the error names the field. Or correct and replay them here.",
+    "rejected": "Marketing Cloud turned them down: the error says why. Correct and replay them.",
+    "exhausted": "Their calls failed while others succeeded: replay one, then the rest.",
+    "forbidden": "Grant the scope or the business unit in Marketing Cloud, then replay them.",
+    "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must send less. Discard them.",
+    "delivery_limit": "Redelivered too often, probably because they crash the worker: read its log before "
+    "replaying.",
+    "expired": "They expired unread: the sender must send them again.",
+    "maxlen": "The queue was full: the sender must send them again.",
+}
+
+
+def advice(reason: str) -> str:
+    """What to do about dead letters with this reason, in a sentence or two."""
+    return _ADVICE.get(reason, "Look at one of them: ott-worker dead-letters show LETTER.")
+
+
+def _dead_letters(found: Overview, dead: Mapping[str, int]) -> Iterator[Condition]:
+    total = found.queues.get("dead", 0) or sum(dead.values())
+    if not total:
         return
-    total = total or sum(count for count, _, _ in dead)
     cause = "1 request was not registered" if total == 1 else f"{total:,} requests were not registered"
-    advice = "See ott-worker dead-letters list --by error."
-    counts: Counter[str] = Counter()
-    for count, reason, _ in dead:
-        counts[reason] += count
-    for reason, count in counts.most_common(1):
-        advice = next(what for _, each, what in dead if each == reason)
-        cause += f", {count:,} of them {reason}" if len(counts) > 1 else f" ({reason})"
-    yield Condition(State.DEAD_LETTERS, cause, advice, stops=False)
+    next_step = "See ott-worker dead-letters list --by error."
+    if dead:
+        reason = max(dead, key=dead.__getitem__)
+        cause += f", {dead[reason]:,} of them {reason}" if len(dead) > 1 else f" ({reason})"
+        next_step = advice(reason)
+    yield Condition(State.DEAD_LETTERS, cause, next_step, stops=False)

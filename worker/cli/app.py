@@ -15,7 +15,6 @@ from typer.main import get_command
 
 from worker.cli import output
 from worker.errors import Interrupted, UsageError, WorkerError
-from worker.release import version
 from worker.telemetry.library_logs import silence_libraries
 
 
@@ -52,21 +51,8 @@ class _LazyCommands(Mapping[str, Any]):
         return len(self._places)
 
 
-class _DeadLetters(_LazyGroup):
-    places: ClassVar = {
-        "list": "dead_letters.look:list_letters",
-        "show": "dead_letters.look:show",
-        "replay": "dead_letters.change:replay",
-        "discard": "dead_letters.change:discard",
-        "export": "dead_letters.look:export",
-    }
-
-
-class _Partitions(_LazyGroup):
-    places: ClassVar = {"prune": "partitions:prune"}
-
-
-def _group(group: type[_LazyGroup], text: str) -> typer.Typer:
+def _group(text: str, places: Mapping[str, str]) -> typer.Typer:
+    group = type("_Group", (_LazyGroup,), {"places": places})
     return typer.Typer(
         cls=group, help=text, no_args_is_help=True, add_completion=False, callback=lambda: None
     )
@@ -86,14 +72,20 @@ class _Commands(_LazyGroup):
         "sandbox": "sandbox:sandbox",
         "schema": "schema:schema",
         "dead-letters": _group(
-            _DeadLetters,
             "Look at requests that were not registered; replay, export or discard them.\n\n"
             "Example: ott-worker dead-letters list --since 2h",
+            {
+                "list": "dead_letters.look:list_letters",
+                "show": "dead_letters.look:show",
+                "replay": "dead_letters.change:replay",
+                "discard": "dead_letters.change:discard",
+                "export": "dead_letters.look:export",
+            },
         ),
         "journal": "journal:journal",
         "partitions": _group(
-            _Partitions,
             "Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
+            {"prune": "partitions:prune"},
         ),
         "console": "console:console",
     }
@@ -148,6 +140,8 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from worker.release import version  # noqa: PLC0415 # commands need not wait for it
+
         output.line(f"ott-worker {version()}")
         raise typer.Exit
 

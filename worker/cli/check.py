@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
-from urllib.parse import unquote, urlsplit
+from typing import Literal, NamedTuple
+from urllib.parse import unquote
 
 from rich.console import Console
 from rich.text import Text
 from yarl import URL
 
 from worker.amqp.connection import Connection, connect, tls_context
+from worker.amqp.endpoints import node_name
 from worker.amqp.queue import exists
 from worker.broker import topology
 from worker.broker.requirements import (
@@ -37,12 +37,11 @@ from worker.settings import Settings, load_settings, split_urls, unknown_variabl
 Mark = Literal["ok", "note", "FAIL"]
 STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
 NEEDED_SCOPE = "ott_channels_write"
-NOT_SETTLED = 1  # exit code
+STOPPED = 1  # exit code where requests are not settled
 MARKETING_CLOUD = ("mc_subdomain", "mc_auth_url", "mc_rest_url", "mc_client_id", "mc_client_secret")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One line. A `note` is no failure: it says why nothing happens. `code` is the exit code of a failure."""
 
     mark: Mark
@@ -83,53 +82,50 @@ async def _findings() -> AsyncIterator[Finding]:
     for name, nearest in unknown_variables().items():
         hint = f"; the nearest is {nearest}" if nearest else ""
         yield Finding("note", "settings", f"{name} is not read: no setting has this name{hint}")
-    with_marketing_cloud = any(getattr(settings, name) for name in MARKETING_CLOUD)
-    if not with_marketing_cloud:
-        yield Finding("ok", "settings", "Marketing Cloud is not set: this is an operator's check")
-    else:
-        try:
+    is_worker = any(getattr(settings, name) for name in MARKETING_CLOUD)
+    text = "complete" if is_worker else "Marketing Cloud is not set: this is an operator's check"
+    try:
+        if is_worker:
             settings.require_marketing_cloud()
-            yield Finding("ok", "settings", "complete")
-        except SettingsError as error:
-            with_marketing_cloud = False
-            yield Finding("FAIL", "settings", str(error), error.exit_code)
-    async for finding in _broker(settings, as_worker=with_marketing_cloud):
+        yield Finding("ok", "settings", text)
+    except SettingsError as error:
+        is_worker = False
+        yield Finding("FAIL", "settings", str(error), error.exit_code)
+    async for finding in _broker(settings, is_worker=is_worker):
         yield finding
-    if with_marketing_cloud:
+    if is_worker:
         yield await _token(settings)
 
 
-async def _broker(settings: Settings, *, as_worker: bool) -> AsyncIterator[Finding]:
+async def _broker(settings: Settings, *, is_worker: bool) -> AsyncIterator[Finding]:
     """Each address by itself, and all else by the first one that answers."""
-    connection: Connection | None = None
+    is_first = True
     urls = split_urls(settings.amqp_url.get_secret_value())
-    try:
-        for url in urls:
-            try:
-                opened = await connect(load_settings(amqp_url=url), "check")
-            except BrokerUnreachable as error:
-                yield Finding("FAIL", "broker", f"{error}{_of_several(url, urls)}")
-                continue
-            yield Finding("ok", "broker", f"RabbitMQ {opened.server_version} answers at {_where(url)}")
-            for warning in version_warnings(opened.server_version):
+    for number, url in enumerate(urls, 1):
+        which = f" (address {number} of {len(urls)} in OTT_AMQP_URL)" if len(urls) > 1 else ""
+        try:
+            connection = await connect(load_settings(amqp_url=url), "check")
+        except BrokerUnreachable as error:
+            yield Finding("FAIL", "broker", f"{error}{which}")
+            continue
+        try:
+            answers = f"RabbitMQ {connection.server_version} answers at {node_name(URL(url))}"
+            yield Finding("ok", "broker", answers)
+            for warning in version_warnings(connection.server_version):
                 yield Finding("note", "broker", warning)
-            if connection is None:
-                connection, answering = opened, url
-            else:
-                await opened.close()
-        if connection is not None:
-            async for finding in _inside(connection, settings, answering, as_worker=as_worker):
-                yield finding
-    finally:
-        if connection is not None:
+            if is_first:
+                is_first = False
+                async for finding in _inside(connection, settings, url, is_worker=is_worker):
+                    yield finding
+        finally:
             await connection.close()
 
 
 async def _inside(
-    connection: Connection, settings: Settings, url: str, *, as_worker: bool
+    connection: Connection, settings: Settings, url: str, *, is_worker: bool
 ) -> AsyncIterator[Finding]:
     for name, step in (
-        ("permissions", _permissions(connection, settings, url, as_worker=as_worker)),
+        ("permissions", _permissions(connection, settings, URL(url), is_worker=is_worker)),
         ("topology", _topology(connection, settings)),
         ("policies", _policies(settings, url)),
         ("workers", _workers(connection, settings)),
@@ -158,11 +154,11 @@ async def _policies(settings: Settings, url: str) -> list[Finding]:
 
 
 async def _permissions(
-    connection: Connection, settings: Settings, url: str, *, as_worker: bool
+    connection: Connection, settings: Settings, url: URL, *, is_worker: bool
 ) -> list[Finding]:
-    rights = workers_rights(settings) if as_worker else operators_rights(settings)
-    role = "a worker" if as_worker else "an operator"
-    user, vhost = _user_and_vhost(url)
+    rights = workers_rights(settings) if is_worker else operators_rights(settings)
+    role = "a worker" if is_worker else "an operator"
+    user, vhost = url.user or "guest", unquote(url.raw_path[1:]) or "/"
     missing = await lacking(connection, rights)
     if not missing:
         return [Finding("ok", "permissions", f"user {user} may do what {role} does")]
@@ -184,19 +180,16 @@ async def _workers(connection: Connection, settings: Settings) -> list[Finding]:
     """What keeps requests from being settled fails the check; what only slows them down is a note."""
     names, now = Topology(settings.prefix), datetime.now(UTC)
     overview = await read_overview(connection, names)
+    if not overview.knows_workers and overview.problems:
+        return [Finding("FAIL", "workers", overview.problems[0])]
     findings = [
-        Finding(
-            "FAIL" if c.stops else "note", "workers", f"{c.line(now, str.lower)}. {c.advice}", NOT_SETTLED
-        )
+        Finding("FAIL" if c.stops else "note", "workers", f"{c.line(now, str.lower)}. {c.advice}", STOPPED)
         for c in judge(overview, names)
         if c.state not in (State.WELL, State.INCOMPLETE)
     ]
-    hidden = not overview.knows_workers and next(iter(overview.problems), "")
-    if hidden:
-        findings = [Finding("FAIL", "workers", hidden)]
-    good = [worker for worker in overview.workers if not of_worker(worker)]
+    good = [f"{worker.place} is {worker.state}" for worker in overview.workers if not of_worker(worker)]
     if good and not findings:
-        findings.append(Finding("ok", "workers", ", ".join(f"{each.place} is {each.state}" for each in good)))
+        findings.append(Finding("ok", "workers", ", ".join(good)))
     return findings
 
 
@@ -224,7 +217,9 @@ async def _token(settings: Settings) -> Finding:
         async with MarketingCloud(settings, EventListener()) as marketing_cloud:
             token = await marketing_cloud.accounts.get(None)
     except TokenTrouble as error:
-        return Finding("FAIL", "token", await _token_trouble(error, settings))
+        # The trouble and its cause, in one line.
+        text = f"{str(error).rstrip('.')}: {await _token_cause(error, settings)}"
+        return Finding("FAIL", "token", text)
     except SettingsError as error:
         return Finding("FAIL", "token", str(error), error.exit_code)
     if trouble := _scope_trouble(token.scope):
@@ -232,13 +227,8 @@ async def _token(settings: Settings) -> Finding:
     return Finding("ok", "token", f"received; registrations go to {token.rest_url}")
 
 
-async def _token_trouble(error: TokenTrouble, settings: Settings) -> str:
-    """The trouble and its cause, in one line. Where a business unit is set, it is found out by one more
-    token request whether a token is given without it."""
-    return f"{str(error).rstrip('.')}: {await _token_cause(error, settings)}"
-
-
 async def _token_cause(error: TokenTrouble, settings: Settings) -> str:
+    """Where a business unit is set, one more token request finds out whether a token is given without it."""
     where = "OTT_MC_AUTH_URL" if settings.mc_auth_url else "OTT_MC_SUBDOMAIN"
     if error.cause in (Cause.NO_ANSWER, Cause.PAGE, Cause.NO_TOKEN) or error.status in (404, 405):
         return f"check {where}, which gives {settings.auth_url}"
@@ -271,17 +261,3 @@ def _scope_trouble(scope: frozenset[str] | None) -> str:
         f"the token lacks the scope {NEEDED_SCOPE}: grant it to the package's component in Marketing Cloud's "
         "Setup, Installed Packages (OTT, Channels, Write); it takes up to 5 minutes"
     )
-
-
-def _where(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
-
-
-def _of_several(url: str, urls: list[str]) -> str:
-    return f" (address {urls.index(url) + 1} of {len(urls)} in OTT_AMQP_URL)" if len(urls) > 1 else ""
-
-
-def _user_and_vhost(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return unquote(parts.username or "guest"), unquote(parts.path.removeprefix("/")) or "/"

@@ -10,7 +10,7 @@ import typer
 from worker.contract.platforms import PLATFORMS
 from worker.contract.timestamps import moment
 from worker.contract.words import REASONS
-from worker.dead_letters.selection import AmbiguousId, Selection
+from worker.dead_letters.facts import AmbiguousId, Selection
 from worker.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]

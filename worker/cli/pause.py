@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from worker.broker.status import publish_order, read_pause, read_workers, whoami
+from worker.broker.status import publish_order, read_workers, whoami
 from worker.cli import output
-from worker.contract.status import Order, Pause, WorkerStatus
+from worker.contract.status import Order, WorkerStatus
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings, load_settings
 
@@ -36,17 +36,10 @@ def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")
 
 
 async def _order(settings: Settings, order: Order) -> None:
-    before = await _standing(settings)
     await publish_order(settings, order)
-    workers = await _until_obeyed(settings, is_pause=order.order == "pause")
-    output.line(_said(order, before, workers))
-
-
-async def _standing(settings: Settings) -> Pause | None:
-    try:
-        return await read_pause(settings)
-    except TopologyError:  # who may order need not be allowed to read
-        return None
+    is_pause = order.order == "pause"
+    workers = await _until_obeyed(settings, is_pause=is_pause)
+    output.line(f"{'Paused' if is_pause else 'Resumed'}: {_obedience(workers, is_pause=is_pause)}")
 
 
 async def _until_obeyed(settings: Settings, *, is_pause: bool) -> list[WorkerStatus] | None:
@@ -63,16 +56,13 @@ async def _until_obeyed(settings: Settings, *, is_pause: bool) -> list[WorkerSta
         await asyncio.sleep(POLL_INTERVAL)
 
 
-def _said(order: Order, before: Pause | None, workers: list[WorkerStatus] | None) -> str:
-    is_pause = order.order == "pause"
-    done = "Paused" if is_pause else "Resumed"
+def _obedience(workers: list[WorkerStatus] | None, *, is_pause: bool) -> str:
     if workers is None:
-        return f"{done}: the order is given. Whether workers obey cannot be read by this user."
+        return "the order is given. Whether workers obey cannot be read by this user."
     if not workers:
-        return f"{done}: no worker runs now; the order stands for those that start."
+        return "no worker runs now; the order stands for those that start."
     obeying = sum((worker.paused is not None) is is_pause for worker in workers)
     count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
     if obeying < len(workers):
-        return f"{done}: {obeying} of {count} obey so far: look at ott-worker status."
-    again = " (it was paused before)" if is_pause and before is not None else ""
-    return f"{done}: {count}{again}." + (" Go on with: ott-worker resume" if is_pause else "")
+        return f"{obeying} of {count} obey so far: look at ott-worker status."
+    return f"{count}." + (" Go on with: ott-worker resume" if is_pause else "")

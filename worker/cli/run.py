@@ -5,10 +5,11 @@ import contextlib
 import os
 import resource
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import uvloop
+from yarl import URL
 
+from worker.amqp.endpoints import node_name
 from worker.broker.topology import Topology
 from worker.cli.terminal import on_end
 from worker.errors import SettingsError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from worker.telemetry.traces import Traces
 
 LAST_GRACE = 5.0  # seconds after OTT_SHUTDOWN_GRACE
-DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 def run() -> None:
@@ -98,12 +98,12 @@ def _raise_descriptor_limit() -> None:
 
 def _introduce(logger: Logger, settings: Settings) -> None:
     """Say in one line what runs and with what it works, and warn of variables that nothing reads."""
-    urls = [urlsplit(url) for url in split_urls(settings.amqp_url.get_secret_value())]
+    urls = split_urls(settings.amqp_url.get_secret_value())
     logger.info(
         "ott-worker starts",
         version=version(),
         prefix=settings.prefix,
-        broker=", ".join(f"{url.hostname}:{url.port or DEFAULT_PORTS[url.scheme]}" for url in urls),
+        broker=", ".join(node_name(URL(url)) for url in urls),
         account=settings.mc_account_id,
         url=settings.rest_url or settings.auth_url,
     )

@@ -4,8 +4,9 @@ import asyncio
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Annotated, Any
@@ -15,18 +16,17 @@ import typer
 from worker.amqp.connection import connected
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.last_hour import HOUR, MINUTE, LastHour, Settled
-from worker.broker.situation import Condition, Overview, State, judge, read_overview
+from worker.broker.situation import Condition, Overview, State, advice, judge, read_overview
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.output import Column, Table
 from worker.contract.settlement import brief
-from worker.contract.status import WorkerStatus
+from worker.contract.status import GateStatus, WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES
-from worker.dead_letters.groups import Cause, advice, causes_of
+from worker.dead_letters.facts import Cause, LetterFacts, Selection, causes_of
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.queue import open_dead_letters
-from worker.dead_letters.selection import Selection
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings, load_settings
 
@@ -40,29 +40,18 @@ WIDTH = 100  # columns of prose where there is no terminal
 
 
 @dataclass(slots=True)
-class Causes:
-    """Why the dead letters died. `looked_at` of them, the oldest, were looked at."""
-
-    groups: list[Cause] = field(default_factory=list)
-    looked_at: int = 0
-    problem: str = ""
-
-    def largest(self) -> list[tuple[int, str, str]]:
-        """As `situation.judge` takes them."""
-        return [(group.count, group.reason, advice(group.reason)) for group in self.groups]
-
-
-@dataclass(slots=True)
 class Screen:
-    """All that is shown. `rates` are those of the last minute and hour, None where there is no journal."""
+    """All that is shown. `rates` are those of the last minute and hour, None where there is no journal.
+    `causes` are those of the `looked_at` oldest dead letters."""
 
     prefix: str
     broker: str
     at: datetime
     situation: Sequence[Condition]
     overview: Overview
-    rates: tuple[Settled, Settled] | None
-    causes: Causes
+    rates: tuple[Settled, Settled] | None = None
+    causes: Sequence[Cause] = ()
+    looked_at: int = 0
 
     def document(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -73,15 +62,12 @@ class Screen:
             "broker": self.broker,
             "at": f"{self.at:%Y-%m-%dT%H:%M:%S.%fZ}",
             "situation": [condition.document() for condition in self.situation],
-            "paused": None if overview.pause is None else overview.pause.model_dump(mode="json"),
-            "workers": [worker.model_dump(mode="json", by_alias=True) for worker in overview.workers],
-            "lost": [worker.model_dump(mode="json", by_alias=True) for worker in overview.lost],
-            "queues": overview.queues,
+            **overview.document(),
             "rates": {
                 name: {"seconds": round(rate.seconds), **{s: rate.counts.get(s, 0) for s in STATUSES}}
                 for name, rate in rates
             },
-            "deadLetters": [group.summary() | {"hint": advice(group.reason)} for group in self.causes.groups],
+            "deadLetters": [cause.summary() | {"hint": advice(cause.reason)} for cause in self.causes],
             "problems": overview.problems,
         }
 
@@ -127,9 +113,10 @@ class _Looks:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._hour = LastHour()
-        self._causes = Causes()
+        self._letters: list[LetterFacts] = []
+        self._problem = ""  # why they could not be looked at
         self._count = 0
-        self._causes_at = float("-inf")
+        self._looked_at = float("-inf")
 
     async def read(self) -> Screen:
         """The screen now. Raises BrokerUnreachable."""
@@ -144,29 +131,31 @@ class _Looks:
             except TopologyError as error:
                 overview.problems.append(str(error))
             broker = f"RabbitMQ {connection.server_version}"
-        found = await self._read_causes(overview.queues.get("dead", 0))
-        if found.problem:
-            overview.problems.append(found.problem)
-        situation = judge(overview, names, dead=found.largest())
-        return Screen(self._settings.prefix, broker, datetime.now(UTC), situation, overview, rates, found)
+        await self._read_letters(overview.queues.get("dead", 0))
+        if self._problem:
+            overview.problems.append(self._problem)
+        situation = judge(
+            overview,
+            names,
+            dead=Counter(letter.reason for letter in self._letters),
+        )
+        causes = causes_of(self._letters, by_error=True)
+        now = datetime.now(UTC)
+        return Screen(
+            self._settings.prefix, broker, now, situation, overview, rates, causes, len(self._letters)
+        )
 
-    async def _read_causes(self, count: int) -> Causes:
-        """The causes of the letters. `problem` says if this user may not read them or the queue is in use."""
-        now = time.monotonic()
-        if count != self._count or now - self._causes_at > LETTERS_INTERVAL:
-            self._causes = await self._look() if count else Causes()
-            self._count, self._causes_at = count, now
-        return self._causes
-
-    async def _look(self) -> Causes:
-        found = Causes()
+    async def _read_letters(self, count: int) -> None:
+        if count == self._count and time.monotonic() - self._looked_at < LETTERS_INTERVAL:
+            return
+        self._letters, self._problem = [], ""
         try:
-            async with open_dead_letters(self._settings) as queue:
-                facts = await queue.read(Selection(), Letter.facts, LETTERS_LOOKED_AT)
-            found.looked_at, found.groups = len(facts), causes_of(facts, by_error=True)
+            if count:
+                async with open_dead_letters(self._settings) as queue:
+                    self._letters = await queue.read(Selection(), Letter.facts, LETTERS_LOOKED_AT)
         except (TopologyError, QueueInUse) as error:
-            found.problem = str(error)
-        return found
+            self._problem = str(error)
+        self._count, self._looked_at = count, time.monotonic()
 
 
 def print_screen(screen: Screen, width: int | None) -> None:
@@ -182,7 +171,8 @@ def print_screen(screen: Screen, width: int | None) -> None:
     for worker in overview.lost:
         ago = f"{how_long(worker.at, screen.at)} ago ({worker.at:%H:%M} UTC)"
         _prose(f"{worker.place}: last heard {ago}: killed, or cut off from RabbitMQ", width, indent="  ")
-    _table(_titled("QUEUE", "WAITING", ""), list(_queues(overview)), width)
+    queues = [(name, f"{messages:,}") for name, messages in overview.queues.items()]
+    _table(_titled("QUEUE", "WAITING"), queues, width)
     if screen.rates is not None:
         titles = _titled("SETTLED", *(status.upper() for status in STATUSES), "PER S")
         _table(titles, list(_rates(*screen.rates)), width)
@@ -197,7 +187,7 @@ def _workers(workers: Sequence[WorkerStatus], now: datetime, width: int | None) 
     columns = [
         Column("WORKER", lambda each: each.place, least=16),
         Column("STATE", lambda each: "paused" if each.paused and each.state != "draining" else each.state),
-        Column("GATE", lambda each: f"{each.gate.state} {_for(each.gate.since, now)}".rstrip()),
+        Column("GATE", lambda each: _gate(each.gate, now)),
         Column("PARTITIONS", lambda each: _ranges(each.partitions)),
         Column("IN FLIGHT", lambda each: f"{each.in_flight:,}"),
         Column("PER S", lambda each: _rate(each.rate_per_second)),
@@ -222,8 +212,8 @@ def _titled(*titles: str) -> list[Column]:
     return [Column(title, itemgetter(place)) for place, title in enumerate(titles)]
 
 
-def _for(since: datetime | None, now: datetime) -> str:
-    return "" if since is None else how_long(since, now)
+def _gate(gate: GateStatus, now: datetime) -> str:
+    return gate.state if gate.since is None else f"{gate.state} {how_long(gate.since, now)}"
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -237,15 +227,6 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) or "-"
 
 
-def _queues(overview: Overview) -> Iterator[tuple[str, str, str]]:
-    for name, messages in overview.queues.items():
-        remark = ""
-        rate = sum(worker.rate_per_second for worker in overview.workers)
-        if name == "requests" and messages and rate:
-            remark = f"about {span(messages / rate)} at this rate"
-        yield name, f"{messages:,}", remark
-
-
 def _rates(minute: Settled, hour: Settled) -> Iterator[tuple[str, ...]]:
     titles = ("last minute", "last hour" if hour.seconds >= 3600 else f"last {span(hour.seconds)}")
     for title, rate in zip(titles, (minute, hour), strict=True):
@@ -253,23 +234,22 @@ def _rates(minute: Settled, hour: Settled) -> Iterator[tuple[str, ...]]:
 
 
 def _causes(screen: Screen, width: int | None) -> None:
-    groups, total = screen.causes.groups, screen.overview.queues.get("dead", 0)
-    if not groups:
+    if not screen.causes:
         return
     output.line("")
-    looked_at = screen.causes.looked_at
-    some = f" (of the oldest {looked_at:,})" if looked_at < total else ""
-    _prose(f"DEAD LETTERS by cause{some}: ott-worker dead-letters list --by error", width)
+    is_part = screen.looked_at < screen.overview.queues.get("dead", 0)
+    which = f" (of the oldest {screen.looked_at:,})" if is_part else ""
+    _prose(f"DEAD LETTERS by cause{which}: ott-worker dead-letters list --by error", width)
     advised: set[str] = set()
-    for group in groups[:CAUSES_SHOWN]:
-        cause = f"{group.count:>7,}  {group.reason}: {brief(group.error) or '-'}"
+    for cause in screen.causes[:CAUSES_SHOWN]:
+        text = f"{cause.count:>7,}  {cause.reason}: {brief(cause.error) or '-'}"
         room = (width or WIDTH) - 1
-        output.line(cause if len(cause) <= room else f"{cause[: room - 1]}…")
-        if group.reason not in advised:
-            _prose(f"→ {advice(group.reason)}", width, indent=" " * 9)
-            advised.add(group.reason)
-    if len(groups) > CAUSES_SHOWN:
-        output.line(f"{len(groups) - CAUSES_SHOWN:>7,}  more causes")
+        output.line(text if len(text) <= room else f"{text[: room - 1]}…")
+        if cause.reason not in advised:
+            _prose(f"→ {advice(cause.reason)}", width, indent=" " * 9)
+            advised.add(cause.reason)
+    if len(screen.causes) > CAUSES_SHOWN:
+        output.line(f"{len(screen.causes) - CAUSES_SHOWN:>7,}  more causes")
 
 
 def _prose(text: str, width: int | None, indent: str = "") -> None:

@@ -1,19 +1,12 @@
 """What commands say and ask on a terminal, and the signals that end them."""
 
 import asyncio
-import contextlib
-import getpass
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import typer
-
-from worker.contract.platforms import SECRET_FIELDS
-from worker.errors import UsageError
-
-TOLD = 20  # letters; more are told in groups
 
 
 class Say:
@@ -29,26 +22,10 @@ class Say:
             typer.echo(f"ott-worker: {text}", err=True)
 
 
-def read_value(field: str) -> str:
-    """A value from standard input; a terminal is told what is wanted, and does not show a secret."""
-    if not sys.stdin.isatty():
-        return sys.stdin.read()
-    prompt = f"{field}: "
-    if field in SECRET_FIELDS:
-        return getpass.getpass(prompt, sys.stderr)
-    typer.echo(prompt, nl=False, err=True)
-    return sys.stdin.readline()
-
-
 def agreed(question: str) -> bool:
-    """Ask on the terminal, which need not be what standard input and output are."""
+    """Ask on the terminal that standard input is; standard output need not be one."""
     typer.echo(f"{question} [y/N]: ", nl=False, err=True)
-    try:
-        with contextlib.nullcontext(sys.stdin) if sys.stdin.isatty() else open("/dev/tty") as terminal:
-            answer = terminal.readline()
-    except OSError:
-        typer.echo(err=True)
-        raise UsageError("there is no terminal to ask on: give --yes") from None
+    answer = sys.stdin.readline()
     if not answer:
         raise typer.Abort
     return answer.strip().lower() in ("y", "yes")
@@ -57,12 +34,6 @@ def agreed(question: str) -> bool:
 def letters(count: int) -> str:
     """`1 dead letter`, `2 dead letters`."""
     return f"{count} dead letter{'' if count == 1 else 's'}"
-
-
-def some(names: Iterable[str]) -> str:
-    """A few of them, and how many there are besides."""
-    names = sorted(names)
-    return ", ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
 
 
 def on_end(stop: Callable[[], object]) -> None:

@@ -2,8 +2,7 @@
 reason."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import partial
 
 from aiohttp import web
@@ -16,10 +15,9 @@ from worker.console.runs import ConsoleRun
 from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources, refreshed
 from worker.contract.status import Order, OrderKind
+from worker.dead_letters.facts import Selection
 from worker.dead_letters.patch import Patch, Patches
 from worker.dead_letters.plan import Wish
-from worker.dead_letters.run import CANARIES
-from worker.dead_letters.selection import Selection
 from worker.dead_letters.view import view
 from worker.errors import UsageError
 
@@ -62,10 +60,6 @@ class Changes:
         do = form.get("do", "")
         if do not in ACTIONS:
             raise UsageError(f"do must be one of {', '.join(sorted(ACTIONS))}")
-        before = self._sources.runs.get(form.get("again", ""))
-        if before is not None:
-            wish = replace(before.wish, force=True)
-            return await self._plan(request, wish, before.asked, before.changes)
         letter = form.get("letter", "")
         patch, changes = Patch(), list[Change]()
         if do.endswith(PICKED):
@@ -87,15 +81,9 @@ class Changes:
             "discard" if do.startswith("discard") else "replay",
             Selection(ids=frozenset(keys)),
             Patches(patch),
-            force="force" in form,
             same_for_all="same_for_all" in form,
         )
-        return await self._plan(request, wish, len(keys), changes)
-
-    async def _plan(
-        self, request: web.Request, wish: Wish, count: int, changes: Sequence[Change]
-    ) -> web.StreamResponse:
-        run = ConsoleRun(self._sources.settings, wish, count, changes)
+        run = ConsoleRun(self._sources.settings, wish, len(keys), changes)
         self._sources.runs.add(run)
         await asyncio.wait({run.begin_plan()}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
         return self._shown(request, run)
@@ -103,19 +91,18 @@ class Changes:
     async def start(self, request: web.Request) -> web.StreamResponse:
         """Do what was planned."""
         form, run = await form_of(request), self._pages.run_of(request)
-        if run.phase != "planned":
+        plan = run.planned
+        if run.phase != "planned" or plan is None:
             raise UsageError("This was started already, or its plan failed: make a new one.")
         if (active := self._sources.runs.active) is not None:
             raise UsageError(f"Another run is under way ({active.stage}): wait until it ends, or cancel it.")
         why = why_of(form)
-        if run.refusal:
-            raise UsageError(run.refusal)
+        if plan.refusal:
+            raise UsageError(plan.refusal)
         is_counted = form.get("count", "").replace(",", "").strip() == str(run.count)
         if run.wish.kind == "discard" and not is_counted:
             raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
-        canary = next((each for each in CANARIES if each == form.get("canary", "none")), None)
-        if canary is None:
-            raise UsageError(f"canary must be one of {', '.join(CANARIES)}")
+        canary = form.get("canary") == "one"
         run.begin(by=_by(request), why=why, canary=canary, rate=rate_of(form), ended=self._sources.expire)
         return self._shown(request, run)
 
@@ -127,7 +114,7 @@ class Changes:
 
     def _shown(self, request: web.Request, run: ConsoleRun) -> web.StreamResponse:
         if wants_json(request):
-            return self._pages.answer(request, "run", self._pages.of_run(run))
+            return self._pages.shown(request, run)
         return see(f"/runs/{run.number}")
 
 

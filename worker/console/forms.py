@@ -1,10 +1,7 @@
 """Reads URLs and forms: filters, and corrections of letters with the differences that they make."""
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
@@ -13,36 +10,23 @@ from worker.broker.journal import JournalQuery
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
 from worker.contract.secrets import MASK
 from worker.contract.timestamps import moment
+from worker.dead_letters.facts import Selection
 from worker.dead_letters.patch import Patch, flag_of
-from worker.dead_letters.selection import Selection
 from worker.errors import UsageError
 
 # The names in a URL, and the filters that they set.
 LETTER_FILTERS = {
-    "reason": "reasons",
-    "platform": "platforms",
-    "resource": "resources",
-    "account": "accounts",
-    "user": "users",
-    "error": "errors",
-    "cause": "causes",
-    "id": "ids",
+    name: f"{name}s" for name in ("reason", "platform", "resource", "account", "user", "error", "cause", "id")
 }
 JOURNAL_FILTERS = {
-    "id": "ids",
-    "resource": "resources",
-    "platform": "platforms",
-    "account": "accounts",
+    **{name: f"{name}s" for name in ("id", "resource", "platform", "account", "reason")},
     "status": "statuses",
-    "reason": "reasons",
 }
 TIMES = ("since", "until")
 
 UNCHANGED = "unchanged"
 MAX_RATE = 1e6  # letters a second
 WHY_LENGTH = 200
-NAMES = frozenset(name for each in PLATFORMS.values() for name in each.fields) | {PLATFORM_NAME, ATTRIBUTES}
-_FIELD = re.compile(r'\s*"(\w+)":')
 
 Query = MultiMapping[str]
 
@@ -96,21 +80,18 @@ def rate_of(form: Query) -> float | None:
     return rate if text else None
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A field of the form. `shown` is the value as it is shown, empty for a secret; `is_there` whether the
-    letter has it, None where the form is for several; `is_named` whether the error names it."""
+    letter has it, None where the form is for several."""
 
     name: str
     shown: str
     is_secret: bool
     is_flag: bool
     is_there: bool | None
-    is_named: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One line of the difference, as texts that may be shown."""
 
     name: str
@@ -118,9 +99,7 @@ class Change:
     after: str
 
 
-def fields_of(
-    document: Mapping[str, Any] | None, platform: Platform, named: frozenset[str] = frozenset()
-) -> list[Field]:
+def fields_of(document: Mapping[str, Any] | None, platform: Platform) -> list[Field]:
     """The form for a letter as `view` shows it, or for several."""
     body = (document or {}).get("body")
     attributes = body.get(ATTRIBUTES) if isinstance(body, dict) else None
@@ -132,7 +111,6 @@ def fields_of(
             name in platform.secrets,
             name in platform.flags,
             None if document is None else attributes.get(name) not in (None, ""),
-            name in named,
         )
         for name in platform.fields
     ]
@@ -161,18 +139,6 @@ def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[Patch, li
     if not changes:
         raise UsageError("Nothing was changed: type a new value, or replay as it is.")
     return Patch(values), changes
-
-
-def named_fields(error: str) -> frozenset[str]:
-    """The fields that an error names, in whichever case."""
-    words = {word.casefold() for word in re.findall(r"\w+", error)}
-    return frozenset(name for name in NAMES if name.casefold() in words)
-
-
-def marked_lines(body: object, named: frozenset[str]) -> list[tuple[str, bool]]:
-    """A body in lines, each with whether it holds a field that the error names."""
-    lines = json.dumps(body, ensure_ascii=False, indent=2).splitlines()
-    return [(line, (found := _FIELD.match(line)) is not None and found[1] in named) for line in lines]
 
 
 def _one_line(text: str) -> str:

@@ -1,50 +1,34 @@
 """The pages to look at; each is JSON for those who ask for that (contract §11)."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from worker.broker.journal import JournalPage, JournalQuery
-from worker.broker.situation import Condition, State, judge
-from worker.console.forms import (
-    fields_of,
-    letters_asked_for,
-    marked_lines,
-    named_fields,
-    records_asked_for,
-)
+from worker.broker.situation import Condition, State, advice, judge
+from worker.console.forms import fields_of, letters_asked_for, records_asked_for
 from worker.console.rendering import PAGES, STACK, Page, Renderer, chart_of, moment_of
-from worker.console.runs import LETTERS_SHOWN, ConsoleRun
+from worker.console.runs import ConsoleRun
 from worker.console.sources import Cached, Sources
 from worker.contract.platforms import PLATFORMS
 from worker.contract.settlement import JournalRecord
 from worker.contract.status import Order
 from worker.contract.timestamps import how_long
 from worker.contract.words import REASONS, STATUSES
-from worker.dead_letters.groups import advice, causes_of
-from worker.dead_letters.selection import AmbiguousId, Selection
+from worker.dead_letters.facts import AmbiguousId, Selection, causes_of
 from worker.dead_letters.view import view
 
 PAGE_SIZE = 50
 LONGEST_NUMBER = 16  # digits in a query
-CAUSES_SHOWN = 6
 ACTS_SHOWN = 500
 # Records that another version wrote may lack a field.
 EMPTY_RECORD = dict.fromkeys(("message", *(str(each.alias) for each in JournalRecord.model_fields.values())))
-
-
-class Shown(NamedTuple):
-    """The document that a page shows, what its template needs besides, and what else differs."""
-
-    document: Mapping[str, Any]
-    values: Mapping[str, Any] = {}
-    status: int = 200
-    template: str = ""
 
 
 class Pages:
@@ -60,25 +44,27 @@ class Pages:
 
     async def _serve(self, page: Page, request: web.Request) -> web.Response:
         await self._sources.look(request, letters=page.shows_letters)
-        return self.answer(request, page.template, await getattr(self, page.template)(request))
+        response: web.Response = await getattr(self, page.template)(request)
+        return response
 
-    def answer(self, request: web.Request, template: str, shown: Shown) -> web.Response:
-        """The document for those that want JSON, else the page."""
+    def _answer(
+        self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
+    ) -> web.Response:
+        """The document for those that want JSON, else the page, whose template needs the values besides."""
         sources = self._sources
         return self._render.answer(
             request,
-            shown.template or template,
-            shown.document,
-            status=shown.status,
+            template,
+            document,
             dead=sources.state.value.queues.get("dead", len(sources.letters.rows.value)),
             broker=sources.state,
             active=sources.runs.active,
             copy=sources.letters,
             advice=advice,
-            **shown.values,
+            **values,
         )
 
-    async def overview(self, _: web.Request) -> Shown:
+    async def overview(self, request: web.Request) -> web.Response:
         """The state of everything, and what to do next."""
         sources = self._sources
         sources.last_hour.refresh()
@@ -90,10 +76,7 @@ class Pages:
             "state": situation[0].headline,
             "next": situation[0].advice,
             "situation": [condition.document() for condition in situation],
-            "lost": [worker.model_dump(mode="json", by_alias=True) for worker in state.lost],
-            "workers": [worker.model_dump(mode="json", by_alias=True) for worker in state.workers],
-            "paused": state.pause and state.pause.model_dump(mode="json"),
-            "queues": state.queues,
+            **state.document(),
             "inFlight": sum(worker.in_flight for worker in state.workers),
             "ratePerSecond": sum(worker.rate_per_second for worker in state.workers),
             "latencySeconds": latency and {"median": latency.median, "p95": latency.p95},
@@ -103,17 +86,16 @@ class Pages:
             "deadLetters": [cause.document() for cause in causes],
             "problems": [text for text in (sources.state.trouble, *state.problems, hour.trouble) if text],
         }
-        return Shown(
+        return self._answer(
+            request,
+            "overview",
             document,
-            {
-                "situation": situation,
-                "state": state,
-                "causes": causes[:CAUSES_SHOWN],
-                "more_causes": max(0, len(causes) - CAUSES_SHOWN),
-                "chart": chart_of(minutes),
-                "latency": latency,
-                "last_hour": hour,
-            },
+            situation=situation,
+            state=state,
+            causes=causes,
+            chart=chart_of(minutes),
+            latency=latency,
+            last_hour=hour,
         )
 
     def _situation(self) -> list[Condition]:
@@ -127,10 +109,10 @@ class Pages:
             self._sources.names,
             trouble=kept.trouble,
             is_known=kept.as_of is not None,
-            dead=[(each.count, each.reason, advice(each.reason)) for each in letters.causes],
+            dead=Counter(letter.reason for letter in letters.rows.value),
         )
 
-    async def dead_letters(self, request: web.Request) -> Shown:
+    async def dead_letters(self, request: web.Request) -> web.Response:
         """Causes, and the letters that match the filters, the newest first."""
         selection, given = letters_asked_for(request.query)
         copy = self._sources.letters
@@ -152,73 +134,64 @@ class Pages:
             "problem": copy.rows.trouble or None,
         }
         platform = PLATFORMS.get(causes[0].platform or "") if len(causes) == 1 else None
-        return Shown(
+        return self._answer(
+            request,
+            "dead_letters",
             document,
-            {
-                "given": given,
-                "causes": causes,
-                "cause": causes[0] if "cause" in given and causes else None,
-                "correctable": platform,
-                "fields": fields_of(None, platform, named_fields(causes[0].error)) if platform else [],
-                "rows": shown,
-            },
+            given=given,
+            causes=causes,
+            cause=causes[0] if "cause" in given and causes else None,
+            correctable=platform,
+            fields=fields_of(None, platform) if platform else [],
+            rows=shown,
         )
 
-    async def letter(self, request: web.Request) -> Shown:
-        """One dead letter: why it is one, what it holds, what else is known of its resource."""
+    async def letter(self, request: web.Request) -> web.Response:
+        """One dead letter: why it is one, and what it holds."""
         name = request.match_info["letter"]
         try:
             letter = await self._sources.letters.find(name)
         except AmbiguousId:
             raise web.HTTPSeeOther(f"/dead-letters?{urlencode({'id': name})}") from None
         if letter is None:
-            search = await self._search(request, JournalQuery(ids=frozenset({name})))
-            document = {"id": name, "problem": "No dead letter has this id."}
-            values = {"search": search, "events": _events(search)}
-            return Shown({**document, "journal": search.value.records}, values, 404, "letter_gone")
-        document, facts, named = view(letter, reveal=False), letter.facts(), named_fields(letter.error)
+            problem = "No dead letter has this id. The journal tells what became of it"
+            raise web.HTTPNotFound(reason=problem)
+        document = view(letter, reveal=False)
         platform = PLATFORMS.get(request.query.get("platform") or letter.platform or "")
-        same = Selection(
-            platforms=frozenset({facts.platform or ""}), resources=frozenset({facts.resource_id or ""})
-        )
-        return Shown(
+        return self._answer(
+            request,
+            "letter",
             document,
-            {
-                "letter": facts,
-                "body": marked_lines(document["body"], named) if "body" in document else [],
-                "same": sum(
-                    row in same and row.account == facts.account for row in self._sources.letters.rows.value
-                ),
-                "platform": platform,
-                "platforms": sorted(PLATFORMS),
-                "fields": fields_of(document, platform, named) if platform else [],
-            },
+            letter=letter.facts(),
+            platform=platform,
+            platforms=sorted(PLATFORMS),
+            fields=fields_of(document, platform) if platform else [],
         )
 
-    async def journal(self, request: web.Request) -> Shown:
+    async def journal(self, request: web.Request) -> web.Response:
         """What became of requests, the newest first."""
         query, given = records_asked_for(request.query)
         before = _number(request, "before")
-        search = await self._search(request, query, before)
+        search = await self._sources.search(request, query, PAGE_SIZE, before)
         document = {
             "records": search.value.records,
             "backTo": search.value.back_to,
             "isAll": search.value.is_all,
             "problem": search.trouble or None,
         }
-        return Shown(
+        return self._answer(
+            request,
+            "journal",
             document,
-            {
-                "given": given,
-                "search": search,
-                "events": _events(search),
-                "is_first": before is None,
-                "statuses": STATUSES,
-                "reasons": REASONS,
-            },
+            given=given,
+            search=search,
+            events=_events(search),
+            is_first=before is None,
+            statuses=STATUSES,
+            reasons=REASONS,
         )
 
-    async def resource(self, request: web.Request) -> Shown:
+    async def resource(self, request: web.Request) -> web.Response:
         """One page or channel: what became of its requests, and which of them are among the dead letters."""
         platform = request.match_info["platform"]
         # A browser takes `.` and `..` out of a path: such an id stands in the query.
@@ -230,7 +203,7 @@ class Pages:
             "accounts": frozenset({account} if account else ()),
         }
         selection = Selection(**wanted)
-        search = await self._search(request, JournalQuery(**wanted))
+        search = await self._sources.search(request, JournalQuery(**wanted), PAGE_SIZE)
         waiting = [row for row in self._sources.letters.rows.value if row in selection][::-1]
         events = _events(search)
         registered = next((each for each in events if each[0]["status"] == "registered"), None)
@@ -243,23 +216,19 @@ class Pages:
             "isAll": search.value.is_all,
         }
         values = {"waiting": waiting, "registered": registered, "events": events, "search": search}
-        return Shown(document, values)
+        return self._answer(request, "resource", document, **values)
 
-    async def audit(self, _: web.Request) -> Shown:
+    async def audit(self, request: web.Request) -> web.Response:
         """Who changed what, and why; the newest first."""
         orders = self._sources.state.value.orders[::-1]
         document = {"orders": [order.model_dump(mode="json", exclude_none=True) for order in orders]}
-        known = {run.number for run in self._sources.runs.newest_first()}
-        return Shown(document, {"acts": _acts(orders)[:ACTS_SHOWN], "known": known})
+        known = self._sources.runs
+        return self._answer(request, "audit", document, acts=_acts(orders)[:ACTS_SHOWN], known=known)
 
-    async def runs(self, _: web.Request) -> Shown:
-        """The replays and discards of this console, the newest first."""
-        runs = self._sources.runs.newest_first()
-        return Shown({"runs": [run.document() for run in runs]}, {"runs": runs})
-
-    async def run(self, request: web.Request) -> Shown:
+    async def run(self, request: web.Request) -> web.Response:
         """A replay or a discard: its plan, how far it is, and what came of each letter."""
-        return self.of_run(self.run_of(request))
+        run = self.run_of(request)
+        return self.shown(request, run)
 
     def run_of(self, request: web.Request) -> ConsoleRun:
         """The run that the path names. Raises HTTPNotFound."""
@@ -268,16 +237,9 @@ class Pages:
             raise web.HTTPNotFound(reason="This run is not known any more")
         return run
 
-    def of_run(self, run: ConsoleRun) -> Shown:
-        """What the page of a run shows."""
-        document = {**run.document(), "letters": [run.letter(letter) for letter in run.letters]}
-        letters = [run.letter(letter) for letter in run.worst_first()[:LETTERS_SHOWN]]
-        return Shown(document, {"this": run, "letters": letters})
-
-    async def _search(
-        self, request: web.Request, query: JournalQuery, before: int | None = None
-    ) -> Cached[JournalPage]:
-        return await self._sources.search(request, query, PAGE_SIZE, before)
+    def shown(self, request: web.Request, run: ConsoleRun) -> web.Response:
+        """The page of a run."""
+        return self._answer(request, "run", run.document(), this=run)
 
 
 def _events(search: Cached[JournalPage]) -> list[tuple[Mapping[str, Any], datetime | None]]:

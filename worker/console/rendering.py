@@ -36,12 +36,9 @@ PAGES = (
     Page(r"/dead-letters/{letter:[\s\S]+}", "letter", True),
     Page("/journal", "journal", False, "Journal", "j"),
     Page("/audit", "audit", False, "Audit", "a"),
-    Page("/runs", "runs"),
     Page("/runs/{number}", "run"),
     Page(r"/resources/{platform}/{resource:[\s\S]*}", "resource", True),
 )
-THEME_COOKIE = "ott-theme"
-THEMES = ("auto", "light", "dark")
 CHART_WIDTH, CHART_HEIGHT = 600, 100
 STACK = ("registered", "superseded", "rejected", "failed")  # from the bottom up
 LEAST_HEIGHT = 1.5  # one failure among thousands must be seen
@@ -67,12 +64,6 @@ def see(path: str) -> web.Response:
     return web.Response(status=303, headers={"Location": path})
 
 
-def theme_of(request: web.Request) -> str:
-    """The theme that this browser chose."""
-    theme = request.cookies.get(THEME_COOKIE, "")
-    return theme if theme in THEMES else THEMES[0]
-
-
 class Renderer:
     """The templates, with everything that all of them need."""
 
@@ -90,6 +81,7 @@ class Renderer:
             "ago": _ago,
             "brief": brief,
             "number": _number,
+            "pretty": lambda value: json.dumps(value, ensure_ascii=False, indent=2),
             "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
             "resource": _resource_path,
             "query": _query,
@@ -109,12 +101,9 @@ class Renderer:
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """A page. `values` are what its template needs besides what all of them know."""
-        theme = theme_of(request)
         text = self._environment.get_template(f"{template}.html").render(
             path=local_path(request.path, self._settings),
             url=local_path(request.path_qs, self._settings),
-            theme=theme,
-            next_theme=THEMES[(THEMES.index(theme) + 1) % len(THEMES)],
             can_log_out=bool(self._settings.console_password) and request.get(SESSION) is not None,
             **values,
         )
@@ -123,16 +112,14 @@ class Renderer:
         return web.Response(body=_encoded(text), content_type="text/html", charset="utf-8", status=status)
 
     def answer(
-        self, request: web.Request, template: str, document: Mapping[str, Any], status: int, **values: Any
+        self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
     ) -> web.Response:
         """The document for those that want JSON, else a page, which is given it as `doc`."""
         if wants_json(request):
             text = json.dumps(document, ensure_ascii=False, default=_plain) + "\n"
-            response = web.Response(
-                body=_encoded(text), content_type="application/json", charset="utf-8", status=status
-            )
+            response = web.Response(body=_encoded(text), content_type="application/json", charset="utf-8")
         else:
-            response = self.page(request, template, status=status, doc=document, **values)
+            response = self.page(request, template, doc=document, **values)
         response.headers["Vary"] = "Accept"
         return response
 
@@ -185,10 +172,8 @@ def _seconds(value: float) -> str:
 
 
 def _query(given: Mapping[str, str], **changes: object) -> str:
-    """The query of a URL: what is given, with changes; None leaves a name out."""
-    names = {**given, **{name: str(value) for name, value in changes.items() if value is not None}}
-    for name in (name for name, value in changes.items() if value is None):
-        names.pop(name, None)
+    """The query of a URL: what is given, with changes."""
+    names = {**given, **{name: str(value) for name, value in changes.items()}}
     return f"?{urlencode(names)}" if names else ""
 
 
@@ -206,7 +191,7 @@ class Chart(NamedTuple):
 
 def chart_of(minutes: Sequence[tuple[datetime, Mapping[str, int]]]) -> Chart:
     """The chart of these minutes, the oldest first."""
-    top = _round_up(max((sum(counts.values()) for _, counts in minutes), default=0))
+    top = max((sum(counts.values()) for _, counts in minutes), default=0) or 1
     step = CHART_WIDTH / max(1, len(minutes))
     bars = []
     for number, (at, counts) in enumerate(minutes):
@@ -219,19 +204,9 @@ def chart_of(minutes: Sequence[tuple[datetime, Mapping[str, int]]]) -> Chart:
         if parts:
             bars.append((round(number * step, 2), f"{at:%H:%M} UTC: {_in_words(counts)}", parts))
     totals = {status: sum(counts.get(status, 0) for _, counts in minutes) for status in STACK}
-    summary = (
-        f"Requests of the last {len(minutes)} minutes: {_in_words(totals) or 'none'}; at most {top} a minute"
-    )
-    return Chart(bars, round(step * 0.8, 2), top, totals, summary)
+    words = f"Requests of the last {len(minutes)} minutes: {_in_words(totals) or 'none'}"
+    return Chart(bars, round(step * 0.8, 2), top, totals, f"{words}; at most {top} a minute")
 
 
 def _in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[status]} {status}" for status in STACK if counts.get(status))
-
-
-def _round_up(number: int) -> int:
-    """To a number that people like at an axis."""
-    unit = 1
-    while unit * 10 < number:
-        unit *= 10
-    return next((unit * step for step in (1, 2, 5, 10) if unit * step >= number), number) if number else 10

@@ -5,41 +5,26 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from worker.console.forms import Change
-from worker.contract.timestamps import now
-from worker.dead_letters.plan import Outcome, Planned, Wish
-from worker.dead_letters.run import BAD, Canary, Run
+from worker.dead_letters.plan import FORECASTS, Planned, Wish
+from worker.dead_letters.run import BAD, Run
 from worker.errors import UsageError, WorkerError
 from worker.settings import Settings
 
 Phase = Literal["planning", "planned", "running", "done", "cancelled", "stopped", "failed"]
 
-LETTERS_SHOWN = 200  # of a run; of one that has ended only these are kept
-NAMED = 5  # letters that had gone or changed
-_IN_WORDS: dict[Outcome, str] = {
-    "replayed": "would be replayed",
-    "superseded": "would be answered superseded, for newer ones were registered",
-    "rejected": "would be rejected again, and stay: correct them first",
-    "unfit": "cannot be replayed, and stay",
-    "unproven": "not safe to replay (the journal does not go back far enough), and stay",
-}
+LETTERS_SHOWN = 200  # of a run
 
 
 class ConsoleRun(Run):
-    """A run and what its page shows of it. `phase` tells how far it is, `problem` why it failed, `notice`
-    what holds it up, `began_at` when it was planned. `asked` letters were to be looked at; of those that
-    match, `letters` are shown, and `count` go, after `canaries` of them where that is wanted."""
+    """A run and how far it is: `phase`, `problem` why it failed, `notice` what holds it up. `asked` letters
+    were to be looked at, with `changes` to them."""
 
     def __init__(self, settings: Settings, wish: Wish, asked: int, changes: Sequence[Change] = ()) -> None:
         super().__init__(settings, wish, self._tell)
         self.asked = asked
         self.changes = changes
         self.phase: Phase = "planning"
-        self.began_at = now()
-        self.letters: Sequence[Planned] = ()
-        self.counts: dict[Outcome, int] = {}
-        self.causes: Sequence[str] = ()
-        self.count = self.matching = self.canaries = 0
-        self.by = self.why = self.problem = self.notice = self.refusal = ""
+        self.by = self.why = self.problem = self.notice = ""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -47,56 +32,41 @@ class ConsoleRun(Run):
         return self.phase in ("planning", "running")
 
     @property
-    def sentence(self) -> str:
-        """The plan in words."""
-        if self.wish.kind == "discard":
-            return "They are removed for good, and nobody is told."
-        words = [f"{self.counts[each]:,} {text}" for each, text in _IN_WORDS.items() if self.counts.get(each)]
-        return f"{'; '.join(words)}." if words else "None of them is there any more."
-
-    @property
-    def absent(self) -> str:
-        """Which letters were not there as they were planned."""
-        return " ".join(
-            f"{len(keys):,} {what}: {', '.join(sorted(keys)[:NAMED])}{'…' if len(keys) > NAMED else ''}."
-            for keys, what in (
-                (self.gone, "had gone meanwhile"),
-                (self.changed, "had changed meanwhile and stay"),
-            )
-            if keys
-        )
-
-    def worst_first(self) -> list[Planned]:
-        """What somebody must look at comes first, then what has an outcome."""
-
-        def rank(letter: Planned) -> int:
-            status = self.outcomes.get(letter.key, {}).get("status")
-            if status in BAD or (status is None and letter.outcome in self.wish.staying):
-                return 0
-            return 1 if "superseded" in (letter.outcome, status) else 2
-
-        return sorted(self.letters, key=rank)
+    def count(self) -> int:
+        """How many letters go."""
+        return 0 if self.planned is None else len(self.planned.going)
 
     def document(self) -> dict[str, Any]:
-        """The run as JSON."""
+        """The run as JSON, with the letters that somebody must look at first."""
+        plan = self.planned
         return {
             "run": self.number,
             "kind": self.wish.kind,
             "phase": self.phase,
             "stage": self.stage,
             "problem": self.problem or None,
-            "refusal": self.refusal or None,
-            "plan": dict(self.counts),
-            "causes": list(self.causes),
+            "refusal": (plan and plan.refusal) or None,
+            "plan": dict(plan.counts) if plan else {},
+            "causes": plan.causes if plan else [],
             "count": self.count,
             "done": self.done,
             "gone": sorted(self.gone),
             "changed": sorted(self.changed),
             "outcomes": dict(self.statuses),
+            "letters": [self._letter(letter) for letter in self._worst_first()[:LETTERS_SHOWN]],
         }
 
-    def letter(self, letter: Planned) -> dict[str, Any]:
-        """One of its letters as JSON: the forecast, and the journal's record of its replay."""
+    def _worst_first(self) -> list[Planned]:
+        def rank(letter: Planned) -> int:
+            status = self.outcomes.get(letter.key, {}).get("status")
+            if status in BAD or (status is None and letter.outcome in self.wish.staying):
+                return 0
+            return 1 if "superseded" in (letter.outcome, status) else 2
+
+        return sorted(self.planned.letters if self.planned else (), key=rank)
+
+    def _letter(self, letter: Planned) -> dict[str, Any]:
+        """One of its letters: what became of it so far, and the journal's record of its replay."""
         record = self.outcomes.get(letter.key, {})
         told = ("status", "message", "httpStatus", "supersededBy", "reason")
         return {
@@ -105,10 +75,22 @@ class ConsoleRun(Run):
             "ottPlatformName": letter.facts.platform,
             "resourceId": letter.facts.resource_id,
             "forecast": letter.outcome,
+            "fate": self._fate(letter),
             "why": letter.why,
             "errors": list(record.get("errors") or ()),
             **{name: record.get(name) for name in told},
         }
+
+    def _fate(self, letter: Planned) -> str:
+        if self.phase in ("planning", "planned"):
+            return FORECASTS[letter.outcome].label
+        if letter.key in self.removed:
+            return "discarded" if self.wish.kind == "discard" else "replayed, not known yet"
+        if letter.key in self.gone:
+            return "gone"
+        if letter.key in self.changed:
+            return "changed, stayed"
+        return "-" if self.is_busy else "stayed"
 
     def begin_plan(self) -> "asyncio.Task[None]":
         """Begin to find out what it would do."""
@@ -116,7 +98,7 @@ class ConsoleRun(Run):
         return self._task
 
     def begin(
-        self, *, by: str, why: str, canary: Canary, rate: float | None, ended: Callable[[], None]
+        self, *, by: str, why: str, canary: bool, rate: float | None, ended: Callable[[], None]
     ) -> None:
         """Begin to do it; `ended` is called at the end."""
         self.phase, self.by, self.why = "running", by, why
@@ -143,18 +125,11 @@ class ConsoleRun(Run):
             raise
 
     async def _plan(self) -> None:
-        plan = await self.plan()
-        self.letters, self.counts, self.causes = plan.letters, dict(plan.counts), plan.causes
-        self.count, self.matching, self.refusal = len(plan.going), len(plan.letters), plan.refusal
-        self.canaries = len({letter.facts.cause for letter in plan.going if letter.outcome == "replayed"})
+        await self.plan()
         self.phase, self.notice = "planned", ""
 
-    async def _perform(self, canary: Canary, rate: float | None) -> None:
-        try:
-            await self.perform(by=self.by, why=self.why, canary=canary, rate=rate)
-        finally:
-            self.letters = self.worst_first()[:LETTERS_SHOWN]
-            self.planned = None
+    async def _perform(self, canary: bool, rate: float | None) -> None:
+        await self.perform(by=self.by, why=self.why, canary=canary, rate=rate)
         if self.is_stopping:
             self.phase = "cancelled"
         else:
@@ -185,14 +160,13 @@ class Runs:
 
     @property
     def _letters(self) -> int:
-        return sum(max(len(each.letters), each.asked * each.is_busy) for each in self._runs.values())
+        return sum(each.asked for each in self._runs.values())
+
+    def __contains__(self, number: str) -> bool:
+        return number in self._runs
 
     def get(self, number: str) -> ConsoleRun | None:
         return self._runs.get(number)
-
-    def newest_first(self) -> list[ConsoleRun]:
-        """All that are kept."""
-        return list(self._runs.values())[::-1]
 
     @property
     def active(self) -> ConsoleRun | None:

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
-from worker.console.rendering import THEME_COOKIE, THEMES, Renderer, local_path, see, wants_json
+from worker.console.rendering import Renderer, local_path, see, wants_json
 from worker.console.session import LIFE, SESSION, Sessions
 from worker.errors import SettingsError, UsageError, WorkerError
 from worker.settings import Settings
@@ -29,9 +29,8 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Server": "ott-worker",
 }
-OPEN_TO_ALL = ("/login", "/theme", "/static/")
-CHANGES_NOTHING = frozenset({"/login", "/logout", "/theme"})
-YEAR = 365 * 24 * 3600  # seconds
+OPEN_TO_ALL = ("/login", "/static/")
+CHANGES_NOTHING = frozenset({"/login", "/logout"})
 NAME_LENGTH = 60
 LONGEST_ANSWER = 60.0  # seconds, the time that the client takes to send its form included
 FOREIGN = (
@@ -68,8 +67,9 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Guard:
-    """The middleware. A page of another site can make a browser send requests here: so the name that it asked
-    for is checked (DNS rebinding), and for every change where the request comes from."""
+    """The middleware, and the handlers that log in and out. A page of another site can make a browser send
+    requests here: so the name that it asked for is checked (DNS rebinding), and for every change where the
+    request comes from."""
 
     def __init__(self, settings: Settings, sessions: Sessions, render: Renderer) -> None:
         self._settings = settings
@@ -82,6 +82,14 @@ class Guard:
         if not self._is_local:
             names += [settings.console_host, socket.gethostname()]
         self._names = {name.strip().lower() for name in names if name.strip()}
+
+    def routes(self) -> Iterable[web.AbstractRouteDef]:
+        """Where the handlers are."""
+        return (
+            web.get("/login", self.form),
+            web.post("/login", self.log_in),
+            web.post("/logout", self.log_out),
+        )
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -141,11 +149,11 @@ class Guard:
             return 403, "Another site may not load this page."
         return (403, READ_ONLY) if is_change and self._settings.console_read_only else None
 
-    def _enter(self, request: web.Request, entered: str) -> web.StreamResponse:
+    def _enter(self, request: web.Request, entered: str) -> web.Response:
         """The same page again, without the token in its URL."""
         bare = request.rel_url.without_query_params("token").path_qs
         response = see(local_path(bare, self._settings))
-        _set_cookie(response, request, self._settings, self._sessions.cookie, entered)
+        self._set_cookie(response, request, entered)
         return response
 
     def _is_same_origin(self, request: web.Request) -> bool:
@@ -191,37 +199,11 @@ class Guard:
             text=text,
         )
 
-
-def _is_embedded(request: web.Request) -> bool:
-    """Whether a page of another site loads this as a part of itself. A link may lead here."""
-    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
-        return False
-    is_link = request.headers.get("Sec-Fetch-Mode") == "navigate"
-    return not (is_link and request.headers.get("Sec-Fetch-Dest", "document") == "document")
-
-
-class Login:
-    """The handlers that log in and out, and choose a theme."""
-
-    def __init__(self, settings: Settings, sessions: Sessions, render: Renderer) -> None:
-        self._settings = settings
-        self._sessions = sessions
-        self._render = render
-
-    def routes(self) -> Iterable[web.AbstractRouteDef]:
-        """Where they are."""
-        return (
-            web.get("/login", self.form),
-            web.post("/login", self.log_in),
-            web.post("/logout", self.log_out),
-            web.post("/theme", self.choose_theme),
-        )
-
     async def form(self, request: web.Request) -> web.Response:
         """Asks for the password."""
         return self._form(request, request.query.get("next", "/"))
 
-    async def log_in(self, request: web.Request) -> web.StreamResponse:
+    async def log_in(self, request: web.Request) -> web.Response:
         """Opens a session for the right password."""
         form = await request.post()
         following, client = _safe_path(form.get("next")), self._client(request)
@@ -235,25 +217,15 @@ class Login:
         if cookie is None:
             return self._form(request, following, 401, "That is not the password.")
         answer = see(following)
-        _set_cookie(answer, request, self._settings, self._sessions.cookie, cookie)
+        self._set_cookie(answer, request, cookie)
         return answer
 
-    async def log_out(self, request: web.Request) -> web.StreamResponse:
+    async def log_out(self, request: web.Request) -> web.Response:
         """Ends the session."""
         self._sessions.end(request.cookies.get(self._sessions.cookie, ""))
         answer = see("/login")
-        path = urlsplit(self._settings.console_url or "").path or "/"
+        path = self._url.path or "/"
         answer.del_cookie(self._sessions.cookie, path=path, httponly=True, samesite="Strict")
-        return answer
-
-    async def choose_theme(self, request: web.Request) -> web.StreamResponse:
-        """Keeps the theme in a cookie: so no page flashes in the wrong one, and it needs no script."""
-        form = await request.post()
-        theme = str(form.get("theme", ""))
-        answer = see(_safe_path(form.get("next")))
-        answer.set_cookie(
-            THEME_COOKIE, theme if theme in THEMES else THEMES[0], max_age=YEAR, samesite="Strict"
-        )
         return answer
 
     def _client(self, request: web.Request) -> str:
@@ -268,21 +240,25 @@ class Login:
             request, "login", status=status, following=_safe_path(following), problem=problem
         )
 
+    def _set_cookie(self, response: web.Response, request: web.Request, value: str) -> None:
+        """For this console alone."""
+        response.set_cookie(
+            self._sessions.cookie,
+            value,
+            max_age=LIFE,
+            path=self._url.path or "/",
+            httponly=True,
+            samesite="Strict",
+            secure=request.secure or self._url.scheme == "https",
+        )
 
-def _set_cookie(
-    response: web.Response, request: web.Request, settings: Settings, name: str, value: str
-) -> None:
-    """For this console alone."""
-    url = urlsplit(settings.console_url or "")
-    response.set_cookie(
-        name,
-        value,
-        max_age=LIFE,
-        path=url.path or "/",
-        httponly=True,
-        samesite="Strict",
-        secure=request.secure or url.scheme == "https",
-    )
+
+def _is_embedded(request: web.Request) -> bool:
+    """Whether a page of another site loads this as a part of itself. A link may lead here."""
+    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
+        return False
+    is_link = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return not (is_link and request.headers.get("Sec-Fetch-Dest", "document") == "document")
 
 
 def _safe_path(path: object) -> str:

@@ -9,7 +9,7 @@ from aiohttp import web
 from worker.console.changes import Changes
 from worker.console.pages import Pages
 from worker.console.rendering import Renderer, see
-from worker.console.security import Guard, Login, check_settings
+from worker.console.security import Guard, check_settings
 from worker.console.session import Sessions
 from worker.console.sources import Sources
 from worker.serving import HttpServer
@@ -38,15 +38,11 @@ class Console:
         self.url = ""
 
     def _application(self) -> web.Application:
-        sessions, render = self.sessions, Renderer(self._settings)
-        pages = Pages(self._sources, render)
-        routes = [
-            *Login(self._settings, sessions, render).routes(),
-            *pages.routes(),
-            *Changes(self._sources, pages).routes(),
-            web.static("/static", STATIC),
-        ]
-        application = web.Application(middlewares=[web.middleware(Guard(self._settings, sessions, render))])
+        render = Renderer(self._settings)
+        guard, pages = Guard(self._settings, self.sessions, render), Pages(self._sources, render)
+        changes = Changes(self._sources, pages)
+        routes = [*guard.routes(), *pages.routes(), *changes.routes(), web.static("/static", STATIC)]
+        application = web.Application(middlewares=[web.middleware(guard)])
         application.add_routes(routes)
         if base := urlsplit(self._settings.console_url or "").path:
             below = web.Application()  # for a proxy that passes its path on

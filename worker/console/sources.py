@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -20,10 +20,9 @@ from worker.broker.situation import Overview, read_overview
 from worker.broker.topology import Topology
 from worker.console.rendering import wants_json
 from worker.console.runs import Runs
-from worker.dead_letters.groups import Cause, causes_of
-from worker.dead_letters.letter import Letter, LetterFacts
+from worker.dead_letters.facts import Cause, LetterFacts, Selection, causes_of
+from worker.dead_letters.letter import Letter
 from worker.dead_letters.queue import open_dead_letters
-from worker.dead_letters.selection import Selection
 from worker.errors import WorkerError
 from worker.settings import Settings
 
@@ -150,13 +149,13 @@ class LetterCopy:
         self._settings = settings
         self._renewable_at = float("-inf")
         self._first_seen: dict[str, int] = {}
-        self._opened: OrderedDict[str, Letter] = OrderedDict()
+        self._opened: dict[str, Letter] = {}
         self.rows: Cached[Sequence[LetterFacts]] = Cached(self._read, (), LEAST_LIFE)
         self.version = 0
         self.seen = 0
         self.total = 0
         self.causes: list[Cause] = []
-        self.choices = _choices([])
+        self.choices: dict[str, list[str]] = _choices([])
 
     @property
     def is_complete(self) -> bool:
@@ -171,7 +170,7 @@ class LetterCopy:
     def depth_is(self, depth: int | None) -> None:
         """What the queue holds by now: the copy is renewed when it differs."""
         is_due = not self.rows.is_reading and time.monotonic() > self._renewable_at
-        if is_due and depth is not None and depth != self.total:
+        if is_due and depth not in (None, self.total):
             self.rows.expire()
 
     def shown(self, selection: Selection, version: str) -> list[str]:
@@ -197,9 +196,7 @@ class LetterCopy:
             found = selection.named(await queue.read(selection, lambda letter: letter))
         if not found:
             return None
-        self._opened[name] = found[0]
-        if len(self._opened) > OPENED_KEPT:
-            self._opened.popitem(last=False)
+        self._opened = dict([*self._opened.items(), (name, found[0])][-OPENED_KEPT:])
         return found[0]
 
     async def _read(self) -> Sequence[LetterFacts]:
@@ -222,8 +219,7 @@ class LetterCopy:
         self.total = self.seen
         self.version += 1
         self._first_seen = {row.key: self._first_seen.get(row.key, self.version) for row in rows}
-        for key in [key for key, letter in self._opened.items() if letter.key not in self._first_seen]:
-            del self._opened[key]
+        self._opened = {name: each for name, each in self._opened.items() if each.key in self._first_seen}
         self.causes, self.choices = causes_of(rows), _choices(rows)
         self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
         self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
@@ -234,9 +230,8 @@ def _size(row: LetterFacts) -> int:
     return ROW_BYTES + sum(map(sys.getsizeof, (row.id, row.error, row.resource_id, row.user)))
 
 
-def _choices(rows: Iterable[LetterFacts]) -> dict[str, list[str]]:
+def _choices(rows: Sequence[LetterFacts]) -> dict[str, list[str]]:
     """What the filters can be set to."""
-    rows = list(rows)
     return {
         name: sorted({value for row in rows if (value := getattr(row, name))})
         for name in ("reason", "platform", "account", "user")

@@ -10,6 +10,7 @@ from worker.errors import UsageError
 
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+SKEW = 600_000_000  # microseconds; tolerated clock skew between broker and workers
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -4,19 +4,16 @@ import re
 import sys
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, NamedTuple
 
 from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
-from worker.broker.journal_index import SKEW
 from worker.broker.request_message import account_of, as_of, request_id
 from worker.contract.registration import parse_registration
 from worker.contract.secrets import SecretMask
 from worker.contract.settlement import Resource
-from worker.contract.timestamps import microseconds, text_of
+from worker.contract.timestamps import SKEW, microseconds
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
     ATTEMPTS_HEADER,
@@ -37,6 +34,7 @@ from worker.contract.words import (
     ROUTED_HEADERS,
     USER_HEADER,
 )
+from worker.dead_letters.facts import LetterFacts
 from worker.partitions.message import came_from
 
 BROKERS_HEADER = "x-death"
@@ -47,51 +45,6 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 _REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
 # The broker's reasons for dead-lettering a message, for which contract §5 has another word.
 BROKERS_REASONS = {"rejected": "oversize"}
-
-
-@dataclass(frozen=True, slots=True)
-class LetterFacts:
-    """What lists tell of a dead letter (contract §8). `key` is its own id, `id` its request's, which is the
-    publisher's and may stand in many letters. `reason` is one of contract §5 or the broker's own
-    (`delivery_limit`, `expired`). `received_at` and `dead_at` are microseconds since the epoch, None where
-    nothing tells them."""
-
-    key: str
-    id: str
-    user: str | None
-    reason: str
-    error: str
-    attempts: int
-    http_status: int | None
-    account: str | None
-    platform: str | None
-    resource_id: str | None
-    received_at: int | None
-    dead_at: int | None
-    replays: int
-
-    @property
-    def cause(self) -> str:
-        """The key of what it died of, on which platform and account."""
-        return _cause_key(self.reason, self.error, self.platform, self.account)
-
-    def document(self) -> dict[str, Any]:
-        """What `list --json` prints."""
-        return {
-            "letter": self.key,
-            "id": self.id,
-            "reason": self.reason,
-            "error": self.error,
-            "httpStatus": self.http_status,
-            "attempts": self.attempts,
-            "accountId": self.account,
-            "userId": self.user,
-            "ottPlatformName": self.platform,
-            "resourceId": self.resource_id,
-            "receivedAt": None if self.received_at is None else text_of(self.received_at),
-            "deadAt": None if self.dead_at is None else text_of(self.dead_at),
-            "replays": self.replays,
-        }
 
 
 _FACTS = tuple(field.name for field in fields(LetterFacts))
@@ -109,8 +62,8 @@ class Letter(LetterFacts):
     properties: Properties
     digest: str
     received_after: int
-    was_sealed: bool = False
-    closed: str = ""
+    was_sealed: bool
+    closed: str
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -154,14 +107,9 @@ class Letter(LetterFacts):
         return LetterFacts(**shown)
 
 
-@lru_cache(maxsize=1000)
-def _cause_key(*words: str | None) -> str:
-    text = "\x00".join(word or "" for word in words)
-    return blake2b(text.encode(), digest_size=6).hexdigest()
-
-
 def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str | None) -> Letter:
-    """Parse a dead letter, its body decrypted where a key opens it. Never raises, whatever it holds."""
+    """Parse a dead letter, its body decrypted where a key opens it; of one that stays sealed only the headers
+    are read. Never raises, whatever it holds."""
     was_sealed, closed = looks_encrypted(delivery.body) and _is_workers(delivery), ""
     digest = _digest(delivery)
     if delivery.oversize:
@@ -171,21 +119,15 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
             delivery.body = encryptor.decrypt(delivery.properties, delivery.body)
     except DecryptionError as error:
         closed = str(error)
-    return replace(parse_letter(delivery, default_account, digest), was_sealed=was_sealed, closed=closed)
-
-
-def parse_letter(delivery: Delivery, default_account: str | None, digest: str = "") -> Letter:
-    """Parse a dead letter whose body is in the clear; of a sealed one only the headers are read. Never
-    raises, whatever it holds."""
     properties, arrived_at = _believed(delivery)
-    death = _newest_death(properties)
+    broker_said, died_at = _newest_death(properties)
     dead_at = _moment(properties, DEAD_AT_HEADER)
     reason = _text(properties, REASON_HEADER)
     if dead_at is None or reason is None:
-        dead_at = death.at or dead_at
+        dead_at = died_at or dead_at
     body = delivery.body
     request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
-    received_at, received_after = _received(properties, arrived_at, death.at)
+    received_at, received_after = _received(properties, arrived_at, died_at)
     return Letter(
         delivery=delivery,
         properties=properties,
@@ -193,9 +135,9 @@ def parse_letter(delivery: Delivery, default_account: str | None, digest: str = 
         digest=digest,
         id=_text(properties, REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties)),
         user=_text(properties, USER_HEADER) or properties.text("user_id"),
-        reason=reason or BROKERS_REASONS.get(death.reason, death.reason),
+        reason=reason or BROKERS_REASONS.get(broker_said, broker_said),
         error=_text(properties, ERROR_HEADER) or "",
-        attempts=_number(properties, ATTEMPTS_HEADER),
+        attempts=_integer(properties, ATTEMPTS_HEADER) or 0,
         http_status=_integer(properties, HTTP_STATUS_HEADER),
         account=account_of(properties) or default_account,
         platform=request.platform,
@@ -203,7 +145,9 @@ def parse_letter(delivery: Delivery, default_account: str | None, digest: str = 
         received_at=received_at,
         received_after=received_after,
         dead_at=dead_at,
-        replays=_number(properties, REPLAY_COUNT_HEADER),
+        replays=_integer(properties, REPLAY_COUNT_HEADER) or 0,
+        was_sealed=was_sealed,
+        closed=closed,
     )
 
 
@@ -239,8 +183,7 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     """The properties without what a publisher may not say, and when the router received the request, where it
     has been through a partition (contract §2, §10).
 
-    The broker dead-letters a request with the headers that it has in its queue. Of our own headers, a
-    publisher may set PUBLISHERS_HEADERS only.
+    The broker dead-letters a request with the headers that it has in its queue.
     """
     properties, arrived_at = delivery.properties, None
     queue = _REQUESTS_QUEUE.search(delivery.routing_key)
@@ -255,8 +198,13 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
             properties = properties.changed(message_id=None)
     if came_by == REPLAY_KEY:
         return properties.changed(without=ROUTED_HEADERS), None
-    forged = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
-    return properties.changed(without=frozenset(forged) - PUBLISHERS_HEADERS), arrived_at
+    return properties.changed(without=operators_headers(properties)), arrived_at
+
+
+def operators_headers(properties: Properties) -> frozenset[str]:
+    """The headers of ours among them that no publisher may set."""
+    ours = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
+    return frozenset(ours) - PUBLISHERS_HEADERS
 
 
 def _received(properties: Properties, arrived_at: int | None, died_at: int | None) -> tuple[int | None, int]:
@@ -277,30 +225,20 @@ def _published_at(properties: Properties) -> int | None:
     return int.from_bytes(raw, "big") * 1_000_000 if 0 < int.from_bytes(raw, "big") < 2**33 else None
 
 
-class _Death(NamedTuple):
-    """A death that the broker recorded; `at` is to the second."""
-
-    reason: str = "unknown"
-    at: int | None = None
-
-
-def _newest_death(properties: Properties) -> _Death:
+def _newest_death(properties: Properties) -> tuple[str, int | None]:
+    """The reason and the time (to the second) of the last death that the broker recorded."""
     deaths = properties.header(BROKERS_HEADER)
     newest = deaths[0] if isinstance(deaths, list) and deaths else None
     if not isinstance(newest, dict):
-        return _Death()
-    reason, time = newest.get("reason"), newest.get("time")
+        return "unknown", None
+    time = newest.get("time")
     at = int(time.replace(tzinfo=UTC).timestamp()) * 1_000_000 if isinstance(time, datetime) else None
-    return _Death(str(reason or "unknown"), at)
+    return str(newest.get("reason") or "unknown"), at
 
 
 def _text(properties: Properties, name: str) -> str | None:
     value = properties.header(name)
     return value if isinstance(value, str) and value else None
-
-
-def _number(properties: Properties, name: str) -> int:
-    return _integer(properties, name) or 0
 
 
 def _integer(properties: Properties, name: str) -> int | None:

@@ -1,20 +1,31 @@
 """New values for a dead letter's request before it is replayed."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.contract.json_body import MalformedBody, parse_object, to_json
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
 from worker.contract.registration import Rejection, validate
 from worker.dead_letters.letter import Letter
-from worker.errors import UsageError
+from worker.errors import UsageError, WorkerError
 
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
 _COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
 _FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1}
+
+
+class Unfit(WorkerError):
+    """Why a letter cannot be replayed: it stays in the queue."""
+
+
+class Patched(NamedTuple):
+    """A valid request."""
+
+    body: bytes
+    platform: str
+    resource_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +42,25 @@ class Patch:
         """The fields whose value belongs to one resource. Setting one for several damages all but one."""
         return [name for name in self.fields if name not in _COMMON_FIELDS]
 
-    def apply(self, body: bytes, max_bytes: int) -> "Patched | InvalidPatch":
-        """The patched request, or what is wrong with it, in the words of contract §3."""
+    def apply(self, body: bytes, max_bytes: int) -> Patched:
+        """The patched request. Raises Unfit with what is wrong with it, in the words of contract §3."""
         try:
             document = parse_object(body)
         except MalformedBody as problem:
-            return InvalidPatch((str(problem),))
+            raise Unfit(str(problem)) from None
         attributes = document.get(ATTRIBUTES)
         document[ATTRIBUTES] = dict(attributes) if isinstance(attributes, dict) else {}
         for name, value in self.fields.items():
             (document if name == PLATFORM_NAME else document[ATTRIBUTES])[name] = value
         platform = PLATFORMS.get(str(document.get(PLATFORM_NAME)))
         if platform and (strangers := self.fields.keys() - {PLATFORM_NAME, *platform.fields}):
-            return InvalidPatch((f"{platform.name} has no {', '.join(sorted(strangers))}",))
+            raise Unfit(f"{platform.name} has no {', '.join(sorted(strangers))}")
         parsed = validate(document)
         if isinstance(parsed, Rejection):
-            return InvalidPatch(tuple(error.message for error in parsed.errors))
+            raise Unfit("; ".join(error.message for error in parsed.errors))
         patched = to_json(document)
         if len(patched) > max_bytes:
-            return InvalidPatch((f"The body is larger than {max_bytes} bytes",))
+            raise Unfit(f"The body is larger than {max_bytes} bytes")
         return Patched(patched, parsed.platform, parsed.resource_id)
 
 
@@ -69,60 +80,34 @@ class Patches:
         """The fields that would get one value in all letters, although it belongs to one resource."""
         return self.same.of_one_resource
 
-    def of(self, letter: Letter) -> "Patch | InvalidPatch | None":
-        """The letter's patch, None to replay it unchanged, or InvalidPatch to leave it in the queue."""
+    def of(self, letter: Letter) -> Patch | None:
+        """The letter's patch, None to replay it unchanged. Raises Unfit."""
         return self.same or None
 
 
-@dataclass(frozen=True, slots=True)
-class Patched:
-    """A valid request."""
-
-    body: bytes
-    platform: str
-    resource_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class InvalidPatch:
-    """The problems that remain in a patched request."""
-
-    problems: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "; ".join(self.problems)
-
-
-def parse(assignments: Iterable[str], read_stdin: Callable[[str], str]) -> Patch:
-    """Read `FIELD=VALUE`, `FIELD=@FILE` and `FIELD=-` (standard input, read for that field). Raises
-    UsageError, which never holds a value."""
+def parse(assignments: Iterable[str]) -> Patch:
+    """Read `FIELD=VALUE` and `FIELD=@FILE`. Raises UsageError, which never holds a value."""
     fields: dict[str, Any] = {}
-    from_stdin = None
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or (name not in FIELDS and name != PLATFORM_NAME):
             known = ", ".join([PLATFORM_NAME, *sorted(FIELDS)])
             raise UsageError(f"--set must be FIELD=VALUE with a field of the request: {known}")
         if value == "-":
-            if from_stdin is not None:
-                raise UsageError(f"--set {name}=-: standard input is read for {from_stdin} already")
-            from_stdin, value = name, _text(name, "-", "standard input", read_stdin)
-        elif value.startswith("@"):
-            value = _text(name, value, "the file", partial(_file, value[1:]))
+            raise UsageError(f"--set {name}=@/dev/stdin reads a value from standard input")
+        if value.startswith("@"):
+            value = _read(name, value[1:])
         fields[name] = flag_of(f"--set {name}", value) if name in FLAG_FIELDS else value
     return Patch(fields)
 
 
-def _text(name: str, given: str, source: str, read: Callable[[str], str]) -> str:
+def _read(name: str, path: str) -> str:
     try:
-        return read(name).removeprefix("\ufeff").rstrip("\r\n")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--set {name}={given}: {source} cannot be read: {why}") from None
-
-
-def _file(path: str, _: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
+        raise UsageError(f"--set {name}=@{path}: the file cannot be read: {why}") from None
+    return text.rstrip("\r\n")
 
 
 def flag_of(name: str, text: str) -> bool | int:

@@ -2,18 +2,19 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from worker.broker.journal import open_journal
 from worker.broker.journal_index import JournalIndex, read_into
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.settlement import Resource, brief
-from worker.dead_letters.letter import Letter, LetterFacts
-from worker.dead_letters.patch import InvalidPatch, Patched, Patches
+from worker.dead_letters.facts import LetterFacts, Selection
+from worker.dead_letters.letter import Letter
+from worker.dead_letters.patch import Patched, Patches, Unfit
 from worker.dead_letters.queue import DeadLetterQueue
-from worker.dead_letters.selection import Selection
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings
 
@@ -23,10 +24,26 @@ Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "di
 after its patch. `rejected`: invalid as it is."""
 
 
-_HOPELESS: dict[Outcome, str] = {
-    "superseded": "would be superseded by newer registrations",
-    "unproven": "could overwrite a newer registration, since the journal does not reach back to them",
-    "rejected": "would be rejected again: correct them first",
+class Forecast(NamedTuple):
+    """An outcome in words: in a column of a table, and behind a number of letters. `hopeless`: nothing is
+    registered."""
+
+    label: str
+    words: str
+    hopeless: bool = False
+
+
+FORECASTS: dict[Outcome, Forecast] = {
+    "replayed": Forecast("replayed", "would be replayed"),
+    "superseded": Forecast("superseded", "would be superseded by newer registrations", True),
+    "unproven": Forecast(
+        "needs force",
+        "could overwrite a newer registration, since the journal does not reach back to them",
+        True,
+    ),
+    "rejected": Forecast("rejected again", "would be rejected again as they are", True),
+    "unfit": Forecast("left where it is", "cannot be replayed"),
+    "discarded": Forecast("discarded", "would be removed for good"),
 }
 
 
@@ -49,9 +66,9 @@ class Wish:
 
 @dataclass(slots=True, eq=False)
 class Planned:
-    """What the plan says of one letter. `id` is its request's as it came. `why` is the reason, or the newer
-    request's id. `resource` is where the request would be registered, `named_resource` what it names
-    without its patch."""
+    """What the plan says of one letter, whose body it does not keep. `id` is its request's as it came. `why`
+    is the reason, or the newer request's id. `resource` is where the request would be registered,
+    `named_resource` what it names without its patch."""
 
     facts: LetterFacts
     id: str
@@ -74,33 +91,42 @@ class Planned:
         return self.key, self.digest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """The letters that match, of `total` in the queue. `resources` counts what they are about; a letter that
-    names no resource counts as one of its own. `missing` are ids that name no letter."""
+    """The letters that match, of `total` in the queue."""
 
     wish: Wish
     total: int
     letters: Sequence[Planned]
-    resources: int
-    missing: frozenset[str]
 
     @property
+    def missing(self) -> frozenset[str]:
+        """Ids that name no letter."""
+        return self.wish.selection.missing(self.letters)
+
+    @cached_property
     def going(self) -> list[Planned]:
         """The letters that would be replayed or discarded."""
         return [letter for letter in self.letters if letter.outcome not in self.wish.staying]
 
-    @property
+    @cached_property
+    def canaries(self) -> list[Planned]:
+        """Of each cause the first letter that would be registered."""
+        first: dict[str, Planned] = {}
+        for letter in self.going:
+            if letter.outcome == "replayed":
+                first.setdefault(letter.facts.cause, letter)
+        return list(first.values())
+
+    @cached_property
     def causes(self) -> list[str]:
         """What the letters died of, the most frequent first."""
+        causes = Counter((each.facts.reason, each.facts.error) for each in self.letters)
         return [
-            f"{reason}: {brief(error)}" if error else reason
-            for (reason, error), _ in Counter(
-                (each.facts.reason, each.facts.error) for each in self.letters
-            ).most_common()
+            f"{reason}: {brief(error)}" if error else reason for (reason, error), _ in causes.most_common()
         ]
 
-    @property
+    @cached_property
     def counts(self) -> Counter[Outcome]:
         """The letters by what would become of them."""
         return Counter(letter.outcome for letter in self.letters)
@@ -108,13 +134,24 @@ class Plan:
     @property
     def refusal(self) -> str:
         """Why this is not done: nothing would be registered. `""` where it is forced."""
-        if self.wish.kind == "discard" or self.wish.force or not self.letters:
+        hopeless = [outcome for outcome, forecast in FORECASTS.items() if forecast.hopeless]
+        if self.wish.force or self.counts["replayed"] or not any(self.counts[each] for each in hopeless):
             return ""
-        counts = self.counts
-        why = [f"{counts[each]:,} {text}" for each, text in _HOPELESS.items() if counts[each]]
-        if counts["replayed"] or not why:
-            return ""
-        return f"Nothing would be registered: {'; '.join(why)}"
+        return f"Nothing would be registered: {self._in_words(hopeless)}"
+
+    @property
+    def sentence(self) -> str:
+        """The plan in words."""
+        words = self._in_words(FORECASTS)
+        return f"{words}." if words else "None of them is there any more."
+
+    def _in_words(self, outcomes: Iterable[Outcome]) -> str:
+        return "; ".join(
+            f"{self.counts[each]:,} {FORECASTS[each].words}"
+            + (", and stay" if each in self.wish.staying else "")
+            for each in outcomes
+            if self.counts[each]
+        )
 
 
 async def make_plan(queue: DeadLetterQueue, settings: Settings, wish: Wish) -> Plan:
@@ -129,16 +166,14 @@ async def make_plan(queue: DeadLetterQueue, settings: Settings, wish: Wish) -> P
     letters = wish.selection.named(
         await queue.read(wish.selection, lambda letter: _planned(letter, settings, wish))
     )
-    missing = wish.selection.ids - {name for each in letters for name in (each.key, each.id)}
     named = Selection(ids=wish.patches.names)
     if named.ids:
         named.named(each for each in letters if each.key in named.ids or each.id in named.ids)
-    resources = {each.named_resource or each.key for each in letters}
-    plan = Plan(wish, total, letters, len(resources), frozenset(missing))
     fields = wish.patches.of_one_resource
-    if fields and plan.resources > 1 and not wish.same_for_all:
+    resources = len({each.named_resource or each.key for each in letters})
+    if fields and resources > 1 and not wish.same_for_all:
         raise UsageError(
-            f"--set {fields[0]} would give {plan.resources} pages or channels the same value: narrow "
+            f"--set {fields[0]} would give {resources} pages or channels the same value: narrow "
             "the filter to one of them, or give --same-for-all if that is meant"
         )
     judged = [each for each in letters if each.outcome == "replayed" and each.resource is not None]
@@ -146,7 +181,7 @@ async def make_plan(queue: DeadLetterQueue, settings: Settings, wish: Wish) -> P
         index = await _read_journal(settings, min(each.true_after for each in judged))
         for each in judged:
             _judge(each, index)
-    return plan
+    return Plan(wish, total, letters)
 
 
 def _planned(letter: Letter, settings: Settings, wish: Wish) -> Planned:
@@ -161,26 +196,35 @@ def _planned(letter: Letter, settings: Settings, wish: Wish) -> Planned:
     )
     if wish.kind == "discard":
         return planned
-    prepared = prepare(letter, settings, wish)
-    if isinstance(prepared, InvalidPatch):
-        planned.outcome, planned.why = "unfit", str(prepared)
-    elif prepared is not None:
-        planned.outcome = "replayed"
+    try:
+        prepared = prepare(letter, settings, wish)
+    except Unfit as problem:
+        planned.outcome, planned.why = "unfit", str(problem)
+        return planned
+    if prepared is not None:
         planned.resource = Resource(letter.account, prepared.platform, prepared.resource_id)
     else:
         planned.why = _refusal(letter, settings)
-        planned.outcome = "rejected" if planned.why else "replayed"
+    planned.outcome = "rejected" if planned.why else "replayed"
     return planned
 
 
-def prepare(letter: Letter, settings: Settings, wish: Wish) -> "Patched | InvalidPatch | None":
-    """The letter's corrected request, None where it goes as it is, or why it cannot be replayed."""
-    if why := why_not_replayable(letter, settings, accept_unencrypted=wish.accept_unencrypted):
-        return InvalidPatch((why,))
+def prepare(letter: Letter, settings: Settings, wish: Wish) -> Patched | None:
+    """The letter's corrected request, None where it goes as it is. Raises Unfit where it cannot be replayed.
+
+    With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the broker,
+    or somebody else put it into the queue.
+    """
+    if letter.closed:
+        raise Unfit(letter.closed)
+    is_trusted = letter.was_sealed or letter.is_brokers or wish.accept_unencrypted
+    if settings.dead_letter_keys is not None and not is_trusted:
+        raise Unfit(
+            "this dead letter is not encrypted although OTT_DEAD_LETTER_KEYS is set: inspect it with show, "
+            "then add --accept-unencrypted"
+        )
     patch = wish.patches.of(letter)
-    if patch is None or isinstance(patch, InvalidPatch):
-        return patch
-    return patch.apply(letter.delivery.body, settings.max_body_bytes)
+    return None if patch is None else patch.apply(letter.delivery.body, settings.max_body_bytes)
 
 
 def _refusal(letter: Letter, settings: Settings) -> str:
@@ -214,19 +258,3 @@ def _judge(planned: Planned, index: JournalIndex) -> None:
         planned.outcome, planned.why = "superseded", newer
     elif not index.reaches_back_to(planned.id, planned.resource, planned.received_after):
         planned.outcome = "unproven"
-
-
-def why_not_replayable(letter: Letter, settings: Settings, *, accept_unencrypted: bool) -> str:
-    """Why no patch makes a letter replayable; `""` where it can be replayed.
-
-    With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the broker,
-    or somebody else put it into the queue.
-    """
-    if letter.closed:
-        return letter.closed
-    if settings.dead_letter_keys is None or letter.was_sealed or letter.is_brokers or accept_unencrypted:
-        return ""
-    return (
-        "this dead letter is not encrypted although OTT_DEAD_LETTER_KEYS is set: inspect it with show, then "
-        "add --accept-unencrypted"
-    )

@@ -5,14 +5,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC
 from typing import TypeVar
 
-from worker.amqp.connection import Connection, connect
-from worker.amqp.queue import QueueBrowser, depth, hold, lock
+from worker.amqp.connection import Connection, connected
+from worker.amqp.queue import Deliveries, QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
 from worker.broker.status import publish_order, read_orders
 from worker.broker.topology import Topology
 from worker.contract.status import Order
+from worker.dead_letters.facts import Selection
 from worker.dead_letters.letter import Letter, open_letter
-from worker.dead_letters.selection import Selection
 from worker.errors import WorkerError
 from worker.settings import Settings
 
@@ -40,20 +40,16 @@ class DeadLetterQueue:
         self._name = Topology(settings.prefix).dead
         self._on_wait = on_wait
         self._encryptor = Encryptor(settings)
-        self._max_body_bytes = settings.max_body_bytes + SEAL_BYTES
 
     async def look(self, selection: Selection) -> Letters:
         """The letters of a selection, oldest first; the queue is as before when this has ended."""
         async with (
-            lock(self._connection, self._name, self._tell_who),
-            QueueBrowser(self._connection, self._name, self._max_body_bytes) as browser,
+            self._browser() as (browser, count),
+            contextlib.aclosing(self._opened(browser.look(count))) as letters,
         ):
-            count = await depth(self._connection, self._name)
-            async with contextlib.aclosing(browser.look(count)) as deliveries:
-                async for delivery in deliveries:
-                    letter = open_letter(delivery, self._encryptor, self._settings.mc_account_id)
-                    if letter in selection:
-                        yield letter
+            async for letter in letters:
+                if letter in selection:
+                    yield letter
 
     async def read(
         self, selection: Selection, row: Callable[[Letter], Row], limit: int | None = None
@@ -72,17 +68,14 @@ class DeadLetterQueue:
         return await depth(self._connection, self._name)
 
     @contextlib.asynccontextmanager
-    async def take(self, wanted: int) -> AsyncIterator["RemovalSession"]:
-        """All letters, to remove about `wanted` of them."""
+    async def take(self, wanted: int) -> AsyncIterator[tuple[QueueBrowser, Letters]]:
+        """All letters, oldest first, to remove about `wanted` of them by the browser; those that are not
+        removed go back to their places."""
         async with (
-            lock(self._connection, self._name, self._tell_who),
-            QueueBrowser(self._connection, self._name, self._max_body_bytes) as browser,
+            self._browser() as (browser, count),
+            contextlib.aclosing(self._opened(browser.take(count, count - wanted))) as letters,
         ):
-            # Counted under the lock: while somebody looks, the queue has no letter ready.
-            count = await depth(self._connection, self._name)
-            yield RemovalSession(
-                browser, count, count - wanted, self._encryptor, self._settings.mc_account_id
-            )
+            yield browser, letters
 
     @contextlib.asynccontextmanager
     async def change(self, order: Order) -> AsyncIterator[None]:
@@ -92,6 +85,21 @@ class DeadLetterQueue:
             with contextlib.suppress(WorkerError):  # the change goes on without its record
                 await publish_order(self._settings, order)
             yield
+
+    @contextlib.asynccontextmanager
+    async def _browser(self) -> AsyncIterator[tuple[QueueBrowser, int]]:
+        """A browser, and how many letters there are, counted under its lock: while somebody else looks, the
+        queue has no letter ready."""
+        async with (
+            lock(self._connection, self._name, self._tell_who),
+            QueueBrowser(self._connection, self._name, self._settings.max_body_bytes + SEAL_BYTES) as browser,
+        ):
+            yield browser, await self.depth()
+
+    async def _opened(self, found: Deliveries) -> Letters:
+        async with contextlib.aclosing(found) as deliveries:
+            async for delivery in deliveries:
+                yield open_letter(delivery, self._encryptor, self._settings.mc_account_id)
 
     async def _tell_who(self) -> None:
         who = "Another dead-letters command is at work"
@@ -104,40 +112,10 @@ class DeadLetterQueue:
         self._on_wait(f"{who}: waiting until that ends")
 
 
-class RemovalSession:
-    """Letters that may be removed; those that are not go back to their places."""
-
-    def __init__(
-        self, browser: QueueBrowser, count: int, held: int, encryptor: Encryptor, default_account: str | None
-    ) -> None:
-        self._browser = browser
-        self._count = count
-        self._held = held
-        self._encryptor = encryptor
-        self._default_account = default_account
-
-    async def letters(self) -> Letters:
-        """All of them, oldest first, one at a time."""
-        async with contextlib.aclosing(self._browser.take(self._count, self._held)) as deliveries:
-            async for delivery in deliveries:
-                yield open_letter(delivery, self._encryptor, self._default_account)
-
-    def check(self) -> None:
-        """Raise BrokerUnreachable if the letters are not ours any more."""
-        self._browser.check()
-
-    async def remove(self, letter: Letter) -> None:
-        """Remove a letter for good."""
-        await self._browser.remove(letter.delivery)
-
-
 @contextlib.asynccontextmanager
 async def open_dead_letters(
     settings: Settings, on_wait: OnWait = lambda _: None
 ) -> AsyncIterator[DeadLetterQueue]:
     """The dead letters, on a connection of their own. `on_wait` is told what a method waits for."""
-    connection = await connect(settings, "dead-letters")
-    try:
+    async with connected(settings, "dead-letters") as connection:
         yield DeadLetterQueue(connection, settings, on_wait)
-    finally:
-        await connection.close()

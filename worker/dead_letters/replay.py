@@ -6,10 +6,9 @@ so that their order is kept even if the broker refuses one for a while.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiolimiter import AsyncLimiter
@@ -18,17 +17,11 @@ from worker.amqp.consumer import COUNTS
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
+from worker.amqp.queue import QueueBrowser
 from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import now, text_of
 from worker.contract.words import (
-    ATTEMPTS_HEADER,
-    DEAD_AT_HEADER,
-    ENCRYPTION_KEY_HEADER,
-    ERROR_HEADER,
-    HTTP_STATUS_HEADER,
-    LETTER_HEADER,
-    REASON_HEADER,
     RECEIVED_AT_HEADER,
     REPLAY_AT_HEADER,
     REPLAY_COUNT_HEADER,
@@ -39,31 +32,15 @@ from worker.contract.words import (
     REQUEST_ID_HEADER,
     USER_HEADER,
 )
-from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
-from worker.dead_letters.patch import InvalidPatch
+from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter, operators_headers
+from worker.dead_letters.patch import Unfit
 from worker.dead_letters.plan import Wish, prepare
-from worker.dead_letters.queue import DeadLetterQueue, RemovalSession
+from worker.dead_letters.queue import DeadLetterQueue, Letters
 from worker.events import EventListener
 from worker.settings import Settings
 
-# Headers of the dead letter itself, and those that would route copies elsewhere (CC, BCC).
-_LEFT_BEHIND = frozenset(
-    {
-        *BROKERS_WORDS,
-        ATTEMPTS_HEADER,
-        BROKERS_HEADER,
-        DEAD_AT_HEADER,
-        *COUNTS,
-        ERROR_HEADER,
-        HTTP_STATUS_HEADER,
-        LETTER_HEADER,
-        REPLAY_FORCE_HEADER,
-        REASON_HEADER,
-        ENCRYPTION_KEY_HEADER,
-        "BCC",
-        "CC",
-    }
-)
+# The broker's headers, and those that would route copies elsewhere (CC, BCC).
+_LEFT_BEHIND = frozenset({*BROKERS_WORDS, BROKERS_HEADER, *COUNTS, "BCC", "CC"})
 AT_ONCE = 200  # letters that are published and not confirmed
 # Letters are held in turns. Between two turns they are back in the queue, and others can look at them.
 TURN = 5.0  # seconds
@@ -72,95 +49,140 @@ STOP_TIMEOUT = 3.0  # seconds; how long a stopped replay waits for the confirms 
 TIMER = 0.01  # seconds
 POLL_INTERVAL = 0.2  # seconds between looks whether to stop
 
-Handle = Callable[[RemovalSession, Letter], Awaitable[None]]
-
 
 class Sweep:
-    """Goes through the queue, in turns, to remove the `wanted` letters and no other. `stop` ends it after
+    """Goes through the queue, in turns, to discard the `wanted` letters and no other. `stop` ends it after
     what is under way. Those that are left in `wanted` were not there as they were planned; `changed` are
-    those of them that somebody has changed."""
+    those of them that somebody has changed. Raises as DeadLetterQueue does."""
 
-    def __init__(self, wanted: Counter[tuple[str, str]], stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        queue: DeadLetterQueue,
+        wanted: Counter[tuple[str, str]],
+        stop: asyncio.Event,
+        removed: Callable[[Letter], None],
+    ) -> None:
         self.wanted = wanted
         self.changed: set[str] = set()
         self._planned = frozenset(wanted)
         self._keys = {key for key, _ in wanted}
+        self._queue = queue
         self._stop = stop
+        self._removed = removed
 
-    async def discard(self, queue: DeadLetterQueue, removed: Callable[[Letter], None]) -> None:
-        """Remove them. Raises as DeadLetterQueue does."""
+    async def run(self) -> None:
+        """Do it."""
+        is_over = await self._turn()
+        while not is_over:
+            await asyncio.sleep(BETWEEN_TURNS)
+            is_over = await self._turn()
 
-        async def remove(removal: RemovalSession, letter: Letter) -> None:
-            await removal.remove(letter)
-            removed(letter)
+    async def _turn(self) -> bool:
+        """True when all were seen, False when the turn is over."""
+        ends_at = time.monotonic() + TURN
+        async with self._queue.take(self.wanted.total()) as (browser, letters):
+            is_over = await self._look_through(browser, letters, ends_at)
+            await self._drain(browser)
+        return is_over
 
-        await self._in_turns(queue, lambda _: contextlib.nullcontext(remove))
+    async def _look_through(self, browser: QueueBrowser, letters: Letters, ends_at: float) -> bool:
+        async for letter in letters:
+            if self._stop.is_set():
+                return True
+            if self.wanted[letter.identity]:
+                self.wanted[letter.identity] -= 1
+                await self._handle(browser, letter)
+                if not self.wanted.total():
+                    return True
+                if time.monotonic() > ends_at:
+                    return False
+            elif letter.key in self._keys and letter.identity not in self._planned:
+                self.changed.add(letter.key)
+        return True
 
-    async def replay(
+    async def _handle(self, browser: QueueBrowser, letter: Letter) -> None:
+        """A wanted letter."""
+        await browser.remove(letter.delivery)
+        self._removed(letter)
+
+    async def _drain(self, browser: QueueBrowser) -> None:
+        """Wait for what is under way."""
+
+
+class ReplaySweep(Sweep):
+    """Publishes each again, then removes it. `sent` is called in between."""
+
+    def __init__(
         self,
         queue: DeadLetterQueue,
+        wanted: Counter[tuple[str, str]],
+        stop: asyncio.Event,
+        removed: Callable[[Letter], None],
+        *,
         settings: Settings,
         wish: Wish,
         rate: float | None,
         events: EventListener,
         sent: Callable[[Letter], None],
-        removed: Callable[[Letter], None],
     ) -> None:
-        """Publish each again, then remove it. Raises as DeadLetterQueue does."""
-        limiter = None if rate is None else _limiter(rate)
-        entry = Topology(settings.prefix).entry
-        publisher = Publisher(settings, events)
-        publisher.start()
+        super().__init__(queue, wanted, stop, removed)
+        self._settings = settings
+        self._wish = wish
+        self._entry = Topology(settings.prefix).entry
+        self._publisher = Publisher(settings, events)
+        self._limiter = None if rate is None else _limiter(rate)
+        self._sent = sent
+        self._open: dict[asyncio.Future[None], Letter] = {}  # published and not removed yet
+        self._resources: set[Resource] = set()  # theirs
 
-        @contextlib.asynccontextmanager
-        async def batch_of(removal: RemovalSession) -> AsyncIterator[Handle]:
-            batch = _Batch(publisher, removal, self._stop, removed)
-
-            async def publish(removal: RemovalSession, letter: Letter) -> None:
-                message = _message(letter, settings, wish, entry)
-                if message is None:
-                    return
-                if limiter is not None:
-                    await batch.settle()
-                    await self._unless_stopped(limiter.acquire())
-                if await batch.publish(letter, message):
-                    sent(letter)
-
-            yield publish
-            await batch.drain()
-
+    async def run(self) -> None:
+        self._publisher.start()
         try:
-            await self._in_turns(queue, batch_of)
+            await super().run()
         finally:
-            await publisher.stop()
+            await self._publisher.stop()
 
-    async def _in_turns(self, queue: DeadLetterQueue, handling: Callable[[RemovalSession], Any]) -> None:
-        is_over = await self._turn(queue, handling)
-        while not is_over:
-            await asyncio.sleep(BETWEEN_TURNS)
-            is_over = await self._turn(queue, handling)
+    async def _handle(self, browser: QueueBrowser, letter: Letter) -> None:
+        message = self._message(letter)
+        if message is None:
+            return
+        if self._limiter is not None:
+            await self._settle(browser)
+            await self._unless_stopped(self._limiter.acquire())
+        while len(self._open) >= AT_ONCE or letter.resource in self._resources:
+            if self._stop.is_set():
+                return
+            await self._wait(browser)
+        if self._stop.is_set():
+            return
+        self._open[self._publisher.send(message)] = letter
+        if letter.resource is not None:
+            self._resources.add(letter.resource)
+        self._sent(letter)
 
-    async def _turn(self, queue: DeadLetterQueue, handling: Callable[[RemovalSession], Any]) -> bool:
-        """True when all were seen, False when the turn is over."""
-        ends_at = time.monotonic() + TURN
-        async with (
-            queue.take(self.wanted.total()) as removal,
-            contextlib.aclosing(removal.letters()) as letters,
-            handling(removal) as handle,
-        ):
-            async for letter in letters:
-                if self._stop.is_set():
-                    return True
-                if self.wanted[letter.identity]:
-                    self.wanted[letter.identity] -= 1
-                    await handle(removal, letter)
-                    if not self.wanted.total():
-                        return True
-                    if time.monotonic() > ends_at:
-                        return False
-                elif letter.key in self._keys and letter.identity not in self._planned:
-                    self.changed.add(letter.key)
-        return True
+    async def _drain(self, browser: QueueBrowser) -> None:
+        """Wait until all are confirmed and removed; once stopped, for a short while only."""
+        deadline = None
+        while self._open:
+            if self._stop.is_set():
+                deadline = deadline or time.monotonic() + STOP_TIMEOUT
+                if time.monotonic() > deadline:
+                    return
+            await self._wait(browser)
+
+    async def _wait(self, browser: QueueBrowser) -> None:
+        browser.check()
+        await asyncio.wait(self._open, timeout=POLL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
+        await self._settle(browser)
+
+    async def _settle(self, browser: QueueBrowser) -> None:
+        """Remove the letters whose replays are confirmed by now."""
+        for future in [future for future in self._open if future.done()]:
+            letter = self._open.pop(future)
+            if letter.resource is not None:
+                self._resources.discard(letter.resource)
+            future.result()
+            await super()._handle(browser, letter)
 
     async def _unless_stopped(self, waited_for: Coroutine[Any, Any, None]) -> None:
         tasks = {asyncio.create_task(waited_for), asyncio.create_task(self._stop.wait())}
@@ -168,80 +190,23 @@ class Sweep:
         for task in tasks:
             task.cancel()
 
-
-def _message(letter: Letter, settings: Settings, wish: Wish, entry: str) -> Message | None:
-    """The replay of a letter, None where it cannot be replayed."""
-    prepared = prepare(letter, settings, wish)
-    if isinstance(prepared, InvalidPatch):
-        return None
-    properties = replayed(letter, force=wish.force)
-    if prepared is None:
-        return Message(entry, REPLAY_KEY, properties, letter.delivery.body)
-    properties = properties.changed(content_type="application/json", content_encoding=None)
-    return Message(entry, REPLAY_KEY, properties, prepared.body)
+    def _message(self, letter: Letter) -> Message | None:
+        """The replay of a letter, None where it cannot be replayed."""
+        try:
+            prepared = prepare(letter, self._settings, self._wish)
+        except Unfit:
+            return None
+        properties = replayed(letter, force=self._wish.force)
+        if prepared is None:
+            return Message(self._entry, REPLAY_KEY, properties, letter.delivery.body)
+        properties = properties.changed(content_type="application/json", content_encoding=None)
+        return Message(self._entry, REPLAY_KEY, properties, prepared.body)
 
 
 def _limiter(rate: float) -> AsyncLimiter:
     """Limits to the rate. The burst is the number that passes between two ticks of a timer, at least one."""
     burst = max(1, rate * TIMER)
     return AsyncLimiter(burst, burst / rate)
-
-
-class _Batch:
-    """Letters that are published and not removed yet."""
-
-    def __init__(
-        self,
-        publisher: Publisher,
-        removal: RemovalSession,
-        stop: asyncio.Event,
-        removed: Callable[[Letter], None],
-    ) -> None:
-        self._publisher = publisher
-        self._removal = removal
-        self._stop = stop
-        self._removed = removed
-        self._open: dict[asyncio.Future[None], Letter] = {}
-        self._resources: set[Resource] = set()
-
-    async def publish(self, letter: Letter, message: Message) -> bool:
-        """Publish, unless stopped; waits while too many are open, or one of the same resource is."""
-        while len(self._open) >= AT_ONCE or letter.resource in self._resources:
-            if self._stop.is_set():
-                return False
-            await self._wait()
-        if self._stop.is_set():
-            return False
-        self._open[self._publisher.send(message)] = letter
-        if letter.resource is not None:
-            self._resources.add(letter.resource)
-        return True
-
-    async def drain(self) -> None:
-        """Wait until all are confirmed and removed; once stopped, for a short while only."""
-        deadline = None
-        while self._open:
-            now = time.monotonic()
-            if self._stop.is_set():
-                deadline = deadline or now + STOP_TIMEOUT
-                if now > deadline:
-                    return
-            await self._wait()
-
-    async def settle(self) -> None:
-        """Remove the letters whose replays are confirmed by now."""
-        for future in [future for future in self._open if future.done()]:
-            letter = self._open.pop(future)
-            if letter.resource is not None:
-                self._resources.discard(letter.resource)
-            future.result()
-            await self._removal.remove(letter)
-            self._removed(letter)
-
-    async def _wait(self) -> None:
-        self._removal.check()
-        await asyncio.wait(self._open, timeout=POLL_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
-        await self.settle()
 
 
 def replayed(letter: Letter, *, force: bool) -> Properties:
@@ -260,5 +225,9 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
         headers[REPLAY_FORCE_HEADER] = True
     # The publisher gives a message without an id a fresh one, which the worker would take for the request's.
     return letter.properties.changed(
-        headers, without=_LEFT_BEHIND, user_id=None, expiration=None, message_id=letter.id
+        headers,
+        without=_LEFT_BEHIND | operators_headers(letter.properties),
+        user_id=None,
+        expiration=None,
+        message_id=letter.id,
     ).persistent()

@@ -7,31 +7,36 @@ or was changed is told.
 
 import asyncio
 import contextlib
-import math
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Self
 
-from worker.broker.status import publish_order, whoami
+from worker.broker.journal import follow, open_journal
+from worker.broker.requester import look_for_workers
+from worker.broker.situation import obstacle
+from worker.broker.status import publish_order, read_workers, whoami
+from worker.contract.settlement import Resource, recorded_id
 from worker.contract.status import Order, OrderKind
+from worker.contract.timestamps import text_of
+from worker.dead_letters.facts import few
 from worker.dead_letters.letter import Letter
-from worker.dead_letters.outcomes import OutcomeFollower, Record
 from worker.dead_letters.plan import Plan, Planned, Wish, make_plan
 from worker.dead_letters.queue import DeadLetterQueue, open_dead_letters
-from worker.dead_letters.replay import Sweep
-from worker.errors import TopologyError, WorkerError
+from worker.dead_letters.replay import ReplaySweep, Sweep
+from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
-Canary = Literal["one", "tenth", "none"]
-"""The letters that are replayed first: one of each cause, or a tenth. The rest follow once these are
-registered."""
-CANARIES: tuple[Canary, ...] = get_args(Canary)
-
 CAUSES_TOLD = 3
-BAD = frozenset({"rejected", "failed"})
-"""Statuses that make a canary fail."""
+POLL_INTERVAL = 0.1  # seconds
+LOOK_INTERVAL = 1.0  # seconds without an outcome before looking for workers
+ABSENT_LOOKS = 2  # looks that find no worker before giving up
+
+BAD = frozenset({"rejected", "failed"})  # statuses that make a canary fail
+
+Record = dict[str, Any]
 
 
 class Run(EventListener):
@@ -52,7 +57,6 @@ class Run(EventListener):
         self._settings = settings
         self._say = say
         self._stop = asyncio.Event()
-        self._expected: dict[str, Planned] = {}
         self.number = secrets.token_hex(4)
         self.wish = wish
         self.planned: Plan | None = None
@@ -64,12 +68,18 @@ class Run(EventListener):
         self.removed: set[str] = set()
         self.gone: set[str] = set()
         self.changed: set[str] = set()
-        self.is_followed = self.has_bad_canary = False
+        self.has_bad_canary = False
+        self._follower: OutcomeFollower | None = None
 
     @property
     def is_stopping(self) -> bool:
         """Whether it was asked to end."""
         return self._stop.is_set()
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the outcomes are read from the journal."""
+        return self._follower is not None
 
     @property
     def left(self) -> int:
@@ -83,6 +93,12 @@ class Run(EventListener):
         if self.missing:
             words.append(f"{self.missing:,} not known yet")
         return ", ".join(words)
+
+    @property
+    def absent(self) -> str:
+        """Which letters were not there as they were planned, in words."""
+        found = ((self.gone, "had gone meanwhile"), (self.changed, "had changed meanwhile, and stay"))
+        return "; ".join(f"{len(keys):,} {what}: {few(keys)}" for keys, what in found if keys)
 
     def stop(self) -> None:
         """End it after what is under way; the letters that are left stay where they are."""
@@ -99,11 +115,12 @@ class Run(EventListener):
         *,
         by: str | None = None,
         why: str = "",
-        canary: Canary = "none",
+        canary: bool = False,
         rate: float | None = None,
         follow: bool = True,
     ) -> None:
-        """Do what was planned, and unless `follow` is false wait for what becomes of it. `by` is this
+        """Do what was planned, and unless `follow` is false wait for what becomes of it. With a `canary` one
+        letter of each cause goes first; the others follow once all of these are registered. `by` is this
         terminal's user by default. Raises as DeadLetterQueue does; `done` tells what was done until then."""
         plan, by = self.planned, by or whoami()
         assert plan is not None, "a run is planned first"
@@ -113,100 +130,82 @@ class Run(EventListener):
         begun: OrderKind = "replaying" if is_replay else "discarding"
         note = {"run": self.number, "cause": "; ".join(plan.causes[:CAUSES_TOLD]) or None}
         try:
-            async with self._following(follow and is_replay) as follower:
+            async with contextlib.AsyncExitStack() as stack:
+                if follow and is_replay and self._settings.journal:
+                    follower = OutcomeFollower(self._settings, self._settled)
+                    try:
+                        self._follower = await stack.enter_async_context(follower)
+                    except TopologyError as error:
+                        self._say(f"{error}. What becomes of the letters is not followed")
                 async with (
                     open_dead_letters(self._settings, self._say) as queue,
                     queue.change(Order.now(begun, why, by=by, **note)),
                 ):
-                    await self._publish(queue, plan, canary, rate, follower)
-                await self._outcomes_of(follower)
+                    await self._publish(queue, plan, canary, rate)
+                await self._outcomes_are_known()
         finally:
             if self.done:
                 done: OrderKind = "replayed" if is_replay else "discarded"
                 more = {**note, "count": self.done, "outcome": self.outcome or None}
                 await asyncio.shield(self._record(Order.now(done, why, by=by, **more)))
 
-    async def _publish(
-        self,
-        queue: DeadLetterQueue,
-        plan: Plan,
-        canary: Canary,
-        rate: float | None,
-        follower: OutcomeFollower | None,
-    ) -> None:
-        going = plan.going
-        first = _canaries(going, canary) if follower is not None else []
+    async def _publish(self, queue: DeadLetterQueue, plan: Plan, canary: bool, rate: float | None) -> None:
+        first = plan.canaries if canary and self.is_followed else []
         keys = {letter.key for letter in first}
-        rest = [letter for letter in going if letter.key not in keys]
+        rest = [letter for letter in plan.going if letter.key not in keys]
         if first and rest:
             self.stage = f"Canary of {len(first):,}"
-            await self._sweep(queue, first, rate, follower)
-            self.has_bad_canary = not await self._outcomes_of(follower) or self._has_bad_outcome
+            await self._sweep(queue, first, rate)
+            is_known = await self._outcomes_are_known()
+            self.has_bad_canary = not is_known or any(self.statuses[status] for status in BAD)
             if self.has_bad_canary:
                 return
         if not self.is_stopping:
             self.stage = "Replaying" if self.wish.kind == "replay" else "Discarding"
-            await self._sweep(queue, rest or first, rate, follower)
+            await self._sweep(queue, rest or first, rate)
 
-    async def _sweep(
-        self,
-        queue: DeadLetterQueue,
-        letters: Sequence[Planned],
-        rate: float | None,
-        follower: OutcomeFollower | None,
-    ) -> None:
+    async def _sweep(self, queue: DeadLetterQueue, letters: Sequence[Planned], rate: float | None) -> None:
         """Replay or discard these."""
-        planned = {letter.key: letter for letter in letters}
-
-        def sent(letter: Letter) -> None:
-            if follower is not None:
-                resource = planned[letter.key].resource
-                follower.expect(letter.key, letter.id, letter.received_after, resource and resource.id)
-
-        sweep = Sweep(Counter(letter.identity for letter in letters), self._stop)
+        wanted = Counter(letter.identity for letter in letters)
         if self.wish.kind == "discard":
-            await sweep.discard(queue, self._removed)
+            sweep = Sweep(queue, wanted, self._stop, self._removed)
         else:
-            await sweep.replay(queue, self._settings, self.wish, rate, self, sent, self._removed)
+            sweep = ReplaySweep(
+                *(queue, wanted, self._stop, self._removed),
+                settings=self._settings,
+                wish=self.wish,
+                rate=rate,
+                events=self,
+                sent=partial(self._sent, {letter.key: letter.resource for letter in letters}),
+            )
+        await sweep.run()
         if not self.is_stopping:
             self.changed |= sweep.changed
             self.gone |= {key for key, _ in sweep.wanted.elements()} - sweep.changed
+
+    def _sent(self, resources: Mapping[str, Resource | None], letter: Letter) -> None:
+        if self._follower is not None:
+            resource = resources[letter.key]
+            self._follower.expect(letter.key, letter.id, letter.received_after, resource and resource.id)
 
     def _removed(self, letter: Letter) -> None:
         self.done += 1
         self.removed.add(letter.key)
         self.progressed()
 
-    async def _outcomes_of(self, follower: OutcomeFollower | None) -> bool:
+    async def _outcomes_are_known(self) -> bool:
         """Wait for the outcomes of what was replayed so far; False where nobody will tell them."""
-        if follower is None:
+        if self._follower is None:
             return True
         stage, self.stage = self.stage, f"{self.stage}: waiting for what becomes of them"
-        are_known = await follower.wait(self._stop, self._say)
-        self.stage, self.missing = stage, follower.missing
+        are_known = await self._follower.wait(self._stop, self._say)
+        self.stage, self.missing = stage, self._follower.missing
         if not are_known and not self.is_stopping:
             self._say(
                 f"No worker takes requests: {self.missing:,} wait in the queue until one is started. "
                 "ott-worker journal shows what becomes of them"
             )
         return are_known
-
-    @property
-    def _has_bad_outcome(self) -> bool:
-        return any(self.statuses[status] for status in BAD)
-
-    @contextlib.asynccontextmanager
-    async def _following(self, follow: bool) -> AsyncIterator[OutcomeFollower | None]:
-        """Follow the outcomes, where there is a journal to read them from."""
-        async with contextlib.AsyncExitStack() as stack:
-            follower = None
-            if follow and self._settings.journal:
-                try:
-                    follower = await stack.enter_async_context(OutcomeFollower(self._settings, self._settled))
-                except TopologyError as error:
-                    self._say(f"{error}. What becomes of the letters is not followed")
-            self.is_followed = follower is not None
-            yield follower
 
     def _settled(self, key: str, record: Record) -> None:
         self.outcomes[key] = record
@@ -229,14 +228,92 @@ class Run(EventListener):
         self._say("")
 
 
-def _canaries(going: Sequence[Planned], canary: Canary) -> list[Planned]:
-    """The letters that go first: of each cause the first that would be registered, or a tenth of all."""
-    if canary == "tenth":
-        return list(going[: math.ceil(len(going) / 10)])
-    if canary == "none":
-        return []
-    first: dict[str, Planned] = {}
-    for letter in going:
-        if letter.outcome == "replayed":
-            first.setdefault(letter.facts.cause, letter)
-    return list(first.values())
+class _Expected(NamedTuple):
+    key: str
+    received_at: str
+    resource_id: str | None
+
+
+class OutcomeFollower:
+    """Follows the journal while its context lasts, since the reply of a replay goes to whoever sent the
+    request. Calls `settled` with the id of each letter whose replay was expected, and with the record of that
+    (contract §8). Entering raises TopologyError (there is no journal) or
+    BrokerUnreachable."""
+
+    def __init__(self, settings: Settings, settled: Callable[[str, Record], None]) -> None:
+        self._settings = settings
+        self._settled = settled
+        self._expected: dict[str, list[_Expected]] = {}
+        self._next = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        async with open_journal(self._settings) as reader:
+            newest = await reader.last()
+        self._next = 0 if newest is None else newest.offset + 1
+        self._task = asyncio.create_task(self._follow(), name="outcomes")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def missing(self) -> int:
+        """Replays whose outcome is not known yet."""
+        return sum(map(len, self._expected.values()))
+
+    def expect(self, key: str, request_id: str, received_at: int, resource_id: str | None) -> None:
+        """Expect the replay of the letter `key`, by what its record will tell."""
+        name = recorded_id(request_id).encode(errors="replace").decode()
+        expected = _Expected(key, text_of(received_at), resource_id and recorded_id(resource_id))
+        self._expected.setdefault(name, []).append(expected)
+
+    async def wait(self, stop: asyncio.Event, say: Callable[[str], None]) -> bool:
+        """Wait until all outcomes are known, and `say` once what this waits for. False where `stop` was set,
+        or no worker is there to settle them."""
+        clock = asyncio.get_running_loop().time
+        missing, look_at, absent = self.missing, clock() + LOOK_INTERVAL, 0
+        said = {""}
+        while self._expected and not stop.is_set() and absent < ABSENT_LOOKS:
+            await asyncio.sleep(POLL_INTERVAL)
+            if self.missing < missing:
+                missing, look_at, absent = self.missing, clock() + LOOK_INTERVAL, 0
+            elif clock() > look_at:
+                look_at = clock() + LOOK_INTERVAL
+                is_there, why = await self._workers()
+                absent = 0 if is_there else absent + 1
+                if why not in said:
+                    said.add(why)
+                    say(why)
+        return not self._expected
+
+    async def _workers(self) -> tuple[bool, str]:
+        """Whether any worker runs, and why it takes long."""
+        with contextlib.suppress(WorkerError):
+            if why := obstacle(await read_workers(self._settings)):
+                return True, why[:1].lower() + why[1:].rstrip(".")
+        try:
+            return await look_for_workers(self._settings) > 0, ""
+        except BrokerUnreachable:
+            return True, "RabbitMQ does not answer: waiting"
+
+    async def _follow(self) -> None:
+        async with contextlib.aclosing(follow(self._settings, self._next)) as entries:
+            async for entry in entries:
+                for record in entry.records:
+                    self._take(record)
+
+    def _take(self, record: Record) -> None:
+        request_id = str(record.get("id"))
+        bearers = self._expected.get(request_id)
+        if record.get("replay") is not True or not bearers:
+            return
+        # Several letters may bear one request id. Their times of arrival differ, or at least their resources.
+        told = (record.get("receivedAt"), record.get("resourceId"))
+        best = max(bearers, key=lambda each: (each.received_at == told[0], each.resource_id == told[1]))
+        bearers.remove(best)
+        if not bearers:
+            del self._expected[request_id]
+        self._settled(best.key, record)

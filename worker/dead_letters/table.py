@@ -14,7 +14,7 @@ from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME, SECRET_
 from worker.contract.secrets import MASK, SecretMask
 from worker.contract.settlement import brief
 from worker.dead_letters.letter import Letter
-from worker.dead_letters.patch import InvalidPatch, Patch, Patches
+from worker.dead_letters.patch import Patch, Patches, Unfit
 from worker.errors import UsageError
 from worker.files.cells import clean, flag, guard
 from worker.files.csv_file import line_of
@@ -56,8 +56,8 @@ class TablePatches(Patches):
         """The ids in the table."""
         return frozenset({*self.by_letter, *self.by_request})
 
-    def of(self, letter: Letter) -> Patch | InvalidPatch | None:
-        """The changes in the letter's row: None if there are none, InvalidPatch if cells cannot be
+    def of(self, letter: Letter) -> Patch | None:
+        """The changes in the letter's row, None if there are none. Raises Unfit if cells cannot be
         trusted."""
         record = self.by_letter.get(letter.key) or self.by_request.get(letter.id)
         if record is None:
@@ -72,9 +72,9 @@ class TablePatches(Patches):
         }
         problems = [str(each) for each in record.problems if not each.field or each.field in changed]
         if problems:
-            return InvalidPatch((f"line {record.line}: {problems[0]}",))
+            raise Unfit(f"line {record.line}: {problems[0]}")
         if ACCOUNT in changed:
-            return InvalidPatch((f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter",))
+            raise Unfit(f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter")
         return Patch(changed) if changed else None
 
 

@@ -78,16 +78,16 @@ class _Shown:
         if name in PUBLIC_HEADERS or name in BROKERS_WORDS or name in COUNTS:
             return self.known(value)
         if name == BROKERS_HEADER and isinstance(value, list):
-            return [self._death(entry) for entry in value]
+            return [self._death(each) if isinstance(each, dict) else self.unknown(each) for each in value]
         return self.unknown(value)
 
     def body(self, document: Mapping[str, Any]) -> Any:
-        return {_plain(name): self._field(name, value) for name, value in document.items()}
-
-    def _field(self, name: str, value: Any) -> Any:
-        if name == ATTRIBUTES and isinstance(value, dict):
-            return {_plain(each): self._attribute(each, value[each]) for each in value}
-        return self.known(value) if name == PLATFORM_NAME else self.unknown(value)
+        shown = {_plain(name): self.unknown(value) for name, value in document.items()}
+        if PLATFORM_NAME in document:
+            shown[PLATFORM_NAME] = self.known(document[PLATFORM_NAME])
+        if isinstance(attributes := document.get(ATTRIBUTES), dict):
+            shown[ATTRIBUTES] = {_plain(name): self._attribute(name, attributes[name]) for name in attributes}
+        return shown
 
     def _attribute(self, name: str, value: object) -> Any:
         if name not in PUBLIC_FIELDS:
@@ -95,18 +95,16 @@ class _Shown:
         is_url = name == ENDPOINT_URL and isinstance(value, str) and not self._reveal
         return self.known(without_query(str(value)) if is_url else value)
 
-    def _death(self, entry: object) -> Any:
-        if not isinstance(entry, dict):
-            return self.unknown(entry)
-        return {
-            _plain(str(name)): self._death_field(value) if name in DEATH_FIELDS else self.unknown(value)
-            for name, value in entry.items()
-        }
-
-    def _death_field(self, value: object) -> Any:
-        if isinstance(value, list):
-            return [self.known(item) for item in value]
-        return self.known(_plain(value) if isinstance(value, datetime) else value)
+    def _death(self, death: Mapping[str, object]) -> Any:
+        shown = {}
+        for name, value in death.items():
+            if name not in DEATH_FIELDS:
+                shown[_plain(str(name))] = self.unknown(value)
+            elif isinstance(value, list):
+                shown[name] = [self.known(item) for item in value]
+            else:
+                shown[name] = self.known(_plain(value) if isinstance(value, datetime) else value)
+        return shown
 
 
 _KINDS: Final[tuple[tuple[Any, str, str], ...]] = (

@@ -12,14 +12,11 @@ import typer
 from worker.cli import output
 from worker.cli.options import Json, filtered
 from worker.cli.output import Column, Table, text_of, time_of
-from worker.cli.terminal import Say, letters, some
+from worker.cli.terminal import Say, letters
 from worker.contract.settlement import brief
-from worker.dead_letters.groups import advice, causes_of
+from worker.dead_letters.facts import Selection, causes_of, few
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.queue import open_dead_letters
-from worker.dead_letters.selection import Selection
-from worker.dead_letters.table import header, row
-from worker.dead_letters.view import as_text, view
 from worker.errors import UsageError
 from worker.settings import Settings, load_settings
 
@@ -122,12 +119,15 @@ def show(
     """
     if selection.is_everything:
         raise UsageError("show wants the id of a dead letter, or a filter: see ott-worker dead-letters list")
+    from worker.broker.situation import advice  # noqa: PLC0415 # `list` needs none of it
+    from worker.dead_letters.view import as_text, view  # noqa: PLC0415
+
     say = Say()
     found, _ = asyncio.run(_look(selection, lambda letter: letter, say))
     found = selection.named(found)
-    missing = selection.ids - {name for letter in found for name in (letter.key, letter.id)}
+    missing = selection.missing(found)
     if missing or not found:
-        say(f"no dead letter matches {some(missing)}".rstrip())
+        say(f"no dead letter matches {few(missing)}".rstrip())
     for number, letter in enumerate(found):
         document = view(letter, reveal=reveal)
         if as_json:
@@ -172,10 +172,12 @@ def export(
 
 
 async def _export(settings: Settings, selection: Selection, file: BinaryIO, *, reveal: bool) -> int:
+    from worker.dead_letters.table import header, row  # noqa: PLC0415 # with spreadsheets, and costly to import
+
     count = 0
     async with open_dead_letters(settings, Say()) as queue:
         if selection.ids:
-            keys = selection.named(await queue.read(selection, lambda letter: letter))
+            keys = selection.named(await queue.read(selection, Letter.facts))
             selection = Selection(ids=frozenset(each.key for each in keys))
         file.write(header())
         async with contextlib.aclosing(queue.look(selection)) as found:

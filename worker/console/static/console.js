@@ -91,7 +91,6 @@
     j: () => move(1),
     k: () => move(-1),
     l: toggleLive,
-    t: () => one("#theme").click(),
     x: () => ofCurrent('input[name="pick"]')?.click(),
     "/": () => one(".filters input:not([type=hidden]), .filters select")?.focus(),
     Enter: () => (ofCurrent("a[data-open]") || ofCurrent("a"))?.click(),

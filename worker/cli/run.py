@@ -44,8 +44,7 @@ def run() -> None:
 async def _run(settings: Settings) -> None:
     lines = LineWriter(2)
     logger = configure(settings, lines)
-    metrics, phase = Metrics(), WorkerPhase()
-    metrics.count_dropped_lines(lambda: lines.dropped)
+    metrics, phase = Metrics(lambda: lines.dropped), WorkerPhase()
     status = StatusFeed(phase)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from aiolimiter import AsyncLimiter
 
@@ -50,6 +51,7 @@ class Account:
     refused_until: float = 0.0
     trouble: str = ""  # why the last token request brought none
     trouble_since: float | None = None
+    refused_since: datetime | None = None  # while Marketing Cloud refuses its tokens
     scope_dropped_at: float = -SCOPE_PAUSE
 
     def good_token(self, now: float) -> Token | None:
@@ -94,6 +96,11 @@ class Accounts:
     def trouble(self) -> str:
         """Why the default account's last token request brought none, `""` if it did or none was made."""
         return self._default.trouble
+
+    @property
+    def refused_since(self) -> datetime | None:
+        """Since when Marketing Cloud refuses the default account's tokens, None where it does not."""
+        return self._default.refused_since
 
     @property
     def others_in_trouble(self) -> dict[str, str]:
@@ -259,9 +266,11 @@ class Accounts:
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))
         except TokenTrouble as trouble:
             held.trouble = str(trouble)
+            if trouble.is_refused:
+                held.refused_since = held.refused_since or datetime.now(UTC)
             self._events.token_refused(held.id, trouble.result, held.trouble)
             raise
-        held.trouble, held.trouble_since = "", None
+        held.trouble, held.trouble_since, held.refused_since = "", None, None
         self._events.token_fetched(held.id)
         return held.token
 

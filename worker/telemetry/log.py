@@ -114,8 +114,15 @@ class Summary(EventListener):
     def __init__(self, logger: Logger, interval: float = SUMMARY_INTERVAL) -> None:
         self._log = logger
         self._interval = interval
-        self._timer: asyncio.TimerHandle | None = None
         self._clear()
+
+    def _clear(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+        self._statuses: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._retried = 0
+        self._examples: dict[str, str] = {}
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
         if self._timer is None:
@@ -124,17 +131,16 @@ class Summary(EventListener):
             self._timer = loop.call_later(self._interval, self.tell)
         self._statuses[settlement.status] += 1
         self._retried += settlement.attempts > 1
-        if settlement.reason is not None:
-            self._reasons[settlement.reason] += 1
-            if settlement.reason not in self._examples:
-                self._examples[settlement.reason] = _example(settlement)
+        if (reason := settlement.reason) is not None:
+            self._reasons[reason] += 1
+            if reason not in self._examples:
+                self._examples[reason] = brief(error_text(settlement))[:EXAMPLE_LENGTH]
 
     def tell(self) -> None:
         """Log the counts that have not been logged yet."""
         if self._timer is None:
             return
         self._timer.cancel()
-        self._timer = None
         self._log.info(
             "requests settled",
             seconds=round(asyncio.get_running_loop().time() - self._since, 1),
@@ -144,14 +150,3 @@ class Summary(EventListener):
             examples=self._examples,
         )
         self._clear()
-
-    def _clear(self) -> None:
-        self._since = 0.0
-        self._statuses: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
-        self._retried = 0
-        self._examples: dict[str, str] = {}
-
-
-def _example(settlement: Settlement) -> str:
-    return brief(error_text(settlement))[:EXAMPLE_LENGTH]

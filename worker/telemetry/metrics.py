@@ -28,7 +28,9 @@ class Metrics(EventListener, Collector):
     """Counts events. Where the values of a label are known, their counters start at zero before the first
     event, so that the first event shows as an increase."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropped_lines: Callable[[], int] = lambda: 0) -> None:
+        """`dropped_lines` tells how many log lines were dropped so far."""
+        self._dropped_lines = dropped_lines
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._counters = CollectorRegistry(auto_describe=False)
         counter = self._counter
@@ -71,7 +73,6 @@ class Metrics(EventListener, Collector):
             "Requests that a router published after it had lost its role; its successor has them too.",
         )
         self._closings = counter("ott_gate_closings", "Outages of Marketing Cloud that paused the worker.")
-        self._dropped_lines: Callable[[], int] = lambda: 0
         self._closed_at: float | None = None
         self._closed_for = 0.0
         self.hear(
@@ -121,10 +122,6 @@ class Metrics(EventListener, Collector):
     def gate_opened(self, seconds: float) -> None:
         self._closed_at = None
         self._closed_for += seconds
-
-    def count_dropped_lines(self, dropped: Callable[[], int]) -> None:
-        """`dropped` tells how many log lines were dropped so far."""
-        self._dropped_lines = dropped
 
     def collect(self) -> Iterable[Metric]:
         """All of it, as Prometheus' objects."""

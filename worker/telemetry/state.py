@@ -11,13 +11,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.contract.settlement import Settlement
-from worker.events import EventListener, TokenResult
+from worker.events import EventListener
 from worker.release import version
 from worker.service import Service
 
 TICK = 0.5  # seconds
 TICKS_KEPT = 60
-ACCOUNTS_KEPT = 1000
 
 
 class WorkerPhase(EventListener):
@@ -30,7 +29,6 @@ class WorkerPhase(EventListener):
         self.gate_since: datetime | None = None
         self.connects = 0
         self.settled_count = 0
-        self._refused: dict[str | None, datetime] = {}  # accounts, and since when
         self.hear(gate_left=self.gate_opened)
 
     def active(self) -> None:
@@ -56,17 +54,6 @@ class WorkerPhase(EventListener):
 
     def gate_opened(self, seconds: float) -> None:
         self.gate_since = None
-
-    def token_refused(self, account: str | None, result: TokenResult, why: str) -> None:
-        if result != "failed" and len(self._refused) < ACCOUNTS_KEPT:
-            self._refused.setdefault(account, datetime.now(UTC))
-
-    def token_fetched(self, account: str | None) -> None:
-        self._refused.pop(account, None)
-
-    def refused_since(self, account: str | None) -> datetime | None:
-        """Since when Marketing Cloud refuses tokens for this account, None where it does not."""
-        return self._refused.get(account)
 
 
 class LoopMonitor:

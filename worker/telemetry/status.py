@@ -99,10 +99,11 @@ def _state(service: Service, phase: WorkerPhase) -> WorkerState:
 
 def _gate(service: Service, phase: WorkerPhase) -> GateStatus:
     accounts, flow = service.marketing_cloud.accounts, service.flow
-    refused = phase.refused_since(service.settings.mc_account_id)
-    if refused is not None and not accounts.has_token:
+    if accounts.refused_since is not None and not accounts.has_token:
         # No call can be made, though the gate closes with the first request only.
-        return GateStatus(state="closed", why=accounts.trouble, since=refused, cause="credentials")
+        return GateStatus(
+            state="closed", why=accounts.trouble, since=accounts.refused_since, cause="credentials"
+        )
     if not flow.is_pausing:
         return GateStatus(state="open")
     state: GateState = "opening" if flow.state is FlowState.OPENING else "closed"

@@ -13,7 +13,7 @@ from worker.contract.platforms import SECRET_FIELDS
 from worker.contract.settlement import Resource
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
-from worker.sandbox.faults import Scopes, Status
+from worker.sandbox.faults import Status
 
 PAGE = "1732555047025799"
 NOT_AUTHORIZED = {"message": "Not Authorized", "errorcode": 40004, "documentation": ""}
@@ -77,21 +77,11 @@ async def test_a_call_without_a_good_token_is_not_authorized(
     assert not sandbox.registrations
 
 
-async def test_a_token_keeps_the_scopes_that_it_was_fetched_with(
-    sandbox: Sandbox, client: SandboxClient
-) -> None:
-    sandbox.faults.add(Scopes(scopes=("ott_channels_read",)))
-    client.token = (await client.get_token()).json["access_token"]
-    sandbox.heal()
-    refused = await client.register()
-    assert (refused.status, refused.json["errorcode"]) == (403, 20001)
-
-
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_the_control_endpoints_answer_to_no_name_that_a_web_page_can_have(
     sandbox: Sandbox, client: SandboxClient, method: str
 ) -> None:
-    sandbox.faults.add(Scopes())
+    sandbox.faults.add(Status(status=503))
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1", ""):
         response = await client.call(method, "/sandbox/faults", json=[], headers={"Host": host})
         assert response.status in (400, 403)

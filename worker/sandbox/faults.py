@@ -146,15 +146,7 @@ class ShortToken(Fault):
     seconds: Seconds
 
 
-class Scopes(Fault):
-    """A token that carries only `scopes`, as while a package lacks the others. It keeps them when the fault
-    is healed: a scope that was granted is in the tokens that are fetched from then on."""
-
-    kind: Literal["scopes"] = "scopes"
-    scopes: tuple[str, ...] = ()
-
-
-AnyFault = Latency | Status | Hang | Reset | Half | ShortToken | Scopes
+AnyFault = Latency | Status | Hang | Reset | Half | ShortToken
 
 FAULTS: TypeAdapter[list[AnyFault]] = TypeAdapter(list[Annotated[AnyFault, Field(discriminator="kind")]])
 

@@ -19,8 +19,7 @@ from worker.contract.secrets import MASK
 from worker.contract.settlement import Resource
 from worker.sandbox.answers import token_answer, token_error
 
-WRITE = "ott_channels_write"
-SCOPES = ("ott_channels_read", WRITE, "ott_chat_messaging_read", "ott_chat_messaging_send")
+SCOPES = "ott_channels_read ott_channels_write ott_chat_messaging_read ott_chat_messaging_send"
 SHOWN = (
     *("seq", "arrived_at", "finished_at", "method", "path", "account", "platform", "resource_id", "status"),
     *("in_flight", "fault", "sha256", "body"),
@@ -33,7 +32,6 @@ class IssuedToken:
 
     account: str | None
     ends_at: float
-    scopes: tuple[str, ...]
 
 
 class Tokens:
@@ -49,9 +47,7 @@ class Tokens:
         self._tokens: dict[str, IssuedToken] = {}
         self.rest_url = ""
 
-    def issue(
-        self, request: Mapping[str, Any], lifetime: float | None, scopes: tuple[str, ...]
-    ) -> web.Response:
+    def issue(self, request: Mapping[str, Any], lifetime: float | None) -> web.Response:
         """The answer to the parsed body of `POST /v2/token`. A `lifetime` makes the token end then, although
         its `expires_in` does not say so."""
         if request.get("grant_type") != "client_credentials":
@@ -67,12 +63,12 @@ class Tokens:
             return token_error(400, "invalid_request", "The account_id is not one that this client may use.")
         value = secrets.token_urlsafe(64)
         ends_at = time.monotonic() + (self._lifetime if lifetime is None else lifetime)
-        token = self._tokens[value] = IssuedToken(account, ends_at, scopes)
+        self._tokens[value] = IssuedToken(account, ends_at)
         document = {
             "access_token": value,
             "token_type": "Bearer",
             "expires_in": max(1, round(self._lifetime) - 1),
-            "scope": " ".join(token.scopes),
+            "scope": SCOPES,
             "rest_instance_url": f"{self.rest_url}/",
         }
         return token_answer(200, document)

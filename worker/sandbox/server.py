@@ -16,8 +16,8 @@ from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.settlement import Resource
 from worker.contract.words import AGGREGATE, MALFORMED
 from worker.sandbox.answers import json_answer, rest_error, token_error
-from worker.sandbox.faults import FAULTS, CarryOut, Ending, Faults, Scopes, ShortToken
-from worker.sandbox.records import SCOPES, WRITE, Call, History, IssuedToken, Tokens, account_of, masked
+from worker.sandbox.faults import FAULTS, CarryOut, Ending, Faults, ShortToken
+from worker.sandbox.records import Call, History, IssuedToken, Tokens, account_of, masked
 from worker.serving import HttpServer
 
 TOKEN = "/v2/token"  # noqa: S105
@@ -133,9 +133,8 @@ class Sandbox:
         call.account = account_of(document)
 
         def issue() -> web.Response:
-            short, limited = self.faults.hit(call, ShortToken), self.faults.hit(call, Scopes)
-            scopes = limited.scopes if limited else SCOPES
-            return self._tokens.issue(document, short.seconds if short else None, scopes)
+            short = self.faults.hit(call, ShortToken)
+            return self._tokens.issue(document, short.seconds if short else None)
 
         return issue
 
@@ -159,11 +158,8 @@ class Sandbox:
 
     def _refused(self, request: web.Request, call: Call) -> web.Response | None:
         # Checked when the call is carried out: a token may end while the call waits.
-        token = self._bearer(request, call)
-        if token is None:
+        if self._bearer(request, call) is None:
             return rest_error(401, "Not Authorized", 40004)
-        if WRITE not in token.scopes:
-            return rest_error(403, "Insufficient Privileges", 20001)
         return None if request.content_type == JSON else rest_error(415, "Unsupported Media Type")
 
     def _upsert(self, call: Call, verdict: Registration | Rejection) -> web.Response:

@@ -4,14 +4,10 @@ import asyncio
 import os
 import socket
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Self
 
-from worker.amqp.connection import connect
 from worker.amqp.consumer import Subscription
-from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
 from worker.broker.encryption import Encryptor
@@ -22,10 +18,8 @@ from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
-from worker.partitions.log import PartitionLog
-from worker.partitions.partition import PartitionJourneys
 from worker.partitions.router import Router
-from worker.partitions.worker import Members, Partitions
+from worker.partitions.worker import Partitions
 from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
@@ -79,18 +73,7 @@ class Service:
         self.orders = StandingOrders(settings, events)
         stopping = self._stopping = asyncio.Event()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        self._log = PartitionLog(settings, self.name, self.publisher, events)
-        self._members = Members(self.name, names.status)
-        self.partitions = Partitions(
-            settings,
-            self._log,
-            self._members,
-            self.publisher,
-            self._partition_journeys,
-            self.orders,
-            stopping,
-            events,
-        )
+        self.partitions = Partitions(self.name, self.tools, self.publisher, self.orders, stopping)
         self._requests = QueueIntake(
             settings, names.requests, self._journeys, self._take_over, self.orders, stopping, events
         )
@@ -174,18 +157,9 @@ class Service:
             return True
 
     def _journeys(self, subscription: Subscription) -> Journeys:
-        if not self.partitions.in_use:
-            return Journeys(subscription, self.tools)
-        open_channel = partial(
-            LoneChannel.open, "router", self._events, partial(connect, self.settings, "router")
-        )
-        tools = replace(self.tools, tracing=None)  # the partition's worker traces the request
-        return Router(subscription, tools, self.settings.partitions, self._log, open_channel)
-
-    def _partition_journeys(self, number: int, subscription: Subscription) -> PartitionJourneys:
-        return PartitionJourneys(
-            subscription, self.tools, number, self._log, lambda: self._members.have_priorities
-        )
+        if self.partitions.in_use:
+            return self.partitions.router(subscription)
+        return Journeys(subscription, self.tools)
 
 
 async def run_until(service: Service, stop: asyncio.Event) -> None:

@@ -13,15 +13,16 @@ RabbitMQ gives a partition to one consumer at a time.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from hashlib import blake2b
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from worker.amqp.connection import Connection
+from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Subscription
+from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
 from worker.amqp.reconnect import pause
@@ -34,9 +35,9 @@ from worker.events import EventListener
 from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier
 from worker.partitions.partition import PartitionJourneys
+from worker.partitions.router import Router
 from worker.pipeline.intake import QueueIntake
-from worker.pipeline.journey import Journeys
-from worker.settings import Settings
+from worker.pipeline.journey import Journeys, Tools
 
 RETRY_INTERVAL = 1.0  # seconds between attempts to consume a partition
 SPREAD_INTERVAL = 0.5  # seconds between looks at who is to have what
@@ -47,8 +48,6 @@ SILENT_AFTER = 11.0  # seconds; two of a worker's records did not come (contract
 READ_INTERVAL = 2.0  # seconds between attempts to read on
 GONE = frozenset({"draining", "stopped"})
 WITH_PRIORITIES = ("1.0.", "1.1.")  # releases whose consumers have a priority
-
-JourneysFor = Callable[[int, Subscription], PartitionJourneys]
 
 
 @cache
@@ -167,24 +166,21 @@ class Partitions:
 
     def __init__(
         self,
-        settings: Settings,
-        log: PartitionLog,
-        members: Members,
+        worker: str,
+        tools: Tools,
         publisher: Publisher,
-        journeys: JourneysFor,
         orders: StandingOrders,
         stopping: asyncio.Event,
-        events: EventListener,
     ) -> None:
-        self._settings = settings
+        settings = self._settings = tools.settings
         self._names = Topology(settings.prefix)
-        self._log = log
-        self._members = members
+        self._tools = tools
+        self._log = PartitionLog(settings, worker, publisher, tools.events)
+        self._members = Members(worker, self._names.status)
         self._publisher = publisher
-        self._journeys = journeys
         self._orders = orders
         self._stopping = stopping
-        self._events = events
+        self._events = tools.events
         self._places: dict[int, _Place] = {}
         self.in_use = settings.partitions > 1
 
@@ -212,6 +208,13 @@ class Partitions:
         """Resources with a request under way, in the subscriptions that stand."""
         intakes = (place.intake for place in self._places.values())
         return sum(intake.lanes for intake in intakes if intake.subscription is not None)
+
+    def router(self, subscription: Subscription) -> Router:
+        """The router, for one subscription to the requests queue."""
+        tools = replace(self._tools, tracing=None)  # the partition's worker traces the request
+        source = partial(connect, self._settings, "router")
+        open_channel = partial(LoneChannel.open, "router", self._events, source)
+        return Router(subscription, tools, self._settings.partitions, self._log, open_channel)
 
     async def exist(self, connection: Connection) -> bool:
         """Whether there are any. With OTT_PARTITIONS=1 there may be some from before, or from workers with a
@@ -268,7 +271,9 @@ class Partitions:
 
     def _place(self, number: int, leaving: asyncio.Event) -> _Place:
         def journeys(subscription: Subscription) -> Journeys:
-            place.journeys = self._journeys(number, subscription)
+            place.journeys = PartitionJourneys(
+                subscription, self._tools, number, self._log, lambda: self._members.have_priorities
+            )
             place.subscribed_at = time.monotonic()
             return place.journeys
 

@@ -6,6 +6,7 @@ With `--picture` it draws answers a second over the share of failures, with and 
 
 import argparse
 import asyncio
+import itertools
 import os
 import random
 import time
@@ -100,7 +101,8 @@ async def measure(
     return answers / seconds, calls / max(1, answers)
 
 
-async def table(url: str, seconds: float) -> list[tuple[float, float, float]]:
+async def failures(url: str, seconds: float) -> list[tuple[float, float, float]]:
+    """Print, and return, answers a second with and without the controller for each share of failures."""
     curve: list[tuple[float, float, float]] = []
     print(f"{'upstream':34} {'with':>16} {'without':>16}   answers a second (calls an answer)")
     for share in SHARES:
@@ -110,16 +112,23 @@ async def table(url: str, seconds: float) -> list[tuple[float, float, float]]:
         curve.append((share, on[0], off[0]))
         print(
             f"{share:.0%} answer 503".ljust(34),
-            f"{on[0]:9.1f} ({on[1]:.2f}) {off[0]:9.1f} ({off[1]:.2f})",
+            f"{on[0]:9.1f} ({on[1]:.2f}) {off[0]:9.1f} ({off[1]:.2f}) = {on[0] / off[0]:.0%}",
             flush=True,
         )
-    for status in (429, 503):
-        for hint in (0, 1):
-            for rate in (5, 40, 200):
-                on = await measure(url, limited(rate, status, hint), 2 * seconds)
-                name = f"takes {rate}/s, else {status}" + (f", Retry-After {hint}" if hint else "")
-                print(name.ljust(34), f"{on[0]:9.1f} ({on[1]:.2f}) = {on[0] / rate:.0%}", flush=True)
     return curve
+
+
+async def limits(url: str, seconds: float) -> None:
+    """Print the same for each limit. Those that cost little CPU are measured side by side."""
+
+    async def row(rate: int, status: int, hint: int) -> None:
+        on = await measure(url, limited(rate, status, hint), seconds)
+        name = f"takes {rate}/s, else {status}" + (f", Retry-After {hint}" if hint else "")
+        print(name.ljust(34), f"{on[0]:9.1f} ({on[1]:.2f}) = {on[0] / rate:.0%}", flush=True)
+
+    for rates in ((5, 40), (200,)):
+        kinds = itertools.product(rates, (429, 503), (0, 1))
+        await asyncio.gather(*(row(*kind) for kind in kinds))
 
 
 def picture(curve: list[tuple[float, float, float]]) -> str:
@@ -144,13 +153,17 @@ def picture(curve: list[tuple[float, float, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--only", choices=["failures", "limits"])
+    parser.add_argument("--seconds", type=float, default=60, help="for each row, the start included")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     url = os.environ.get("OTT_TEST_AMQP_URLS", DEFAULT_URL).split(",")[0]
-    curve = asyncio.run(table(url, options.seconds))
-    if options.picture:
-        options.picture.write_text(picture(curve))
+    if options.only != "limits":
+        curve = asyncio.run(failures(url, options.seconds))
+        if options.picture:
+            options.picture.write_text(picture(curve))
+    if options.only != "failures":
+        asyncio.run(limits(url, options.seconds))
 
 
 if __name__ == "__main__":

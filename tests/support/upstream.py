@@ -32,14 +32,15 @@ def limited(rate: float, status: int, hint: float) -> Behaviour:
     return behave
 
 
-def windowed(rate: float, status: int) -> Behaviour:
-    """Takes so many calls in each second of its clock."""
+def windowed(most: int, status: int, seconds: float = 1.0) -> Behaviour:
+    """Takes so many calls in each so many seconds of its clock."""
     taken: Counter[int] = Counter()
 
     def behave(now: float, *_: object) -> tuple[int, float]:
-        if taken[int(now)] >= rate:
+        window = int(now / seconds)
+        if taken[window] >= most:
             return status, 0.0
-        taken[int(now)] += 1
+        taken[window] += 1
         return 200, 0.0
 
     return behave

@@ -168,6 +168,53 @@ def test_a_limit_that_was_raised_or_lowered_is_found_again() -> None:
     assert len([call for call in world.calls if 80 < call <= 120]) < 3 * 40 * 5
 
 
+@pytest.mark.parametrize(
+    ("upstream", "most_calls", "least_answers"),
+    [
+        # All calls are throttled, and then none: github.com/platinummonkey/go-concurrency-limits/issues/141
+        (lambda now, _: (200 if now > 60 else 429, 0.0), 30_000, 20_000),
+        # So many calls in each minute, without a hint: github.com/aws/aws-sdk-net/issues/4341
+        (windowed(600, 429, 60), 4_500, 1_200),
+        # A date in the past, or a hint of 0: github.com/openai/openai-java/issues/853
+        (limited(40, 429, 0.0), 4_400, 3_600),
+    ],
+    ids=["all are throttled", "so many a minute", "a hint of no time"],
+)
+def test_what_other_limiters_broke_at(upstream: Behaviour, most_calls: int, least_answers: int) -> None:
+    world = World(upstream, 100).run()
+    assert len(world.calls) <= most_calls + len(world.answers)
+    assert len(world.answers) >= least_answers
+
+
+@pytest.mark.parametrize("more", [{}, {"limit": 10}], ids=["pace", "limit"])
+def test_idle_time_allows_no_burst(more: dict[str, float]) -> None:
+    """github.com/pelikan-io/rustcommon/issues/36"""
+    clock = Clock()
+    flow = new_flow(clock, **more)
+    for _ in range(4):
+        clock.now += flow.wait() or 0.0
+        flow.taken(flow.begin())
+    if not more:
+        flow.throttled(flow.begin(), "429", 0)
+    for _ in range(20):
+        clock.now += flow.wait() or 0.0
+        flow.taken(flow.begin())
+    clock.now += 8
+    burst = 0
+    while flow.wait() == 0:
+        flow.begin()
+        burst += 1
+    assert burst <= 5
+
+
+def test_a_machine_that_was_suspended_in_an_outage_makes_one_probe() -> None:
+    clock = Clock()
+    flow = closed(clock)
+    clock.now += 3600
+    flow.begin()
+    assert flow.wait() is None
+
+
 def test_a_limit_that_turns_into_failures_at_any_pace_is_dropped() -> None:
     limit, grey = limited(40, 503, 0), failing(0.7, 503)
     world = World(lambda now, _: (limit if now < 30 else grey)(now), 60).run()

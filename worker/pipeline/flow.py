@@ -46,7 +46,7 @@ PRIOR = 2  # calls taken that are supposed before any is known
 FIRST, FEW = 16, 2  # calls at a time at the start, and after a pause
 
 PERIOD, TELLING = 1.0, 10  # seconds and calls, at least, over which a rate or a share is measured
-EARLY = 0.25  # seconds, in place of the period, after the start
+EARLY = 0.25  # seconds, at least, over which the very first rate is measured
 LEAST = 0.5  # of the rate is kept by the first throttled call, and by one that costs a pause
 DIP = 0.03  # of the limit: the pace begins so far below it, is at it after the rise, and above it after two
 FIRST_RISE = 0.4  # seconds, while no limit is known
@@ -115,7 +115,6 @@ class Flow:
         self._outages = self._others = 0  # failures in a row
         self._resources: set[Hashable] = set()  # of the others
         self._next_call = 0.0
-        self._began = clock()
         self._taken: deque[float] = deque()  # times of the calls that were taken in the last period
         self._pace: _Pace | None = None
         self._next_trial = -math.inf
@@ -152,7 +151,10 @@ class Flow:
         if self._pace is not None and self._pace.is_forgotten(now):
             self._end_pace()
             self._level = FIRST
-        rate = self._limit if self._pace is None else min(self._limit, self._pace.rate(now))
+        rate = self._limit
+        if self._pace is not None:
+            self._pace.idle += max(0.0, now - self._next_call - PERIOD)
+            rate = min(rate, self._pace.rate(now))
         if rate < math.inf:
             self._next_call = max(self._next_call, now - CATCH_UP) + 1 / (rate * self._share())
         return call
@@ -315,14 +317,18 @@ class Flow:
     @property
     def _half_of_lately(self) -> float:
         """Half of the rate of calls of all workers that was taken lately."""
-        seconds = min(PERIOD, max(EARLY, self._clock() - self._began))
+        now = self._clock()
+        while self._taken and now - self._taken[0] > PERIOD:
+            self._taken.popleft()
+        seconds = max(EARLY, now - self._taken[0]) if self._taken else EARLY
         return LEAST * max(1, len(self._taken)) / seconds / self._share()
 
     def _learn(self, call: Call, *, is_taken: bool) -> None:
         pace = self._pace
         if pace is not None:
             pace.ended(call, self._clock(), is_taken=is_taken)
-            pace.limit = max(pace.limit, self._half_of_lately)
+            if is_taken:
+                pace.limit = max(pace.limit, self._half_of_lately)
 
     def _begin_pace(self, since: float, why: str, trial: float | None = None) -> None:
         """The first call was throttled, or one failed as if it were: then a `trial` of a pace begins."""
@@ -371,13 +377,17 @@ class _Pace:
     def restart(self, since: float) -> None:
         """Measure what is taken from then on."""
         self.since = since
+        self.idle = 0.0  # seconds in which nobody called
         self.limit = max(SLOWEST, self.limit)
         self._taken = self._calls = 0  # that began and ended since then
+
+    def _age(self, now: float) -> float:
+        return now - self.since - self.idle
 
     def rate(self, now: float) -> float:
         if not self.is_proven:
             return self.limit
-        return self.limit * (1 + DIP * (max(0.0, now - self.since) / self._rise - 1) ** 3)
+        return self.limit * (1 + DIP * (max(0.0, self._age(now)) / self._rise - 1) ** 3)
 
     @property
     def is_refuted(self) -> bool:
@@ -399,7 +409,7 @@ class _Pace:
 
     def lower(self, call: Call, now: float, pause: float, share: float) -> None:
         """A call was throttled. It tells nothing new if it began before the last one was."""
-        age = now - self.since
+        age = self._age(now)
         is_measured = age >= PERIOD and self._calls >= TELLING if self._taken else age >= PERIOD / 2
         if call.began < self.since or not (is_measured or pause):
             return

@@ -55,6 +55,7 @@ def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> No
     [
         ("r.jsonl", '{"ro'),
         ("r.jsonl", '{"row": 9, "req'),
+        ("r.jsonl", '{"row": 9, "requestId": "\udcc3'),  # half a letter
         ("r.jsonl", '{"row": 9, "requestId": "' + "x" * 10_000),
         ("r.csv", "9"),
         ("r.csv", '9,"torn'),
@@ -66,7 +67,7 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
 ) -> None:
     with Results(tmp_path / name) as results:
         results.write(REGISTERED)
-    with (tmp_path / name).open("a") as file:
+    with (tmp_path / name).open("a", errors="surrogateescape") as file:
         file.write(torn)
     assert list(read_results(tmp_path / name)) == [REGISTERED]
     with Results(tmp_path / name) as results:

@@ -194,7 +194,7 @@ def read_results(path: Path) -> Iterator[RowResult]:
         parse = _CsvLines(decode_sample(sample, encoding)) if _is_csv(path) else _JsonLines()
         number, torn = 0, False
         try:
-            for number, line in enumerate(lines(source.chunks(), encoding), 1):
+            for number, line in enumerate(lines(source.chunks(), encoding, "replace"), 1):
                 if torn:
                     raise _something_else(path, number - 1)
                 try:

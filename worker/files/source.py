@@ -152,10 +152,10 @@ def decode_sample(sample: bytes, encoding: str) -> str:
         return ""
 
 
-def lines(chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
+def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Iterator[str]:
     """Each line with its end, which is always a line feed. Raises Unreadable for text in another encoding,
     and for an endless line."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
     pending, number = "", 0
     try:
         for chunk in chunks:

@@ -91,29 +91,28 @@ class SubmitProgress:
 
     def render(self) -> RenderableType:
         """The bar, the counts, the most frequent errors, and what stands in the way."""
-        self._progress.update(self._task, description="  ".join(self._speed()))
-        counts = Table.grid(padding=(0, 2))
-        for _ in self._counts():
-            counts.add_column(justify="right", no_wrap=True, min_width=8)
-        counts.add_row(*(Text(name, style="dim") for name in self._counts()))
-        counts.add_row(
-            *(
-                Text(f"{number:,}", style=STYLES.get(name, "") if number else "dim")
-                for name, number in self._counts().items()
-            )
-        )
-        errors = [
-            Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in self._frequent_errors()
-        ]
-        notice = [Text(self._notices.current, style="yellow")] if self._notices.current else []
-        return Group(self._progress, counts, *errors, *notice)
+        self._progress.update(self._task, description="  ".join(self._take_in()))
+        counts = self._counts()
+        table = Table.grid(padding=(0, 2))
+        for _ in counts:
+            table.add_column(justify="right", no_wrap=True, min_width=8)
+        table.add_row(*(Text(name, style="dim") for name in counts))
+        styles = {name: STYLES.get(name, "") if number else "dim" for name, number in counts.items()}
+        table.add_row(*(Text(f"{number:,}", style=styles[name]) for name, number in counts.items()))
+        parts: list[RenderableType] = [self._progress, table]
+        errors = self._frequent_errors()
+        parts += [Text(error, style="red", no_wrap=True, overflow="ellipsis") for error in errors]
+        if self._notices.current:
+            parts.append(Text(self._notices.current, style="yellow"))
+        return Group(*parts)
 
     def line(self) -> str:
         """The same in one line."""
         counts = [f"{number:,} {name}" for name, number in self._counts().items()]
-        return "; ".join([", ".join(counts + self._speed()), *self._frequent_errors()])
+        return "; ".join([", ".join(counts + self._take_in()), *self._frequent_errors()])
 
-    def _speed(self) -> list[str]:
+    def _take_in(self) -> list[str]:
+        """Take in how many rows are done; how fast it goes, and the time left."""
         tally, task = self._tally, self._progress.tasks[0]
         done = tally.answered if self._wait else tally.published + tally.answered
         task.total = self._total()

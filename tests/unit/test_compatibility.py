@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.broker.requirements import policy_warnings, retention_warnings, version_warnings
+from worker.broker.requirements import policy_warnings, version_warnings
 
 
 @pytest.mark.parametrize(
@@ -35,24 +35,5 @@ def test_a_version_is_warned_of_where_it_breaks_a_promise(version: str, words: l
 )
 def test_a_policy_is_warned_of_where_it_breaks_a_promise(policy: dict[str, object], words: list[str]) -> None:
     warnings = policy_warnings("ott.requests", policy, 600.0)
-    assert len(warnings) == len(words)
-    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("ttl", "age", "words"),
-    [
-        (90 * 86_400_000, "30D", ["kept 90 d, the journal 30 d"]),
-        (90 * 86_400_000, "90D", []),
-        (30 * 86_400_000, "1M", []),
-        (30 * 86_400_000, "700h", ["30 d, the journal 29 d"]),
-        (None, "30D", []),
-        (90 * 86_400_000, None, []),
-    ],
-)
-def test_dead_letters_that_outlive_the_journal_are_told(
-    ttl: int | None, age: str | None, words: list[str]
-) -> None:
-    warnings = retention_warnings({"message-ttl": ttl}, {"max-age": age})
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))

@@ -24,7 +24,6 @@ from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection, RawChannel, no_callback
 from worker.amqp.endpoints import PORTS, vhost_of
 from worker.broker.topology import Topology
-from worker.contract.timestamps import span
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings
 
@@ -36,7 +35,6 @@ TESTED = ((3, 10), (4, 0), (4, 3))
 REALM = "RabbitMQ Management"
 MANAGEMENT_TIMEOUT = 3.0  # seconds
 MANAGEMENT = 10_000  # its usual port is so much above that of AMQP
-SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,23 +157,6 @@ def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) ->
     return warnings
 
 
-def retention_warnings(dead: Mapping[str, Any], journal: Mapping[str, Any]) -> list[str]:
-    """Whether dead letters outlive the journal, by the limits of both."""
-    ttl, age = dead.get("message-ttl"), journal.get("max-age")
-    if not isinstance(ttl, int) or not age or seconds_of(age) >= ttl / 1000:
-        return []
-    return [
-        f"dead letters are kept {span(ttl / 1000)}, the journal {span(seconds_of(age))}: older letters "
-        "replay with --force only. Keep the journal as long: OTT_JOURNAL_MAX_AGE and its policy; a stream "
-        "keeps the age that it was declared with"
-    ]
-
-
-def seconds_of(age: str) -> float:
-    """A stream's `max-age`, such as `30D`."""
-    return int(age[:-1]) * SECONDS[age[-1]]
-
-
 async def limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
     """What a queue's policy and its arguments set, as RabbitMQ's management tells it; None where it does not:
     it is not there, or does not answer this user. `context` is for `amqps`."""
@@ -202,8 +183,5 @@ def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[
         with opener.open(where, timeout=MANAGEMENT_TIMEOUT) as answer:
             found = json.load(answer)
         limits = {name.removeprefix("x-"): value for name, value in found["arguments"].items()}
-        policy = found.get("effective_policy_definition") or {}
-        ages = [each["max-age"] for each in (limits, policy) if "max-age" in each]
-        limits |= policy
-        return limits | ({"max-age": min(ages, key=seconds_of)} if ages else {})
+        return limits | (found.get("effective_policy_definition") or {})
     return None

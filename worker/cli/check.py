@@ -20,7 +20,6 @@ from worker.broker.requirements import (
     operators_rights,
     patterns,
     policy_warnings,
-    retention_warnings,
     version_warnings,
     workers_rights,
 )
@@ -148,8 +147,6 @@ async def _policies(settings: Settings, url: str) -> list[Finding]:
         if limits is None:
             break
         warnings += policy_warnings(queue, limits, settings.hold_limit)
-    dead, journal = await limits_of(url, names.dead, tls), await limits_of(url, names.journal, tls)
-    warnings += retention_warnings(dead or {}, journal or {})
     return [Finding("note", "policies", warning) for warning in warnings]
 
 

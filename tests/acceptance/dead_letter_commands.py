@@ -67,11 +67,6 @@ async def bury(requester: Requester, count: int, *, reasons: tuple[str, ...] = (
     return ids
 
 
-async def dead_queue(requester: Requester) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """What lies in the dead queue, in its order; taken out for good."""
-    return await requester.take_all("dead")
-
-
 def unchanged(messages: list[aio_pika.abc.AbstractIncomingMessage]) -> list[tuple[Any, ...]]:
     """All that must not change."""
     kept = [{k: v for k, v in m.headers.items() if k not in COUNTS} for m in messages]

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.acceptance.dead_letter_commands import bury, dead_letters, dead_queue, turned_down, unchanged
+from tests.acceptance.dead_letter_commands import bury, dead_letters, turned_down, unchanged
 from tests.commands import begin, ott_worker
 from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
@@ -50,7 +50,7 @@ async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requeste
     assert [d["id"] for d in limited.documents] == ids[:2]
     words = await dead_letters(rig, "list", "--limit", "2")
     assert words.out.splitlines()[-1] == "The first 2 dead letters: 1 exhausted, 1 forbidden"
-    assert [m.message_id for m in await dead_queue(requester)] == ids
+    assert [m.message_id for m in await requester.take_all("dead")] == ids
 
 
 async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) -> None:
@@ -60,7 +60,7 @@ async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) 
         assert [d["id"] for d in listed.documents] == ids
     shown = await dead_letters(rig, "show", ids[7], "--json")
     assert [d["id"] for d in shown.documents] == [ids[7]]
-    left = await dead_queue(requester)
+    left = await requester.take_all("dead")
     assert [m.message_id for m in left] == ids
     assert [m.body for m in left] == [messenger(f"page-{i % 50}", f"version {i}") for i in range(2500)]
 
@@ -78,7 +78,7 @@ async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Reques
     assert killed_in_the_middle
     listed = await dead_letters(rig, "list", "--json")
     assert [d["id"] for d in listed.documents] == ids
-    assert [m.message_id for m in await dead_queue(requester)] == ids
+    assert [m.message_id for m in await requester.take_all("dead")] == ids
 
 
 async def _is_looking(requester: Requester, count: int) -> bool:
@@ -87,7 +87,7 @@ async def _is_looking(requester: Requester, count: int) -> bool:
 
 async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Requester) -> None:
     await bury(requester, 3)
-    before = await dead_queue(requester)
+    before = await requester.take_all("dead")
     await bury(requester, 3)
     # Each look counts as a delivery; brokers drop at 20 by default.
     queue = await requester.channel.get_queue(f"{requester.prefix}.dead", ensure=False)
@@ -96,7 +96,7 @@ async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Req
         await message.nack(requeue=True)
     ended = await dead_letters(rig, "list", "--json")
     assert len(ended.documents) == 3
-    after = await dead_queue(requester)
+    after = await requester.take_all("dead")
     counts = [m.headers.get(name, 0) for m in after for name in COUNTS]
     assert max(counts) > 20  # from 4.3 on a look counts as acquired, and not towards the limit
     assert sorted(map(repr, unchanged(after))) == sorted(map(repr, unchanged(before)))

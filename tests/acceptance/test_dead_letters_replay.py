@@ -17,7 +17,6 @@ from tests.acceptance.dead_letter_commands import (
     Terminal,
     bury,
     dead_letters,
-    dead_queue,
     turned_down,
     unchanged,
 )
@@ -84,7 +83,7 @@ async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twic
     await requester.channel.default_exchange.publish(letter, f"{requester.prefix}.dead")
     forced = await dead_letters(rig, "replay", "--all", "--force")
     assert forced.code == 0
-    (message,) = await requests_queue(requester, 1)
+    (message,) = await requester.take_all("requests", 1)
     assert (message.message_id, message.correlation_id, message.user_id) == ("the-id", "c", None)
     assert message.body == messenger("p")
     assert message.headers.pop("x-ott-replay-at") > "2026"
@@ -105,12 +104,12 @@ async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, reques
     forbidden = ids[1::3]
     ended = await dead_letters(rig, "replay", "--reason", "forbidden", "--force", "--json")
     assert ended.documents == [{"replayed": len(forbidden), "left": 0, "unfit": 0}]
-    replayed = await requests_queue(requester, len(forbidden))
+    replayed = await requester.take_all("requests", len(forbidden))
     assert [m.message_id for m in replayed] == forbidden
-    left = await dead_queue(requester)
+    left = await requester.take_all("dead")
     assert [m.message_id for m in left] == [i for i in ids if i not in set(forbidden)]
     await bury(requester, 2500, reasons=("exhausted", "forbidden", "invalid"))
-    fresh = [m for m in await dead_queue(requester) if m.headers["x-ott-reason"] != "forbidden"]
+    fresh = [m for m in await requester.take_all("dead") if m.headers["x-ott-reason"] != "forbidden"]
     assert unchanged(left) == unchanged(fresh)
 
 
@@ -199,7 +198,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
     ended = await ott_worker(rig.settings(), *command)
     assert (ended.code, ended.out) == (1, "0 dead letters replayed, 2 left.\n")
     assert ended.err.startswith("ott-worker: 2 dead letters cannot be replayed: PageName must be provided\n")
-    assert [m.message_id for m in await dead_queue(requester)] == ids
+    assert [m.message_id for m in await requester.take_all("dead")] == ids
     assert await requester.depth("requests") == 0
     assert await read_orders(rig.settings()) == [], "the audit would tell of a replay under way"
 
@@ -228,15 +227,19 @@ async def test_wrong_usage_is_one_clear_line(rig: Rig, arguments: list[str], sai
     assert said in ended.err
 
 
-async def test_without_a_journal_nothing_is_published_unless_forced(rig: Rig, requester: Requester) -> None:
+@pytest.mark.parametrize(("journal", "code", "why"), [(False, 2, ""), (True, 1, "does not reach back")])
+async def test_what_no_journal_tells_of_is_not_published_unless_forced(
+    rig: Rig, requester: Requester, journal: bool, code: int, why: str
+) -> None:
     await bury(requester, 2)
-    refused = await ott_worker(rig.settings(journal=False), "dead-letters", "replay", "--all")
-    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    settings = rig.settings(journal=journal)
+    refused = await ott_worker(settings, "dead-letters", "replay", "--all")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (code, "", 1)
+    assert why in refused.err
     assert "--force" in refused.err
-    assert await requester.depth("dead") == 2
-    forced = await ott_worker(rig.settings(journal=False), "dead-letters", "replay", "--all", "--force")
-    assert forced.code == 0
-    assert await requester.depth("requests") == 2
+    assert (await requester.depth("dead"), await requester.depth("requests")) == (2, 0)
+    forced = await ott_worker(settings, "dead-letters", "replay", "--all", "--force")
+    assert (forced.code, await requester.depth("requests")) == (0, 2)
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
@@ -295,7 +298,7 @@ async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_t
         out, err = await process.communicate()
     assert (process.returncode, b"Traceback" in err) == (130, False)
     assert out.decode().startswith(f"{await requester.depth('requests')} dead letter")
-    left = [m.message_id for m in await dead_queue(requester)]
+    left = [m.message_id for m in await requester.take_all("dead")]
     assert left == ids[-len(left) :]
 
 
@@ -323,7 +326,7 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig:
     bodies = [json.dumps(corrected, separators=(",", ":")).encode(), messenger("q", "old q")]
     calls = rig.sandbox.history.registration_calls[-2:]
     assert {call.sha256 for call in calls} == {sha256(body).hexdigest() for body in bodies}
-    assert [m.message_id for m in await dead_queue(requester)] == ["r"]
+    assert [m.message_id for m in await requester.take_all("dead")] == ["r"]
 
 
 async def test_letters_that_bear_one_request_id_are_told_apart(
@@ -351,7 +354,7 @@ async def test_letters_that_bear_one_request_id_are_told_apart(
         settings, "dead-letters", "replay", keys["b"], *force, "--set=pageAccessToken=new"
     )
     assert corrected.code == 0
-    (replayed,) = await requests_queue(requester, 1)
+    (replayed,) = await requester.take_all("requests", 1)
     assert json.loads(replayed.body)["ottPlatformAttributes"]["pageId"] == "b"
 
 
@@ -374,12 +377,12 @@ async def test_a_run_acts_on_the_letters_that_were_planned_and_no_others(
     run = Run(rig.settings(), Wish(kind, Selection(), force=True), said.append)
     plan = await run.plan()
     assert [letter.key for letter in plan.letters] == [gone, changed, kept]
-    await dead_queue(requester)
+    await requester.take_all("dead")
     for page, key in (("r", kept), ("another", changed), ("newer", later)):
         await bury_one(page, key)
     await run.perform(follow=False)
     assert (run.done, run.gone, run.changed) == (1, {gone}, {changed})
-    left = [message.headers["x-ott-letter"] for message in await dead_queue(requester)]
+    left = [message.headers["x-ott-letter"] for message in await requester.take_all("dead")]
     assert left == [changed, later]
     orders = await read_orders(rig.settings())
     assert [(order.order, order.run, order.count) for order in orders] == [
@@ -437,7 +440,7 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> N
     ended = await ott_worker(rig.settings(), *command)
     assert ended.code == 0, ended.err
 
-    assert {m.message_id for m in await dead_queue(requester)} == set(kinds) - set(replayed)
+    assert {m.message_id for m in await requester.take_all("dead")} == set(kinds) - set(replayed)
     again = [i for i, name in asked.items() if name in replayed]
     await until(lambda: all(len(requester.replies[i]) > 1 for i in again), "the replies")
     last = {name: json.loads(requester.replies[i][-1].body)["status"] for i, name in asked.items()}
@@ -450,23 +453,8 @@ async def _is_more_than(requester: Requester, count: int) -> bool:
     return await requester.depth("dead") > count
 
 
-async def requests_queue(requester: Requester, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """The messages of the requests queue, in its order, once there are so many; taken out for good."""
-    return await requester.take_all("requests", count)
-
-
-async def test_letters_that_the_journal_does_not_reach_back_to_are_not_published(
-    rig: Rig, requester: Requester
-) -> None:
-    await bury(requester, 2)
-    refused = await dead_letters(rig, "replay", "--all")
-    assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-    assert "does not reach back" in refused.err
-    assert (await requester.depth("dead"), await requester.depth("requests")) == (2, 0)
-
-
 async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:
     ids = await bury(requester, 30, reasons=("exhausted", "invalid"))
     ended = await dead_letters(rig, "discard", "--reason", "invalid", "--since", "2026-01-01", "--yes")
     assert (ended.code, ended.out) == (0, "15 dead letters discarded, 0 left.\n")
-    assert [m.message_id for m in await dead_queue(requester)] == ids[::2]
+    assert [m.message_id for m in await requester.take_all("dead")] == ids[::2]

@@ -25,10 +25,10 @@ from tests.faults.checker import Findings
 from tests.faults.cluster import Cluster
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import FAULTS, Fault, endure
+from tests.faults.faults import FAULTS
 from tests.faults.network import Network
 from tests.faults.node import Node
-from tests.faults.world import World
+from tests.faults.world import Fault, World, endure
 from tests.rig import DEFAULT_URL
 
 CLUSTER_REQUESTS = 300  # for each strike

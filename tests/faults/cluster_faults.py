@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from tests.faults.cluster import TICK, TREE, ClusterNode
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import PARTITIONED, Fault
+from tests.faults.faults import PARTITIONED
 from tests.faults.load import wait_for
 from tests.faults.network import HOSTS, HUB
+from tests.faults.world import Fault
 
 ClusterStrike = Callable[[ClusterWorld], Awaitable[float | None]]
 ANSWER_TIMEOUT = 60.0  # seconds for the first reply after a fault

@@ -7,42 +7,24 @@ import asyncio
 import inspect
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from email.utils import formatdate
 
 from tests.faults.load import wait_for
 from tests.faults.stops import POINTS
 from tests.faults.workers import Stop, Worker
-from tests.faults.world import POISON, World, wait_for_letter
+from tests.faults.world import POISON, Fault, Strike, World, wait_for_letter
 from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, ShortToken, Status
 from worker.settings import load_settings
 
-Strike = Callable[[World], Awaitable[float | None]]
 Act = Callable[[World], object]
 HEARTBEAT = 2  # seconds; shortened, so that what takes half a minute takes a few seconds
 QUICK_GATE = "worker.pipeline.flow.LONGEST_PROBE_WAIT=0.5"
 QUICK = {"OTT_HTTP_TIMEOUT": "1", "FAULTS_CLOCKS": QUICK_GATE}
 LIMITED = "limited"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One row of the table: what is done, and what it needs."""
-
-    name: str
-    strike: Strike
-    own_node: bool = False
-    workers: int = 2
-    environment: Mapping[str, str] = field(default_factory=dict)
-    heartbeat: int | None = None
-    user: str | None = None  # the workers' own, who may lose permissions
-    behind_tls: bool = False  # whether workers reach Marketing Cloud by TLS, under a host name
-    around: Callable[[World], AbstractAsyncContextManager[None]] | None = None  # from before the first start
-    slow: bool = False  # a strike takes so long that the campaign strikes less often
 
 
 FAULTS: dict[str, Fault] = {}
@@ -186,17 +168,15 @@ async def _others(world: World, than: Worker) -> list[Worker]:
     return taken() or [worker for worker in world.workers.running if worker is not than]
 
 
-async def _kill_partitions_worker(world: World) -> None:
+async def _kill_partitions_worker(world: World) -> Worker:
     router = await _active(world)
     await _standby(world)
     world.rng.choice(await _others(world, router)).kill()
+    return router
 
 
 async def _kill_both(world: World) -> None:
-    router = await _active(world)
-    await _standby(world)
-    world.rng.choice(await _others(world, router)).kill()
-    router.kill()
+    (await _kill_partitions_worker(world)).kill()
 
 
 async def _join_and_leave(world: World) -> None:
@@ -250,7 +230,7 @@ def _partitioned(name: str, strike: Strike, **needs: object) -> None:
 
 
 _partitioned("partitions: kill -9 of the router", _kill)
-_partitioned("partitions: kill -9 of a partition's worker", _kill_partitions_worker)
+_partitioned("partitions: kill -9 of a partition's worker", _once(_kill_partitions_worker))
 _partitioned("partitions: kill -9 of both", _kill_both)
 _partitioned("partitions: join and leave", _join_and_leave)
 _partitioned("partitions: storm", _storm, slow=True, environment={**PARTITIONED, "OTT_HOLD_LIMIT": "2"})
@@ -455,27 +435,3 @@ _behind_tls(
     lambda world: world.front.show_the_right_certificate(),
 )
 _behind_tls("DNS failure", lambda world: world.front.lose_names(), lambda world: world.front.find_names())
-
-
-async def endure(world: World, fault: Fault, requests: int, strikes: int, rate: float | None = None) -> None:
-    """Publish so many requests in as many parts as there are strikes, strike at a random moment of each
-    part, and wait until everything is answered."""
-    sizes = [requests // strikes] * (strikes - 1)
-    sizes.append(requests - sum(sizes))
-    for size in sizes:
-        load = asyncio.create_task(world.load.publish(world.plan(size, max(20, requests // 50)), rate))
-        try:
-            moment = len(world.load.answered) + world.rng.randrange(1, max(2, size * 6 // 10))
-            await wait_for(
-                lambda moment=moment, load=load: len(world.load.answered) >= moment or load.done(),
-                f"{moment} replies",
-                300,
-            )
-            world.struck()
-            began = await fault.strike(world)
-            await world.recovered(time.time() if began is None else began)
-            await load
-        finally:
-            load.cancel()
-            await asyncio.gather(load, return_exceptions=True)
-    await world.drained()

@@ -7,16 +7,10 @@ import aio_pika
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.faults import (
-    FAULTS,
-    LIMITED,
-    endure,
-    limited_user,
-    short_consumer_timeout,
-)
+from tests.faults.faults import FAULTS, LIMITED, limited_user, short_consumer_timeout
 from tests.faults.load import QUORUM, Sent, wait_for
 from tests.faults.node import Node
-from tests.faults.world import World
+from tests.faults.world import World, endure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

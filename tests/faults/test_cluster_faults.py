@@ -13,8 +13,8 @@ import pytest_asyncio
 from tests.faults.cluster import TREE, Cluster
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import endure
 from tests.faults.network import Network, NoNamespaces
+from tests.faults.world import endure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -3,8 +3,8 @@
 import aio_pika
 import pytest
 
-from tests.faults.faults import FAULTS, endure
-from tests.faults.world import World
+from tests.faults.faults import FAULTS
+from tests.faults.world import World, endure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

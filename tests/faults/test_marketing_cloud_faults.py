@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.faults import FAULTS, QUICK_GATE, endure
+from tests.faults.faults import FAULTS, QUICK_GATE
 from tests.faults.load import wait_for
-from tests.faults.world import World
+from tests.faults.world import World, endure
 from worker.sandbox.faults import Status
 
 ONE_BROKER = "What Marketing Cloud does wrong is no matter of RabbitMQ's version."

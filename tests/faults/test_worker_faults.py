@@ -7,11 +7,11 @@ import time
 import pytest
 
 from tests.faults.conftest import MakeWorld
-from tests.faults.faults import FAULTS, HEARTBEAT, PARTITIONED, endure, few_deliveries
+from tests.faults.faults import FAULTS, HEARTBEAT, PARTITIONED, few_deliveries
 from tests.faults.load import wait_for
 from tests.faults.node import Node
 from tests.faults.workers import Stop
-from tests.faults.world import POISON, wait_for_letter
+from tests.faults.world import POISON, endure, wait_for_letter
 from worker.cli.run import LAST_GRACE
 from worker.sandbox.faults import Latency
 

@@ -5,8 +5,9 @@ import json
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -317,6 +318,49 @@ class World:
             while time.monotonic() - quiet < 0.3:  # a stream has no end that it would tell of
                 await asyncio.sleep(0.05)
         return records
+
+
+Strike = Callable[[World], Awaitable[float | None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the table: what is done, and what it needs."""
+
+    name: str
+    strike: Strike
+    own_node: bool = False
+    workers: int = 2
+    environment: Mapping[str, str] = field(default_factory=dict)
+    heartbeat: int | None = None
+    user: str | None = None  # the workers' own, who may lose permissions
+    behind_tls: bool = False  # whether workers reach Marketing Cloud by TLS, under a host name
+    around: Callable[[World], AbstractAsyncContextManager[None]] | None = None  # from before the first start
+    slow: bool = False  # a strike takes so long that the campaign strikes less often
+
+
+async def endure(world: World, fault: Fault, requests: int, strikes: int, rate: float | None = None) -> None:
+    """Publish so many requests in as many parts as there are strikes, strike at a random moment of each
+    part, and wait until everything is answered."""
+    sizes = [requests // strikes] * (strikes - 1)
+    sizes.append(requests - sum(sizes))
+    for size in sizes:
+        load = asyncio.create_task(world.load.publish(world.plan(size, max(20, requests // 50)), rate))
+        try:
+            moment = len(world.load.answered) + world.rng.randrange(1, max(2, size * 6 // 10))
+            await wait_for(
+                lambda moment=moment, load=load: len(world.load.answered) >= moment or load.done(),
+                f"{moment} replies",
+                300,
+            )
+            world.struck()
+            began = await fault.strike(world)
+            await world.recovered(time.time() if began is None else began)
+            await load
+        finally:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+    await world.drained()
 
 
 def _letter(message: aio_pika.abc.AbstractIncomingMessage) -> DeadLetter:

@@ -154,12 +154,6 @@ async def test_each_of_several_addresses_is_named(make_settings: Make, clean_bro
     assert "may do what an operator does" in checked.line("permissions")
 
 
-async def test_an_http_port(rig: Rig, make_settings: Make) -> None:
-    http = rig.sandbox.url.replace("http://", "amqp://guest:guest@")
-    line = (await check(operator(make_settings, amqp_url=http))).failure("broker")
-    assert "an HTTP server answers there" in line
-
-
 # The workers
 
 

@@ -78,20 +78,20 @@ async def told(console: Console, state: str) -> float:
     return time.monotonic() - began
 
 
-async def paused(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+async def paused(rig: Rig, requester: Requester) -> None:
     await publish_order(rig.settings(), Order.now("pause", "rotating", by="ann@host"))
 
 
-async def outage(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+async def outage(rig: Rig, requester: Requester) -> None:
     rig.sandbox.faults.add(Status(path="registration", status=503))
     await requester.publish(messenger())
 
 
-async def dead_letters(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+async def dead_letters(rig: Rig, requester: Requester) -> None:
     await requester.ask(b"{}")
 
 
-async def full_replies(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+async def full_replies(rig: Rig, requester: Requester) -> None:
     name = f"{requester.prefix}.replies"
     await requester.channel.queue_delete(name)
     limits = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
@@ -101,7 +101,7 @@ async def full_replies(rig: Rig, requester: Requester, stack: contextlib.AsyncEx
         await asyncio.sleep(0.02)
 
 
-async def foreign_consumer(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+async def foreign_consumer(rig: Rig, requester: Requester) -> None:
     await requester.publish(messenger())
 
 
@@ -109,11 +109,11 @@ async def keep(message: aio_pika.abc.AbstractIncomingMessage) -> None:
     """Hold it, as a consumer that hangs."""
 
 
-async def nothing(rig: Rig, requester: Requester, stack: contextlib.AsyncExitStack) -> None:
+async def nothing(rig: Rig, requester: Requester) -> None:
     await requester.ask(messenger())
 
 
-Fault = Callable[[Rig, Requester, contextlib.AsyncExitStack], Awaitable[None]]
+Fault = Callable[[Rig, Requester], Awaitable[None]]
 CASES: list[tuple[str, Fault, dict[str, Any], int, str, str, str]] = [
     # state, fault, settings, exit code of check, on the screens, in /readyz, in the log
     ("paused", paused, {}, 1, "by ann@host", "PAUSED by ann@host", "paused by order"),
@@ -151,7 +151,7 @@ async def test_every_screen_names_the_state(
             await requester.publish(messenger("held by the other one"))
         worker = await stack.enter_async_context(Worker(rig, **given).running())
         console = await stack.enter_async_context(Console(worker.settings))
-        fault_ends = asyncio.create_task(fault(rig, requester, stack))
+        fault_ends = asyncio.create_task(fault(rig, requester))
         stack.callback(fault_ends.cancel)
         seconds = await told(console, state)
         print(f"{state}: {seconds:.1f} s")

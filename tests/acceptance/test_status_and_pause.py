@@ -5,14 +5,12 @@ import json
 import re
 import signal
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import aio_pika
 import pytest
 
 from tests.commands import begin, ott_worker
-from tests.rig import Requester, Rig, declare, messenger, until, worker_status
+from tests.rig import Requester, Rig, declare, messenger, until
 from worker.broker.status import read_workers
 from worker.contract.status import WorkerStatus
 from worker.errors import WorkerError
@@ -86,21 +84,6 @@ async def test_a_pause_is_obeyed_told_and_ended(rig: Rig, requester: Requester) 
     assert (await requester.reply(sent))["status"] == "registered"
 
 
-async def test_a_killed_worker_is_told_and_not_counted(rig: Rig) -> None:
-    requester = await rig.start()
-    last_word = datetime.now(UTC) - timedelta(minutes=1)
-    for record in (
-        worker_status("killed:7:20261124T080000Z", at=last_word, state="active"),
-        worker_status("stopped:8:20261124T080000Z", at=last_word, state="draining"),
-    ):
-        message = aio_pika.Message(record.to_json())
-        await requester.channel.default_exchange.publish(message, f"{requester.prefix}.status")
-    said = await ott_worker(rig.settings(), "status")
-    assert "NO WORKER RUNS: 0 requests wait; killed:7 fell silent: killed, or cut off" in said.out
-    assert re.search(r"killed:7: last heard 1 min ago .* killed, or cut off", said.out)
-    assert "stopped" not in said.out
-
-
 async def test_watch_goes_on_until_it_is_interrupted(rig: Rig, requester: Requester) -> None:
     process = await begin(rig.settings(), "status", "--watch", "--json")
     assert process.stdout is not None
@@ -115,10 +98,3 @@ async def test_watch_goes_on_until_it_is_interrupted(rig: Rig, requester: Reques
 async def test_a_pause_wants_a_reason(rig: Rig, why: str) -> None:
     ended = await ott_worker(rig.settings(), "pause", "--why", why)
     assert (ended.code, ended.err) == (2, "ott-worker: --why must say why: others will read it\n")
-
-
-@pytest.mark.parametrize("words", [["pause", "--why", "x"], ["resume"]])
-async def test_an_order_that_nothing_takes_is_one_clear_line(rig: Rig, words: list[str]) -> None:
-    ended = await ott_worker(rig.settings(), *words)
-    assert (ended.code, ended.err.count("\n")) == (3, 1)
-    assert "Nothing takes orders" in ended.err

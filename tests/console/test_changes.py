@@ -113,17 +113,6 @@ async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Sta
     assert (await orders(console))[0]["count"] == 1
 
 
-async def test_a_canary_that_is_registered_is_followed_by_the_others(rig: Rig, start_console: Start) -> None:
-    requester = await rig.start()
-    for page in range(12):
-        await refused(rig, requester, str(page))
-    console = await start_console()
-    await listed(console, 12)
-    _, run = await post(console, "/runs", do="replay")
-    run = await done(console, run, canary="one")
-    assert (run["phase"], run["done"], run["outcomes"]) == ("done", 12, {"registered": 12})
-
-
 async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_console: Start) -> None:
     requester = await rig.start()
     for page in range(20):

@@ -133,7 +133,7 @@ BREAKS = [
         "worker/partitions/router.py",
         "await self._until_settled(await self._begin_epoch())",
         "await self._begin_epoch()",
-        "integration/test_partitions.py models",
+        "integration/test_partitions.py",
     ),
     Break(
         "a partition by chance",

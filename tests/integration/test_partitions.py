@@ -119,6 +119,24 @@ async def test_a_worker_without_partitions_works_through_those_that_are_there(ri
     assert plain.publisher._streams[log]._ledger.tag  # on its own channel; the reason stands at Publisher
 
 
+async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
+    settings = rig.settings(partitions=PARTITIONS, coalesce_after=0)
+    services = await several(rig, settings, 2)
+    requester = await rig.requester_for(settings)
+    rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
+    publishing = asyncio.create_task(publish(requester, range(20)))
+    services.append(await rig.start_worker(settings))
+    await until(lambda: len(requester.order) > 100, "replies")
+    await rig.stop_worker(services.pop(0))
+    services.append(await rig.start_worker(settings))
+    await until(lambda: len(requester.order) > 200, "replies")
+    await rig.stop_worker(services.pop(0))
+    await requester.all_registered(await publishing)
+    versions = told(rig)
+    assert all(repeats_no_more_than_it_must(versions[page]) for page in PAGES)
+    assert {versions[page][-1] for page in PAGES} == {19}
+
+
 async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is_pruned(rig: Rig) -> None:
     requester = await rig.requester_for(rig.settings(partitions=2))
     rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))

@@ -27,16 +27,12 @@ VIOLATIONS = {
 @pytest.mark.parametrize(
     "scenario",
     [
-        Scenario(),
         Scenario(homes=MOVED),
-        Scenario(requests=3, homes=MOVED, worker_takeovers=0),
         Scenario(homes=MOVED, worker_takeovers=0, refusals=1),
         Scenario(router_takeovers=0, renewals=1),
     ],
     ids=[
-        "take-overs of a router and a worker",
-        "the number of partitions changes",
-        "three requests",
+        "the number of partitions changes, a router and a worker",
         "a partition is full",
         "the epoch is renewed",
     ],

@@ -250,7 +250,7 @@ BODIES = (
 
 
 @given(BODIES, st.none() | st.text(max_size=30), st.none() | st.text(max_size=30))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_every_body_gets_an_answer_and_always_the_same(
     body: bytes, content_type: str | None, content_encoding: str | None
 ) -> None:
@@ -264,7 +264,7 @@ def test_every_body_gets_an_answer_and_always_the_same(
 
 
 @given(documents(), st.sampled_from(sorted(SECRET_FIELDS)), st.integers(0, 2**32))
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, number: int) -> None:
     canary = f"canary-{number}-canary"
     attributes = document["ottPlatformAttributes"]
@@ -291,7 +291,7 @@ SCHEMA = Draft202012Validator({"$ref": "#/$defs/Registration", "$defs": SCHEMAS[
 
 
 @given(documents())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_the_json_schema_and_the_validator_agree(document: dict[str, Any]) -> None:
     attributes = document["ottPlatformAttributes"]
     flags = attributes.values() if isinstance(attributes, dict) else ()

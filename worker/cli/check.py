@@ -219,8 +219,12 @@ async def _token(settings: Settings) -> Finding:
         return Finding("FAIL", "token", text)
     except SettingsError as error:
         return Finding("FAIL", "token", str(error), error.exit_code)
-    if trouble := _scope_trouble(token.scope):
-        return Finding("FAIL", "token", trouble)
+    if token.scope and NEEDED_SCOPE not in token.scope:
+        text = (
+            f"the token lacks the scope {NEEDED_SCOPE}: grant it to the package's component in Marketing "
+            "Cloud's Setup, Installed Packages (OTT, Channels, Write); it takes up to 5 minutes"
+        )
+        return Finding("FAIL", "token", text)
     return Finding("ok", "token", f"received; registrations go to {token.rest_url}")
 
 
@@ -248,13 +252,3 @@ async def _is_given_without_account(settings: Settings) -> bool:
     except TokenTrouble:
         return False
     return True
-
-
-def _scope_trouble(scope: frozenset[str] | None) -> str:
-    """What the token's scope lacks, empty where it suffices or is not told."""
-    if not scope or NEEDED_SCOPE in scope:
-        return ""
-    return (
-        f"the token lacks the scope {NEEDED_SCOPE}: grant it to the package's component in Marketing Cloud's "
-        "Setup, Installed Packages (OTT, Channels, Write); it takes up to 5 minutes"
-    )

@@ -103,7 +103,8 @@ class Changes:
         if run.wish.kind == "discard" and not is_counted:
             raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
         canary = form.get("canary") == "one"
-        run.begin(by=_by(request), why=why, canary=canary, rate=rate_of(form), ended=self._sources.expire)
+        task = run.begin(by=_by(request), why=why, canary=canary, rate=rate_of(form))
+        task.add_done_callback(lambda _: self._sources.expire())
         return self._shown(request, run)
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:

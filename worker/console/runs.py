@@ -1,7 +1,7 @@
 """The runs of this console: replays and discards, from their plans to the outcomes of their last letters."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Literal
 
 from worker.console.forms import Change
@@ -94,16 +94,16 @@ class ConsoleRun(Run):
 
     def begin_plan(self) -> "asyncio.Task[None]":
         """Begin to find out what it would do."""
-        self._task = asyncio.create_task(self._guarded(self._plan()))
-        return self._task
+        return self._begin(self._plan())
 
-    def begin(
-        self, *, by: str, why: str, canary: bool, rate: float | None, ended: Callable[[], None]
-    ) -> None:
-        """Begin to do it; `ended` is called at the end."""
+    def begin(self, *, by: str, why: str, canary: bool, rate: float | None) -> "asyncio.Task[None]":
+        """Begin to do it."""
         self.phase, self.by, self.why = "running", by, why
-        self._task = asyncio.create_task(self._guarded(self._perform(canary, rate)))
-        self._task.add_done_callback(lambda _: ended())
+        return self._begin(self._perform(canary, rate))
+
+    def _begin(self, work: Awaitable[None]) -> "asyncio.Task[None]":
+        self._task = asyncio.create_task(self._guarded(work))
+        return self._task
 
     async def close(self) -> None:
         """End it, and wait for that."""

@@ -155,8 +155,8 @@ def _carry_out(
     died_again = sum(run.statuses[status] for status in BAD)
     if died_again:
         say(f"{letters(died_again)} came back: {SEE_WHY}")
-    elif left := plan.total - run.done - len(run.gone):
-        say(f"{letters(left)} left: {SEE_WHY}")
+    elif (staying := plan.total - run.done - len(run.gone)) > 0:
+        say(f"{letters(staying)} in the queue: {SEE_WHY}")
     return 1 if plan.missing or run.left or run.gone or died_again else 0
 
 

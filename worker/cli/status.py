@@ -186,7 +186,7 @@ def print_screen(screen: Screen, width: int | None) -> None:
 def _workers(workers: Sequence[WorkerStatus], now: datetime, width: int | None) -> None:
     columns = [
         Column("WORKER", lambda each: each.place, least=16),
-        Column("STATE", lambda each: "paused" if each.paused and each.state != "draining" else each.state),
+        Column("STATE", lambda each: each.condition),
         Column("GATE", lambda each: _gate(each.gate, now)),
         Column("PARTITIONS", lambda each: _ranges(each.partitions)),
         Column("IN FLIGHT", lambda each: f"{each.in_flight:,}"),

@@ -106,6 +106,13 @@ class WorkerStatus(_Model):
         """host:pid"""
         return self.worker.rpartition(":")[0]
 
+    @property
+    def condition(self) -> str:
+        """Its state, in which a pause or a blocked queue goes first."""
+        if self.state == "draining":
+            return self.state
+        return "paused" if self.paused else "blocked" if self.blocked else self.state
+
     def is_silent(self, now: datetime) -> bool:
         """Whether the worker should have said something since: it has ended, or is cut off."""
         return now - self.at > SILENT_AFTER

@@ -47,20 +47,14 @@ class Run(EventListener):
     by the ids of letters, and `missing` counts replays whose outcome is not known. `gone` and `changed` are
     ids of letters that were not there as they were planned."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        wish: Wish,
-        say: Callable[[str], None],
-        progressed: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, settings: Settings, wish: Wish, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._say = say
         self._stop = asyncio.Event()
         self.number = secrets.token_hex(4)
         self.wish = wish
         self.planned: Plan | None = None
-        self.progressed = progressed
+        self.progressed: Callable[[], None] = lambda: None
         self.stage = ""
         self.done = self.missing = 0
         self.outcomes: dict[str, Record] = {}

@@ -33,7 +33,7 @@ from worker.contract.words import (
     USER_HEADER,
 )
 from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter, operators_headers
-from worker.dead_letters.patch import Unfit
+from worker.dead_letters.patch import Patched, Unfit
 from worker.dead_letters.plan import Wish, prepare
 from worker.dead_letters.queue import DeadLetterQueue, Letters
 from worker.events import EventListener
@@ -110,7 +110,8 @@ class Sweep:
 
 
 class ReplaySweep(Sweep):
-    """Publishes each again, then removes it. `sent` is called in between."""
+    """Publishes each again, then removes it. `sent` is called in between, with the id of the resource that
+    the replay names."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class ReplaySweep(Sweep):
         wish: Wish,
         rate: float | None,
         events: EventListener,
-        sent: Callable[[Letter], None],
+        sent: Callable[[Letter, str | None], None],
     ) -> None:
         super().__init__(queue, wanted, stop, removed)
         self._settings = settings
@@ -143,8 +144,9 @@ class ReplaySweep(Sweep):
             await self._publisher.stop()
 
     async def _handle(self, browser: QueueBrowser, letter: Letter) -> None:
-        message = self._message(letter)
-        if message is None:
+        try:
+            prepared = prepare(letter, self._settings, self._wish)
+        except Unfit:
             return
         if self._limiter is not None:
             await self._settle(browser)
@@ -155,10 +157,10 @@ class ReplaySweep(Sweep):
             await self._wait(browser)
         if self._stop.is_set():
             return
-        self._open[self._publisher.send(message)] = letter
+        self._open[self._publisher.send(self._message(letter, prepared))] = letter
         if letter.resource is not None:
             self._resources.add(letter.resource)
-        self._sent(letter)
+        self._sent(letter, prepared.resource_id if prepared else letter.resource_id)
 
     async def _drain(self, browser: QueueBrowser) -> None:
         """Wait until all are confirmed and removed; once stopped, for a short while only."""
@@ -190,12 +192,7 @@ class ReplaySweep(Sweep):
         for task in tasks:
             task.cancel()
 
-    def _message(self, letter: Letter) -> Message | None:
-        """The replay of a letter, None where it cannot be replayed."""
-        try:
-            prepared = prepare(letter, self._settings, self._wish)
-        except Unfit:
-            return None
+    def _message(self, letter: Letter, prepared: Patched | None) -> Message:
         properties = replayed(letter, force=self._wish.force)
         if prepared is None:
             return Message(self._entry, REPLAY_KEY, properties, letter.delivery.body)

@@ -9,15 +9,14 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 from worker.broker.journal import follow, open_journal
 from worker.broker.requester import look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status import publish_order, read_workers, whoami
-from worker.contract.settlement import Resource, recorded_id
+from worker.contract.settlement import recorded_id
 from worker.contract.status import Order, OrderKind
 from worker.contract.timestamps import text_of
 from worker.dead_letters.facts import few
@@ -170,17 +169,12 @@ class Run(EventListener):
                 wish=self.wish,
                 rate=rate,
                 events=self,
-                sent=partial(self._sent, {letter.key: letter.resource for letter in letters}),
+                sent=self._follower.expect if self._follower is not None else lambda *_: None,
             )
         await sweep.run()
         if not self.is_stopping:
             self.changed |= sweep.changed
             self.gone |= {key for key, _ in sweep.wanted.elements()} - sweep.changed
-
-    def _sent(self, resources: Mapping[str, Resource | None], letter: Letter) -> None:
-        if self._follower is not None:
-            resource = resources[letter.key]
-            self._follower.expect(letter.key, letter.id, letter.received_after, resource and resource.id)
 
     def _removed(self, letter: Letter) -> None:
         self.done += 1
@@ -258,10 +252,11 @@ class OutcomeFollower:
         """Replays whose outcome is not known yet."""
         return sum(map(len, self._expected.values()))
 
-    def expect(self, key: str, request_id: str, received_at: int, resource_id: str | None) -> None:
-        """Expect the replay of the letter `key`, by what its record will tell."""
-        name = recorded_id(request_id).encode(errors="replace").decode()
-        expected = _Expected(key, text_of(received_at), resource_id and recorded_id(resource_id))
+    def expect(self, letter: Letter, resource_id: str | None) -> None:
+        """Expect the replay of a letter, by what its record will tell."""
+        name = recorded_id(letter.id).encode(errors="replace").decode()
+        received_at = text_of(letter.received_after)
+        expected = _Expected(letter.key, received_at, resource_id and recorded_id(resource_id))
         self._expected.setdefault(name, []).append(expected)
 
     async def wait(self, stop: asyncio.Event, say: Callable[[str], None]) -> bool:

@@ -126,9 +126,10 @@ async def limits(url: str, seconds: float) -> None:
         name = f"takes {rate}/s, else {status}" + (f", Retry-After {hint}" if hint else "")
         print(name.ljust(34), f"{on[0]:9.1f} ({on[1]:.2f}) = {on[0] / rate:.0%}", flush=True)
 
-    for rates in ((5, 40), (200,)):
-        kinds = itertools.product(rates, (429, 503), (0, 1))
-        await asyncio.gather(*(row(*kind) for kind in kinds))
+    for rate in (5, 40):
+        await asyncio.gather(*(row(rate, status, hint) for status in (429, 503) for hint in (0, 1)))
+    for status, hint in itertools.product((429, 503), (0, 1)):
+        await row(200, status, hint)
 
 
 def picture(curve: list[tuple[float, float, float]]) -> str:

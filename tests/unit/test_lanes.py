@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.pipeline import suspects
+from worker.pipeline import lanes
 from worker.pipeline.lanes import Lanes
 
 
@@ -121,7 +121,7 @@ async def test_a_journey_that_takes_long_holds_others_up_only_for_a_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither when others ended before its moment was over, nor when it began before the first suspect."""
-    monkeypatch.setattr(suspects, "ALONE_FOR", 0.02)
+    monkeypatch.setattr(lanes, "ALONE_FOR", 0.02)
     for _ in range(10):
         road = Road()
         road.put("long", 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worker.backoff import Backoff
 from worker.marketing_cloud.answer import Answer, read_answer
 from worker.marketing_cloud.response import Response
-from worker.pipeline.policy import Verdict, exhausted, judge, outcome, retry_wait, why
+from worker.pipeline.policy import Verdict, judge, outcome, retry_wait, why
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -47,7 +47,7 @@ def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000() -
         20002,
         "https://docs",
     )
-    plain = exhausted(read_answer(Response(503, {}, b"<html>"), NOW))
+    plain = outcome(Verdict.OUTAGE, read_answer(Response(503, {}, b"<html>"), NOW))
     assert (plain.reason, plain.message, plain.errorcode) == (
         "exhausted",
         "Marketing Cloud answered 503.",

@@ -19,7 +19,7 @@ MOST_PARTITIONS = 64
 CHECK_INTERVAL = 5.0  # seconds
 
 # A request counts one delivery for each lost connection and each return to the queue. The limit stops a
-# message that crashes the worker. Its neighbours are settled meanwhile (pipeline/suspects.py), so the limit
+# message that crashes the worker. Its neighbours are settled meanwhile (pipeline/lanes.py), so the limit
 # can be far above the number of returns in an outage of days.
 DELIVERY_LIMIT = 1000
 # Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean

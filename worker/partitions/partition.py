@@ -62,13 +62,13 @@ class PartitionJourneys(Journeys):
     async def _look(self) -> None:
         await self._log.catch_up()
         self._epoch = max(self._epoch or 0, self._log.barrier(self._partition).epoch)
-        self._replay_guard.subscription_began()
+        self._tools.replay_guard.subscription_began()
         held, self._held = self._held or [], None
         for delivery in held:
             self._admit(delivery)
 
     def _admit(self, delivery: Delivery) -> None:
-        if delivery.routing_key != Topology(self._settings.prefix).partition(self._partition):
+        if delivery.routing_key != Topology(self._tools.settings.prefix).partition(self._partition):
             # A publisher's CC or BCC header put it here, not the router: its headers are no marks.
             forged = operator_headers(delivery.properties)
             delivery.properties = delivery.properties.changed(without=forged)
@@ -83,9 +83,9 @@ class PartitionJourneys(Journeys):
             self._subscription.ack(delivery)
         else:
             arrived_at = arrival_of(properties)
-            moment = self._clock.stamp() if arrived_at is None else arrived_at
-            self._clock.raise_floor(moment)
-            super().accept(as_it_came(delivery, self._settings.prefix), ArrivalClock(lambda: moment))
+            moment = self._tools.clock.stamp() if arrived_at is None else arrived_at
+            self._tools.clock.raise_floor(moment)
+            super().accept(as_it_came(delivery, self._tools.settings.prefix), ArrivalClock(lambda: moment))
 
     async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
         while self._subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
@@ -93,7 +93,7 @@ class PartitionJourneys(Journeys):
         # A barrier older than the newest one is recorded too, so that its router learns that it has lost its
         # role.
         newest = max(epoch, self._log.barrier(self._partition).epoch)
-        await self._log.settled(self._partition, Barrier(newest, self._clock.latest))
+        await self._log.settled(self._partition, Barrier(newest, self._tools.clock.latest))
         self._subscription.ack(delivery)
 
     def _run(self, work: Coroutine[None, None, None]) -> None:

@@ -57,8 +57,8 @@ class Router(Journeys):
         self._channels: list[LoneChannel] = []
         self._routes = asyncio.Event()  # not before all earlier epochs are over
         self._renewals: set[asyncio.Task[None]] = set()
-        self._names = Topology(self._settings.prefix)
-        numbers, prefetch = range(1, partitions + 1), self._settings.prefetch
+        self._names = Topology(self._tools.settings.prefix)
+        numbers, prefetch = range(1, partitions + 1), self._tools.settings.prefetch
         self._capacity = {number: PartitionCapacity(prefetch) for number in numbers}
 
     async def take_over(self) -> None:
@@ -106,7 +106,7 @@ class Router(Journeys):
         log, epoch = self._log, self._epoch
         await log.until(lambda: all(log.barrier(partition).epoch >= epoch for partition in partitions))
         for partition in partitions:
-            self._clock.raise_floor(log.barrier(partition).newest_arrival)
+            self._tools.clock.raise_floor(log.barrier(partition).newest_arrival)
         if any(log.barrier(partition).epoch > epoch for partition in partitions):
             raise WorkerError("another worker is the router")
 
@@ -170,7 +170,7 @@ class Router(Journeys):
         one, and that one behind it again."""
         queue, entry = self._names.partition(partition), self._names.entry
         # A replay's `received_at` is not the time of its arrival.
-        arrived_at = {each: self._clock.stamp() if each.is_replay else each.received_at for each in run}
+        arrived_at = {each: self._tools.clock.stamp() if each.is_replay else each.received_at for each in run}
         reduced: set[Request] = set()
         first, at = run[0], 0
         while at < len(run):

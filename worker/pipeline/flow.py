@@ -31,6 +31,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from enum import Enum
 
 from worker.events import EventListener
@@ -70,15 +71,13 @@ class FlowState(Enum):
     UNKNOWN = "unknown"
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """A call that may go, from `Flow.begin` until it is told how it ended."""
 
-    __slots__ = ("began", "is_probe", "level")
-
-    def __init__(self, began: float, level: float, *, is_probe: bool) -> None:
-        self.began = began
-        self.level = level
-        self.is_probe = is_probe
+    began: float
+    level: float
+    is_probe: bool
 
 
 class Flow:
@@ -146,7 +145,7 @@ class Flow:
             self._closed_at = now
             self.state = FlowState.CLOSED
             self._events.gate_closed(self.why)
-        call = Call(now, self._level, is_probe=self.state is FlowState.CLOSED)
+        call = Call(now, self._level, self.state is FlowState.CLOSED)
         self._under_way.add(call)
         if self._pace is not None and self._pace.is_forgotten(now):
             self._end_pace()

@@ -76,7 +76,7 @@ class Forwarder:
                 if request.attempts >= allowed or remaining <= 0:
                     if result.verdict is not Verdict.OUTAGE or self._flow.answered > answered:
                         self._failing.add(request, is_account=result.is_account)
-                        return policy.exhausted(result.answer)
+                        return policy.outcome(result.verdict, result.answer)
                     # No other call was answered: this may be an outage, and the attempt does not count.
                     request.attempts, remaining = request.attempts - 1, policy.LONGEST_BACKOFF
                 wait = policy.retry_wait(failures, settings.retry_base, result.answer.retry_after, remaining)

@@ -31,7 +31,7 @@ from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
 # A request that crashes the worker returns all deliveries in flight with it, again and again, until innocent
-# ones reach the delivery limit too. One that came back this often is a suspect (suspects.py).
+# ones reach the delivery limit too. One that came back this often is a suspect (lanes.py).
 SUSPECT_AFTER = 3
 
 Identity = tuple[str, int]
@@ -57,17 +57,10 @@ class Journeys:
 
     def __init__(self, subscription: Subscription, tools: Tools) -> None:
         self._subscription = subscription
-        self._settings = tools.settings
-        self._parser = tools.parser
-        self._forwarder = tools.forwarder
-        self._settler = tools.settler
-        self._replay_guard = tools.replay_guard
-        self._clock = tools.clock
+        self._tools = tools
         self._events = tools.events
-        tracing = tools.tracing
-        self._lanes: Lanes[Request] = Lanes(
-            self._process if tracing is None else partial(tracing.process, self._process), self._pick
-        )
+        process = partial(tools.tracing.process, self._process) if tools.tracing else self._process
+        self._lanes: Lanes[Request] = Lanes(process, self._pick)
         self.failed = asyncio.Event()
         self.over = ""  # why the subscription must end, though nothing failed
         # For requests that come again because this worker, in good health, gave them back:
@@ -80,7 +73,7 @@ class Journeys:
     def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
         """Take in a delivery that has arrived: parse it, and let it wait for its turn. `arrival` tells when,
         if that is not now."""
-        request = self._parser.parse(delivery, arrival or self._clock)
+        request = self._tools.parser.parse(delivery, arrival or self._tools.clock)
         if self.overtaken and self._must_let_pass(request):
             self._subscription.requeue(delivery)
             return
@@ -119,7 +112,7 @@ class Journeys:
     def attempts(self) -> Attempts:
         """The attempts made so far, as `carried_attempts` of the next subscription. None during a pause:
         they failed because of the outage, which must not cost the requests anything."""
-        if self._forwarder.is_pausing:
+        if self._tools.forwarder.is_pausing:
             return {}
         return {identity(request): request.attempts for request in self._lanes.items if request.attempts}
 
@@ -133,19 +126,19 @@ class Journeys:
     async def cancel(self) -> None:
         """End all of them at once, calls on the wire included."""
         await self._lanes.cancel()
-        self._forwarder.leave()
+        self._tools.forwarder.leave()
 
     async def _process(self, request: Request) -> None:
         try:
             outcome = await self._decide(request)
             request.phase = "settling"
-            settlement = await self._settler.settle(request, outcome)
+            settlement = await self._tools.settler.settle(request, outcome)
             if request.older and outcome.status == "registered":
                 # All that it supersedes is acknowledged before it: a crash in between repeats them together.
                 await asyncio.gather(*(self._supersede(older, request.id) for older in request.older))
                 self._lanes.drop(request.resource, request.older)
             self._finish(request.delivery)
-            self._replay_guard.settled(settlement)
+            self._tools.replay_guard.settled(settlement)
         except Exception as error:
             # This is a defect of the worker. The intake gives everything back. Until then nothing may
             # overtake this request, so its lane waits here.
@@ -156,16 +149,16 @@ class Journeys:
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
 
     async def _supersede(self, request: Request, newer: str) -> None:
-        settlement = await self._settler.settle(request, superseded(newer))
+        settlement = await self._tools.settler.settle(request, superseded(newer))
         self._finish(request.delivery)
-        self._replay_guard.settled(settlement)
+        self._tools.replay_guard.settled(settlement)
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
 
     def _pick(self, waiting: Sequence[Request]) -> Request:
         """Which request of a resource goes next: where many wait, the newest, and the older ones need no call
         if it is registered (contract §2)."""
         first = waiting[0]
-        most = self._settings.coalesce_after
+        most = self._tools.settings.coalesce_after
         if not most or len(waiting) <= most or any(is_forced(request) for request in waiting):
             first.older = ()
             return first
@@ -185,10 +178,10 @@ class Journeys:
         if isinstance(request.parsed, Rejection):
             return _rejected(request.parsed)
         if request.is_replay or request.as_of is not None:
-            outcome = await self._replay_guard.judge(request)
+            outcome = await self._tools.replay_guard.judge(request)
             if outcome is not None:
                 return outcome
-        return await self._forwarder.forward(request, self._subscription.ensure_lease)
+        return await self._tools.forwarder.forward(request, self._subscription.ensure_lease)
 
 
 def identity(request: Request) -> Identity:

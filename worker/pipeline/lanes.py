@@ -2,15 +2,19 @@
 (contract §2). `pick` decides which of a lane goes next: the first, if it is not given."""
 
 import asyncio
+import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
-
-from worker.pipeline.suspects import Suspects
 
 Item = TypeVar("Item", bound=Hashable)
 
+Task = asyncio.Task[None]
+
 POLL_INTERVAL = 0.05  # seconds, while draining
+# A request that crashes the worker does so at once. One that takes longer, because it waits for the gate or
+# its next attempt, must not hold up all others.
+ALONE_FOR = 1.0  # seconds
 
 
 class Lanes(Generic[Item]):
@@ -24,8 +28,8 @@ class Lanes(Generic[Item]):
         self._process = process
         self._pick = pick
         self._waiting: dict[Hashable, deque[Item]] = {}
-        self._under_way: dict[asyncio.Task[None], list[Item]] = {}  # the one that each is at
-        self._suspects = Suspects(self._start)
+        self._under_way: dict[Task, list[Item]] = {}  # the one that each is at
+        self._suspects = _Suspects(self._start)
         self._stopped = False
 
     def __len__(self) -> int:
@@ -39,7 +43,7 @@ class Lanes(Generic[Item]):
 
     def put(self, lane: Hashable | None, item: Item, *, suspect: bool = False) -> None:
         """Add an item to the end of its lane; without a lane it waits for nobody. A `suspect` may have
-        crashed the worker before (suspects.py)."""
+        crashed the worker before."""
         if self._stopped:
             return
         key = object() if lane is None else lane
@@ -83,7 +87,7 @@ class Lanes(Generic[Item]):
         """Cancel all at once."""
         await self.drain(lambda _: False, 0)
 
-    def _start(self, key: Hashable) -> "asyncio.Task[None]":
+    def _start(self, key: Hashable) -> Task:
         at = [self._waiting[key][0]]
         task = asyncio.create_task(self._run(key, at))
         self._under_way[task] = at
@@ -106,6 +110,68 @@ class Lanes(Generic[Item]):
         elif not self._stopped:
             self._suspects.hold(key)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: Task) -> None:
         del self._under_way[task]
         self._suspects.ended(task)
+
+
+class _Suspects:
+    """Requests that may have crashed the worker before, and when lanes start while there are any.
+
+    A request that crashes the worker returns all deliveries in flight with it. So requests then start one
+    after the other, in random order: the others are settled in one run or the next, until the request that
+    crashes the worker is alone. `start(lane)` starts one."""
+
+    def __init__(self, start: Callable[[Hashable], Task]) -> None:
+        self._start = start
+        self._suspects: set[Hashable] = set()
+        self._held: list[Hashable] = []  # lanes that wait for their start
+        self._watched: set[Task] = set()  # may still crash the worker; the next start waits for them
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self._suspects)
+
+    def add(self, item: Hashable, under_way: Iterable[Task]) -> None:
+        """Suspect an item, which arrives while those tasks are under way."""
+        if not self._suspects:
+            self._wait_for(under_way)
+        self._suspects.add(item)
+
+    def clear(self, item: Hashable) -> None:
+        """The item is settled: it did not crash the worker."""
+        self._suspects.discard(item)
+
+    def hold(self, lane: Hashable) -> None:
+        """Start the lane when its turn comes."""
+        self._held.append(lane)
+        asyncio.get_running_loop().call_soon(self._release)
+
+    def ended(self, task: Task) -> None:
+        """A lane's task has ended."""
+        self._watched.discard(task)
+        if self._held:
+            self._release()
+
+    def stop(self) -> None:
+        """Start no more lanes."""
+        self._held.clear()
+
+    def _release(self) -> None:
+        if not self._suspects:
+            held, self._held = self._held, []
+            for lane in held:
+                self._start(lane)
+        elif self._held and not self._watched:
+            chosen = random.randrange(len(self._held))  # noqa: S311
+            self._wait_for([self._start(self._held.pop(chosen))])
+
+    def _wait_for(self, tasks: Iterable[Task]) -> None:
+        """Start no lane until these have ended, or have had the time to crash the worker."""
+        waited_for = tuple(tasks)
+        self._watched.update(waited_for)
+        asyncio.get_running_loop().call_later(ALONE_FOR, self._proven, waited_for)
+
+    def _proven(self, tasks: tuple[Task, ...]) -> None:
+        self._watched.difference_update(tasks)
+        self._release()

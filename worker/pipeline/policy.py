@@ -33,7 +33,7 @@ class Verdict(Enum):
 
     @property
     def is_final(self) -> bool:
-        return self in _FINAL
+        return self in _OUTCOMES
 
 
 _CAUSES = {
@@ -44,7 +44,6 @@ _CAUSES = {
     503: Cause.NOT_AVAILABLE,
     504: Cause.GATEWAY_TIMEOUT,
 }
-_FINAL = frozenset({Verdict.REGISTERED, Verdict.REJECTED, Verdict.FORBIDDEN, Verdict.FAILED, Verdict.CROWDED})
 _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
     Verdict.REGISTERED: ("registered", None),
     Verdict.REJECTED: ("rejected", "rejected"),
@@ -103,17 +102,8 @@ def lacks_scope(answer: Answer) -> bool:
 
 
 def outcome(verdict: Verdict, answer: Answer) -> Outcome:
-    """The outcome of a final verdict."""
-    status, reason = _OUTCOMES[verdict]
-    return _outcome(status, reason, answer)
-
-
-def exhausted(answer: Answer) -> Outcome:
-    """The outcome where attempts or budget are spent; `answer` is the last one."""
-    return _outcome("failed", "exhausted", answer)
-
-
-def _outcome(status: Status, reason: Reason | None, answer: Answer) -> Outcome:
+    """The outcome of a request whose last answer this is; attempts or budget are spent if it is not final."""
+    status, reason = _OUTCOMES.get(verdict, ("failed", "exhausted"))
     return Outcome(
         status=status,
         reason=reason,

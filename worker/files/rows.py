@@ -140,8 +140,8 @@ class Row:
 @dataclass(frozen=True)
 class Reading:
     """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
-    out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the
-    epoch), 0 for rows that do not tell, None for the time of the file itself."""
+    out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the epoch), 0 for rows
+    that do not tell, None for the time of the file itself."""
 
     paths: tuple[str, ...]
     platform: str | None = None
@@ -250,12 +250,11 @@ class Reading:
         )
 
     def _json_row(self, line: int, body: bytes, source: Source, number: int, before: int) -> Row:
-        read = before + source.read
+        row = Row(number, before + source.read, source.name, line, raw=body, true_at=self._true_at(source))
         try:
             document = parse_object(body)
         except MalformedBody as error:
-            fault = str(error).replace("The body", "The row")
-            return Row(number, read, source.name, line, raw=body, fault=fault)
+            return replace(row, fault=str(error).replace("The body", "The row"))
         returned_as = None
         if document.keys() >= {"error", "line"}:
             returned_as = document.get("row")
@@ -263,16 +262,8 @@ class Reading:
         if self.platform and document.get(PLATFORM_NAME) in (None, ""):
             others = {k: v for k, v in document.items() if k != PLATFORM_NAME}
             body, document = b"", {PLATFORM_NAME: self.platform, **others}
-        row = Row(
-            number,
-            read,
-            source.name,
-            line,
-            document,
-            body,
-            returned_as=returned_as if type(returned_as) is int else None,
-            true_at=self._true_at(source),
-        )
+        returned_as = returned_as if type(returned_as) is int else None
+        row = replace(row, document=document, raw=body, returned_as=returned_as)
         return replace(row, problems=tuple(spreadsheet_marks(row.attributes)))
 
     def _true_at(self, source: Source, workbook: Workbook | None = None) -> int | None:

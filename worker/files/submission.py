@@ -1,6 +1,6 @@
 """A bulk job, on one page.
 
-a row is read, in a thread                      rows.py (read_ahead)
+a row is read, in a thread                      rows.py
 → left out, if an earlier run has settled it    job_database.py
 → kept back, if it is damaged or invalid        job_database.py, check.py
 → published, when there is room                 outstanding.py, broker/requester.py

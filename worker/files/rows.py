@@ -110,17 +110,15 @@ class Row:
         attributes = self.document.get(ATTRIBUTES) if self.document else None
         return attributes if isinstance(attributes, dict) else {}
 
-    @cached_property
+    @property
     def platform(self) -> str | None:
         """The platform that the row is for, None if it names none or an unknown one."""
-        name = self.document.get(PLATFORM_NAME) if self.document else None
-        return name if isinstance(name, str) and name in PLATFORMS else None
+        return self.parsed.platform if self.parsed else None
 
-    @cached_property
+    @property
     def resource_id(self) -> str | None:
         """The page or channel that the row is for."""
-        resource_id = self.attributes.get(PLATFORMS[self.platform].id_field) if self.platform else None
-        return resource_id if isinstance(resource_id, str) and resource_id else None
+        return self.parsed.resource_id if self.parsed else None
 
     @property
     def secrets(self) -> list[str]:

@@ -129,11 +129,11 @@ class KeptChannel(ConfirmChannel):
     def _poisonous(self, publish: Publish) -> None:
         """RabbitMQ does not take this message, whatever else is published."""
         message = publish.message
-        self.events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
         if message.external:
             self._ledger.settled(publish)
             fail(publish, PublishRefused("the broker does not take this message"))
         else:
+            self.events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
             reduced = message.reduced or message.properties.reduced()
             publish.message = replace(message, properties=reduced, reduced=reduced)
             # Apart again: nothing shows yet that RabbitMQ takes this one.

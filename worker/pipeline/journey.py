@@ -132,13 +132,7 @@ class Journeys:
         try:
             outcome = await self._decide(request)
             request.phase = "settling"
-            settlement = await self._tools.settler.settle(request, outcome)
-            if request.older and outcome.status == "registered":
-                # All that it supersedes is acknowledged before it: a crash in between repeats them together.
-                await asyncio.gather(*(self._supersede(older, request.id) for older in request.older))
-                self._lanes.drop(request.resource, request.older)
-            self._finish(request.delivery)
-            self._tools.replay_guard.settled(settlement)
+            await self._settle(request, outcome)
         except Exception as error:
             # This is a defect of the worker. The intake gives everything back. Until then nothing may
             # overtake this request, so its lane waits here.
@@ -146,10 +140,14 @@ class Journeys:
             self.failed.set()
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
-        self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
 
-    async def _supersede(self, request: Request, newer: str) -> None:
-        settlement = await self._tools.settler.settle(request, superseded(newer))
+    async def _settle(self, request: Request, outcome: Outcome) -> None:
+        settlement = await self._tools.settler.settle(request, outcome)
+        if request.older and outcome.status == "registered":
+            # All that it supersedes is acknowledged before it: a crash in between repeats them together.
+            newer = superseded(request.id)
+            await asyncio.gather(*(self._settle(older, newer) for older in request.older))
+            self._lanes.drop(request.resource, request.older)
         self._finish(request.delivery)
         self._tools.replay_guard.settled(settlement)
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)

@@ -38,7 +38,6 @@ class Service:
         settings.require_marketing_cloud()
         names = Topology(settings.prefix)
         self.settings = settings
-        self.started_at = time.monotonic()
         # Without partitions of its own it may still work through those that are there.
         streams = (names.journal, names.partition_log)
         self.publisher = Publisher(settings, events, streams)

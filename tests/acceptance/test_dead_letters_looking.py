@@ -54,7 +54,7 @@ async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requeste
 
 
 async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) -> None:
-    ids = await bury(requester, 2500)
+    ids = await bury(requester, 1200)
     for _ in range(2):
         listed = await dead_letters(rig, "list", "--json")
         assert [d["id"] for d in listed.documents] == ids
@@ -62,16 +62,16 @@ async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) 
     assert [d["id"] for d in shown.documents] == [ids[7]]
     left = await requester.take_all("dead")
     assert [m.message_id for m in left] == ids
-    assert [m.body for m in left] == [messenger(f"page-{i % 50}", f"version {i}") for i in range(2500)]
+    assert [m.body for m in left] == [messenger(f"page-{i % 50}", f"version {i}") for i in range(1200)]
 
 
 async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Requester) -> None:
-    ids = await bury(requester, 2500)
+    ids = await bury(requester, 1200)
     killed_in_the_middle = 0
-    for _ in range(4):
+    for _ in range(3):
         process = await begin(rig.settings(), "dead-letters", "list", "--json")
-        await until(lambda p=process: _is_looking(requester, 2500) or p.returncode is not None, "a look")
-        if await requester.depth("dead") < 2500:
+        await until(lambda p=process: _is_looking(requester, 1200) or p.returncode is not None, "a look")
+        if await requester.depth("dead") < 1200:
             killed_in_the_middle += 1
         process.send_signal(signal.SIGKILL)
         await process.communicate()

@@ -100,7 +100,7 @@ async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twic
 
 
 async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, requester: Requester) -> None:
-    ids = await bury(requester, 2500, reasons=("exhausted", "forbidden", "invalid"))
+    ids = await bury(requester, 1200, reasons=("exhausted", "forbidden", "invalid"))
     forbidden = ids[1::3]
     ended = await dead_letters(rig, "replay", "--reason", "forbidden", "--force", "--json")
     assert ended.documents == [{"replayed": len(forbidden), "left": 0, "unfit": 0}]
@@ -108,7 +108,7 @@ async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, reques
     assert [m.message_id for m in replayed] == forbidden
     left = await requester.take_all("dead")
     assert [m.message_id for m in left] == [i for i in ids if i not in set(forbidden)]
-    await bury(requester, 2500, reasons=("exhausted", "forbidden", "invalid"))
+    await bury(requester, 1200, reasons=("exhausted", "forbidden", "invalid"))
     fresh = [m for m in await requester.take_all("dead") if m.headers["x-ott-reason"] != "forbidden"]
     assert unchanged(left) == unchanged(fresh)
 

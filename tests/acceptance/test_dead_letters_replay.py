@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -432,7 +433,7 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> N
     command = ("dead-letters", "replay", "--reason=forbidden", "--reason=exhausted")
     for _ in range(2):
         replies = len(requester.order)
-        process = await begin(rig.settings(), *command, "--rate=40")
+        process = await begin(rig.settings(), *command, "--rate=8")
         await until(lambda n=replies: len(requester.order) > n, "the first replay's reply")
         process.send_signal(signal.SIGKILL)
         await process.communicate()
@@ -451,6 +452,14 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> N
 
 async def _is_more_than(requester: Requester, count: int) -> bool:
     return await requester.depth("dead") > count
+
+
+async def test_no_more_letters_a_second_are_replayed_than_the_rate(rig: Rig, requester: Requester) -> None:
+    await bury(requester, 5)
+    began = time.monotonic()
+    ended = await dead_letters(rig, "replay", "--all", "--force", "--yes", "--no-wait", "--rate=2")
+    assert ended.code == 0, ended.err
+    assert time.monotonic() - began >= 2
 
 
 async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:

@@ -220,6 +220,13 @@ BREAKS = [
         "before, self.pause, pause = self.pause, None, None",
         "integration/test_pause.py",
     ),
+    Break(
+        "a listener's defect stops the work",
+        "worker/events.py",
+        "            except Exception as error:  # a defect",
+        "            except ZeroDivisionError as error:  # a defect",
+        "unit/test_logs.py -k defect",
+    ),
     # --- messages cannot stop each other, or pretend ---
     Break(
         "a publisher's CC gives orders",

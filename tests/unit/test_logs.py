@@ -13,7 +13,7 @@ import structlog
 from tests.unit.test_replies import REGISTERED, REJECTED
 from worker.contract.settlement import Settlement
 from worker.contract.words import Reason, Status
-from worker.events import EVENTS
+from worker.events import EVENTS, EventListener, EventListeners
 from worker.settings import load_settings
 from worker.telemetry import line_writer
 from worker.telemetry.line_writer import LineWriter
@@ -138,6 +138,21 @@ def test_a_defect_in_the_background_is_told_by_its_kind_alone(lines: Lines) -> N
     (line,) = lines()
     assert line["error"] == "KeyError"
     assert "canary" not in json.dumps(line)
+
+
+class Defective(EventListener):
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        raise ValueError("a secret")
+
+
+async def test_a_listener_with_a_defect_holds_up_neither_the_others_nor_the_work(lines: Lines) -> None:
+    logger = configure(load_settings(log_format="json", log_level="debug"))
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected(logger, context))
+    events = EventListeners(Defective(), Log(logger, debug=True))
+    events.settled(settlement("registered"), 0.1)
+    EventListeners(Defective()).settled(settlement("registered"), 0.1)
+    defect = ("internal error in the background", "ValueError")
+    assert [(line["event"], line.get("error")) for line in lines()] == [defect, ("settled", None), defect]
 
 
 @pytest.fixture

@@ -87,7 +87,12 @@ class Service:
             asyncio.create_task(self.depths.run(), name="depths"),
             asyncio.create_task(self.orders.follow(), name="orders"),
             asyncio.create_task(
-                topology.keep_declared(self.settings, lambda: self.intake.connection, self._events),
+                topology.keep_declared(
+                    self.settings,
+                    lambda: self.intake.connection,
+                    lambda: bool(self.publisher.blocked),
+                    self._events,
+                ),
                 name="topology",
             ),
             asyncio.create_task(self.marketing_cloud.accounts.keep_default_token(), name="credentials"),

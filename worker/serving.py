@@ -44,7 +44,11 @@ class HttpServer:
     def _protocol(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None, "the runner is set up"
+        # Just before this connection is made: others that are accepted in the same turn are made by then.
+        asyncio.get_running_loop().call_soon(self._make_room, server)
+        return server()
+
+    def _make_room(self, server: web.Server) -> None:
         connected = [each.transport for each in server.connections if each.transport is not None]
         for oldest in connected[: max(0, len(connected) + 1 - self._limit)]:
             oldest.abort()
-        return server()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
@@ -20,6 +22,7 @@ from worker.events import EventListeners
 from worker.pipeline import intake
 from worker.sandbox.faults import Latency, Status
 from worker.service import Service
+from worker.serving import HttpServer
 from worker.settings import Settings
 from worker.telemetry import admin as admin_module
 from worker.telemetry.admin import Admin
@@ -181,6 +184,17 @@ async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> Non
         assert report["reasons"] == {"consumer": "not subscribed", "publisher": "not connected"}
         assert (await worker.probe("/livez"))[0] == 200
         assert (await worker.samples())["ott_consumer_subscribed", ()] == 0
+
+
+async def test_connections_that_come_at_once_are_bounded_too() -> None:
+    server = HttpServer(web.Application(), 5, keepalive_timeout=3600.0)
+    port = int((await server.start("127.0.0.1", 0, "test")).rpartition(":")[2])
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]  # accepted in one turn
+    streams = [await asyncio.open_connection(sock=client) for client in clients]
+    await until(lambda: sum(reader.at_eof() or reader.exception() is not None for reader, _ in streams) == 45)
+    for _, writer in streams:
+        writer.close()
+    await server.close()
 
 
 async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(

@@ -13,12 +13,12 @@ import pytest
 
 from tests.rig import Rig, declare, messenger, until
 from worker.amqp import properties
-from worker.amqp.connection import connect
+from worker.amqp.connection import Connection, connect
 from worker.amqp.ledger import Message
-from worker.amqp.lone_channel import Poisonous, publish_apart
+from worker.amqp.lone_channel import LoneChannel, Poisonous, publish_apart
 from worker.amqp.properties import Properties, short_string
 from worker.amqp.publisher import Publisher
-from worker.errors import PublishRefused, Unroutable, WorkerError
+from worker.errors import BrokerUnreachable, PublishRefused, Unroutable, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -93,3 +93,21 @@ async def test_published_to_no_queue_it_is_found_too(make_settings: Callable[...
     assert isinstance(outcomes.pop(bad), Poisonous)
     assert set(outcomes) == set(good)
     assert all(isinstance(outcome, Unroutable) for outcome in outcomes.values())
+
+
+async def test_nobody_waits_for_a_lone_channel_that_a_defect_has_ended(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def source() -> Connection:
+        return connection
+
+    async def fail(**_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(connection, "raw_channel", fail)
+    channel = await LoneChannel.open("test", EventListener(), source)
+    sent = channel.send(Message("", "test.nowhere", Properties(), b"", external=True))
+    with pytest.raises(BrokerUnreachable):
+        async with asyncio.timeout(5):
+            await sent
+    await channel.close()

@@ -104,6 +104,17 @@ async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(
     await until(lambda: service.intake.subscription is None, "the pause")
 
 
+async def test_a_binding_that_is_deleted_while_the_worker_runs_is_made_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "CHECK_INTERVAL", 0.1)
+    requester = await rig.start()
+    dead = f"{requester.prefix}.dead"
+    await (await requester.channel.get_queue(dead, ensure=False)).unbind(dead, "")
+    assert (await requester.ask(b"{"))["status"] == "rejected"
+    assert await requester.take("dead")
+
+
 def validator(document: dict[str, Any], message: str, part: str = "payload") -> Draft7Validator:
     schema = document["components"]["messages"][message][part]
     return Draft7Validator({**schema, "components": document["components"]})

@@ -81,9 +81,11 @@ class LoneChannel(ConfirmChannel):
         return await asyncio.shield(self._probing)
 
     async def _serve(self) -> None:
-        with contextlib.suppress(BrokerUnreachable):
-            await self.serve(self.connection)
-        self._lose(LOST)
+        try:
+            with contextlib.suppress(BrokerUnreachable):
+                await self.serve(self.connection)
+        finally:  # also after a defect: nobody may wait for confirms that never come
+            self._lose(LOST)
 
     def _late(self, publish: Publish) -> None:
         fail(publish, BrokerUnreachable("RabbitMQ did not confirm in time"))

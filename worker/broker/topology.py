@@ -146,10 +146,14 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
 
 
 async def keep_declared(
-    settings: Settings, connection: Callable[[], Connection | None], events: EventListener
+    settings: Settings,
+    connection: Callable[[], Connection | None],
+    is_blocked: Callable[[], bool],
+    events: EventListener,
 ) -> None:
     """Declare again what was deleted while the worker runs, until cancelled. It asks on the connection that
-    there is at that time."""
+    there is at that time. Where a queue of ours takes nothing, its binding may be gone, and RabbitMQ does not
+    tell: so all is declared again."""
     while True:
         await asyncio.sleep(CHECK_INTERVAL)
         current = connection()
@@ -159,6 +163,7 @@ async def keep_declared(
             gone = await missing(current, settings)
             if gone:
                 events.topology_wrong(f"deleted, and declared again: {', '.join(gone)}")
+            if gone or is_blocked():
                 await ensure(current, settings)
         except (BrokerUnreachable, TopologyError) as error:
             events.topology_wrong(str(error))

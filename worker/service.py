@@ -7,15 +7,17 @@ import time
 from datetime import UTC, datetime
 from typing import Self
 
+from worker.amqp.connection import Connection
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
+from worker.amqp.reconnect import keep_connected
 from worker.broker import topology
 from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
 from worker.broker.situation import QueueDepths
 from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
-from worker.errors import BrokerUnreachable
+from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
 from worker.partitions.router import Router
@@ -23,7 +25,7 @@ from worker.partitions.worker import Partitions
 from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
-from worker.pipeline.intake import Intake, QueueIntake
+from worker.pipeline.intake import Intake
 from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.replay_guard import ReplayGuard
 from worker.pipeline.request import RequestParser
@@ -41,7 +43,7 @@ class Service:
         # Without partitions of its own it may still work through those that are there.
         streams = (names.journal, names.partition_log)
         self.publisher = Publisher(settings, events, streams)
-        self.depths = QueueDepths(names, lambda: self.intake.connection)
+        self.depths = QueueDepths(names, lambda: self.connection)
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
         self.flow = Flow(
@@ -70,14 +72,13 @@ class Service:
             tracing,
         )
         self.orders = StandingOrders(settings, events)
-        stopping = self._stopping = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._connection: Connection | None = None
+        self._has_started = False
         self.name = f"{socket.gethostname()}:{os.getpid()}:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        self.partitions = Partitions(self.name, self.tools, self.publisher, self.orders, stopping)
-        self._requests = QueueIntake(
-            settings, names.requests, self._journeys, self._take_over, self.orders, stopping, events
-        )
+        self.partitions = Partitions(self.name, self.tools, self.publisher, self.orders, self._stopping)
         self.intake = Intake(
-            settings, self._requests, self.partitions.consumed, self.orders, stopping, events
+            settings, names.requests, self._journeys, self._take_over, self.orders, self._stopping, events
         )
 
     async def __aenter__(self) -> Self:
@@ -89,7 +90,7 @@ class Service:
             asyncio.create_task(
                 topology.keep_declared(
                     self.settings,
-                    lambda: self.intake.connection,
+                    lambda: self.connection,
                     lambda: bool(self.publisher.blocked),
                     self._events,
                 ),
@@ -108,22 +109,35 @@ class Service:
         await self.marketing_cloud.__aexit__()
 
     async def run(self) -> None:
-        """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start, and
-        what ended one of the tasks in the background: none of them may be missing unnoticed."""
-        intake = asyncio.create_task(self.intake.run(), name="intake")
+        """Take requests until `stop`, whatever happens. Raises TopologyError if the broker objects are wrong
+        at the start, and what ended one of the tasks in the background: none may be missing unnoticed."""
+        consuming = asyncio.create_task(
+            keep_connected(
+                self.settings, "consumer", self._consume_on, self._connection_failed, until=self._stopping
+            ),
+            name="consumer",
+        )
         try:
-            await asyncio.wait([intake, *self._background], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([consuming, *self._background], return_when=asyncio.FIRST_COMPLETED)
             for task in self._background:
                 if task.done():
                     task.result()
-            await intake
+            await consuming
         finally:
-            intake.cancel()
-            await asyncio.gather(intake, return_exceptions=True)
+            consuming.cancel()
+            await asyncio.gather(consuming, return_exceptions=True)
 
     def stop(self) -> None:
         """Drain: finish what is under way, give the rest back, and let `run` return."""
-        self.intake.stop()
+        if not self._stopping.is_set():
+            self._events.draining()
+            self._stopping.set()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The consuming connection, while it is open: also during a pause, when there is no subscription."""
+        current = self._connection
+        return current if current is not None and current.is_open else None
 
     @property
     def subscriptions(self) -> list[Subscription]:
@@ -135,6 +149,23 @@ class Service:
     def lanes(self) -> int:
         """Resources with a request under way."""
         return self.intake.lanes + self.partitions.lanes
+
+    async def _consume_on(self, connection: Connection) -> None:
+        self._connection = connection
+        self._events.consumer_connected()
+        await topology.ensure(connection, self.settings)
+        self._has_started = True
+        await self.orders.until_known()
+        async with self.partitions.consumed(connection):
+            await self.intake.consume_on(connection)
+
+    def _connection_failed(self, error: WorkerError) -> None:
+        if isinstance(error, BrokerUnreachable):
+            self._events.broker_unreachable(str(error))
+        elif self._has_started:
+            self._events.topology_wrong(str(error))
+        else:
+            raise error
 
     async def _take_over(self, journeys: Journeys) -> None:
         """Before the first request of a subscription: take the records of other workers into account."""
@@ -148,13 +179,13 @@ class Service:
 
     async def _reconnect(self) -> None:
         """End the subscription, so that the next one uses partitions."""
-        if self.intake.connection is not None:
-            await self.intake.connection.close()
+        if self.connection is not None:
+            await self.connection.close()
         await asyncio.get_running_loop().create_future()
 
     async def _has_new_partitions(self) -> bool:
         """Whether a worker with partitions has been active since this one connected without."""
-        connection = self.intake.connection
+        connection = self.connection
         try:
             return connection is None or await self.partitions.exist(connection)
         except BrokerUnreachable:

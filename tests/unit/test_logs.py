@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from tests.unit.test_replies import REGISTERED, REJECTED
+from worker.cli.app import silence_libraries
 from worker.contract.settlement import Settlement
 from worker.contract.words import Reason, Status
 from worker.events import EVENTS, EventListener, EventListeners
@@ -126,7 +127,7 @@ def test_what_cannot_be_encoded_and_what_is_long_is_written_all_the_same(lines: 
 
 
 def test_the_libraries_below_say_nothing(lines: Lines) -> None:
-    configure(load_settings(log_format="json", log_level="debug"))
+    silence_libraries()
     for name in ("aiormq.connection", "aio_pika", "aiohttp.server", "asyncio", "anything"):
         logging.getLogger(name).error("canary: %s", b"a body")
     assert lines() == []

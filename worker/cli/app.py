@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import resource
 import sys
@@ -15,7 +16,6 @@ from typer.main import get_command
 
 from worker.cli import output
 from worker.errors import Interrupted, UsageError, WorkerError
-from worker.telemetry.library_logs import silence_libraries
 
 
 class _LazyGroup(TyperGroup):
@@ -161,6 +161,16 @@ def main() -> None:
     _prepare_streams()
     silence_libraries()
     app()
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' own log lines out: some print whole messages, secrets included."""
+    logging.getLogger().handlers[:] = [logging.NullHandler()]
+    for name in ("aiormq", "aio_pika", "aiohttp", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers[:] = [logging.NullHandler()]
+        library.propagate = False
+        library.setLevel(logging.CRITICAL)
 
 
 def _prepare_streams() -> None:

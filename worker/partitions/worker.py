@@ -36,7 +36,7 @@ from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier
 from worker.partitions.partition import PartitionJourneys
 from worker.partitions.router import Router
-from worker.pipeline.intake import QueueIntake
+from worker.pipeline.intake import Intake
 from worker.pipeline.journey import Journeys, Tools
 
 RETRY_INTERVAL = 1.0  # seconds between attempts to consume a partition
@@ -124,7 +124,7 @@ class Members:
 class _Place:
     """This worker's place among the consumers of a partition."""
 
-    intake: QueueIntake
+    intake: Intake
     journeys: PartitionJourneys | None = None
     subscribed_at: float = 0.0  # monotonic seconds, as all here
     owner: str = ""
@@ -278,7 +278,7 @@ class Partitions:
             return place.journeys
 
         place = _Place(
-            QueueIntake(
+            Intake(
                 self._settings,
                 self._names.partition(number),
                 journeys,
@@ -307,7 +307,7 @@ class Partitions:
             await self._publisher.send(barrier(self._names.partition(number), 0))
 
     async def _consume(
-        self, connection: Connection, number: int, intake: QueueIntake, leaving: asyncio.Event
+        self, connection: Connection, number: int, intake: Intake, leaving: asyncio.Event
     ) -> None:
         while connection.is_open and not leaving.is_set():
             try:

@@ -12,16 +12,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from worker.amqp.amqp10 import spend_deliveries
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
-from worker.amqp.reconnect import keep_connected, pause
-from worker.broker import topology
+from worker.amqp.reconnect import pause
 from worker.broker.status import StandingOrders
 from worker.contract.settlement import Resource
-from worker.errors import BrokerUnreachable, WorkerError
+from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.pipeline.journey import Attempts, Identity, Journeys
 from worker.settings import Settings
@@ -31,76 +30,7 @@ PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before th
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
 
-TakeOver = Callable[[Journeys], Awaitable[None]]
-
-
 class Intake:
-    """Connects, and connects again, until told to stop. On each connection it consumes the requests queue,
-    and enters the `beside` context (the partitions)."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        requests: "QueueIntake",
-        beside: Callable[[Connection], AbstractAsyncContextManager[None]],
-        orders: StandingOrders,
-        stopping: asyncio.Event,
-        events: EventListener,
-    ) -> None:
-        self._settings = settings
-        self._requests = requests
-        self._beside = beside
-        self._orders = orders
-        self._events = events
-        self._stopping = stopping
-        self._connection: Connection | None = None
-        self._has_started = False
-
-    @property
-    def connection(self) -> Connection | None:
-        """The consuming connection, while it is open: also during a pause, when there is no subscription."""
-        current = self._connection
-        return current if current is not None and current.is_open else None
-
-    @property
-    def subscription(self) -> Subscription | None:
-        """The subscription to the requests queue that stands now."""
-        return self._requests.subscription
-
-    @property
-    def lanes(self) -> int:
-        return self._requests.lanes
-
-    def stop(self) -> None:
-        """Drain and return from `run`."""
-        if not self._stopping.is_set():
-            self._events.draining()
-            self._stopping.set()
-
-    async def run(self) -> None:
-        """Take requests until `stop`. Raises TopologyError if the broker objects are wrong at the start;
-        after that it keeps trying, whatever happens."""
-        await keep_connected(self._settings, "consumer", self._consume_on, self._failed, until=self._stopping)
-
-    def _failed(self, error: WorkerError) -> None:
-        if isinstance(error, BrokerUnreachable):
-            self._events.broker_unreachable(str(error))
-        elif self._has_started:
-            self._events.topology_wrong(str(error))
-        else:
-            raise error
-
-    async def _consume_on(self, connection: Connection) -> None:
-        self._connection = connection
-        self._events.consumer_connected()
-        await topology.ensure(connection, self._settings)
-        self._has_started = True
-        await self._orders.until_known()
-        async with self._beside(connection):
-            await self._requests.consume_on(connection)
-
-
-class QueueIntake:
     """Subscribes to one queue, again and again. `take_over` is awaited before a subscription's first
     request."""
 
@@ -109,7 +39,7 @@ class QueueIntake:
         settings: Settings,
         queue: str,
         journeys: Callable[[Subscription], Journeys],
-        take_over: TakeOver,
+        take_over: Callable[[Journeys], Awaitable[None]],
         orders: StandingOrders,
         stopping: asyncio.Event,
         events: EventListener,
@@ -191,37 +121,40 @@ class QueueIntake:
     async def _consume(self, connection: Connection) -> bool:
         """One subscription. True if the next one may follow on the same connection."""
         is_careful = self._one_by_one > 0
-        subscription, journeys = self._begin(connection, is_careful)
-        watch = _Watch(
-            self._settings,
-            subscription,
-            journeys,
-            self._orders,
-            self._stopping,
-            lambda: is_careful and not self._one_by_one,
+        subscription = self._subscription = Subscription(
+            connection,
+            self._queue,
+            1 if is_careful else self._settings.prefetch,
+            self._settings.max_body_bytes,
         )
-        barrier = _ActivationBarrier(lambda: self._take_over(journeys), journeys, self._events)
+        journeys = self._journeys = self._journeys_for(subscription)
+        journeys.own_requeues = self._own_requeues
+        journeys.carried_attempts = self._carried_attempts
+        journeys.overtaken = self._overtaken if is_careful else {}
+        entrance, unsettled = _Entrance(partial(self._take_over, journeys), journeys, self._events), 0
 
         def arrived(delivery: Delivery) -> None:
-            if not watch.is_over:
+            if not entrance.is_closed:
                 self._one_by_one = max(0, self._one_by_one - 1)
-                barrier.enter(delivery)
+                entrance.enter(delivery)
 
         try:
             await subscription.open(arrived)
             self._events.subscribed(subscription.prefetch)
-            why = await watch.until_over()
-            barrier.close()
+            while (why := self._end(subscription, journeys, is_careful=is_careful)) is None:
+                unsettled = subscription.unsettled
+                await asyncio.wait({subscription.ended}, timeout=POLL_INTERVAL)
+            entrance.close()
             if subscription.ended.done():
-                self._lost(why, watch.unsettled)
+                self._lost(why, unsettled)
                 return False
             await self._give_back(subscription, journeys, why)
         except BrokerUnreachable:
             if subscription.ended.done():
-                self._lost(subscription.ended.result(), watch.unsettled)
+                self._lost(subscription.ended.result(), unsettled)
             raise
         finally:
-            barrier.close()
+            entrance.close()
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.
             await journeys.cancel()
             await subscription.close()
@@ -232,16 +165,23 @@ class QueueIntake:
             await pause(PAUSES[why.reason], self._stopping)
         return True
 
-    def _begin(self, connection: Connection, is_careful: bool) -> tuple[Subscription, Journeys]:
-        prefetch = 1 if is_careful else self._settings.prefetch
-        subscription = self._subscription = Subscription(
-            connection, self._queue, prefetch, self._settings.max_body_bytes
-        )
-        journeys = self._journeys = self._journeys_for(subscription)
-        journeys.own_requeues = self._own_requeues
-        journeys.carried_attempts = self._carried_attempts
-        journeys.overtaken = self._overtaken if is_careful else {}
-        return subscription, journeys
+    def _end(self, subscription: Subscription, journeys: Journeys, *, is_careful: bool) -> End | None:
+        """Why a subscription has ended, or must end."""
+        if subscription.ended.done():
+            return subscription.ended.result()
+        oldest = subscription.oldest
+        reasons = {
+            EndReason.STOPPING: self._stopping.is_set(),
+            EndReason.PAUSED: self._orders.pause is not None,
+            EndReason.MEMORY_LIMIT: subscription.is_spent,
+            EndReason.RESUME_PREFETCH: is_careful and not self._one_by_one,
+            EndReason.FAILED: journeys.failed.is_set(),
+            EndReason.HELD: oldest is not None
+            and time.monotonic() - oldest.arrived_at > self._settings.hold_limit,
+            EndReason.EPOCH_OVER: bool(journeys.over),
+        }
+        why = next((why for why, holds in reasons.items() if holds), None)
+        return None if why is None else End(why, journeys.over if why is EndReason.EPOCH_OVER else "")
 
     def _lost(self, why: End, unsettled: int) -> None:
         """The broker, or the loss of the connection, has ended a subscription."""
@@ -261,20 +201,18 @@ class QueueIntake:
             self._events.acknowledgements_unheard()
 
 
-class _ActivationBarrier:
+class _Entrance:
     """Holds a subscription's first deliveries back, in order, until the worker has taken over."""
 
     def __init__(
-        self,
-        take_over: Callable[[], Awaitable[None]],
-        journeys: Journeys,
-        events: EventListener,
+        self, take_over: Callable[[], Awaitable[None]], journeys: Journeys, events: EventListener
     ) -> None:
         self._take_over = take_over
         self._journeys = journeys
         self._events = events
         self._held: list[Delivery] | None = []
-        self._lifting: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self.is_closed = False
 
     def enter(self, delivery: Delivery) -> None:
         """Let a delivery through, as soon as deliveries may pass."""
@@ -282,16 +220,17 @@ class _ActivationBarrier:
             self._journeys.accept(delivery)
             return
         self._held.append(delivery)
-        if self._lifting is None:
+        if self._opening is None:
             self._events.active()
-            self._lifting = asyncio.create_task(self._lift(), name="take-over")
+            self._opening = asyncio.create_task(self._open(), name="take-over")
 
     def close(self) -> None:
-        """Drop the deliveries that are held back."""
-        if self._lifting is not None:
-            self._lifting.cancel()
+        """Drop what is held back: it goes back to the queue with the rest, as what still arrives does."""
+        self.is_closed = True
+        if self._opening is not None:
+            self._opening.cancel()
 
-    async def _lift(self) -> None:
+    async def _open(self) -> None:
         try:
             await self._take_over()
         except Exception as error:
@@ -301,56 +240,3 @@ class _ActivationBarrier:
         held, self._held = self._held or [], None
         for delivery in held:
             self._journeys.accept(delivery)
-
-
-class _Watch:
-    """Watches one subscription for a reason to end it."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        subscription: Subscription,
-        journeys: Journeys,
-        orders: StandingOrders,
-        stopping: asyncio.Event,
-        is_sure_again: Callable[[], bool],
-    ) -> None:
-        self._is_sure_again = is_sure_again
-        self._orders = orders
-        self._hold_limit = settings.hold_limit
-        self._subscription = subscription
-        self._journeys = journeys
-        self._stopping = stopping
-        self._why: End | None = None
-        self.unsettled = 0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the subscription is about to end: what still arrives goes back with the rest."""
-        return self._why is not None
-
-    async def until_over(self) -> End:
-        """Wait until the subscription has ended or must end, and return why."""
-        ended = self._subscription.ended
-        while True:
-            self.unsettled = self._subscription.unsettled
-            await asyncio.wait({ended}, timeout=POLL_INTERVAL)
-            if ended.done():
-                return ended.result()
-            self._why = self._reason()
-            if self._why is not None:
-                return self._why
-
-    def _reason(self) -> End | None:
-        oldest = self._subscription.oldest
-        reasons = {
-            EndReason.STOPPING: self._stopping.is_set(),
-            EndReason.PAUSED: self._orders.pause is not None,
-            EndReason.MEMORY_LIMIT: self._subscription.is_spent,
-            EndReason.RESUME_PREFETCH: self._is_sure_again(),
-            EndReason.FAILED: self._journeys.failed.is_set(),
-            EndReason.HELD: oldest is not None and time.monotonic() - oldest.arrived_at > self._hold_limit,
-            EndReason.EPOCH_OVER: bool(self._journeys.over),
-        }
-        why = next((why for why, holds in reasons.items() if holds), None)
-        return None if why is None else End(why, self._journeys.over if why is EndReason.EPOCH_OVER else "")

@@ -72,7 +72,7 @@ def _consumer(service: Service, phase: WorkerPhase) -> Check:
     subscription, pause = service.intake.subscription, service.orders.pause
     if phase.draining_since is not None:
         return False, "draining"
-    if pause is not None and service.intake.connection is not None:
+    if pause is not None and service.connection is not None:
         return True, f"paused by {pause.by}: {pause.why}"
     if subscription is None:
         return False, "not subscribed"

@@ -18,7 +18,6 @@ from worker.contract.settlement import Settlement, brief, error_text
 from worker.contract.words import STATUSES
 from worker.events import EVENTS, Event, EventListener
 from worker.settings import Settings
-from worker.telemetry.library_logs import silence_libraries
 from worker.telemetry.line_writer import LineWriter
 
 REPEAT_INTERVAL = 60.0  # seconds before the same failure is logged again
@@ -36,7 +35,6 @@ Logger = structlog.typing.FilteringBoundLogger
 
 def configure(settings: Settings, file: TextIO | LineWriter | None = None) -> Logger:
     """Set logging up for this process, to standard error or a `file`."""
-    silence_libraries()
     terminal = sys.stderr is not None and sys.stderr.isatty()
     as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
     renderer: Any = (

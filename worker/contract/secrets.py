@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice
@@ -45,6 +46,8 @@ _NAMES = frozenset({PLATFORM_NAME, ATTRIBUTES, *PUBLIC_FIELDS, *SECRET_FIELDS})
 _KNOWN_WORDS = frozenset(name.casefold() for name in (*_NAMES, *PLATFORMS))
 _WORD = re.compile(r"[^\W_]+")
 _NO_WORD = re.compile(r"[\W_]+")
+# So many numbers in a row may be the bytes of a secret, whatever their base.
+_NUMBERS = re.compile(r"(?<!\d)\d++(?:[\W_]++\d++){7,}")
 _APART = re.compile(r"[^\W_]|\s")
 _CAMEL_CASE = re.compile(r"[A-Z]{0,2}[a-z]+(?:[A-Z][a-z]{2,})*")
 _URL_PARTS = re.compile(r"[&;=#?@:]")
@@ -67,7 +70,7 @@ class SecretMask:
     for JSON, URLs or HTML, or in base64, hexadecimal or numbers. Each word of `public` may be shown."""
 
     def __init__(self, secrets: Iterable[str], public: Iterable[str] = ()) -> None:
-        self._secrets = list(filter(None, islice(secrets, MANY)))
+        self._secrets = list(islice(filter(None, secrets), MANY))
         self._masks_all = len(self._secrets) == MANY or sum(map(len, self._secrets)) > MUCH
         self._public = public
 
@@ -101,13 +104,14 @@ class SecretMask:
         if self._masks_all:
             return MASK
         doubtful = [word.span() for word in _WORD.finditer(text) if not self._is_plain(word[0])]
-        return _masked(text, [*doubtful, *self._spans(text, was_cut=was_cut)])
+        numbers = [found.span() for found in _NUMBERS.finditer(text)]
+        return _masked(text, [*doubtful, *numbers, *self._spans(text, was_cut=was_cut)])
 
     def _is_plain(self, word: str) -> bool:
         if word.casefold() in _KNOWN_WORDS or word.casefold() in self._public_words:
             return True
         if word.isdecimal():
-            is_part = len(word) > TAIL and any(word in secret for secret in self._plain)
+            is_part = len(word) > TAIL and word in self._all_plain
             return len(word) <= LONGEST_NUMBER and not is_part
         is_of_one_case = word == word.lower() or word == word.upper() or word.istitle()
         return (
@@ -124,6 +128,11 @@ class SecretMask:
     def _plain(self) -> list[str]:
         """The letters and digits of the secrets."""
         return list(filter(None, map(_letters, self._secrets)))
+
+    @cached_property
+    def _all_plain(self) -> str:
+        """All of them in one text, each behind a mark: one search for all."""
+        return "".join(f"\0{secret}" for secret in self._plain)
 
     @cached_property
     def _written(self) -> set[str]:
@@ -152,8 +161,9 @@ class SecretMask:
         # Each letter and digit in one case, and where it stands.
         folded = [(char, at) for at, original in enumerate(text) for char in _letters(original)]
         letters, places = "".join(char for char, _ in folded), [at for _, at in folded]
+        words = list(_WORD.finditer(text))
         for start, end in _runs(letters, self._pieces):
-            yield from self._words(text, (places[start], places[end - 1] + 1), letters[start:end])
+            yield from self._words(words, (places[start], places[end - 1] + 1), letters[start:end])
         for form in self._short:
             for at in _found(letters, form):
                 start, end = places[at], places[at + len(form) - 1] + 1
@@ -165,13 +175,14 @@ class SecretMask:
         if was_cut:
             longest = max(map(len, self._plain), default=0)
             for at in range(max(0, len(letters) - longest), len(letters) - TAIL + 1):
-                if any(secret.startswith(letters[at:]) for secret in self._plain):
+                if f"\0{letters[at:]}" in self._all_plain:
                     yield places[at], len(text)
 
-    def _words(self, text: str, span: Span, piece: str) -> Iterator[Span]:
+    def _words(self, all_words: list[re.Match[str]], span: Span, piece: str) -> Iterator[Span]:
         """The words to mask for a piece of a secret. None if all of them are plain words and the piece is a
         small part of the secret."""
-        words = [word for word in _WORD.finditer(text) if word.start() < span[1] and word.end() > span[0]]
+        first = bisect_right(all_words, span[0], key=re.Match.end)
+        words = all_words[first : bisect_left(all_words, span[1], key=re.Match.start)]
         wholes = [len(secret) for secret in self._plain if piece in secret]
         is_most = not wholes or len(piece) >= MOST * min(wholes)
         if is_most or not all(self._is_plain(word[0]) for word in words):

@@ -24,8 +24,7 @@ from worker.sandbox import Sandbox
 from worker.sandbox.faults import Status
 from worker.service import Service
 from worker.settings import Settings, load_settings
-from worker.telemetry.state import WorkerPhase
-from worker.telemetry.status import StatusFeed
+from worker.telemetry.status import WorkerPhase
 
 DEFAULT_URL = load_settings().amqp_url.get_secret_value()  # the worker's own default
 WAIT_TIMEOUT = 30.0  # seconds that a condition may take
@@ -285,10 +284,8 @@ class Rig:
         self, settings: Settings, events: EventListener | None = None, *, tells_status: bool = False
     ) -> Service:
         phase = WorkerPhase()
-        status = StatusFeed(phase)
-        listener = EventListeners(events or EventListener(), phase, status)
-        service = Service(settings, listener)
-        publishing = status.publish(service) if tells_status else contextlib.nullcontext()
+        service = Service(settings, EventListeners(events or EventListener(), phase))
+        publishing = phase.publish(service) if tells_status else contextlib.nullcontext()
         task = asyncio.create_task(_run(service, publishing))
         self._running.append((service, task))
         await until(lambda: task.done() or service.intake.subscription, "the subscription")

@@ -150,6 +150,12 @@ class Service:
         """Resources with a request under way."""
         return self.intake.lanes + self.partitions.lanes
 
+    @property
+    def oldest_age(self) -> float:
+        """Seconds that the oldest request in flight has been held, 0 without one."""
+        arrived = [oldest.arrived_at for each in self.subscriptions if (oldest := each.oldest) is not None]
+        return time.monotonic() - min(arrived) if arrived else 0.0
+
     async def _consume_on(self, connection: Connection) -> None:
         self._connection = connection
         self._events.consumer_connected()

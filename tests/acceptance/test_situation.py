@@ -25,8 +25,7 @@ from worker.service import Service, run_until
 from worker.telemetry.admin import Admin
 from worker.telemetry.log import Log, configure
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import WorkerPhase
-from worker.telemetry.status import StatusFeed
+from worker.telemetry.status import WorkerPhase
 
 GOAL = 5.0  # seconds from the fault to the first screen that names it
 
@@ -43,13 +42,12 @@ class Worker:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Worker"]:
         phase, metrics = WorkerPhase(), Metrics()
-        feed = StatusFeed(phase)
         log = Log(configure(self.settings, self.log), debug=False)
-        service = Service(self.settings, EventListeners(metrics, phase, feed, log))
+        service = Service(self.settings, EventListeners(metrics, phase, log))
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(structlog.reset_defaults)
             self.admin = await stack.enter_async_context(Admin(self.settings, service, metrics, phase))
-            await stack.enter_async_context(feed.publish(service))
+            await stack.enter_async_context(phase.publish(service))
             ended = asyncio.create_task(run_until(service, self.stop))
             stack.push_async_callback(asyncio.wait, {ended})
             stack.callback(self.stop.set)

@@ -27,7 +27,7 @@ from worker.settings import Settings
 from worker.telemetry import admin as admin_module
 from worker.telemetry.admin import Admin
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import WorkerPhase
+from worker.telemetry.status import WorkerPhase
 
 ONE_BROKER = "Metrics and probes are no matter of RabbitMQ's version."
 

@@ -18,8 +18,8 @@ from worker.service import Service
 from worker.settings import load_settings
 from worker.telemetry import metrics as known
 from worker.telemetry.admin import registry
-from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
+from worker.telemetry.metrics import Gauges, Metrics
+from worker.telemetry.status import WorkerPhase
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
@@ -58,7 +58,7 @@ async def exported() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.call_ended(201, 0.1)
     metrics.routed(1)
-    everything: CollectorRegistry = registry(metrics, StateCollector(service, WorkerPhase(), LoopMonitor()))
+    everything: CollectorRegistry = registry(metrics, Gauges(service, WorkerPhase()))
     series = {
         family.name + ending: _labels(family)
         for family in everything.collect()

@@ -28,12 +28,11 @@ from worker.contract.platforms import PLATFORMS
 from worker.contract.reply import Reply
 from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, Interrupted, WorkerError
-from worker.events import EventListener, EventListeners
+from worker.events import EventListener
 from worker.sandbox import Sandbox
 from worker.service import Service, run_until
 from worker.settings import Settings, environment, load_settings
-from worker.telemetry.state import WorkerPhase
-from worker.telemetry.status import StatusFeed
+from worker.telemetry.status import WorkerPhase
 
 WAIT_TIMEOUT = 60.0  # seconds for each answer
 _TO_TRY = Path(__file__).with_name("demo.txt")
@@ -189,9 +188,8 @@ async def _show(console: Console, settings: Settings, serving: asyncio.Event | N
 async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
     """Runs while its context lasts, and drains at the end."""
     phase, stop = WorkerPhase(), asyncio.Event()
-    feed = StatusFeed(phase)
-    service = Service(settings, EventListeners(phase, feed))
-    async with feed.publish(service):
+    service = Service(settings, phase)
+    async with phase.publish(service):
         running = asyncio.create_task(run_until(service, stop), name="worker")
         try:
             yield running

@@ -21,8 +21,7 @@ from worker.telemetry.admin import Admin
 from worker.telemetry.line_writer import LineWriter
 from worker.telemetry.log import Log, Logger, Summary, configure, unexpected
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import WorkerPhase
-from worker.telemetry.status import StatusFeed
+from worker.telemetry.status import WorkerPhase
 
 if TYPE_CHECKING:
     from worker.telemetry.traces import Traces
@@ -45,7 +44,6 @@ async def _run(settings: Settings) -> None:
     lines = LineWriter(2)
     logger = configure(settings, lines)
     metrics, phase = Metrics(lambda: lines.dropped), WorkerPhase()
-    status = StatusFeed(phase)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unexpected(logger, context))
@@ -58,7 +56,7 @@ async def _run(settings: Settings) -> None:
     on_end(end)
     traces = _traces(settings)
     summary = Summary(logger)
-    listeners = [metrics, phase, status, summary, Log(logger, debug=settings.log_level == "debug")]
+    listeners = [metrics, phase, summary, Log(logger, debug=settings.log_level == "debug")]
     events = EventListeners(*listeners, *([traces] if traces else []))
     _introduce(logger, settings)
     settings.warn_by(events.setting_ignored)
@@ -67,7 +65,7 @@ async def _run(settings: Settings) -> None:
         async with Admin(settings, service, metrics, phase) as admin:
             if admin.url:
                 logger.info("admin server listening", url=admin.url)
-            async with status.publish(service):
+            async with phase.publish(service):
                 await run_until(service, stop)
     finally:
         summary.tell()

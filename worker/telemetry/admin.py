@@ -1,5 +1,8 @@
 """The admin server: `/livez`, `/readyz` and `/metrics` (contract §7). It says nothing secret.
 
+Live means that this process works: a restart heals neither RabbitMQ nor Marketing Cloud. Ready means that the
+worker takes requests, or would take over at once from the one that does.
+
 It shares the event loop with the requests, so its cost is bounded: a connection may rest for 5 seconds; the
 65th connection closes the oldest; the metrics are computed once a second at most.
 """
@@ -7,6 +10,7 @@ It shares the event loop with the requests, so its cost is bounded: a connection
 import asyncio
 import json
 import time
+from datetime import UTC, datetime
 from typing import Self
 
 from aiohttp import web
@@ -18,18 +22,23 @@ from prometheus_client import (
     generate_latest,
 )
 
+from worker.amqp.confirm_channel import CONFIRM_TIMEOUT
+from worker.amqp.consumer import LEASE
+from worker.broker.situation import of_worker
 from worker.service import Service
 from worker.serving import HttpServer
 from worker.settings import Settings
-from worker.telemetry import health
-from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
+from worker.telemetry.metrics import Gauges, Metrics
+from worker.telemetry.status import WorkerPhase, describe
 
 CONNECTION_LIMIT = 64
 CONNECTION_LIFE = 5.0  # seconds
 PAGE_LIFE = 1.0  # seconds
 HEADER_LIMIT = 4096  # bytes of a line of the request, and of a field
+MARGIN = 60.0  # seconds that a deadline may be exceeded by
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+Check = tuple[bool, str]  # whether it holds, and what is so
 
 
 class Admin:
@@ -39,8 +48,8 @@ class Admin:
         self._settings = settings
         self._service = service
         self._phase = phase
-        self._loop_monitor = LoopMonitor()
-        self._registry = registry(metrics, StateCollector(service, phase, self._loop_monitor))
+        self._gauges = Gauges(service, phase)
+        self._registry = registry(metrics, self._gauges)
         self._page, self._page_ends = b"", 0.0
         self._server: HttpServer | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -69,7 +78,7 @@ class Admin:
             max_field_size=HEADER_LIMIT,
         )
         self.url = await self._server.start(host, port, "OTT_ADMIN_HOST and OTT_ADMIN_PORT")
-        self._ticking = asyncio.create_task(self._loop_monitor.run(), name="loop monitor")
+        self._ticking = asyncio.create_task(self._gauges.watch_loop(), name="loop monitor")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,11 +88,11 @@ class Admin:
             await self._server.close()
 
     async def _live(self, _: web.Request) -> web.Response:
-        return _probe("live", health.live(self._service, self._phase), [])
+        return _probe("live", live(self._service, self._phase), [])
 
     async def _ready(self, _: web.Request) -> web.Response:
-        situation = health.situation(self._service, self._phase)
-        return _probe("ready", health.ready(self._service, self._phase), situation)
+        service, phase = self._service, self._phase
+        return _probe("ready", ready(service, phase), situation(service, phase))
 
     async def _metrics(self, _: web.Request) -> web.Response:
         if time.monotonic() >= self._page_ends:
@@ -91,18 +100,89 @@ class Admin:
         return web.Response(body=self._page, headers={"Content-Type": PROMETHEUS})
 
 
-def registry(metrics: Metrics, state: StateCollector) -> CollectorRegistry:
+def registry(metrics: Metrics, gauges: Gauges) -> CollectorRegistry:
     """Everything that `/metrics` shows: counters, gauges, and the process itself."""
     all_of_it = CollectorRegistry(auto_describe=False)
     all_of_it.register(metrics)
-    all_of_it.register(state)
+    all_of_it.register(gauges)
     ProcessCollector(registry=all_of_it)
     PlatformCollector(registry=all_of_it)
     GCCollector(registry=all_of_it)
     return all_of_it
 
 
-def _probe(name: str, checks: dict[str, health.Check], situation: list[str]) -> web.Response:
+def live(service: Service, phase: WorkerPhase) -> dict[str, Check]:
+    """Whether the process works: nothing is held far beyond its deadline. (That the event loop turns is shown
+    by the answer itself.)"""
+    settings = service.settings
+    held = service.oldest_age
+    failed = service.publisher.has_failed
+    since = phase.draining_since
+    draining = 0.0 if since is None else time.monotonic() - since
+    return {
+        "requests": (
+            held < settings.hold_limit + settings.shutdown_grace + MARGIN,
+            f"oldest held for {held:.0f} s",
+        ),
+        "publisher": (not failed, "a defect ended it" if failed else "runs"),
+        "shutdown": (
+            draining < settings.shutdown_grace + MARGIN,
+            "not asked for" if since is None else f"draining for {draining:.0f} s",
+        ),
+    }
+
+
+def ready(service: Service, phase: WorkerPhase) -> dict[str, Check]:
+    """Whether it takes requests or stands by to take them over. A pause or an outage leaves it ready: another
+    worker would wait too. So does trouble of other accounts: only messages that name them fail."""
+    accounts, flow = service.marketing_cloud.accounts, service.flow
+    others = accounts.others_in_trouble
+    first = "; ".join(f"{account}: {why}" for account, why in list(others.items())[:3])
+    full = "; ".join(f"{queue} takes nothing: {why}" for queue, why, _ in service.publisher.blocked)
+    no_token = accounts.trouble or "not needed yet, or since it expired"
+    return {
+        "consumer": _consumer(service, phase),
+        "publisher": _publisher(service),
+        "token": (
+            accounts.has_token or not accounts.trouble,
+            "held" if accounts.has_token else no_token,
+        ),
+        "accounts": (True, f"{len(others)} in trouble: {first}" if others else "none in trouble"),
+        "gate": (True, f"{flow.state.value}: {flow.why}" if flow.is_pausing else "open"),
+        "queues": (not full, full or "none is full"),
+    }
+
+
+def situation(service: Service, phase: WorkerPhase) -> list[str]:
+    """A line for each reason for which this worker settles nothing."""
+    now = datetime.now(UTC)
+    return [f"{each.line(now)}. {each.advice}" for each in of_worker(describe(service, phase))]
+
+
+def _consumer(service: Service, phase: WorkerPhase) -> Check:
+    subscription, pause = service.intake.subscription, service.orders.pause
+    if phase.draining_since is not None:
+        return False, "draining"
+    if pause is not None and service.connection is not None:
+        return True, f"paused by {pause.by}: {pause.why}"
+    if subscription is None:
+        return False, "not subscribed"
+    if subscription.silence > LEASE:
+        return False, f"the broker has not answered for {subscription.silence:.0f} s"
+    return True, "active" if phase.is_active else "subscribed, no delivery yet: idle or standing by"
+
+
+def _publisher(service: Service) -> Check:
+    publisher = service.publisher
+    if not publisher.ready:
+        return False, "not connected"
+    silence = asyncio.get_running_loop().time() - publisher.confirmed_at
+    if publisher.waiting and silence > CONFIRM_TIMEOUT:
+        return False, f"{publisher.waiting} messages wait, none confirmed for {silence:.0f} s"
+    return True, "connected"
+
+
+def _probe(name: str, checks: dict[str, Check], situation: list[str]) -> web.Response:
     wrong = {check: text for check, (holds, text) in checks.items() if not holds}
     document = {
         "status": f"not {name}" if wrong else name,

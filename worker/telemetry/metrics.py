@@ -1,22 +1,29 @@
 """Prometheus metrics (contract §7: `/metrics`). Every label has a bounded set of values."""
 
+import asyncio
+import platform
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.contract.platforms import PLATFORMS
 from worker.contract.settlement import Settlement
 from worker.contract.words import NOT_ALLOWED, REASONS, STATUSES, UNROUTABLE
 from worker.events import EventListener, TokenResult
+from worker.release import version
+from worker.service import Service
+from worker.telemetry.status import WorkerPhase
 
 CALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)  # seconds
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)  # seconds
+TICK, TICKS_KEPT = 0.5, 60  # seconds, and so many of them
 
 REPLY_REFUSALS = (UNROUTABLE, NOT_ALLOWED)
 TOKEN_RESULTS = ("ok", "refused", "failed")
@@ -140,6 +147,75 @@ class Metrics(EventListener, Collector):
             "Time paused by outages, the present one included.",
             value=self._closed_for + paused,
         )
+
+
+class Gauges(Collector):
+    """What the worker is doing now."""
+
+    def __init__(self, service: Service, phase: WorkerPhase) -> None:
+        self._service = service
+        self._phase = phase
+        self._late: deque[float] = deque(maxlen=TICKS_KEPT)
+
+    async def watch_loop(self) -> None:
+        """Measure how late the event loop runs, until cancelled: everything in this process waits for it."""
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(TICK)
+            self._late.append(max(0.0, time.monotonic() - began - TICK))
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them, as they are now."""
+        service = self._service
+        has_token = service.marketing_cloud.accounts.has_token
+        subscription, pace = service.intake.subscription, service.flow.pace
+        is_active = subscription is not None and self._phase.is_active
+        unconfirmed = service.publisher.waiting
+        in_flight = sum(each.unsettled for each in service.subscriptions)
+        lag = max(self._late, default=0.0)
+        for name, text, value in (
+            ("consumer_subscribed", "1 while the consumer is registered.", subscription is not None),
+            ("consumer_active", "1 once deliveries come here; until then it may be standing by.", is_active),
+            ("publisher_connected", "1 while replies can be published.", service.publisher.ready),
+            (
+                "publisher_unconfirmed_messages",
+                "Messages that the broker has not confirmed yet.",
+                unconfirmed,
+            ),
+            ("requests_in_flight", "Requests that were delivered and are not settled.", in_flight),
+            ("lanes", "Resources with a request under way.", service.lanes),
+            (
+                "oldest_unsettled_request_age_seconds",
+                "How long the oldest request in flight has been held.",
+                service.oldest_age,
+            ),
+            ("gate_closed", "1 while an outage pauses the worker.", service.flow.is_pausing),
+            (
+                "pace_per_second",
+                "Calls a second that a speed limit allows; -1 without one.",
+                -1 if pace is None else pace,
+            ),
+            ("paused_by_order", "1 while an operator's pause stands.", service.orders.pause is not None),
+            ("token_held", "1 while the default account has a good token.", has_token),
+            ("event_loop_lag_seconds", "By how much the event loop came too late at most, lately.", lag),
+        ):
+            yield GaugeMetricFamily(f"ott_{name}", text, value=float(value))
+        depths = "Messages that wait in a queue; left out where the broker has not told lately."
+        known = [((queue,), messages) for queue, messages in service.depths.known().items()]
+        yield _labelled("ott_queue_messages", depths, ["queue"], known)
+        partitions = "1 for each partition that this worker has."
+        taken = [((str(number),), 1) for number in service.partitions.taken]
+        yield _labelled("ott_partition_active", partitions, ["partition"], taken)
+        program = (version(), platform.python_version())
+        labels = ["version", "python"]
+        yield _labelled("ott_build_info", "Always 1; which program this is.", labels, [(program, 1)])
+
+
+def _labelled(name: str, text: str, labels: list[str], values: Iterable[tuple[Sequence[str], int]]) -> Metric:
+    metric = GaugeMetricFamily(name, text, labels=labels)
+    for of_these, number in values:
+        metric.add_metric(of_these, number)
+    return metric
 
 
 class _Histogram:

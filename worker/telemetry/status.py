@@ -1,19 +1,21 @@
-"""The worker's records in the status stream (contract §9)."""
+"""What this worker is doing: from its events and its parts, and as a record in the status stream (contract
+§9)."""
 
 import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import partial
 
 from worker.broker.status import StatusPublisher
+from worker.contract.settlement import Settlement
 from worker.contract.status import Blocked, GateState, GateStatus, WorkerState, WorkerStatus
 from worker.events import EventListener
 from worker.pipeline.flow import FlowState
 from worker.release import version
 from worker.service import Service
-from worker.telemetry.state import WorkerPhase
 
 STOP_TIMEOUT = 2.0  # seconds for the last record
 RATE_WINDOW = 10.0  # seconds
@@ -41,30 +43,61 @@ CHANGES = (
 )
 
 
-class StatusFeed(EventListener):
-    """Publishes the status while its context lasts, and at the end that the worker has stopped."""
+class WorkerPhase(EventListener):
+    """What the events say of this worker. While the context `publish` lasts, each change makes a record."""
 
-    def __init__(self, phase: WorkerPhase) -> None:
-        self._phase = phase
+    def __init__(self) -> None:
+        self.is_active = False
+        self.draining_since: float | None = None
+        self.has_stopped = False
+        self.gate_since: datetime | None = None
+        self.connects = 0
+        self.settled_count = 0
         self._publisher: StatusPublisher | None = None
-        self.hear(**dict.fromkeys(CHANGES, self._changed))
+        self.hear(gate_left=self.gate_opened)
+        self.hear(**{name: partial(self._changed, getattr(self, name)) for name in CHANGES})
 
-    def _changed(self, *_: object) -> None:
+    def active(self) -> None:
+        self.is_active = True
+
+    def subscription_ended(self, why: str) -> None:
+        self.is_active = False
+
+    def returned(self, count: int, why: str) -> None:
+        self.is_active = False
+
+    def draining(self) -> None:
+        self.draining_since = time.monotonic()
+
+    def consumer_connected(self) -> None:
+        self.connects += 1
+
+    def settled(self, settlement: Settlement, seconds: float) -> None:
+        self.settled_count += 1
+
+    def gate_closed(self, why: str) -> None:
+        self.gate_since = datetime.now(UTC)
+
+    def gate_opened(self, seconds: float) -> None:
+        self.gate_since = None
+
+    def _changed(self, take_note: Callable[..., object], *values: object) -> None:
+        take_note(*values)
         if self._publisher is not None:
             self._publisher.changed()
 
     @contextlib.asynccontextmanager
     async def publish(self, service: Service) -> AsyncIterator[None]:
-        """A context in which the records of this service are published."""
+        """Publish the records of this service, and at the end that it has stopped."""
         rate = _Rate()
         self._publisher = StatusPublisher(
-            service.settings, lambda: describe(service, self._phase, rate.of(self._phase.settled_count))
+            service.settings, lambda: describe(service, self, rate.of(self.settled_count))
         )
         publishing = asyncio.create_task(self._publisher.run(), name="status")
         try:
             yield
         finally:
-            self._phase.has_stopped = True
+            self.has_stopped = True
             self._publisher.stop()
             await asyncio.wait({publishing}, timeout=STOP_TIMEOUT)
             publishing.cancel()

@@ -14,7 +14,8 @@ from tests.rig import Events
 from tests.support.upstream import Behaviour, failing, limited, windowed
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
-from worker.pipeline.flow import Call, Flow, FlowState
+from worker.pipeline.flow import Flow, FlowState
+from worker.pipeline.pace import Call
 
 PREFETCH = 200
 LATENCY = 0.05  # seconds, on average

@@ -16,26 +16,18 @@ does. So the gate closes when a row of that length would come by chance once in 
 of failures that is normal at present. After a pause that share is learned anew; the row that closed the gate
 counts. A worker begins with few calls at a time, as TCP's slow start does.
 
-**A speed limit is a pace.** The first throttled call sets the pace to half of what was taken lately. Later
-the limit lies between the rate that was taken since the last throttled call (a token bucket is empty at both)
-and the rate of calls: the middle is tried next; or, where a throttled call costs a pause, the lower one. The
-pace begins a little below the limit, stays near it, and then rises faster and faster until a call is
-throttled again (CUBIC, as in TCP and AWS's SDKs). The less is known of the limit, the sooner it rises.
-
-Some upstreams answer 503 beyond their limit. Where many calls fail with 503, a pace is tried. If fewer calls
-fail at that pace it stays, else it is dropped. Wald's sequential test decides after a few calls. Later it is
-dropped if calls fail even at a small part of the pace that was well.
+**A speed limit is a pace**: see pace.py.
 """
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from enum import Enum
 
 from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
+from worker.pipeline.pace import LEAST, PERIOD, TELLING, Call, Pace
 
 LONGEST_PROBE_WAIT = 30.0  # seconds
 # The wait for the next probe is this part of the pause so far. A pause outlasts its outage by no more.
@@ -45,23 +37,11 @@ CHANCE = 1e-5  # that a row of failures is no outage
 MEMORY = 100  # calls over which the normal share of failures is averaged
 PRIOR = 2  # calls taken that are supposed before any is known
 FIRST, FEW = 16, 2  # calls at a time at the start, and after a pause
-
-PERIOD, TELLING = 1.0, 10  # seconds and calls, at least, over which a rate or a share is measured
-EARLY = 0.25  # seconds, at least, over which the very first rate is measured
-LEAST = 0.5  # of the rate is kept by the first throttled call, and by one that costs a pause
-DIP = 0.03  # of the limit: the pace begins so far below it, is at it after the rise, and above it after two
-FIRST_RISE = 0.4  # seconds, while no limit is known
-RISE = 3.0  # seconds, and times the seconds in which the limit was measured, at most
-PAUSES = 24.0  # times a pause that was asked for, if that takes longer: so pauses take 2 % of the time
-FORGET = 10.0  # seconds, or times the rise, without a throttled call: then there is no limit any more
-SLOWEST = 0.5  # calls a second
 CATCH_UP = 0.05  # seconds of the pace that a late timer makes up for
+EARLY = 0.25  # seconds, at least, over which the very first rate is measured
 
 SUSPICIOUS = 0.3  # share of calls that fail, for which a pace is tried
-HARMLESS = 0.1  # share of calls that fail at the right pace
-SURE = math.log(100)  # odds that decide the trial
 NEXT_TRIAL = 30.0  # seconds
-SMALL_PART = 0.25  # of a pace at which calls did not fail
 
 
 class FlowState(Enum):
@@ -69,15 +49,6 @@ class FlowState(Enum):
     CLOSED = "closed"
     OPENING = "opening"
     UNKNOWN = "unknown"
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """A call that may go, from `Flow.begin` until it is told how it ended."""
-
-    began: float
-    level: float
-    is_probe: bool
 
 
 class Flow:
@@ -111,11 +82,11 @@ class Flow:
         self._probe_at = 0.0
         self._not_before = 0.0  # until then Marketing Cloud asked to be left alone
         self._calls = self._failures = 0.0  # since the last pause, up to the last call that was taken
-        self._outages = self._others = 0  # failures in a row
-        self._resources: set[Hashable] = set()  # of the others
+        self._outages = 0  # failures in a row that are outages by their kind
+        self._others: Counter[Hashable] = Counter()  # and others, by resource
         self._next_call = 0.0
         self._taken: deque[float] = deque()  # times of the calls that were taken in the last period
-        self._pace: _Pace | None = None
+        self._pace: Pace | None = None
         self._next_trial = -math.inf
 
     @property
@@ -204,11 +175,10 @@ class Flow:
         if outage:
             self._outages += 1
         else:
-            self._others += 1
-            self._resources.add(resource)
+            self._others[resource] += 1
         if cause is Cause.NOT_AVAILABLE:
             self._try_pace(call, why)
-        row = self._outages + (self._others if len(self._resources) >= MANY_RESOURCES else 0)
+        row = self._outages + (self._others.total() if len(self._others) >= MANY_RESOURCES else 0)
         if row >= self._needed and not self._is_beyond_limit:
             self._shut(cause, why, pause)
             return True
@@ -280,13 +250,13 @@ class Flow:
         return max(self._after, math.ceil(math.log(CHANCE) / math.log(normal))) if normal else self._after
 
     def _end_row(self) -> None:
-        row = self._outages + self._others
+        row = self._outages + self._others.total()
         kept = (1 - 1 / MEMORY) ** (row + 1)
         self._calls = self._calls * kept + row + 1
         self._failures = self._failures * kept + row
         if row:
-            self._outages = self._others = 0
-            self._resources.clear()
+            self._outages = 0
+            self._others.clear()
 
     def _shut(self, cause: Cause, why: str, pause: float) -> None:
         is_again = self.state is FlowState.OPENING
@@ -331,7 +301,7 @@ class Flow:
 
     def _begin_pace(self, since: float, why: str, trial: float | None = None) -> None:
         """The first call was throttled, or one failed as if it were: then a `trial` of a pace begins."""
-        self._pace = _Pace(since, self._half_of_lately, trial)
+        self._pace = Pace(since, self._half_of_lately, trial)
         self._next_call = max(self._next_call, self._clock())
         self._events.pace_began(self._pace.limit * self._share(), why)
 
@@ -358,62 +328,3 @@ class Flow:
                 self._end_pace()
             elif pace.is_proven:
                 pace.lower(call, now, 0.0, self._share())
-
-
-class _Pace:
-    """The rate of calls that a speed limit allows, as far as it is known: of all workers together. `trial` is
-    the share of calls that failed without it, where a limit is only supposed."""
-
-    def __init__(self, since: float, limit: float, trial: float | None) -> None:
-        self.trial = trial
-        self.odds = 0.0  # logarithm, that fewer calls fail at this pace
-        self.is_proven = trial is None
-        self._proven = 0.0  # calls a second
-        self.limit = limit  # calls a second
-        self._rise = FIRST_RISE
-        self.restart(since)
-
-    def restart(self, since: float) -> None:
-        """Measure what is taken from then on."""
-        self.since = since
-        self.idle = 0.0  # seconds in which nobody called
-        self.limit = max(SLOWEST, self.limit)
-        self._taken = self._calls = 0  # that began and ended since then
-
-    def _age(self, now: float) -> float:
-        return now - self.since - self.idle
-
-    def rate(self, now: float) -> float:
-        if not self.is_proven:
-            return self.limit
-        return self.limit * (1 + DIP * (max(0.0, self._age(now)) / self._rise - 1) ** 3)
-
-    @property
-    def is_refuted(self) -> bool:
-        return self.odds <= -SURE or self.limit < SMALL_PART * self._proven
-
-    def is_forgotten(self, now: float) -> bool:
-        return now - self.since > FORGET * max(1.0, self._rise)
-
-    def ended(self, call: Call, now: float, *, is_taken: bool) -> None:
-        if call.began < self.since:
-            return
-        self._calls += 1
-        self._taken += is_taken
-        if not self.is_proven and self.trial is not None:
-            self.odds += math.log((1 - HARMLESS) / (1 - self.trial) if is_taken else HARMLESS / self.trial)
-            if self.odds >= SURE:
-                self.is_proven, self._proven = True, self.limit
-                self.restart(now)
-
-    def lower(self, call: Call, now: float, pause: float, share: float) -> None:
-        """A call was throttled. It tells nothing new if it began before the last one was."""
-        age = self._age(now)
-        is_measured = age >= PERIOD and self._calls >= TELLING if self._taken else age >= PERIOD / 2
-        if call.began < self.since or not (is_measured or pause):
-            return
-        rate = self.rate(now)
-        taken = min(rate, self._taken / max(age, PERIOD) / share)
-        self.limit = max(taken, LEAST * rate) if pause else (taken + rate) / 2
-        self._rise = min(FIRST_RISE + RISE * age, max(RISE, PAUSES * pause))
-        self.restart(now + pause)

@@ -7,6 +7,7 @@ a speed limit, a token that was turned down once.
 
 import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass
 
 from worker.backoff import Backoff
@@ -15,14 +16,60 @@ from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.http import EnsureLease
 from worker.marketing_cloud.token import AccountRefused, AccountsCrowded, AccountTrouble, Token, TokenTrouble
 from worker.pipeline import policy
-from worker.pipeline.flow import LONGEST_PROBE_WAIT, Call, Flow, FlowState
+from worker.pipeline.flow import LONGEST_PROBE_WAIT, Flow, FlowState
+from worker.pipeline.pace import Call
 from worker.pipeline.policy import FailingKeys, Verdict
 from worker.pipeline.request import Outcome, Request
-from worker.pipeline.turns import Turns
 from worker.settings import Settings
 
 # Times that a request is throttled while others are taken, and it costs nothing. Then the fault is its own.
 PATIENCE = 5
+
+
+class _Turns:
+    """Requests wait until their call may go, first come, first served. Each that went must end."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._waiting: deque[asyncio.Future[Call]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def next(self, *, in_front: bool = False) -> Call:
+        """Wait until a call may go. `in_front`: before all others that wait."""
+        if not self._waiting and self._flow.wait() == 0:
+            return self._flow.begin()
+        turn: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
+        (self._waiting.appendleft if in_front else self._waiting.append)(turn)
+        self._go()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.ended(turn.result())
+            raise
+
+    def ended(self, call: Call) -> None:
+        """The call is over, or was not made: others may go."""
+        self._flow.abandoned(call)
+        if self._waiting:
+            self._go()
+        else:
+            self._flow.nobody_waits()
+
+    def _go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting:
+            if self._waiting[0].done():  # it was cancelled
+                self._waiting.popleft()
+                continue
+            wait = self._flow.wait()
+            if wait:
+                self._timer = asyncio.get_running_loop().call_later(wait, self._go)
+            if wait != 0:
+                return
+            self._waiting.popleft().set_result(self._flow.begin())
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +91,7 @@ class Forwarder:
         self._marketing_cloud = marketing_cloud
         self._accounts = marketing_cloud.accounts
         self._flow = flow
-        self._turns = Turns(flow)
+        self._turns = _Turns(flow)
         self._failing = FailingKeys()
         self._requests = 0  # that are being forwarded
 

@@ -4,7 +4,7 @@
     → it is parsed, or rejected                 request.py (contract/registration.py)
     → it waits for its resource's turn          lanes.py
     → a newer one in the journal supersedes it  replay_guard.py
-    → it is forwarded, with retries             forward.py (turns.py, flow.py, policy.py)
+    → it is forwarded, with retries             forward.py (flow.py, pace.py, policy.py)
     → reply, dead letter, record: confirmed     settle.py
     → it is acknowledged                        amqp/consumer.py
 

@@ -178,16 +178,13 @@ class Service:
         if isinstance(journeys, Router):
             await journeys.take_over()
         elif await self._has_new_partitions():
-            await self._reconnect()
+            # The subscription ends, so that the next one uses them.
+            if self.connection is not None:
+                await self.connection.close()
+            await asyncio.get_running_loop().create_future()
         self._replay_guard.subscription_began()
         if self.settings.journal:
             await self._catch_up.run()
-
-    async def _reconnect(self) -> None:
-        """End the subscription, so that the next one uses partitions."""
-        if self.connection is not None:
-            await self.connection.close()
-        await asyncio.get_running_loop().create_future()
 
     async def _has_new_partitions(self) -> bool:
         """Whether a worker with partitions has been active since this one connected without."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 from pydantic import SecretStr
+from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
 
 from worker import errors
 from worker.events import EventListener
@@ -13,7 +14,6 @@ from worker.service import Service
 from worker.settings import Settings, load_settings, variable
 from worker.telemetry.admin import registry
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made from the code by deploy/fix. -->"

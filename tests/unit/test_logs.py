@@ -16,9 +16,8 @@ from worker.contract.settlement import Settlement
 from worker.contract.words import Reason, Status
 from worker.events import EVENTS, EventListener, EventListeners
 from worker.settings import load_settings
-from worker.telemetry import line_writer
-from worker.telemetry.line_writer import LineWriter
-from worker.telemetry.log import Log, Summary, configure, unexpected
+from worker.telemetry import log
+from worker.telemetry.log import LineWriter, Log, Summary, configure, unexpected
 
 
 @pytest.fixture
@@ -175,7 +174,7 @@ def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
 
 
 def test_a_reader_that_stalls_holds_up_nobody(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_writer, "END_TIMEOUT", 0.1)
+    monkeypatch.setattr(log, "END_TIMEOUT", 0.1)
     lines = LineWriter(pipe[1])
     for _ in range(3000):
         lines.write("x" * 100 + "\n")

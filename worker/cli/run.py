@@ -18,8 +18,7 @@ from worker.release import version
 from worker.service import Service, run_until
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 from worker.telemetry.admin import Admin
-from worker.telemetry.line_writer import LineWriter
-from worker.telemetry.log import Log, Logger, Summary, configure, unexpected
+from worker.telemetry.log import LineWriter, Log, Logger, Summary, configure, unexpected
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.status import WorkerPhase
 

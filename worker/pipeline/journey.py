@@ -173,8 +173,9 @@ class Journeys:
             self._subscription.ack(delivery)
 
     async def _decide(self, request: Request) -> Outcome:
-        if isinstance(request.parsed, Rejection):
-            return _rejected(request.parsed)
+        if isinstance(rejection := request.parsed, Rejection):
+            why = rejection.message, rejection.errorcode
+            return Outcome("rejected", rejection.reason, *why, errors=rejection.errors)
         if request.is_replay or request.as_of is not None:
             outcome = await self._tools.replay_guard.judge(request)
             if outcome is not None:
@@ -185,7 +186,3 @@ class Journeys:
 def identity(request: Request) -> Identity:
     """An identity that a redelivery shares with the delivery before it."""
     return request.id, hash(request.delivery.body)
-
-
-def _rejected(rejection: Rejection) -> Outcome:
-    return Outcome("rejected", rejection.reason, rejection.message, rejection.errorcode, "", rejection.errors)

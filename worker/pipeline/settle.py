@@ -69,7 +69,7 @@ class Settler:
                 await reply
             except (Unroutable, PublishRefused) as error:
                 refused = UNROUTABLE if isinstance(error, Unroutable | QueueFull) else NOT_ALLOWED
-                await self._publisher.send(self._own_reply(request, body, refused))
+                await self._publisher.send(self._reply(request, body, refused))
             if letter is not None:
                 await letter
         except asyncio.CancelledError:
@@ -79,22 +79,23 @@ class Settler:
             raise
         return settlement
 
-    def _reply(self, request: Request, body: bytes) -> Message:
-        reply_to = request.delivery.properties.text("reply_to")
-        if not reply_to:
-            return self._own_reply(request, body, None)
-        if not self._may_follow(reply_to):
-            return self._own_reply(request, body, NOT_ALLOWED)
-        headers = self._trace() if self._trace else None
-        return _reply_message(request, reply_to, body, headers, external=True)
-
-    def _own_reply(self, request: Request, body: bytes, refused: str | None) -> Message:
-        """The reply in the replies queue; `refused` says why `reply_to` was not followed."""
+    def _reply(self, request: Request, body: bytes, refused: str = "") -> Message:
+        """The reply: in the replies queue where `reply_to` names none, or is not followed because it is
+        `refused`."""
+        properties = request.delivery.properties
+        queue = properties.text("reply_to")
+        if queue and not refused and not self._may_follow(queue):
+            refused = NOT_ALLOWED
         headers = self._trace() if self._trace else {}
         if refused:
             self._events.reply_refused(refused)
             headers[REPLY_REFUSED_HEADER] = refused
-        return _reply_message(request, self._topology.replies, body, headers)
+        reply = _REPLY.with_text("correlation_id", properties.text("correlation_id") or request.id)
+        if headers:
+            reply = reply.changed(headers)
+        if not queue or refused:
+            return Message("", self._topology.replies, reply, body, reduced=_REDUCED_REPLY)
+        return Message("", queue, reply, body, external=True, reduced=_REDUCED_REPLY)
 
     def _may_follow(self, reply_to: str) -> bool:
         """Contract §4: not one of our own queues, and of RabbitMQ's only those made for replies."""
@@ -139,13 +140,3 @@ def _settlement(request: Request, outcome: Outcome) -> Settlement:
         is_replay=request.is_replay,
         as_of=request.as_of,
     )
-
-
-def _reply_message(
-    request: Request, queue: str, body: bytes, headers: dict[str, str] | None, *, external: bool = False
-) -> Message:
-    correlation_id = request.delivery.properties.text("correlation_id") or request.id
-    properties = _REPLY.with_text("correlation_id", correlation_id)
-    if headers:
-        properties = properties.changed(headers)
-    return Message("", queue, properties, body, external, _REDUCED_REPLY)

@@ -142,13 +142,13 @@ class Service:
     @property
     def subscriptions(self) -> list[Subscription]:
         """All current subscriptions."""
-        requests = self.intake.subscription
-        return [*([] if requests is None else [requests]), *self.partitions.subscriptions]
+        intakes = [self.intake, *self.partitions.intakes]
+        return [subscription for each in intakes if (subscription := each.subscription) is not None]
 
     @property
     def lanes(self) -> int:
         """Resources with a request under way."""
-        return self.intake.lanes + self.partitions.lanes
+        return sum(each.lanes for each in (self.intake, *self.partitions.intakes))
 
     @property
     def oldest_age(self) -> float:

@@ -199,15 +199,9 @@ class Partitions:
         return max(1, len(self.taken)) / len(partitions)
 
     @property
-    def subscriptions(self) -> list[Subscription]:
-        """The subscriptions that stand now."""
-        return [s for place in self._places.values() if (s := place.intake.subscription) is not None]
-
-    @property
-    def lanes(self) -> int:
-        """Resources with a request under way, in the subscriptions that stand."""
-        intakes = (place.intake for place in self._places.values())
-        return sum(intake.lanes for intake in intakes if intake.subscription is not None)
+    def intakes(self) -> list[Intake]:
+        """Those of the partitions that this worker consumes, or is behind in."""
+        return [place.intake for place in self._places.values()]
 
     def router(self, subscription: Subscription) -> Router:
         """The router, for one subscription to the requests queue."""

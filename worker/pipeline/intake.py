@@ -67,7 +67,8 @@ class Intake:
 
     @property
     def lanes(self) -> int:
-        return self._journeys.lanes if self._journeys is not None else 0
+        """Resources with a request under way."""
+        return self._journeys.lanes if self._journeys is not None and self.subscription is not None else 0
 
     async def consume_on(self, connection: Connection) -> None:
         """Subscribe on one connection, again and again, as long as it is this worker that ends them."""

@@ -61,6 +61,7 @@ READ: dict[str, Expected] = {
     "blank_lines.csv": [(4, FIRST), (7, SECOND)],
     "broken_quotes.csv": [(2, QUOTING), (3, SECOND)],
     "business_units.csv": [(2, FIRST), (3, FIRST), (4, FIRST)],
+    "c_line_in_quotes.csv": _ids(range(2, 5)),
     "c_placeholders.csv": [(line, PLACEHOLDER) for line in range(2, 18)],
     "c_rounded_distinct.csv": [(line, ALL_END_IN_0) for line in range(2, 8)],
     "c_smart_quotes_values.csv": _ids(range(2, 4)),

@@ -15,6 +15,7 @@ from worker.files.source import Unreadable, lines
 HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20
 
+_IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
 _SPACED_QUOTE = re.compile("[,;\t|] +[\"']")
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
@@ -24,12 +25,13 @@ keeps them from being read."""
 
 
 Dialect = Mapping[str, Any]
-"""How one file separates and quotes its cells: parameters of `csv.reader`."""
+"""How one file separates and quotes its cells: parameters of `csv.reader`, and whether each line is in
+quotation marks as a whole, `in_quotes`."""
 
 
 def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
     """Each row of the file. Raises Unreadable where the text stops being readable."""
-    reader = csv.reader(lines(chunks, encoding), **dialect)
+    reader = reader_of(lines(chunks, encoding), **dialect)
     number = 0
     while (row := _next(reader)) is not None:
         line, cells = row
@@ -37,6 +39,16 @@ def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterato
             continue  # a spreadsheet does not show it
         number += 1
         yield number, line, cells
+
+
+def reader_of(text: Iterable[str], *, in_quotes: bool = False, **parameters: Any) -> Any:
+    """A `csv.reader` in this dialect."""
+    return csv.reader(map(_out_of_quotes, text) if in_quotes else text, **parameters)
+
+
+def _out_of_quotes(line: str) -> str:
+    found = _IN_QUOTES.match(line.lstrip("\ufeff"))
+    return found[1].replace('""', '"') + "\n" if found else line
 
 
 def line_of(cells: Iterable[object], delimiter: str = ",", end: str = "\n") -> bytes:
@@ -57,6 +69,8 @@ def dialect_of(text: str) -> Dialect:
     names = ("delimiter", "quotechar", "escapechar", "skipinitialspace")
     candidates = product(delimiters, quotes, escapes, spaces)
     dialects = [dict(zip(names, each, strict=True), strict=True) for each in candidates]
+    if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
+        dialects += [{"delimiter": each, "strict": True, "in_quotes": True} for each in delimiters]
     return max(dialects, key=lambda dialect: _fitness(text, dialect))
 
 
@@ -93,7 +107,7 @@ def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
     """Attributes that the header names, rows as long as it, and (less is better) quotes left over."""
     complete, _, _ = text.rpartition("\n")
     sample = (complete or text).splitlines(keepends=True)
-    reader = csv.reader(sample, **dialect)
+    reader = reader_of(sample, **dialect)
     rows: list[list[str]] = []
     with contextlib.suppress(csv.Error):
         rows.extend(islice(filter(any, reader), HEADER_WITHIN + SAMPLE_ROWS))

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, Self
 from worker.contract.reply import Reply
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, guard, printable, unguard
-from worker.files.csv_file import dialect_of, line_of
+from worker.files.csv_file import dialect_of, line_of, reader_of
 from worker.files.rows import Reading, Row
 from worker.files.source import Source, Unreadable, decode_sample, encoding_of, lines
 from worker.files.table import RETURNED, Table
@@ -230,7 +230,7 @@ class _CsvLines:
         self._names: list[str] = []
 
     def __call__(self, line: str) -> RowResult | None:
-        cells = next(csv.reader([line], **self._dialect), [])
+        cells: list[str] = next(reader_of([line], **self._dialect), [])
         if not any(map(clean, cells)):
             return None
         if self._names:

@@ -171,7 +171,12 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(
     monkeypatch.setattr("worker.pipeline.replay_guard.IDLE_TIMEOUT", 0.2)
     assert (await replay(requester))["status"] == "registered"
     guard = service.tools.replay_guard
-    await until(lambda: not guard.has_index, "the index to be dropped")
+
+    async def is_dropped() -> bool:
+        await requester.ask(messenger("first"))
+        return not guard.has_index
+
+    await until(is_dropped, "the index to be dropped")
 
     whole = StreamReader.read
 

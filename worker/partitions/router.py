@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from hashlib import blake2b
 
 from worker.amqp.connection import Connection
-from worker.amqp.consumer import Subscription
+from worker.amqp.consumer import End, EndReason, Subscription
 from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.queue import look
 from worker.broker.topology import Topology
@@ -69,7 +69,7 @@ class Router(Journeys):
             await self._until_settled(await self._begin_epoch())
         except WorkerError as error:
             self._end_epoch(str(error))
-        if self.over:
+        if self.end is not None:
             await asyncio.get_running_loop().create_future()  # until the subscription ends
         self._go_on(started)
 
@@ -217,13 +217,13 @@ class Router(Journeys):
                 raise next(error for error in failed if not isinstance(error, QueueFull))
 
     def _end_epoch(self, why: str) -> None:
-        if not self.over:
-            self.over = f"the epoch has ended: {why}"
+        if self.end is None:
+            self.end = End(EndReason.EPOCH_OVER, f"the epoch has ended: {why}")
             self._events.epoch_ended(why)
 
     def _fail(self, what: str, error: Exception) -> None:
         self._events.processing_failed(what, type(error).__name__)
-        self.failed.set()
+        self.end = End(EndReason.FAILED)
 
 
 class PartitionCapacity:

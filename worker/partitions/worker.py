@@ -21,7 +21,7 @@ from hashlib import blake2b
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.amqp.connection import Connection, connect
-from worker.amqp.consumer import Subscription
+from worker.amqp.consumer import End, EndReason, Subscription
 from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
@@ -43,7 +43,7 @@ RETRY_INTERVAL = 1.0  # seconds between attempts to consume a partition
 SPREAD_INTERVAL = 0.5  # seconds between looks at who is to have what
 SUBSCRIBED_WITHIN = 2.0  # seconds in which a worker that is new has subscribed to all partitions
 PATIENCE = (2.0, 60.0)  # seconds, first and longest: before a worker steps back, or asks, once more
-STEPS_BACK = "another worker is to have the partition"
+STEPS_BACK = End(EndReason.EPOCH_OVER, "another worker is to have the partition")
 SILENT_AFTER = 11.0  # seconds; two of a worker's records did not come (contract.status.STATUS_INTERVAL)
 READ_INTERVAL = 2.0  # seconds between attempts to read on
 GONE = frozenset({"draining", "stopped"})
@@ -294,7 +294,7 @@ class Partitions:
                 if place.asks():
                     group.create_task(self._ask(number), name=f"ask for partition {number}")
             elif place.steps_back(known_since):
-                place.journeys.over = STEPS_BACK
+                place.journeys.end = place.journeys.end or STEPS_BACK
 
     async def _ask(self, number: int) -> None:
         with contextlib.suppress(WorkerError):

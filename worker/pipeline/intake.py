@@ -170,19 +170,18 @@ class Intake:
         """Why a subscription has ended, or must end."""
         if subscription.ended.done():
             return subscription.ended.result()
+        if journeys.end is not None:
+            return journeys.end
         oldest = subscription.oldest
         reasons = {
             EndReason.STOPPING: self._stopping.is_set(),
             EndReason.PAUSED: self._orders.pause is not None,
             EndReason.MEMORY_LIMIT: subscription.is_spent,
             EndReason.RESUME_PREFETCH: is_careful and not self._one_by_one,
-            EndReason.FAILED: journeys.failed.is_set(),
             EndReason.HELD: oldest is not None
             and time.monotonic() - oldest.arrived_at > self._settings.hold_limit,
-            EndReason.EPOCH_OVER: bool(journeys.over),
         }
-        why = next((why for why, holds in reasons.items() if holds), None)
-        return None if why is None else End(why, journeys.over if why is EndReason.EPOCH_OVER else "")
+        return next((End(why) for why, holds in reasons.items() if holds), None)
 
     def _lost(self, why: End, unsettled: int) -> None:
         """The broker, or the loss of the connection, has ended a subscription."""
@@ -236,7 +235,7 @@ class _Entrance:
             await self._take_over()
         except Exception as error:
             self._events.processing_failed("take-over", type(error).__name__)
-            self._journeys.failed.set()
+            self._journeys.end = End(EndReason.FAILED)
             return
         held, self._held = self._held or [], None
         for delivery in held:

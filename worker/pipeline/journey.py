@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.contract.registration import Rejection
 from worker.contract.settlement import Resource
 from worker.events import EventListener, Tracing
@@ -61,8 +61,7 @@ class Journeys:
         self._events = tools.events
         process = partial(tools.tracing.process, self._process) if tools.tracing else self._process
         self._lanes: Lanes[Request] = Lanes(process, self._pick)
-        self.failed = asyncio.Event()
-        self.over = ""  # why the subscription must end, though nothing failed
+        self.end: End | None = None  # why the subscription must end
         # For requests that come again because this worker, in good health, gave them back:
         self.own_requeues = 0  # the number of times it did so
         self.carried_attempts: Attempts = {}  # the attempts that they had made by then
@@ -137,7 +136,7 @@ class Journeys:
             # This is a defect of the worker. The intake gives everything back. Until then nothing may
             # overtake this request, so its lane waits here.
             self._events.processing_failed(request.id, type(error).__name__)
-            self.failed.set()
+            self.end = End(EndReason.FAILED)
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
 

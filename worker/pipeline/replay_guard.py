@@ -44,8 +44,7 @@ class ReplayGuard:
         self._current_in = -1  # the subscription in which the index has been read to its end
         self._reading: asyncio.Task[JournalIndex] | None = None
         self._margin = MARGIN
-        self._asked_at = 0.0
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._asked_at = 0.0  # the last request to judge
 
     @property
     def has_index(self) -> bool:
@@ -83,13 +82,16 @@ class ReplayGuard:
 
     def settled(self, settlement: Settlement) -> None:
         """A request's record is confirmed, and the next one of its resource has not begun."""
-        if self._index is not None:
+        if self._index is None:
+            return
+        is_idle = self._reading is None or self._reading.done()
+        if is_idle and time.monotonic() - self._asked_at > IDLE_TIMEOUT:
+            self._index, self._margin = None, MARGIN
+        else:
             self._index.settled(settlement)
 
     async def close(self) -> None:
         """End what is under way."""
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -111,8 +113,6 @@ class ReplayGuard:
 
     async def _read(self, true_at: int) -> JournalIndex:
         assert self._journal is not None, "without a journal nothing is read"
-        if self._idle_timer is None:
-            self._idle_timer = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._drop_when_idle)
         while True:
             subscription = self._subscriptions
             try:
@@ -131,16 +131,8 @@ class ReplayGuard:
             else:
                 break
         self._current_in = -1 if index.is_empty else subscription
+        self._asked_at = time.monotonic()  # those who wait for it have yet to look
         return index
-
-    def _drop_when_idle(self) -> None:
-        self._idle_timer = None
-        left = self._asked_at + IDLE_TIMEOUT - time.monotonic()
-        if left > 0 or (self._reading is not None and not self._reading.done()):
-            left = max(left, RETRY_INTERVAL)
-            self._idle_timer = asyncio.get_running_loop().call_later(left, self._drop_when_idle)
-        else:
-            self._index, self._margin = None, MARGIN
 
 
 def is_forced(request: Request) -> bool:

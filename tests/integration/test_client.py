@@ -94,6 +94,13 @@ async def test_an_id_that_the_protocol_would_cut_is_refused(
                 await call(MESSENGER, request_id="é" * 128)
 
 
+async def test_a_misspelt_option_is_refused(requester: Requester, broker_url: str, prefix: str) -> None:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        for call in (client.register, client.publish):
+            with pytest.raises(TypeError, match="there is no option acount_id"):
+                await call(MESSENGER, acount_id="510002")  # type: ignore[call-arg]
+
+
 async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_shared_queue(
     requester: Requester, broker_url: str, prefix: str
 ) -> None:

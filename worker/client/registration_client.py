@@ -275,6 +275,9 @@ class SyncRegistrationClient:
 
 
 def _id(options: RequestOptions) -> str:
+    if unknown := options.keys() - RequestOptions.__optional_keys__:
+        # A misspelt account would register with the default one.
+        raise TypeError(f"there is no option {min(unknown)}")
     given = options.get("request_id")
     if given and len(given.encode()) > ID_LENGTH:
         # It would be cut on its way, and the reply would come under another id.

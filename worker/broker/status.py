@@ -164,8 +164,6 @@ class StandingOrders:
         self._events = events
         self._known = asyncio.Event()
         self._has_failed = False
-        self._resumed = asyncio.Event()
-        self._resumed.set()
         self.pause: Pause | None = None
 
     async def until_known(self) -> None:
@@ -173,10 +171,6 @@ class StandingOrders:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READ_TIMEOUT):
                 await self._known.wait()
-
-    async def until_resumed(self) -> None:
-        """Return when no pause stands."""
-        await self._resumed.wait()
 
     async def follow(self) -> None:
         """Read the orders, until cancelled."""
@@ -206,14 +200,10 @@ class StandingOrders:
 
     def _stands(self, pause: Pause | None) -> None:
         before, self.pause = self.pause, pause
-        if pause is None:
-            self._resumed.set()
-            if before is not None:
-                self._events.resumed()
-        else:
-            self._resumed.clear()
-            if pause != before:
-                self._events.paused(pause.by, pause.why)
+        if pause is None and before is not None:
+            self._events.resumed()
+        elif pause is not None and pause != before:
+            self._events.paused(pause.by, pause.why)
 
 
 async def _read_orders(reader: StreamReader, events: EventListener) -> tuple[list[Order], int]:

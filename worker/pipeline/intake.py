@@ -25,7 +25,7 @@ from worker.events import EventListener
 from worker.pipeline.journey import Attempts, Identity, Journeys
 from worker.settings import Settings
 
-POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription
+POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription, or a pause by order
 PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before the next subscription
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
@@ -74,24 +74,13 @@ class Intake:
         """Subscribe on one connection, again and again, as long as it is this worker that ends them."""
         while connection.is_open and not self._stopping.is_set():
             if self._orders.pause is not None:
-                await self._until_resumed(connection)
+                await pause(POLL_INTERVAL, self._stopping)
             elif self._has_undeliverable:
                 await self._remove_undeliverable(connection)
             elif self._one_by_one:
                 await self._consume_one_by_one(connection)
             elif not await self._consume(connection):
                 return
-
-    async def _until_resumed(self, connection: Connection) -> None:
-        """Wait until the pause ends, the worker is to stop, or the connection is lost."""
-        ends: list[asyncio.Future[object]] = [
-            asyncio.ensure_future(self._orders.until_resumed()),
-            asyncio.ensure_future(self._stopping.wait()),
-        ]
-        connection.lost.add_done_callback(lambda _: ends[0].cancel())
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
 
     async def _remove_undeliverable(self, connection: Connection) -> None:
         """A message that RabbitMQ cannot deliver ended the connection, and all in flight came back with it,

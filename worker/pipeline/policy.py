@@ -13,8 +13,6 @@ BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
 LONGEST_BACKOFF = 60.0  # seconds
 _AUTHENTICATION = range(40000, 40004)
 _AUTHORIZATION = range(20000, 20003)
-_OUTAGE = frozenset({502, 503, 504})
-_RETRY = frozenset({408, 425})
 
 
 class Verdict(Enum):
@@ -36,14 +34,20 @@ class Verdict(Enum):
         return self in _OUTCOMES
 
 
-_CAUSES = {
-    401: Cause.CREDENTIALS,
-    403: Cause.CREDENTIALS,
-    429: Cause.THROTTLED,
-    502: Cause.BAD_GATEWAY,
-    503: Cause.NOT_AVAILABLE,
-    504: Cause.GATEWAY_TIMEOUT,
+# What an answer with this status means, if nothing else in it says more.
+_ROWS = {
+    400: (Verdict.REJECTED, Cause.ERROR),
+    401: (Verdict.CREDENTIALS, Cause.CREDENTIALS),
+    403: (Verdict.FORBIDDEN, Cause.CREDENTIALS),
+    408: (Verdict.RETRY, Cause.ERROR),
+    425: (Verdict.RETRY, Cause.ERROR),
+    429: (Verdict.THROTTLED, Cause.THROTTLED),
+    502: (Verdict.OUTAGE, Cause.BAD_GATEWAY),
+    503: (Verdict.OUTAGE, Cause.NOT_AVAILABLE),
+    504: (Verdict.OUTAGE, Cause.GATEWAY_TIMEOUT),
 }
+_OTHER_4XX = (Verdict.FAILED, Cause.ERROR)
+_OTHERS = (Verdict.RETRY, Cause.ERROR)  # 5xx; and 1xx and 3xx of a proxy or gateway: this API has none
 _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
     Verdict.REGISTERED: ("registered", None),
     Verdict.REJECTED: ("rejected", "rejected"),
@@ -53,29 +57,20 @@ _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
 }
 
 
-def judge(answer: Answer) -> Verdict:  # noqa: PLR0911 - the table of contract §6, row by row
-    """The row of the answer table that holds."""
+def judge(answer: Answer) -> Verdict:
+    """The row of the answer table (contract §6) that holds."""
     status, code = answer.status, answer.errorcode
     if status is None:
         return Verdict.OUTAGE
     if answer.is_page:
         return Verdict.RETRY
-    if 200 <= status < 300 and not answer.is_error:
-        return Verdict.REGISTERED
-    if status == 400 or 200 <= status < 300:
-        return Verdict.REJECTED
-    if status == 401 or (status == 403 and code in _AUTHENTICATION):
+    if 200 <= status < 300:
+        return Verdict.REJECTED if answer.is_error else Verdict.REGISTERED
+    if status == 403 and code in _AUTHENTICATION:
         return Verdict.CREDENTIALS
-    if status == 403:
-        return Verdict.FORBIDDEN
-    if status == 429:
-        return Verdict.BLOCKED if code == BLOCKED_CODE else Verdict.THROTTLED
-    if status in _OUTAGE:
-        return Verdict.OUTAGE
-    if 400 <= status < 500 and status not in _RETRY:
-        return Verdict.FAILED
-    # 5xx; also 1xx and 3xx, which this API never answers: a proxy or gateway did.
-    return Verdict.RETRY
+    if status == 429 and code == BLOCKED_CODE:
+        return Verdict.BLOCKED
+    return _row(status)[0]
 
 
 def cause(answer: Answer) -> Cause:
@@ -84,9 +79,11 @@ def cause(answer: Answer) -> Cause:
         return Cause.NO_ANSWER
     if answer.is_page:
         return Cause.PAGE
-    if judge(answer) is Verdict.BLOCKED:
-        return Cause.BLOCKED
-    return _CAUSES.get(answer.status, Cause.ERROR)
+    return Cause.BLOCKED if judge(answer) is Verdict.BLOCKED else _row(answer.status)[1]
+
+
+def _row(status: int) -> tuple[Verdict, Cause]:
+    return _ROWS.get(status, _OTHER_4XX if 400 <= status < 500 else _OTHERS)
 
 
 def why(answer: Answer) -> str:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 from pydantic import SecretStr
-from worker.telemetry.state import LoopMonitor, StateCollector, WorkerPhase
 
 from worker import errors
 from worker.events import EventListener
 from worker.service import Service
 from worker.settings import Settings, load_settings, variable
 from worker.telemetry.admin import registry
-from worker.telemetry.metrics import Metrics
+from worker.telemetry.metrics import Gauges, Metrics
+from worker.telemetry.status import WorkerPhase
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made from the code by deploy/fix. -->"
@@ -77,7 +77,7 @@ async def _families() -> list[Metric]:
     service, metrics = Service(settings, EventListener()), Metrics()
     metrics.call_ended(201, 0.1)
     try:
-        return list(registry(metrics, StateCollector(service, WorkerPhase(), LoopMonitor())).collect())
+        return list(registry(metrics, Gauges(service, WorkerPhase())).collect())
     finally:
         await service.marketing_cloud.__aexit__()
 

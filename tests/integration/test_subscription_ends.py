@@ -90,6 +90,7 @@ async def test_a_standby_that_is_cut_off_makes_no_call_when_deliveries_come(
     """After a network partition, RabbitMQ 4.3 hands it what others have settled since. So its lease, too, is
     renewed only by what most nodes of the queue agree to."""
     monkeypatch.setattr(consumer, "LEASE", 1.0)  # seconds
+    monkeypatch.setattr(consumer, "LEASE_RENEWAL_INTERVAL", 0.2)  # seconds
     queue, has_majority = Topology(prefix).requests, asyncio.Event()
     vote = Subscription._pass_through_queue
 

@@ -85,13 +85,17 @@ async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(
     service = await rig.start_worker(settings, tells_status=True)
     requester = await rig.requester_for(settings)
     assert (await requester.ask(messenger("1")))["status"] == "registered"
-    for queue in (*names.own_queues - {names.requests}, names.partition(1)):
+    for queue in names.own_queues - {names.requests}:
         await requester.channel.queue_delete(queue)
     for exchange in (names.entry, names.dead):
         await requester.channel.exchange_delete(exchange)
     connection = await connect(settings, "test")
-    while await topology.missing(connection, settings):
-        await asyncio.sleep(0.05)
+    for consumed in (None, names.partition(1)):
+        if consumed is not None:
+            await requester.channel.queue_delete(consumed)
+        async with asyncio.timeout(20):
+            while await topology.missing(connection, settings):
+                await asyncio.sleep(0.05)
     await connection.close()
     for page in range(8):
         reply = await requester.ask(messenger(str(page)), key=REQUEST_KEY)

@@ -12,7 +12,7 @@ from tests.rig import Events, Rig, declare, messenger, until
 from worker.amqp import confirm_channel
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
-from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher
+from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher, is_well_formed
 from worker.broker.topology import Topology
 from worker.events import EventListener
 from worker.settings import Settings
@@ -53,6 +53,23 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: 
     assert {reply.headers["x-ott-reply-refused"] for reply in replies} <= {"not-allowed", "unroutable"}
     assert not events.of("publisher_lost")
     assert not events.of("publish_turned_down")  # of the worker's own queues alone: it is a label of a metric
+
+
+def test_a_malformed_reply_address_is_known_without_a_connection() -> None:
+    """RabbitMQ 3.10 ends the connection for each: hundreds would hold up other direct replies for long."""
+    pid, key = base64.b64encode(b"\x83Xw\x03a@b" + b"\0" * 12).decode(), "AAAA"
+    assert is_well_formed(f"{DIRECT_REPLY_TO}{pid}.{key}")
+    for broken in (
+        "",
+        "x",
+        f"AAAA.{key}",
+        f"!!!.{key}",
+        f"{pid[:-4]}.{key}",
+        f"{pid}.",
+        f"{pid}.{key}.x",
+        pid,
+    ):
+        assert not is_well_formed(DIRECT_REPLY_TO + broken)
 
 
 async def test_thousands_of_messages_with_one_message_id_are_published_at_once(

@@ -161,7 +161,11 @@ async def _opened(source: Open) -> AsyncIterator[LoneChannel]:
 async def _outcome(channel: LoneChannel, message: Message) -> WorkerError | None:
     sent = channel.send(message)
     await asyncio.wait({sent}, timeout=APART_TIMEOUT)
-    error = sent.exception() if sent.done() else BrokerUnreachable("RabbitMQ did not confirm in time")
+    if not sent.done():
+        sent.cancel()
+        error: BaseException | None = BrokerUnreachable("RabbitMQ did not confirm in time")
+    else:
+        error = sent.exception()
     if isinstance(error, BrokerUnreachable) and channel.was_closed_for_cause:
         return Poisonous()
     return error if error is None or isinstance(error, WorkerError) else BrokerUnreachable(str(error))

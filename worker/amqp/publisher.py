@@ -7,6 +7,8 @@ does not take the message within a minute.
 """
 
 import asyncio
+import base64
+import binascii
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -29,6 +31,8 @@ GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that some
 RENEW_STREAM_AFTER: Final = 2  # overdue confirms of one record: 4.3 confirms on a new channel at once
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."
+_PIDS: Final = {b"\x83X": 12, b"\x83g": 9}  # its external format, and the bytes that follow the node's name
+_NAMES: Final = {b"d": 2, b"v": 2, b"s": 1, b"w": 1}  # an atom's format, and the bytes of its length
 
 
 class KeptChannel(ConfirmChannel):
@@ -209,6 +213,10 @@ class Publisher:
         """Publish. The future is done once the broker has confirmed; that of an external message may raise
         Unroutable or PublishRefused instead. Cancel the future to give the message up."""
         if message.external and message.routing_key.startswith(DIRECT_REPLY_TO):
+            if not is_well_formed(message.routing_key):
+                refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                refused.set_exception(PublishRefused("the reply address is malformed"))
+                return refused
             if self._direct_task is None:
                 serve = self._keep_serving("direct replies", [self._direct], EventListener())
                 self._direct_task = asyncio.create_task(serve, name="direct-replies")
@@ -235,3 +243,22 @@ class Publisher:
             raise BrokerUnreachable("connection lost")
 
         await keep_connected(self._settings, purpose, use, lambda error: events.publisher_lost(str(error)))
+
+
+def is_well_formed(address: str) -> bool:
+    """Whether RabbitMQ can decode the address of a direct reply: the prefix, and `PID.KEY`, both in base64.
+    PID is an Erlang process id with the name of a node in it (the same on 3.10 and 4.3). Each one that it
+    cannot decode costs RabbitMQ 3.10 a connection."""
+    parts = address.removeprefix(DIRECT_REPLY_TO).split(".")
+    if len(parts) != 2:
+        return False
+    try:
+        pid, key = (base64.b64decode(part, validate=True) for part in parts)
+    except (binascii.Error, ValueError):
+        return False
+    length_bytes = _NAMES.get(pid[2:3])
+    if not key or pid[:2] not in _PIDS or length_bytes is None:
+        return False
+    length = int.from_bytes(pid[3 : 3 + length_bytes], "big")
+    name = pid[3 + length_bytes : 3 + length_bytes + length]
+    return b"@" in name and len(pid) == 3 + length_bytes + length + _PIDS[pid[:2]]

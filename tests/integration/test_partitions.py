@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import aio_pika
 import pytest
+from aiohttp import web
 
 from tests.rig import Events, Requester, Rig, messenger, until
 from worker.amqp.connection import Connection
@@ -23,10 +24,11 @@ from worker.contract.words import (
     ROUTED_HEADERS,
 )
 from worker.partitions import pruning
+from worker.partitions.log import read_partition_state
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
 from worker.partitions.worker import weight
-from worker.sandbox.faults import Hang, Latency
+from worker.sandbox.faults import CarryOut, Ending, Hang, Latency
 from worker.service import Service
 from worker.settings import Settings
 
@@ -163,6 +165,43 @@ async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is
     await until(all_is_pruned, "pruning")
     assert sorted(deleted) == [3, 4]
     await requester.all_registered(await publish(requester, range(25, 26)))
+
+
+async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig: Rig) -> None:
+    """Its older request is under way in the old partition when a router with another number begins."""
+    released = asyncio.Event()
+
+    class Late(Ending):
+        kind: str = "late"
+
+        async def answer(self, request: web.Request, carry_out: CarryOut) -> web.Response:
+            await released.wait()
+            return carry_out()
+
+    pages = {page: Resource(None, "messenger", page) for page in PAGES}
+    page = next(
+        page for page in PAGES if partition_of(pages[page], 2) != partition_of(pages[page], PARTITIONS)
+    )
+    requester = await rig.start(partitions=2)
+    rig.sandbox.faults.add(Late(path="registration", count=1))
+    ids = await publish(requester, range(1), [page])
+    await until(lambda: rig.sandbox.history.registration_calls, "the older request's call")
+    before, events, settings = rig.services[0], Events(), rig.settings(partitions=PARTITIONS)
+    await rig.start_worker(settings, events)
+    before.stop()
+    await until(lambda: not before.intake.subscription, "the end of the old router")
+    ids += await publish(requester, range(1, 2), [page])
+
+    async def all_but_one_are_settled() -> bool:
+        state = await read_partition_state(settings)
+        settled = {number for number, barrier in state.barriers.items() if barrier.epoch == state.epoch}
+        return settled == set(range(1, PARTITIONS + 1)) - {partition_of(pages[page], 2)}
+
+    await until(all_but_one_are_settled, "the barriers in the other partitions")
+    routes = events.of("epoch_began")
+    released.set()
+    await requester.all_registered(ids)
+    assert (told(rig), routes) == ({page: [0, 1]}, [])
 
 
 async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig: Rig) -> None:

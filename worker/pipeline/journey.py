@@ -147,7 +147,9 @@ class Journeys:
             newer = superseded(request.id)
             await asyncio.gather(*(self._settle(older, newer) for older in request.older))
             self._lanes.drop(request.resource, request.older)
-        self._finish(request.delivery)
+        # What is oversize the broker dead-letters, which has its body.
+        acknowledge = self._subscription.reject if request.delivery.oversize else self._subscription.ack
+        acknowledge(request.delivery)
         self._tools.replay_guard.settled(settlement)
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
 
@@ -164,12 +166,6 @@ class Journeys:
         newest = waiting[place]
         newest.older = tuple(request for request in waiting if request is not newest)
         return newest
-
-    def _finish(self, delivery: Delivery) -> None:
-        if delivery.oversize:
-            self._subscription.reject(delivery)  # so that the broker, which has the body, dead-letters it
-        else:
-            self._subscription.ack(delivery)
 
     async def _decide(self, request: Request) -> Outcome:
         if isinstance(rejection := request.parsed, Rejection):

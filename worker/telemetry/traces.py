@@ -90,16 +90,10 @@ class Traces(EventListener):
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
         span = trace.get_current_span()
-        span.set_attribute("ott.status", settlement.status)
         span.set_attribute("ott.attempts", settlement.attempts)
-        for name, value in (
-            ("ott.reason", settlement.reason),
-            ("ott.platform", settlement.platform),
-            ("ott.resource_id", settlement.resource_id),
-            ("ott.account", settlement.account),
-        ):
-            if value is not None:
-                span.set_attribute(name, _text(value))
+        for name in ("status", "reason", "platform", "resource_id", "account"):
+            if (value := getattr(settlement, name)) is not None:
+                span.set_attribute(f"ott.{name}", _text(value))
         if settlement.reason is not None:
             span.set_status(StatusCode.ERROR, settlement.reason)
 

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import uuid4
@@ -166,6 +166,10 @@ class Requester:
             return queue.declaration_result.message_count or 0
         finally:
             await channel.close()
+
+    async def holds(self, name: str, counts: Container[int]) -> bool:
+        """Whether so many messages are ready in the queue PREFIX.name."""
+        return await self.depth(name) in counts
 
 
 async def journal_records(requester: Requester, count: int) -> list[dict[str, Any]]:

@@ -5,7 +5,15 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.acceptance.submit_command import Command
-from tests.rig import Rig
+from tests.rig import Requester, Rig
+
+
+@pytest.fixture
+async def requester(rig: Rig) -> Requester:
+    """A broker with all queues, and no worker any more."""
+    requester = await rig.start()
+    await rig.stop_first()
+    return requester
 
 
 @pytest.fixture

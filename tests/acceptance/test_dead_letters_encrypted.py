@@ -82,7 +82,7 @@ async def test_a_letter_in_the_clear_is_replayed_only_if_the_broker_made_it_or_o
         await rig.stop_worker(service)
     await bury(requester, 1)
     await requester.publish(messenger("q"), expiration=0.05, message_id="brokers")
-    await until(lambda: _has_two(requester), "the broker's letter")
+    await until(lambda: requester.holds("dead", [2]), "the broker's letter")
     given = {"OTT_DEAD_LETTER_KEYS": key("one")}
     command = ("dead-letters", "replay", "--all", "--force", "--yes")
     refused = await ott_worker(operator, *command, **given)
@@ -91,7 +91,3 @@ async def test_a_letter_in_the_clear_is_replayed_only_if_the_broker_made_it_or_o
     assert "is not encrypted" in planned.out
     accepted = await ott_worker(operator, *command, "--accept-unencrypted", **given)
     assert (accepted.code, await requester.depth("dead")) == (0, 0)
-
-
-async def _has_two(requester: Requester) -> bool:
-    return await requester.depth("dead") == 2

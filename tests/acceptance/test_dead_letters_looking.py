@@ -11,14 +11,6 @@ from tests.rig import MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.consumer import COUNTS
 
 
-@pytest.fixture
-async def requester(rig: Rig) -> Requester:
-    """A broker with all queues, and no worker any more."""
-    requester = await rig.start()
-    await rig.stop_first()
-    return requester
-
-
 async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig) -> None:
     requester = await rig.start(gate_after=100, retry_attempts=1)
     await turned_down(rig, requester, "p", "name", message_id="first")
@@ -70,7 +62,9 @@ async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Reques
     killed_in_the_middle = 0
     for _ in range(3):
         process = await begin(rig.settings(), "dead-letters", "list", "--json")
-        await until(lambda p=process: _is_looking(requester, 1200) or p.returncode is not None, "a look")
+        await until(
+            lambda p=process: requester.holds("dead", range(1200)) or p.returncode is not None, "a look"
+        )
         if await requester.depth("dead") < 1200:
             killed_in_the_middle += 1
         process.send_signal(signal.SIGKILL)
@@ -79,10 +73,6 @@ async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Reques
     listed = await dead_letters(rig, "list", "--json")
     assert [d["id"] for d in listed.documents] == ids
     assert [m.message_id for m in await requester.take_all("dead")] == ids
-
-
-async def _is_looking(requester: Requester, count: int) -> bool:
-    return await requester.depth("dead") < count
 
 
 async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Requester) -> None:
@@ -143,7 +133,7 @@ async def test_no_secret_is_shown_unless_asked_for(
         body.encode(), expiration=0.05, headers={"x-note": secret_values["channelSecret"]}
     )
     await requester.publish(body[:-2].encode(), expiration=0.05)
-    await until(lambda: _has_died(requester, 2), "the dead letters")
+    await until(lambda: requester.holds("dead", [2]), "the dead letters")
     canaries = [*secret_values.values(), "stray-canary"]
     for arguments in (["list"], ["list", "--json"], ["show", "--reason", "expired"]):
         for more in ([], ["--json"]):
@@ -152,10 +142,6 @@ async def test_no_secret_is_shown_unless_asked_for(
             assert not [canary for canary in canaries if canary in ended.out + ended.err]
     revealed = await dead_letters(rig, "show", "--reason", "expired", "--reveal")
     assert [canary for canary in canaries if canary in revealed.out] == canaries
-
-
-async def _has_died(requester: Requester, count: int) -> bool:
-    return await requester.depth("dead") == count
 
 
 async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, requester: Requester) -> None:
@@ -167,7 +153,7 @@ async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, req
         headers={"deep": {"er": [{"x": [1, None, True]}]}, "x-ott-received-at": "never"},
     )
     await requester.publish(b"\xff\xfe[[[", expiration=0.05, correlation_id="c" * 255)
-    await until(lambda: _has_died(requester, 2), "the dead letters")
+    await until(lambda: requester.holds("dead", [2]), "the dead letters")
     for arguments in (["list"], ["show", "--reason", "expired", "--reveal"], ["list", "--json"]):
         ended = await dead_letters(rig, *arguments)
         assert (ended.code, ended.err) == (0, "")

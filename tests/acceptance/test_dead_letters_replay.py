@@ -32,14 +32,6 @@ from worker.dead_letters.run import Run
 from worker.sandbox.faults import Status
 
 
-@pytest.fixture
-async def requester(rig: Rig) -> Requester:
-    """A broker with all queues, and no worker any more."""
-    requester = await rig.start()
-    await rig.stop_first()
-    return requester
-
-
 async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(rig: Rig) -> None:
     requester = await rig.start()
     await turned_down(rig, requester, "p", "old p", correlation_id="p", message_id="p")
@@ -437,7 +429,7 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> N
         await until(lambda n=replies: len(requester.order) > n, "the first replay's reply")
         process.send_signal(signal.SIGKILL)
         await process.communicate()
-        await until(lambda: _is_more_than(requester, third), "what was held to come back")
+        await until(lambda: requester.holds("dead", range(third + 1, 1000)), "what was held to come back")
     ended = await ott_worker(rig.settings(), *command)
     assert ended.code == 0, ended.err
 
@@ -448,10 +440,6 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> N
     assert {name for name, status in last.items() if status == "superseded"} == overtaken
     for name in replayed:
         assert rig.held(name) == ("new" if name in overtaken else "old")
-
-
-async def _is_more_than(requester: Requester, count: int) -> bool:
-    return await requester.depth("dead") > count
 
 
 async def test_no_more_letters_a_second_are_replayed_than_the_rate(rig: Rig, requester: Requester) -> None:

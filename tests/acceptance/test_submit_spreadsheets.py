@@ -96,13 +96,8 @@ async def test_resume_takes_an_input_that_holds_only_the_corrected_rows(
     end = await submit("failed.csv", "--platform", "messenger", "--results", results, "--resume")
     assert (end.code, end.err) == (0, "")
     assert sorted(pages_called(rig)) == ["1", "1732555047025799", "2"]
-    if results.endswith(".csv"):
-        written = [
-            (int(line["row"]), line["status"], line["resourceId"]) for line in rows_of(tmp_path / results)
-        ]
-    else:
-        written = [(line["row"], line["status"], line["resourceId"]) for line in lines(tmp_path / results)]
-    assert sorted(written) == [
+    written = (rows_of if results.endswith(".csv") else lines)(tmp_path / results)
+    assert sorted((int(line["row"]), line["status"], line["resourceId"]) for line in written) == [
         (1, "registered", "1"),
         (2, "registered", "2"),
         (3, "registered", "1732555047025799"),
@@ -244,7 +239,7 @@ async def test_rows_of_an_old_file_undo_nothing_newer_and_can_be_sent_all_the_sa
 
 
 async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(
-    submit: Command, rig: Rig, tmp_path: Path
+    submit: Command, tmp_path: Path
 ) -> None:
     save(tmp_path / "pages.csv", [page("1"), page("1732555047025799", pageName="")])
     (tmp_path / "mine.xlsx").write_bytes((EXAMPLES / "files" / "bad_colour.xlsx").read_bytes())

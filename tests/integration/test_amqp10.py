@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
-from tests.rig import Requester, Rig, declare, messenger, until
+from tests.rig import Rig, declare, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.queue import QueueBrowser
 from worker.broker import topology
@@ -57,12 +57,8 @@ async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig: Rig,
             await asyncio.to_thread(publish_with_uuid, url, queue, b"%d" % number)
     async with asyncio.timeout(15):
         await requester.all_registered(wanted)
-        await until(lambda: _has(requester, "dead", 3), "the dead letters")
+        await until(lambda: requester.holds("dead", [3]), "the dead letters")
     assert time.monotonic() - began < 15
-
-
-async def _has(requester: Requester, queue: str, count: int) -> bool:
-    return await requester.depth(queue) == count
 
 
 async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before_it(

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -33,16 +33,19 @@ async def requester(rig: Rig) -> Requester:
     return await rig.start()
 
 
+@pytest.fixture
+async def client(requester: Requester, broker_url: str, prefix: str) -> AsyncIterator[RegistrationClient]:
+    async with RegistrationClient(broker_url, prefix=prefix) as client:
+        yield client
+
+
 def page(page_id: str, name: str = "SFMC Engineers") -> dict[str, Any]:
     document: dict[str, Any] = json.loads(messenger(page_id, name))
     return document
 
 
-async def test_a_registration_is_answered_with_its_result(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        reply = await client.register(MESSENGER)
+async def test_a_registration_is_answered_with_its_result(client: RegistrationClient) -> None:
+    reply = await client.register(MESSENGER)
     assert (reply.status, reply.platform, reply.resource_id) == (
         "registered",
         "messenger",
@@ -63,56 +66,49 @@ async def test_the_id_and_the_account_that_the_caller_names_are_used(
 
 
 async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(
-    requester: Requester, rig: Rig, broker_url: str, prefix: str
+    rig: Rig, client: RegistrationClient
 ) -> None:
     rig.sandbox.faults.add(Latency(path="registration", seconds=1))
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        with pytest.raises(OutcomeUnknown, match="outcome of request slow-1 is unknown") as unknown:
-            await client.register(page("1"), request_id="slow-1", timeout=0.2)
-        assert unknown.value.request_id == "slow-1"
-        assert isinstance(unknown.value, TimeoutError)
-        again = await client.register(page("1"), request_id="slow-1")
+    with pytest.raises(OutcomeUnknown, match="outcome of request slow-1 is unknown") as unknown:
+        await client.register(page("1"), request_id="slow-1", timeout=0.2)
+    assert unknown.value.request_id == "slow-1"
+    assert isinstance(unknown.value, TimeoutError)
+    again = await client.register(page("1"), request_id="slow-1")
     assert again.status == "registered"
 
 
-async def test_one_id_cannot_be_under_way_twice(requester: Requester, broker_url: str, prefix: str) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        first = asyncio.create_task(client.register(page("1"), request_id="a"))
-        await asyncio.sleep(0)
-        with pytest.raises(ValueError, match="a is under way already"):
-            await client.register(page("1"), request_id="a")
-        assert (await first).status == "registered"
+async def test_one_id_cannot_be_under_way_twice(client: RegistrationClient) -> None:
+    first = asyncio.create_task(client.register(page("1"), request_id="a"))
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="a is under way already"):
+        await client.register(page("1"), request_id="a")
+    assert (await first).status == "registered"
 
 
-async def test_an_id_that_the_protocol_would_cut_is_refused(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        assert (await client.register(MESSENGER, request_id="x" * 255)).request_id == "x" * 255
-        for call in (client.register, client.publish):
-            with pytest.raises(ValueError, match="request_id must be 255 bytes at most"):
-                await call(MESSENGER, request_id="é" * 128)
+async def test_an_id_that_the_protocol_would_cut_is_refused(client: RegistrationClient) -> None:
+    assert (await client.register(MESSENGER, request_id="x" * 255)).request_id == "x" * 255
+    for call in (client.register, client.publish):
+        with pytest.raises(ValueError, match="request_id must be 255 bytes at most"):
+            await call(MESSENGER, request_id="é" * 128)
 
 
-async def test_a_misspelt_option_is_refused(requester: Requester, broker_url: str, prefix: str) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        for call in (client.register, client.publish):
-            with pytest.raises(TypeError, match="there is no option acount_id"):
-                await call(MESSENGER, acount_id="510002")  # type: ignore[call-arg]
+async def test_a_misspelt_option_is_refused(client: RegistrationClient) -> None:
+    for call in (client.register, client.publish):
+        with pytest.raises(TypeError, match="there is no option acount_id"):
+            await call(MESSENGER, acount_id="510002")  # type: ignore[call-arg]
 
 
 async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_shared_queue(
-    requester: Requester, broker_url: str, prefix: str
+    requester: Requester, client: RegistrationClient
 ) -> None:
-    async with RegistrationClient(broker_url, prefix=prefix) as client:
-        request_id = await client.publish(page("77"))
+    request_id = await client.publish(page("77"))
     reply = await requester.take("replies")
     assert reply.correlation_id == request_id
     assert json.loads(reply.body)["resourceId"] == "77"
 
 
 async def test_a_lost_connection_is_ridden_out(
-    requester: Requester, rig: Rig, proxy: Proxy, broker_url: str, prefix: str
+    requester: Requester, rig: Rig, proxy: Proxy, prefix: str
 ) -> None:
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     async with RegistrationClient(proxy.url, prefix=prefix) as client:

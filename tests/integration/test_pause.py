@@ -27,7 +27,7 @@ async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resume
     await order(rig, "pause")
     await until(lambda: service.intake.subscription is None, "the end of the subscription")
     sent = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
-    await until(lambda: _waiting(requester, 5), "the requests in the queue")
+    await until(lambda: requester.holds("requests", [5]), "the requests in the queue")
     assert rig.names_called == []
     await order(rig, "resume")
     await requester.all_registered(sent)
@@ -42,7 +42,7 @@ async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig: R
     sent = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     await until(lambda: service.flow.is_pausing, "the outage")
     await order(rig, "pause")
-    await until(lambda: _waiting(requester, 5), "the requests in the queue")
+    await until(lambda: requester.holds("requests", [5]), "the requests in the queue")
     rig.sandbox.heal()
     calls = len(rig.names_called)
     await order(rig, "resume")
@@ -79,10 +79,6 @@ async def test_a_worker_that_starts_during_a_pause_is_paused(rig: Rig) -> None:
         assert (await requester.reply(sent))["status"] == "registered"
         second.stop()
         await running
-
-
-async def _waiting(requester: Requester, count: int) -> bool:
-    return await requester.depth("requests") == count
 
 
 async def test_a_paused_worker_stops_when_it_is_told_to(rig: Rig) -> None:

@@ -176,10 +176,8 @@ def test_a_limit_that_was_raised_or_lowered_is_found_again() -> None:
         (lambda now, _: (200 if now > 60 else 429, 0.0), 30_000, 20_000),
         # So many calls in each minute, without a hint: github.com/aws/aws-sdk-net/issues/4341
         (windowed(600, 429, 60), 4_500, 1_200),
-        # A date in the past, or a hint of 0: github.com/openai/openai-java/issues/853
-        (limited(40, 429, 0.0), 4_400, 3_600),
     ],
-    ids=["all are throttled", "so many a minute", "a hint of no time"],
+    ids=["all are throttled", "so many a minute"],
 )
 def test_what_other_limiters_broke_at(upstream: Behaviour, most_calls: int, least_answers: int) -> None:
     world = World(upstream, 100).run()

@@ -77,14 +77,21 @@ async def _part(world: ClusterWorld, side: Iterable[int], other: Iterable[int]) 
     return await _goes_on(world, parted_at, parted=True)
 
 
+def _leader(act: Callable[[ClusterWorld, ClusterNode], Awaitable[float]], of: str) -> ClusterStrike:
+    """What is done to the leader of PREFIX.`of`."""
+
+    async def strike(world: ClusterWorld) -> float:
+        return await act(world, await world.cluster.leader(f"{world.prefix}.{of}"))
+
+    return strike
+
+
 def _others(*nodes: ClusterNode) -> list[int]:
     return [host for host in HOSTS if host not in {node.number for node in nodes}]
 
 
-@_fault("8 partitions: kill -9 of the leader of requests", **PARTITIONED)
-@_fault("kill -9 of the leader of requests")
-async def kill_requests_leader(world: ClusterWorld) -> float:
-    return await _crash(world, await world.cluster.leader(f"{world.prefix}.requests"))
+_fault("kill -9 of the leader of requests")(_leader(_crash, "requests"))
+_fault("8 partitions: kill -9 of the leader of requests", **PARTITIONED)(_leader(_crash, "requests"))
 
 
 @_fault("8 partitions: kill -9 of a partition's leader", **PARTITIONED)
@@ -93,14 +100,8 @@ async def kill_partition_leader(world: ClusterWorld) -> float:
     return await _crash(world, await world.cluster.leader(f"{world.prefix}.requests.{partition}"))
 
 
-@_fault("8 partitions: kill -9 of the leader of their stream", **PARTITIONED)
-async def kill_partition_log_leader(world: ClusterWorld) -> float:
-    return await _crash(world, await world.cluster.leader(f"{world.prefix}.partitions"))
-
-
-@_fault("kill -9 of the leader of the journal")
-async def kill_journal_leader(world: ClusterWorld) -> float:
-    return await _crash(world, await world.cluster.leader(f"{world.prefix}.journal"))
+_fault("8 partitions: kill -9 of the leader of their stream", **PARTITIONED)(_leader(_crash, "partitions"))
+_fault("kill -9 of the leader of the journal")(_leader(_crash, "journal"))
 
 
 @_fault("8 partitions: kill -9 of the router's node", **PARTITIONED)
@@ -116,14 +117,8 @@ async def kill_follower(world: ClusterWorld) -> float:
     return await _crash(world, world.cluster.nodes[world.rng.choice(_others(leader))])
 
 
-@_fault("stop of the leader of requests")
-async def stop_requests_leader(world: ClusterWorld) -> float:
-    return await _stop(world, await world.cluster.leader(f"{world.prefix}.requests"))
-
-
-@_fault("stop of the leader of the journal")
-async def stop_journal_leader(world: ClusterWorld) -> float:
-    return await _stop(world, await world.cluster.leader(f"{world.prefix}.journal"))
+_fault("stop of the leader of requests")(_leader(_stop, "requests"))
+_fault("stop of the leader of the journal")(_leader(_stop, "journal"))
 
 
 @_fault("rolling restart")

@@ -20,8 +20,8 @@ async def test_an_example_of_the_api_is_registered_as_printed(
 ) -> None:
     requester = await rig.start()
     body = json.dumps(document, indent=4).encode()
-    answer = await rig_ask(requester, body)
-    reply, message = answer
+    correlation_id = await requester.publish(body, message_id="request-1")
+    reply, message = await requester.reply(correlation_id), await requester.reply_message(correlation_id)
     assert reply == {
         "status": "registered",
         "requestId": "request-1",
@@ -38,11 +38,6 @@ async def test_an_example_of_the_api_is_registered_as_printed(
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
     assert message.message_id not in (None, "request-1")
     assert Resource(None, document["ottPlatformName"], resource) in rig.sandbox.registrations
-
-
-async def rig_ask(requester, body: bytes):
-    correlation_id = await requester.publish(body, message_id="request-1")
-    return await requester.reply(correlation_id), await requester.reply_message(correlation_id)
 
 
 async def test_the_apis_error_example_comes_out_byte_for_byte(rig: Rig) -> None:
@@ -68,13 +63,8 @@ async def test_the_apis_error_example_comes_out_byte_for_byte(rig: Rig) -> None:
     ]
 }"""
     assert json.dumps(part, indent=4) == printed
-    assert reply["status"] == "rejected"
-    assert (reply["ottPlatformName"], reply["resourceId"], reply["httpStatus"], reply["attempts"]) == (
-        None,
-        None,
-        None,
-        0,
-    )
+    assert (reply["status"], reply["attempts"]) == ("rejected", 0)
+    assert {reply[name] for name in ("ottPlatformName", "resourceId", "httpStatus")} == {None}
     assert len(rig.sandbox.history.registration_calls) == 0
 
 

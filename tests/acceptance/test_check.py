@@ -169,7 +169,7 @@ async def test_partitions_that_are_left_over_are_named(rig: Rig) -> None:
     assert (await requester.ask(messenger("1")))["status"] == "registered"
     checked = await check(rig.settings(partitions=4))
     assert " partitions " not in checked.out
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     await rig.start_worker(rig.settings(partitions=2))
     assert (await requester.ask(messenger("1")))["status"] == "registered"
     line = (await check(rig.settings(partitions=2))).line("partitions")

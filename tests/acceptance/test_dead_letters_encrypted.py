@@ -64,8 +64,7 @@ async def test_a_replay_that_fails_again_is_encrypted_again_with_the_newest_key(
     old, new = key("old"), key("new")
     requester, operator = await bury_one(rig, old)
     rig.sandbox.faults.add(Status(path="registration", status=403, count=1))
-    for service in rig.services:
-        await rig.stop_worker(service)
+    await rig.stop_first()
     await rig.start(dead_letter_keys=f"{new},{old}")
     given = {"OTT_DEAD_LETTER_KEYS": f"{new},{old}"}
     await ott_worker(operator, "dead-letters", "replay", "--all", "--yes", **given)
@@ -78,8 +77,7 @@ async def test_a_replay_that_fails_again_is_encrypted_again_with_the_newest_key(
 async def test_a_letter_in_the_clear_is_replayed_only_if_the_broker_made_it_or_on_a_flag(rig: Rig) -> None:
     requester, operator = await bury_one(rig, key("one"))
     await requester.take("dead")
-    for service in rig.services:
-        await rig.stop_worker(service)
+    await rig.stop_first()
     await bury(requester, 1)
     await requester.publish(messenger("q"), expiration=0.05, message_id="brokers")
     await until(lambda: requester.holds("dead", [2]), "the broker's letter")

@@ -137,7 +137,7 @@ async def test_every_screen_names_the_state(
     rig: Rig, state: str, fault: Fault, given: dict[str, Any], code: int, says: str, ready: str, logged: str
 ) -> None:
     requester = await rig.start()  # declares everything
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     async with contextlib.AsyncExitStack() as stack:
         if fault is foreign_consumer:
             other = await aio_pika.connect(rig.settings().amqp_url.get_secret_value())

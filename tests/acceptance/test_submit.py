@@ -363,8 +363,7 @@ async def test_resume_notices_that_the_input_is_another_one(
 async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
     submit: Command, rig: Rig, tmp_path: Path, prefix: str
 ) -> None:
-    for service in rig.services:
-        await rig.stop_worker(service)
+    await rig.stop_first()
     write_pages(tmp_path / "pages.csv", [1, 2])
     end = await submit("pages.csv", "--timeout", "1")
     assert end.code == 1

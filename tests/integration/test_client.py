@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationCl
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.sandbox.faults import Latency
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 
 
 @pytest.fixture
@@ -120,12 +120,9 @@ async def test_a_lost_connection_is_ridden_out(
     assert {reply.status for reply in [*replies, later]} == {"registered"}
 
 
-async def test_a_full_queue_is_waited_for(
-    make_settings: Callable[..., Settings], rig: Rig, broker_url: str, prefix: str
-) -> None:
+async def test_a_full_queue_is_waited_for(rig: Rig, broker_url: str, prefix: str) -> None:
     await rig.start()
-    for service in rig.services:
-        await rig.stop_worker(service)
+    await rig.stop_first()
     connection = await aio_pika.connect(broker_url)
     async with connection, RegistrationClient(broker_url, prefix=prefix) as client:
         channel = await connection.channel()

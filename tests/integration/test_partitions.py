@@ -98,7 +98,7 @@ async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig: Rig) 
         elif what == "join":
             await rig.start_worker(settings, tells_status=True)
         elif what == "end":
-            await rig.stop_worker(rig.services[0])
+            await rig.stop_first()
         else:
             await rig.lose_worker(rig.services[0])
         await until(lambda: spread(rig), f"the spread after a {what}")
@@ -114,7 +114,7 @@ async def test_a_worker_without_partitions_works_through_those_that_are_there(ri
     requester = await rig.start(partitions=PARTITIONS)
     plain = await rig.start_worker(rig.settings(partitions=1))
     await requester.all_registered(await publish(requester, range(3)))
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     await requester.all_registered(await publish(requester, range(3, 6)))
     assert told(rig) == {page: list(range(6)) for page in PAGES}
     log = Topology(plain.settings.prefix).partition_log
@@ -220,7 +220,7 @@ async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(
 async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig: Rig) -> None:
     requester = await rig.start(partitions=PARTITIONS)
     await requester.all_registered(await publish(requester, range(2), PAGES[:1]))
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     home = f"{requester.prefix}.requests.{partition_of(Resource(None, 'messenger', PAGES[0]), PARTITIONS)}"
     late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, home)
@@ -289,7 +289,7 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     )  # b"" is a mark
     await requester.all_registered(await publish(requester, range(1)))
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     await requester.all_registered(await publish(requester, range(1, 2)))
 
 
@@ -314,7 +314,7 @@ async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
 
 async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: Rig) -> None:
     requester = await rig.start(partitions=2)
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     limits = {"x-queue-type": "quorum", "x-single-active-consumer": True}
     limits |= {"x-overflow": "reject-publish", "x-max-length": 1}
     for number in (1, 2):
@@ -345,7 +345,7 @@ async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(
     async def look_and_begin(connection: Connection, queue: str) -> QueueState:
         seen = await real_look(connection, queue)
         for number in more:
-            await rig.stop_worker(rig.services[0])
+            await rig.stop_first()
             await rig.start_worker(rig.settings(partitions=number))
             await requester.all_registered(await publish(requester, range(1, 2)))
         return seen

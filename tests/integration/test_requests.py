@@ -230,7 +230,7 @@ async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(
 
 async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(rig: Rig) -> None:
     requester = await rig.start()
-    await rig.stop_worker(rig.services[0])
+    await rig.stop_first()
     name, limits = f"{requester.prefix}.dead", {"x-max-length": 0, "x-overflow": "reject-publish"}
     await requester.channel.queue_delete(name)
     full = await requester.channel.declare_queue(name, durable=True, arguments=limits)

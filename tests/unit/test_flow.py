@@ -119,10 +119,6 @@ def new_flow(clock: Callable[[], float], events: EventListener | None = None, **
     return Flow(clock, events or EventListener(), **more)
 
 
-def away(begin: float, end: float) -> Behaviour:
-    return lambda now, request: (503, 0.0) if begin <= now < end else (200, 0.0)
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     random.seed(2)
@@ -228,7 +224,7 @@ def test_a_pause_that_is_asked_for_again_and_again_ends_when_the_limit_does() ->
 
 
 def test_an_outage_is_a_pause_with_one_probe_at_a_time_and_costs_no_attempt() -> None:
-    world = World(away(10, 35), 60, attempts=2).run()
+    world = World(lambda now, _: (503 if 10 <= now < 35 else 200, 0.0), 60, attempts=2).run()
     during = [call for call in world.calls if 10.2 < call < 35]
     assert 4 <= len(during) < 20
     assert min(b - a for a, b in pairwise(during)) > LATENCY / 2

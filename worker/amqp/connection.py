@@ -54,7 +54,7 @@ class Connection(aio_pika.Connection):
       connection, and the message comes again on the next one. On aio-pika's channels the transport leaves
       such properties out, but a dead letter must keep them.
     - With aio-pika they would cost as much as the rest of the worker: 60 µs of CPU for a delivery instead of
-      13, 200 for a confirmed publish instead of 30. The whole worker takes 0.28 of the CPU of a bare loop of
+      13, 200 for a confirmed publish instead of 30. The whole worker takes 0.27 of the CPU of a bare loop of
       aio-pika and aiohttp (tests/benchmarks).
     """
 

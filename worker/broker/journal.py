@@ -10,7 +10,8 @@ Records are looked for from the newest back, or as they come.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -108,13 +109,11 @@ class Journal:
             self._send()
 
 
-@contextlib.asynccontextmanager
-async def open_journal(
+def open_journal(
     settings: Settings, events: EventListener | None = None
-) -> AsyncIterator[StreamReader]:
+) -> AbstractAsyncContextManager[StreamReader]:
     """A reader of the journal on a connection of its own. Raises BrokerUnreachable."""
-    async with open_stream(settings, Topology(settings.prefix).journal, events) as reader:
-        yield reader
+    return open_stream(settings, Topology(settings.prefix).journal, events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
-from urllib.parse import unquote
 
 from rich.console import Console
 from rich.text import Text
 from yarl import URL
 
 from worker.amqp.connection import Connection, connect, tls_context
-from worker.amqp.endpoints import node_name
+from worker.amqp.endpoints import node_name, vhost_of
 from worker.amqp.queue import exists
 from worker.broker import topology
 from worker.broker.requirements import (
@@ -155,7 +154,7 @@ async def _permissions(
 ) -> list[Finding]:
     rights = workers_rights(settings) if is_worker else operators_rights(settings)
     role = "a worker" if is_worker else "an operator"
-    user, vhost = url.user or "guest", unquote(url.raw_path[1:]) or "/"
+    user, vhost = url.user or "guest", vhost_of(url)
     missing = await lacking(connection, rights)
     if not missing:
         return [Finding("ok", "permissions", f"user {user} may do what {role} does")]

@@ -101,7 +101,7 @@ class LoneChannel(ConfirmChannel):
             fail(publish, error)
 
     async def _probe(self) -> set[Message]:
-        """What was under way is published apart, to no queue, so that no second copy comes to one."""
+        """Publish the suspects apart, to a queue that does not exist: no queue gets a second copy."""
         found: set[Message] = set()
         if not self.was_closed_for_cause:
             return found

@@ -113,7 +113,7 @@ class Reply:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What is wrong with the request: each error, else the reply's own message; none for `registered`."""
+        """The messages of its errors, or its own message if it has no errors. Empty for `registered`."""
         return tuple(error.message for error in self.errors) or ((self.message,) if self.message else ())
 
     @classmethod

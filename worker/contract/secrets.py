@@ -76,7 +76,8 @@ class SecretMask:
 
     @classmethod
     def of_body(cls, body: bytes, *more: str) -> Self:
-        """For `more`, and all in a request's body that is not public. What is not JSON is one secret."""
+        """Masks `more` and all values of a request's body that are not public. A body that is not JSON is one
+        secret."""
         try:
             document: Any = json.loads(body)
         except (ValueError, RecursionError):

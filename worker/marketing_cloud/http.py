@@ -128,7 +128,7 @@ class _Connection(asyncio.Protocol):
             self._received.set_exception(TimeoutError())
 
     def close(self) -> None:
-        """Close it. What is not sent yet is dropped."""
+        """Close it. Bytes that are not sent yet are dropped."""
         if not self.is_ended:
             is_sent, self.is_ended = self.is_sent, True
             self._opened.close()

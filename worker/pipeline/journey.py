@@ -147,7 +147,7 @@ class Journeys:
             newer = superseded(request.id)
             await asyncio.gather(*(self._settle(older, newer) for older in request.older))
             self._lanes.drop(request.resource, request.older)
-        # What is oversize the broker dead-letters, which has its body.
+        # The worker has not kept the body of an oversize request, so the broker dead-letters it.
         acknowledge = self._subscription.reject if request.delivery.oversize else self._subscription.ack
         acknowledge(request.delivery)
         self._tools.replay_guard.settled(settlement)

@@ -7,7 +7,7 @@ import aio_pika
 import pytest
 
 from tests.commands import Checked, checked_with
-from tests.rig import Rig, environment, messenger, worker_status
+from tests.rig import environment, messenger, worker_status
 from worker.sandbox.faults import Status
 from worker.settings import Settings
 
@@ -23,7 +23,7 @@ def operator(make_settings: Make, **overrides: object) -> Settings:
     return make_settings(mc_client_id=None, mc_client_secret=None, **overrides)
 
 
-async def test_all_that_works_is_told_line_by_line(rig: Rig) -> None:
+async def test_all_that_works_is_told_line_by_line(rig):
     await rig.start()
     checked = await check(rig.settings())
     assert checked.code == 0, checked.out
@@ -37,7 +37,7 @@ async def test_all_that_works_is_told_line_by_line(rig: Rig) -> None:
     ]
 
 
-async def test_before_the_first_start_nothing_is_wrong(rig: Rig) -> None:
+async def test_before_the_first_start_nothing_is_wrong(rig):
     checked = await check(rig.settings())
     assert checked.code == 0, checked.out
     assert "the worker will declare it" in checked.line("topology")
@@ -47,32 +47,29 @@ async def test_before_the_first_start_nothing_is_wrong(rig: Rig) -> None:
 
 
 async def test_half_of_marketing_cloud_s_settings_is_a_failure_and_the_broker_is_checked_all_the_same(
-    make_settings: Make,
-) -> None:
+    make_settings,
+):
     checked = await check(make_settings(mc_client_secret=None, mc_subdomain="mc1"))
     assert checked.code == 2
     assert "OTT_MC_CLIENT_SECRET must be set" in checked.failure("settings")
     assert checked.line("broker").startswith("ok")
 
 
-async def test_a_wrong_setting_is_named(make_settings: Make) -> None:
+async def test_a_wrong_setting_is_named(make_settings):
     checked = await check(make_settings(), OTT_PREFETCH="many")
     assert (checked.code, checked.out) == (2, "FAIL  settings    OTT_PREFETCH must be a whole number\n")
 
 
-async def test_a_variable_that_nothing_reads_is_named_with_the_nearest(make_settings: Make) -> None:
+async def test_a_variable_that_nothing_reads_is_named_with_the_nearest(make_settings):
     checked = await check(operator(make_settings), OTT_PREFECTH="5")
     assert checked.out.startswith("note  settings    OTT_PREFECTH is not read: ")
     assert "the nearest is OTT_PREFETCH" in checked.out.splitlines()[0]
 
 
 @pytest.mark.parametrize(
-    ("variable", "path"),
-    [("OTT_MC_REST_URL", "/ott/v1/registration"), ("OTT_MC_AUTH_URL", "/v2/token")],
+    ("variable", "path"), [("OTT_MC_REST_URL", "/ott/v1/registration"), ("OTT_MC_AUTH_URL", "/v2/token")]
 )
-async def test_a_url_with_a_path_of_the_api_in_it_is_named(
-    make_settings: Make, variable: str, path: str
-) -> None:
+async def test_a_url_with_a_path_of_the_api_in_it_is_named(make_settings, variable, path):
     checked = await check(make_settings(), **{variable: f"https://mc1.marketingcloudapis.com{path}"})
     assert checked.code == 2
     assert f"{variable} must be the base URL, without" in checked.failure("settings")
@@ -112,21 +109,21 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("cause", REFUSALS)
-async def test_the_cause_of_a_refused_token(rig: Rig, cause: str) -> None:
+async def test_the_cause_of_a_refused_token(rig, cause):
     answer, said = REFUSALS[cause]
     rig.sandbox.faults.add(Status(path="token", **answer))
     line = (await check(rig.settings())).failure("token")
     assert [words for words in said if words not in line] == [], line
 
 
-async def test_a_wrong_business_unit(rig: Rig) -> None:
+async def test_a_wrong_business_unit(rig):
     body = '{"error": "invalid_request", "error_description": "The account is not valid."}'
     rig.sandbox.faults.add(Status(path="token", status=400, account="42", body=body))
     line = (await check(rig.settings(mc_account_id="42"))).failure("token")
     assert "The account is not valid: check OTT_MC_ACCOUNT_ID (42), for without it a token is given" in line
 
 
-async def test_a_wrong_subdomain(rig: Rig) -> None:
+async def test_a_wrong_subdomain(rig):
     nowhere = rig.settings(mc_auth_url=None, mc_rest_url=None, mc_subdomain=f"none-{uuid4().hex[:8]}")
     line = (await check(nowhere)).failure("token")
     assert "check OTT_MC_SUBDOMAIN, which gives https://none-" in line
@@ -135,14 +132,14 @@ async def test_a_wrong_subdomain(rig: Rig) -> None:
 # The broker
 
 
-async def test_an_address_where_nobody_listens(make_settings: Make) -> None:
+async def test_an_address_where_nobody_listens(make_settings):
     checked = await check(operator(make_settings, amqp_url="amqp://guest:s3cret-one@127.0.0.1:1/"))
     assert checked.code == 3
     assert "RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused" in checked.failure("broker")
     assert "s3cret-one" not in checked.out
 
 
-async def test_each_of_several_addresses_is_named(make_settings: Make, clean_broker: str) -> None:
+async def test_each_of_several_addresses_is_named(make_settings, clean_broker):
     several = f"amqp://guest:guest@127.0.0.1:1/,{clean_broker}"
     checked = await check(operator(make_settings), OTT_AMQP_URL=several)
     lines = [line for line in checked.out.splitlines() if line.split()[1] == "broker"]
@@ -157,14 +154,14 @@ async def test_each_of_several_addresses_is_named(make_settings: Make, clean_bro
 # The workers
 
 
-async def test_a_worker_that_runs(rig: Rig) -> None:
+async def test_a_worker_that_runs(rig):
     requester = await rig.start()
     message = aio_pika.Message(worker_status().to_json())
     await requester.channel.default_exchange.publish(message, f"{requester.prefix}.status")
     assert (await check(rig.settings())).line("workers") == "ok    workers     host:7 is active"
 
 
-async def test_partitions_that_are_left_over_are_named(rig: Rig) -> None:
+async def test_partitions_that_are_left_over_are_named(rig):
     requester = await rig.start(partitions=4)
     assert (await requester.ask(messenger("1")))["status"] == "registered"
     checked = await check(rig.settings(partitions=4))

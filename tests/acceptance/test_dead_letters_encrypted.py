@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -27,9 +26,7 @@ async def bury_one(rig: Rig, keys: str, page: str = "page-1") -> tuple[Requester
     return requester, rig.settings()
 
 
-async def test_with_the_keys_letters_are_shown_selected_and_replayed_as_ever(
-    rig: Rig, tmp_path: Path
-) -> None:
+async def test_with_the_keys_letters_are_shown_selected_and_replayed_as_ever(rig, tmp_path):
     keys = key("one")
     _, operator = await bury_one(rig, keys)
     (tmp_path / "keys").write_text(keys)
@@ -45,7 +42,7 @@ async def test_with_the_keys_letters_are_shown_selected_and_replayed_as_ever(
 
 
 @pytest.mark.parametrize("other", [None, "another"], ids=["no keys", "another key"])
-async def test_without_the_key_a_letter_is_listed_and_stays_where_it_is(rig: Rig, other: str | None) -> None:
+async def test_without_the_key_a_letter_is_listed_and_stays_where_it_is(rig, other):
     requester, operator = await bury_one(rig, key("one"))
     given = {"OTT_DEAD_LETTER_KEYS": key(other)} if other else {}
     listed = await ott_worker(operator, "dead-letters", "list", "--json", **given)
@@ -60,7 +57,7 @@ async def test_without_the_key_a_letter_is_listed_and_stays_where_it_is(rig: Rig
     assert await requester.depth("dead") == 1
 
 
-async def test_a_replay_that_fails_again_is_encrypted_again_with_the_newest_key(rig: Rig) -> None:
+async def test_a_replay_that_fails_again_is_encrypted_again_with_the_newest_key(rig):
     old, new = key("old"), key("new")
     requester, operator = await bury_one(rig, old)
     rig.sandbox.faults.add(Status(path="registration", status=403, count=1))
@@ -74,7 +71,7 @@ async def test_a_replay_that_fails_again_is_encrypted_again_with_the_newest_key(
     assert b"messenger" not in letter.body
 
 
-async def test_a_letter_in_the_clear_is_replayed_only_if_the_broker_made_it_or_on_a_flag(rig: Rig) -> None:
+async def test_a_letter_in_the_clear_is_replayed_only_if_the_broker_made_it_or_on_a_flag(rig):
     requester, operator = await bury_one(rig, key("one"))
     await requester.take("dead")
     await rig.stop_first()

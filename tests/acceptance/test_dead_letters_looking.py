@@ -7,11 +7,11 @@ import pytest
 
 from tests.acceptance.dead_letter_commands import bury, dead_letters, turned_down, unchanged
 from tests.commands import begin, ott_worker
-from tests.rig import MESSENGER, Requester, Rig, messenger, until
+from tests.rig import MESSENGER, messenger, until
 from worker.amqp.consumer import COUNTS
 
 
-async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig) -> None:
+async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig):
     requester = await rig.start(gate_after=100, retry_attempts=1)
     await turned_down(rig, requester, "p", "name", message_id="first")
     await requester.ask(b"no json", message_id="second")
@@ -29,7 +29,7 @@ async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig: Rig
     assert (second["id"], second["reason"], second["ottPlatformName"]) == ("second", "invalid", None)
 
 
-async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requester: Requester) -> None:
+async def test_list_groups_by_reason_and_error_and_ends_early(rig, requester):
     ids = await bury(requester, 7, reasons=("exhausted", "forbidden", "exhausted"))
     grouped = await dead_letters(rig, "list", "--by", "error", "--json")
     first, second = grouped.documents
@@ -45,7 +45,7 @@ async def test_list_groups_by_reason_and_error_and_ends_early(rig: Rig, requeste
     assert [m.message_id for m in await requester.take_all("dead")] == ids
 
 
-async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) -> None:
+async def test_looking_keeps_order_and_contents(rig, requester):
     ids = await bury(requester, 1200)
     for _ in range(2):
         listed = await dead_letters(rig, "list", "--json")
@@ -57,7 +57,7 @@ async def test_looking_keeps_order_and_contents(rig: Rig, requester: Requester) 
     assert [m.body for m in left] == [messenger(f"page-{i % 50}", f"version {i}") for i in range(1200)]
 
 
-async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Requester) -> None:
+async def test_a_look_that_is_killed_changes_nothing(rig, requester):
     ids = await bury(requester, 1200)
     killed_in_the_middle = 0
     for _ in range(3):
@@ -75,7 +75,7 @@ async def test_a_look_that_is_killed_changes_nothing(rig: Rig, requester: Reques
     assert [m.message_id for m in await requester.take_all("dead")] == ids
 
 
-async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Requester) -> None:
+async def test_a_hundred_looks_use_up_no_delivery_limit(rig, requester):
     await bury(requester, 3)
     before = await requester.take_all("dead")
     await bury(requester, 3)
@@ -108,15 +108,13 @@ async def test_a_hundred_looks_use_up_no_delivery_limit(rig: Rig, requester: Req
         (["--since", "2026-11-23T13:00:01.000001+01:00", "--until", "2026-11-23 12:00:01.000001"], [1]),
     ],
 )
-async def test_filters(rig: Rig, requester: Requester, filters: list[str], expected: list[int]) -> None:
+async def test_filters(rig, requester, filters, expected):
     ids = await bury(requester, 6, reasons=("exhausted", "forbidden", "invalid"))
     ended = await dead_letters(rig, "list", "--json", *filters)
     assert [d["id"] for d in ended.documents] == [ids[i] for i in expected]
 
 
-async def test_what_the_broker_dead_lettered_is_listed_with_its_reason_and_time(
-    rig: Rig, requester: Requester
-) -> None:
+async def test_what_the_broker_dead_lettered_is_listed_with_its_reason_and_time(rig, requester):
     await requester.publish(messenger("p"), expiration=0.05, message_id="late")
     await until(lambda: requester.depth("dead"), "the dead letter")
     (letter,) = (await dead_letters(rig, "list", "--json")).documents
@@ -124,9 +122,7 @@ async def test_what_the_broker_dead_lettered_is_listed_with_its_reason_and_time(
     assert letter["deadAt"] == letter["receivedAt"] > "2026"
 
 
-async def test_no_secret_is_shown_unless_asked_for(
-    rig: Rig, requester: Requester, secret_values: dict[str, str]
-) -> None:
+async def test_no_secret_is_shown_unless_asked_for(rig, requester, secret_values):
     attributes = {**MESSENGER["ottPlatformAttributes"], **secret_values}
     body = json.dumps({**MESSENGER, "ottPlatformAttributes": attributes, "PAGEACCESSTOKEN": "stray-canary"})
     await requester.publish(
@@ -144,7 +140,7 @@ async def test_no_secret_is_shown_unless_asked_for(
     assert [canary for canary in canaries if canary in revealed.out] == canaries
 
 
-async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, requester: Requester) -> None:
+async def test_hostile_letters_are_listed_and_shown_like_any_other(rig, requester):
     await requester.publish(
         messenger("\x1b[2Jpage"),
         expiration=0.05,
@@ -160,7 +156,7 @@ async def test_hostile_letters_are_listed_and_shown_like_any_other(rig: Rig, req
         assert "\x1b" not in ended.out
 
 
-async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig: Rig, requester: Requester) -> None:
+async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig, requester):
     empty = await dead_letters(rig, "list")
     assert (empty.code, empty.out) == (0, "No dead letters.\n")
     await bury(requester, 1)
@@ -175,7 +171,7 @@ async def test_an_empty_queue_and_a_missing_one_are_told_apart(rig: Rig, request
     assert (unreachable.code, unreachable.err.count("\n")) == (3, 1)
 
 
-async def test_a_reader_that_goes_away_ends_the_list_quietly(rig: Rig, requester: Requester) -> None:
+async def test_a_reader_that_goes_away_ends_the_list_quietly(rig, requester):
     await bury(requester, 2000)
     process = await begin(rig.settings(), "dead-letters", "list")
     assert process.stdout is not None

@@ -14,25 +14,19 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import (
-    Terminal,
-    bury,
-    dead_letters,
-    turned_down,
-    unchanged,
-)
+from tests.acceptance.dead_letter_commands import Terminal, bury, dead_letters, turned_down, unchanged
 from tests.commands import begin, ott_worker, said
 from tests.faults.proxy import Proxy
-from tests.rig import MESSENGER, Requester, Rig, messenger, until
+from tests.rig import MESSENGER, messenger, until
 from worker.amqp.consumer import COUNTS
 from worker.broker.status import read_orders
 from worker.dead_letters.facts import Selection
-from worker.dead_letters.plan import Kind, Wish
+from worker.dead_letters.plan import Wish
 from worker.dead_letters.run import Run
 from worker.sandbox.faults import Status
 
 
-async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(rig: Rig) -> None:
+async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(rig):
     requester = await rig.start()
     await turned_down(rig, requester, "p", "old p", correlation_id="p", message_id="p")
     await turned_down(rig, requester, "q", "old q", correlation_id="q", message_id="q")
@@ -51,9 +45,7 @@ async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(ri
     assert await requester.depth("dead") == 0
 
 
-async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twice(
-    rig: Rig, requester: Requester
-) -> None:
+async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twice(rig, requester):
     letter = aio_pika.Message(
         messenger("p"),
         message_id="the-id",
@@ -92,7 +84,7 @@ async def test_a_replay_carries_its_origin_and_nothing_that_must_not_travel_twic
     }
 
 
-async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, requester: Requester) -> None:
+async def test_what_does_not_match_keeps_its_place_and_contents(rig, requester):
     ids = await bury(requester, 1200, reasons=("exhausted", "forbidden", "invalid"))
     forbidden = ids[1::3]
     ended = await dead_letters(rig, "replay", "--reason", "forbidden", "--force", "--json")
@@ -106,7 +98,7 @@ async def test_what_does_not_match_keeps_its_place_and_contents(rig: Rig, reques
     assert unchanged(left) == unchanged(fresh)
 
 
-async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig: Rig) -> None:
+async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig):
     requester = await rig.start()
     await requester.ask(messenger("before the letter", "so that the journal reaches back"))
     await rig.stop_first()
@@ -123,7 +115,7 @@ async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig
     assert rig.held("p") == "new"
 
 
-async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(rig: Rig) -> None:
+async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(rig):
     requester = await rig.start()
     await requester.ask(messenger("p", ""), message_id="nameless")
     await requester.ask(messenger("q"), message_id="typed", content_type="text/plain")
@@ -148,8 +140,8 @@ async def test_what_is_invalid_as_it_is_is_told_before_and_replayed_when_wanted(
 @pytest.mark.parametrize(("command", "done"), [("replay", "replayed"), ("discard", "discarded")])
 @pytest.mark.parametrize(("answer", "code"), [("n", 1), ("", 1), ("y", 0)])
 async def test_a_question_is_asked_on_standard_error_and_a_no_is_told(
-    rig: Rig, requester: Requester, command: str, done: str, answer: str, code: int
-) -> None:
+    rig, requester, command, done, answer, code
+):
     await bury(requester, 2)
     force = ["--force"] if command == "replay" else []
     with Terminal() as terminal:
@@ -167,7 +159,7 @@ async def test_a_question_is_asked_on_standard_error_and_a_no_is_told(
     assert await requester.depth("dead") == (2 if code else 0)
 
 
-async def test_mended_fields_come_from_the_line_or_a_file(rig: Rig, tmp_path: Path) -> None:
+async def test_mended_fields_come_from_the_line_or_a_file(rig, tmp_path):
     requester = await rig.start()
     await turned_down(rig, requester, "p", "old")
     Path(tmp_path / "secret").write_text("from-a-file\n")
@@ -182,7 +174,7 @@ async def test_mended_fields_come_from_the_line_or_a_file(rig: Rig, tmp_path: Pa
     assert "from-" not in ended.out + ended.err
 
 
-async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, requester: Requester) -> None:
+async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig, requester):
     ids = await bury(requester, 2)
     command = ("dead-letters", "replay", "--all", "--force", "--same-for-all", "--set", "pageName=")
     ended = await ott_worker(rig.settings(), *command, "--dry-run")
@@ -214,16 +206,14 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig: Rig, re
         (["replay", "--reason", "exausted"], "--reason must be one of delivery_limit, exhausted, expired"),
     ],
 )
-async def test_wrong_usage_is_one_clear_line(rig: Rig, arguments: list[str], said: str) -> None:
+async def test_wrong_usage_is_one_clear_line(rig, arguments, said):
     ended = await dead_letters(rig, *arguments)
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert said in ended.err
 
 
 @pytest.mark.parametrize(("journal", "code", "why"), [(False, 2, ""), (True, 1, "does not reach back")])
-async def test_what_no_journal_tells_of_is_not_published_unless_forced(
-    rig: Rig, requester: Requester, journal: bool, code: int, why: str
-) -> None:
+async def test_what_no_journal_tells_of_is_not_published_unless_forced(rig, requester, journal, code, why):
     await bury(requester, 2)
     settings = rig.settings(journal=journal)
     refused = await ott_worker(settings, "dead-letters", "replay", "--all")
@@ -236,9 +226,7 @@ async def test_what_no_journal_tells_of_is_not_published_unless_forced(
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-async def test_one_value_for_several_pages_is_refused_unless_it_is_meant(
-    rig: Rig, requester: Requester, more: list[str]
-) -> None:
+async def test_one_value_for_several_pages_is_refused_unless_it_is_meant(rig, requester, more):
     await bury(requester, 2)
     command = ("dead-letters", "replay", "--all", "--force", *more)
     for field in ("pageAccessToken=T", "pageId=42"):
@@ -251,7 +239,7 @@ async def test_one_value_for_several_pages_is_refused_unless_it_is_meant(
     assert await requester.depth("requests") == (0 if more else 2)
 
 
-async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig: Rig) -> None:
+async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig):
     requester = await rig.start()
     for i in range(22):
         await turned_down(rig, requester, f"p-{i}", "name")
@@ -262,9 +250,7 @@ async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig: 
     assert bad.startswith("1 failed: HTTP 403 20002 ")
 
 
-async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_told(
-    rig: Rig, requester: Requester
-) -> None:
+async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_told(rig, requester):
     ids = await bury(requester, 400)
     process = await begin(rig.settings(), "dead-letters", "replay", "--all", "--force", "--rate", "5")
     try:
@@ -295,7 +281,7 @@ async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_t
     assert left == ids[-len(left) :]
 
 
-async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig: Rig, tmp_path: Path) -> None:
+async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig, tmp_path):
     requester = await rig.start()
     for name in ("p", "q", "r"):
         await turned_down(rig, requester, name, f"old {name}", message_id=name)
@@ -322,9 +308,7 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig:
     assert [m.message_id for m in await requester.take_all("dead")] == ["r"]
 
 
-async def test_letters_that_bear_one_request_id_are_told_apart(
-    rig: Rig, requester: Requester, tmp_path: Path
-) -> None:
+async def test_letters_that_bear_one_request_id_are_told_apart(rig, requester, tmp_path):
     def letter(page: str) -> aio_pika.Message:
         return aio_pika.Message(messenger(page), message_id="1", headers={"x-ott-reason": "rejected"})
 
@@ -352,9 +336,7 @@ async def test_letters_that_bear_one_request_id_are_told_apart(
 
 
 @pytest.mark.parametrize("kind", ["replay", "discard"])
-async def test_a_run_acts_on_the_letters_that_were_planned_and_no_others(
-    rig: Rig, requester: Requester, kind: Kind
-) -> None:
+async def test_a_run_acts_on_the_letters_that_were_planned_and_no_others(rig, requester, kind):
     async def bury_one(page: str, key: str, **headers: str) -> None:
         letter = aio_pika.Message(
             messenger(page),
@@ -384,9 +366,7 @@ async def test_a_run_acts_on_the_letters_that_were_planned_and_no_others(
     ]
 
 
-async def test_a_lost_connection_ends_a_replay_with_what_was_done(
-    rig: Rig, requester: Requester, broker_url: str
-) -> None:
+async def test_a_lost_connection_ends_a_replay_with_what_was_done(rig, requester, broker_url):
     await bury(requester, 300)
     async with Proxy.to(broker_url) as proxy:
         process = await begin(
@@ -403,7 +383,7 @@ async def test_a_lost_connection_ends_a_replay_with_what_was_done(
     assert err.decode().endswith(": run it again for the letters that are left\n")
 
 
-async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> None:
+async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig):
     """Letters of three kinds: privileges refused, attempts spent, and invalid. For some of the first two
     something newer is registered. All but the invalid are replayed, killed over and over, and at last to the
     end. One letter for each page, so that what Marketing Cloud holds in the end can be told."""
@@ -442,7 +422,7 @@ async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig: Rig) -> N
         assert rig.held(name) == ("new" if name in overtaken else "old")
 
 
-async def test_no_more_letters_a_second_are_replayed_than_the_rate(rig: Rig, requester: Requester) -> None:
+async def test_no_more_letters_a_second_are_replayed_than_the_rate(rig, requester):
     await bury(requester, 5)
     began = time.monotonic()
     ended = await dead_letters(rig, "replay", "--all", "--force", "--yes", "--no-wait", "--rate=2")
@@ -450,7 +430,7 @@ async def test_no_more_letters_a_second_are_replayed_than_the_rate(rig: Rig, req
     assert time.monotonic() - began >= 2
 
 
-async def test_discard_removes_what_matches_and_nothing_else(rig: Rig, requester: Requester) -> None:
+async def test_discard_removes_what_matches_and_nothing_else(rig, requester):
     ids = await bury(requester, 30, reasons=("exhausted", "invalid"))
     ended = await dead_letters(rig, "discard", "--reason", "invalid", "--since", "2026-01-01", "--yes")
     assert (ended.code, ended.out) == (0, "15 dead letters discarded, 0 left.\n")

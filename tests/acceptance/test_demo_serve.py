@@ -48,9 +48,7 @@ def blocks(shown: str) -> list[str]:
     return re.findall(r"(?:^  .*\n)+", shown.partition("In another terminal, first:")[2], re.MULTILINE)
 
 
-async def test_the_four_things_to_try_work_twice_and_fit_into_80_columns(
-    broker_url: str, tmp_path: Path
-) -> None:
+async def test_the_four_things_to_try_work_twice_and_fit_into_80_columns(broker_url, tmp_path):
     async with demonstration(broker_url) as (process, shown):
         assert max(map(len, shown.splitlines())) <= 80, shown
         setup, submit, outage, console, replay = blocks(shown)
@@ -81,7 +79,7 @@ def lines(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["tutorial-developer.md", "tutorial-bulk.md", "tutorial-operator.md"])
-async def test_a_tutorial_works_when_it_is_pasted(broker_url: str, tmp_path: Path, page: str) -> None:
+async def test_a_tutorial_works_when_it_is_pasted(broker_url, tmp_path, page):
     said = ""
     async with demonstration(broker_url) as (_, shown):
         setup = f"{blocks(shown)[0]}\nexport COLUMNS=200"

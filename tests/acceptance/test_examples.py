@@ -23,7 +23,7 @@ async def run(rig: Rig, *arguments: str | Path) -> str:
     return out.decode()
 
 
-async def test_register_tells_what_became_of_each_page(rig: Rig) -> None:
+async def test_register_tells_what_became_of_each_page(rig):
     await rig.start()
     out = await run(rig, EXAMPLES / "register.py")
     assert "messenger 1732555047025799 is registered\n" in out
@@ -33,12 +33,12 @@ async def test_register_tells_what_became_of_each_page(rig: Rig) -> None:
     )
 
 
-async def test_register_sync_tells_what_became_of_the_page(rig: Rig) -> None:
+async def test_register_sync_tells_what_became_of_the_page(rig):
     await rig.start()
     assert await run(rig, EXAMPLES / "register_sync.py") == "messenger 1732555047025799 is registered\n"
 
 
-async def test_publish_hands_a_registration_over(rig: Rig) -> None:
+async def test_publish_hands_a_registration_over(rig):
     requester = await rig.start()
     out = await run(rig, EXAMPLES / "publish.py")
     reply = await requester.take("replies")
@@ -53,7 +53,7 @@ async def test_publish_hands_a_registration_over(rig: Rig) -> None:
     ],
     ids=["pages.csv", "channels.jsonl"],
 )
-async def test_the_example_files_can_be_submitted(rig: Rig, arguments: list[str], pages: list[str]) -> None:
+async def test_the_example_files_can_be_submitted(rig, arguments, pages):
     await rig.start()
     ended = await ott_worker(rig.settings(), "submit", EXAMPLES / arguments[0], *arguments[1:])
     assert ended.out.endswith(": 2 registered.\n")

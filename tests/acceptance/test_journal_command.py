@@ -21,7 +21,7 @@ async def requester(rig: Rig) -> Requester:
     return requester
 
 
-async def test_the_last_records_are_printed_oldest_first(rig: Rig, requester: Requester) -> None:
+async def test_the_last_records_are_printed_oldest_first(rig, requester):
     everything = await ott_worker(rig.settings(), "journal", "--json")
     assert [d["id"] for d in everything.documents] == [*(f"id-{i}" for i in range(5)), "refused"]
     last = await ott_worker(rig.settings(), "journal", "--json", "-n", "2")
@@ -33,7 +33,7 @@ async def test_the_last_records_are_printed_oldest_first(rig: Rig, requester: Re
     )
 
 
-async def test_a_request_has_a_fate(rig: Rig, requester: Requester) -> None:
+async def test_a_request_has_a_fate(rig, requester):
     ended = await ott_worker(rig.settings(), "journal", "--id", "refused")
     assert "forbidden" in ended.out
     assert "page-2" in ended.out
@@ -41,7 +41,7 @@ async def test_a_request_has_a_fate(rig: Rig, requester: Requester) -> None:
     assert (nothing.code, nothing.out) == (0, "The journal holds no such record.\n")
 
 
-async def test_records_are_found_by_bare_id_status_reason_and_time(rig: Rig, requester: Requester) -> None:
+async def test_records_are_found_by_bare_id_status_reason_and_time(rig, requester):
     for words, found in (
         (["refused"], ["refused"]),
         (["id-1", "--id", "id-3"], ["id-1", "id-3"]),
@@ -57,13 +57,13 @@ async def test_records_are_found_by_bare_id_status_reason_and_time(rig: Rig, req
 
 
 @pytest.mark.parametrize("option", ["--status", "--reason"])
-async def test_a_word_that_is_none_of_these_is_told(rig: Rig, option: str) -> None:
+async def test_a_word_that_is_none_of_these_is_told(rig, option):
     ended = await ott_worker(rig.settings(), "journal", option, "dead")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert f"{option} must be one of re" in ended.err or f"{option} must be one of in" in ended.err
 
 
-async def test_follow_prints_what_is_settled_from_now_on(rig: Rig, requester: Requester) -> None:
+async def test_follow_prints_what_is_settled_from_now_on(rig, requester):
     process = await begin(rig.settings(), "journal", "--follow", "--json", "-n", "1")
     assert process.stdout is not None
     seen = [json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["id"]]
@@ -76,7 +76,7 @@ async def test_follow_prints_what_is_settled_from_now_on(rig: Rig, requester: Re
     assert (process.returncode, b"Traceback" in err) == (130, False)
 
 
-async def test_no_journal_is_one_clear_line(rig: Rig, requester: Requester) -> None:
+async def test_no_journal_is_one_clear_line(rig, requester):
     ended = await ott_worker(rig.settings(prefix="test.nowhere"), "journal")
     assert (ended.code, ended.err.count("\n")) == (3, 1)
     assert "test.nowhere.journal is missing" in ended.err

@@ -67,7 +67,7 @@ async def requester_of(rig: Rig) -> Requester:
 
 
 @pytest.mark.parametrize("trouble", ["gone", "stalled", "full", "closed"])
-async def test_a_standard_error_that_takes_nothing_stops_nothing(rig: Rig, trouble: str) -> None:
+async def test_a_standard_error_that_takes_nothing_stops_nothing(rig, trouble):
     reader, writer = os.pipe()
     if trouble == "full":
         os.close(writer)
@@ -94,7 +94,7 @@ async def test_a_standard_error_that_takes_nothing_stops_nothing(rig: Rig, troub
     os.close(writer)
 
 
-async def test_few_descriptors_are_left_to_the_broker_and_the_admin_server(rig: Rig) -> None:
+async def test_few_descriptors_are_left_to_the_broker_and_the_admin_server(rig):
     rig.sandbox.faults.add(Latency(path="registration", seconds=1))
     few = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))}
     async with running(rig, given={"OTT_PREFETCH": "1000"}, **few) as worker:
@@ -107,7 +107,7 @@ async def test_few_descriptors_are_left_to_the_broker_and_the_admin_server(rig: 
         assert worker.metric("ott_gate_closings_total") == 0
 
 
-async def test_a_keys_file_that_becomes_empty_keeps_the_last_keys(rig: Rig, tmp_path: Path) -> None:
+async def test_a_keys_file_that_becomes_empty_keeps_the_last_keys(rig, tmp_path):
     keys, log = tmp_path / "keys", tmp_path / "log"
     keys.write_text("\ufeffone:" + "A" * 43 + "=\n")
     with log.open("wb") as file:
@@ -124,7 +124,7 @@ async def test_a_keys_file_that_becomes_empty_keeps_the_last_keys(rig: Rig, tmp_
         assert "the last good value stays" in log.read_text()
 
 
-async def test_the_soft_limit_of_descriptors_is_raised(rig: Rig) -> None:
+async def test_the_soft_limit_of_descriptors_is_raised(rig):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))}
     async with running(rig, **low) as worker:

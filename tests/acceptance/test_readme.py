@@ -46,14 +46,14 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
     return done.stdout
 
 
-async def test_from_python(rig: Rig, broker_url: str, prefix: str, tmp_path: Path) -> None:
+async def test_from_python(rig, broker_url, prefix, tmp_path):
     await rig.start()
     program = block("python", "RegistrationClient").replace(URL, broker_url)
     said = await asyncio.to_thread(run, [sys.executable, "-c", program], tmp_path, OTT_PREFIX=prefix)
     assert said == "registered 1732555047025799\n"
 
 
-async def test_from_node(rig: Rig, broker_url: str, prefix: str, tmp_path: Path) -> None:
+async def test_from_node(rig, broker_url, prefix, tmp_path):
     install = ["npm", "install", "--silent", "--prefix", str(tmp_path), "amqplib@2"]
     if shutil.which("npm") is None or await asyncio.to_thread(subprocess.call, install):
         warnings.warn("npm cannot install amqplib: the README's Node example did not run", stacklevel=1)
@@ -78,7 +78,7 @@ async def beside(managed: tuple[str, int], make_settings: Callable[..., Settings
         yield rig
 
 
-async def test_with_curl(beside: Rig, managed: tuple[str, int], prefix: str, tmp_path: Path) -> None:
+async def test_with_curl(beside, managed, prefix, tmp_path):
     await beside.start()
     program = block("sh", "/publish").replace("15672", str(managed[1])).replace("ott.registration", prefix)
     assert json.loads(await asyncio.to_thread(run, ["bash", "-c", program], tmp_path)) == {"routed": True}
@@ -96,7 +96,7 @@ def pasted() -> str:
     return found[1]
 
 
-async def test_each_command_works_and_fits_into_80_columns(rig: Rig) -> None:
+async def test_each_command_works_and_fits_into_80_columns(rig):
     requester = await rig.start()
     await requester.ask(messenger())
     await turned_down(rig, requester, "1732555047025799", "name", message_id="a-request-with-a-long-id")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,12 +13,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.commands import Ended, begin, ott_worker
-from tests.rig import Rig, environment, messenger, until
+from tests.rig import environment, messenger, until
 from worker.__main__ import main
-from worker.settings import Settings
 
 
-async def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> None:
+async def test_demo_shows_that_all_came_out_as_expected(clean_broker):
     done = await ott_worker(None, "demo", OTT_AMQP_URL=clean_broker)
     assert (done.code, done.err) == (0, "")
     assert "All 6 requests were answered as expected." in done.out
@@ -27,19 +25,19 @@ async def test_demo_shows_that_all_came_out_as_expected(clean_broker: str) -> No
 
 
 @pytest.mark.parametrize("words", [[], ["dead-letters"]])
-async def test_without_a_command_there_is_help_and_nothing_else(words: list[str]) -> None:
+async def test_without_a_command_there_is_help_and_nothing_else(words):
     done = await ott_worker(None, *words)
     assert (done.code, done.err) == (2, "")
     assert "Example: ott-worker" in done.out
 
 
-async def test_version_is_one_line() -> None:
+async def test_version_is_one_line():
     done = await ott_worker(None, "--version")
     assert done == Ended(0, f"ott-worker {metadata.version('ott-registration-worker')}\n", "")
 
 
 @pytest.mark.parametrize("words", [["schema"], ["--help"], ["check"]])
-async def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
+async def test_a_full_standard_output_is_one_line(words):
     with Path("/dev/full").open("w") as full:
         process = await begin(None, *words, process={"stdout": full})
         _, err = await asyncio.wait_for(process.communicate(), 60)
@@ -47,7 +45,7 @@ async def test_a_full_standard_output_is_one_line(words: list[str]) -> None:
     assert err == b"ott-worker: cannot write to standard output: No space left on device\n"
 
 
-async def test_demo_without_a_broker_says_so_in_one_line_and_exits_3() -> None:
+async def test_demo_without_a_broker_says_so_in_one_line_and_exits_3():
     done = await ott_worker(None, "demo", OTT_AMQP_URL="amqp://guest:s3cret@127.0.0.1:1/")
     assert done.code == 3
     assert done.err == "ott-worker: RabbitMQ at 127.0.0.1:1 cannot be reached: connection refused\n"
@@ -62,9 +60,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
 
 
 @pytest.mark.parametrize("words", ["run", "demo", "submit -", "dead-letters list", "journal"])
-def test_a_wrong_setting_ends_every_command_with_2_and_one_line(
-    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_setting_ends_every_command_with_2_and_one_line(words, monkeypatch, capsys):
     monkeypatch.setenv("OTT_PREFETCH", "many")
     assert in_this_process(monkeypatch, *words.split()) == 2
     assert capsys.readouterr().err == "ott-worker: OTT_PREFETCH must be a whole number\n"
@@ -76,17 +72,13 @@ COMMANDS += [f"dead-letters {command}" for command in ("list", "show", "replay",
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_has_help_with_an_example(command, monkeypatch, capsys):
     assert in_this_process(monkeypatch, *command.split(), "--help") == 0
     assert "Example:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_run_serves_requests_and_probes_and_drains_on_a_signal(
-    rig: Rig, make_settings: Callable[..., Settings], number: signal.Signals
-) -> None:
+async def test_run_serves_requests_and_probes_and_drains_on_a_signal(rig, make_settings, number):
     given = {**environment(rig.settings()), "OTT_ADMIN_PORT": "0", "OTT_PREFECTH": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "worker", "run"], env=given, stderr=subprocess.PIPE, text=True

@@ -27,7 +27,7 @@ async def sandbox_command(*arguments: str) -> AsyncIterator[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_sandbox_prints_one_line_and_ends_cleanly(number: signal.Signals) -> None:
+async def test_the_sandbox_prints_one_line_and_ends_cleanly(number):
     async with sandbox_command() as (process, line):
         url = line.split("OTT_MC_REST_URL=")[1].split()[0]
         assert f"OTT_MC_AUTH_URL={url}" in line
@@ -40,19 +40,19 @@ async def test_the_sandbox_prints_one_line_and_ends_cleanly(number: signal.Signa
 
 
 @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--token-lifetime", "no"], ["--storm"]])
-async def test_wrong_usage_of_the_sandbox_is_exit_2(arguments: list[str]) -> None:
+async def test_wrong_usage_of_the_sandbox_is_exit_2(arguments):
     result = await ott_worker(None, "sandbox", *arguments)
     assert result.code == 2
     assert "Traceback" not in result.err
 
 
-async def test_schema_prints_json_schemas() -> None:
+async def test_schema_prints_json_schemas():
     result = await ott_worker(None, "schema")
     assert (result.code, result.err) == (0, "")
     assert {"Registration", "Result", "ErrorEnvelope"} <= set(json.loads(result.out)["$defs"])
 
 
-async def test_schema_prints_an_asyncapi_document_for_a_prefix() -> None:
+async def test_schema_prints_an_asyncapi_document_for_a_prefix():
     result = await ott_worker(None, "schema", "--asyncapi", "--prefix", "shop")
     assert result.code == 0
     document = json.loads(result.out)
@@ -60,9 +60,7 @@ async def test_schema_prints_an_asyncapi_document_for_a_prefix() -> None:
     assert document["channels"]["requests"]["address"] == "shop.requests"
 
 
-async def test_the_sandbox_does_not_print_a_secret_that_it_was_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_sandbox_does_not_print_a_secret_that_it_was_given(monkeypatch):
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "canary-4711")
     async with sandbox_command() as (_, line):
         assert "Sandbox on http://127.0.0.1:" in line

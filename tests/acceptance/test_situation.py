@@ -133,9 +133,7 @@ CASES: list[tuple[str, Fault, dict[str, Any], int, str, str, str]] = [
 
 
 @pytest.mark.parametrize(("state", "fault", "given", "code", "says", "ready", "logged"), CASES)
-async def test_every_screen_names_the_state(
-    rig: Rig, state: str, fault: Fault, given: dict[str, Any], code: int, says: str, ready: str, logged: str
-) -> None:
+async def test_every_screen_names_the_state(rig, state, fault, given, code, says, ready, logged):
     requester = await rig.start()  # declares everything
     await rig.stop_first()
     async with contextlib.AsyncExitStack() as stack:
@@ -172,7 +170,7 @@ async def test_every_screen_names_the_state(
         await publish_order(rig.settings(), Order.now("resume", "", by="ann@host"))
 
 
-async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig: Rig) -> None:
+async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig):
     worker = Worker(rig)
     async with worker.running():
         requester = await rig.requester_for(worker.settings)
@@ -195,7 +193,7 @@ async def _names(worker: Worker) -> list[str]:
     return [each.worker for each in await read_workers(worker.settings)]
 
 
-async def test_a_broker_that_is_away_is_told_at_once(rig: Rig) -> None:
+async def test_a_broker_that_is_away_is_told_at_once(rig):
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", console_port=0)
     async with Console(settings) as console:
         assert await told(console, "unreachable") < GOAL
@@ -208,7 +206,7 @@ async def test_a_broker_that_is_away_is_told_at_once(rig: Rig) -> None:
     assert (said.code, "cannot be reached: connection refused" in said.err) == (3, True)
 
 
-async def test_an_output_that_knows_ascii_alone_shows_the_rest_as_escapes(rig: Rig) -> None:
+async def test_an_output_that_knows_ascii_alone_shows_the_rest_as_escapes(rig):
     await rig.start()
     said = await end(await begin(rig.settings(), "status", PYTHONIOENCODING="ascii"))
     assert (said.code, said.err) == (0, "")
@@ -216,7 +214,7 @@ async def test_an_output_that_knows_ascii_alone_shows_the_rest_as_escapes(rig: R
     assert said.out.isascii()
 
 
-async def test_a_worker_tells_of_itself_within_a_second_of_connecting(rig: Rig) -> None:
+async def test_a_worker_tells_of_itself_within_a_second_of_connecting(rig):
     await rig.start()
     worker = Worker(rig)
     async with worker.running():

@@ -46,7 +46,7 @@ async def _workers(rig: Rig) -> list[WorkerStatus]:
         return []
 
 
-async def test_status_tells_of_workers_queues_rates_and_dead_letters(rig: Rig, requester: Requester) -> None:
+async def test_status_tells_of_workers_queues_rates_and_dead_letters(rig, requester):
     await requester.ask(messenger())
     await requester.ask(messenger(endpointUrl=""))
 
@@ -67,7 +67,7 @@ async def test_status_tells_of_workers_queues_rates_and_dead_letters(rig: Rig, r
     assert cause["hint"]
 
 
-async def test_a_pause_is_obeyed_told_and_ended(rig: Rig, requester: Requester) -> None:
+async def test_a_pause_is_obeyed_told_and_ended(rig, requester):
     paused = await ott_worker(rig.settings(), "pause", "--why", "rotating the secret")
     assert (paused.code, paused.out) == (0, "Paused: 1 worker. Go on with: ott-worker resume\n")
     sent = await requester.publish(messenger())
@@ -84,7 +84,7 @@ async def test_a_pause_is_obeyed_told_and_ended(rig: Rig, requester: Requester) 
     assert (await requester.reply(sent))["status"] == "registered"
 
 
-async def test_watch_goes_on_until_it_is_interrupted(rig: Rig, requester: Requester) -> None:
+async def test_watch_goes_on_until_it_is_interrupted(rig, requester):
     process = await begin(rig.settings(), "status", "--watch", "--json")
     assert process.stdout is not None
     for _ in range(2):
@@ -95,6 +95,6 @@ async def test_watch_goes_on_until_it_is_interrupted(rig: Rig, requester: Reques
 
 
 @pytest.mark.parametrize("why", ["", "  "])
-async def test_a_pause_wants_a_reason(rig: Rig, why: str) -> None:
+async def test_a_pause_wants_a_reason(rig, why):
     ended = await ott_worker(rig.settings(), "pause", "--why", why)
     assert (ended.code, ended.err) == (2, "ott-worker: --why must say why: others will read it\n")

@@ -5,18 +5,11 @@ import csv
 import json
 import signal
 import sys
-from pathlib import Path
 
 import aio_pika
 import pytest
 
-from tests.acceptance.submit_command import (
-    Command,
-    ended,
-    lines,
-    pages_called,
-    write_pages,
-)
+from tests.acceptance.submit_command import Command, ended, lines, pages_called, write_pages
 from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, messenger, until
 from worker.cli.app import main
@@ -61,9 +54,7 @@ class WorkerByHand:
         await self._rig.requester.channel.default_exchange.publish(message, request.reply_to)
 
 
-async def test_a_csv_file_is_registered_with_a_line_for_each_row(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_a_csv_file_is_registered_with_a_line_for_each_row(submit, rig, tmp_path):
     pages = write_pages(tmp_path / "pages.csv", range(1, 51))
     results = tmp_path / "results.jsonl"
     end = await submit(pages, "--results", results)
@@ -86,9 +77,7 @@ async def test_a_csv_file_is_registered_with_a_line_for_each_row(
     assert sorted(pages_called(rig), key=int) == [str(number) for number in range(1, 51)]
 
 
-async def test_what_is_not_registered_is_told_by_error_and_first_rows(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_what_is_not_registered_is_told_by_error_and_first_rows(submit, rig, tmp_path):
     rows = [
         messenger("1"),
         messenger("2", ""),
@@ -115,9 +104,7 @@ async def test_what_is_not_registered_is_told_by_error_and_first_rows(
     assert written[6]["errors"] == ["The row is not a JSON object."]
 
 
-async def test_no_secret_is_written_or_shown(
-    submit: Command, tmp_path: Path, secret_values: dict[str, str]
-) -> None:
+async def test_no_secret_is_written_or_shown(submit, tmp_path, secret_values):
     names = ("applicationSecret", "pageAccessToken", "callbackVerifyToken")
     given = {name: secret_values[name] for name in names}
     rows = [messenger("1", **given), messenger("2", "", **given), messenger("3", **given)[:-1]]
@@ -129,7 +116,7 @@ async def test_no_secret_is_written_or_shown(
     assert [value for value in secret_values.values() if value in shown] == []
 
 
-async def test_rows_of_standard_input_are_sent_as_they_come(submit: Command, rig: Rig) -> None:
+async def test_rows_of_standard_input_are_sent_as_they_come(submit, rig):
     process = await submit.start("-")
     assert process.stdin is not None
     process.stdin.write(messenger("1") + b"\n" + messenger("2") + b"\n")
@@ -139,7 +126,7 @@ async def test_rows_of_standard_input_are_sent_as_they_come(submit: Command, rig
     assert sorted(pages_called(rig)) == ["1", "2", "3"]
 
 
-async def test_several_files_are_one_job_whose_rows_are_counted_on(submit: Command, tmp_path: Path) -> None:
+async def test_several_files_are_one_job_whose_rows_are_counted_on(submit, tmp_path):
     write_pages(tmp_path / "a.csv", [1, 2])
     (tmp_path / "b.json").write_bytes(b"[" + messenger("3") + b"]")
     assert (await submit("a.csv", "b.json", "--results", "results.csv")).code == 0
@@ -150,7 +137,7 @@ async def test_several_files_are_one_job_whose_rows_are_counted_on(submit: Comma
     assert list(written[0])[:6] == ["row", "requestId", "status", "ottPlatformName", "resourceId", "errors"]
 
 
-async def test_no_wait_only_publishes(submit: Command, rig: Rig, tmp_path: Path) -> None:
+async def test_no_wait_only_publishes(submit, rig, tmp_path):
     write_pages(tmp_path / "pages.csv", [1, 2, 3])
     end = await submit("pages.csv", "--no-wait")
     assert end.code == 0
@@ -160,7 +147,7 @@ async def test_no_wait_only_publishes(submit: Command, rig: Rig, tmp_path: Path)
     assert {reply["resourceId"] for reply in replies} == {"1", "2", "3"}
 
 
-async def test_without_a_broker_it_ends_with_3(tmp_path: Path) -> None:
+async def test_without_a_broker_it_ends_with_3(tmp_path):
     write_pages(tmp_path / "pages.csv", [1])
     end = await Command(Settings(amqp_url="amqp://u:hidden@127.0.0.1:1/"))("pages.csv")
     assert end.code == 3
@@ -179,10 +166,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path: Path) -> None:
         (["pages.csv", "--results", "nowhere/r.jsonl"], "--results nowhere/r.jsonl cannot be written"),
         (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
         (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
-        (
-            ["pages.csv", "--failed", "f.jsonl"],
-            "--failed gives rows of a table back as CSV or .xlsx: name",
-        ),
+        (["pages.csv", "--failed", "f.jsonl"], "--failed gives rows of a table back as CSV or .xlsx: name"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv is an input too: name another file"),
         (["pages.csv", "--sheet", "Pages"], "pages.csv: it has no sheets, being CSV: leave out --sheet"),
@@ -194,13 +178,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage_ends_with_2_and_one_line(
-    arguments: list[str],
-    error: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_wrong_usage_ends_with_2_and_one_line(arguments, error, tmp_path, monkeypatch, capsys):
     write_pages(tmp_path / "pages.csv", [1])
     (tmp_path / "headless.csv").write_text("messenger,1\nmessenger,2\n")
     monkeypatch.setattr(sys, "argv", ["ott-worker", "submit", *arguments])
@@ -212,7 +190,7 @@ def test_wrong_usage_ends_with_2_and_one_line(
     assert err.count("\n") == 1
 
 
-async def test_results_of_an_earlier_run_are_not_overwritten(submit: Command, tmp_path: Path) -> None:
+async def test_results_of_an_earlier_run_are_not_overwritten(submit, tmp_path):
     write_pages(tmp_path / "pages.csv", [1])
     assert (await submit("pages.csv", "--results", "r.jsonl")).code == 0
     before = (tmp_path / "r.jsonl").read_text()
@@ -224,9 +202,7 @@ async def test_results_of_an_earlier_run_are_not_overwritten(submit: Command, tm
 
 @pytest.mark.parametrize("results", ["pages.csv", "link.jsonl", "other.jsonl"])
 @pytest.mark.parametrize("more", [[], ["--check"], ["--resume"]])
-async def test_a_file_that_holds_something_else_is_never_written_to(
-    tmp_path: Path, results: str, more: list[str]
-) -> None:
+async def test_a_file_that_holds_something_else_is_never_written_to(tmp_path, results, more):
     (tmp_path / "pages.csv").write_text("pageId")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "pages.csv")
     (tmp_path / "other.jsonl").write_bytes(messenger("1"))
@@ -238,7 +214,7 @@ async def test_a_file_that_holds_something_else_is_never_written_to(
     assert (tmp_path / results).read_bytes() == before
 
 
-async def test_a_results_file_that_takes_no_more_ends_the_job(submit: Command, tmp_path: Path) -> None:
+async def test_a_results_file_that_takes_no_more_ends_the_job(submit, tmp_path):
     write_pages(tmp_path / "pages.csv", [1])
     end = await submit("pages.csv", "--results", "/dev/full")
     assert end.code == 1
@@ -246,9 +222,7 @@ async def test_a_results_file_that_takes_no_more_ends_the_job(submit: Command, t
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_ends_it_while_it_waits_for_standard_input(
-    submit: Command, tmp_path: Path, sign: signal.Signals
-) -> None:
+async def test_a_signal_ends_it_while_it_waits_for_standard_input(submit, tmp_path, sign):
     process = await submit.start("-", "--results", "r.jsonl")
     assert process.stdin is not None
     process.stdin.write(messenger("1") + b"\n")
@@ -259,8 +233,8 @@ async def test_a_signal_ends_it_while_it_waits_for_standard_input(
 
 
 async def test_ctrl_c_stops_and_resume_goes_on_without_sending_again_what_was_registered(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+    submit, rig, tmp_path
+):
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.1))
     write_pages(tmp_path / "pages.csv", range(1, 401))
     results = tmp_path / "r.jsonl"
@@ -283,9 +257,7 @@ async def test_ctrl_c_stops_and_resume_goes_on_without_sending_again_what_was_re
     assert len(lines(results)) == 400
 
 
-async def test_resume_after_kill_9_goes_on_past_a_torn_line(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_resume_after_kill_9_goes_on_past_a_torn_line(submit, rig, tmp_path):
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
     write_pages(tmp_path / "pages.csv", range(1, 301))
     results = tmp_path / "r.jsonl"
@@ -302,8 +274,8 @@ async def test_resume_after_kill_9_goes_on_past_a_torn_line(
 
 
 async def test_resume_sends_the_newest_row_of_a_page_behind_an_older_one_that_it_repeats(
-    submit: Command, rig: Rig, tmp_path: Path, prefix: str
-) -> None:
+    submit, rig, tmp_path, prefix
+):
     worker = WorkerByHand(rig)
     await worker.start(prefix)
     rows = [messenger("p", "old"), *(messenger(str(n)) for n in range(2, 12)), messenger("p", "new")]
@@ -332,9 +304,7 @@ async def test_resume_sends_the_newest_row_of_a_page_behind_an_older_one_that_it
     assert (await ended(second)).code == 0
 
 
-async def test_resume_never_rolls_a_page_back_to_an_older_row(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_resume_never_rolls_a_page_back_to_an_older_row(submit, rig, tmp_path):
     rows = [messenger("1", "old"), messenger("2"), messenger("1", "new")]
     (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))
     rig.sandbox.faults.add(Status(status=404, resource_id="1", count=1))
@@ -348,9 +318,7 @@ async def test_resume_never_rolls_a_page_back_to_an_older_row(
     assert last["errors"] == ["Row 3, a later one, is registered for the same resource."]
 
 
-async def test_resume_notices_that_the_input_is_another_one(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_resume_notices_that_the_input_is_another_one(submit, rig, tmp_path):
     write_pages(tmp_path / "pages.csv", [1, 2])
     assert (await submit("pages.csv", "--results", "r.jsonl")).code == 0
     write_pages(tmp_path / "pages.csv", [3, 1, 2])
@@ -360,9 +328,7 @@ async def test_resume_notices_that_the_input_is_another_one(
     assert sorted(pages_called(rig)) == ["1", "2"]
 
 
-async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
-    submit: Command, rig: Rig, tmp_path: Path, prefix: str
-) -> None:
+async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(submit, rig, tmp_path, prefix):
     await rig.stop_first()
     write_pages(tmp_path / "pages.csv", [1, 2])
     end = await submit("pages.csv", "--timeout", "1")
@@ -376,16 +342,14 @@ async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(
     await rig.requester.channel.queue_delete(kept)
 
 
-async def test_of_several_rows_for_one_page_the_last_one_is_what_remains(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_of_several_rows_for_one_page_the_last_one_is_what_remains(submit, rig, tmp_path):
     names = [f"Page {number}" for number in range(40)]
     (tmp_path / "pages.jsonl").write_bytes(b"\n".join(messenger("1", name) for name in names))
     assert (await submit("pages.jsonl")).code == 0
     assert rig.names_called == names
 
 
-async def test_two_jobs_do_not_write_one_results_file(submit: Command, tmp_path: Path) -> None:
+async def test_two_jobs_do_not_write_one_results_file(submit, tmp_path):
     write_pages(tmp_path / "pages.csv", [1])
     first = await submit.start("-", "--results", "r.jsonl")
     await until((tmp_path / "r.jsonl").exists)
@@ -394,9 +358,7 @@ async def test_two_jobs_do_not_write_one_results_file(submit: Command, tmp_path:
     assert (await ended(first)).code == 0
 
 
-async def test_on_a_terminal_a_bar_is_shown_and_taken_away_again(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_on_a_terminal_a_bar_is_shown_and_taken_away_again(submit, rig, tmp_path):
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     write_pages(tmp_path / "pages.csv", range(1, 301))
     command = f"{sys.executable} -m worker submit pages.csv"

@@ -20,7 +20,7 @@ from tests.acceptance.submit_command import (
     told,
     write_pages,
 )
-from tests.rig import Rig, messenger, until, worker_status
+from tests.rig import messenger, until, worker_status
 from worker.contract.status import Pause
 from worker.files.workbook import Workbook, write
 from worker.sandbox.faults import Latency
@@ -54,8 +54,8 @@ def write_three(path: Path) -> None:
 
 
 async def test_rows_that_failed_come_back_with_their_error_and_are_corrected_and_submitted_again(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+    submit, rig, tmp_path
+):
     write_three(tmp_path / "pages.csv")
     end = await submit("pages.csv", "--platform", "messenger", "--failed", "failed.csv")
     assert end.code == 1
@@ -84,9 +84,7 @@ async def test_rows_that_failed_come_back_with_their_error_and_are_corrected_and
 
 
 @pytest.mark.parametrize("results", ["results.jsonl", "results.csv"])
-async def test_resume_takes_an_input_that_holds_only_the_corrected_rows(
-    submit: Command, rig: Rig, tmp_path: Path, results: str
-) -> None:
+async def test_resume_takes_an_input_that_holds_only_the_corrected_rows(submit, rig, tmp_path, results):
     write_three(tmp_path / "pages.csv")
     first = ("--platform", "messenger", "--results", results, "--failed", "failed.csv")
     assert (await submit("pages.csv", *first)).code == 1
@@ -104,9 +102,7 @@ async def test_resume_takes_an_input_that_holds_only_the_corrected_rows(
     ]
 
 
-async def test_results_that_a_spreadsheet_has_saved_are_taken_back(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_results_that_a_spreadsheet_has_saved_are_taken_back(submit, rig, tmp_path):
     ids = ["1732555047025799", "1732555047025800", "1732555047025801"]
     save(tmp_path / "pages.csv", [page(ids[0]), page(ids[1], pageName=""), page(ids[2])])
     given = ("pages.csv", "--platform", "messenger", "--results", "results.csv")
@@ -127,7 +123,7 @@ async def test_results_that_a_spreadsheet_has_saved_are_taken_back(
     ]
 
 
-async def test_it_warns_once_of_what_the_author_may_not_expect(submit: Command, tmp_path: Path) -> None:
+async def test_it_warns_once_of_what_the_author_may_not_expect(submit, tmp_path):
     rows = [{**page("1"), "Notes": "a"}, {**page("1", endpointUrl="none"), "Notes": "b"}]
     save(tmp_path / "pages.csv", rows)
     end = await submit("pages.csv", "--platform", "messenger")
@@ -141,7 +137,7 @@ async def test_it_warns_once_of_what_the_author_may_not_expect(submit: Command, 
     ]
 
 
-async def test_failed_rows_of_json_come_back_as_json_lines(submit: Command, rig: Rig, tmp_path: Path) -> None:
+async def test_failed_rows_of_json_come_back_as_json_lines(submit, rig, tmp_path):
     (tmp_path / "pages.json").write_bytes(b"[" + messenger("1") + b",\n" + messenger("2", "") + b"]")
     assert (await submit("pages.json", "--failed", "failed.jsonl")).code == 1
     (failed,) = lines(tmp_path / "failed.jsonl")
@@ -154,7 +150,7 @@ async def test_failed_rows_of_json_come_back_as_json_lines(submit: Command, rig:
     assert sorted(call.body) == ["ottPlatformAttributes", "ottPlatformName"]
 
 
-async def test_check_is_the_page_on_which_a_file_is_corrected(tmp_path: Path) -> None:
+async def test_check_is_the_page_on_which_a_file_is_corrected(tmp_path):
     rows = [page("1"), page("2", isActive="WAHR"), page("1.73256E+15"), page("4", isActive="maybe")]
     save(tmp_path / "pages.csv", [{**row, "Notes": ""} for row in rows], ";")
     end = await Command(OFFLINE)("pages.csv", "--platform", "messenger", "--check", "--failed", "failed.csv")
@@ -181,7 +177,7 @@ Warning: pages.csv: columns that no attribute has are left out (--send-unknown s
 
 
 @pytest.mark.parametrize("more", [["--check"], []])
-async def test_a_file_whose_rows_name_no_platform_is_told_what_is_missing(more: list[str]) -> None:
+async def test_a_file_whose_rows_name_no_platform_is_told_what_is_missing(more):
     end = await Command(OFFLINE)(EXAMPLES / "pages.csv", *more)
     assert (end.code, end.out) == (2, "")
     assert "no column ottPlatformName tells the platform of its rows: give --platform messenger" in end.err
@@ -189,14 +185,9 @@ async def test_a_file_whose_rows_name_no_platform_is_told_what_is_missing(more: 
 
 @pytest.mark.parametrize(
     ("platform", "header"),
-    [
-        (["--platform", "messenger"], HEADER),
-        ([], [*HEADER, "channelId", "isTestChannel"]),
-    ],
+    [(["--platform", "messenger"], HEADER), ([], [*HEADER, "channelId", "isTestChannel"])],
 )
-async def test_the_template_is_the_header_of_a_file(
-    tmp_path: Path, platform: list[str], header: list[str]
-) -> None:
+async def test_the_template_is_the_header_of_a_file(tmp_path, platform, header):
     end = await Command(OFFLINE)("--template", *platform)
     assert end.code == 0
     assert set(header) <= set(end.out.strip().split(","))
@@ -205,9 +196,7 @@ async def test_the_template_is_the_header_of_a_file(
     assert (checked.code, checked.out) == (0, "0 rows: 0 valid, 0 invalid.\n")
 
 
-async def test_it_says_that_the_worker_is_paused_and_why(
-    submit: Command, rig: Rig, tmp_path: Path, prefix: str
-) -> None:
+async def test_it_says_that_the_worker_is_paused_and_why(submit, rig, tmp_path, prefix):
     rig.sandbox.faults.add(Latency(path="registration", seconds=8))
     write_pages(tmp_path / "pages.csv", [1])
     process = await submit.start("pages.csv")
@@ -221,9 +210,7 @@ async def test_it_says_that_the_worker_is_paused_and_why(
     assert end.out.endswith("1 registered.\n")
 
 
-async def test_rows_of_an_old_file_undo_nothing_newer_and_can_be_sent_all_the_same(
-    submit: Command, rig: Rig, tmp_path: Path
-) -> None:
+async def test_rows_of_an_old_file_undo_nothing_newer_and_can_be_sent_all_the_same(submit, rig, tmp_path):
     save(tmp_path / "pages.csv", [page("1", pageName="Monday"), page("2")])
     os.utime(tmp_path / "pages.csv", (1_700_000_000, 1_700_000_000))
     await rig.requester.ask(messenger("1", "Wednesday"))
@@ -238,9 +225,7 @@ async def test_rows_of_an_old_file_undo_nothing_newer_and_can_be_sent_all_the_sa
     assert pages_called(rig) == ["1", "2", "1"]
 
 
-async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(
-    submit: Command, tmp_path: Path
-) -> None:
+async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(submit, tmp_path):
     save(tmp_path / "pages.csv", [page("1"), page("1732555047025799", pageName="")])
     (tmp_path / "mine.xlsx").write_bytes((EXAMPLES / "files" / "bad_colour.xlsx").read_bytes())
     (tmp_path / "mine.csv").write_text("my own\n")
@@ -266,7 +251,7 @@ async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(
     ]
 
 
-async def test_each_row_may_name_its_business_unit(submit: Command, rig: Rig, tmp_path: Path) -> None:
+async def test_each_row_may_name_its_business_unit(submit, rig, tmp_path):
     save(tmp_path / "pages.csv", [{**page("1"), "MID": "510001"}, {**page("1"), "MID": ""}])
     end = await submit("pages.csv", "--platform", "messenger", "--account", "510002")
     assert (end.code, end.err) == (0, "")

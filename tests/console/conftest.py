@@ -14,8 +14,6 @@ from worker.settings import Settings
 
 JSON = {"Accept": "application/json"}
 
-StartConsole = Callable[..., "Running"]
-
 
 class Running:
     """A console and a client for it, without cookies unless `session` is used again."""

@@ -4,27 +4,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from playwright.async_api import ViewportSize, expect
+from playwright.async_api import expect
 
-from tests.console.browser import (
-    NARROW,
-    WIDE,
-    OpenPage,
-    needs_chromium,
-    violations,
-)
+from tests.console.browser import NARROW, WIDE, needs_chromium, violations
 from tests.console.conftest import Running
 from tests.console.test_changes import dead, refusal
-from tests.rig import Rig, messenger, until
+from tests.rig import messenger, until
 
-Start = Callable[..., Awaitable[Running]]
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 SECRET = "the-new-token-that-nobody-may-see"
 
 
-async def test_what_happens_appears_by_itself_and_disturbs_nobody(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
+async def test_what_happens_appears_by_itself_and_disturbs_nobody(rig, start_console, open_page):
     requester = await rig.start()
     for page_id in range(12):
         await dead(requester, str(page_id))
@@ -44,9 +35,7 @@ async def test_what_happens_appears_by_itself_and_disturbs_nobody(
         assert await page.evaluate("scrollY") == 150
 
 
-async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
+async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(rig, start_console, open_page):
     await rig.start()
     console = await start_console()
     async with open_page(console.console.entry) as page:
@@ -68,9 +57,7 @@ async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(
         assert len(asked) == before
 
 
-async def test_a_cause_is_replayed_by_plan_and_canary(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
+async def test_a_cause_is_replayed_by_plan_and_canary(rig, start_console, open_page):
     requester = await rig.start()
     rig.sandbox.faults.add(refusal(3))
     for page_id in ("1", "2", "3"):
@@ -98,9 +85,7 @@ async def test_a_cause_is_replayed_by_plan_and_canary(
         await expect(page.locator(".timeline li").first).to_contain_text("registered")
 
 
-async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
+async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(rig, start_console, open_page):
     requester = await rig.start()
     request_id = await dead(requester, "1")
     console = await start_console()
@@ -134,7 +119,7 @@ async def _has(found: Callable[[], Awaitable[list[str]]], count: int) -> bool:
     return len(await found()) == count
 
 
-async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start, open_page: OpenPage) -> None:
+async def test_everything_can_be_reached_by_keys(rig, start_console, open_page):
     requester = await rig.start()
     for page_id in ("1", "2", "3"):
         await dead(requester, page_id)
@@ -159,9 +144,7 @@ async def test_everything_can_be_reached_by_keys(rig: Rig, start_console: Start,
         await expect(page).to_have_url(f"{console.console.url}/dead-letters/{newest[0]}")
 
 
-async def test_pages_can_be_looked_at_and_used_without_a_script(
-    rig: Rig, start_console: Start, open_page: OpenPage
-) -> None:
+async def test_pages_can_be_looked_at_and_used_without_a_script(rig, start_console, open_page):
     requester = await rig.start()
     await dead(requester, "1")
     console = await start_console()
@@ -178,9 +161,7 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(
 
 
 @pytest.mark.parametrize(("theme", "size"), [("light", WIDE), ("dark", NARROW)])
-async def test_pages_are_for_everybody(
-    rig: Rig, start_console: Start, open_page: OpenPage, theme: str, size: ViewportSize
-) -> None:
+async def test_pages_are_for_everybody(rig, start_console, open_page, theme, size):
     requester = await rig.start()
     await requester.ask(messenger("1932555047025799"))
     console = await start_console()

@@ -1,6 +1,5 @@
 """What an operator changes: pause, replay, mend, discard; each with a reason, each recorded."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aio_pika
@@ -11,7 +10,6 @@ from tests.rig import Requester, Rig, messenger, until
 from worker.contract.settlement import Resource
 from worker.sandbox.faults import Status
 
-Start = Callable[..., Awaitable[Running]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -67,7 +65,7 @@ async def orders(running: Running) -> list[dict[str, Any]]:
     return [{k: order.get(k) for k in ("order", "why", "count")} for order in document["orders"]]
 
 
-async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig: Rig, start_console: Start) -> None:
+async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig, start_console):
     await rig.start()
     console = await start_console()
     status, document = await post(console, "/pause", why="  ")
@@ -83,9 +81,7 @@ async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig: Rig, start_c
     ]
 
 
-async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(
-    rig: Rig, start_console: Start
-) -> None:
+async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(rig, start_console):
     requester = await rig.start()
     for page in ("1", "2"):
         await refused(rig, requester, page)
@@ -100,7 +96,7 @@ async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(
     assert await requester.depth("dead") == 3
 
 
-async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Start) -> None:
+async def test_a_canary_that_fails_stops_the_replay(rig, start_console):
     requester = await rig.start()
     rig.sandbox.faults.add(refusal(4))
     for page in ("1", "2", "3"):
@@ -113,7 +109,7 @@ async def test_a_canary_that_fails_stops_the_replay(rig: Rig, start_console: Sta
     assert (await orders(console))[0]["count"] == 1
 
 
-async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_console: Start) -> None:
+async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig, start_console):
     requester = await rig.start()
     for page in range(20):
         await refused(rig, requester, str(page))
@@ -133,7 +129,7 @@ async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig: Rig, start_cons
     assert (await orders(console))[0]["count"] == run["done"]
 
 
-async def test_a_letter_is_corrected_with_its_difference_shown_first(rig: Rig, start_console: Start) -> None:
+async def test_a_letter_is_corrected_with_its_difference_shown_first(rig, start_console):
     requester = await rig.start()
     request_id = await dead(requester, "1")
     console = await start_console()
@@ -153,9 +149,7 @@ async def test_a_letter_is_corrected_with_its_difference_shown_first(rig: Rig, s
     assert registered["ottPlatformAttributes"]["endpointUrl"] == "https://example.com/new"
 
 
-async def test_a_replay_of_which_nothing_would_be_registered_is_refused(
-    rig: Rig, start_console: Start
-) -> None:
+async def test_a_replay_of_which_nothing_would_be_registered_is_refused(rig, start_console):
     requester = await rig.start()
     await dead(requester, "1")
     console = await start_console()
@@ -167,9 +161,7 @@ async def test_a_replay_of_which_nothing_would_be_registered_is_refused(
     assert "dead-letters replay --force" in await console.html(f"/runs/{run['run']}")
 
 
-async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(
-    rig: Rig, start_console: Start
-) -> None:
+async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(rig, start_console):
     requester = await rig.start()
     for page in ("1", "2"):
         await dead(requester, page)
@@ -192,7 +184,7 @@ async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(
     assert "2 registered" in audit
 
 
-async def test_ids_of_any_bytes_are_shown(rig: Rig, start_console: Start) -> None:
+async def test_ids_of_any_bytes_are_shown(rig, start_console):
     requester = await rig.start()
     odd = "../a\nb/c é <b>"
     await requester.channel.default_exchange.publish(
@@ -210,7 +202,7 @@ async def test_ids_of_any_bytes_are_shown(rig: Rig, start_console: Start) -> Non
     assert [each["id"] for each in resource["deadLetters"]] == [odd]
 
 
-async def test_discarding_asks_for_the_count(rig: Rig, start_console: Start) -> None:
+async def test_discarding_asks_for_the_count(rig, start_console):
     requester = await rig.start()
     for page in ("1", "2"):
         await dead(requester, page)
@@ -230,9 +222,7 @@ async def test_discarding_asks_for_the_count(rig: Rig, start_console: Start) -> 
 
 
 @pytest.mark.parametrize("path", ["/pause", "/resume", "/runs", "/runs/x/start", "/runs/x/cancel"])
-async def test_a_read_only_console_changes_nothing_and_says_why(
-    rig: Rig, start_console: Start, path: str
-) -> None:
+async def test_a_read_only_console_changes_nothing_and_says_why(rig, start_console, path):
     await rig.start()
     console = await start_console(console_read_only=True)
     status, document = await post(console, path, why="a test")

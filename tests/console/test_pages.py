@@ -1,26 +1,21 @@
 """What the pages tell, as JSON and as HTML."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.console.conftest import Running
 from tests.console.test_changes import dead, listed, post, refusal
-from tests.rig import Rig, messenger, until
+from tests.rig import messenger, until
 from worker.console.sources import Cached, refreshed
 from worker.errors import BrokerUnreachable
 
-Start = Callable[..., Awaitable[Running]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
 
-async def test_the_overview_counts_what_was_settled_and_says_what_to_do(
-    rig: Rig, start_console: Start
-) -> None:
+async def test_the_overview_counts_what_was_settled_and_says_what_to_do(rig, start_console):
     requester = await rig.start()
     await requester.ask(messenger("1"))
     await dead(requester, "2")
@@ -38,7 +33,7 @@ async def test_the_overview_counts_what_was_settled_and_says_what_to_do(
     assert len(document["lastHour"]) == 60
 
 
-async def test_letters_are_filtered_by_the_url(rig: Rig, start_console: Start) -> None:
+async def test_letters_are_filtered_by_the_url(rig, start_console):
     requester = await rig.start()
     rig.sandbox.faults.add(refusal(1))
     rejected = await dead(requester, "1", endpointUrl="https://example.com")
@@ -64,7 +59,7 @@ async def test_letters_are_filtered_by_the_url(rig: Rig, start_console: Start) -
         assert response.status == 400
 
 
-async def test_of_a_letter_that_is_gone_the_journal_tells(rig: Rig, start_console: Start) -> None:
+async def test_of_a_letter_that_is_gone_the_journal_tells(rig, start_console):
     requester = await rig.start()
     request_id = await dead(requester, "1")
     console = await start_console()
@@ -79,7 +74,7 @@ async def test_of_a_letter_that_is_gone_the_journal_tells(rig: Rig, start_consol
         assert "The journal tells what became of it" in (await response.json())["problem"]
 
 
-async def test_the_journal_is_shown_from_its_end_backwards(rig: Rig, start_console: Start) -> None:
+async def test_the_journal_is_shown_from_its_end_backwards(rig, start_console):
     requester = await rig.start()
     for number in range(3):
         await requester.ask(messenger("1", f"name {number}"))
@@ -99,7 +94,7 @@ async def test_the_journal_is_shown_from_its_end_backwards(rig: Rig, start_conso
     assert len(document["records"]) == 1
 
 
-async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told() -> None:
+async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told():
     readings = 0
 
     async def read() -> int:
@@ -125,7 +120,7 @@ async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told()
     assert (kept.value, readings, kept.trouble) == (4, 4, "")
 
 
-async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not_called_the_present() -> None:
+async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not_called_the_present():
     async def read() -> int:
         return 1
 

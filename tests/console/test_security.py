@@ -5,20 +5,17 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
 
 from tests.console.conftest import Running
-from tests.rig import Rig, environment
+from tests.rig import environment
 from worker.console import server
 from worker.console.server import Console
 from worker.console.session import GUESSES, Sessions
 from worker.errors import SettingsError
-from worker.settings import Settings
 
-Start = Callable[..., Awaitable[Running]]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PASSWORD = "correct horse battery staple"
 FORM = {"why": "a test"}
@@ -29,15 +26,13 @@ async def status(running: Running, method: str, path: str, **request: object) ->
         return response.status
 
 
-async def test_it_does_not_start_beyond_loopback_without_a_password(
-    make_settings: Callable[..., Settings],
-) -> None:
+async def test_it_does_not_start_beyond_loopback_without_a_password(make_settings):
     with pytest.raises(SettingsError, match="OTT_CONSOLE_PASSWORD must be set"):
         Console(make_settings(console_host="0.0.0.0"))
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", ""])
-async def test_a_host_name_that_is_not_its_own_is_turned_away(start_console: Start, host: str) -> None:
+async def test_a_host_name_that_is_not_its_own_is_turned_away(start_console, host):
     console = await start_console()
     assert await status(console, "GET", "/", headers={"Host": host}) == 421
     assert await status(console, "GET", "/", headers={"Host": "localhost:1"}) == 200
@@ -53,16 +48,14 @@ async def test_a_host_name_that_is_not_its_own_is_turned_away(start_console: Sta
         {"Origin": "null"},
     ],
 )
-async def test_a_change_from_another_site_is_turned_away(
-    start_console: Start, headers: dict[str, str]
-) -> None:
+async def test_a_change_from_another_site_is_turned_away(start_console, headers):
     console = await start_console()
     assert await status(console, "POST", "/logout", headers=headers) == 403
     own = {"Sec-Fetch-Site": "same-origin", "Origin": console.console.url}
     assert await status(console, "POST", "/logout", headers=own) == 303
 
 
-async def test_every_answer_forbids_what_its_pages_do_not_need(start_console: Start) -> None:
+async def test_every_answer_forbids_what_its_pages_do_not_need(start_console):
     console = await start_console()
     for path in ("/", "/nowhere", "/static/console.js"):
         async with console.session.get(path) as response:
@@ -73,7 +66,7 @@ async def test_every_answer_forbids_what_its_pages_do_not_need(start_console: St
             assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_a_password_is_asked_for_and_opens_a_session(start_console: Start) -> None:
+async def test_a_password_is_asked_for_and_opens_a_session(start_console):
     console = await start_console(console_password=PASSWORD)
     async with console.session.get("/journal?status=failed", allow_redirects=False) as response:
         assert response.status == 303
@@ -95,7 +88,7 @@ async def test_a_password_is_asked_for_and_opens_a_session(start_console: Start)
         assert (await plain.get("/", headers=forged, allow_redirects=False)).status == 303
 
 
-async def test_guesses_slow_down_the_guesser_alone(start_console: Start) -> None:
+async def test_guesses_slow_down_the_guesser_alone(start_console):
     console = await start_console(console_password=PASSWORD, console_url="https://console.example/ott")
     guesser, other = ({"X-Forwarded-For": f"10.0.0.9, {address}"} for address in ("10.0.0.1", "10.0.0.2"))
     for _ in range(GUESSES):
@@ -104,7 +97,7 @@ async def test_guesses_slow_down_the_guesser_alone(start_console: Start) -> None
     assert await status(console, "POST", "/login", headers=other, data={"password": PASSWORD}) == 303
 
 
-async def test_a_session_ends_everywhere_when_its_owner_logs_out(start_console: Start) -> None:
+async def test_a_session_ends_everywhere_when_its_owner_logs_out(start_console):
     console = await start_console(console_password=PASSWORD)
     stolen = {"Cookie": f"{console.cookie}={await _log_in(console)}"}
     assert await status(console, "GET", "/", headers=stolen) == 200
@@ -112,7 +105,7 @@ async def test_a_session_ends_everywhere_when_its_owner_logs_out(start_console: 
     assert await status(console, "GET", "/", headers=stolen) == 303
 
 
-async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(start_console: Start) -> None:
+async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(start_console):
     console = await start_console()
     token = console.console.entry.partition("?token=")[2]
     console.session.cookie_jar.clear()
@@ -127,9 +120,7 @@ async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(start_con
 
 
 @pytest.mark.parametrize("is_stripped", [True, False])
-async def test_behind_a_proxy_links_cookies_and_the_origin_follow_its_url(
-    start_console: Start, is_stripped: bool
-) -> None:
+async def test_behind_a_proxy_links_cookies_and_the_origin_follow_its_url(start_console, is_stripped):
     console = await start_console(console_password=PASSWORD, console_url="https://ops.example:8443/ott")
     base = "" if is_stripped else "/ott"
     proxied = {"Host": "ops.example", "Origin": "https://ops.example:8443"}
@@ -155,9 +146,7 @@ async def test_behind_a_proxy_links_cookies_and_the_origin_follow_its_url(
     assert await status(console, "POST", f"{base}/logout", headers=session) == 303
 
 
-async def test_two_consoles_on_one_host_have_cookies_of_their_own(
-    make_settings: Callable[..., Settings],
-) -> None:
+async def test_two_consoles_on_one_host_have_cookies_of_their_own(make_settings):
     places = [{"prefix": "one"}, {"prefix": "two"}, {"prefix": "two", "console_url": "https://ops.example/b"}]
     names = {Sessions(make_settings().model_copy(update=place)).cookie for place in places}
     assert len(names) == 3
@@ -172,15 +161,11 @@ async def test_two_consoles_on_one_host_have_cookies_of_their_own(
         ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
     ],
 )
-async def test_no_other_site_loads_a_page_as_its_part(
-    start_console: Start, headers: dict[str, str], answer: int
-) -> None:
+async def test_no_other_site_loads_a_page_as_its_part(start_console, headers, answer):
     assert await status(await start_console(), "GET", "/journal?id=x", headers=headers) == answer
 
 
-async def test_requests_that_are_half_sent_are_closed(
-    start_console: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_that_are_half_sent_are_closed(start_console, monkeypatch):
     monkeypatch.setattr(server, "SILENCE", 0.5)
     console = await start_console()
     port = int(console.console.url.rpartition(":")[2])
@@ -202,7 +187,7 @@ async def _log_in(console: Running) -> str:
     return value
 
 
-async def test_no_page_holds_a_secret(rig: Rig, start_console: Start, secret_values: dict[str, str]) -> None:
+async def test_no_page_holds_a_secret(rig, start_console, secret_values):
     requester = await rig.start()
     known = {name: secret_values[name] for name in ("applicationSecret", "pageAccessToken")}
     leaky = {**known, "page_access_tokn": known["pageAccessToken"]}
@@ -213,7 +198,7 @@ async def test_no_page_holds_a_secret(rig: Rig, start_console: Start, secret_val
         assert [name for name, value in known.items() if value in text] == []
 
 
-async def test_the_command_prints_its_url_first_and_ends_on_a_signal(rig: Rig) -> None:
+async def test_the_command_prints_its_url_first_and_ends_on_a_signal(rig):
     settings = rig.settings(console_port=0)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "worker", "console", env=environment(settings), stdout=asyncio.subprocess.PIPE

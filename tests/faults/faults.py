@@ -385,8 +385,7 @@ _upstream("500 storm", _registration(500))
 _upstream("502 storm", _registration(502))
 _upstream("503 storm", _registration(503))
 _upstream(
-    "web page with 200",
-    _registration(200, body="<html>We are back soon</html>", content_type="text/html"),
+    "web page with 200", _registration(200, body="<html>We are back soon</html>", content_type="text/html")
 )
 _upstream("429, Retry-After in seconds", _registration(429, retry_after=1, count=3))
 _upstream(

@@ -6,10 +6,8 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from tests.faults.conftest import MakeWorld
 from tests.faults.faults import FAULTS, LIMITED, limited_user, short_consumer_timeout
 from tests.faults.load import QUORUM, Sent, wait_for
-from tests.faults.node import Node
 from tests.faults.world import World, endure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,14 +25,12 @@ def world(own_world: World) -> World:
 @pytest.mark.parametrize(
     "name", ["broker restart", "broker kill -9", "memory alarm (blocked)", "reply queue full"]
 )
-async def test_a_broker_that_goes_away_or_takes_nothing_loses_nothing(world: World, name: str) -> None:
+async def test_a_broker_that_goes_away_or_takes_nothing_loses_nothing(world, name):
     await endure(world, FAULTS[name], 200, strikes=1, rate=RATE)
     await world.intact()
 
 
-async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_its_queue(
-    world: World,
-) -> None:
+async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_its_queue(world):
     """The queue is deleted: the broker cancels its consumers, and what was in it is the operator's loss."""
     ended = world.workers.told("subscription_ended")
     await world.load.publish(world.plan(50))
@@ -46,7 +42,7 @@ async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_
     assert world.workers.told("subscription_ended") > ended
 
 
-async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(world: World) -> None:
+async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(world):
     await world.limit("dead", 1)
     good, bad = world.plan(60, invalid=0), world.plan(5, invalid=1)
     await world.load.publish([*bad, *good])
@@ -56,9 +52,7 @@ async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(w
     await world.intact()
 
 
-async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(
-    make_module_world: MakeWorld, node: Node
-) -> None:
+async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(make_module_world, node):
     """A quorum queue without a leader, as RabbitMQ leaves one that was declared right before a crash."""
     name = f"test.{uuid4().hex[:12]}.leaderless"
     await node.flush()
@@ -76,9 +70,7 @@ async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(
     await world.intact(last=True)
 
 
-async def test_a_message_larger_than_the_broker_takes_stops_no_other(
-    make_module_world: MakeWorld, node: Node
-) -> None:
+async def test_a_message_larger_than_the_broker_takes_stops_no_other(make_module_world, node):
     """A body that was let in, and has grown by being encrypted."""
     await node.evaluate(f"application:set_env(rabbit, max_message_size, {LARGEST}).")
     try:
@@ -97,8 +89,8 @@ async def test_a_message_larger_than_the_broker_takes_stops_no_other(
 
 
 async def test_a_consumer_timeout_gives_the_deliveries_back_and_never_returns_one_of_them_alone(
-    make_module_world: MakeWorld, node: Node
-) -> None:
+    make_module_world, node
+):
     """RabbitMQ 4.3 would return the oldest one alone, while the worker holds the others. There the time-out
     that the worker asks for counts, which it never comes to. Before, all deliveries come back together."""
     fault = FAULTS["consumer timeout"]
@@ -112,8 +104,8 @@ async def test_a_consumer_timeout_gives_the_deliveries_back_and_never_returns_on
 
 
 async def test_permission_to_reply_that_is_taken_away_for_a_while_delays_replies_and_loses_none(
-    make_module_world: MakeWorld, node: Node
-) -> None:
+    make_module_world, node
+):
     world = await make_module_world(node, workers=0, user=LIMITED)
     async with limited_user(world):
         await world.start(2)

@@ -59,6 +59,6 @@ def world(cluster_world: ClusterWorld) -> ClusterWorld:
         "partition: worker on the minority's side",
     ],
 )
-async def test_a_cluster_loses_nothing_and_nothing_overtakes(world: ClusterWorld, name: str) -> None:
+async def test_a_cluster_loses_nothing_and_nothing_overtakes(world, name):
     await endure(world, CLUSTER_FAULTS[name], REQUESTS, 1, RATE)
     await world.intact()

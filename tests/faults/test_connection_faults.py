@@ -4,7 +4,7 @@ import aio_pika
 import pytest
 
 from tests.faults.faults import FAULTS
-from tests.faults.world import World, endure
+from tests.faults.world import endure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,9 +23,7 @@ RATE = 150  # requests a second
         ("reply queue deleted", 200, 1),
     ],
 )
-async def test_a_connection_that_goes_wrong_loses_nothing(
-    world: World, name: str, requests: int, strikes: int
-) -> None:
+async def test_a_connection_that_goes_wrong_loses_nothing(world, name, requests, strikes):
     accepted = world.proxy.accepted
     await endure(world, FAULTS[name], requests, strikes, RATE)
     await world.intact()
@@ -34,7 +32,7 @@ async def test_a_connection_that_goes_wrong_loses_nothing(
         assert world.recoveries
 
 
-async def test_a_reply_queue_that_is_full_is_not_followed(world: World) -> None:
+async def test_a_reply_queue_that_is_full_is_not_followed(world):
     full = f"{world.prefix}.full"
     async with await aio_pika.connect(world.url) as connection:
         channel = await connection.channel()

@@ -2,7 +2,6 @@
 its connection."""
 
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +12,15 @@ from tests.faults.world import World
 from tests.rig import Requester, messenger
 
 
-async def test_a_hostile_publisher_keeps_nobody_from_an_answer(clean_broker: str) -> None:
+async def test_a_hostile_publisher_keeps_nobody_from_an_answer(clean_broker):
     line, is_well = await row(clean_broker, messages=150, rate=50, partitions=3)
     assert is_well, line
 
 
 @pytest.mark.parametrize(("point", "partitions"), [("poisonous", 1), ("renewing", 2)])
 async def test_kill_9_amid_a_publish_that_ends_its_connection_loses_nothing(
-    clean_broker: str, prefix: str, tmp_path: Path, point: str, partitions: int
-) -> None:
+    clean_broker, prefix, tmp_path, point, partitions
+):
     environment = {
         "OTT_AMQP_URL": clean_broker,
         "OTT_PARTITIONS": str(partitions),

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import MakeWorld
 from tests.faults.faults import FAULTS, QUICK_GATE
 from tests.faults.load import wait_for
 from tests.faults.world import World, endure
@@ -52,11 +51,11 @@ async def _endures(
 
 
 @pytest.mark.parametrize("name", ROWS)
-async def test_what_goes_wrong_is_waited_out_and_loses_nothing(world: World, name: str) -> None:
+async def test_what_goes_wrong_is_waited_out_and_loses_nothing(world, name):
     await _endures(world, name, **ROWS[name])
 
 
-async def test_429_with_50200_pauses_everything(world: World) -> None:
+async def test_429_with_50200_pauses_everything(world):
     await _endures(world, "429/50200", requests=400)
     calls = world.sandbox.history.registration_calls
     told_at = next(call.finished_at for call in calls if call.status == 429)
@@ -67,8 +66,8 @@ async def test_429_with_50200_pauses_everything(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["wrong certificate", "DNS failure"])
 async def test_a_way_that_is_closed_is_an_outage_until_it_is_open_again(
-    make_module_world: MakeWorld, module_broker_url: str, name: str
-) -> None:
+    make_module_world, module_broker_url, name
+):
     world = await make_module_world(
         module_broker_url, workers=1, behind_tls=True, environment=FAULTS[name].environment
     )
@@ -78,8 +77,8 @@ async def test_a_way_that_is_closed_is_an_outage_until_it_is_open_again(
 
 
 async def test_an_outage_of_an_hour_spends_no_attempt_and_dead_letters_nothing(
-    make_module_world: MakeWorld, module_broker_url: str
-) -> None:
+    make_module_world, module_broker_url
+):
     """With shortened clocks: every request was held, given back and held again, five times over."""
     clocks = {"FAULTS_CLOCKS": QUICK_GATE, "OTT_HOLD_LIMIT": "0.5"}
     world = await make_module_world(module_broker_url, workers=1, environment=clocks)

@@ -6,10 +6,8 @@ import time
 
 import pytest
 
-from tests.faults.conftest import MakeWorld
 from tests.faults.faults import FAULTS, HEARTBEAT, PARTITIONED, few_deliveries
 from tests.faults.load import wait_for
-from tests.faults.node import Node
 from tests.faults.workers import Stop
 from tests.faults.world import POISON, endure, wait_for_letter
 from worker.cli.run import LAST_GRACE
@@ -28,9 +26,7 @@ JOURNEY = (
 FAIL_OVER = 2.0  # seconds until the standby's first reply
 
 
-async def test_kill_9_at_each_await_of_the_journey_loses_nothing(
-    make_world: MakeWorld, broker_url: str
-) -> None:
+async def test_kill_9_at_each_await_of_the_journey_loses_nothing(make_world, broker_url):
     world = await make_world(broker_url, workers=0)
     doomed = await asyncio.gather(*(world.workers.start(Stop(point, 10)) for point in JOURNEY))
     await world.start(1)
@@ -44,8 +40,8 @@ async def test_kill_9_at_each_await_of_the_journey_loses_nothing(
 
 
 async def test_kill_9_at_random_moments_loses_nothing_and_the_standby_answers_within_two_seconds(
-    make_world: MakeWorld, broker_url: str
-) -> None:
+    make_world, broker_url
+):
     world = await make_world(broker_url)
     await endure(world, FAULTS["kill -9"], 300, strikes=2, rate=150)
     await world.intact(last=True)
@@ -53,7 +49,7 @@ async def test_kill_9_at_random_moments_loses_nothing_and_the_standby_answers_wi
     assert max(world.recoveries) < FAIL_OVER
 
 
-async def test_sigterm_in_mid_flight_drains_without_a_repeat(make_world: MakeWorld, broker_url: str) -> None:
+async def test_sigterm_in_mid_flight_drains_without_a_repeat(make_world, broker_url):
     world = await make_world(broker_url)
     await endure(world, FAULTS["SIGTERM"], 200, strikes=1, rate=150)
     ended = [worker for worker in world.workers.all if not worker.runs]
@@ -62,7 +58,7 @@ async def test_sigterm_in_mid_flight_drains_without_a_repeat(make_world: MakeWor
     assert findings.duplicates == 0
 
 
-async def test_a_drain_ends_though_a_task_cannot_be_cancelled(make_world: MakeWorld, broker_url: str) -> None:
+async def test_a_drain_ends_though_a_task_cannot_be_cancelled(make_world, broker_url):
     world = await make_world(broker_url, workers=0)
     deaf = await world.workers.start(OTT_SHUTDOWN_GRACE="1", FAULTS_DEAF="true")
     began = time.monotonic()
@@ -71,9 +67,7 @@ async def test_a_drain_ends_though_a_task_cannot_be_cancelled(make_world: MakeWo
     assert time.monotonic() - began < 1 + LAST_GRACE + FAIL_OVER
 
 
-async def test_a_frozen_worker_that_wakes_up_makes_no_late_call(
-    make_world: MakeWorld, broker_url: str
-) -> None:
+async def test_a_frozen_worker_that_wakes_up_makes_no_late_call(make_world, broker_url):
     """It stops between the decision to call and the call itself, the worst moment there is."""
     world = await make_world(broker_url, workers=0, heartbeat=HEARTBEAT)
     points = ("before-the-call", "connecting")
@@ -96,9 +90,7 @@ async def test_a_frozen_worker_that_wakes_up_makes_no_late_call(
     assert findings.steps_back <= 2 * 15
 
 
-async def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(
-    make_world: MakeWorld, node: Node
-) -> None:
+async def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(make_world, node):
     world = await make_world(node, workers=0, environment={"FAULTS_POISON": POISON})
     culprit = world.culprit()
     requests = world.plan(40, invalid=0)
@@ -113,9 +105,7 @@ async def test_a_message_that_crashes_every_worker_is_dead_lettered_alone(
     ]
 
 
-async def test_calls_in_flight_when_a_worker_is_killed_never_overlap_the_standbys(
-    make_world: MakeWorld, broker_url: str
-) -> None:
+async def test_calls_in_flight_when_a_worker_is_killed_never_overlap_the_standbys(make_world, broker_url):
     world = await make_world(broker_url)
     world.sandbox.faults.add(Latency(seconds=0.3))
     await endure(world, FAULTS["kill -9"], 200, strikes=2, rate=100)
@@ -128,9 +118,7 @@ TAKE_OVER = 5.0  # seconds until the first reply made since
 @pytest.mark.parametrize(
     "name", ["partitions: kill -9 of the router", "partitions: kill -9 of a partition's worker"]
 )
-async def test_kill_9_loses_nothing_and_the_others_go_on_within_seconds(
-    name: str, make_world: MakeWorld, broker_url: str
-) -> None:
+async def test_kill_9_loses_nothing_and_the_others_go_on_within_seconds(name, make_world, broker_url):
     world = await make_world(broker_url, workers=3, environment=PARTITIONED)
     await endure(world, FAULTS[name], 300, strikes=1, rate=150)
     await world.intact(last=True)

@@ -1,7 +1,5 @@
 """Tokens and accounts: what is an outage, and what is one account's own trouble (contract §6)."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.rig import Events, Requester, Rig, failing, messenger, until
@@ -12,7 +10,7 @@ ONE_BROKER = "Tokens and accounts are no matter of RabbitMQ's version."
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, 0), (403, 40001)])
-async def test_a_token_that_is_turned_down_is_replaced_once(rig: Rig, status: int, code: int) -> None:
+async def test_a_token_that_is_turned_down_is_replaced_once(rig, status, code):
     requester = await rig.start()
     await requester.ask(messenger())
     rig.sandbox.faults.add(failing(status, errorcode=code, count=1))
@@ -21,7 +19,7 @@ async def test_a_token_that_is_turned_down_is_replaced_once(rig: Rig, status: in
     assert len(rig.sandbox.history.token_calls) == 2
 
 
-async def test_a_revoked_token_under_load_is_fetched_again_by_one_caller(rig: Rig) -> None:
+async def test_a_revoked_token_under_load_is_fetched_again_by_one_caller(rig):
     requester = await rig.start()
     await requester.ask(messenger())
     rig.sandbox.revoke_tokens()
@@ -31,7 +29,7 @@ async def test_a_revoked_token_under_load_is_fetched_again_by_one_caller(rig: Ri
     assert len(rig.sandbox.history.token_calls) == 2
 
 
-async def test_refused_credentials_pause_and_dead_letter_nothing(rig: Rig) -> None:
+async def test_refused_credentials_pause_and_dead_letter_nothing(rig):
     events = Events()
     rig.sandbox.faults.add(Status(path="token", status=401))
     requester = await rig.start(events)
@@ -47,7 +45,7 @@ async def test_refused_credentials_pause_and_dead_letter_nothing(rig: Rig) -> No
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: int) -> None:
+async def test_an_account_that_is_refused_a_token_fails_alone(rig, status):
     events = Events()
     rig.sandbox.faults.add(Status(path="token", account="666", status=status))
     requester = await rig.start(events)
@@ -60,7 +58,7 @@ async def test_an_account_that_is_refused_a_token_fails_alone(rig: Rig, status: 
     assert not events.closed
 
 
-async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_domain(rig: Rig) -> None:
+async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_domain(rig):
     events = Events()
     requester = await rig.start(events, mc_rest_url=None)
     await requester.publish(messenger())
@@ -69,7 +67,7 @@ async def test_the_rest_url_of_the_token_is_used_only_below_marketing_clouds_dom
     assert len(rig.sandbox.history.registration_calls) == 0
 
 
-async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_blamed_for(rig: Rig) -> None:
+async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_blamed_for(rig):
     events = Events()
     requester = await rig.start(events)
     rig.sandbox.faults.add(Status(path="registration", status=401))
@@ -85,7 +83,7 @@ async def test_refused_tokens_of_all_accounts_are_an_outage_that_no_account_is_b
     assert await requester.depth("dead") == 0
 
 
-async def test_many_accounts_that_wait_for_tokens_hold_up_nobody_else(rig: Rig) -> None:
+async def test_many_accounts_that_wait_for_tokens_hold_up_nobody_else(rig):
     requester = await rig.start(prefetch=20)
     for n in range(60):  # 20 token requests go at once, then one a second
         await requester.publish(messenger(f"p{n}"), headers={"x-ott-account-id": str(1000 + n)})
@@ -97,7 +95,7 @@ async def test_many_accounts_that_wait_for_tokens_hold_up_nobody_else(rig: Rig) 
     assert "business units" in letter.headers["x-ott-error"]
 
 
-async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig: Rig) -> None:
+async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig):
     events = Events()
     requester = await rig.start(
         events, retry_attempts=1000
@@ -129,7 +127,7 @@ async def test_an_account_whose_tokens_are_turned_down_fails_alone(rig: Rig) -> 
     ],
     ids=["life", "url", "null", "error", "page"],
 )
-async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, body: str, kind: str) -> None:
+async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig, body, kind):
     events = Events()
     requester = await rig.start(events, mc_rest_url=None)
     body = body.replace("%s", rig.sandbox.url)
@@ -140,9 +138,7 @@ async def test_a_token_that_is_none_is_an_outage_and_no_defect(rig: Rig, body: s
 
 
 @pytest.mark.parametrize("status", [429, 500])
-async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nobody(
-    rig: Rig, status: int
-) -> None:
+async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nobody(rig, status):
     """They are exhausted; the first after all attempts, the others soon."""
     events = Events()
     settings = rig.settings(prefetch=50, retry_attempts=3)
@@ -167,9 +163,7 @@ async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nob
 
 
 @pytest.mark.parametrize("status", [401, 503])
-async def test_where_the_default_account_is_given_no_token_either_it_is_an_outage(
-    rig: Rig, status: int
-) -> None:
+async def test_where_the_default_account_is_given_no_token_either_it_is_an_outage(rig, status):
     """Even though the token that the default account was given before is still good."""
     events = Events()
     requester = await rig.start(events, mc_account_id="1")
@@ -187,7 +181,7 @@ async def test_where_the_default_account_is_given_no_token_either_it_is_an_outag
     assert (await requester.reply(asked))["status"] == "registered"
 
 
-async def test_a_scope_that_was_granted_after_a_403_is_taken_up_by_the_next_request(rig: Rig) -> None:
+async def test_a_scope_that_was_granted_after_a_403_is_taken_up_by_the_next_request(rig):
     requester = await rig.start()
     await requester.ask(messenger())
     tokens = len(rig.sandbox.history.token_calls)
@@ -200,9 +194,7 @@ async def test_a_scope_that_was_granted_after_a_403_is_taken_up_by_the_next_requ
     assert len(rig.sandbox.history.token_calls) == tokens + 1
 
 
-async def test_a_client_secret_is_rotated_by_file_without_a_restart(
-    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_secret_is_rotated_by_file_without_a_restart(rig, tmp_path, monkeypatch):
     file = tmp_path / "secret"
     file.write_text("the-old-one\n")
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", str(file))

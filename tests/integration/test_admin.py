@@ -92,7 +92,7 @@ def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin_module, "PAGE_LIFE", 0.0)
 
 
-async def test_the_metrics_count_what_became_of_requests(rig: Rig) -> None:
+async def test_the_metrics_count_what_became_of_requests(rig):
     async with watched(rig) as worker:
         await worker.requester.ask(messenger())
         await worker.requester.ask(b"{broken")
@@ -113,7 +113,7 @@ async def test_the_metrics_count_what_became_of_requests(rig: Rig) -> None:
         assert samples["process_resident_memory_bytes", ()] > 0
 
 
-async def test_the_metrics_tell_what_is_in_flight_and_for_how_long(rig: Rig) -> None:
+async def test_the_metrics_tell_what_is_in_flight_and_for_how_long(rig):
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     async with watched(rig) as worker:
         sent = [await worker.requester.publish(messenger(page)) for page in ("one", "one", "two")]
@@ -127,7 +127,7 @@ async def test_the_metrics_tell_what_is_in_flight_and_for_how_long(rig: Rig) -> 
         await worker.until_sample("ott_oldest_unsettled_request_age_seconds", value=0)
 
 
-async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(rig: Rig) -> None:
+async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(rig):
     async with watched(rig, gate_after=2) as worker:
         rig.sandbox.faults.add(Status(path="registration", status=503, message="Down for repair"))
         sent = [await worker.requester.publish(messenger(f"page-{n}")) for n in range(3)]
@@ -145,7 +145,7 @@ async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(
         assert (await worker.probe("/readyz"))[1]["checks"]["gate"] == "open"
 
 
-async def test_a_worker_that_stands_by_is_ready_and_says_so(rig: Rig) -> None:
+async def test_a_worker_that_stands_by_is_ready_and_says_so(rig):
     async with watched(rig) as first, watched(rig) as second:
         await first.requester.ask(messenger())
         await second.until_sample("ott_token_held", value=1)
@@ -156,7 +156,7 @@ async def test_a_worker_that_stands_by_is_ready_and_says_so(rig: Rig) -> None:
         assert (await first.probe("/readyz"))[1]["checks"]["consumer"] == "active"
 
 
-async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -> None:
+async def test_refused_credentials_make_it_not_ready_with_the_reason(rig):
     async with watched(rig, mc_client_secret="wrong-one") as worker:
         await worker.requester.publish(messenger())
         await worker.until_sample("ott_gate_closed", value=1)
@@ -173,7 +173,7 @@ async def test_refused_credentials_make_it_not_ready_with_the_reason(rig: Rig) -
         assert samples["ott_token_invalid_client_total", ()] >= 1
 
 
-async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> None:
+async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig):
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", admin_port=0)
     metrics, phase = Metrics(), WorkerPhase()
     service = Service(settings, EventListeners(metrics, phase))
@@ -186,7 +186,7 @@ async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig: Rig) -> Non
         assert (await worker.samples())["ott_consumer_subscribed", ()] == 0
 
 
-async def test_connections_that_come_at_once_are_bounded_too() -> None:
+async def test_connections_that_come_at_once_are_bounded_too():
     server = HttpServer(web.Application(), 5, keepalive_timeout=3600.0)
     port = int((await server.start("127.0.0.1", 0, "test")).rpartition(":")[2])
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]  # accepted in one turn
@@ -197,9 +197,7 @@ async def test_connections_that_come_at_once_are_bounded_too() -> None:
     await server.close()
 
 
-async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(rig, monkeypatch):
     monkeypatch.setattr(intake, "POLL_INTERVAL", 3.0)  # or the request goes back before the probe comes
     rig.sandbox.faults.add(Status(path="registration", status=503))
     async with watched(rig, gate_after=1) as worker:
@@ -215,9 +213,7 @@ async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(
         await worker.requester.reply(sent)
 
 
-async def test_clients_that_say_nothing_do_not_keep_others_out_and_are_cut_off(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_clients_that_say_nothing_do_not_keep_others_out_and_are_cut_off(rig, monkeypatch):
     monkeypatch.setattr(admin_module, "CONNECTION_LIFE", 1.0)
     async with watched(rig) as worker, contextlib.AsyncExitStack() as clients:
         host, port = worker.url.removeprefix("http://").split(":")
@@ -241,7 +237,7 @@ async def _ended(reader: asyncio.StreamReader) -> bool:
     return True
 
 
-async def test_a_pause_by_order_is_told_and_leaves_the_worker_ready(rig: Rig) -> None:
+async def test_a_pause_by_order_is_told_and_leaves_the_worker_ready(rig):
     async with watched(rig) as worker:
         await publish_order(worker.service.settings, Order.now("pause", "rotating secrets", by="ann@host"))
         await until(lambda: worker.service.orders.pause, "the pause")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.amqp10 import publish_with_uuid
-from tests.rig import Rig, declare, messenger, until
+from tests.rig import declare, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.queue import QueueBrowser
 from worker.broker import topology
@@ -24,9 +24,7 @@ async def _speaks_amqp10(make_settings: Callable[..., Settings]) -> None:
         pytest.skip("RabbitMQ speaks AMQP 1.0 by itself from 4.0 on")
 
 
-async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_the_dead(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_the_dead(rig, monkeypatch):
     monkeypatch.setattr(topology, "DELIVERY_LIMIT", 15)
     requester = await rig.requester_for(rig.settings())
     await declare(rig.settings())
@@ -45,7 +43,7 @@ async def test_a_message_that_cannot_be_delivered_stops_no_other_and_ends_among_
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig: Rig, partitions: int) -> None:
+async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig, partitions):
     """Their deliveries, up to a limit of 1,000, are used up at once."""
     requester = await rig.start(partitions=partitions)
     assert (await requester.ask(messenger()))["status"] == "registered"
@@ -62,8 +60,8 @@ async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig: Rig,
 
 
 async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before_it(
-    make_settings: Callable[..., Settings], clean_broker: str, prefix: str
-) -> None:
+    make_settings, clean_broker, prefix
+):
     settings, queue = make_settings(), Topology(prefix).dead
     connection = await connect(settings, "test")
     await topology.ensure(connection, settings)

@@ -6,14 +6,14 @@ from email.utils import format_datetime
 
 import pytest
 
-from tests.rig import Events, Rig, failing, messenger, until
+from tests.rig import Events, failing, messenger, until
 from tests.support.upstream import Handler, request, upstream
 from worker.sandbox.faults import Hang, Reset, Status
 
 ONE_BROKER = "What Marketing Cloud answers, and what becomes of it, is no matter of RabbitMQ's version."
 
 
-async def test_400_is_rejected_with_marketing_clouds_own_errors(rig: Rig) -> None:
+async def test_400_is_rejected_with_marketing_clouds_own_errors(rig):
     body = (
         '{"message":"Please fix the following errors","errorcode":10006,"documentation":"",'
         '"%s":[{"message":"PageId is taken","errorcode":10005,"documentation":""}]}'
@@ -32,7 +32,7 @@ async def test_400_is_rejected_with_marketing_clouds_own_errors(rig: Rig) -> Non
 
 
 @pytest.mark.parametrize("status", [404, 422])
-async def test_other_4xx_fail_at_once(rig: Rig, status: int) -> None:
+async def test_other_4xx_fail_at_once(rig, status):
     requester = await rig.start()
     rig.sandbox.faults.add(failing(status, count=1))
     reply = await requester.ask(messenger())
@@ -41,7 +41,7 @@ async def test_other_4xx_fail_at_once(rig: Rig, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-async def test_a_passing_fault_is_retried(rig: Rig, status: int) -> None:
+async def test_a_passing_fault_is_retried(rig, status):
     requester = await rig.start()
     rig.sandbox.faults.add(failing(status, count=2))
     reply = await requester.ask(messenger())
@@ -60,7 +60,7 @@ async def test_a_passing_fault_is_retried(rig: Rig, status: int) -> None:
     ],
     ids=["reset", "reset-after", "hang", "redirect", "garbage"],
 )
-async def test_a_call_that_gets_no_proper_answer_is_retried(rig: Rig, fault) -> None:
+async def test_a_call_that_gets_no_proper_answer_is_retried(rig, fault):
     requester = await rig.start(http_timeout=0.5)
     rig.sandbox.faults.add(fault)
     reply = await requester.ask(messenger())
@@ -68,7 +68,7 @@ async def test_a_call_that_gets_no_proper_answer_is_retried(rig: Rig, fault) -> 
     assert {call.path for call in rig.sandbox.history.registration_calls} == {"/ott/v1/registration"}
 
 
-async def test_spent_attempts_end_in_a_dead_letter_while_others_succeed(rig: Rig) -> None:
+async def test_spent_attempts_end_in_a_dead_letter_while_others_succeed(rig):
     requester = await rig.start(retry_attempts=3)
     rig.sandbox.faults.add(failing(500, resource_id="bad", message="Oops", errorcode=123))
     bad = await requester.publish(messenger("bad"))
@@ -80,7 +80,7 @@ async def test_spent_attempts_end_in_a_dead_letter_while_others_succeed(rig: Rig
     assert (letter.headers["x-ott-reason"], letter.headers["x-ott-attempts"]) == ("exhausted", 3)
 
 
-async def test_a_spent_budget_ends_in_a_dead_letter(rig: Rig) -> None:
+async def test_a_spent_budget_ends_in_a_dead_letter(rig):
     requester = await rig.start(retry_attempts=1000, retry_budget=0.3, gate_after=10000)
     rig.sandbox.faults.add(failing(500, resource_id="bad"))
     reply = await requester.ask(messenger("bad"))
@@ -89,7 +89,7 @@ async def test_a_spent_budget_ends_in_a_dead_letter(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("kind", ["seconds", "date", "body"])
-async def test_a_retry_hint_is_honoured(rig: Rig, kind: str) -> None:
+async def test_a_retry_hint_is_honoured(rig, kind):
     requester = await rig.start()
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     hints = {"seconds": {"retry_after": 1}, "date": {"retry_after": date}, "body": {"body_retry_after": 1}}
@@ -130,9 +130,7 @@ def marketing_cloud(*, registration: bytes = b"", token: bytes = b"") -> Handler
     ],
     ids=["br", "many", "no-json", "empty-html", "no-error"],
 )
-async def test_a_whole_head_with_2xx_is_registered_whatever_its_body_and_headers(
-    rig: Rig, answer: bytes
-) -> None:
+async def test_a_whole_head_with_2xx_is_registered_whatever_its_body_and_headers(rig, answer):
     events = Events()
     async with upstream(marketing_cloud(registration=answer)) as url:
         requester = await rig.start(events, mc_auth_url=url, mc_rest_url=url)
@@ -150,9 +148,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize(("status", "kind", "body"), PAGES)
-async def test_a_page_of_another_server_for_all_closes_the_gate(
-    rig: Rig, status: int, kind: str, body: str
-) -> None:
+async def test_a_page_of_another_server_for_all_closes_the_gate(rig, status, kind, body):
     events = Events()
     requester = await rig.start(events)
     rig.sandbox.faults.add(failing(status, content_type=kind, body=body))
@@ -164,9 +160,7 @@ async def test_a_page_of_another_server_for_all_closes_the_gate(
 
 
 @pytest.mark.parametrize(("status", "kind", "body"), PAGES)
-async def test_a_page_of_another_server_for_one_request_fails_that_one_alone(
-    rig: Rig, status: int, kind: str, body: str
-) -> None:
+async def test_a_page_of_another_server_for_one_request_fails_that_one_alone(rig, status, kind, body):
     events = Events()
     requester = await rig.start(events, retry_attempts=3)
     rig.sandbox.faults.add(failing(status, content_type=kind, body=body, resource_id="odd"))
@@ -178,7 +172,7 @@ async def test_a_page_of_another_server_for_one_request_fails_that_one_alone(
     assert not events.closed
 
 
-async def test_a_dead_letter_has_the_id_of_its_request(rig: Rig) -> None:
+async def test_a_dead_letter_has_the_id_of_its_request(rig):
     requester = await rig.start()
     reply = await requester.ask(b"{}")
     letter = await requester.take("dead")

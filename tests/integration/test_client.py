@@ -14,7 +14,6 @@ import aio_pika
 import aiormq.channel
 import pytest
 
-from tests.faults.proxy import Proxy
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
@@ -44,7 +43,7 @@ def page(page_id: str, name: str = "SFMC Engineers") -> dict[str, Any]:
     return document
 
 
-async def test_a_registration_is_answered_with_its_result(client: RegistrationClient) -> None:
+async def test_a_registration_is_answered_with_its_result(client):
     reply = await client.register(MESSENGER)
     assert (reply.status, reply.platform, reply.resource_id) == (
         "registered",
@@ -54,9 +53,7 @@ async def test_a_registration_is_answered_with_its_result(client: RegistrationCl
     assert (reply.http_status, reply.attempts, reply.errors) == (201, 1, ())
 
 
-async def test_the_id_and_the_account_that_the_caller_names_are_used(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
+async def test_the_id_and_the_account_that_the_caller_names_are_used(requester, broker_url, prefix):
     async with RegistrationClient(broker_url, prefix=prefix, account_id="510001") as client:
         reply = await client.register(LINE, request_id="order-17")
         dead = await client.register({}, request_id="order-18", account_id="510002")
@@ -65,9 +62,7 @@ async def test_the_id_and_the_account_that_the_caller_names_are_used(
     assert letter.headers["x-ott-account-id"] == "510002"
 
 
-async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(
-    rig: Rig, client: RegistrationClient
-) -> None:
+async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(rig, client):
     rig.sandbox.faults.add(Latency(path="registration", seconds=1))
     with pytest.raises(OutcomeUnknown, match="outcome of request slow-1 is unknown") as unknown:
         await client.register(page("1"), request_id="slow-1", timeout=0.2)
@@ -77,7 +72,7 @@ async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(
     assert again.status == "registered"
 
 
-async def test_one_id_cannot_be_under_way_twice(client: RegistrationClient) -> None:
+async def test_one_id_cannot_be_under_way_twice(client):
     first = asyncio.create_task(client.register(page("1"), request_id="a"))
     await asyncio.sleep(0)
     with pytest.raises(ValueError, match="a is under way already"):
@@ -85,31 +80,29 @@ async def test_one_id_cannot_be_under_way_twice(client: RegistrationClient) -> N
     assert (await first).status == "registered"
 
 
-async def test_an_id_that_the_protocol_would_cut_is_refused(client: RegistrationClient) -> None:
+async def test_an_id_that_the_protocol_would_cut_is_refused(client):
     assert (await client.register(MESSENGER, request_id="x" * 255)).request_id == "x" * 255
     for call in (client.register, client.publish):
         with pytest.raises(ValueError, match="request_id must be 255 bytes at most"):
             await call(MESSENGER, request_id="é" * 128)
 
 
-async def test_a_misspelt_option_is_refused(client: RegistrationClient) -> None:
+async def test_a_misspelt_option_is_refused(client):
     for call in (client.register, client.publish):
         with pytest.raises(TypeError, match="there is no option acount_id"):
             await call(MESSENGER, acount_id="510002")  # type: ignore[call-arg]
 
 
 async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_shared_queue(
-    requester: Requester, client: RegistrationClient
-) -> None:
+    requester, client
+):
     request_id = await client.publish(page("77"))
     reply = await requester.take("replies")
     assert reply.correlation_id == request_id
     assert json.loads(reply.body)["resourceId"] == "77"
 
 
-async def test_a_lost_connection_is_ridden_out(
-    requester: Requester, rig: Rig, proxy: Proxy, prefix: str
-) -> None:
+async def test_a_lost_connection_is_ridden_out(requester, rig, proxy, prefix):
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     async with RegistrationClient(proxy.url, prefix=prefix) as client:
         under_way = [asyncio.create_task(client.register(page(str(number)))) for number in range(20)]
@@ -120,7 +113,7 @@ async def test_a_lost_connection_is_ridden_out(
     assert {reply.status for reply in [*replies, later]} == {"registered"}
 
 
-async def test_a_full_queue_is_waited_for(rig: Rig, broker_url: str, prefix: str) -> None:
+async def test_a_full_queue_is_waited_for(rig, broker_url, prefix):
     await rig.start()
     await rig.stop_first()
     connection = await aio_pika.connect(broker_url)
@@ -144,8 +137,8 @@ async def test_a_full_queue_is_waited_for(rig: Rig, broker_url: str, prefix: str
 
 
 async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
-    requester: Requester, monkeypatch: pytest.MonkeyPatch, broker_url: str, prefix: str
-) -> None:
+    requester, monkeypatch, broker_url, prefix
+):
     monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         await requester.channel.exchange_delete(prefix)
@@ -153,7 +146,7 @@ async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
             await client.register(page("1"))
 
 
-def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch):
     library = logging.getLogger(aiormq.channel.__name__)
     monkeypatch.setattr(library, "level", logging.DEBUG)
     records: list[str] = []
@@ -168,14 +161,14 @@ def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch: pytest.
     assert records == ["Consumer callback failed"]
 
 
-async def test_without_a_worker_s_queues_the_client_says_so_at_once(broker_url: str, prefix: str) -> None:
+async def test_without_a_worker_s_queues_the_client_says_so_at_once(broker_url, prefix):
     with pytest.raises(TopologyError, match=f"Nothing takes requests at {prefix}: start the worker once"):
         await RegistrationClient(broker_url, prefix=prefix).__aenter__()
 
 
 async def test_a_robust_connection_of_the_application_is_used_again_after_its_loss(
-    requester: Requester, proxy: Proxy, broker_url: str, prefix: str
-) -> None:
+    requester, proxy, broker_url, prefix
+):
     async with (
         await aio_pika.connect_robust(proxy.url, reconnect_interval=0.1) as connection,
         RegistrationClient(connection=connection, prefix=prefix) as client,
@@ -185,9 +178,7 @@ async def test_a_robust_connection_of_the_application_is_used_again_after_its_lo
         assert (await client.register(page("2"))).status == "registered"
 
 
-async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
+async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(requester, broker_url, prefix):
     hostile = build(correlation_id="x", headers={"a": 1}).changed(message_id="\udcff")
     source = partial(connect, load_settings(amqp_url=broker_url, prefix=prefix), "test")
     publishing = await LoneChannel.open("test", EventListener(), source)
@@ -200,9 +191,7 @@ async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(
     await publishing.close()
 
 
-async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
+async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(requester, broker_url, prefix):
     client = RegistrationClient(broker_url, prefix=prefix)
     for call in (client.register, client.publish):
         with pytest.raises(RuntimeError, match="not open yet"):
@@ -216,7 +205,7 @@ async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(
         await client.__aenter__()
 
 
-async def test_threads_share_a_client_that_blocks(requester: Requester, broker_url: str, prefix: str) -> None:
+async def test_threads_share_a_client_that_blocks(requester, broker_url, prefix):
     def register_all() -> list[str]:
         with SyncRegistrationClient(broker_url, prefix=prefix) as client, ThreadPoolExecutor(8) as threads:
             replies = list(threads.map(client.register, [page(str(number)) for number in range(1, 25)]))
@@ -228,9 +217,7 @@ async def test_threads_share_a_client_that_blocks(requester: Requester, broker_u
     assert not [thread for thread in threading.enumerate() if thread.name == "ott-client"]
 
 
-async def test_a_blocking_client_says_at_once_what_is_wrong(
-    requester: Requester, broker_url: str, prefix: str
-) -> None:
+async def test_a_blocking_client_says_at_once_what_is_wrong(requester, broker_url, prefix):
     def misuse() -> None:
         client = SyncRegistrationClient(broker_url, prefix=prefix)
         with pytest.raises(RuntimeError, match="not open yet"):
@@ -252,9 +239,7 @@ async def test_a_blocking_client_says_at_once_what_is_wrong(
     assert not [thread for thread in threading.enumerate() if thread.name == "ott-client"]
 
 
-async def test_a_blocking_call_that_is_under_way_when_the_client_closes_is_unknown(
-    rig: Rig, broker_url: str, prefix: str
-) -> None:
+async def test_a_blocking_call_that_is_under_way_when_the_client_closes_is_unknown(rig, broker_url, prefix):
     await rig.start(shutdown_grace=0)  # the call outlasts the test
     rig.sandbox.faults.add(Latency(path="registration", seconds=30))
     client = SyncRegistrationClient(broker_url, prefix=prefix)

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -13,23 +12,16 @@ from worker.amqp.connection import RawChannel, connect
 from worker.amqp.queue import look
 from worker.amqp.transport import InterceptingTransport
 from worker.errors import BrokerUnreachable
-from worker.settings import Settings
-
-Make = Callable[..., Settings]
 
 
-async def test_a_client_library_that_ignores_the_transport_is_told_at_the_start(
-    make_settings: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_library_that_ignores_the_transport_is_told_at_the_start(make_settings, monkeypatch):
     """Nothing would be received through it, while the worker looked ready."""
     monkeypatch.setattr(InterceptingTransport, "is_used", False)
     with pytest.raises(BrokerUnreachable, match=r"aio-pika [\d.]+ does not use its transport_factory"):
         await connect(make_settings(), "test")
 
 
-async def test_an_answer_that_does_not_come_ends_the_connection(
-    make_settings: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_answer_that_does_not_come_ends_the_connection(make_settings, monkeypatch):
     """As where the process of a queue has crashed."""
 
     async def silent(*_: object, **__: object) -> None:
@@ -44,9 +36,7 @@ async def test_an_answer_that_does_not_come_ends_the_connection(
     await connection.close()
 
 
-async def test_closing_gives_up_on_a_peer_that_does_not_answer(
-    make_settings: Make, clean_broker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_closing_gives_up_on_a_peer_that_does_not_answer(make_settings, clean_broker, monkeypatch):
     monkeypatch.setattr(amqp_connection, "CLOSE_TIMEOUT", 0.2)
     async with Proxy.to(clean_broker) as proxy:
         connection = await connect(make_settings(amqp_url=proxy.url), "test")
@@ -58,9 +48,7 @@ async def test_closing_gives_up_on_a_peer_that_does_not_answer(
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'OneShotCallback:RuntimeWarning")
-async def test_a_loop_that_ends_while_a_connection_is_being_closed_comes_to_its_end(
-    make_settings: Make,
-) -> None:
+async def test_a_loop_that_ends_while_a_connection_is_being_closed_comes_to_its_end(make_settings):
     """All tasks are cancelled then, those of the client library too, at any point of the closing."""
     settings = make_settings()
 
@@ -81,7 +69,7 @@ async def test_a_loop_that_ends_while_a_connection_is_being_closed_comes_to_its_
     assert not thread.is_alive()
 
 
-async def test_a_cancellation_is_not_lost_in_an_error_of_the_connection() -> None:
+async def test_a_cancellation_is_not_lost_in_an_error_of_the_connection():
     """aiormq puts the connection's error in its place where both come at once."""
 
     async def work() -> None:

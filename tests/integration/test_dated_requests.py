@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_replay_history import fail
-from tests.rig import Requester, Rig, messenger
+from tests.rig import Requester, messenger
 from worker.sandbox.faults import Status
 
 ONE_BROKER = "How the journal is read on each version: test_replay_history.py."
@@ -27,7 +27,7 @@ async def ask(
     return await requester.ask(messenger(page, name), headers=as_of(seconds), **more)
 
 
-async def test_an_older_truth_that_comes_later_is_superseded(rig: Rig) -> None:
+async def test_an_older_truth_that_comes_later_is_superseded(rig):
     requester = await rig.start()
     newer = await ask(requester, "Wednesday", 2)
     older = await ask(requester, "Monday", 1)
@@ -38,7 +38,7 @@ async def test_an_older_truth_that_comes_later_is_superseded(rig: Rig) -> None:
     assert (await ask(requester, "another page", 1, "q"))["status"] == "registered"
 
 
-async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_superseded(rig: Rig) -> None:
+async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_superseded(rig):
     requester = await rig.start()
     service = rig.services[0]
     assert (await requester.ask(messenger("p", "first")))["status"] == "registered"
@@ -49,21 +49,21 @@ async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_super
     assert service.tools.replay_guard.has_index
 
 
-async def test_of_equal_times_the_queues_order_decides(rig: Rig) -> None:
+async def test_of_equal_times_the_queues_order_decides(rig):
     requester = await rig.start()
     for name in ("first", "second"):
         assert (await ask(requester, name, 1))["status"] == "registered"
     assert rig.held("p") == "second"
 
 
-async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig: Rig) -> None:
+async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "newer", headers=as_of(2))
     assert (await ask(requester, "older", 1))["status"] == "registered"
 
 
 @pytest.mark.parametrize("loss", ["no journal", "the journal is gone"])
-async def test_where_the_journal_cannot_tell_it_is_forwarded(rig: Rig, loss: str) -> None:
+async def test_where_the_journal_cannot_tell_it_is_forwarded(rig, loss):
     requester = await rig.start(journal=loss != "no journal")
     await ask(requester, "newer", 2)
     if loss != "no journal":
@@ -73,7 +73,7 @@ async def test_where_the_journal_cannot_tell_it_is_forwarded(rig: Rig, loss: str
     assert (await ask(requester, "older", 1))["status"] == "registered"
 
 
-async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig: Rig) -> None:
+async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig):
     requester = await rig.start()
     await ask(requester, "Wednesday", 2)
     await fail(rig, requester, "q", "Monday's page", headers=as_of(1))
@@ -94,9 +94,7 @@ async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig: Rig) -> 
 
 @pytest.mark.parametrize("partitions", [1, 4])
 @pytest.mark.parametrize("seed", range(2))
-async def test_whatever_the_interleaving_the_latest_truth_is_registered_last(
-    rig: Rig, seed: int, partitions: int
-) -> None:
+async def test_whatever_the_interleaving_the_latest_truth_is_registered_last(rig, seed, partitions):
     """Of each page a dozen requests in any order, a few of equal time, a few without a time, a few that are
     turned down; and the workers change in between."""
     chance = random.Random(seed)

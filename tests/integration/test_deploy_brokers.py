@@ -55,7 +55,7 @@ def processes_of(folder: Path) -> list[Path]:
     return found
 
 
-def test_a_node_that_cannot_start_says_why_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_node_that_cannot_start_says_why_in_one_line_and_leaves_nothing(tmp_path):
     folder = tmp_path / "a node"
     failed = run(DEPLOY / "private-broker", "start", folder, "--set", "no_such_setting=1")
     assert failed.returncode == 3
@@ -64,7 +64,7 @@ def test_a_node_that_cannot_start_says_why_in_one_line_and_leaves_nothing(tmp_pa
     until(lambda: not processes_of(folder), "the end of the node's helpers")
 
 
-def test_a_private_node_listens_on_loopback_and_ends_with_the_program_that_needed_it(temporary: Path) -> None:
+def test_a_private_node_listens_on_loopback_and_ends_with_the_program_that_needed_it(temporary):
     # A shell lets what it starts in the background ignore SIGINT, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
@@ -89,7 +89,7 @@ def test_a_private_node_listens_on_loopback_and_ends_with_the_program_that_neede
     assert list(temporary.iterdir()) == []
 
 
-def test_a_signal_while_the_private_node_starts_leaves_nothing(temporary: Path) -> None:
+def test_a_signal_while_the_private_node_starts_leaves_nothing(temporary):
     process = subprocess.Popen([*WITH_BROKER, TELL_AND_WAIT], env=os.environ | {"OTT_BROKER": "private"})
     until(lambda: any(temporary.glob("*/node.pid")), "the start of the node")
     (folder,) = temporary.iterdir()
@@ -99,7 +99,7 @@ def test_a_signal_while_the_private_node_starts_leaves_nothing(temporary: Path) 
     until(lambda: not processes_of(folder), "the end of the node's helpers")
 
 
-def test_a_named_broker_that_does_not_answer_is_an_error_in_one_line_without_its_password() -> None:
+def test_a_named_broker_that_does_not_answer_is_an_error_in_one_line_without_its_password():
     done = run(*WITH_BROKER, "", OTT_AMQP_URL="amqp://someone:canary-password@127.0.0.1:1/")
     assert (done.returncode, done.stdout) == (3, "")
     assert len(done.stderr.splitlines()) == 1

@@ -87,7 +87,7 @@ async def _is_passed_on(mirror: Mirror, delivered: Properties, names: Iterable[s
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-async def test_each_type_is_read_and_written_back_as_it_came(mirror: Mirror, kind: str) -> None:
+async def test_each_type_is_read_and_written_back_as_it_came(mirror, kind):
     field, value = FIELDS[kind]
     around = {"before": SCALARS["t"][0], "it": field, "after": SCALARS["S"][0]}
     delivered = await mirror.through(Properties({"headers": table(around)}))
@@ -98,7 +98,7 @@ async def test_each_type_is_read_and_written_back_as_it_came(mirror: Mirror, kin
     await _is_passed_on(mirror, delivered, around)
 
 
-async def test_random_mixtures_are_passed_on(mirror: Mirror) -> None:
+async def test_random_mixtures_are_passed_on(mirror):
     rng = random.Random(SEED)
     for _ in range(MIXTURES):
         entries = {f"h{number}": mixture(rng) for number in range(rng.randrange(1, 8))}
@@ -106,9 +106,7 @@ async def test_random_mixtures_are_passed_on(mirror: Mirror) -> None:
         await _is_passed_on(mirror, delivered, entries)
 
 
-async def test_what_an_amqp_1_0_publisher_sends_is_passed_on(
-    mirror: Mirror, make_settings: Callable[..., Settings]
-) -> None:
+async def test_what_an_amqp_1_0_publisher_sends_is_passed_on(mirror, make_settings):
     if int(mirror.connection.server_version.split(".")[0]) < 4:
         pytest.skip("RabbitMQ speaks AMQP 1.0 by itself from 4.0 on")
     url = make_settings().amqp_url.get_secret_value()

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.rig import Rig, messenger
+from tests.rig import messenger
 
 BODIES = {
     "empty": b"",
@@ -18,7 +18,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(rig: Rig, name: str) -> None:
+async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(rig, name):
     requester = await rig.start()
     reply = await requester.ask(BODIES[name])
     assert (reply["status"], reply["errorcode"], reply["validationErrors"]) == ("rejected", 10004, [])
@@ -31,7 +31,7 @@ async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(rig: Rig
 @pytest.mark.parametrize(
     "value", [True, 1.5, None, [1], {"a": 1}, bytearray(b"\xff"), "x" * 100, datetime.now(UTC)]
 )
-async def test_an_account_header_that_is_no_account_is_refused(rig: Rig, value: object) -> None:
+async def test_an_account_header_that_is_no_account_is_refused(rig, value):
     requester = await rig.start()
     reply = await requester.ask(messenger(), headers={"x-ott-account-id": value})
     assert (reply["status"], reply["attempts"]) == ("rejected", 0)
@@ -60,10 +60,7 @@ HOSTILE = {
     "a timestamp in milliseconds": (1 << 6, struct.pack(">Q", 1_694_787_600_000)),
     "a header that is not UTF-8": (1 << 13, table(shortstr(b"foo") + b"S" + table(b"\x8d"))),
     "a header time before 1970": (1 << 13, table(shortstr(b"t") + b"T" + struct.pack(">q", -14_256_000))),
-    "an x-death that is text": (
-        1 << 13,
-        table(shortstr(b"x-death") + b"S" + table(b"[{queue=some}]")),
-    ),
+    "an x-death that is text": (1 << 13, table(shortstr(b"x-death") + b"S" + table(b"[{queue=some}]"))),
     "an x-death of lists": (
         1 << 13,
         table(shortstr(b"x-death") + b"A" + table(b"A" + table(b"S" + table(b"expired")))),
@@ -73,7 +70,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_property_that_would_end_other_clients_does_no_harm(rig: Rig, name: str) -> None:
+async def test_a_property_that_would_end_other_clients_does_no_harm(rig, name):
     requester = await rig.start()
     flags, properties = HOSTILE[name]
     url = rig.settings().amqp_url.get_secret_value()

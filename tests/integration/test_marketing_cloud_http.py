@@ -42,7 +42,7 @@ def post_by_session(client: Http, url: str, *_: object) -> Coroutine[None, None,
 both_ways = pytest.mark.parametrize("ask", [post, post_by_session])
 
 
-async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() -> None:
+async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else():
     seen: list[tuple[bytes, bytes]] = []
 
     async def handle(reader, writer):
@@ -67,14 +67,14 @@ async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else() ->
 
 
 @both_ways
-async def test_a_redirect_is_not_followed(ask) -> None:
+async def test_a_redirect_is_not_followed(ask):
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
     async with upstream(answering(moved)) as url, http() as client:
         assert (await ask(client, url, b"x", HEADERS))[0] == 302
 
 
 @both_ways
-async def test_silence_ends_at_the_time_out(ask) -> None:
+async def test_silence_ends_at_the_time_out(ask):
     async with upstream(answering(b"")) as url, http(timeout=0.2) as client:
         with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
             await ask(client, url, b"x", HEADERS)
@@ -89,7 +89,7 @@ async def test_silence_ends_at_the_time_out(ask) -> None:
         b"this is not HTTP\r\n\r\n",
     ],
 )
-async def test_half_a_head_is_no_answer(answer: bytes) -> None:
+async def test_half_a_head_is_no_answer(answer):
     async def handle(reader, writer):
         await request(reader)
         writer.write(answer)
@@ -100,7 +100,7 @@ async def test_half_a_head_is_no_answer(answer: bytes) -> None:
 
 
 @both_ways
-async def test_a_closed_port_is_a_refused_connection(ask) -> None:
+async def test_a_closed_port_is_a_refused_connection(ask):
     async with upstream(answering(b"")) as url:
         pass
     async with http() as client:
@@ -108,7 +108,7 @@ async def test_a_closed_port_is_a_refused_connection(ask) -> None:
             await ask(client, url, b"x", HEADERS)
 
 
-async def test_a_cancelled_call_closes_its_connection_at_once() -> None:
+async def test_a_cancelled_call_closes_its_connection_at_once():
     arrived, closed = asyncio.Event(), asyncio.Event()
 
     async def handle(reader, writer):
@@ -128,7 +128,7 @@ async def test_a_cancelled_call_closes_its_connection_at_once() -> None:
 
 
 @both_ways
-async def test_the_proxy_that_the_environment_names_is_used(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_proxy_that_the_environment_names_is_used(ask, monkeypatch):
     seen: list[bytes] = []
 
     async def handle(reader, writer):
@@ -144,7 +144,7 @@ async def test_the_proxy_that_the_environment_names_is_used(ask, monkeypatch: py
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk\r\n" in seen[0]
 
 
-async def test_bytes_that_nobody_asked_for_end_their_connection_and_are_the_answer_to_no_request() -> None:
+async def test_bytes_that_nobody_asked_for_end_their_connection_and_are_the_answer_to_no_request():
     """A second 201 on the idle connection: the next request, which is refused, is not told `registered`."""
     connections = 0
 
@@ -167,7 +167,7 @@ async def test_bytes_that_nobody_asked_for_end_their_connection_and_are_the_answ
     assert connections == 2
 
 
-async def test_bytes_that_the_event_loop_has_not_read_yet_are_found_before_the_next_request() -> None:
+async def test_bytes_that_the_event_loop_has_not_read_yet_are_found_before_the_next_request():
     """The loop was busy when they came: it reads them only after the next request would be written."""
     connections = 0
 
@@ -187,7 +187,7 @@ async def test_bytes_that_the_event_loop_has_not_read_yet_are_found_before_the_n
         assert (await post(client, url, b"x", HEADERS)).status == 400
 
 
-async def test_an_answer_that_is_there_before_its_question_is_none() -> None:
+async def test_an_answer_that_is_there_before_its_question_is_none():
     async def handle(reader, writer):
         writer.write(CREATED)
         await reader.read()
@@ -233,7 +233,7 @@ class Forgetful:
 
 
 @pytest.mark.parametrize("ends", [reset, lambda writer: writer.close()], ids=["reset", "closed"])
-async def test_a_hundred_kept_connections_that_the_far_end_has_forgotten_cost_no_call(ends) -> None:
+async def test_a_hundred_kept_connections_that_the_far_end_has_forgotten_cost_no_call(ends):
     """Each fails only when it is used; the calls are made again on fresh ones, under a fresh lease."""
     far, leases = Forgetful(100, ends), 0
 
@@ -252,7 +252,7 @@ async def test_a_hundred_kept_connections_that_the_far_end_has_forgotten_cost_no
         assert {answer.status for answer in answers} == {201}
 
 
-async def test_kept_connections_that_swallow_everything_cost_one_time_out_and_not_one_each() -> None:
+async def test_kept_connections_that_swallow_everything_cost_one_time_out_and_not_one_each():
     far = Forgetful(10, lambda _: None)
     async with upstream(far.handle) as url, http(timeout=1) as client:
         await asyncio.gather(*(post(client, url, b"x", HEADERS) for _ in range(10)))
@@ -263,7 +263,7 @@ async def test_kept_connections_that_swallow_everything_cost_one_time_out_and_no
             assert (await post(client, url, b"x", HEADERS)).status == 201
 
 
-async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun() -> None:
+async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun():
     calls = 0
 
     async def handle(reader, writer):
@@ -289,7 +289,7 @@ async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun(
         assert calls == 3
 
 
-async def test_an_answer_that_comes_before_the_request_is_written_counts_and_ends_its_connection() -> None:
+async def test_an_answer_that_comes_before_the_request_is_written_counts_and_ends_its_connection():
     too_large = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n"
     connections = 0
 
@@ -306,9 +306,7 @@ async def test_an_answer_that_comes_before_the_request_is_written_counts_and_end
             assert connections == expected
 
 
-async def test_a_body_that_does_not_come_to_its_end_does_not_take_the_answer_away(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_body_that_does_not_come_to_its_end_does_not_take_the_answer_away(monkeypatch):
     monkeypatch.setattr(http_module, "BODY_TIMEOUT", 0.1)
     answer = b"HTTP/1.1 400 Bad\r\nContent-Length: 100\r\n\r\n{}"
     async with upstream(answering(answer)) as url, http() as client:
@@ -331,8 +329,8 @@ async def test_a_body_that_does_not_come_to_its_end_does_not_take_the_answer_awa
 )
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY"])
 async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_variable(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
+    monkeypatch, variable, value
+):
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"^{variable} must be the URL of a proxy") as error:
         Http(load_settings(mc_subdomain="tenant"))
@@ -343,9 +341,7 @@ async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_va
 @pytest.mark.parametrize(
     ("status", "told"), [(407, "answered 407: give it a user and password"), (502, "answered 502")]
 )
-async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(
-    ask, monkeypatch: pytest.MonkeyPatch, status: int, told: str
-) -> None:
+async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(ask, monkeypatch, status, told):
     async def handle(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 %d Words of the proxy\r\nContent-Length: 0\r\n\r\n" % status)
@@ -358,7 +354,7 @@ async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(
 
 
 @both_ways
-async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_workers_own_trouble(ask) -> None:
+async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_workers_own_trouble(ask):
     told: list[str] = []
     created = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -386,7 +382,7 @@ async def test_without_a_descriptor_left_a_call_waits_and_tells_it_as_this_worke
         await client.close()
 
 
-async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call() -> None:
+async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call():
     async def handle(reader, writer):
         await request(reader)
         writer.write(b"HTTP/1.1 400 Bad\r\nX-Long: ")
@@ -400,9 +396,7 @@ async def test_a_head_that_drips_ends_at_the_time_out_for_the_whole_call() -> No
                 await post(client, url, b"x", HEADERS)
 
 
-async def test_a_proxy_is_not_looked_at_where_the_environment_says_not_to_use_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_proxy_is_not_looked_at_where_the_environment_says_not_to_use_it(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "nonsense:port")
     monkeypatch.setenv("NO_PROXY", ".marketingcloudapis.com")
     client = Http(load_settings(mc_subdomain="tenant"))

@@ -3,21 +3,18 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import Rig, messenger, until
+from tests.rig import messenger, until
 from worker.amqp import connection as amqp_connection
 from worker.amqp import endpoints
 from worker.amqp.connection import connect
 from worker.errors import BrokerUnreachable
-from worker.settings import Settings
 
 ONE_BROKER = "Which node is tried when is decided by the worker alone."
-
-Make = Callable[..., Settings]
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +48,8 @@ def at(port: int) -> str:
 
 
 async def test_a_frozen_node_costs_one_attempt_and_no_more(
-    make_settings: Make, clean_broker: str, silent_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make_settings, clean_broker, silent_port, monkeypatch
+):
     monkeypatch.setattr(amqp_connection, "NODE_TIMEOUT", 1.0)
     settings = make_settings(amqp_url=f"{at(silent_port)},{clean_broker}")
     took = []
@@ -64,9 +61,7 @@ async def test_a_frozen_node_costs_one_attempt_and_no_more(
     assert max(took[1:]) < 1.0
 
 
-async def test_after_a_loss_another_node_is_tried_first(
-    make_settings: Make, proxies: tuple[Proxy, Proxy]
-) -> None:
+async def test_after_a_loss_another_node_is_tried_first(make_settings, proxies):
     first, second = proxies
     settings = make_settings(amqp_url=f"{at(first.port)},{at(second.port)}")
     connection = await connect(settings, "test")
@@ -79,8 +74,8 @@ async def test_after_a_loss_another_node_is_tried_first(
 
 
 async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(
-    make_settings: Make, closed_port: int, silent_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make_settings, closed_port, silent_port, monkeypatch
+):
     monkeypatch.setattr(amqp_connection, "NODE_TIMEOUT", 0.5)
     urls = f"{at(closed_port)},amqp://user:secret@no-such-host.invalid,{at(silent_port)}"
     with pytest.raises(BrokerUnreachable) as caught:
@@ -92,7 +87,7 @@ async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(
     assert "secret" not in text
 
 
-async def test_a_worker_goes_on_with_another_node(rig: Rig, proxies: tuple[Proxy, Proxy]) -> None:
+async def test_a_worker_goes_on_with_another_node(rig, proxies):
     first, second = proxies
     requester = await rig.requester_for(rig.settings())
     await rig.start_worker(rig.settings(amqp_url=f"{at(first.port)},{at(second.port)}"))

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 
-from tests.rig import WAIT_TIMEOUT, Events, Rig, messenger, until
+from tests.rig import WAIT_TIMEOUT, Events, messenger, until
 from worker.pipeline.forward import EnsureLease
 from worker.pipeline.request import Outcome, Request
 from worker.sandbox.faults import Latency, Reset, Status
 
 
-async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig: Rig) -> None:
+async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig):
     requester = await rig.start(coalesce_after=0)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0, up_to=0.02))
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(30)]
@@ -25,7 +25,7 @@ async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig: Rig) -> 
     assert [i for i in requester.order if i in ids] == ids
 
 
-async def test_different_resources_proceed_side_by_side(rig: Rig) -> None:
+async def test_different_resources_proceed_side_by_side(rig):
     requester = await rig.start()
     await requester.ask(messenger("warm"))
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
@@ -36,7 +36,7 @@ async def test_different_resources_proceed_side_by_side(rig: Rig) -> None:
     assert max(c.arrived_at for c in calls) < min(c.finished_at or 0 for c in calls)
 
 
-async def test_one_page_of_two_accounts_is_two_resources(rig: Rig) -> None:
+async def test_one_page_of_two_accounts_is_two_resources(rig):
     requester = await rig.start(shutdown_grace=0)  # the first call outlasts the test
     rig.sandbox.faults.add(Latency(path="registration", account="1", seconds=WAIT_TIMEOUT))
     await requester.publish(messenger("p", "first"), headers={"x-ott-account-id": "1"})
@@ -44,7 +44,7 @@ async def test_one_page_of_two_accounts_is_two_resources(rig: Rig) -> None:
     assert rig.held("p", "2") == "second"  # the other one is still under way, and holds up nobody
 
 
-async def test_hundreds_of_requests_over_30_resources_end_with_the_last_version_of_each(rig: Rig) -> None:
+async def test_hundreds_of_requests_over_30_resources_end_with_the_last_version_of_each(rig):
     requester = await rig.start(gate_after=1000, retry_attempts=50)
     rig.sandbox.faults.add(
         Status(path="registration", status=500, rate=0.02),
@@ -70,7 +70,7 @@ def why_returned(events: Events) -> list[str]:
     return [why for _, why in events.of("returned")]
 
 
-async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: Rig) -> None:
+async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig):
     events = Events()
     requester = await rig.start(events, hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
@@ -82,7 +82,7 @@ async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig: 
     assert await requester.depth("dead") == 0
 
 
-async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(rig: Rig) -> None:
+async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(rig):
     events = Events()
     requester = await rig.start(events, hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
@@ -97,7 +97,7 @@ async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(ri
     assert len(beside) > len(ids) / 2  # suspects would go one after the other
 
 
-async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig: Rig) -> None:
+async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig):
     requester = await rig.start()
     service = rig.services[0]
     await requester.ask(messenger("warm"))
@@ -117,7 +117,7 @@ async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig: Rig) -
     assert all(len(replies) == 1 for replies in requester.replies.values())
 
 
-async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -> None:
+async def test_a_standby_takes_over_where_the_active_worker_left_off(rig):
     requester = await rig.start(coalesce_after=0)
     active = rig.services[0]
     await rig.start_worker(rig.settings(coalesce_after=0))
@@ -131,9 +131,7 @@ async def test_a_standby_takes_over_where_the_active_worker_left_off(rig: Rig) -
     assert {call.in_flight for call in rig.sandbox.history.registration_calls} == {0}
 
 
-async def test_a_defect_gives_everything_back_and_nothing_overtakes(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_defect_gives_everything_back_and_nothing_overtakes(rig, monkeypatch):
     events = Events()
     requester = await rig.start(events)
     service = rig.services[0]
@@ -152,7 +150,7 @@ async def test_a_defect_gives_everything_back_and_nothing_overtakes(
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
-async def test_a_busy_page_holds_up_nobody(rig: Rig, partitions: int) -> None:
+async def test_a_busy_page_holds_up_nobody(rig, partitions):
     requester = await rig.start(partitions=partitions)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.2))
     busy = [await requester.publish(messenger("busy", f"v{n}")) for n in range(1_000)]
@@ -170,7 +168,7 @@ async def test_a_busy_page_holds_up_nobody(rig: Rig, partitions: int) -> None:
     assert {reply["attempts"] for reply in replies if reply["status"] == "superseded"} == {0}
 
 
-async def test_attempts_are_spent_though_the_delivery_goes_back_between(rig: Rig) -> None:
+async def test_attempts_are_spent_though_the_delivery_goes_back_between(rig):
     requester = await rig.start(hold_limit=0.5, retry_attempts=4, retry_base=2)
     rig.sandbox.faults.add(Status(path="registration", resource_id="bad", status=500))
     bad = await requester.publish(messenger("bad"))

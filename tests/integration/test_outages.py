@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from tests.rig import MESSENGER, Events, Rig, failing, messenger, until
+from tests.rig import MESSENGER, Events, failing, messenger, until
 from worker.sandbox.faults import Latency
 
 ONE_BROKER = (
@@ -11,7 +11,7 @@ ONE_BROKER = (
 )
 
 
-async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Rig) -> None:
+async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig):
     events = Events()
     requester = await rig.start(events, gate_after=5, retry_attempts=6)
     rig.sandbox.faults.add(failing(503))
@@ -31,7 +31,7 @@ async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig: Ri
     assert await requester.depth("dead") == 0
 
 
-async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig: Rig) -> None:
+async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig):
     events = Events()
     requester = await rig.start(events, gate_after=2, retry_attempts=3)
     rig.sandbox.faults.add(failing(503, resource_id="bad"))
@@ -44,7 +44,7 @@ async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig: Rig)
     assert (await requester.reply(bad))["status"] == "failed"
 
 
-async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_closed(rig: Rig) -> None:
+async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_closed(rig):
     events = Events()
     requester = await rig.start(events, rate_limit=20, gate_after=3, retry_base=1000)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.3))
@@ -59,7 +59,7 @@ async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_clos
     assert len(rig.sandbox.history.registration_calls) == closed_with < 60
 
 
-async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(rig: Rig) -> None:
+async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(rig):
     events = Events()
     requester = await rig.start(events, gate_after=1)
     secret = MESSENGER["ottPlatformAttributes"]["pageAccessToken"]
@@ -70,7 +70,7 @@ async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(ri
     assert events.closed == ["Marketing Cloud answered 429: this client is blocked for a while"]
 
 
-async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(rig: Rig) -> None:
+async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(rig):
     """Once one of its requests was given up, each further one gets a single attempt, until one succeeds."""
     requester = await rig.start(prefetch=20, retry_attempts=4, retry_base=0.2, coalesce_after=0)
     rig.sandbox.faults.add(failing(500, resource_id="bad"))
@@ -85,7 +85,7 @@ async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(ri
     assert (await requester.ask(messenger("bad")))["attempts"] == 4
 
 
-async def test_a_lone_request_is_not_exhausted_by_an_outage(rig: Rig) -> None:
+async def test_a_lone_request_is_not_exhausted_by_an_outage(rig):
     """Attempts are spent only while others are answered."""
     requester = await rig.start(retry_attempts=3, gate_after=5)
     rig.sandbox.faults.add(failing(503, count=12))
@@ -93,7 +93,7 @@ async def test_a_lone_request_is_not_exhausted_by_an_outage(rig: Rig) -> None:
     assert len(rig.sandbox.history.registration_calls) == 13
 
 
-async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: Rig) -> None:
+async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig):
     """Several that fail in a row, with no success between, tell of one as all requests do."""
     events = Events()
     requester = await rig.start(events, retry_attempts=1, gate_after=5)
@@ -110,7 +110,7 @@ async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig: 
     assert [reply["status"] for reply in replies].count("failed") < 5
 
 
-async def test_waiting_for_the_rate_limit_does_not_spend_the_budget(rig: Rig) -> None:
+async def test_waiting_for_the_rate_limit_does_not_spend_the_budget(rig):
     requester = await rig.start(rate_limit=10, retry_budget=1, gate_after=1000, retry_attempts=20)
     rig.sandbox.faults.add(failing(500, count=15))
     ids = [await requester.publish(messenger(f"p{n}")) for n in range(15)]

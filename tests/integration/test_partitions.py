@@ -66,7 +66,7 @@ async def several(rig: Rig, settings: Settings, count: int) -> list[Service]:
     return list(await asyncio.gather(*(rig.start_worker(settings) for _ in range(count))))
 
 
-async def test_each_resource_is_registered_in_order_by_three_workers(rig: Rig) -> None:
+async def test_each_resource_is_registered_in_order_by_three_workers(rig):
     settings = rig.settings(partitions=PARTITIONS)
     services = await several(rig, settings, 3)
     requester = await rig.requester_for(settings)
@@ -86,7 +86,7 @@ def spread(rig: Rig) -> bool:
     return all(service.partitions.taken == wanted[name] for name, service in names.items())
 
 
-async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig: Rig) -> None:
+async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig):
     settings = rig.settings(partitions=8)
     requester = await rig.requester_for(settings)
     took = {}
@@ -110,7 +110,7 @@ async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig: Rig) 
     assert told(rig) == {page: list(range(12)) for page in PAGES}
 
 
-async def test_a_worker_without_partitions_works_through_those_that_are_there(rig: Rig) -> None:
+async def test_a_worker_without_partitions_works_through_those_that_are_there(rig):
     requester = await rig.start(partitions=PARTITIONS)
     plain = await rig.start_worker(rig.settings(partitions=1))
     await requester.all_registered(await publish(requester, range(3)))
@@ -121,7 +121,7 @@ async def test_a_worker_without_partitions_works_through_those_that_are_there(ri
     assert plain.publisher._streams[log]._ledger.tag  # on its own channel; the reason stands at Publisher
 
 
-async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
+async def test_workers_come_and_go_and_the_order_is_kept(rig):
     settings = rig.settings(partitions=PARTITIONS, coalesce_after=0)
     services = await several(rig, settings, 2)
     requester = await rig.requester_for(settings)
@@ -139,7 +139,7 @@ async def test_workers_come_and_go_and_the_order_is_kept(rig: Rig) -> None:
     assert {versions[page][-1] for page in PAGES} == {19}
 
 
-async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is_pruned(rig: Rig) -> None:
+async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is_pruned(rig):
     requester = await rig.requester_for(rig.settings(partitions=2))
     rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
     before = await rig.start_worker(rig.settings(partitions=2, coalesce_after=0))
@@ -167,7 +167,7 @@ async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is
     await requester.all_registered(await publish(requester, range(25, 26)))
 
 
-async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig: Rig) -> None:
+async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig):
     """Its older request is under way in the old partition when a router with another number begins."""
     released = asyncio.Event()
 
@@ -204,7 +204,7 @@ async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig: Rig) 
     assert (told(rig), routes) == ({page: [0, 1]}, [])
 
 
-async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig: Rig) -> None:
+async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig):
     events = Events()
     requester = await rig.start(events, partitions=PARTITIONS)
     await requester.all_registered(await publish(requester, range(2), PAGES[:1]))
@@ -217,7 +217,7 @@ async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(
     assert events.of("late_request_ignored") == [home]
 
 
-async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig: Rig) -> None:
+async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig):
     requester = await rig.start(partitions=PARTITIONS)
     await requester.all_registered(await publish(requester, range(2), PAGES[:1]))
     await rig.stop_first()
@@ -230,7 +230,7 @@ async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before
 
 
 @pytest.mark.parametrize("partitions", [1, PARTITIONS])
-async def test_no_mark_that_a_publisher_makes_up_means_anything(rig: Rig, partitions: int) -> None:
+async def test_no_mark_that_a_publisher_makes_up_means_anything(rig, partitions):
     forged = {
         **dict.fromkeys(ROUTED_HEADERS, 2**40),
         "x-ott-received-at": "2020-01-01T00:00:00Z",
@@ -259,7 +259,7 @@ async def test_no_mark_that_a_publisher_makes_up_means_anything(rig: Rig, partit
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig: Rig, header: str) -> None:
+async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig, header):
     requester = await rig.start(partitions=PARTITIONS)
     names = [f"requests.{number}" for number in range(1, PARTITIONS + 1)]
     copies = {header: [f"{requester.prefix}.{name}" for name in (*names, "partitions", "status", "journal")]}
@@ -269,7 +269,7 @@ async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig: 
     await requester.all_registered(await publish(requester, range(2)))
 
 
-async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
+async def test_a_record_that_no_worker_wrote_is_skipped(rig):
     events = Events()
     requester = await rig.start(events, partitions=PARTITIONS)
     await requester.ask(messenger())
@@ -293,7 +293,7 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig: Rig) -> None:
     await requester.all_registered(await publish(requester, range(1, 2)))
 
 
-async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
+async def test_the_backlog_stays_in_the_requests_queue(rig):
     rig.sandbox.faults.add(Hang(path="registration"))
     requester = await rig.start(partitions=2, prefetch=5, http_timeout=3)
     pages = [str(10**9 + number) for number in range(60)]
@@ -312,7 +312,7 @@ async def test_the_backlog_stays_in_the_requests_queue(rig: Rig) -> None:
     await requester.all_registered(ids)
 
 
-async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: Rig) -> None:
+async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig):
     requester = await rig.start(partitions=2)
     await rig.stop_first()
     limits = {"x-queue-type": "quorum", "x-single-active-consumer": True}
@@ -332,9 +332,7 @@ async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig: R
         assert all(before in versions[place:] for place, (before, after) in steps if after < before)
 
 
-async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(rig, monkeypatch):
     requester = await rig.start(partitions=2)
     await requester.all_registered(await publish(requester, range(1)))
     names = Topology(requester.prefix)
@@ -357,7 +355,7 @@ async def test_a_partition_that_comes_into_use_just_before_its_deletion_is_kept(
     assert told(rig) == {page: list(range(4)) for page in PAGES}
 
 
-async def test_without_the_routers_claim_no_partition_is_pruned(rig: Rig) -> None:
+async def test_without_the_routers_claim_no_partition_is_pruned(rig):
     """The stream that holds it was deleted, or is trimmed."""
     requester = await rig.start(partitions=2)
     await requester.ask(messenger())
@@ -367,7 +365,7 @@ async def test_without_the_routers_claim_no_partition_is_pruned(rig: Rig) -> Non
     assert all("does not tell whether a worker uses it" in each.kept_because for each in pruned)
 
 
-async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes(rig: Rig) -> None:
+async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes(rig):
     """A worker with one partition beside one that drains four; then it takes them all."""
     limit, pages = 20, [str(10**9 + number) for number in range(80)]
     settings = rig.settings(partitions=PARTITIONS, rate_limit=limit)
@@ -391,7 +389,7 @@ async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes
     assert calls[-1] - calls[0] > 0.9 * len(pages) / limit
 
 
-async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig: Rig) -> None:
+async def test_a_worker_without_partitions_notices_when_others_have_brought_some(rig):
     plain = await rig.start_worker(rig.settings(partitions=1))
     requester = await rig.requester_for(plain.settings)
     divided = await rig.start_worker(rig.settings(partitions=PARTITIONS))
@@ -404,7 +402,7 @@ async def test_a_worker_without_partitions_notices_when_others_have_brought_some
     assert told(rig) == {page: list(range(4)) for page in PAGES}
 
 
-async def test_a_partition_that_is_used_is_not_pruned(rig: Rig) -> None:
+async def test_a_partition_that_is_used_is_not_pruned(rig):
     requester = await rig.start(partitions=PARTITIONS)
     await requester.all_registered(await publish(requester, range(1)))
     pruned = [each async for each in prune(rig.settings(partitions=2))]

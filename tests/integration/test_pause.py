@@ -20,7 +20,7 @@ async def start(rig: Rig, **overrides: Any) -> tuple[Service, Requester]:
     return service, await rig.requester_for(rig.settings())
 
 
-async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resumed(rig: Rig) -> None:
+async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resumed(rig):
     events = Events()
     service = await rig.start_worker(rig.settings(), events)
     requester = await rig.requester_for(rig.settings())
@@ -36,7 +36,7 @@ async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resume
     assert events.of("resumed") == [()]
 
 
-async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig: Rig) -> None:
+async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig):
     service, requester = await start(rig, gate_after=1)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     sent = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
@@ -51,7 +51,7 @@ async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig: R
     assert rig.names_called[calls:] == [f"v{i}" for i in range(5)]
 
 
-async def test_a_call_on_the_wire_ends_and_is_settled(rig: Rig) -> None:
+async def test_a_call_on_the_wire_ends_and_is_settled(rig):
     service, requester = await start(rig)
     rig.sandbox.faults.add(Latency(path="registration", seconds=1))
     sent = await requester.publish(messenger())
@@ -63,7 +63,7 @@ async def test_a_call_on_the_wire_ends_and_is_settled(rig: Rig) -> None:
     assert len(rig.names_called) == 1
 
 
-async def test_a_worker_that_starts_during_a_pause_is_paused(rig: Rig) -> None:
+async def test_a_worker_that_starts_during_a_pause_is_paused(rig):
     first, requester = await start(rig)
     await order(rig, "pause")
     await until(lambda: first.intake.subscription is None, "the pause")
@@ -81,7 +81,7 @@ async def test_a_worker_that_starts_during_a_pause_is_paused(rig: Rig) -> None:
         await running
 
 
-async def test_a_paused_worker_stops_when_it_is_told_to(rig: Rig) -> None:
+async def test_a_paused_worker_stops_when_it_is_told_to(rig):
     service, _ = await start(rig)
     await order(rig, "pause")
     await until(lambda: service.intake.subscription is None, "the pause")

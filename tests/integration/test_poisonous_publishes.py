@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.rig import Rig, declare, messenger, until
+from tests.rig import declare, messenger, until
 from worker.amqp import properties
 from worker.amqp.connection import Connection, connect
 from worker.amqp.ledger import Message
@@ -42,8 +42,8 @@ async def publisher(make_settings: Callable[..., Settings]) -> AsyncIterator[Pub
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("is_valid", [False, True])
 async def test_others_are_answered_at_once_and_it_is_settled_in_a_reduced_form(
-    rig: Rig, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, partitions: int, is_valid: bool
-) -> None:
+    rig, publisher, monkeypatch, partitions, is_valid
+):
     monkeypatch.setitem(properties._FIXED_SIZE, ord("u"), 4)
     requester = await rig.start(partitions=partitions)
     assert (await requester.ask(messenger()))["status"] == "registered"
@@ -66,7 +66,7 @@ async def test_others_are_answered_at_once_and_it_is_settled_in_a_reduced_form(
     assert took < SOON
 
 
-async def test_the_one_to_blame_is_found_among_hundreds(publisher: Publisher, prefix: str) -> None:
+async def test_the_one_to_blame_is_found_among_hundreds(publisher, prefix):
     queue = f"{prefix}.replies"
     good = [publisher.send(Message("", queue, Properties(), b"%d" % n)) for n in range(300)]
     bad = [publisher.send(Message("", queue, Properties(dict(BROKEN)), b"bad")) for _ in range(3)]
@@ -77,14 +77,14 @@ async def test_the_one_to_blame_is_found_among_hundreds(publisher: Publisher, pr
     assert not publisher.waiting
 
 
-async def test_one_for_a_foreign_queue_is_refused(publisher: Publisher, prefix: str) -> None:
+async def test_one_for_a_foreign_queue_is_refused(publisher, prefix):
     sent = publisher.send(Message("", f"{prefix}.replies", Properties(dict(BROKEN)), b"bad", external=True))
     with pytest.raises(PublishRefused):
         async with asyncio.timeout(5):
             await sent
 
 
-async def test_published_to_no_queue_it_is_found_too(make_settings: Callable[..., Settings]) -> None:
+async def test_published_to_no_queue_it_is_found_too(make_settings):
     outcomes: dict[Message, WorkerError | None] = {}
     good = [Message("", "test.nowhere", Properties(), b"") for _ in range(50)]
     bad = Message("", "test.nowhere", Properties(dict(BROKEN)), b"")
@@ -95,9 +95,7 @@ async def test_published_to_no_queue_it_is_found_too(make_settings: Callable[...
     assert all(isinstance(outcome, Unroutable) for outcome in outcomes.values())
 
 
-async def test_nobody_waits_for_a_lone_channel_that_a_defect_has_ended(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nobody_waits_for_a_lone_channel_that_a_defect_has_ended(connection, monkeypatch):
     async def source() -> Connection:
         return connection
 

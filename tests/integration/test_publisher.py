@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.rig import Events, Rig, declare, messenger, until
+from tests.rig import Events, declare, messenger, until
 from worker.amqp import confirm_channel
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
@@ -41,7 +41,7 @@ async def publisher(declared: Settings, events: Events) -> AsyncIterator[Publish
     await a_publisher.stop()
 
 
-async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: Events) -> None:
+async def test_a_broken_reply_address_disturbs_no_other_reply(rig, events):
     requester = await rig.start(events)
     hostile = base64.b64encode(b"\x83Xv\x00\x01@" + b"\0" * 12).decode()
     for address in ("AAAA.BBBB", "!!!.BBBB", f"{hostile}.BBBB"):
@@ -55,7 +55,7 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig: Rig, events: 
     assert not events.of("publish_turned_down")  # of the worker's own queues alone: it is a label of a metric
 
 
-def test_a_malformed_reply_address_is_known_without_a_connection() -> None:
+def test_a_malformed_reply_address_is_known_without_a_connection():
     """RabbitMQ 3.10 ends the connection for each: hundreds would hold up other direct replies for long."""
     pid, key = base64.b64encode(b"\x83Xw\x03a@b" + b"\0" * 12).decode(), "AAAA"
     assert is_well_formed(f"{DIRECT_REPLY_TO}{pid}.{key}")
@@ -72,9 +72,7 @@ def test_a_malformed_reply_address_is_known_without_a_connection() -> None:
         assert not is_well_formed(DIRECT_REPLY_TO + broken)
 
 
-async def test_thousands_of_messages_with_one_message_id_are_published_at_once(
-    publisher: Publisher, declared: Settings
-) -> None:
+async def test_thousands_of_messages_with_one_message_id_are_published_at_once(publisher, declared):
     names = Topology(declared.prefix)
     began = time.monotonic()
     properties = build(message_id="the same")
@@ -85,9 +83,7 @@ async def test_thousands_of_messages_with_one_message_id_are_published_at_once(
     assert time.monotonic() - began < 20  # seconds; 200 where each waits for the one before
 
 
-async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
-    declared: Settings, events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(declared, events, monkeypatch):
     monkeypatch.setattr(confirm_channel, "CONFIRM_TIMEOUT", 1.5)
     async with Proxy.to(declared.amqp_url.get_secret_value()) as proxy:
         url = type(declared.amqp_url)(f"{proxy.url}?heartbeat=0")
@@ -104,9 +100,7 @@ async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(
         await publisher.stop()
 
 
-async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
-    declared: Settings, events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(declared, events, monkeypatch):
     """On 4.3 a channel may go unconfirmed after a network partition, while a new one is confirmed."""
     monkeypatch.setattr(confirm_channel, "STREAM_CONFIRM_TIMEOUT", 0.1)
     journal = Topology(declared.prefix).journal
@@ -124,7 +118,7 @@ async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(
     await publisher.stop()
 
 
-def test_headers_that_fill_a_frame_are_trimmed_in_one_pass() -> None:
+def test_headers_that_fill_a_frame_are_trimmed_in_one_pass():
     entries = {f"h{n:05d}": n for n in range(8_000)}
     properties = Properties.parse(build(headers={**entries, "x-ott-request-id": "id"}).encoded())
     began = time.process_time()
@@ -134,7 +128,7 @@ def test_headers_that_fill_a_frame_are_trimmed_in_one_pass() -> None:
     assert trimmed.header("x-ott-request-id") == "id"
 
 
-async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(declared: Settings) -> None:
+async def test_what_a_stream_confirms_does_not_depend_on_what_goes_elsewhere(declared):
     """Each stream has a channel that carries nothing else; the reason stands at Publisher."""
     names = Topology(declared.prefix)
     publisher = Publisher(declared, EventListener(), [names.journal, names.control])

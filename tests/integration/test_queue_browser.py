@@ -1,7 +1,6 @@
 """Looking through a queue and removing from it, with windows so small that many are needed."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import aio_pika
@@ -14,7 +13,6 @@ from worker.amqp.connection import Connection, RawChannel, connect
 from worker.amqp.queue import QueueBrowser, depth, lock
 from worker.broker.topology import Topology
 from worker.errors import QueueInUse
-from worker.settings import Settings
 
 COUNT = 200
 
@@ -32,15 +30,13 @@ async def bodies(connection: Connection, queue: str, count: int = COUNT, window:
         return [int(delivery.body) async for delivery in browser.look(count)]
 
 
-async def test_a_look_with_many_windows_keeps_the_order(connection: Connection, queue: str) -> None:
+async def test_a_look_with_many_windows_keeps_the_order(connection, queue):
     for window in (1, 3, 7, 50):
         assert await bodies(connection, queue, window=window) == list(range(COUNT))
     assert await bodies(connection, queue) == list(range(COUNT))
 
 
-async def test_a_lost_connection_returns_all_in_order(
-    connection: Connection, queue: str, make_settings: Callable[..., Settings]
-) -> None:
+async def test_a_lost_connection_returns_all_in_order(connection, queue, make_settings):
     other = await connect(make_settings(), "test")
     browser = await QueueBrowser(other, queue, window=2).__aenter__()
     looking = browser.look(COUNT)
@@ -55,7 +51,7 @@ async def _is_whole(connection: Connection, queue: str) -> bool:
     return await depth(connection, queue) == COUNT
 
 
-async def test_what_is_not_removed_stays_in_order(connection: Connection, queue: str) -> None:
+async def test_what_is_not_removed_stays_in_order(connection, queue):
     async with QueueBrowser(connection, queue, window=5) as browser:
         async for delivery in browser.take(COUNT, held=COUNT // 2):
             if int(delivery.body) % 2:
@@ -63,9 +59,7 @@ async def test_what_is_not_removed_stays_in_order(connection: Connection, queue:
     assert await bodies(connection, queue) == list(range(0, COUNT, 2))
 
 
-async def test_more_that_stays_than_can_be_held_is_told(
-    connection: Connection, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_that_stays_than_can_be_held_is_told(connection, queue, monkeypatch):
     monkeypatch.setattr(queues, "LARGEST_PREFETCH", 20)
     async with QueueBrowser(connection, queue) as browser:
         taking = browser.take(COUNT, held=COUNT)
@@ -77,12 +71,7 @@ async def test_more_that_stays_than_can_be_held_is_told(
     assert await bodies(connection, queue) == list(range(COUNT))
 
 
-async def test_only_one_may_look(
-    connection: Connection,
-    queue: str,
-    make_settings: Callable[..., Settings],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_only_one_may_look(connection, queue, make_settings, monkeypatch):
     monkeypatch.setattr(queues, "LOCK_TIMEOUT", 0.3)
     other = await connect(make_settings(), "test")
     try:
@@ -99,9 +88,7 @@ async def test_only_one_may_look(
         await other.close()
 
 
-async def test_a_foreign_consumer_keeps_lookers_out(
-    connection: Connection, queue: str, clean_broker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_foreign_consumer_keeps_lookers_out(connection, queue, clean_broker, monkeypatch):
     monkeypatch.setattr(queues, "LOCK_TIMEOUT", 0.3)
     async with await aio_pika.connect(clean_broker) as client:
         channel = await client.channel()
@@ -116,7 +103,7 @@ async def _leave(_: aio_pika.abc.AbstractIncomingMessage) -> None:
     pass
 
 
-async def test_hundreds_removed_at_the_last_moment_are_gone(connection: Connection, queue: str) -> None:
+async def test_hundreds_removed_at_the_last_moment_are_gone(connection, queue):
     """The broker's channel drops acknowledgements that it keeps back when it is closed too soon. Without
     waiting for them this fails in one round of seven."""
     for _ in range(20):
@@ -138,7 +125,7 @@ async def _fill(connection: Connection, queue: str) -> None:
     await until(lambda: _is_whole(connection, queue), "the messages")
 
 
-async def test_removing_that_stops_early_keeps_the_order(connection: Connection, queue: str) -> None:
+async def test_removing_that_stops_early_keeps_the_order(connection, queue):
     """With deliveries still on their way when it ends."""
     for _ in range(5):
         left = list(range(COUNT))
@@ -154,9 +141,7 @@ async def test_removing_that_stops_early_keeps_the_order(connection: Connection,
         await _fill(connection, queue)
 
 
-async def test_what_arrives_while_others_are_removed_stays_behind_them(
-    connection: Connection, queue: str
-) -> None:
+async def test_what_arrives_while_others_are_removed_stays_behind_them(connection, queue):
     channel = await connection.raw_channel(confirms=True)
     last = COUNT
 
@@ -180,9 +165,7 @@ async def test_what_arrives_while_others_are_removed_stays_behind_them(
     assert left[0] == 100
 
 
-async def test_a_queue_whose_leader_does_not_answer_is_not_taken_for_empty(
-    connection: Connection, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_queue_whose_leader_does_not_answer_is_not_taken_for_empty(connection, queue, monkeypatch):
     """RabbitMQ then answers a passive declare with no messages and no consumers."""
     declare, silent = RawChannel.queue_declare, 3
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import MESSENGER, Rig, environment
+from tests.rig import MESSENGER, environment
 
 ONE_BROKER = "What is released is no matter of RabbitMQ's version."
 
@@ -63,7 +63,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bin_
 
 
-async def test_the_wheel_is_installed_and_used(rig: Rig, installed: Path) -> None:
+async def test_the_wheel_is_installed_and_used(rig, installed):
     await rig.start()
     variables = environment(rig.settings())
     variables.pop("PYTHONPATH", None)

@@ -40,7 +40,7 @@ async def publish_replay(
     return await requester.publish(letter.body, key="replay", headers=headers, message_id=letter.message_id)
 
 
-async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig: Rig) -> None:
+async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("other", "newer, but another page"))
@@ -50,7 +50,7 @@ async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig: Rig
 
 
 @pytest.mark.parametrize("newer_id", ["the-newer-one", "the-older-one"])
-async def test_a_newer_registration_supersedes_a_replay(rig: Rig, newer_id: str) -> None:
+async def test_a_newer_registration_supersedes_a_replay(rig, newer_id):
     requester = await rig.start()
     await fail(rig, requester, "p", "old", message_id="the-older-one")
     newer = await requester.ask(messenger("p", "new"), message_id=newer_id)
@@ -60,7 +60,7 @@ async def test_a_newer_registration_supersedes_a_replay(rig: Rig, newer_id: str)
     assert await requester.depth("dead") == 0
 
 
-async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_it(rig: Rig) -> None:
+async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_it(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     letter = await requester.take("dead")
@@ -73,7 +73,7 @@ async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_i
     assert rig.held("p") == "new"
 
 
-async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_with_the_last(rig: Rig) -> None:
+async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_with_the_last(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "first")
     await fail(rig, requester, "p", "second")
@@ -83,7 +83,7 @@ async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_wit
     assert rig.held("p") == "second"
 
 
-async def test_a_restarted_worker_knows_what_the_one_before_registered(rig: Rig) -> None:
+async def test_a_restarted_worker_knows_what_the_one_before_registered(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("p", "new"))
@@ -93,7 +93,7 @@ async def test_a_restarted_worker_knows_what_the_one_before_registered(rig: Rig)
     assert rig.held("p") == "new"
 
 
-async def test_what_another_worker_registered_between_two_subscriptions_counts(rig: Rig) -> None:
+async def test_what_another_worker_registered_between_two_subscriptions_counts(rig):
     """The first worker has the journal in memory, is cut off, and becomes active again."""
     settings = rig.settings()
     first = await rig.start_worker(settings)
@@ -114,9 +114,7 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     assert rig.held("p") == "new"
 
 
-async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, monkeypatch):
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await rig.stop_first()
@@ -127,7 +125,7 @@ async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(
     assert (await replay(requester))["status"] == "superseded"
 
 
-async def test_without_a_journal_a_replay_is_refused_unless_forced(rig: Rig) -> None:
+async def test_without_a_journal_a_replay_is_refused_unless_forced(rig):
     requester = await rig.start(journal=False)
     await fail(rig, requester, "p", "old")
     letter = await requester.take("dead")
@@ -143,7 +141,7 @@ async def test_without_a_journal_a_replay_is_refused_unless_forced(rig: Rig) -> 
     assert (await requester.reply(forced))["status"] == "registered"
 
 
-async def test_a_replay_that_claims_to_be_ancient_is_refused(rig: Rig) -> None:
+async def test_a_replay_that_claims_to_be_ancient_is_refused(rig):
     requester = await rig.start()
     await requester.ask(messenger("p", "new"))
     for claim in ("0001-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"):
@@ -154,9 +152,7 @@ async def test_a_replay_that_claims_to_be_ancient_is_refused(rig: Rig) -> None:
         assert reply["status"] == "superseded"
 
 
-async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(rig, monkeypatch):
     """The index is dropped when idle. It is read anew, slowly, while replays of other pages ask for it."""
     requester = await rig.start()
     service = rig.services[0]
@@ -188,7 +184,7 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(
     assert [(reply["status"], reply.get("message")) for reply in replies] == [("registered", None)] * 11
 
 
-async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig: Rig) -> None:
+async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("p", "new"))
@@ -196,7 +192,7 @@ async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig: Rig) 
     assert rig.held("p") == "old"
 
 
-async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(rig: Rig) -> None:
+async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(rig):
     requester = await rig.start(journal_max_bytes=1_000_000)
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("p", "new"))
@@ -207,7 +203,7 @@ async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(ri
     assert rig.held("p") == "new"
 
 
-async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(rig: Rig) -> None:
+async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(rig):
     requester = await rig.start()
     await fail(rig, requester, "p", "old")
     await requester.channel.queue_delete(f"{requester.prefix}.journal")
@@ -216,9 +212,7 @@ async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(ri
     assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
 
 
-async def test_an_unreadable_journal_does_not_hold_up_requests(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unreadable_journal_does_not_hold_up_requests(rig, monkeypatch):
     requester = await rig.start()
     await requester.ask(messenger("p"))
     await rig.stop_first()
@@ -237,9 +231,7 @@ async def _hang(*_: object) -> AsyncIterator[None]:
     yield
 
 
-async def test_a_replica_of_the_journal_that_shows_nothing_yet_is_waited_for(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_replica_of_the_journal_that_shows_nothing_yet_is_waited_for(rig, monkeypatch):
     """As where its node has just come back. A replay is not judged by less than what was confirmed."""
     requester = await rig.start()
     await requester.ask(messenger("p"))
@@ -292,8 +284,8 @@ async def trim_journal(rig: Rig, requester: Requester) -> None:
 
 
 async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answered_rolls_nothing_back(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    rig, monkeypatch
+):
     requester = await rig.start()
     await requester.ask(messenger("before the letters", "so that the journal reaches back"))
     for page in ("p", "q"):

@@ -5,7 +5,7 @@ import json
 import aio_pika
 import pytest
 
-from tests.rig import LINE, MESSENGER, Rig, journal_records, messenger, until
+from tests.rig import LINE, MESSENGER, journal_records, messenger, until
 from worker.amqp import consumer
 from worker.contract.settlement import Resource
 
@@ -15,9 +15,7 @@ from worker.contract.settlement import Resource
     [(MESSENGER, "1732555047025799"), (LINE, "23493453984234345")],
     ids=["messenger", "line"],
 )
-async def test_an_example_of_the_api_is_registered_as_printed(
-    rig: Rig, document: dict, resource: str
-) -> None:
+async def test_an_example_of_the_api_is_registered_as_printed(rig, document, resource):
     requester = await rig.start()
     body = json.dumps(document, indent=4).encode()
     correlation_id = await requester.publish(body, message_id="request-1")
@@ -40,7 +38,7 @@ async def test_an_example_of_the_api_is_registered_as_printed(
     assert Resource(None, document["ottPlatformName"], resource) in rig.sandbox.registrations
 
 
-async def test_the_apis_error_example_comes_out_byte_for_byte(rig: Rig) -> None:
+async def test_the_apis_error_example_comes_out_byte_for_byte(rig):
     requester = await rig.start()
     attributes = {k: v for k, v in MESSENGER["ottPlatformAttributes"].items() if k != "endpointUrl"}
     reply = await requester.ask(json.dumps({"ottPlatformAttributes": attributes}).encode())
@@ -68,7 +66,7 @@ async def test_the_apis_error_example_comes_out_byte_for_byte(rig: Rig) -> None:
     assert len(rig.sandbox.history.registration_calls) == 0
 
 
-async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_they_came(rig: Rig) -> None:
+async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_they_came(rig):
     requester = await rig.start()
     body = messenger(isActive=1, extra={"nested": [1, None]}).replace(b"1,", b"1 ,")
     await requester.ask(body)
@@ -77,7 +75,7 @@ async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_
     assert held["ottPlatformAttributes"]["extra"] == {"nested": [1, None]}
 
 
-async def test_without_reply_to_the_reply_goes_to_the_replies_queue(rig: Rig) -> None:
+async def test_without_reply_to_the_reply_goes_to_the_replies_queue(rig):
     requester = await rig.start()
     await requester.publish(messenger(), reply_to="", correlation_id="c", message_id="m")
     message = await requester.take("replies")
@@ -85,13 +83,13 @@ async def test_without_reply_to_the_reply_goes_to_the_replies_queue(rig: Rig) ->
     assert "x-ott-reply-refused" not in message.headers
 
 
-async def test_without_correlation_id_the_request_id_stands_in(rig: Rig) -> None:
+async def test_without_correlation_id_the_request_id_stands_in(rig):
     requester = await rig.start()
     await requester.publish(messenger(), correlation_id="", message_id="only-an-id")
     assert (await requester.reply("only-an-id"))["requestId"] == "only-an-id"
 
 
-async def test_an_unroutable_reply_to_is_told_and_not_followed(rig: Rig) -> None:
+async def test_an_unroutable_reply_to_is_told_and_not_followed(rig):
     requester = await rig.start()
     await requester.publish(messenger(), reply_to="no.such.queue")
     assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "unroutable"
@@ -109,13 +107,13 @@ async def test_an_unroutable_reply_to_is_told_and_not_followed(rig: Rig) -> None
         "amq.rabbitmq.trace",
     ],
 )
-async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(rig: Rig, reply_to: str) -> None:
+async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(rig, reply_to):
     requester = await rig.start()
     await requester.publish(messenger(), reply_to=reply_to.format(prefix=requester.prefix))
     assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "not-allowed"
 
 
-async def test_direct_reply_to_works(rig: Rig) -> None:
+async def test_direct_reply_to_works(rig):
     requester = await rig.start()
     connection = await aio_pika.connect(str(rig.settings().amqp_url.get_secret_value()))
     async with connection:
@@ -133,7 +131,7 @@ async def test_direct_reply_to_works(rig: Rig) -> None:
     assert json.loads(replies[0])["status"] == "registered"
 
 
-async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig: Rig) -> None:
+async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig):
     requester = await rig.start()
     await requester.publish(
         b"{broken",
@@ -163,7 +161,7 @@ async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig:
     assert letter.headers["x-ott-dead-at"] == reply["completedAt"]
 
 
-async def test_what_only_an_operator_may_say_is_not_passed_on_for_a_publisher(rig: Rig) -> None:
+async def test_what_only_an_operator_may_say_is_not_passed_on_for_a_publisher(rig):
     requester = await rig.start()
     forged = {
         "x-ott-received-at": "1970-01-01T00:00:00.000000Z",
@@ -186,7 +184,7 @@ async def test_what_only_an_operator_may_say_is_not_passed_on_for_a_publisher(ri
     )
 
 
-async def test_an_oversize_request_is_answered_and_dead_lettered_by_the_broker(rig: Rig) -> None:
+async def test_an_oversize_request_is_answered_and_dead_lettered_by_the_broker(rig):
     requester = await rig.start(max_body_bytes=2000)
     body = messenger(padding="x" * 2000)
     reply = await requester.ask(body, message_id="large")
@@ -205,9 +203,7 @@ async def test_an_oversize_request_is_answered_and_dead_lettered_by_the_broker(r
     assert (record["id"], record["status"], record["reason"]) == ("large", "rejected", "oversize")
 
 
-async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(rig, monkeypatch):
     limit = 200_000  # bytes
     monkeypatch.setattr(consumer, "HELD_BYTES", limit)
     requester = await rig.requester_for(rig.settings())
@@ -228,7 +224,7 @@ async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(
         assert [name for name in rig.names_called if int(name) % 7 == page] == names[page::7]
 
 
-async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(rig: Rig) -> None:
+async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(rig):
     requester = await rig.start()
     await rig.stop_first()
     name, limits = f"{requester.prefix}.dead", {"x-max-length": 0, "x-overflow": "reject-publish"}

@@ -31,7 +31,7 @@ async def client(sandbox: Sandbox) -> AsyncIterator[SandboxClient]:
         yield connected
 
 
-async def test_a_token_has_the_fields_of_the_real_one(client: SandboxClient) -> None:
+async def test_a_token_has_the_fields_of_the_real_one(client):
     response = await client.get_token(account_id=7)
     assert response.status == 200
     assert (response.json["token_type"], response.json["expires_in"]) == ("Bearer", 1079)
@@ -39,7 +39,7 @@ async def test_a_token_has_the_fields_of_the_real_one(client: SandboxClient) -> 
     assert "ott_channels_write" in response.json["scope"]
 
 
-async def test_wrong_credentials_get_the_real_error_body(client: SandboxClient) -> None:
+async def test_wrong_credentials_get_the_real_error_body(client):
     response = await client.get_token(client_secret="x")
     assert (response.status, response.json["error"]) == (401, "invalid_client")
     assert list(response.json) == ["error", "error_description", "error_uri"]
@@ -47,9 +47,7 @@ async def test_wrong_credentials_get_the_real_error_body(client: SandboxClient) 
     assert (response.status, response.json["error"]) == (400, "invalid_request")
 
 
-async def test_a_registration_is_answered_201_without_a_body_and_the_latest_wins(
-    sandbox: Sandbox, client: SandboxClient
-) -> None:
+async def test_a_registration_is_answered_201_without_a_body_and_the_latest_wins(sandbox, client):
     for example in (MESSENGER, LINE):
         response = await client.register(json.dumps(example).encode())
         assert (response.status, response.body) == (201, b"")
@@ -60,7 +58,7 @@ async def test_a_registration_is_answered_201_without_a_body_and_the_latest_wins
     assert sandbox.registrations[page].body["ottPlatformAttributes"]["pageName"] == "second"
 
 
-async def test_an_invalid_registration_gets_the_apis_error_object(client: SandboxClient) -> None:
+async def test_an_invalid_registration_gets_the_apis_error_object(client):
     response = await client.register(messenger(endpointUrl=None))
     assert (response.status, response.json["errorcode"]) == (400, 10006)
     assert response.json["validationErrors"] == [
@@ -69,18 +67,14 @@ async def test_an_invalid_registration_gets_the_apis_error_object(client: Sandbo
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer x", "Basic c2FuZGJveA=="])
-async def test_a_call_without_a_good_token_is_not_authorized(
-    sandbox: Sandbox, client: SandboxClient, authorization: str
-) -> None:
+async def test_a_call_without_a_good_token_is_not_authorized(sandbox, client, authorization):
     response = await client.register(b"not even JSON", Authorization=authorization)
     assert (response.status, response.json) == (401, NOT_AUTHORIZED)
     assert not sandbox.registrations
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_the_control_endpoints_answer_to_no_name_that_a_web_page_can_have(
-    sandbox: Sandbox, client: SandboxClient, method: str
-) -> None:
+async def test_the_control_endpoints_answer_to_no_name_that_a_web_page_can_have(sandbox, client, method):
     sandbox.faults.add(Status(status=503))
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1", ""):
         response = await client.call(method, "/sandbox/faults", json=[], headers={"Host": host})
@@ -98,17 +92,13 @@ async def test_the_control_endpoints_answer_to_no_name_that_a_web_page_can_have(
     ("method", "path", "status"),
     [("GET", "/v2/token", 405), ("GET", "/", 404), ("POST", "/ott/v1/registration/x", 596)],
 )
-async def test_what_is_not_there_is_answered_in_json(
-    client: SandboxClient, method: str, path: str, status: int
-) -> None:
+async def test_what_is_not_there_is_answered_in_json(client, method, path, status):
     response = await client.call(method, path)
     assert response.status == status
     assert list(response.json) == ["message", "errorcode", "documentation"]
 
 
-async def test_the_history_holds_what_came_in_order_and_no_secret(
-    sandbox: Sandbox, client: SandboxClient
-) -> None:
+async def test_the_history_holds_what_came_in_order_and_no_secret(sandbox, client):
     secrets = dict.fromkeys(SECRET_FIELDS, "canary-4711")
     await client.register(messenger(name="a name", version=3, **secrets))
     await client.register(b"{}")
@@ -120,9 +110,7 @@ async def test_the_history_holds_what_came_in_order_and_no_secret(
     assert b"canary" not in shown.body + (await client.call("GET", "/sandbox/registrations")).body
 
 
-async def test_overlapping_calls_for_one_resource_can_be_told(
-    sandbox: Sandbox, client: SandboxClient
-) -> None:
+async def test_overlapping_calls_for_one_resource_can_be_told(sandbox, client):
     hang = [{"kind": "hang", "applied": True, "resourceId": PAGE, "count": 1}]
     assert (await client.call("POST", "/sandbox/faults", json=hang)).status == 201
     hanging = asyncio.create_task(client.register())
@@ -136,14 +124,14 @@ async def test_overlapping_calls_for_one_resource_can_be_told(
     assert sandbox.history[-1].in_flight == 0
 
 
-async def test_a_taken_port_is_told_in_one_line(sandbox: Sandbox) -> None:
+async def test_a_taken_port_is_told_in_one_line(sandbox):
     port = int(sandbox.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=f"{port}[^\n]*$"):
         async with Sandbox(port=port):
             pass
 
 
-async def test_a_rate_hits_its_share_of_the_calls_and_can_be_repeated() -> None:
+async def test_a_rate_hits_its_share_of_the_calls_and_can_be_repeated():
     async def run(seed: int) -> list[int]:
         async with Sandbox(seed=seed) as sandbox, SandboxClient(sandbox.url) as client:
             sandbox.faults.add(Status(status=500, rate=0.3))
@@ -154,7 +142,7 @@ async def test_a_rate_hits_its_share_of_the_calls_and_can_be_repeated() -> None:
     assert first == await run(7)
 
 
-async def test_faults_are_added_shown_and_healed_over_http(client: SandboxClient) -> None:
+async def test_faults_are_added_shown_and_healed_over_http(client):
     faults = [{"kind": "status", "status": 503, "resourceId": PAGE}, {"kind": "latency", "seconds": 0}]
     assert (await client.call("POST", "/sandbox/faults", json=faults)).status == 201
     assert (await client.register()).status == 503
@@ -172,9 +160,7 @@ async def test_faults_are_added_shown_and_healed_over_http(client: SandboxClient
         ({"kind": "hang", "cuont": 1}, "cuont"),
     ],
 )
-async def test_a_fault_that_cannot_be_is_refused_by_name(
-    sandbox: Sandbox, client: SandboxClient, fault: dict[str, object], named: str
-) -> None:
+async def test_a_fault_that_cannot_be_is_refused_by_name(sandbox, client, fault, named):
     response = await client.call("POST", "/sandbox/faults", json=[fault])
     assert response.status == 400
     assert named in response.json["message"]

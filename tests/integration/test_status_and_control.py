@@ -34,18 +34,18 @@ async def publish(settings: Settings, *records: WorkerStatus) -> None:
             await channel.default_exchange.publish(message, f"{settings.prefix}.status")
 
 
-async def test_the_newest_record_of_each_worker_counts(settings: Settings) -> None:
+async def test_the_newest_record_of_each_worker_counts(settings):
     await publish(settings, worker_status("a"), worker_status("b"), worker_status("a", in_flight=7))
     assert [(each.worker, each.in_flight) for each in await read_workers(settings)] == [("a", 7), ("b", 0)]
 
 
-async def test_a_worker_that_has_fallen_silent_is_left_out(settings: Settings) -> None:
+async def test_a_worker_that_has_fallen_silent_is_left_out(settings):
     long_ago = datetime.now(UTC) - SILENT_AFTER - timedelta(seconds=1)
     await publish(settings, worker_status("gone", at=long_ago), worker_status("alive"))
     assert [each.worker for each in await read_workers(settings)] == ["alive"]
 
 
-async def test_a_worker_is_found_behind_many_records_of_another_one(settings: Settings) -> None:
+async def test_a_worker_is_found_behind_many_records_of_another_one(settings):
     await publish(
         settings, worker_status("quiet"), *(worker_status("busy", in_flight=i) for i in range(STEP * 2))
     )
@@ -55,7 +55,7 @@ async def test_a_worker_is_found_behind_many_records_of_another_one(settings: Se
     ]
 
 
-async def test_a_change_is_published_at_once(settings: Settings) -> None:
+async def test_a_change_is_published_at_once(settings):
     in_flight = 1
     publisher = StatusPublisher(settings, lambda: worker_status("alive", in_flight=in_flight))
     task = asyncio.create_task(publisher.run())
@@ -74,7 +74,7 @@ async def _in_flight(settings: Settings, count: int) -> bool:
     return [each.in_flight for each in await read_workers(settings)] == [count]
 
 
-async def test_a_missing_status_stream_disturbs_no_publisher(make_settings: Make) -> None:
+async def test_a_missing_status_stream_disturbs_no_publisher(make_settings):
     publisher = StatusPublisher(make_settings(), worker_status)
     task = asyncio.create_task(publisher.run())
     await asyncio.sleep(0.3)
@@ -85,7 +85,7 @@ async def test_a_missing_status_stream_disturbs_no_publisher(make_settings: Make
         await read_workers(make_settings())
 
 
-def test_a_status_has_the_names_of_the_contract() -> None:
+def test_a_status_has_the_names_of_the_contract():
     document = json.loads(worker_status().to_json())
     assert list(document) == [
         "worker",
@@ -106,7 +106,7 @@ def test_a_status_has_the_names_of_the_contract() -> None:
     assert (document["blocked"], document["pace"]) == ([], None)
 
 
-async def test_the_last_pause_or_resume_stands_whatever_is_recorded_after_it(settings: Settings) -> None:
+async def test_the_last_pause_or_resume_stands_whatever_is_recorded_after_it(settings):
     await publish_order(settings, Order.now("pause", "rotating secrets", by="ann@host"))
     await publish_order(settings, Order.now("replayed", "mended", by="bob@host", count=3))
     pause = await read_pause(settings)
@@ -122,9 +122,7 @@ async def test_the_last_pause_or_resume_stands_whatever_is_recorded_after_it(set
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-async def test_only_what_was_published_with_the_key_control_is_an_order(
-    settings: Settings, header: str
-) -> None:
+async def test_only_what_was_published_with_the_key_control_is_an_order(settings, header):
     await publish_order(settings, Order.now("pause", "a reason", by="ann@host"))
     forged = Order.now("resume", "forged", by="ann@host").to_json()
     connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
@@ -136,20 +134,18 @@ async def test_only_what_was_published_with_the_key_control_is_an_order(
     assert [order.order for order in await read_orders(settings)] == ["pause"]
 
 
-async def test_an_order_without_a_control_stream_says_what_to_do(make_settings: Make) -> None:
+async def test_an_order_without_a_control_stream_says_what_to_do(make_settings):
     with pytest.raises(TopologyError, match=r"Nothing takes orders: .* Start a worker once"):
         await publish_order(make_settings(), Order.now("pause", "why", by="ann@host"))
 
 
-def test_an_order_has_the_names_of_the_contract() -> None:
+def test_an_order_has_the_names_of_the_contract():
     document = json.loads(Order.now("pause", "why", by="ann@host").to_json())
     assert list(document) == ["order", "by", "why", "at"]
     assert json.loads(Order.now("discarded", "why", by="ann@host", count=2).to_json())["count"] == 2
 
 
-async def test_a_stream_that_is_written_to_all_the_time_never_looks_empty(
-    settings: Settings, connection: Connection
-) -> None:
+async def test_a_stream_that_is_written_to_all_the_time_never_looks_empty(settings, connection):
     async def write() -> None:
         while True:
             await publish(settings, *[worker_status()] * 50)
@@ -165,7 +161,7 @@ async def test_a_stream_that_is_written_to_all_the_time_never_looks_empty(
         writing.cancel()
 
 
-async def test_what_is_no_status_does_not_disturb_the_reader(settings: Settings) -> None:
+async def test_what_is_no_status_does_not_disturb_the_reader(settings):
     connection = await aio_pika.connect(settings.amqp_url.get_secret_value())
     async with connection:
         channel = await connection.channel()

@@ -4,12 +4,9 @@ import asyncio
 import time
 from typing import Any
 
-import pytest
-
-from tests.faults.proxy import Proxy
-from tests.rig import WAIT_TIMEOUT, Rig, messenger, until
+from tests.rig import WAIT_TIMEOUT, messenger, until
 from worker.amqp import consumer
-from worker.amqp.connection import Connection, RawChannel
+from worker.amqp.connection import RawChannel
 from worker.amqp.consumer import Delivery, EndReason, Subscription
 from worker.amqp.queue import depth
 from worker.broker.topology import Topology
@@ -21,8 +18,8 @@ LONG = 2 * WAIT_TIMEOUT  # seconds; what lasts so long ends no test
 
 
 async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
-    rig: Rig, proxy: Proxy, clean_broker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    rig, proxy, clean_broker, monkeypatch
+):
     begun, drain = asyncio.Event(), Journeys.drain
 
     async def noticed(journeys: Journeys, grace: float) -> None:
@@ -40,9 +37,7 @@ async def test_a_call_ends_at_once_when_the_connection_is_lost_while_draining(
     assert (await requester.reply(wanted))["status"] == "registered"
 
 
-async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(rig, monkeypatch):
     vote, defects = Subscription._pass_through_queue, iter([True])
 
     async def sometimes(subscription: Subscription, channel: RawChannel, tag: str) -> None:
@@ -60,8 +55,8 @@ async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(
 
 
 async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_the_same_connection(
-    connection: Connection, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    connection, prefix, monkeypatch
+):
     """As where a partition's leader did not answer for a while."""
 
     async def no_answer(*_: object) -> int:
@@ -84,9 +79,7 @@ async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_
     await second.close()
 
 
-async def test_a_standby_that_is_cut_off_makes_no_call_when_deliveries_come(
-    connection: Connection, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_standby_that_is_cut_off_makes_no_call_when_deliveries_come(connection, prefix, monkeypatch):
     """After a network partition, RabbitMQ 4.3 hands it what others have settled since. So its lease, too, is
     renewed only by what most nodes of the queue agree to."""
     monkeypatch.setattr(consumer, "LEASE", 1.0)  # seconds
@@ -117,7 +110,7 @@ async def test_a_standby_that_is_cut_off_makes_no_call_when_deliveries_come(
     await standby.close()
 
 
-async def test_hundreds_acknowledged_at_the_last_moment_are_gone(connection: Connection, prefix: str) -> None:
+async def test_hundreds_acknowledged_at_the_last_moment_are_gone(connection, prefix):
     """The broker's channel drops acknowledgements that it keeps back when it is closed too soon. Without
     waiting for them this fails in one round of six: requests that were answered come again."""
     queue = Topology(prefix).requests
@@ -136,9 +129,7 @@ async def test_hundreds_acknowledged_at_the_last_moment_are_gone(connection: Con
         await channel.queue_purge(queue)
 
 
-async def test_a_lease_ends_while_the_machine_is_suspended(
-    connection: Connection, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lease_ends_while_the_machine_is_suspended(connection, prefix, monkeypatch):
     """Its clock counts the suspension; no call goes out before the lease is renewed."""
     queue = Topology(prefix).requests
     subscription = Subscription(connection, queue, 1)

@@ -42,14 +42,14 @@ async def cloud(settings: Callable[..., Settings]) -> AsyncIterator[MarketingClo
         yield client
 
 
-async def test_one_token_serves_many_callers(sandbox: Sandbox, cloud: MarketingCloud) -> None:
+async def test_one_token_serves_many_callers(sandbox, cloud):
     sandbox.faults.add(Latency(path="token", seconds=0.1))
     tokens = await asyncio.gather(*(cloud.accounts.get(None) for _ in range(100)))
     assert len({token.value for token in tokens}) == 1
     assert len(sandbox.history.token_calls) == 1
 
 
-async def test_each_account_has_its_own(sandbox: Sandbox, settings: Callable[..., Settings]) -> None:
+async def test_each_account_has_its_own(sandbox, settings):
     async with MarketingCloud(settings(mc_account_id="1"), EventListener()) as cloud:
         default, first, second = [await cloud.accounts.get(account) for account in (None, "1", "2")]
     assert default is first
@@ -57,9 +57,7 @@ async def test_each_account_has_its_own(sandbox: Sandbox, settings: Callable[...
     assert [call.account for call in sandbox.history.token_calls] == ["1", "2"]
 
 
-async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(
-    sandbox: Sandbox, cloud: MarketingCloud
-) -> None:
+async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(sandbox, cloud):
     old = await cloud.accounts.get(None)
     sandbox.faults.add(Latency(path="token", seconds=0.3))
 
@@ -95,9 +93,7 @@ async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(
         f"{fault.kind}-{getattr(fault, 'status', '')}-{(getattr(fault, 'body', '') or '')[:22]}"
     ),
 )
-async def test_token_trouble_of_the_default_account_is_told_without_a_secret(
-    sandbox: Sandbox, settings: Callable[..., Settings], fault: Status
-) -> None:
+async def test_token_trouble_of_the_default_account_is_told_without_a_secret(sandbox, settings, fault):
     sandbox.faults.add(fault)
     async with MarketingCloud(settings(http_timeout=0.5), EventListener()) as cloud:
         with pytest.raises(TokenTrouble) as trouble:
@@ -105,9 +101,7 @@ async def test_token_trouble_of_the_default_account_is_told_without_a_secret(
     assert "secret" not in str(trouble.value)
 
 
-async def test_what_the_token_endpoint_says_is_told_without_the_credentials(
-    sandbox: Sandbox, settings: Callable[..., Settings]
-) -> None:
+async def test_what_the_token_endpoint_says_is_told_without_the_credentials(sandbox, settings):
     body = (
         '{"error": "invalid_client", "error_description": "Client id-4711 with\\nsecret-0815 is no client"}'
     )
@@ -128,9 +122,7 @@ async def test_what_the_token_endpoint_says_is_told_without_the_credentials(
 
 
 @pytest.mark.parametrize("life", ["NaN", "0", "-5", "Infinity"])
-async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(
-    sandbox: Sandbox, cloud: MarketingCloud, life: str
-) -> None:
+async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(sandbox, cloud, life):
     body = f'{{"access_token": "token", "expires_in": {life}}}'
     sandbox.faults.add(Status(path="token", status=200, body=body))
     for _ in range(5):
@@ -138,7 +130,7 @@ async def test_a_life_that_is_none_does_not_cost_a_token_for_each_request(
     assert len(sandbox.history.token_calls) == 1
 
 
-async def test_only_the_token_that_was_turned_down_is_dropped(cloud: MarketingCloud) -> None:
+async def test_only_the_token_that_was_turned_down_is_dropped(cloud):
     first = await cloud.accounts.get(None)
     cloud.accounts.drop(None, first)
     second = await cloud.accounts.get(None)
@@ -148,8 +140,8 @@ async def test_only_the_token_that_was_turned_down_is_dropped(cloud: MarketingCl
 
 
 async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_their_mending(
-    sandbox: Sandbox, cloud: MarketingCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    sandbox, cloud, monkeypatch
+):
     monkeypatch.setattr(accounts, "REFRESH_PAUSE", 0.05)
     sandbox.faults.add(Status(path="token", status=401))
     proving = asyncio.create_task(cloud.accounts.keep_default_token())
@@ -160,7 +152,7 @@ async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_thei
     proving.cancel()
 
 
-async def test_the_old_token_lasts_while_the_refresh_fails(sandbox: Sandbox, cloud: MarketingCloud) -> None:
+async def test_the_old_token_lasts_while_the_refresh_fails(sandbox, cloud):
     old = await cloud.accounts.get(None)
     sandbox.faults.add(Status(path="token", status=503, count=1))
 

@@ -8,8 +8,8 @@ import aio_pika
 import pytest
 from jsonschema import Draft7Validator
 
-from tests.rig import Rig, journal_records, messenger, until
-from worker.amqp.connection import Connection, connect
+from tests.rig import journal_records, messenger, until
+from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.broker.status import publish_order, read_workers
 from worker.contract.schema import asyncapi
@@ -28,31 +28,27 @@ async def connection(make_settings: Make):
     await a_connection.close()
 
 
-async def test_declaring_twice_changes_nothing(connection: Connection, make_settings: Make) -> None:
+async def test_declaring_twice_changes_nothing(connection, make_settings):
     for _ in range(2):
         await topology.ensure(connection, make_settings())
     assert await topology.missing(connection, make_settings()) == []
     await topology.ensure(connection, make_settings(declare=False))
 
 
-async def test_without_the_right_to_declare_a_missing_object_is_named(
-    connection: Connection, make_settings: Make, prefix: str
-) -> None:
+async def test_without_the_right_to_declare_a_missing_object_is_named(connection, make_settings, prefix):
     with pytest.raises(TopologyError, match=f"^The exchange {prefix}.dead is missing: create it"):
         await topology.ensure(connection, make_settings(declare=False))
     assert len(await topology.missing(connection, make_settings())) == 8
 
 
-async def test_without_a_journal_no_stream_is_declared(connection: Connection, make_settings: Make) -> None:
+async def test_without_a_journal_no_stream_is_declared(connection, make_settings):
     await topology.ensure(connection, make_settings(journal=False))
     assert await topology.missing(connection, make_settings()) == [
         f"stream {topology.Topology(make_settings().prefix).journal}"
     ]
 
 
-async def test_a_queue_that_differs_is_told(
-    connection: Connection, make_settings: Make, prefix: str, clean_broker: str
-) -> None:
+async def test_a_queue_that_differs_is_told(connection, make_settings, prefix, clean_broker):
     other = await aio_pika.connect(clean_broker)
     async with other:
         channel = await other.channel()
@@ -61,9 +57,7 @@ async def test_a_queue_that_differs_is_told(
             await topology.ensure(connection, make_settings())
 
 
-async def test_a_request_that_the_queue_cannot_take_is_refused_and_not_dropped(
-    connection: Connection, make_settings: Make
-) -> None:
+async def test_a_request_that_the_queue_cannot_take_is_refused_and_not_dropped(connection, make_settings):
     names = topology.Topology(make_settings().prefix)
     for queue in (names.requests, names.replies, names.dead, names.partition(1)):
         arguments = names.arguments(queue, make_settings())
@@ -74,9 +68,7 @@ async def test_a_request_that_the_queue_cannot_take_is_refused_and_not_dropped(
     assert requests["x-single-active-consumer"] is True
 
 
-async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(rig, monkeypatch):
     """Streams, exchanges and the queues that the worker publishes to. One that it consumes ends the
     subscription, and the next one declares it."""
     monkeypatch.setattr(topology, "CHECK_INTERVAL", 0.1)
@@ -108,9 +100,7 @@ async def test_what_is_deleted_while_workers_run_is_declared_again_and_used(
     await until(lambda: service.intake.subscription is None, "the pause")
 
 
-async def test_a_binding_that_is_deleted_while_the_worker_runs_is_made_again(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_binding_that_is_deleted_while_the_worker_runs_is_made_again(rig, monkeypatch):
     monkeypatch.setattr(topology, "CHECK_INTERVAL", 0.1)
     requester = await rig.start()
     dead = f"{requester.prefix}.dead"
@@ -124,7 +114,7 @@ def validator(document: dict[str, Any], message: str, part: str = "payload") -> 
     return Draft7Validator({**schema, "components": document["components"]})
 
 
-async def test_replies_dead_letters_and_journal_records_follow_the_document(rig: Rig) -> None:
+async def test_replies_dead_letters_and_journal_records_follow_the_document(rig):
     requester = await rig.start()
     document = asyncapi(requester.prefix, "1.0.0")
 
@@ -145,8 +135,6 @@ async def test_replies_dead_letters_and_journal_records_follow_the_document(rig:
     assert (record["status"], record.get("asOf")) == ("rejected", envelope["asOf"])
 
 
-async def test_other_limits_of_the_journal_do_not_stop_the_worker(
-    connection: Connection, make_settings: Make
-) -> None:
+async def test_other_limits_of_the_journal_do_not_stop_the_worker(connection, make_settings):
     await topology.ensure(connection, make_settings())
     await topology.ensure(connection, make_settings(journal_max_age="7D", journal_max_bytes=5_000_000))

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from multidict import CIMultiDictProxy
@@ -63,7 +62,7 @@ def ids(span: ReadableSpan) -> tuple[str, str]:
     return f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"
 
 
-async def test_the_call_and_the_reply_carry_the_trace_that_the_request_came_with(traced: Traced) -> None:
+async def test_the_call_and_the_reply_carry_the_trace_that_the_request_came_with(traced):
     sent = await traced.requester.publish(messenger(), headers=CONTEXT, message_id="request-1")
     reply = await traced.requester.reply_message(sent)
     call, journey = await traced.spans(2)
@@ -78,7 +77,7 @@ async def test_the_call_and_the_reply_carry_the_trace_that_the_request_came_with
     assert call.attributes["http.response.status_code"] == 201
 
 
-async def test_a_replay_is_a_trace_of_its_own_linked_to_the_original(traced: Traced) -> None:
+async def test_a_replay_is_a_trace_of_its_own_linked_to_the_original(traced):
     replayed = {**CONTEXT, "x-ott-received-at": "2026-11-23T12:00:00.123456Z"}
     await traced.requester.ask(messenger(), key="replay", headers=replayed)
     await until(lambda: any(s.kind is SpanKind.CONSUMER for s in traced.exporter.get_finished_spans()))
@@ -97,21 +96,19 @@ async def test_a_replay_is_a_trace_of_its_own_linked_to_the_original(traced: Tra
     ],
     ids=["nonsense", "wrong types", "line ends"],
 )
-async def test_a_hostile_context_harms_nothing(traced: Traced, headers: dict[str, Any]) -> None:
+async def test_a_hostile_context_harms_nothing(traced, headers):
     reply = await traced.requester.ask(messenger(), headers=headers)
     assert reply["status"] == "registered"
     assert "X-Injected" not in traced.calls[0]
 
 
-def test_without_the_setting_opentelemetry_is_not_imported() -> None:
+def test_without_the_setting_opentelemetry_is_not_imported():
     code = "import sys, worker.cli.run; print(sorted(m for m in sys.modules if 'opentelemetry' in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-async def test_a_collector_that_does_not_answer_delays_the_end_by_3_seconds_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_collector_that_does_not_answer_delays_the_end_by_3_seconds_at_most(monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

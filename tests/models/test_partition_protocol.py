@@ -37,21 +37,21 @@ VIOLATIONS = {
         "the epoch is renewed",
     ],
 )
-def test_whatever_happens_nothing_is_lost_and_the_latest_wins(scenario: Scenario) -> None:
+def test_whatever_happens_nothing_is_lost_and_the_latest_wins(scenario):
     result = search(scenario)
     assert result.violations == {}
     assert result.states > 10_000
     assert result.ends > 0
 
 
-def test_take_over_after_take_over_nothing_is_lost_and_the_latest_wins() -> None:
+def test_take_over_after_take_over_nothing_is_lost_and_the_latest_wins():
     result = wander(LARGE, walks=500, seed=1)
     assert result.violations == {}
     assert result.ends == 500
 
 
 @pytest.mark.parametrize("protection", sorted(PROTECTIONS))
-def test_without_one_of_its_protections_the_protocol_breaks(protection: str) -> None:
+def test_without_one_of_its_protections_the_protocol_breaks(protection):
     scenario = Scenario(
         homes=MOVED,
         worker_takeovers=protection not in {"barrier", "one channel", "whole run again", "renewed epoch"},

@@ -54,12 +54,12 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def test_every_module_has_a_floor() -> None:
+def test_every_module_has_a_floor():
     rooms = {room(path) for path in ROOT.rglob("*.py")} - {"__init__"}
     assert rooms <= set(ROOMS)
 
 
-def test_imports_run_one_way() -> None:
+def test_imports_run_one_way():
     upward = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path, module in imports()
@@ -70,7 +70,7 @@ def test_imports_run_one_way() -> None:
     assert upward == []
 
 
-def test_the_amqp_and_http_clients_stay_in_their_rooms() -> None:
+def test_the_amqp_and_http_clients_stay_in_their_rooms():
     strays = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path, module in imports()
@@ -79,7 +79,7 @@ def test_the_amqp_and_http_clients_stay_in_their_rooms() -> None:
     assert strays == []
 
 
-def test_rooms_do_not_import_each_other_in_a_circle() -> None:
+def test_rooms_do_not_import_each_other_in_a_circle():
     edges: dict[str, set[str]] = {}
     for path, module in imports():
         if module.startswith("worker."):
@@ -100,15 +100,7 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
     assert [name for name in edges if name in reachable(name)] == []
 
 
-CLIENTS = {
-    "aiohttp",
-    "aiormq",
-    "cryptography",
-    "jinja2",
-    "opentelemetry",
-    "prometheus_client",
-    "structlog",
-}
+CLIENTS = {"aiohttp", "aiormq", "cryptography", "jinja2", "opentelemetry", "prometheus_client", "structlog"}
 IMPORTED = """
 import json, sys
 from typer.main import get_command
@@ -132,14 +124,14 @@ print(json.dumps(list(sys.modules)))
         ("run", {"aiormq", "aiohttp", "prometheus_client", "structlog"}),
     ],
 )
-def test_a_command_imports_the_libraries_that_it_needs_and_no_others(words: str, needed: set[str]) -> None:
+def test_a_command_imports_the_libraries_that_it_needs_and_no_others(words, needed):
     done = subprocess.run(
         [sys.executable, "-c", IMPORTED, *words.split()], capture_output=True, text=True, check=True
     )
     assert CLIENTS & set(json.loads(done.stdout)) == needed
 
 
-def test_the_client_for_publishers_loads_nothing_that_it_does_not_need() -> None:
+def test_the_client_for_publishers_loads_nothing_that_it_does_not_need():
     code = "import json, sys, worker.client; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}

@@ -37,7 +37,7 @@ def received(
     )
 
 
-def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
+def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery():
     first, again = (received(delivery(b"{}", build(correlation_id="c"))).id for _ in range(2))
     other = received(delivery(b"{}", build(correlation_id="d"))).id
     assert first == again != other
@@ -53,12 +53,12 @@ def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery() -> None:
         ({"x-ott-account-id": " 42"}, "42"),
     ],
 )
-def test_the_account_comes_from_the_header_or_the_setting(headers: dict, account: str) -> None:
+def test_the_account_comes_from_the_header_or_the_setting(headers, account):
     request = received(delivery(messenger("p"), build(headers=headers)), mc_account_id="default")
     assert request.resource == Resource(account, "messenger", "p")
 
 
-def test_the_clock_never_repeats_or_goes_back() -> None:
+def test_the_clock_never_repeats_or_goes_back():
     times = iter([100, 100, 50, 200])
     clock = ArrivalClock(lambda: next(times))
     assert [clock.stamp() for _ in range(4)] == [100, 101, 102, 200]
@@ -72,7 +72,7 @@ OPERATORS = {
 }
 
 
-def test_a_replay_keeps_the_time_and_the_id_of_its_original() -> None:
+def test_a_replay_keeps_the_time_and_the_id_of_its_original():
     request = received(delivery(properties=build(headers=OPERATORS), key="replay"))
     assert (request.is_replay, request.received_at, request.id) == (True, 1_000_000, "the-id")
 
@@ -87,9 +87,7 @@ def test_a_replay_keeps_the_time_and_the_id_of_its_original() -> None:
         (PREFIX, "Replay"),
     ],
 )
-def test_what_only_an_operator_may_say_is_believed_on_the_key_of_replays_alone(
-    exchange: str, key: str
-) -> None:
+def test_what_only_an_operator_may_say_is_believed_on_the_key_of_replays_alone(exchange, key):
     message = delivery(properties=build(headers=OPERATORS), key=key)
     message.exchange = exchange
     request = received(message)
@@ -107,7 +105,7 @@ def test_what_only_an_operator_may_say_is_believed_on_the_key_of_replays_alone(
         ("2999-01-01T00:00:00Z", NOW),  # later than it arrived
     ],
 )
-def test_a_request_tells_when_it_was_true(given: str, true_at: int) -> None:
+def test_a_request_tells_when_it_was_true(given, true_at):
     request = received(delivery(properties=build(headers={"x-ott-as-of": given})))
     assert (request.as_of, request.true_at, request.received_at) == (true_at, true_at, NOW)
 
@@ -116,7 +114,7 @@ def test_a_request_tells_when_it_was_true(given: str, true_at: int) -> None:
     "given",
     ["yesterday", "", "1970-01-01T00:00:01", "2026-02-30T00:00:00Z", "0001-01-01T00:00:00+14:00", 5, True],
 )
-def test_a_time_that_cannot_be_read_is_ignored_and_told(given: str | int) -> None:
+def test_a_time_that_cannot_be_read_is_ignored_and_told(given):
     told: list[str] = []
     events = EventListener()
     events.as_of_ignored = lambda request_id, _: told.append(request_id)  # type: ignore[method-assign]
@@ -125,12 +123,12 @@ def test_a_time_that_cannot_be_read_is_ignored_and_told(given: str | int) -> Non
     assert (request.as_of, request.true_at, told) == (None, NOW, ["m"])
 
 
-def test_a_time_from_the_future_is_not_believed() -> None:
+def test_a_time_from_the_future_is_not_believed():
     properties = build(headers={"x-ott-received-at": "2999-01-01T00:00:00.000000Z"})
     assert received(delivery(properties=properties, key="replay"), now=7).received_at == 7
 
 
-def test_a_sealed_body_opens_on_the_key_of_replays_alone() -> None:
+def test_a_sealed_body_opens_on_the_key_of_replays_alone():
     keys = f"one:{base64.b64encode(bytes(32)).decode()}"
     encryptor = Encryptor(load_settings(prefix=PREFIX, dead_letter_keys=keys))
     properties, sealed = encryptor.encrypt(build(headers=OPERATORS), messenger("p"))
@@ -145,7 +143,7 @@ def test_a_sealed_body_opens_on_the_key_of_replays_alone() -> None:
         assert (closed.parsed.reason, closed.parsed.errorcode) == ("invalid", 10004)
 
 
-def test_a_body_that_was_not_kept_is_oversize() -> None:
+def test_a_body_that_was_not_kept_is_oversize():
     message = delivery(b"")
     message.dropped = 5_000_000
     request = received(message)
@@ -155,17 +153,17 @@ def test_a_body_that_was_not_kept_is_oversize() -> None:
 
 
 @given(st.integers(0, 4 * 10**15))
-def test_times_survive_their_text(moment: int) -> None:
+def test_times_survive_their_text(moment):
     assert microseconds(text_of(moment)) == moment
 
 
 @given(st.text())
-def test_any_text_is_a_time_or_none(text: str) -> None:
+def test_any_text_is_a_time_or_none(text):
     assert microseconds(text) is None or isinstance(microseconds(text), int)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=100), st.integers(0, 0xFFFF))
-def test_any_bytes_are_received_without_an_exception(body: bytes, tail: bytes, flags: int) -> None:
+def test_any_bytes_are_received_without_an_exception(body, tail, flags):
     try:
         properties = Properties.parse(flags.to_bytes(2, "big") + tail)
     except ValueError:
@@ -174,13 +172,13 @@ def test_any_bytes_are_received_without_an_exception(body: bytes, tail: bytes, f
 
 
 @pytest.mark.parametrize("claim", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
-def test_a_time_beyond_the_years_that_can_be_written_is_no_time(claim: str) -> None:
+def test_a_time_beyond_the_years_that_can_be_written_is_no_time(claim):
     assert microseconds(claim) is None
     properties = build(headers={"x-ott-received-at": claim})
     assert received(delivery(properties=properties, key="replay")).received_at == NOW
 
 
-def test_a_floor_that_no_worker_can_have_written_is_not_believed() -> None:
+def test_a_floor_that_no_worker_can_have_written_is_not_believed():
     clock = ArrivalClock(lambda: 100)
     clock.raise_floor(2**62)
     assert clock.stamp() == 100

@@ -138,25 +138,25 @@ def values(name: str, attribute: str, **how: Any) -> list[object]:
     return [row.attributes.get(attribute) for row, _ in read(FILES / name, **how)[0]]
 
 
-def test_each_example_file_is_expected_to_be_something() -> None:
+def test_each_example_file_is_expected_to_be_something():
     assert {path.name for path in FILES.iterdir()} == READ.keys() | REFUSED.keys()
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_comes_out_of_a_file(name: str) -> None:
+def test_what_comes_out_of_a_file(name):
     rows, _ = read(FILES / name)
     assert [(row.line, kinds[0] if kinds else str(row.resource_id)) for row, kinds in rows] == READ[name]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_is_of_no_use_is_told_with_what_to_do(name: str) -> None:
+def test_a_file_that_is_of_no_use_is_told_with_what_to_do(name):
     with pytest.raises(WorkerError) as refusal:
         list(Reading((str(FILES / name),), "messenger").rows())
     assert REFUSED[name] in str(refusal.value)
     assert str(FILES / name) in str(refusal.value)
 
 
-def test_flags_are_taken_in_words_and_in_numbers() -> None:
+def test_flags_are_taken_in_words_and_in_numbers():
     given = [True, False, True, False, True, 1, "WAHR", "はい"]
     assert values("flags.csv", "isActive") == given
 
@@ -165,28 +165,28 @@ def test_flags_are_taken_in_words_and_in_numbers() -> None:
     ("name", "encoding", "page"),
     [("cp932.csv", "cp932", "髙島屋①㈱"), ("cp1252.csv", "cp1252", "Käse Müller")],
 )
-def test_the_encoding_that_the_message_names_is_the_right_one(name: str, encoding: str, page: str) -> None:
+def test_the_encoding_that_the_message_names_is_the_right_one(name, encoding, page):
     assert values(name, "pageName", encoding=encoding) == [page]
 
 
-def test_a_workbook_keeps_what_its_cells_are() -> None:
+def test_a_workbook_keeps_what_its_cells_are():
     (first, _), (second, _) = read(FILES / "workbook.xlsx")[0]
     assert first.attributes["applicationId"] == "1093076390764037"
     assert (first.attributes["isActive"], second.attributes["isActive"]) == (True, 0)
 
 
 @pytest.mark.parametrize("sheet", ["Channels", "channels", "2"])
-def test_another_sheet_is_read_when_it_is_named(sheet: str) -> None:
+def test_another_sheet_is_read_when_it_is_named(sheet):
     assert values("two_sheets.xlsx", "pageId", sheet=sheet) == ["1732555047025802"]
 
 
-def test_a_sheet_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_a_sheet_that_is_not_there_is_told_with_those_that_are():
     with pytest.raises(UsageError, match="has no sheet Pagse: --sheet may be Pages, Channels"):
         read(FILES / "two_sheets.xlsx", sheet="Pagse")
 
 
 @pytest.mark.parametrize("name", ["shifted.csv", "secret_as_id.csv", "swapped_columns.csv"])
-def test_a_secret_that_slid_into_another_column_is_not_shown(name: str) -> None:
+def test_a_secret_that_slid_into_another_column_is_not_shown(name):
     rows, warnings = read(FILES / name)
     shown = [*warnings, *(str(problem) for row, _ in rows for problem in row.problems)]
     secrets = (
@@ -223,7 +223,7 @@ WARNINGS = {
 
 
 @pytest.mark.parametrize("name", WARNINGS)
-def test_what_the_author_may_not_expect_is_warned_of(name: str) -> None:
+def test_what_the_author_may_not_expect_is_warned_of(name):
     told, path = read(FILES / name)[1], str(FILES / name)
     for warning, expected in zip(told, WARNINGS[name], strict=True):
         assert warning.startswith(expected.replace("{}", path))
@@ -276,7 +276,7 @@ def packed(path: Path, beginning: bytes, piece: bytes, pieces: int) -> str:
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_a_small_file_cannot_do_harm(name: str, tmp_path: Path) -> None:
+def test_a_small_file_cannot_do_harm(name, tmp_path):
     make, why = HARMFUL[name]
     path = make(tmp_path)
     begun = time.process_time()
@@ -290,7 +290,7 @@ def test_a_small_file_cannot_do_harm(name: str, tmp_path: Path) -> None:
     assert time.process_time() - begun < 40  # traced, which takes several times as long
 
 
-def test_what_is_written_as_a_workbook_is_read_back_as_text(tmp_path: Path) -> None:
+def test_what_is_written_as_a_workbook_is_read_back_as_text(tmp_path):
     cells = [
         "pageId",
         "1732555047025799",
@@ -313,9 +313,7 @@ def test_what_is_written_as_a_workbook_is_read_back_as_text(tmp_path: Path) -> N
     ("take", "parallel", "pause"),
     [(0.05, 200, 0.0), (0.5, 200, 0.0), (0.025, 1, 0.0), (2.0, 100, 0.0), (0.025, 1, 1.0)],
 )
-def test_a_job_has_no_more_rows_out_than_are_settled_in_two_seconds(
-    take: float, parallel: int, pause: float
-) -> None:
+def test_a_job_has_no_more_rows_out_than_are_settled_in_two_seconds(take, parallel, pause):
     """A worker that calls `parallel` rows at once, each for `take` seconds, and pauses after each 80th. The
     wait is what another request would find ahead of it."""
     pacer, now, waits = Pacer(), 0.0, []
@@ -333,7 +331,7 @@ def test_a_job_has_no_more_rows_out_than_are_settled_in_two_seconds(
     assert 4000 / now >= 0.7 * parallel / (take + pause / 80)
 
 
-def test_a_fixed_number_of_rows_may_be_out() -> None:
+def test_a_fixed_number_of_rows_may_be_out():
     assert Pacer(7).limit(0.0) == 7
 
 
@@ -356,7 +354,7 @@ CELLS = {
 
 @pytest.mark.parametrize("prefix", ["", "x:"])
 @pytest.mark.parametrize("name", CELLS)
-def test_what_a_cell_holds(tmp_path: Path, name: str, prefix: str) -> None:
+def test_what_a_cell_holds(tmp_path, name, prefix):
     """Also with prefixed elements and parts whose names are written otherwise, as some tools do."""
     xml, expected = CELLS[name]
     sheet = f'<worksheet xmlns:x="m"><sheetData><row r="2">{xml}</row></sheetData></worksheet>'
@@ -377,7 +375,7 @@ def test_what_a_cell_holds(tmp_path: Path, name: str, prefix: str) -> None:
     assert list(map(type, cells)) == list(map(type, expected))
 
 
-def test_the_name_of_a_file_is_shown_on_one_line_whatever_its_bytes(tmp_path: Path) -> None:
+def test_the_name_of_a_file_is_shown_on_one_line_whatever_its_bytes(tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9 \x1b[2J\n.csv"
     with open(path, "wb") as file:
         file.write(b"pageId,pageName\n1,a\n")

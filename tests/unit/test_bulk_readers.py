@@ -29,7 +29,7 @@ def attributes(row: Row) -> dict[str, Any]:
     return found
 
 
-def test_a_csv_row_becomes_the_json_object_of_the_api(tmp_path: Path) -> None:
+def test_a_csv_row_becomes_the_json_object_of_the_api(tmp_path):
     (row,) = read(
         tmp_path, "a.csv", "ottPlatformName,pageId,pageName,isActive\nmessenger,17,Engineers,true\n"
     )
@@ -76,7 +76,7 @@ TEXTS: dict[str, tuple[str | bytes, list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_comes_out_of_text(tmp_path: Path, name: str) -> None:
+def test_what_comes_out_of_text(tmp_path, name):
     content, expected = TEXTS[name]
     found = [attributes(row) for row in read(tmp_path, "a.csv", content)]
     assert found == expected
@@ -85,7 +85,7 @@ def test_what_comes_out_of_text(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path: Path) -> None:
+def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path):
     rows = read(tmp_path, "a.csv", 'pageId,pageName\n1,a\n2,"b"c\n3,c,d\n4,d\n')
     assert [(row.line, *map(str, row.problems)) for row in rows] == [
         (2,),
@@ -95,7 +95,7 @@ def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path: Path) -> None:
     ]
 
 
-def test_json_rows_are_sent_byte_for_byte(tmp_path: Path) -> None:
+def test_json_rows_are_sent_byte_for_byte(tmp_path):
     bodies = [b'{"ottPlatformName" : "line",  "x": "\\u00e4"}', b'{"b": [1, {"c": "]}\\\\"}]}']
     as_lines = read(tmp_path, "a.jsonl", b"\r\n\n".join(bodies))
     as_array = read(tmp_path, "a.json", b" \n[ " + b" ,\n".join(bodies) + b"\n]\n")
@@ -103,7 +103,7 @@ def test_json_rows_are_sent_byte_for_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_a_json_row_that_is_broken_spoils_no_other(tmp_path: Path, name: str) -> None:
+def test_a_json_row_that_is_broken_spoils_no_other(tmp_path, name):
     bodies = ['{"a": 1}', "nonsense", '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
     content = "\n".join(bodies) if name == "a.jsonl" else f"[{','.join(bodies)}]"
     rows = read(tmp_path, name, content)
@@ -126,12 +126,12 @@ def test_a_json_row_that_is_broken_spoils_no_other(tmp_path: Path, name: str) ->
         ("[1}", "at its beginning: a closing bracket has no opening one"),
     ],
 )
-def test_json_that_cannot_be_read_on_is_told(tmp_path: Path, content: str, why: str) -> None:
+def test_json_that_cannot_be_read_on_is_told(tmp_path, content, why):
     with pytest.raises(Unreadable, match=why):
         read(tmp_path, "a.json", content)
 
 
-def test_the_platform_given_for_all_rows_is_for_those_that_name_none(tmp_path: Path) -> None:
+def test_the_platform_given_for_all_rows_is_for_those_that_name_none(tmp_path):
     rows = read(tmp_path, "a.jsonl", '{"x": 1}\n{"ottPlatformName": "line"}\n', platform="messenger")
     assert [row.body for row in rows] == [
         b'{"ottPlatformName":"messenger","x":1}',
@@ -143,7 +143,7 @@ def test_the_platform_given_for_all_rows_is_for_those_that_name_none(tmp_path: P
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: str) -> None:
+def test_an_empty_file_has_no_rows(tmp_path, name, content):
     assert read(tmp_path, name, content) == []
 
 
@@ -160,9 +160,7 @@ def cut(content: bytes, size: int) -> Iterator[bytes]:
 
 @settings(max_examples=40)
 @given(st.lists(json_values, max_size=6), st.integers(1, 20), st.booleans())
-def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
-    values: list[Any], size: int, pretty: bool
-) -> None:
+def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(values, size, pretty):
     content = json.dumps(values, indent=2 if pretty else None, ensure_ascii=False).encode()
     assert [
         json.loads(element) for _, element in json_rows.values(cut(content, size), in_array=True)
@@ -171,7 +169,7 @@ def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
 
 @settings(max_examples=40)
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=6), st.integers(1, 20))
-def test_objects_are_cut_apart_wherever_the_chunks_end(values: list[Any], size: int) -> None:
+def test_objects_are_cut_apart_wherever_the_chunks_end(values, size):
     content = "\n".join(json.dumps(value, indent=1) for value in values).encode()
     assert [
         json.loads(document) for _, document in json_rows.values(cut(content, size), in_array=False)
@@ -179,7 +177,7 @@ def test_objects_are_cut_apart_wherever_the_chunks_end(values: list[Any], size: 
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path, name):
     def peak(rows: int) -> int:
         path = tmp_path / f"{rows}{name}"
         row = '{"ottPlatformName": "line", "ottPlatformAttributes": {"channelName": "%s"}}' % ("x" * 100)
@@ -200,6 +198,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     assert peak(4000) < 1.5 * peak(1000)
 
 
-def test_a_json_file_that_is_no_json_is_not_taken_for_csv(tmp_path: Path) -> None:
+def test_a_json_file_that_is_no_json_is_not_taken_for_csv(tmp_path):
     with pytest.raises(UsageError, match=r"a\.json: it is neither a JSON array nor JSON objects"):
         read(tmp_path, "a.json", "pageId,pageName\n1,A\n")

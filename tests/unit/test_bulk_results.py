@@ -1,7 +1,6 @@
 """The results file, what a later run makes of it, and what people see."""
 
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -27,21 +26,21 @@ REJECTED = RowResult(3, f"{JOB}-3", "rejected", None, None, ('A "name", say', "B
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.CSV", "results"])
-def test_what_is_written_can_be_read_back(tmp_path: Path, name: str) -> None:
+def test_what_is_written_can_be_read_back(tmp_path, name):
     with Results(tmp_path / name) as results:
         results.write(REGISTERED)
         results.write(REJECTED)
     assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
 
 
-def test_a_spreadsheet_takes_no_cell_for_a_formula(tmp_path: Path) -> None:
+def test_a_spreadsheet_takes_no_cell_for_a_formula(tmp_path):
     with Results(tmp_path / "r.csv") as results:
         results.write(RowResult(3, f"{JOB}-3", "rejected", "messenger", "=1+1", ("+cmd",)))
     written = (tmp_path / "r.csv").read_text(encoding="utf-8-sig")
     assert ",'=1+1,'+cmd," in written
 
 
-def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> None:
+def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path):
     with Results(tmp_path / "r.jsonl") as results:
         results.write(REGISTERED)
     assert (tmp_path / "r.jsonl").read_text() == (
@@ -62,9 +61,7 @@ def test_a_json_line_has_the_shape_that_the_contract_fixes(tmp_path: Path) -> No
         ("r.csv", '9,"' + "x" * 10_000),
     ],
 )
-def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
-    tmp_path: Path, name: str, torn: str
-) -> None:
+def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(tmp_path, name, torn):
     with Results(tmp_path / name) as results:
         results.write(REGISTERED)
     with (tmp_path / name).open("a", errors="surrogateescape") as file:
@@ -77,7 +74,7 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
 @pytest.mark.parametrize("content", ['{"ottPlatformName": "line"}', "pageId,pageName", "pageId\n", "17"])
-def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path: Path, name: str, content: str) -> None:
+def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match="holds something else in line 1"):
         list(read_results(tmp_path / name))
@@ -89,9 +86,7 @@ def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
 @pytest.mark.parametrize("resource", ["a\tb", "a\u00a0b", "a\nb", " a "])
-def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
-    tmp_path: Path, name: str, resource: str
-) -> None:
+def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(tmp_path, name, resource):
     with Results(tmp_path / name) as results:
         results.write(RowResult(1, f"{JOB}-1", "registered", "line", resource))
     with JobDatabase() as database:
@@ -99,7 +94,7 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(
         assert database.settled(row("line", resource, 1))
 
 
-def test_the_newest_registered_row_of_a_resource_is_known() -> None:
+def test_the_newest_registered_row_of_a_resource_is_known():
     with JobDatabase() as database:
         results = [
             RowResult(9, None, "registered", "line", "a"),
@@ -113,7 +108,7 @@ def test_the_newest_registered_row_of_a_resource_is_known() -> None:
         assert database.newest(row("line", "b")) == 0
 
 
-def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one() -> None:
+def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one():
     overtaken = [RowResult(9, None, "registered", "line", "a"), RowResult(4, None, "registered", "line", "a")]
     with JobDatabase() as database:
         database.load(overtaken)
@@ -124,14 +119,14 @@ def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_on
         assert not database.must_follow(row("line", "a", 9))
 
 
-def test_a_row_that_was_about_another_resource_is_told() -> None:
+def test_a_row_that_was_about_another_resource_is_told():
     with JobDatabase() as database:
         database.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
         with pytest.raises(UsageError, match="Row 1 is about another resource"):
             database.settled(row("line", "b", 1))
 
 
-def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
+def test_a_tally_takes_no_more_room_for_a_million_different_errors():
     tally = Tally()
     for row in range(MOST_ERRORS + 50):
         tally.add(RowResult(row, None, "failed", errors=(f"error {row}",)), str(row))
@@ -141,7 +136,7 @@ def test_a_tally_takes_no_more_room_for_a_million_different_errors() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_summary_fits_the_terminal(columns: int) -> None:
+def test_the_summary_fits_the_terminal(columns):
     tally = Tally(read=100_000)
     tally.add(
         RowResult(99_999, None, "failed", errors=("The gateway of this business unit is " + "very " * 20,)),
@@ -161,7 +156,7 @@ def test_the_summary_fits_the_terminal(columns: int) -> None:
 @pytest.mark.parametrize(
     ("wait", "text"), [(True, "3 published and not answered"), (False, "0 published, 3 not confirmed by the")]
 )
-def test_the_summary_tells_what_is_still_out(*, wait: bool, text: str) -> None:
+def test_the_summary_tells_what_is_still_out(*, wait, text):
     shown = io.StringIO()
     console = Console(file=shown, width=200)
     show_summary(console, Tally(read=3), 3, 1.0, wait=wait)

@@ -26,7 +26,7 @@ def call(seq: int, version: int) -> Call:
         ([3, 2, 1], 2),
     ],
 )
-def test_order_violations(versions: list[int], violations: int) -> None:
+def test_order_violations(versions, violations):
     calls = [call(seq, version) for seq, version in enumerate(versions)]
     evidence = Evidence(
         sent=[],

@@ -140,9 +140,7 @@ SPECS = st.lists(st.tuples(st.none() | st.integers(-5, 15), ANSWERS), min_size=1
 
 @given(specs=SPECS)
 @settings(max_examples=60, deadline=None)
-def test_the_page_ends_as_one_by_one_would_have_left_it_wherever_the_worker_dies(
-    specs: list[tuple[int | None, str]],
-) -> None:
+def test_the_page_ends_as_one_by_one_would_have_left_it_wherever_the_worker_dies(specs):
     alone = asyncio.run(World(requests_of(*specs)).work())
     accepted = [each for each in alone.requests if each.answer == "registered"]
     newest = max(accepted, key=lambda each: (each.true_at, each.place), default=None)
@@ -162,7 +160,7 @@ def test_the_page_ends_as_one_by_one_would_have_left_it_wherever_the_worker_dies
 
 
 @pytest.mark.parametrize(("count", "calls"), [(AFTER, AFTER), (AFTER + 1, 1), (200, 1)])
-async def test_only_where_many_wait_the_older_ones_are_not_called(count: int, calls: int) -> None:
+async def test_only_where_many_wait_the_older_ones_are_not_called(count, calls):
     world = await World(requests_of(*[(None, "registered")] * count)).work()
     assert len(world.called) == calls
     if calls == 1:
@@ -170,18 +168,18 @@ async def test_only_where_many_wait_the_older_ones_are_not_called(count: int, ca
         assert world.acknowledged[-1].place == count - 1  # after all that it superseded
 
 
-async def test_one_that_is_not_registered_is_settled_and_the_next_newest_is_called() -> None:
+async def test_one_that_is_not_registered_is_settled_and_the_next_newest_is_called():
     specs = [(None, "registered")] * 8 + [(None, "rejected"), (None, "failed")]
     world = await World(requests_of(*specs)).work()
     assert [each.place for each in world.called] == [9, 8, 7]
 
 
-async def test_with_0_all_go_one_by_one_in_the_order_of_the_queue() -> None:
+async def test_with_0_all_go_one_by_one_in_the_order_of_the_queue():
     world = await World(requests_of(*[(None, "registered")] * 50), after=0).work()
     assert [each.place for each in world.called] == list(range(50))
 
 
-async def test_a_forced_replay_is_never_superseded() -> None:
+async def test_a_forced_replay_is_never_superseded():
     requests = requests_of(*[(None, "registered")] * 10)
     requests[4].is_replay = requests[4].forced = True
     world = await World(requests).work()

@@ -18,7 +18,7 @@ from worker.broker.requirements import policy_warnings, version_warnings
         ("unknown", []),
     ],
 )
-def test_a_version_is_warned_of_where_it_breaks_a_promise(version: str, words: list[str]) -> None:
+def test_a_version_is_warned_of_where_it_breaks_a_promise(version, words):
     warnings = version_warnings(version)
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
@@ -33,7 +33,7 @@ def test_a_version_is_warned_of_where_it_breaks_a_promise(version: str, words: l
         ({"delayed-retry-type": "all", "consumer-timeout": 1}, ["delayed-retry-type", "consumer-timeout"]),
     ],
 )
-def test_a_policy_is_warned_of_where_it_breaks_a_promise(policy: dict[str, object], words: list[str]) -> None:
+def test_a_policy_is_warned_of_where_it_breaks_a_promise(policy, words):
     warnings = policy_warnings("ott.requests", policy, 600.0)
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))

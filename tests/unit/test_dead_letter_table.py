@@ -5,10 +5,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -52,7 +50,7 @@ PAGE = letter(messenger("1732555047025799", "  =Engineers, 株式会社"))
 CHANNEL = letter(json.dumps(LINE).encode(), "line-1")
 
 
-def test_a_row_holds_what_the_letter_says_and_no_secret() -> None:
+def test_a_row_holds_what_the_letter_says_and_no_secret():
     (cells,) = exported(PAGE)
     assert (cells["id"], cells["reason"], cells["error"]) == ("6f1c0a52-d0b1", "rejected", "'=cmd()")
     assert (cells["pageId"], cells["isActive"], cells["accountId"]) == (
@@ -69,7 +67,7 @@ def test_a_row_holds_what_the_letter_says_and_no_secret() -> None:
 @pytest.mark.parametrize("reveal", [False, True])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_what_was_not_changed_changes_nothing(reveal: bool, delimiter: str, quoting: int) -> None:
+def test_what_was_not_changed_changes_nothing(reveal, delimiter, quoting):
     table = patches(saved(exported(PAGE, CHANNEL, reveal=reveal), delimiter, quoting=quoting))
     assert (table.of(PAGE), table.of(CHANNEL)) == (None, None)
 
@@ -88,9 +86,7 @@ def as_text(cells: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("spoil", [as_spreadsheet, rounded, as_text])
-def test_what_a_spreadsheet_does_to_cells_by_itself_changes_nothing(
-    spoil: Callable[[dict[str, str]], None],
-) -> None:
+def test_what_a_spreadsheet_does_to_cells_by_itself_changes_nothing(spoil):
     (cells,) = exported(PAGE)
     spoil(cells)
     assert patches(saved([cells])).of(PAGE) is None
@@ -105,7 +101,7 @@ def test_what_a_spreadsheet_does_to_cells_by_itself_changes_nothing(
         ({"pageName": ""}, None),
     ],
 )
-def test_a_changed_cell_is_the_patch(changes: dict[str, str], fields: dict[str, Any] | None) -> None:
+def test_a_changed_cell_is_the_patch(changes, fields):
     (cells,) = exported(PAGE)
     cells.update(changes)
     assert patches(saved([cells], ";")).of(PAGE) == (Patch(fields) if fields else None)
@@ -119,16 +115,14 @@ def test_a_changed_cell_is_the_patch(changes: dict[str, str], fields: dict[str, 
         ({"accountId": "7"}, "accountId cannot be changed"),
     ],
 )
-def test_a_changed_cell_that_cannot_be_trusted_leaves_the_letter_where_it_is(
-    changes: dict[str, str], problem: str
-) -> None:
+def test_a_changed_cell_that_cannot_be_trusted_leaves_the_letter_where_it_is(changes, problem):
     (cells,) = exported(PAGE)
     cells.update(changes)
     with pytest.raises(Unfit, match=f"^line 2: .*{problem}"):
         patches(saved([cells])).of(PAGE)
 
 
-def test_rows_that_contradict_each_other_or_name_no_letter_are_told() -> None:
+def test_rows_that_contradict_each_other_or_name_no_letter_are_told():
     (first,), (second,) = exported(PAGE), exported(PAGE)
     second["pageName"] = "another"
     with pytest.raises(UsageError, match=r"lines 2 and 3 are both about the letter [abcdf]"):
@@ -141,7 +135,7 @@ def test_rows_that_contradict_each_other_or_name_no_letter_are_told() -> None:
 
 
 @pytest.mark.parametrize("body", [b"no json", b"[]", b'{"ottPlatformAttributes": 7}', b'{"a": {"b": 1}}'])
-def test_a_letter_that_is_no_registration_has_a_row_all_the_same(body: bytes) -> None:
+def test_a_letter_that_is_no_registration_has_a_row_all_the_same(body):
     (cells,) = exported(letter(body))
     assert (cells["id"], cells["pageId"]) == ("6f1c0a52-d0b1", "")
 
@@ -163,17 +157,17 @@ MICROSECOND = 1_000_000
         ("2026-11-23T10:00:00+02:00", datetime(2026, 11, 23, 8, tzinfo=UTC)),
     ],
 )
-def test_a_time_is_absolute_in_utc_or_a_while_ago(text: str, expected: datetime) -> None:
+def test_a_time_is_absolute_in_utc_or_a_while_ago(text, expected):
     assert moment(text, "--since", lambda: NOON) == int(expected.timestamp() * MICROSECOND)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2x", "-1h", "2026-13-01"])
-def test_another_time_is_wrong_usage(text: str) -> None:
+def test_another_time_is_wrong_usage(text):
     with pytest.raises(UsageError, match="--until must be a time"):
         moment(text, "--until")
 
 
-def test_a_patch_sets_attributes_the_platform_and_flags() -> None:
+def test_a_patch_sets_attributes_the_platform_and_flags():
     patch = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"])
     assert patch.fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
     patched = patch.apply(messenger("p", "old"), 10_000)
@@ -181,7 +175,7 @@ def test_a_patch_sets_attributes_the_platform_and_flags() -> None:
     assert b'"pageName":"a=b"' in patched.body
 
 
-def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest() -> None:
+def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest():
     body = b'{"zebra":1,"ottPlatformName":"messenger","ottPlatformAttributes":' + (
         str(MESSENGER["ottPlatformAttributes"]).replace("'", '"').replace("True", "true").encode() + b"}"
     )
@@ -199,13 +193,13 @@ def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest() -> None:
         (messenger("x" * 500), "The body is larger than 500 bytes"),
     ],
 )
-def test_what_is_still_wrong_is_told_in_the_words_of_the_api(body: bytes, problem: str) -> None:
+def test_what_is_still_wrong_is_told_in_the_words_of_the_api(body, problem):
     with pytest.raises(Unfit) as unfit:
         parse(["pageName=new"]).apply(body, 500)
     assert problem in str(unfit.value)
 
 
-def test_a_value_comes_from_a_file(tmp_path: Path) -> None:
+def test_a_value_comes_from_a_file(tmp_path):
     Path(tmp_path / "token").write_text("\ufeffsecret\r\n")
     patch = parse([f"pageAccessToken=@{tmp_path / 'token'}"])
     assert patch.fields == {"pageAccessToken": "secret"}
@@ -213,7 +207,7 @@ def test_a_value_comes_from_a_file(tmp_path: Path) -> None:
         parse(["pageName=-"])
 
 
-def test_an_error_never_holds_a_value() -> None:
+def test_an_error_never_holds_a_value():
     with pytest.raises(UsageError) as error:
         parse([f"accessToken={LINE['ottPlatformAttributes']['channelSecret']}"])
     assert LINE["ottPlatformAttributes"]["channelSecret"] not in str(error.value)

@@ -30,14 +30,14 @@ def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
     return open_letter(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), NO_KEYS, None)
 
 
-def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay() -> None:
+def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay():
     headers = {"x-ott-received-at": text_of(NOON), "x-ott-reason": "exhausted"}
     stamped = letter(build(headers=headers))
     assert (stamped.received_at, stamped.received_after) == (NOON, NOON)
     assert replayed(stamped, force=False).header("x-ott-received-at") == text_of(NOON)
 
 
-def test_the_time_of_another_clock_counts_as_early_as_that_clock_may_be_ahead() -> None:
+def test_the_time_of_another_clock_counts_as_early_as_that_clock_may_be_ahead():
     moment = datetime.fromtimestamp(NOON / 1_000_000, UTC)
     published = letter(build(timestamp=moment))
     assert (published.received_at, published.received_after) == (NOON, NOON - SKEW)
@@ -47,7 +47,7 @@ def test_the_time_of_another_clock_counts_as_early_as_that_clock_may_be_ahead() 
 @pytest.mark.parametrize(
     ("key", "believed"), [("", True), ("replay", True), ("request", False), ("p.requests", False)]
 )
-def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key: str, believed: bool) -> None:
+def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key, believed):
     """The worker publishes its letters without a routing key; the broker's keep the one that they came by."""
     keys = f"one:{base64.b64encode(bytes(32)).decode()}"
     encryptor = Encryptor(load_settings(dead_letter_keys=keys, prefix="p"))
@@ -83,7 +83,7 @@ def brokers_letter(routing_key: str, **headers: str | int | bool) -> Letter:
 
 
 @pytest.mark.parametrize("key", ["request", "ott.registration.requests", "any key, with CC"])
-def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it(key: str) -> None:
+def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it(key):
     found = brokers_letter(key)
     assert found.is_brokers
     assert (found.id, found.reason, found.error, found.replays) == ("the-id", "unknown", "", 0)
@@ -94,7 +94,7 @@ def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it
     assert not replay.has_header("CC")
 
 
-def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time() -> None:
+def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time():
     found = brokers_letter("replay")
     assert (found.id, found.replays, found.received_after) == ("another", 7, NOON + 60_000_000)
 
@@ -102,16 +102,14 @@ def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time() -> None:
 @pytest.mark.parametrize(
     ("came_by", "time", "replays"), [("request", NOON, 0), ("replay", NOON + 60_000_000, 7)]
 )
-def test_a_letter_from_a_partition_has_the_time_of_its_router_unless_it_was_a_replay(
-    came_by: str, time: int, replays: int
-) -> None:
+def test_a_letter_from_a_partition_has_the_time_of_its_router_unless_it_was_a_replay(came_by, time, replays):
     routed = {"x-ott-came-by": came_by, "x-ott-arrived-at": NOON, "x-ott-epoch": 3}
     found = brokers_letter("ott.registration.requests.2", **routed)
     assert (found.received_after, found.replays) == (time, replays)
     assert not [name for name in routed if replayed(found, force=False).has_header(name)]
 
 
-def test_an_id_that_a_router_made_up_is_not_the_requests() -> None:
+def test_an_id_that_a_router_made_up_is_not_the_requests():
     first, second = (
         brokers_letter(
             f"ott.registration.requests.{n}", **{"x-ott-no-message-id": True, "x-ott-came-by": "request"}
@@ -121,7 +119,7 @@ def test_an_id_that_a_router_made_up_is_not_the_requests() -> None:
     assert first.id == second.id != "the-id"
 
 
-def test_what_the_worker_rejected_for_its_size_is_called_oversize() -> None:
+def test_what_the_worker_rejected_for_its_size_is_called_oversize():
     death = Properties({"headers": encode.field_table({"x-death": [{"reason": "rejected"}]})})
     assert letter(death).reason == "oversize"
 
@@ -135,9 +133,7 @@ def test_what_the_worker_rejected_for_its_size_is_called_oversize() -> None:
         ("replay", "p.dead", "a123456789abcdef", False),  # the header of an earlier letter
     ],
 )
-def test_a_letter_has_the_id_that_the_worker_drew_or_a_digest(
-    routing_key: str, exchange: str, given: str, is_believed: bool
-) -> None:
+def test_a_letter_has_the_id_that_the_worker_drew_or_a_digest(routing_key, exchange, given, is_believed):
     def opened(body: bytes = b"{}", **headers: str | int) -> Letter:
         properties = build(headers={"x-ott-letter": given, **headers})
         delivery = Delivery(1, body, properties, False, 0.0, exchange, routing_key)
@@ -153,7 +149,7 @@ def test_a_letter_has_the_id_that_the_worker_drew_or_a_digest(
 
 
 @pytest.mark.parametrize("partition", ["", ".2"])
-def test_the_publishers_user_is_known_where_it_said_so(partition: str) -> None:
+def test_the_publishers_user_is_known_where_it_said_so(partition):
     asked = Delivery(1, b"{}", build(user_id="shop", headers={"x-ott-came-from": "forged"}), False, 0.0)
     if partition:
         message = routed(replace(asked, exchange="p", routing_key="request"), "p.requests.2", 1, NOON, "p")
@@ -162,7 +158,7 @@ def test_the_publishers_user_is_known_where_it_said_so(partition: str) -> None:
     assert open_letter(asked, NO_KEYS, None).user == "shop"
 
 
-def test_without_any_time_a_replay_counts_as_the_oldest_of_all() -> None:
+def test_without_any_time_a_replay_counts_as_the_oldest_of_all():
     timeless = letter(build(message_id="m"))
     assert (timeless.received_at, timeless.received_after) == (None, 0)
 
@@ -176,7 +172,7 @@ def registration(**attributes: object) -> bytes:
     return json.dumps({**MESSENGER, "ottPlatformAttributes": attributes}).encode()
 
 
-def test_public_fields_are_shown_and_of_secrets_the_type_and_the_length() -> None:
+def test_public_fields_are_shown_and_of_secrets_the_type_and_the_length():
     body = shown(messenger("p", "a name", applicationSecret="0123456789"))["body"]["ottPlatformAttributes"]
     assert (body["pageId"], body["pageName"], body["isActive"]) == ("p", "a name", True)
     assert body["applicationSecret"] == "<string, 10 characters>"
@@ -195,12 +191,9 @@ def test_public_fields_are_shown_and_of_secrets_the_type_and_the_length() -> Non
         ("", ""),
     ],
 )
-def test_a_field_that_no_platform_has_is_described(value: object, described: object) -> None:
+def test_a_field_that_no_platform_has_is_described(value, described):
     body = json.dumps({"note": value, "ottPlatformAttributes": {"pageAcessToken": value}}).encode()
-    assert shown(body)["body"] == {
-        "note": described,
-        "ottPlatformAttributes": {"pageAcessToken": described},
-    }
+    assert shown(body)["body"] == {"note": described, "ottPlatformAttributes": {"pageAcessToken": described}}
     assert shown(body, reveal=True)["body"]["note"] == value
 
 
@@ -213,17 +206,17 @@ def test_a_field_that_no_platform_has_is_described(value: object, described: obj
         ("https://[canary", "***"),
     ],
 )
-def test_of_a_url_the_query_and_the_user_are_not_shown(url: str, seen: str) -> None:
+def test_of_a_url_the_query_and_the_user_are_not_shown(url, seen):
     assert shown(registration(endpointUrl=url))["body"]["ottPlatformAttributes"]["endpointUrl"] == seen
 
 
-def test_a_secret_of_the_body_is_masked_where_a_public_field_repeats_it() -> None:
+def test_a_secret_of_the_body_is_masked_where_a_public_field_repeats_it():
     body = registration(pageName="it is canary/1 here", pageAccessToken="canary/1")
     properties = build(correlation_id="x canary%2F1", headers={"x-ott-error": "10005 canary\\/1"})
     assert "canary" not in json.dumps(shown(body, properties))
 
 
-def test_our_headers_and_the_brokers_are_shown_and_others_described() -> None:
+def test_our_headers_and_the_brokers_are_shown_and_others_described():
     death = {"reason": "expired", "queue": "q", "routing-keys": ["request"], "note": "canary"}
     table = {
         "x-ott-reason": "exhausted",
@@ -251,7 +244,7 @@ HEADERS = st.dictionaries(
 
 
 @given(body=st.binary(max_size=60), headers=HEADERS, raw=st.binary(max_size=20))
-def test_no_letter_stops_the_commands_whatever_it_holds(body: bytes, headers: dict, raw: bytes) -> None:
+def test_no_letter_stops_the_commands_whatever_it_holds(body, headers, raw):
     entries = b"".join(bytes((len(name),)) + name.encode() + value for name, value in headers.items())
     properties = Properties(
         {
@@ -270,6 +263,6 @@ def test_no_letter_stops_the_commands_whatever_it_holds(body: bytes, headers: di
     "death",
     ["no list", [], ["no table"], [{"reason": {"a": 1}, "time": "never"}], [{"reason": 7, "queue": []}]],
 )
-def test_a_death_that_is_none_is_told_as_far_as_it_goes(death: object) -> None:
+def test_a_death_that_is_none_is_told_as_far_as_it_goes(death):
     properties = Properties({"headers": encode.field_table({"x-death": death})})
     assert isinstance(shown(b"{}", properties)["reason"], str)

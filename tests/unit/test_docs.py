@@ -36,7 +36,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings(page: Path) -> None:
+def test_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text_of(page)):
         path, _, anchor = target.partition("#")
         leads_to = (page.parent / path).resolve() if path else page
@@ -44,13 +44,13 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(leads_to), target
 
 
-def test_pages_that_are_made_from_the_code_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_are_made_from_the_code_are_up_to_date(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reference"])
     outdated = runpy.run_path(str(DEPLOY / "lib" / "reference.py"))["outdated"]
     assert outdated() == [], "run deploy/fix"
 
 
-def test_the_version_is_the_one_of_the_newest_release_notes_and_of_the_pages() -> None:
+def test_the_version_is_the_one_of_the_newest_release_notes_and_of_the_pages():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     notes = (DEPLOY / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\S+)", notes, re.MULTILINE)[0] == version
@@ -61,7 +61,7 @@ def test_the_version_is_the_one_of_the_newest_release_notes_and_of_the_pages() -
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None:
+def test_every_command_that_is_named_exists_with_its_options(page):
     if page.name == "CHANGELOG.md":
         return  # tells what was
     for command, rest in COMMAND.findall(page.read_text(encoding="utf-8")):
@@ -74,7 +74,7 @@ def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None
             assert option in result.output, (words, option)
 
 
-def test_the_figures_on_the_first_screen_are_the_measured_ones() -> None:
+def test_the_figures_on_the_first_screen_are_the_measured_ones():
     report = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
     grey = re.search(r"^\| 50 % \|.*\| (\d\.\d\d) \|$", report, re.MULTILINE)
     limit = re.search(r"^\| 200 \| (\d+\.\d) \((\d\.\d\d)\)", report, re.MULTILINE)

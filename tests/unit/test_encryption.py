@@ -2,7 +2,6 @@
 
 import base64
 import os
-from pathlib import Path
 
 import pytest
 
@@ -34,7 +33,7 @@ def letter(**headers: str) -> Properties:
     return build(headers={**about, "x-ott-account-id": "7", "x-ott-reason": "invalid", **headers})
 
 
-def test_a_sealed_body_shows_nothing_and_opens_again() -> None:
+def test_a_sealed_body_shows_nothing_and_opens_again():
     with_keys = encryptor(key("one"))
     properties, sealed = with_keys.encrypt(letter(), BODY)
     assert b"secret" not in sealed
@@ -43,14 +42,14 @@ def test_a_sealed_body_shows_nothing_and_opens_again() -> None:
     assert with_keys.decrypt(properties, sealed) == BODY
 
 
-def test_without_keys_nothing_is_sealed() -> None:
+def test_without_keys_nothing_is_sealed():
     properties, body = encryptor(None).encrypt(letter(), BODY)
     assert body == BODY
     assert not properties.has_header(ENCRYPTION_KEY_HEADER)
     assert encryptor(None).decrypt(properties, body) == BODY
 
 
-def test_what_looks_sealed_is_sealed_like_any_other_body() -> None:
+def test_what_looks_sealed_is_sealed_like_any_other_body():
     with_keys = encryptor(key("one"))
     properties, looks_sealed = with_keys.encrypt(letter(), BODY)
     again = with_keys.encrypt(properties, looks_sealed)[1]
@@ -58,7 +57,7 @@ def test_what_looks_sealed_is_sealed_like_any_other_body() -> None:
     assert with_keys.decrypt(properties, again) == looks_sealed
 
 
-def test_a_letter_that_an_earlier_version_has_sealed_still_opens() -> None:
+def test_a_letter_that_an_earlier_version_has_sealed_still_opens():
     """Made by the version before, with a key of 32 zero bytes."""
     zeros = f"old:{base64.b64encode(bytes(32)).decode()}"
     sealed = bytes.fromhex(OLD)
@@ -67,7 +66,7 @@ def test_a_letter_that_an_earlier_version_has_sealed_still_opens() -> None:
         encryptor(zeros).decrypt(letter(**{"x-ott-request-id": "request-2"}), sealed)
 
 
-def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens() -> None:
+def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens():
     old, new = key("old"), key("new")
     before = encryptor(old).encrypt(letter(), BODY)
     rotated = encryptor(f"{new}\n{old}")
@@ -78,7 +77,7 @@ def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens() -> Non
         encryptor(old).decrypt(properties, sealed)
 
 
-def test_a_rotation_by_file_needs_no_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rotation_by_file_needs_no_restart(tmp_path, monkeypatch):
     file, old, new = tmp_path / "keys", key("old"), key("new")
     file.write_text(old)
     monkeypatch.setenv("OTT_DEAD_LETTER_KEYS_FILE", str(file))
@@ -103,7 +102,7 @@ WHY = {
 
 
 @pytest.mark.parametrize("change", WHY)
-def test_a_sealed_body_opens_only_as_it_was_and_where_it_was_and_says_why_not(change: str) -> None:
+def test_a_sealed_body_opens_only_as_it_was_and_where_it_was_and_says_why_not(change):
     keys = key("one")
     properties, sealed = encryptor(keys).encrypt(letter(), BODY)
     headers = {
@@ -130,7 +129,7 @@ def test_a_sealed_body_opens_only_as_it_was_and_where_it_was_and_says_why_not(ch
     "keys",
     ["no-colon", "id:short", f"id:{'A' * 43}=,id:{'A' * 43}=", f"bad id!:{'A' * 43}=", f":{'A' * 43}="],
 )
-def test_wrong_keys_stop_the_start_in_one_line_that_shows_no_key(keys: str) -> None:
+def test_wrong_keys_stop_the_start_in_one_line_that_shows_no_key(keys):
     with pytest.raises(SettingsError) as caught:
         load_settings(dead_letter_keys=keys)
     assert str(caught.value).startswith("OTT_DEAD_LETTER_KEYS must be ID:KEY")
@@ -138,7 +137,7 @@ def test_wrong_keys_stop_the_start_in_one_line_that_shows_no_key(keys: str) -> N
     assert "short" not in str(caught.value)
 
 
-def test_headers_that_must_go_are_never_those_that_a_sealed_body_needs_to_open() -> None:
+def test_headers_that_must_go_are_never_those_that_a_sealed_body_needs_to_open():
     with_keys = encryptor(key("one"))
     many = {f"h{n}": True for n in range(15_000)}
     properties, sealed = with_keys.encrypt(letter().changed(many), BODY)

@@ -126,7 +126,7 @@ def seeded() -> None:
 
 @pytest.mark.parametrize("status", [500, 503])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
-def test_a_grey_failure_is_no_outage(share: float, status: int) -> None:
+def test_a_grey_failure_is_no_outage(share, status):
     """At least 80 % of what would be reached with no gate at all, the start included."""
 
     def rate(*, with_flow: bool) -> float:
@@ -138,7 +138,7 @@ def test_a_grey_failure_is_no_outage(share: float, status: int) -> None:
 @pytest.mark.parametrize(("hint", "seconds"), [(0.0, 60), (1.0, 120)])
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("limit", [5, 40, 200])
-def test_a_speed_limit_is_a_pace(limit: float, status: int, hint: float, seconds: float) -> None:
+def test_a_speed_limit_is_a_pace(limit, status, hint, seconds):
     """With `Retry-After` it takes longer, because each second that was asked for is waited by all."""
     for _ in range(2):
         world = World(limited(limit, status, hint), seconds).run()
@@ -149,7 +149,7 @@ def test_a_speed_limit_is_a_pace(limit: float, status: int, hint: float, seconds
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("limit", [40, 200])
-def test_a_limit_of_calls_in_each_second_is_a_pace(limit: float, status: int) -> None:
+def test_a_limit_of_calls_in_each_second_is_a_pace(limit, status):
     """An upstream that takes so many at once, and then none until the second is over."""
     world = World(windowed(limit, status), 60).run()
     assert world.rate >= 0.9 * limit
@@ -157,7 +157,7 @@ def test_a_limit_of_calls_in_each_second_is_a_pace(limit: float, status: int) ->
     assert not world.exhausted
 
 
-def test_a_limit_that_was_raised_or_lowered_is_found_again() -> None:
+def test_a_limit_that_was_raised_or_lowered_is_found_again():
     slow, fast = limited(5, 429, 0), limited(200, 429, 0)
     world = World(lambda now, _: (fast if 40 <= now < 80 else slow)(now), 120).run()
     assert len([at for at in world.answers if 70 < at <= 80]) > 0.8 * 10 * 200
@@ -175,14 +175,14 @@ def test_a_limit_that_was_raised_or_lowered_is_found_again() -> None:
     ],
     ids=["all are throttled", "so many a minute"],
 )
-def test_what_other_limiters_broke_at(upstream: Behaviour, most_calls: int, least_answers: int) -> None:
+def test_what_other_limiters_broke_at(upstream, most_calls, least_answers):
     world = World(upstream, 100).run()
     assert len(world.calls) <= most_calls + len(world.answers)
     assert len(world.answers) >= least_answers
 
 
 @pytest.mark.parametrize("more", [{}, {"limit": 10}], ids=["pace", "limit"])
-def test_idle_time_allows_no_burst(more: dict[str, float]) -> None:
+def test_idle_time_allows_no_burst(more):
     """github.com/pelikan-io/rustcommon/issues/36"""
     clock = Clock()
     flow = new_flow(clock, **more)
@@ -202,7 +202,7 @@ def test_idle_time_allows_no_burst(more: dict[str, float]) -> None:
     assert burst <= 5
 
 
-def test_a_machine_that_was_suspended_in_an_outage_makes_one_probe() -> None:
+def test_a_machine_that_was_suspended_in_an_outage_makes_one_probe():
     clock = Clock()
     flow = closed(clock)
     clock.now += 3600
@@ -210,20 +210,20 @@ def test_a_machine_that_was_suspended_in_an_outage_makes_one_probe() -> None:
     assert flow.wait() is None
 
 
-def test_a_limit_that_turns_into_failures_at_any_pace_is_dropped() -> None:
+def test_a_limit_that_turns_into_failures_at_any_pace_is_dropped():
     limit, grey = limited(40, 503, 0), failing(0.7, 503)
     world = World(lambda now, _: (limit if now < 30 else grey)(now), 60).run()
     assert len([at for at in world.answers if at > 40]) > 20 * 50
 
 
-def test_a_pause_that_is_asked_for_again_and_again_ends_when_the_limit_does() -> None:
+def test_a_pause_that_is_asked_for_again_and_again_ends_when_the_limit_does():
     """Though each is longer than the time between two calls."""
     world = World(lambda now, _: (429, 30.0) if now < 200 else (200, 0.0), 260).run()
     assert len([call for call in world.calls if call < 200]) < 16 + 200 / 30 + 1
     assert len([answer for answer in world.answers if answer > 250]) > 1000
 
 
-def test_an_outage_is_a_pause_with_one_probe_at_a_time_and_costs_no_attempt() -> None:
+def test_an_outage_is_a_pause_with_one_probe_at_a_time_and_costs_no_attempt():
     world = World(lambda now, _: (503 if 10 <= now < 35 else 200, 0.0), 60, attempts=2).run()
     during = [call for call in world.calls if 10.2 < call < 35]
     assert 4 <= len(during) < 20
@@ -236,7 +236,7 @@ def test_an_outage_is_a_pause_with_one_probe_at_a_time_and_costs_no_attempt() ->
     assert sum(call < 1 for call in after) > 1000
 
 
-def test_a_probe_that_succeeds_by_chance_does_not_open_everything() -> None:
+def test_a_probe_that_succeeds_by_chance_does_not_open_everything():
     world = World(lambda now, _: (200 if now < 5 or random.random() < 0.02 else 503, 0.0), 300).run()
     assert len([call for call in world.calls if call > 5.2]) < 700
     assert not world.exhausted
@@ -267,7 +267,7 @@ def probe(flow: Flow, clock: Clock) -> Call:
     return flow.begin()
 
 
-def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_attempt() -> None:
+def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_attempt():
     flow = new_flow(Clock())
     assert [fail(flow, flow.begin()) for _ in range(5)] == [False] * 4 + [True]
     assert flow.state is FlowState.CLOSED
@@ -275,13 +275,13 @@ def test_it_closes_after_so_many_outages_in_a_row_and_the_last_costs_no_attempt(
 
 
 @pytest.mark.parametrize(("resources", "closes"), [("ab", False), ("abc", True)])
-def test_other_failures_close_it_only_from_three_resources(resources: str, closes: bool) -> None:
+def test_other_failures_close_it_only_from_three_resources(resources, closes):
     flow = new_flow(Clock())
     told = [fail(flow, flow.begin(), resources[n % len(resources)], outage=False) for n in range(6)]
     assert any(told) is closes
 
 
-def test_the_longest_wait_for_a_probe_is_half_a_minute() -> None:
+def test_the_longest_wait_for_a_probe_is_half_a_minute():
     clock = Clock()
     flow = closed(clock)
     waits = []
@@ -294,7 +294,7 @@ def test_the_longest_wait_for_a_probe_is_half_a_minute() -> None:
     assert min(waits[-5:]) >= 15
 
 
-def test_there_is_never_a_second_probe_beside_one_and_one_told_nothing_leaves_its_place() -> None:
+def test_there_is_never_a_second_probe_beside_one_and_one_told_nothing_leaves_its_place():
     clock = Clock()
     flow = closed(clock)
     call = probe(flow, clock)
@@ -304,7 +304,7 @@ def test_there_is_never_a_second_probe_beside_one_and_one_told_nothing_leaves_it
     assert flow.wait() == 0
 
 
-def test_it_opens_with_two_calls_and_doubles_and_halves() -> None:
+def test_it_opens_with_two_calls_and_doubles_and_halves():
     clock, heard = Clock(), Events()
     flow = closed(clock, heard)
     flow.taken(probe(flow, clock))
@@ -326,7 +326,7 @@ def test_it_opens_with_two_calls_and_doubles_and_halves() -> None:
     assert heard.names[:2] == ["gate_closed", "gate_opening"]
 
 
-def test_a_call_from_before_the_pause_neither_opens_nor_closes_it_and_may_not_go() -> None:
+def test_a_call_from_before_the_pause_neither_opens_nor_closes_it_and_may_not_go():
     clock = Clock()
     flow = new_flow(clock)
     before, other = flow.begin(), flow.begin()
@@ -341,7 +341,7 @@ def test_a_call_from_before_the_pause_neither_opens_nor_closes_it_and_may_not_go
 
 
 @pytest.mark.parametrize("ends", ["failed", "taken", "abandoned"])
-def test_a_pause_that_was_asked_for_is_kept_whatever_becomes_of_the_probe(ends: str) -> None:
+def test_a_pause_that_was_asked_for_is_kept_whatever_becomes_of_the_probe(ends):
     clock = Clock()
     flow = new_flow(clock)
     before = flow.begin()
@@ -357,7 +357,7 @@ def test_a_pause_that_was_asked_for_is_kept_whatever_becomes_of_the_probe(ends: 
     assert (flow.wait() or 0) > 59.9
 
 
-def test_retry_after_of_a_throttled_call_is_a_pause_of_all() -> None:
+def test_retry_after_of_a_throttled_call_is_a_pause_of_all():
     clock = Clock()
     flow = new_flow(clock)
     flow.throttled(flow.begin(), "429", 7)
@@ -366,7 +366,7 @@ def test_retry_after_of_a_throttled_call_is_a_pause_of_all() -> None:
     assert flow.state is FlowState.OPEN
 
 
-def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_one_is_a_probe() -> None:
+def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_one_is_a_probe():
     clock, heard = Clock(), Events()
     flow = closed(clock, heard)
     flow.leave()
@@ -378,7 +378,7 @@ def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_one_is_a
     assert heard.names == ["gate_closed", "gate_left", "gate_closed", "gate_opening", "gate_opened"]
 
 
-def test_a_rate_limit_is_for_all_workers_together_also_while_shares_change() -> None:
+def test_a_rate_limit_is_for_all_workers_together_also_while_shares_change():
     clock = Clock()
     share = 0.25
     flow = new_flow(clock, limit=40, share=lambda: share)

@@ -64,7 +64,7 @@ async def receive(data: bytes, interceptor: FrameInterceptor | None, cut: int) -
 
 
 @pytest.mark.parametrize("cut", [1, 2, 7, 8, 13, 64, 100_000])
-async def test_a_delivery_is_whole_however_it_was_cut(cut: int) -> None:
+async def test_a_delivery_is_whole_however_it_was_cut(cut):
     seen = Seen()
     data = delivery(1, b"a body", parts=3) + delivery(2, b"") + delivery(3, b"last", redelivered=True)
     left = await receive(data, seen.interceptor(), cut)
@@ -75,21 +75,21 @@ async def test_a_delivery_is_whole_however_it_was_cut(cut: int) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 100_000])
-async def test_a_body_beyond_the_limit_is_dropped_and_the_next_one_is_not(cut: int) -> None:
+async def test_a_body_beyond_the_limit_is_dropped_and_the_next_one_is_not(cut):
     seen = Seen(limit=5)
     await receive(delivery(1, b"123456", parts=3) + delivery(2, b"12345"), seen.interceptor(), cut)
     assert [(body, dropped) for _, _, body, dropped in seen.contents] == [(b"", 6), (b"12345", 0)]
 
 
 @pytest.mark.parametrize("cut", [1, 100_000])
-async def test_confirms_are_told_in_their_order(cut: int) -> None:
+async def test_confirms_are_told_in_their_order(cut):
     seen = Seen()
     answers = (commands.Basic.Ack(3, True), commands.Basic.Nack(4, False, False), commands.Basic.Ack(5))
     await receive(b"".join(pamqp_frame.marshal(a, CHANNEL) for a in answers), seen.interceptor(), cut)
     assert seen.confirms == [(3, True, True), (4, False, False), (5, False, True)]
 
 
-async def test_what_is_not_intercepted_is_the_clients_and_keeps_its_order() -> None:
+async def test_what_is_not_intercepted_is_the_clients_and_keeps_its_order():
     seen = Seen()
     data = (
         pamqp_frame.marshal(commands.Queue.DeclareOk("q", 1, 2), CHANNEL)
@@ -118,7 +118,7 @@ def foreign(body: bytes) -> bytes:
     )
 
 
-async def test_the_client_gets_only_what_it_can_decode() -> None:
+async def test_the_client_gets_only_what_it_can_decode():
     got, content, body = await receive(foreign(b"body"), Seen().interceptor(), 100_000)
     assert isinstance(got, commands.Basic.GetOk)
     assert isinstance(content, header.ContentHeader)
@@ -129,7 +129,7 @@ async def test_the_client_gets_only_what_it_can_decode() -> None:
     assert body.value == b"body"
 
 
-async def test_the_client_gets_a_large_message_without_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_gets_a_large_message_without_its_body(monkeypatch):
     monkeypatch.setattr(transport, "LARGEST_BODY", 3)
     _, content = await receive(foreign(b"body"), Seen().interceptor(), 100_000)
     assert isinstance(content, header.ContentHeader)
@@ -139,7 +139,7 @@ async def test_the_client_gets_a_large_message_without_its_body(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("offered", [0, 1_000_000, 131_072, 8_192])
-async def test_frames_are_bounded_whatever_the_broker_offers(offered: int) -> None:
+async def test_frames_are_bounded_whatever_the_broker_offers(offered):
     """0 means no limit."""
     (tune,) = await receive(pamqp_frame.marshal(commands.Connection.Tune(2047, offered, 60), 0), None, 100)
     assert isinstance(tune, commands.Connection.Tune)
@@ -158,7 +158,7 @@ async def test_frames_are_bounded_whatever_the_broker_offers(offered: int) -> No
         (b"\x03\0\x01\x7f\0\0\0x", "larger than agreed"),
     ],
 )
-async def test_what_is_not_amqp_ends_the_connection_and_is_named(answer: bytes, words: str) -> None:
+async def test_what_is_not_amqp_ends_the_connection_and_is_named(answer, words):
     reader = reader_for(None)
     reader.feed_data(answer)
     reader.feed_data(b"more")

@@ -58,13 +58,13 @@ def check(document: Document) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(MANIFESTS)))
-def test_a_manifest_is_valid(path: Path) -> None:
+def test_a_manifest_is_valid(path):
     assert FILES[path]
     for document in FILES[path]:
         check(document)
 
 
-def test_the_overlay_as_kubectl_builds_it_is_valid() -> None:
+def test_the_overlay_as_kubectl_builds_it_is_valid():
     if shutil.which("kubectl") is None:
         warnings.warn("kubectl is not installed: the overlay was not built", stacklevel=1)
         return
@@ -75,7 +75,7 @@ def test_the_overlay_as_kubectl_builds_it_is_valid() -> None:
 
 
 @pytest.mark.parametrize("folder", ["base", "console"])
-def test_the_pod_is_restricted_and_its_secrets_come_as_files(folder: str) -> None:
+def test_the_pod_is_restricted_and_its_secrets_come_as_files(folder):
     pod = the("Deployment", folder)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
@@ -93,14 +93,14 @@ def test_the_pod_is_restricted_and_its_secrets_come_as_files(folder: str) -> Non
         assert entry["value"].startswith("/run/secrets/")
 
 
-def test_an_update_brings_a_standby_up_before_it_ends_a_worker() -> None:
+def test_an_update_brings_a_standby_up_before_it_ends_a_worker():
     spec = the("Deployment")["spec"]
     assert spec["replicas"] >= 2
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert the("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
-def test_the_topology_is_the_one_that_the_worker_declares() -> None:
+def test_the_topology_is_the_one_that_the_worker_declares():
     expected = definitions(Topology(PREFIX), "ott", dict.fromkeys(USERS, ""))
     queues = {q["name"]: q["arguments"] | {"x-queue-type": q["type"]} for q in specs("Queue")}
     assert queues == {queue["name"]: queue["arguments"] for queue in expected["queues"]}
@@ -116,7 +116,7 @@ def test_the_topology_is_the_one_that_the_worker_declares() -> None:
     ]
 
 
-def test_users_may_do_what_the_definitions_let_them() -> None:
+def test_users_may_do_what_the_definitions_let_them():
     expected = definitions(Topology(PREFIX), "ott", dict.fromkeys(USERS, ""))
     scaler = "ott-scaler"  # of the example, and of Kubernetes alone
     rights = {
@@ -135,13 +135,13 @@ def test_users_may_do_what_the_definitions_let_them() -> None:
     assert {p["userReference"]["name"]: p["permissions"]["write"] for p in specs("TopicPermission")} == topics
 
 
-def test_the_prometheus_rule_holds_the_alerts() -> None:
+def test_the_prometheus_rule_holds_the_alerts():
     rule = ROOT / "deploy" / "prometheus" / "rule"
     made = subprocess.run([rule], capture_output=True, text=True, check=True).stdout
     assert made == (MANIFESTS / "base" / "prometheus-rule.yaml").read_text(), "made anew by prometheus/rule"
 
 
-def test_rabbitmq_is_named_by_one_tested_version_in_full() -> None:
+def test_rabbitmq_is_named_by_one_tested_version_in_full():
     places = ("deploy/kubernetes/rabbitmq/cluster.yaml", "docker-compose.yml", "deploy/lib/brokers.py")
     (version,) = {
         v for place in places for v in re.findall(r"rabbitmq:(\d+\.[\w.]+)", (ROOT / place).read_text())
@@ -149,7 +149,7 @@ def test_rabbitmq_is_named_by_one_tested_version_in_full() -> None:
     assert re.fullmatch(r"4\.3\.\d+", version)
 
 
-def test_wherever_we_ship_limits_the_journal_is_kept_as_long_as_dead_letters() -> None:
+def test_wherever_we_ship_limits_the_journal_is_kept_as_long_as_dead_letters():
     shipped = ("docker-compose.yml", "deploy/systemd/ott-worker.service")
     shipped += ("deploy/kubernetes/base/kustomization.yaml",)
     texts = [(ROOT / each).read_text() for each in shipped]

@@ -2,8 +2,6 @@
 
 import asyncio
 
-import pytest
-
 from worker.pipeline import lanes
 from worker.pipeline.lanes import Lanes
 
@@ -42,7 +40,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_next_of_a_lane_begins_when_the_one_before_has_ended() -> None:
+async def test_the_next_of_a_lane_begins_when_the_one_before_has_ended():
     road = Road()
     for number in range(3):
         road.put("a", number)
@@ -55,7 +53,7 @@ async def test_the_next_of_a_lane_begins_when_the_one_before_has_ended() -> None
     await road.lanes.cancel()
 
 
-async def test_draining_ends_what_waits_and_awaits_what_may_go_on() -> None:
+async def test_draining_ends_what_waits_and_awaits_what_may_go_on():
     road = Road()
     for lane in ("a", "b"):
         road.put(lane, 0)
@@ -73,7 +71,7 @@ async def test_draining_ends_what_waits_and_awaits_what_may_go_on() -> None:
     assert ("c", 0) not in road.begun()
 
 
-async def test_with_a_suspect_journeys_are_made_alone() -> None:
+async def test_with_a_suspect_journeys_are_made_alone():
     road = Road()
     road.put("a", 0, suspect=True)
     road.put("b", 0, suspect=True)
@@ -92,7 +90,7 @@ async def test_with_a_suspect_journeys_are_made_alone() -> None:
     assert len(road.lanes) == 0
 
 
-async def test_suspects_go_in_an_order_drawn_by_chance() -> None:
+async def test_suspects_go_in_an_order_drawn_by_chance():
     firsts = set()
     for _ in range(60):
         road = Road()
@@ -104,7 +102,7 @@ async def test_suspects_go_in_an_order_drawn_by_chance() -> None:
     assert firsts == {("a", 0), ("b", 0), ("c", 0)}
 
 
-async def test_after_the_last_suspect_all_go_side_by_side_again() -> None:
+async def test_after_the_last_suspect_all_go_side_by_side_again():
     road = Road()
     road.put("a", 0, suspect=True)
     await settle()
@@ -117,9 +115,7 @@ async def test_after_the_last_suspect_all_go_side_by_side_again() -> None:
     await road.lanes.cancel()
 
 
-async def test_a_journey_that_takes_long_holds_others_up_only_for_a_moment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_journey_that_takes_long_holds_others_up_only_for_a_moment(monkeypatch):
     """Neither when others ended before its moment was over, nor when it began before the first suspect."""
     monkeypatch.setattr(lanes, "ALONE_FOR", 0.02)
     for _ in range(10):

@@ -50,18 +50,14 @@ def filled(loop: asyncio.AbstractEventLoop, names: str) -> Ledger:
         ([(9, True)], ["abcd"]),
     ],
 )
-def test_an_answer_takes_out_the_publishes_that_it_names(
-    loop: asyncio.AbstractEventLoop, answers: list[tuple[int, bool]], taken: list[str]
-) -> None:
+def test_an_answer_takes_out_the_publishes_that_it_names(loop, answers, taken):
     ledger = filled(loop, "abcd")
     assert sent(ledger) == "abcd"
     assert [names(ledger.answered(tag, multiple=multiple)) for tag, multiple in answers] == taken
     assert len(ledger) == 4 - sum(map(len, taken))
 
 
-def test_a_returned_message_is_known_by_its_key_and_its_confirm_finds_nothing(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_a_returned_message_is_known_by_its_key_and_its_confirm_finds_nothing(loop):
     ledger = filled(loop, "ab")
     sent(ledger)
     assert names(ledger.returned("b")) == "b"
@@ -70,9 +66,7 @@ def test_a_returned_message_is_known_by_its_key_and_its_confirm_finds_nothing(
     assert not ledger.is_under_way("b")
 
 
-def test_what_was_under_way_goes_first_on_the_next_channel_in_its_order(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_what_was_under_way_goes_first_on_the_next_channel_in_its_order(loop):
     ledger = filled(loop, "abc")
     sent(ledger)
     ledger.answered(2)
@@ -82,7 +76,7 @@ def test_what_was_under_way_goes_first_on_the_next_channel_in_its_order(
     assert names(ledger.answered(1)) == "a"
 
 
-def test_what_is_given_up_or_refused_is_not_sent(loop: asyncio.AbstractEventLoop) -> None:
+def test_what_is_given_up_or_refused_is_not_sent(loop):
     ledger = Ledger()
     a, b, c = publishes(loop, "abc")
     for publish in (a, b, c):
@@ -93,7 +87,7 @@ def test_what_is_given_up_or_refused_is_not_sent(loop: asyncio.AbstractEventLoop
     assert b.future.exception()
 
 
-def test_what_is_set_aside_counts_and_waits_for_nobody(loop: asyncio.AbstractEventLoop) -> None:
+def test_what_is_set_aside_counts_and_waits_for_nobody(loop):
     ledger = filled(loop, "abc")
     sent(ledger)
     suspects = ledger.lost()[:2]
@@ -106,7 +100,7 @@ def test_what_is_set_aside_counts_and_waits_for_nobody(loop: asyncio.AbstractEve
     assert not len(ledger)
 
 
-def test_the_time_to_wait_for_a_confirm_doubles_up_to_a_limit(loop: asyncio.AbstractEventLoop) -> None:
+def test_the_time_to_wait_for_a_confirm_doubles_up_to_a_limit(loop):
     ledger, now, waited = filled(loop, "a"), 0.0, []
     for _ in range(4):
         sent(ledger, now)
@@ -118,7 +112,7 @@ def test_the_time_to_wait_for_a_confirm_doubles_up_to_a_limit(loop: asyncio.Abst
     assert waited == [3, 6, 10, 10]
 
 
-def test_a_wait_that_is_put_off_begins_anew(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_wait_that_is_put_off_begins_anew(loop):
     ledger = filled(loop, "ab")
     sent(ledger, 0)
     ledger.put_off(5)

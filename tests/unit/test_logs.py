@@ -48,7 +48,7 @@ def _restored() -> "object":
         logging.getLogger(name).handlers[:] = []
 
 
-def test_a_state_change_is_one_json_line_with_time_and_level(lines: Lines) -> None:
+def test_a_state_change_is_one_json_line_with_time_and_level(lines):
     logger = configure(load_settings(log_format="json"))
     Log(logger, debug=False).gate_closed("Down for repair")
     (line,) = lines()
@@ -62,7 +62,7 @@ def settlement(status: Status, reason: Reason | None = None, attempts: int = 1) 
     return base._replace(status=status, reason=reason, attempts=attempts)
 
 
-async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(lines: Lines) -> None:
+async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(lines):
     summary = Summary(configure(load_settings(log_format="json")), interval=0.2)
     for each in (
         *[settlement("registered")] * 3,
@@ -84,7 +84,7 @@ async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(li
 
 
 @pytest.mark.parametrize("name", [name for name, event in EVENTS.items() if event.level])
-def test_an_events_line_has_all_its_fields(lines: Lines, name: str) -> None:
+def test_an_events_line_has_all_its_fields(lines, name):
     known = {"account", "by", "count", "epoch", "error", "offset", "partition", "partitions"}
     known |= {
         "pace",
@@ -105,7 +105,7 @@ def test_an_events_line_has_all_its_fields(lines: Lines, name: str) -> None:
     assert set(EVENTS[name].fields) <= known
 
 
-def test_the_same_failure_is_told_once_a_minute_and_again_when_it_had_ended(lines: Lines) -> None:
+def test_the_same_failure_is_told_once_a_minute_and_again_when_it_had_ended(lines):
     log = Log(configure(load_settings(log_format="json")), debug=False)
     for _ in range(3):
         log.broker_unreachable("refused")
@@ -118,21 +118,21 @@ def test_the_same_failure_is_told_once_a_minute_and_again_when_it_had_ended(line
     assert [line["level"] for line in lines()] == ["info", "warning"]
 
 
-def test_what_cannot_be_encoded_and_what_is_long_is_written_all_the_same(lines: Lines) -> None:
+def test_what_cannot_be_encoded_and_what_is_long_is_written_all_the_same(lines):
     logger = configure(load_settings(log_format="json"))
     logger.info("something", request_id="\udc80" + "x" * 5000)
     (line,) = lines()
     assert len(str(line["request_id"])) == 500
 
 
-def test_the_libraries_below_say_nothing(lines: Lines) -> None:
+def test_the_libraries_below_say_nothing(lines):
     silence_libraries()
     for name in ("aiormq.connection", "aio_pika", "aiohttp.server", "asyncio", "anything"):
         logging.getLogger(name).error("canary: %s", b"a body")
     assert lines() == []
 
 
-def test_a_defect_in_the_background_is_told_by_its_kind_alone(lines: Lines) -> None:
+def test_a_defect_in_the_background_is_told_by_its_kind_alone(lines):
     logger = configure(load_settings(log_format="json"))
     unexpected(logger, {"message": "canary", "exception": KeyError("canary")})
     (line,) = lines()
@@ -145,7 +145,7 @@ class Defective(EventListener):
         raise ValueError("a secret")
 
 
-async def test_a_listener_with_a_defect_holds_up_neither_the_others_nor_the_work(lines: Lines) -> None:
+async def test_a_listener_with_a_defect_holds_up_neither_the_others_nor_the_work(lines):
     logger = configure(load_settings(log_format="json", log_level="debug"))
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected(logger, context))
     events = EventListeners(Defective(), Log(logger, debug=True))
@@ -164,7 +164,7 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
-def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
+def test_lines_come_in_their_order(pipe):
     lines = LineWriter(pipe[1])
     for number in range(100):
         lines.write(f"{number} é \udc80\n")
@@ -173,7 +173,7 @@ def test_lines_come_in_their_order(pipe: tuple[int, int]) -> None:
     assert lines.dropped == 0
 
 
-def test_a_reader_that_stalls_holds_up_nobody(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_stalls_holds_up_nobody(pipe, monkeypatch):
     monkeypatch.setattr(log, "END_TIMEOUT", 0.1)
     lines = LineWriter(pipe[1])
     for _ in range(3000):

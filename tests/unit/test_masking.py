@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -68,13 +67,13 @@ QUOTED: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("quoted", QUOTED.values(), ids=QUOTED)
-def test_no_piece_of_a_secret_is_shown_of_what_somebody_else_says(quoted: Callable[[str], str]) -> None:
+def test_no_piece_of_a_secret_is_shown_of_what_somebody_else_says(quoted):
     said = answered(f"Wrong: {quoted(TOKEN)}", messenger(pageAccessToken=TOKEN))
     assert set(said.removeprefix("Wrong: ")) <= set("*[]=\n\u200b ")
 
 
 @pytest.mark.parametrize("left", range(3, len(SECRET)))
-def test_a_secret_that_was_cut_off_with_a_long_message_is_masked(left: int) -> None:
+def test_a_secret_that_was_cut_off_with_a_long_message_is_masked(left):
     message = answered("x " * ((MESSAGE_LIMIT - left) // 2) + SECRET, messenger(pageAccessToken=SECRET))
     assert SECRET[:left] not in message
     assert message.endswith("x ***")
@@ -89,22 +88,22 @@ def test_a_secret_that_was_cut_off_with_a_long_message_is_masked(left: int) -> N
         "HTTP 403: insufficient privileges",
     ],
 )
-def test_plain_words_and_short_numbers_are_passed_on(said: str) -> None:
+def test_plain_words_and_short_numbers_are_passed_on(said):
     assert answered(said, messenger()) == said
 
 
 @pytest.mark.parametrize("said", ["3f9a01bc77de", "EAABwzLixnj", "17325550470257990"])
-def test_what_could_be_anybodys_secret_is_masked(said: str) -> None:
+def test_what_could_be_anybodys_secret_is_masked(said):
     assert answered(f"See {said}", messenger()) == "See ***"
 
 
-def test_digits_of_a_secret_are_masked_though_they_are_few() -> None:
+def test_digits_of_a_secret_are_masked_though_they_are_few():
     assert SecretMask(["EAAB482913xyz0"]).upstream("Token with 482913 expired, code 190") == (
         "Token with *** expired, code 190"
     )
 
 
-def test_our_own_text_is_only_searched_for_secrets() -> None:
+def test_our_own_text_is_only_searched_for_secrets():
     text = "Marketing Cloud gave no answer: mc9f3k2.rest.example.com:41234 refused the connection."
     assert masked(Answer(None, text), SecretMask.of_body(messenger())).message == text
 
@@ -113,7 +112,7 @@ def test_our_own_text_is_only_searched_for_secrets() -> None:
 @pytest.mark.parametrize(
     "secret", ['pa"ss/wörd+ 4 <T>&\\ké', "03d537gg656gvkbe9b430f002e9c4517", "a%41&amp;b\\n-long-enough"]
 )
-def test_a_secret_is_masked_however_it_is_written(secret: str, written: Callable[[str], str]) -> None:
+def test_a_secret_is_masked_however_it_is_written(secret, written):
     quoted = written(secret)
     for text in (SecretMask([secret])(quoted), SecretMask([secret]).upstream(quoted)):
         assert "*" in text
@@ -124,18 +123,18 @@ def test_a_secret_is_masked_however_it_is_written(secret: str, written: Callable
     st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=20, max_size=40),
     st.sampled_from([WRITTEN["in JSON"], WRITTEN["in a URL altogether"], WRITTEN["in HTML"], str, str.upper]),
 )
-def test_no_secret_survives(secret: str, written: Callable[[str], str]) -> None:
+def test_no_secret_survives(secret, written):
     quoted = written(secret)
     assert quoted not in SecretMask([secret])(f"[{quoted}]")
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=5), st.booleans())
-def test_any_text_can_be_masked(text: str, secrets: list[str], was_cut: bool) -> None:
+def test_any_text_can_be_masked(text, secrets, was_cut):
     SecretMask(secrets)(text, was_cut=was_cut)
     SecretMask(secrets).upstream(text, was_cut=was_cut)
 
 
-def test_every_string_is_masked_whose_field_is_not_known_to_be_public() -> None:
+def test_every_string_is_masked_whose_field_is_not_known_to_be_public():
     unknown = {
         "pageAccesToken": "misspelt-canary",
         "notes": ["listed-canary", {"deep": "nested-canary"}],
@@ -152,12 +151,12 @@ def test_every_string_is_masked_whose_field_is_not_known_to_be_public() -> None:
     assert answered(message, json.dumps(body).encode()) == " ".join(["***"] * 7)
 
 
-def test_empty_values_hide_no_secret_behind_them() -> None:
+def test_empty_values_hide_no_secret_behind_them():
     assert SecretMask([""] * 600 + ["late-canary"])("It says late-canary") == "It says ***"
     assert SecretMask(["", *map(str, range(10_000, 10_600)), "late-canary"])("late-canary") == "***"
 
 
-def test_names_ids_flags_and_the_url_without_its_query_are_passed_on() -> None:
+def test_names_ids_flags_and_the_url_without_its_query_are_passed_on():
     url = "https://user:word@example.com/hook?token=query-canary&x=1#part-canary"
     body = messenger("1732555047025799", "SFMC Engineers", endpointUrl=url)
     said = "messenger page 1732555047025799 (SFMC Engineers) of 1093076390764037 at https://example.com/hook"
@@ -166,13 +165,13 @@ def test_names_ids_flags_and_the_url_without_its_query_are_passed_on() -> None:
     assert without_query(url) == "https://example.com/hook?…"
 
 
-def test_a_short_secret_is_masked_where_it_stands_alone() -> None:
+def test_a_short_secret_is_masked_where_it_stands_alone():
     mask = SecretMask(["abc"])
     assert mask("abc abcd (abc) xabc") == "*** abcd (***) xabc"
     assert mask.upstream("abc abcd (abc) xabc") == "*** abcd (***) xabc"
 
 
-def test_a_body_that_is_no_json_object_is_one_secret() -> None:
+def test_a_body_that_is_no_json_object_is_one_secret():
     assert SecretMask.of_body(b"not-json-canary")("It says not-json-canary") == "It says ***"
     assert SecretMask.of_body(b'["listed-canary"]')("It says listed-canary") == "It says ***"
 
@@ -189,7 +188,7 @@ def test_a_body_that_is_no_json_object_is_one_secret() -> None:
     ],
     ids=["many", "alike", "escapes", "long", "twofold", "much"],
 )
-def test_a_hostile_body_does_not_hold_the_worker_up(value: Any) -> None:
+def test_a_hostile_body_does_not_hold_the_worker_up(value):
     body = messenger(notes=value)
     started = time.process_time()
     mask = SecretMask.of_body(body)
@@ -199,7 +198,7 @@ def test_a_hostile_body_does_not_hold_the_worker_up(value: Any) -> None:
     assert time.process_time() - started < 1
 
 
-def test_many_pieces_of_many_secrets_take_no_longer() -> None:
+def test_many_pieces_of_many_secrets_take_no_longer():
     secrets = [f"{i * 7919:020b}{i:020x}" for i in range(400)]
     text = " z ".join(secret[6:14] for secret in secrets * 8)
     mask = SecretMask(secrets)

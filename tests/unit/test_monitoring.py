@@ -91,9 +91,7 @@ def expressions() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("place", expressions())
-def test_an_expression_names_only_series_and_labels_that_are_exported(
-    place: str, exported: dict[str, set[str]]
-) -> None:
+def test_an_expression_names_only_series_and_labels_that_are_exported(place, exported):
     expression = expressions()[place]
     named = set(METRIC.findall(expression))
     assert named
@@ -107,13 +105,13 @@ def test_an_expression_names_only_series_and_labels_that_are_exported(
             assert value == "$job" or set(value.split("|")) <= VALUES[label]
 
 
-def test_no_label_can_take_any_value(exported: dict[str, set[str]]) -> None:
+def test_no_label_can_take_any_value(exported):
     own = {label for name, labels in exported.items() if name.startswith("ott_") for label in labels}
     assert own <= {*VALUES, "platform", "le", "version", "python"}
 
 
 @pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: str(rule["alert"]))
-def test_an_alert_says_how_bad_it_is_and_has_a_runbook(rule: dict[str, Any]) -> None:
+def test_an_alert_says_how_bad_it_is_and_has_a_runbook(rule):
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"]["summary"]
     runbook = (DEPLOY / "docs" / "alerts.md").read_text()
@@ -121,7 +119,7 @@ def test_an_alert_says_how_bad_it_is_and_has_a_runbook(rule: dict[str, Any]) -> 
     assert f"## {rule['alert']}\n" in runbook
 
 
-def test_promtool_accepts_configuration_alerts_and_their_tests() -> None:
+def test_promtool_accepts_configuration_alerts_and_their_tests():
     check = subprocess.run(
         [DEPLOY / "prometheus" / "check"], capture_output=True, text=True, check=False, timeout=120
     )

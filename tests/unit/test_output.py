@@ -24,7 +24,7 @@ CONTROLS = [
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=ascii)
-def test_controls_are_escaped_in_text_and_in_json(capsys: pytest.CaptureFixture[str], control: str) -> None:
+def test_controls_are_escaped_in_text_and_in_json(capsys, control):
     output.line(f"a{control}b")
     output.json_line({f"k{control}": [f"a{control}b"]})
     text, document = capsys.readouterr().out.splitlines()
@@ -34,7 +34,7 @@ def test_controls_are_escaped_in_text_and_in_json(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("name", ["株式会社　山田", "café", "👩‍👩‍👧", "نامه‌ای", "a\u00a0b"])
-def test_what_people_write_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_what_people_write_is_shown_as_it_is(capsys, name):
     output.line(name)
     assert capsys.readouterr().out == f"{name}\n"
     assert output.printable(name) == name
@@ -59,12 +59,12 @@ def printed(width: int | None, capsys: pytest.CaptureFixture[str]) -> tuple[str,
     return head, row
 
 
-def test_at_80_columns_the_cause_comes_first_and_ids_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_at_80_columns_the_cause_comes_first_and_ids_stay_whole(capsys):
     _, row = printed(80, capsys)
     assert row == "a1b2c3d4e5f60718  exhausted  PageId must be provided; IsActiv…  1732555047025799"
 
 
-def test_where_there_is_room_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_there_is_room_nothing_is_cut(capsys):
     _, row = printed(None, capsys)
     whole = [*map(str, LETTER.values())][:-2]
     assert [text for text in whole if text not in row] == [LETTER["deadAt"]]
@@ -72,5 +72,5 @@ def test_where_there_is_room_nothing_is_cut(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 160])
-def test_a_row_is_no_wider_than_the_terminal(capsys: pytest.CaptureFixture[str], width: int) -> None:
+def test_a_row_is_no_wider_than_the_terminal(capsys, width):
     assert max(map(len, printed(width, capsys))) <= max(width, len("a1b2c3d4e5f60718  ") + 24)

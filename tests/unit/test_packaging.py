@@ -56,14 +56,14 @@ def wanted(what: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_line_of_a_lock_is_one_exact_version_with_hashes(lock: str) -> None:
+def test_every_line_of_a_lock_is_one_exact_version_with_hashes(lock):
     for entry in entries(lock):
         assert re.fullmatch(r"[a-z0-9-]+==\S+( ; [^#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", entry), entry
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_satisfies_what_the_project_asks_for(lock: str, python: str) -> None:
+def test_a_lock_satisfies_what_the_project_asks_for(lock, python):
     pinned = pins(lock, python)
 
     for requirement in wanted(lock):
@@ -71,7 +71,7 @@ def test_a_lock_satisfies_what_the_project_asks_for(lock: str, python: str) -> N
         assert version in requirement.specifier if version else False, f"{requirement}: run deploy/lock"
 
 
-def test_the_tests_run_with_the_very_versions_that_are_shipped() -> None:
+def test_the_tests_run_with_the_very_versions_that_are_shipped():
     for python in PYTHONS:
         assert pins(RUNTIME, python).items() <= pins(OTEL, python).items() <= pins(DEV, python).items()
 
@@ -82,25 +82,25 @@ def shell_scripts() -> Iterator[Path]:
             yield path.relative_to(ROOT)
 
 
-def test_shellcheck_finds_nothing_in_any_shell_script() -> None:
+def test_shellcheck_finds_nothing_in_any_shell_script():
     scripts = sorted(shell_scripts())
 
     assert {Path("deploy/quickstart"), Path("deploy/test"), Path(".ci/run")} <= set(scripts)
     check("shellcheck", "--external-sources", "--enable=check-set-e-suppressed", *map(str, scripts))
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+def test_hadolint_finds_nothing_in_the_dockerfile():
     check("hadolint", "--failure-threshold", "style", "deploy/Dockerfile")
 
 
-def test_the_compose_file_follows_the_compose_specification() -> None:
+def test_the_compose_file_follows_the_compose_specification():
     check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
 
 @pytest.mark.parametrize(
     "where", ["docker-compose.yml", "deploy/kubernetes", "deploy/systemd", "deploy/docs"]
 )
-def test_what_is_shipped_names_only_settings_that_the_worker_has(where: str) -> None:
+def test_what_is_shipped_names_only_settings_that_the_worker_has(where):
     paths = [path for path in (ROOT / where, *(ROOT / where).rglob("*")) if path.is_file()]
     named = {name for path in paths for name in re.findall(r"\bOTT_[A-Z_]+[A-Z]", path.read_text())}
     settings = {variable(field) for field in Settings.model_fields}
@@ -108,7 +108,7 @@ def test_what_is_shipped_names_only_settings_that_the_worker_has(where: str) -> 
     assert named <= settings | {f"{name}_FILE" for name in settings}
 
 
-def test_the_compose_files_commands_exist() -> None:
+def test_the_compose_files_commands_exist():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
     for service in (service for service in services if "build" in service):  # which run our image
         command, *arguments = service["command"]

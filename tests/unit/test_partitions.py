@@ -11,14 +11,7 @@ from worker.broker.requirements import workers_rights
 from worker.contract.settlement import Resource
 from worker.contract.words import BARRIER_TYPE, REPLAY_KEY, REQUEST_KEY, ROUTED_HEADERS
 from worker.partitions import worker as members
-from worker.partitions.message import (
-    arrival_of,
-    as_it_came,
-    barrier,
-    epoch_of,
-    is_barrier,
-    routed,
-)
+from worker.partitions.message import arrival_of, as_it_came, barrier, epoch_of, is_barrier, routed
 from worker.partitions.router import partition_of
 from worker.partitions.worker import Members, weight
 from worker.settings import load_settings
@@ -30,7 +23,7 @@ def owners(workers: list[str]) -> dict[int, str]:
     return {partition: max(workers, key=lambda worker: weight(worker, partition)) for partition in PARTITIONS}
 
 
-def test_a_worker_that_joins_takes_only_what_it_wins_and_nothing_moves_between_the_others() -> None:
+def test_a_worker_that_joins_takes_only_what_it_wins_and_nothing_moves_between_the_others():
     before, after = owners(["a", "b", "c"]), owners(["a", "b", "c", "d"])
     moved = {partition for partition in PARTITIONS if before[partition] != after[partition]}
     assert moved == {partition for partition in PARTITIONS if after[partition] == "d"}
@@ -41,7 +34,7 @@ def record(worker: str, version: str = "1.2.0", state: str = "standby") -> dict[
     return {"worker": worker, "version": version, "state": state}
 
 
-def test_the_workers_that_are_heard_of_agree_on_the_owners() -> None:
+def test_the_workers_that_are_heard_of_agree_on_the_owners():
     names = ["a", "b", "c"]
     workers = [Members(name, "status") for name in names]
     for each in workers:
@@ -52,7 +45,7 @@ def test_the_workers_that_are_heard_of_agree_on_the_owners() -> None:
 
 
 @pytest.mark.parametrize("state", ["draining", "stopped"])
-def test_a_worker_that_leaves_owns_nothing_at_once(state: str) -> None:
+def test_a_worker_that_leaves_owns_nothing_at_once(state):
     workers = Members("a", "status")
     workers.hear(record("b"))
     assert {workers.owner(partition)[0] for partition in PARTITIONS} == {"a", "b"}
@@ -60,14 +53,14 @@ def test_a_worker_that_leaves_owns_nothing_at_once(state: str) -> None:
     assert {workers.owner(partition)[0] for partition in PARTITIONS} == {"a"}
 
 
-def test_a_worker_that_is_silent_owns_nothing_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_silent_owns_nothing_after_a_while(monkeypatch):
     workers = Members("a", "status")
     workers.hear(record("b"))
     monkeypatch.setattr(members, "SILENT_AFTER", -1.0)
     assert {workers.owner(partition)[0] for partition in PARTITIONS} == {"a"}
 
 
-def test_consumers_of_earlier_releases_have_priorities() -> None:
+def test_consumers_of_earlier_releases_have_priorities():
     workers = Members("a", "status")
     workers.hear(record("b"))
     assert not workers.have_priorities
@@ -75,14 +68,14 @@ def test_consumers_of_earlier_releases_have_priorities() -> None:
     assert workers.have_priorities
 
 
-def test_resources_spread_evenly_over_the_partitions() -> None:
+def test_resources_spread_evenly_over_the_partitions():
     counts = dict.fromkeys(range(1, 9), 0)
     for number in range(8000):
         counts[partition_of(Resource(None, "messenger", str(number)), 8)] += 1
     assert max(counts.values()) / mean(counts.values()) < 1.1
 
 
-def test_account_platform_and_id_all_choose_the_partition_and_do_not_run_into_each_other() -> None:
+def test_account_platform_and_id_all_choose_the_partition_and_do_not_run_into_each_other():
     resources = [
         Resource(None, "line", "1"),
         Resource("1", "line", ""),
@@ -94,10 +87,9 @@ def test_account_platform_and_id_all_choose_the_partition_and_do_not_run_into_ea
 
 
 @pytest.mark.parametrize(
-    ("partitions", "names"),
-    [(1, set()), (2, {"ott.partitions", "ott.requests.1", "ott.requests.2"})],
+    ("partitions", "names"), [(1, set()), (2, {"ott.partitions", "ott.requests.1", "ott.requests.2"})]
 )
-def test_a_worker_reads_and_declares_its_partitions(partitions: int, names: set[str]) -> None:
+def test_a_worker_reads_and_declares_its_partitions(partitions, names):
     rights = workers_rights(load_settings(prefix="ott", partitions=partitions))
     for verb in ("read", "configure"):
         of_verb = {right.name for right in rights if right.verb == verb}
@@ -124,7 +116,7 @@ def through_a_partition(given: Delivery) -> Delivery:
 
 
 @pytest.mark.parametrize("message_id", ["m1", None])
-def test_a_request_comes_out_as_it_went_in(message_id: str | None) -> None:
+def test_a_request_comes_out_as_it_went_in(message_id):
     given = delivery(
         build(message_id=message_id, correlation_id="c", reply_to="r", headers={"x-ott-account-id": "12"})
     )
@@ -138,12 +130,12 @@ def test_a_request_comes_out_as_it_went_in(message_id: str | None) -> None:
     ("exchange", "key", "believed"),
     [(ENTRY, REPLAY_KEY, REPLAY_KEY), (ENTRY, REQUEST_KEY, REQUEST_KEY), ("", REPLAY_KEY, REQUEST_KEY)],
 )
-def test_only_what_came_by_the_replay_key_counts_as_a_replay(exchange: str, key: str, believed: str) -> None:
+def test_only_what_came_by_the_replay_key_counts_as_a_replay(exchange, key, believed):
     came = through_a_partition(delivery(build(message_id="m"), exchange, key))
     assert (came.exchange, came.routing_key) == (ENTRY, believed)
 
 
-def test_marks_that_a_requester_made_up_are_not_believed() -> None:
+def test_marks_that_a_requester_made_up_are_not_believed():
     made_up = dict.fromkeys(ROUTED_HEADERS, 99) | {"x-ott-received-at": "2020-01-01T00:00:00Z"}
     properties = build(message_id="m", type=BARRIER_TYPE, headers=made_up)
     came = through_a_partition(delivery(properties))
@@ -152,7 +144,7 @@ def test_marks_that_a_requester_made_up_are_not_believed() -> None:
     assert came.routing_key == REQUEST_KEY
 
 
-def test_what_would_change_the_order_or_the_way_is_left_behind() -> None:
+def test_what_would_change_the_order_or_the_way_is_left_behind():
     raw = build(message_id="m", expiration="10", user_id="u", headers={"CC": "x", "x-delivery-count": 3})
     given = delivery(Properties({**raw._raw, "priority": b"\x09"}))
     came = through_a_partition(given).properties
@@ -160,7 +152,7 @@ def test_what_would_change_the_order_or_the_way_is_left_behind() -> None:
     assert list(came.header_names()) == []
 
 
-def test_a_barrier_is_told_from_a_request() -> None:
+def test_a_barrier_is_told_from_a_request():
     message = barrier(QUEUE, 8)
     assert is_barrier(message.properties)
     assert epoch_of(message.properties) == 8

@@ -34,11 +34,11 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("status", "code", "verdict"), TABLE)
-def test_each_answer_has_its_row(status: int | None, code: int | None, verdict: Verdict) -> None:
+def test_each_answer_has_its_row(status, code, verdict):
     assert judge(Answer(status, errorcode=code)) is verdict
 
 
-def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000() -> None:
+def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000():
     quoted = outcome(Verdict.FORBIDDEN, Answer(403, "Insufficient privileges", 20002, "https://docs"))
     assert (quoted.status, quoted.reason, quoted.message, quoted.errorcode, quoted.documentation) == (
         "failed",
@@ -62,8 +62,8 @@ def test_an_outcome_has_marketing_clouds_words_or_a_plain_sentence_and_10000() -
     remaining=st.floats(-10, 1e6),
 )
 def test_the_wait_before_a_retry_stays_within_the_budget_and_honours_the_hint(
-    failures: int, base: float, hint: float | None, remaining: float
-) -> None:
+    failures, base, hint, remaining
+):
     wait = retry_wait(failures, base, hint, remaining)
     assert 0 <= wait <= max(remaining, 0)
     assert wait >= min(hint or 0, max(remaining, 0))
@@ -90,9 +90,7 @@ def test_the_wait_before_a_retry_stays_within_the_budget_and_honours_the_hint(
         (None, b"", None),
     ],
 )
-def test_the_retry_hint_is_the_longest_believable_one(
-    header: str | None, body: bytes, seconds: float | None
-) -> None:
+def test_the_retry_hint_is_the_longest_believable_one(header, body, seconds):
     assert (
         read_answer(Response(429, {"retry-after": header} if header else {}, body), NOW).retry_after
         == seconds
@@ -100,13 +98,13 @@ def test_the_retry_hint_is_the_longest_believable_one(
 
 
 @given(st.binary(max_size=300), st.text(max_size=40))
-def test_any_body_and_header_make_an_answer(body: bytes, header: str) -> None:
+def test_any_body_and_header_make_an_answer(body, header):
     answer = read_answer(Response(500, {"retry-after": header, "date": header}, body), NOW)
     assert answer.message
     assert answer.retry_after is None or answer.retry_after >= 0
 
 
-def test_a_retry_after_date_is_counted_from_the_answers_own_date() -> None:
+def test_a_retry_after_date_is_counted_from_the_answers_own_date():
     ahead = "Mon, 23 Nov 2026 12:10:{} GMT"
     headers = {"date": ahead.format("00"), "retry-after": ahead.format("05")}
     assert read_answer(Response(503, headers, b""), NOW).retry_after == 5
@@ -121,9 +119,7 @@ def test_a_retry_after_date_is_counted_from_the_answers_own_date() -> None:
         ({"content-type": "application/json"}, b"<?xml"),
     ],
 )
-def test_a_page_counts_like_a_500_whatever_its_status_but_for_those_that_say_what_to_do(
-    headers: dict[str, str], body: bytes
-) -> None:
+def test_a_page_counts_like_a_500_whatever_its_status_but_for_those_that_say_what_to_do(headers, body):
     for status in range(200, 500):
         answer = read_answer(Response(status, headers, body), NOW)
         assert answer.is_page is (status not in {401, 407, 408, 425, 429})
@@ -133,7 +129,7 @@ def test_a_page_counts_like_a_500_whatever_its_status_but_for_those_that_say_wha
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_what_a_2xx_is_depends_on_its_body_only_where_it_is_an_error(status: int) -> None:
+def test_what_a_2xx_is_depends_on_its_body_only_where_it_is_an_error(status):
     error = Response(status, {}, b'{"message": "No", "errorcode": 10006}')
     assert judge(read_answer(error, NOW)) is Verdict.REJECTED
     for body in (b"", b"null", b'{"message": "OK", "errorcode": 0}', b'{"errorcode": 5}'):
@@ -141,16 +137,16 @@ def test_what_a_2xx_is_depends_on_its_body_only_where_it_is_an_error(status: int
 
 
 @given(st.text(), st.integers(100, 599), st.none() | st.integers())
-def test_why_a_gate_closes_is_told_in_words_of_our_own(text: str, status: int, code: int | None) -> None:
+def test_why_a_gate_closes_is_told_in_words_of_our_own(text, status, code):
     said = why(Answer(status, text, code))
     assert said.startswith(f"Marketing Cloud answered {status}: ")
     assert said == why(Answer(status, "other", code))
 
 
-def test_the_ceiling_doubles_with_each_failure_up_to_the_longest_wait() -> None:
+def test_the_ceiling_doubles_with_each_failure_up_to_the_longest_wait():
     assert [Backoff(0.5, 30).ceiling(failures) for failures in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
-def test_waits_spread_over_the_whole_time_so_that_many_do_not_come_back_at_once() -> None:
+def test_waits_spread_over_the_whole_time_so_that_many_do_not_come_back_at_once():
     waits = [Backoff(1, 30).draw(3) for _ in range(100)]
     assert min(waits) < 1 < 3 < max(waits)

@@ -56,7 +56,7 @@ REJECTED = FAILED._replace(
 RESULT = reply_body(REGISTERED)
 
 
-def test_a_result_has_the_contract_s_keys_in_order() -> None:
+def test_a_result_has_the_contract_s_keys_in_order():
     assert list(json.loads(RESULT).items()) == [
         ("status", "registered"),
         ("requestId", "r-1"),
@@ -69,7 +69,7 @@ def test_a_result_has_the_contract_s_keys_in_order() -> None:
     ]
 
 
-def test_an_error_envelope_has_the_contract_s_keys_in_order() -> None:
+def test_an_error_envelope_has_the_contract_s_keys_in_order():
     assert list(json.loads(reply_body(REJECTED)).items()) == [
         ("status", "rejected"),
         ("message", "Please fix the following errors"),
@@ -90,12 +90,12 @@ def test_an_error_envelope_has_the_contract_s_keys_in_order() -> None:
 
 
 @pytest.mark.parametrize("hostile", ["\ud800", "a\udcffb", "\ude00\ud83d"])
-def test_text_that_utf_8_cannot_hold_is_replaced(hostile: str) -> None:
+def test_text_that_utf_8_cannot_hold_is_replaced(hostile):
     envelope = reply_body(REJECTED._replace(request_id=hostile))
     assert "?" in json.loads(envelope.decode())["requestId"]
 
 
-def test_an_error_envelope_reads_back() -> None:
+def test_an_error_envelope_reads_back():
     errors = (FieldError("PageId is invalid", 10001), FieldError("x", 1, "there"))
     refused = REJECTED._replace(errors=errors, platform="line", http_status=400, attempts=1)
     reply = Reply.parse(reply_body(refused))
@@ -105,7 +105,7 @@ def test_an_error_envelope_reads_back() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"status": "canary"}', b"\xff", RESULT[:-1]])
-def test_what_is_no_reply_is_told_in_one_line_without_its_text(body: bytes) -> None:
+def test_what_is_no_reply_is_told_in_one_line_without_its_text(body):
     with pytest.raises(MalformedReply) as caught:
         Reply.parse(body)
     assert "canary" not in str(caught.value)
@@ -114,13 +114,9 @@ def test_what_is_no_reply_is_told_in_one_line_without_its_text(body: bytes) -> N
 
 @pytest.mark.parametrize(
     "body",
-    [
-        RESULT,
-        reply_body(REJECTED),
-        reply_body(FAILED._replace(status="superseded", superseded_by="r-2")),
-    ],
+    [RESULT, reply_body(REJECTED), reply_body(FAILED._replace(status="superseded", superseded_by="r-2"))],
 )
-def test_replies_follow_their_json_schema(body: bytes) -> None:
+def test_replies_follow_their_json_schema(body):
     schema = Draft202012Validator({"$ref": "#/$defs/Reply", "$defs": json_schemas()["$defs"]})
     schema.validate(json.loads(body))
 
@@ -129,13 +125,13 @@ def read_back(settlement: Settlement) -> JournalRecord:
     return JournalRecord.model_validate_json(to_json(journal_record(settlement)))
 
 
-def test_a_journal_record_has_exactly_the_fields_that_the_schema_tells() -> None:
+def test_a_journal_record_has_exactly_the_fields_that_the_schema_tells():
     told = {field.alias for field in JournalRecord.model_fields.values()}
     assert set(journal_record(REJECTED._replace(as_of=1))) == told
     assert set(journal_record(REJECTED)) == told - {"asOf"}
 
 
-def test_a_journal_record_reads_back() -> None:
+def test_a_journal_record_reads_back():
     record = read_back(REJECTED._replace(account="7", platform="line", is_replay=True))
     assert (record.id, record.status, record.reason, record.errorcode) == (
         "r-1",
@@ -148,7 +144,7 @@ def test_a_journal_record_reads_back() -> None:
     assert read_back(REGISTERED).errorcode is None
 
 
-def test_a_dead_letter_says_why_with_the_messages_of_all_errors() -> None:
+def test_a_dead_letter_says_why_with_the_messages_of_all_errors():
     errors = (FieldError("PageId must be provided", 10002), FieldError("IsActive is invalid", 10005))
     headers = dead_letter_headers(REJECTED._replace(errors=errors))
     assert re.fullmatch("[abcdf][0-9a-f]{15}", str(headers.pop("x-ott-letter")))
@@ -162,13 +158,13 @@ def test_a_dead_letter_says_why_with_the_messages_of_all_errors() -> None:
     }
 
 
-def test_the_error_of_a_dead_letter_has_500_characters_at_most() -> None:
+def test_the_error_of_a_dead_letter_has_500_characters_at_most():
     errors = tuple(FieldError("x" * 100, 1) for _ in range(100))
     error = dead_letter_headers(REJECTED._replace(errors=errors))["x-ott-error"]
     assert len(str(error)) == 500
 
 
-def test_ids_beyond_255_characters_are_cut_and_marked_in_records_and_stay_apart() -> None:
+def test_ids_beyond_255_characters_are_cut_and_marked_in_records_and_stay_apart():
     long = [f"{'7' * 100_000}{end}" for end in "ab"]
     records = [journal_record(REGISTERED._replace(request_id=each, resource_id=each)) for each in long]
     assert records[0]["id"] != records[1]["id"]

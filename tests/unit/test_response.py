@@ -33,9 +33,7 @@ def read(*parts: bytes) -> ResponseReader:
         (b"\r\n" + CREATED, 201, b""),
     ],
 )
-def test_a_sound_response_keeps_its_connection_however_it_is_cut_into_pieces(
-    response: bytes, status: int, body: bytes
-) -> None:
+def test_a_sound_response_keeps_its_connection_however_it_is_cut_into_pieces(response, status, body):
     for reader in (read(response), read(*(response[i : i + 1] for i in range(len(response))))):
         assert reader.is_done
         assert reader.keeps_connection
@@ -59,9 +57,7 @@ def test_a_sound_response_keeps_its_connection_however_it_is_cut_into_pieces(
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", 101, b""),
     ],
 )
-def test_a_doubtful_response_is_an_answer_all_the_same_and_ends_its_connection(
-    response: bytes, status: int, body: bytes
-) -> None:
+def test_a_doubtful_response_is_an_answer_all_the_same_and_ends_its_connection(response, status, body):
     reader = read(response)
     assert reader.is_done
     assert not reader.keeps_connection
@@ -78,7 +74,7 @@ def test_a_doubtful_response_is_an_answer_all_the_same_and_ends_its_connection(
         b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: unknown\r\n\r\nan body",
     ],
 )
-def test_a_body_without_a_known_end_is_what_came_until_the_connection_ended(response: bytes) -> None:
+def test_a_body_without_a_known_end_is_what_came_until_the_connection_ended(response):
     reader = read(response)
     assert not reader.is_done
     reader.end()
@@ -89,7 +85,7 @@ def test_a_body_without_a_known_end_is_what_came_until_the_connection_ended(resp
 @pytest.mark.parametrize(
     "beginning", [b"\x15\x03\x03", b"220 mail\r\n", b"HTTP/2 200 OK\r\n\r\n", b"HTTP/1.1 2 X\r\n\r\n"]
 )
-def test_what_is_not_http_is_no_answer(beginning: bytes) -> None:
+def test_what_is_not_http_is_no_answer(beginning):
     reader = read(beginning)
     assert reader.is_done
     assert not reader.has_head
@@ -99,7 +95,7 @@ def test_what_is_not_http_is_no_answer(beginning: bytes) -> None:
     "framing",
     [b"Content-Length: 999999999\r\n\r\n", b"\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n"],
 )
-def test_a_huge_body_is_cut(framing: bytes) -> None:
+def test_a_huge_body_is_cut(framing):
     reader = read(b"HTTP/1.1 400 Bad\r\n" + framing, b"x" * (3 * BODY_LIMIT))
     assert reader.is_done
     assert not reader.keeps_connection
@@ -118,19 +114,19 @@ def test_a_huge_body_is_cut(framing: bytes) -> None:
         (b"gzip", b"an body"),
     ],
 )
-def test_a_body_is_decoded_as_far_as_possible(encoding: bytes, body: bytes) -> None:
+def test_a_body_is_decoded_as_far_as_possible(encoding, body):
     head = b"HTTP/1.1 400 Bad\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n" % (encoding, len(body))
     assert read(head + body).response.body == b"an body"
 
 
-def test_a_small_body_does_not_unpack_into_a_huge_one() -> None:
+def test_a_small_body_does_not_unpack_into_a_huge_one():
     body = gzip.compress(b"x" * 100 * BODY_LIMIT)
     head = b"HTTP/1.1 400 Bad\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert len(read(head + body).response.body) == BODY_LIMIT
 
 
 @given(st.lists(st.binary(max_size=60), max_size=8))
-def test_no_bytes_are_a_defect(parts: list[bytes]) -> None:
+def test_no_bytes_are_a_defect(parts):
     for beginning in (b"", b"HTTP/1.1 ", CREATED[:-2], CHUNKED[:40]):
         reader = read(beginning, *parts)
         reader.end()
@@ -138,7 +134,7 @@ def test_no_bytes_are_a_defect(parts: list[bytes]) -> None:
         assert 0 <= reader.response.status < 1000
 
 
-def test_a_head_that_never_ends_is_given_up() -> None:
+def test_a_head_that_never_ends_is_given_up():
     reader = read(b"HTTP/1.1 201 Created\r\nX: " + b"x" * HEAD_LIMIT)
     assert reader.is_done
     assert not reader.has_head

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NotRequired, get_args, get_origin, get_type_hints
+from typing import NotRequired, get_args, get_origin, get_type_hints
 
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
@@ -22,20 +22,20 @@ def component(name: str) -> Draft7Validator:
 
 
 @pytest.mark.parametrize("example", [MESSENGER, LINE])
-def test_the_api_s_examples_follow_the_json_schema(example: dict[str, Any]) -> None:
+def test_the_api_s_examples_follow_the_json_schema(example):
     schema = {"$ref": "#/$defs/Registration", "$defs": json_schemas()["$defs"]}
     Draft202012Validator(schema).validate(example)
     component("Registration").validate(example)
 
 
-def test_secrets_are_marked_write_only() -> None:
+def test_secrets_are_marked_write_only():
     for platform in PLATFORMS.values():
         properties = json_schemas()["$defs"][platform.attributes.__name__]["properties"]
         marked = {field for field, about in properties.items() if about.get("writeOnly")}
         assert marked == platform.secrets == SECRET_FIELDS & set(properties)
 
 
-def test_flags_are_true_false_0_or_1() -> None:
+def test_flags_are_true_false_0_or_1():
     schema = json_schemas()["$defs"]["LineAttributes"]
     for flag in ("isActive", "isTransactional", "isTestChannel"):
         assert schema["properties"][flag]["enum"] == [True, False, 0, 1]
@@ -43,11 +43,11 @@ def test_flags_are_true_false_0_or_1() -> None:
     assert "customerConnectSecret" not in schema["required"]
 
 
-def test_the_asyncapi_document_follows_asyncapi_s_own_json_schema() -> None:
+def test_the_asyncapi_document_follows_asyncapi_s_own_json_schema():
     Draft7Validator(ASYNCAPI_SCHEMA).validate(DOCUMENT)
 
 
-def test_every_broker_object_of_the_contract_is_in_the_asyncapi_document() -> None:
+def test_every_broker_object_of_the_contract_is_in_the_asyncapi_document():
     channels = asyncapi("shop", "1.0.0")["channels"].values()
     addresses = {channel["address"] for channel in channels}
     queues = {f"shop.{name}" for name in ("requests", "replies", "dead", "journal", "status", "control")}
@@ -55,7 +55,7 @@ def test_every_broker_object_of_the_contract_is_in_the_asyncapi_document() -> No
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
-def test_a_platforms_attributes_are_typed(name: str) -> None:
+def test_a_platforms_attributes_are_typed(name):
     hints = get_type_hints(getattr(worker.client, f"{name.capitalize()}Registration"))
     assert get_args(hints["ottPlatformName"]) == (name,)
     attributes = hints["ottPlatformAttributes"]

@@ -58,19 +58,19 @@ def _is_harmless(value: str) -> bool:
     return value in HARMLESS or re.search(r"[…<{}/*]|\$|example|^ott-[a-z-]+$", value) is not None
 
 
-def test_nothing_in_the_tree_has_the_shape_of_a_secret() -> None:
+def test_nothing_in_the_tree_has_the_shape_of_a_secret():
     files = tree()
     assert len(files) > 100
     assert findings(files) == []
 
 
-def test_a_secret_that_is_planted_is_found(tmp_path: Path) -> None:
+def test_a_secret_that_is_planted_is_found(tmp_path):
     planted = tmp_path / "settings.py"
     planted.write_text("key = 'AKIA" + "QWERTYUIOPASDFGH'\n")  # as in AWS's keys
     assert findings([planted])
 
 
-def test_the_bill_of_materials_lists_what_the_lock_installs(tmp_path: Path) -> None:
+def test_the_bill_of_materials_lists_what_the_lock_installs(tmp_path):
     file = tmp_path / "sbom.json"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of the Python that runs this
     subprocess.run(

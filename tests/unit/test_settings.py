@@ -39,9 +39,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value", "text"), WRONG)
-def test_a_wrong_value_is_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, text: str
-) -> None:
+def test_a_wrong_value_is_told_in_one_line(monkeypatch, name, value, text):
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as error:
         load_settings()
@@ -50,7 +48,7 @@ def test_a_wrong_value_is_told_in_one_line(
     assert "s3cret" not in str(error.value)
 
 
-def test_a_file_stands_in_for_any_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_stands_in_for_any_variable(monkeypatch, tmp_path):
     (tmp_path / "secret").write_text("from a file\n")
     (tmp_path / "prefetch").write_text("7")
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", str(tmp_path / "secret"))
@@ -74,9 +72,7 @@ def test_a_file_stands_in_for_any_variable(monkeypatch: pytest.MonkeyPatch, tmp_
         ("OTT_MC_CA_FILE", "ours.key"),
     ],
 )
-def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(monkeypatch, name, value):
     authority = trustme.CA()
     for owner in ("ours", "theirs"):
         issued = authority.issue_cert(owner)
@@ -92,14 +88,14 @@ def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(
         load_settings(amqp_url="amqp://host/")
 
 
-def test_a_value_and_a_file_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_and_a_file_together_are_refused(monkeypatch):
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "x")
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET_FILE", "y")
     with pytest.raises(SettingsError, match="must not both be set"):
         load_settings()
 
 
-def test_a_dot_env_file_is_read_below_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dot_env_file_is_read_below_the_environment(monkeypatch):
     Path(".env").write_text("OTT_PREFETCH=3\nOTT_PREFIX=from.file\n")
     monkeypatch.setenv("OTT_PREFIX", "from.environment")
     settings = load_settings()
@@ -107,9 +103,7 @@ def test_a_dot_env_file_is_read_below_the_environment(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("in_file", "outside"), [("", "_FILE"), ("_FILE", "")])
-def test_the_environment_wins_over_dot_env_though_one_names_a_file(
-    monkeypatch: pytest.MonkeyPatch, in_file: str, outside: str
-) -> None:
+def test_the_environment_wins_over_dot_env_though_one_names_a_file(monkeypatch, in_file, outside):
     Path("3").write_text("3")
     Path("7").write_text("7")
     Path(".env").write_text(f"OTT_PREFETCH{in_file}=3\n")
@@ -117,22 +111,20 @@ def test_the_environment_wins_over_dot_env_though_one_names_a_file(
     assert load_settings().prefetch == 7
 
 
-def test_an_empty_value_counts_as_not_given_but_for_the_admin_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_value_counts_as_not_given_but_for_the_admin_port(monkeypatch):
     monkeypatch.setenv("OTT_RATE_LIMIT", "")
     monkeypatch.setenv("OTT_ADMIN_PORT", "")
     settings = load_settings()
     assert (settings.rate_limit, settings.admin_port) == (None, None)
 
 
-def test_several_brokers_are_named_in_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_brokers_are_named_in_one_variable(monkeypatch):
     monkeypatch.setenv("OTT_AMQP_URL", "amqp://u:p,w@a:5672/ott, amqps://b/ott,\tamqp://[::1]/,")
     given = load_settings().amqp_url.get_secret_value()
     assert split_urls(given) == ["amqp://u:p,w@a:5672/ott", "amqps://b/ott", "amqp://[::1]/"]
 
 
-def test_a_variable_that_is_no_setting_is_known_with_the_nearest_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_variable_that_is_no_setting_is_known_with_the_nearest_name(monkeypatch):
     for name in ("OTT_PREFECTH", "OTT_MC_CLIENT_SECRET_FIEL", "OTT_XYZZY", "OTT_PREFETCH_FILE"):
         monkeypatch.setenv(name, "1")
     assert unknown_variables() == {
@@ -142,7 +134,7 @@ def test_a_variable_that_is_no_setting_is_known_with_the_nearest_name(
     }
 
 
-def test_the_subdomain_gives_both_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_subdomain_gives_both_urls(monkeypatch):
     monkeypatch.setenv("OTT_MC_SUBDOMAIN", "mc563885gzs27c5t9")
     settings = load_settings()
     assert settings.auth_url == "https://mc563885gzs27c5t9.auth.marketingcloudapis.com"
@@ -150,7 +142,7 @@ def test_the_subdomain_gives_both_urls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
-def test_plain_http_is_accepted_for_loopback(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_plain_http_is_accepted_for_loopback(monkeypatch, host):
     monkeypatch.setenv("OTT_MC_REST_URL", f"http://{host}:8081/")
     assert load_settings().rest_url == f"http://{host}:8081"
 
@@ -163,14 +155,14 @@ def test_plain_http_is_accepted_for_loopback(monkeypatch: pytest.MonkeyPatch, ho
         ({"OTT_MC_SUBDOMAIN": "x", "OTT_MC_CLIENT_ID": "y"}, "OTT_MC_CLIENT_SECRET"),
     ],
 )
-def test_what_run_needs_is_named(monkeypatch: pytest.MonkeyPatch, given: dict, missing: str) -> None:
+def test_what_run_needs_is_named(monkeypatch, given, missing):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=f"^{missing} must be set"):
         load_settings().require_marketing_cloud()
 
 
-def test_no_secret_stands_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_stands_in_the_settings_text(monkeypatch):
     monkeypatch.setenv("OTT_AMQP_URL", "amqp://user:s3cret@host/")
     monkeypatch.setenv("OTT_MC_CLIENT_SECRET", "s3cret")
     settings = load_settings()
@@ -188,9 +180,7 @@ SECURITY = (
 
 @pytest.mark.parametrize("name", SECURITY)
 @pytest.mark.parametrize("value", ["", " ", ",\t,", "\ufeff"])
-def test_a_security_setting_that_holds_nothing_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_a_security_setting_that_holds_nothing_is_an_error(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=f"^{name} must not be empty"):
         load_settings()
@@ -198,9 +188,7 @@ def test_a_security_setting_that_holds_nothing_is_an_error(
 
 @pytest.mark.parametrize("name", [name for name in SECURITY if not name.endswith("_FILE")])
 @pytest.mark.parametrize("value", ["", " \n", ",\n", "\ufeff\n"])
-def test_a_file_of_a_security_setting_that_holds_nothing_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
-) -> None:
+def test_a_file_of_a_security_setting_that_holds_nothing_is_an_error(monkeypatch, tmp_path, name, value):
     (tmp_path / "file").write_text(value, encoding="utf-8")
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "file"))
     with pytest.raises(SettingsError, match=f"^{name}_FILE must be a file that holds a value"):
@@ -220,9 +208,7 @@ def test_a_file_of_a_security_setting_that_holds_nothing_is_an_error(
         ("amqp_url", "amqp://one/", "amqp://two/"),
     ],
 )
-def test_the_last_good_value_of_a_file_stays_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str, first: str, second: str
-) -> None:
+def test_the_last_good_value_of_a_file_stays_with_a_warning(monkeypatch, tmp_path, field, first, second):
     file, warned = tmp_path / "file", []
     variable = f"OTT_{field.upper()}_FILE"
     monkeypatch.setenv(variable, str(file))
@@ -243,9 +229,7 @@ def test_the_last_good_value_of_a_file_stays_with_a_warning(
     assert not any(first in why or second in why for _, why in warned)
 
 
-def test_certificates_are_read_anew_when_their_file_has_changed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_certificates_are_read_anew_when_their_file_has_changed(monkeypatch, tmp_path):
     file, warned = tmp_path / "ca.pem", []
     trustme.CA().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("OTT_MC_CA_FILE", str(file))
@@ -264,8 +248,6 @@ def test_certificates_are_read_anew_when_their_file_has_changed(
 
 
 @pytest.mark.parametrize(("given", "read"), [("510000001 ", "510000001"), (" \t", None), ("\n7", "7")])
-def test_space_around_the_business_unit_is_not_part_of_it(
-    monkeypatch: pytest.MonkeyPatch, given: str, read: str | None
-) -> None:
+def test_space_around_the_business_unit_is_not_part_of_it(monkeypatch, given, read):
     monkeypatch.setenv("OTT_MC_ACCOUNT_ID", given)
     assert load_settings().mc_account_id == read

@@ -78,23 +78,21 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
         (found(worker(state="standby")), State.WELL, False, "ALL IS WELL"),
     ],
 )
-def test_each_state_names_its_cause_since_when_and_the_next_step(
-    overview: Overview, state: State, stops: bool, says: str
-) -> None:
+def test_each_state_names_its_cause_since_when_and_the_next_step(overview, state, stops, says):
     first, *_ = judge(overview, NAMES)
     assert (first.state, first.stops) == (state, stops)
     assert says in f"{first.line(NOW)}. {first.advice}"
     assert first.advice
 
 
-def test_nothing_is_called_well_that_is_not_known_to_be() -> None:
+def test_nothing_is_called_well_that_is_not_known_to_be():
     assert judge(Overview(), NAMES, is_known=False)[0].state is State.UNKNOWN
     assert judge(found(worker()), NAMES, trouble="connection refused")[0].state is State.UNREACHABLE
     hidden = Overview(queues={"requests": 0}, problems=["The stream p.status may not be read by this user"])
     assert [each.state for each in judge(hidden, NAMES)] == [State.INCOMPLETE]
 
 
-def test_the_most_urgent_comes_first() -> None:
+def test_the_most_urgent_comes_first():
     everything = found(
         REFUSED.model_copy(update={"blocked": FULL.blocked, "pace": 1.0}),
         requests=99_999,
@@ -106,7 +104,7 @@ def test_the_most_urgent_comes_first() -> None:
     assert states == [State.PAUSED, State.CREDENTIALS, State.BLOCKED, State.PACE, State.DEAD_LETTERS]
 
 
-def test_dead_letters_are_told_by_their_most_frequent_reason() -> None:
+def test_dead_letters_are_told_by_their_most_frequent_reason():
     (condition,) = judge(found(worker(), dead=9), NAMES, dead={"invalid": 4, "forbidden": 5})
     assert condition.cause == "9 requests were not registered, 5 of them forbidden"
     assert condition.advice.startswith("Grant the scope")
@@ -123,5 +121,5 @@ def test_dead_letters_are_told_by_their_most_frequent_reason() -> None:
         ([worker(), worker(state="standby", gate=gate("credentials"))], ""),
     ],
 )
-def test_who_waits_is_told_why(workers: list[WorkerStatus], says: str) -> None:
+def test_who_waits_is_told_why(workers, says):
     assert obstacle(workers) == says

@@ -11,12 +11,12 @@ README = (Path(__file__).parents[2] / "deploy" / "docs" / "systemd.md").read_tex
 EXPOSURE = 20  # of 100, as `systemd-analyze security` counts
 
 
-def test_secrets_come_from_files() -> None:
+def test_secrets_come_from_files():
     names = re.findall(r"^Environment=(\w+)=", UNIT.read_text(), re.MULTILINE)
     assert not [name for name in names if re.search("SECRET|URL|ID", name) and not name.endswith("_FILE")]
 
 
-def test_systemd_accepts_it_and_finds_it_locked_up(tmp_path: Path) -> None:
+def test_systemd_accepts_it_and_finds_it_locked_up(tmp_path):
     if shutil.which("systemd-analyze") is None:
         warnings.warn("systemd is not installed: the unit was read here only", stacklevel=1)
         return

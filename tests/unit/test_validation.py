@@ -83,12 +83,12 @@ def accepted(document: dict[str, Any]) -> bool:
         (LINE, Registration("line", "23493453984234345")),
     ],
 )
-def test_the_api_s_examples_are_valid(example: dict[str, Any], registration: Registration) -> None:
+def test_the_api_s_examples_are_valid(example, registration):
     body = json.dumps(example, indent=4, separators=(",", " : ")).encode()
     assert judged(body) == registration
 
 
-def test_the_api_s_error_example_comes_out_as_printed() -> None:
+def test_the_api_s_error_example_comes_out_as_printed():
     document = with_attribute(MESSENGER, "endpointUrl", ABSENT)
     del document["ottPlatformName"]
     assert errors_of(document) == [
@@ -99,49 +99,42 @@ def test_the_api_s_error_example_comes_out_as_printed() -> None:
 
 @pytest.mark.parametrize(("example", "field", "title"), REQUIRED)
 @pytest.mark.parametrize("value", [ABSENT, None, ""], ids=["absent", "null", "empty"])
-def test_a_required_field_must_be_provided(
-    example: dict[str, Any], field: str, title: str, value: object
-) -> None:
+def test_a_required_field_must_be_provided(example, field, title, value):
     assert errors_of(with_attribute(example, field, value)) == [(f"{title} must be provided", 10002)]
 
 
 @pytest.mark.parametrize(("example", "field", "title"), STRINGS)
 @pytest.mark.parametrize("value", [0, 1732555047025799, 1.5, True, False, [], ["x"], {}, {"x": 1}])
-def test_a_field_of_the_wrong_type_is_10001(
-    example: dict[str, Any], field: str, title: str, value: object
-) -> None:
+def test_a_field_of_the_wrong_type_is_10001(example, field, title, value):
     assert errors_of(with_attribute(example, field, value)) == [(f"{title} is invalid", 10001)]
 
 
 @pytest.mark.parametrize(("example", "field", "title"), FLAG_ROWS)
 @pytest.mark.parametrize("value", [2, -1, 1.0, 0.0, 0.5, "1", "0", "true", "false", " ", [], {}, [1]])
-def test_a_flag_is_exactly_true_false_0_or_1(
-    example: dict[str, Any], field: str, title: str, value: object
-) -> None:
+def test_a_flag_is_exactly_true_false_0_or_1(example, field, title, value):
     assert errors_of(with_attribute(example, field, value)) == [(f"{title} is invalid", 10005)]
 
 
 @pytest.mark.parametrize(("example", "field", "title"), FLAG_ROWS)
 @pytest.mark.parametrize("value", [True, False, 0, 1])
-def test_false_and_0_are_present(example: dict[str, Any], field: str, title: str, value: object) -> None:
+def test_false_and_0_are_present(example, field, title, value):
     assert accepted(with_attribute(example, field, value)), title
 
 
 @pytest.mark.parametrize("value", [ABSENT, None, ""], ids=["absent", "null", "empty"])
-def test_the_platform_name_must_be_provided(value: object) -> None:
+def test_the_platform_name_must_be_provided(value):
     assert errors_of(with_field("ottPlatformName", value)) == [("OttPlatformName must be provided", 10002)]
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["Messenger", "LINE", "messenger ", " ", "fax", "\u0000", 0, 1, True, False, [], {}, ["line"]],
+    "value", ["Messenger", "LINE", "messenger ", " ", "fax", "\u0000", 0, 1, True, False, [], {}, ["line"]]
 )
-def test_any_other_platform_name_is_invalid(value: object) -> None:
+def test_any_other_platform_name_is_invalid(value):
     assert errors_of(with_field("ottPlatformName", value)) == [("OttPlatformName is invalid", 10005)]
 
 
 @pytest.mark.parametrize("value", [ABSENT, None, {}, [], "", "x", 0, 1, True, [{"pageId": "1"}]])
-def test_attributes_that_are_no_object_or_empty_are_invalid(value: object) -> None:
+def test_attributes_that_are_no_object_or_empty_are_invalid(value):
     assert errors_of(with_field("ottPlatformAttributes", value)) == [
         *((f"{title} must be provided", 10002) for title in MESSENGER_TITLES.values()),
         ("OttPlatformAttributes is invalid", 10005),
@@ -149,17 +142,17 @@ def test_attributes_that_are_no_object_or_empty_are_invalid(value: object) -> No
 
 
 @pytest.mark.parametrize("value", [ABSENT, None, "", "still one"])
-def test_the_customer_connect_secret_is_optional(value: object) -> None:
+def test_the_customer_connect_secret_is_optional(value):
     assert accepted(with_attribute(LINE, "customerConnectSecret", value))
 
 
 @pytest.mark.parametrize("value", [0, 1, False, [], {}])
-def test_a_customer_connect_secret_of_the_wrong_type_is_10001(value: object) -> None:
+def test_a_customer_connect_secret_of_the_wrong_type_is_10001(value):
     errors = errors_of(with_attribute(LINE, "customerConnectSecret", value))
     assert errors == [("CustomerConnectSecret is invalid", 10001)]
 
 
-def test_an_unknown_platform_has_only_the_common_attributes_checked() -> None:
+def test_an_unknown_platform_has_only_the_common_attributes_checked():
     document = {"ottPlatformName": "fax", "ottPlatformAttributes": {"pageId": 1, "isActive": 7}}
     assert errors_of(document) == [
         ("EndpointUrl must be provided", 10002),
@@ -169,7 +162,7 @@ def test_an_unknown_platform_has_only_the_common_attributes_checked() -> None:
 
 
 @pytest.mark.parametrize(("platform", "titles"), [("messenger", MESSENGER_TITLES), ("line", LINE_TITLES)])
-def test_errors_come_in_the_order_of_the_api_s_table(platform: str, titles: dict[str, str]) -> None:
+def test_errors_come_in_the_order_of_the_api_s_table(platform, titles):
     document = {"ottPlatformName": platform, "ottPlatformAttributes": {"unknown": 1}}
     assert [message for message, _ in errors_of(document)] == [
         f"{title} must be provided" for title in titles.values()
@@ -178,12 +171,12 @@ def test_errors_come_in_the_order_of_the_api_s_table(platform: str, titles: dict
 
 @pytest.mark.parametrize(("example", "field", "title"), STRINGS)
 @pytest.mark.parametrize("value", [" ", "\t\n", "\u0000", "a\r\nb", "😀", "x" * 100_000, "not a url, no id"])
-def test_no_format_is_asked_of_a_string(example: dict[str, Any], field: str, title: str, value: str) -> None:
+def test_no_format_is_asked_of_a_string(example, field, title, value):
     assert accepted(with_attribute(example, field, value)), title
 
 
 @pytest.mark.parametrize(("example", "field"), [(MESSENGER, "pageId"), (LINE, "channelId")])
-def test_a_refusal_names_the_resource_when_it_is_known(example: dict[str, Any], field: str) -> None:
+def test_a_refusal_names_the_resource_when_it_is_known(example, field):
     document = with_attribute(example, "endpointUrl", None)
     refusal = validate(document)
     assert isinstance(refusal, Rejection)
@@ -192,13 +185,13 @@ def test_a_refusal_names_the_resource_when_it_is_known(example: dict[str, Any], 
 
 
 @pytest.mark.parametrize("page_id", [7, "", None, ["x"]])
-def test_a_refusal_names_no_resource_without_a_usable_id(page_id: object) -> None:
+def test_a_refusal_names_no_resource_without_a_usable_id(page_id):
     refusal = validate(with_attribute(MESSENGER, "pageId", page_id))
     assert isinstance(refusal, Rejection)
     assert (refusal.platform, refusal.resource_id) == ("messenger", None)
 
 
-def test_the_platforms_are_those_of_the_contract() -> None:
+def test_the_platforms_are_those_of_the_contract():
     assert {name: (platform.id_field, platform.secrets) for name, platform in PLATFORMS.items()} == {
         "messenger": ("pageId", {"applicationSecret", "pageAccessToken", "callbackVerifyToken"}),
         "line": ("channelId", {"channelSecret", "customerConnectSecret"}),
@@ -242,9 +235,7 @@ BODIES = (
 
 @given(BODIES, st.none() | st.text(max_size=30), st.none() | st.text(max_size=30))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-def test_every_body_gets_an_answer_and_always_the_same(
-    body: bytes, content_type: str | None, content_encoding: str | None
-) -> None:
+def test_every_body_gets_an_answer_and_always_the_same(body, content_type, content_encoding):
     answer = judged(body, content_type, content_encoding)
     assert isinstance(answer, Registration | Rejection)
     assert answer == judged(body, content_type, content_encoding)
@@ -252,7 +243,7 @@ def test_every_body_gets_an_answer_and_always_the_same(
 
 @given(documents(), st.sampled_from(sorted(SECRET_FIELDS)), st.integers(0, 2**32))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-def test_no_secret_reaches_an_envelope(document: dict[str, Any], field: str, number: int) -> None:
+def test_no_secret_reaches_an_envelope(document, field, number):
     canary = f"canary-{number}-canary"
     attributes = document["ottPlatformAttributes"]
     if isinstance(attributes, dict):
@@ -279,7 +270,7 @@ SCHEMA = Draft202012Validator({"$ref": "#/$defs/Registration", "$defs": SCHEMAS[
 
 @given(documents())
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-def test_the_json_schema_and_the_validator_agree(document: dict[str, Any]) -> None:
+def test_the_json_schema_and_the_validator_agree(document):
     attributes = document["ottPlatformAttributes"]
     flags = attributes.values() if isinstance(attributes, dict) else ()
     if any(isinstance(value, float) for value in flags):

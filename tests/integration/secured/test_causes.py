@@ -50,15 +50,13 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-async def test_the_cause_is_told(refusal: Callable, user: str, cause: str) -> None:
+async def test_the_cause_is_told(refusal, user, cause):
     right, wrong, said = CAUSES[cause]
     assert said in await refusal(user.replace(right, wrong))
 
 
 @pytest.mark.parametrize("of", ["vhost", "user"])
-async def test_a_connection_limit_is_told(
-    refusal: Callable, user: str, secured: SecuredBroker, of: str
-) -> None:
+async def test_a_connection_limit_is_told(refusal, user, secured, of):
     which = ("-p", "mine") if of == "vhost" else ("limited",)
     secured.ctl(f"set_{of}_limits", *which, '{"max-connections": 0}')
     try:
@@ -68,11 +66,11 @@ async def test_a_connection_limit_is_told(
         secured.ctl(f"clear_{of}_limits", *which, *(["max-connections"] if of == "user" else []))
 
 
-async def test_plain_amqp_spoken_to_a_port_for_tls(refusal: Callable, secured: SecuredBroker) -> None:
+async def test_plain_amqp_spoken_to_a_port_for_tls(refusal, secured):
     text = await refusal(f"amqp://limited:s3cret@127.0.0.1:{secured.tls_port}/mine")
     assert "TLS is spoken there (begin OTT_AMQP_URL with amqps)" in text
 
 
-async def test_a_missing_client_certificate(refusal: Callable, secured: SecuredBroker) -> None:
+async def test_a_missing_client_certificate(refusal, secured):
     text = await refusal(secured.tls_url(), amqp_ca_file=secured.authority.ca)
     assert "OTT_AMQP_CERT_FILE" in text

@@ -57,7 +57,7 @@ WORKER = {
 }
 
 
-async def test_an_operator_who_may_do_all_of_it(tenant: Tenant) -> None:
+async def test_an_operator_who_may_do_all_of_it(tenant):
     await tenant.declare()
     done = await check(tenant.url())
     assert done.code == 0, done.out
@@ -65,7 +65,7 @@ async def test_an_operator_who_may_do_all_of_it(tenant: Tenant) -> None:
     assert await tenant.messages() == [0, 0, 0]
 
 
-async def test_an_operator_who_may_not_order_nor_read_the_dead_letters(tenant: Tenant) -> None:
+async def test_an_operator_who_may_not_order_nor_read_the_dead_letters(tenant):
     await tenant.declare()
     tenant.allow(".*", "^$", r"^(ott\.check\.(journal|status|control))$")
     done = await check(tenant.url())
@@ -77,7 +77,7 @@ async def test_an_operator_who_may_not_order_nor_read_the_dead_letters(tenant: T
     assert f"in the virtual host {tenant.vhost}" in found
 
 
-async def test_a_worker_who_may_not_take_requests(tenant: Tenant) -> None:
+async def test_a_worker_who_may_not_take_requests(tenant):
     await tenant.declare()
     tenant.allow("^$", r"^(amq\.default)$", r"^(ott\.check\.(journal|control))$")
     done = await check(tenant.url(), **WORKER, OTT_DECLARE="false")

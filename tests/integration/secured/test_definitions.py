@@ -84,7 +84,7 @@ def written_by_the_script(passwords: Path, *more: str, vhost: str = VHOST) -> st
     return done.stdout
 
 
-async def test_worker_and_publisher_do_their_work_with_their_users(deployment: Deployment) -> None:
+async def test_worker_and_publisher_do_their_work_with_their_users(deployment):
     async with Rig(lambda **given: deployment.settings("worker", **given)) as rig:
         await rig.start_worker(rig.settings())
         async with Requester(deployment.url("publisher"), PREFIX) as publisher:
@@ -97,9 +97,7 @@ async def test_worker_and_publisher_do_their_work_with_their_users(deployment: D
             await own.delete()
 
 
-async def test_the_commands_do_their_work_with_the_users_that_are_meant_for_them(
-    deployment: Deployment, tmp_path: Path
-) -> None:
+async def test_the_commands_do_their_work_with_the_users_that_are_meant_for_them(deployment, tmp_path):
     deployment.make_anew()
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(messenger("page-1") + b"\n" + messenger("page-2") + b"\n")
@@ -118,7 +116,7 @@ async def test_the_commands_do_their_work_with_the_users_that_are_meant_for_them
         assert {record["status"] for record in recorded.documents} == {"registered", "failed"}, recorded.err
 
 
-async def test_the_console_does_its_work_with_an_operators_user(deployment: Deployment) -> None:
+async def test_the_console_does_its_work_with_an_operators_user(deployment):
     deployment.make_anew()
     operator = deployment.settings("operator", console_port=0)
     async with (
@@ -256,7 +254,7 @@ MAY: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("user", MAY)
-async def test_a_user_can_do_what_it_must_and_nothing_else(deployment: Deployment, user: str) -> None:
+async def test_a_user_can_do_what_it_must_and_nothing_else(deployment, user):
     connection = await aio_pika.connect(deployment.url(user))
     done = set()
     async with connection:
@@ -282,7 +280,7 @@ async def _is_allowed(connection: aio_pika.abc.AbstractConnection, operation: Op
     return True
 
 
-async def test_a_worker_divides_the_requests_with_its_user(secured: SecuredBroker, tmp_path: Path) -> None:
+async def test_a_worker_divides_the_requests_with_its_user(secured, tmp_path):
     divided = deploy(secured, tmp_path, "--partitions", "2", vhost=f"{VHOST}-partitions")
     async with Rig(lambda **given: divided.settings("worker", **given)) as rig:
         await rig.start_worker(rig.settings(partitions=2))
@@ -298,9 +296,7 @@ async def test_a_worker_divides_the_requests_with_its_user(secured: SecuredBroke
     assert pruned.out.count("deleted") == 2
 
 
-async def test_publishers_with_users_of_their_own_cannot_touch_each_others_replies(
-    secured: SecuredBroker, tmp_path: Path
-) -> None:
+async def test_publishers_with_users_of_their_own_cannot_touch_each_others_replies(secured, tmp_path):
     vhost = f"{VHOST}-two"
     two = deploy(secured, tmp_path, "--publisher", "crm", "--publisher", "onboarding", vhost=vhost)
     async with Rig(lambda **given: two.settings("worker", **given)) as rig:
@@ -326,22 +322,20 @@ async def test_publishers_with_users_of_their_own_cannot_touch_each_others_repli
     secured.ctl("delete_vhost", vhost)
 
 
-def test_a_publisher_may_not_take_the_name_of_another_user(tmp_path: Path) -> None:
+def test_a_publisher_may_not_take_the_name_of_another_user(tmp_path):
     for name in ("operator", "a b", ".*"):
         with pytest.raises(subprocess.CalledProcessError):
             written_by_the_script(tmp_path / "passwords", "--publisher", name)
 
 
-async def test_the_definitions_hold_no_password(deployment: Deployment) -> None:
+async def test_the_definitions_hold_no_password(deployment):
     document = written_by_the_script(deployment.passwords)
     for user in MAY:
         assert (deployment.passwords / user).read_text() not in document
         assert ((deployment.passwords / user).stat().st_mode & 0o077) == 0
 
 
-async def test_a_broker_password_is_rotated_by_file_without_a_restart(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_broker_password_is_rotated_by_file_without_a_restart(deployment, tmp_path, monkeypatch):
     file = tmp_path / "url"
     file.write_text(deployment.url("worker"))
     monkeypatch.setenv("OTT_AMQP_URL_FILE", str(file))

@@ -80,11 +80,7 @@ async def stage(broker: SecuredBroker, prefix: str, tmp_path: Path, **more: str)
     url = broker.url.replace("guest:guest", f"{user}:{PASSWORD}")
     log = tmp_path / "log"
     sandbox = Sandbox(client_id="sandbox", client_secret=CLIENT_SECRET, account_ids={"100"})
-    async with (
-        sandbox,
-        forwarder(sandbox.url) as (upstream, calls),
-        Requester(url, prefix) as requester,
-    ):
+    async with sandbox, forwarder(sandbox.url) as (upstream, calls), Requester(url, prefix) as requester:
         environment = os.environ | {
             "OTT_AMQP_URL": url,
             "OTT_PREFIX": prefix,
@@ -185,14 +181,7 @@ def shown(messages: Iterable[aio_pika.abc.AbstractIncomingMessage], *, bodies: b
 
 
 @pytest.mark.parametrize(("sealed", "log_format"), [(False, "json"), (True, "console")])
-async def test_secrets_stay_where_they_must(
-    secured: SecuredBroker,
-    prefix: str,
-    tmp_path: Path,
-    secret_values: dict[str, str],
-    sealed: bool,
-    log_format: str,
-) -> None:
+async def test_secrets_stay_where_they_must(secured, prefix, tmp_path, secret_values, sealed, log_format):
     more = {"OTT_LOG_FORMAT": log_format} | ({"OTT_DEAD_LETTER_KEYS": f"one:{SEALING_KEY}"} if sealed else {})
     async with stage(secured, prefix, tmp_path, **more) as on:
         await all_kinds_of_traffic(on, secured, secret_values)

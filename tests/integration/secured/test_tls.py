@@ -53,42 +53,32 @@ async def refusal(settings: Settings) -> str:
     return text
 
 
-async def test_a_worker_registers_over_mutual_tls(
-    tls_settings: Callable[..., Settings], secured: SecuredBroker
-) -> None:
+async def test_a_worker_registers_over_mutual_tls(tls_settings, secured):
     async with Rig(tls_settings) as rig:
         await rig.start_worker(rig.settings())
         async with Requester(secured.url, rig.settings().prefix) as requester:
             assert (await requester.ask(messenger()))["status"] == "registered"
 
 
-async def test_a_broker_of_a_strange_authority_is_refused(
-    tls_settings: Callable[..., Settings], stranger: Authority
-) -> None:
+async def test_a_broker_of_a_strange_authority_is_refused(tls_settings, stranger):
     text = await refusal(tls_settings(amqp_ca_file=stranger.ca))
     assert "TLS failed: CERTIFICATE_VERIFY_FAILED" in text
     assert "OTT_AMQP_CA_FILE" in text
 
 
-async def test_a_broker_with_another_host_name_is_refused(
-    tls_settings: Callable[..., Settings], secured: SecuredBroker
-) -> None:
+async def test_a_broker_with_another_host_name_is_refused(tls_settings, secured):
     text = await refusal(tls_settings(amqp_url=secured.tls_url("127.0.0.1")))
     assert "TLS failed" in text
     assert "host name" in text
 
 
 @pytest.mark.parametrize("switch", ["no_verify_ssl=1", "verify=verify_none", "no_verify=true"])
-async def test_no_option_of_the_url_turns_verification_off(
-    tls_settings: Callable[..., Settings], secured: SecuredBroker, stranger: Authority, switch: str
-) -> None:
+async def test_no_option_of_the_url_turns_verification_off(tls_settings, secured, stranger, switch):
     settings = tls_settings(amqp_url=f"{secured.tls_url()}?{switch}", amqp_ca_file=stranger.ca)
     assert "CERTIFICATE_VERIFY_FAILED" in await refusal(settings)
 
 
-async def test_a_worker_without_a_client_certificate_is_turned_down_in_one_line(
-    tls_settings: Callable[..., Settings],
-) -> None:
+async def test_a_worker_without_a_client_certificate_is_turned_down_in_one_line(tls_settings):
     assert await refusal(tls_settings(amqp_cert_file=None, amqp_key_file=None))
 
 
@@ -107,9 +97,7 @@ def upstream_settings(url: str, ca: Path | None) -> Settings:
     )
 
 
-async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
-    tls_sandbox: str, authority: Authority
-) -> None:
+async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(tls_sandbox, authority):
     async with MarketingCloud(upstream_settings(tls_sandbox, authority.ca), EventListener()) as cloud:
         token = await cloud.accounts.get(None)
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
@@ -120,9 +108,7 @@ async def _at_once() -> None:
 
 
 @pytest.mark.parametrize("trusted", [True, False], ids=["strange authority", "no authority"])
-async def test_a_marketing_cloud_that_nobody_vouches_for_gets_no_credentials(
-    tls_sandbox: str, stranger: Authority, trusted: bool
-) -> None:
+async def test_a_marketing_cloud_that_nobody_vouches_for_gets_no_credentials(tls_sandbox, stranger, trusted):
     settings = upstream_settings(tls_sandbox, stranger.ca if trusted else None)
     async with MarketingCloud(settings, EventListener()) as cloud:
         with pytest.raises(TokenTrouble, match="the TLS certificate was not accepted"):

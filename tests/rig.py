@@ -15,13 +15,14 @@ from uuid import uuid4
 import aio_pika
 import aio_pika.exceptions
 
+from tests.sandbox_faults import Status
 from worker.amqp.connection import connect
 from worker.broker import topology
 from worker.contract.settlement import Resource
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.events import EVENTS, EventListener, EventListeners
 from worker.sandbox import Sandbox
-from worker.sandbox.faults import Status
+from worker.sandbox.faults import Fault
 from worker.service import Service
 from worker.settings import Settings, load_settings
 from worker.telemetry.status import WorkerPhase
@@ -226,7 +227,7 @@ def worker_status(worker: str = "host:7:20261125T080000Z", **more: Any) -> Worke
     return WorkerStatus(worker=worker, **{**given, **more})
 
 
-def failing(status: int, **more: Any) -> Status:
+def failing(status: int, **more: Any) -> Fault:
     """A fault of the registration endpoint."""
     return Status(path="registration", status=status, **more)
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -52,3 +55,20 @@ class HttpServer:
         connected = [each.transport for each in server.connections if each.transport is not None]
         for oldest in connected[: max(0, len(connected) + 1 - self._limit)]:
             oldest.abort()
+
+
+def host_name(host: str) -> str:
+    """The name or address in a Host header, empty where it holds none."""
+    with suppress(ValueError):
+        parts = urlsplit(f"//{host}")
+        if parts.port != 0:  # reading it raises where it is no number
+            return parts.hostname or ""
+    return ""
+
+
+def address_of(name: str) -> IPv4Address | IPv6Address | None:
+    """The address that a name is, None where it is no address."""
+    try:
+        return ip_address(name)
+    except ValueError:
+        return None

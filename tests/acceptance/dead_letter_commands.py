@@ -10,8 +10,8 @@ import aio_pika
 
 from tests.commands import Ended, ott_worker
 from tests.rig import Requester, Rig, messenger
+from tests.sandbox_faults import Status
 from worker.amqp.consumer import COUNTS
-from worker.sandbox.faults import Status
 
 
 class Terminal:

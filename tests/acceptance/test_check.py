@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import Checked, checked_with
 from tests.rig import environment, messenger, worker_status
-from worker.sandbox.faults import Status
+from tests.sandbox_faults import Status
 from worker.settings import Settings
 
 Make = Callable[..., Settings]

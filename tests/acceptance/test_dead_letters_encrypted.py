@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.dead_letter_commands import bury
 from tests.commands import ott_worker
 from tests.rig import Requester, Rig, messenger, until
-from worker.sandbox.faults import Status
+from tests.sandbox_faults import Status
 from worker.settings import Settings
 
 

@@ -18,12 +18,12 @@ from tests.acceptance.dead_letter_commands import Terminal, bury, dead_letters, 
 from tests.commands import begin, ott_worker, said
 from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, messenger, until
+from tests.sandbox_faults import Status
 from worker.amqp.consumer import COUNTS
 from worker.broker.status import read_orders
 from worker.dead_letters.facts import Selection
 from worker.dead_letters.plan import Wish
 from worker.dead_letters.run import Run
-from worker.sandbox.faults import Status
 
 
 async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(rig):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.rig import Requester, Rig, environment, messenger, until
-from worker.sandbox.faults import Latency, Status
+from tests.sandbox_faults import Latency, Status
 
 
 class Running:

@@ -16,11 +16,11 @@ import structlog
 from tests.acceptance.test_check import check
 from tests.commands import begin, end, ott_worker
 from tests.rig import Requester, Rig, messenger, until
+from tests.sandbox_faults import Status
 from worker.broker.status import publish_order, read_workers
 from worker.console.server import Console
 from worker.contract.status import Order
 from worker.events import EventListeners
-from worker.sandbox.faults import Status
 from worker.service import Service, run_until
 from worker.telemetry.admin import Admin
 from worker.telemetry.log import Log, configure

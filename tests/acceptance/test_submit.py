@@ -12,8 +12,8 @@ import pytest
 from tests.acceptance.submit_command import Command, ended, lines, pages_called, write_pages
 from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, messenger, until
+from tests.sandbox_faults import Latency, Status
 from worker.cli.app import main
-from worker.sandbox.faults import Latency, Status
 from worker.settings import Settings
 
 

@@ -21,9 +21,9 @@ from tests.acceptance.submit_command import (
     write_pages,
 )
 from tests.rig import messenger, until, worker_status
+from tests.sandbox_faults import Latency
 from worker.contract.status import Pause
 from worker.files.workbook import Workbook, write
-from worker.sandbox.faults import Latency
 from worker.settings import Settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

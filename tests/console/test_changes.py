@@ -7,8 +7,9 @@ import pytest
 
 from tests.console.conftest import JSON, Running
 from tests.rig import Requester, Rig, messenger, until
+from tests.sandbox_faults import Status
 from worker.contract.settlement import Resource
-from worker.sandbox.faults import Status
+from worker.sandbox.faults import Fault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -18,7 +19,7 @@ async def post(running: Running, path: str, **form: Any) -> tuple[int, dict[str,
         return response.status, await response.json()
 
 
-def refusal(count: int) -> Status:
+def refusal(count: int) -> Fault:
     """So many registrations are answered 404, which is not tried again."""
     return Status(path="registration", status=404, count=count)
 

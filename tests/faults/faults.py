@@ -15,9 +15,10 @@ from tests.faults.load import wait_for
 from tests.faults.stops import POINTS
 from tests.faults.workers import Stop, Worker
 from tests.faults.world import POISON, Fault, Strike, World, wait_for_letter
+from tests.sandbox_faults import Half, Hang, Latency, Reset, ShortToken, Status
 from worker.broker.status import publish_order
 from worker.contract.status import Order
-from worker.sandbox.faults import AnyFault, Half, Hang, Latency, Reset, ShortToken, Status
+from worker.sandbox.faults import Fault as UpstreamFault
 from worker.settings import load_settings
 
 Act = Callable[[World], object]
@@ -371,13 +372,13 @@ _fault(
 # --- Marketing Cloud ---
 
 
-def _upstream(name: str, fault: AnyFault, **more: str) -> None:
+def _upstream(name: str, fault: UpstreamFault, **more: str) -> None:
     """A fault of the sandbox that lasts for a while, or until its `count` is used up."""
     strike = _lasting(lambda world: world.sandbox.faults.add(fault), World.calm)
     _fault(name, strike, environment={**QUICK, **more})
 
 
-def _registration(status: int, **more: object) -> Status:
+def _registration(status: int, **more: object) -> UpstreamFault:
     return Status(path="registration", status=status, **more)  # type: ignore[arg-type]
 
 
@@ -410,7 +411,7 @@ _upstream("401 loop", _registration(401))
 _fault("tokens revoked mid-batch", _once(lambda world: world.sandbox.revoke_tokens()))
 
 
-def _token(name: str, fault: AnyFault) -> None:
+def _token(name: str, fault: UpstreamFault) -> None:
     def begin(world: World) -> None:
         world.sandbox.faults.add(fault)
         world.sandbox.revoke_tokens()

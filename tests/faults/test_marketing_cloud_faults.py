@@ -8,7 +8,7 @@ import pytest
 from tests.faults.faults import FAULTS, QUICK_GATE
 from tests.faults.load import wait_for
 from tests.faults.world import World, endure
-from worker.sandbox.faults import Status
+from tests.sandbox_faults import Status
 
 ONE_BROKER = "What Marketing Cloud does wrong is no matter of RabbitMQ's version."
 

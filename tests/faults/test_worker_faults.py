@@ -10,8 +10,8 @@ from tests.faults.faults import FAULTS, HEARTBEAT, PARTITIONED, few_deliveries
 from tests.faults.load import wait_for
 from tests.faults.workers import Stop
 from tests.faults.world import POISON, endure, wait_for_letter
+from tests.sandbox_faults import Latency
 from worker.cli.run import LAST_GRACE
-from worker.sandbox.faults import Latency
 
 JOURNEY = (
     "received",

@@ -23,8 +23,8 @@ from tests.faults.proxy import Proxy
 from tests.faults.wiretap import Wiretap
 from tests.faults.workers import Workers
 from tests.rig import delete_objects
+from tests.sandbox_faults import Latency
 from worker.sandbox import Sandbox
-from worker.sandbox.faults import Latency
 
 POISON = "poison"  # what the ids of requests begin with that end a worker, where it is told so
 CLIENT_SECRET = "canary-client-secret-5d1c"

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.rig import Events, Requester, Rig, failing, messenger, until
-from worker.sandbox.faults import Latency, Status
+from tests.sandbox_faults import Latency, Status
 from worker.settings import load_settings
 
 ONE_BROKER = "Tokens and accounts are no matter of RabbitMQ's version."

@@ -15,12 +15,12 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
+from tests.sandbox_faults import Latency, Status
 from worker.broker import situation
 from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.events import EventListeners
 from worker.pipeline import intake
-from worker.sandbox.faults import Latency, Status
 from worker.service import Service
 from worker.serving import HttpServer
 from worker.settings import Settings

@@ -7,8 +7,8 @@ from email.utils import format_datetime
 import pytest
 
 from tests.rig import Events, failing, messenger, until
+from tests.sandbox_faults import Hang, Reset, Status
 from tests.support.upstream import Handler, request, upstream
-from worker.sandbox.faults import Hang, Reset, Status
 
 ONE_BROKER = "What Marketing Cloud answers, and what becomes of it, is no matter of RabbitMQ's version."
 

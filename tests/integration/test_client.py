@@ -15,6 +15,7 @@ import aiormq.channel
 import pytest
 
 from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
+from tests.sandbox_faults import Latency
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
 from worker.amqp.lone_channel import LoneChannel
@@ -23,7 +24,6 @@ from worker.broker import requester as requests
 from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationClient, TopologyError
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
-from worker.sandbox.faults import Latency
 from worker.settings import load_settings
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.test_replay_history import fail
 from tests.rig import Requester, messenger
-from worker.sandbox.faults import Status
+from tests.sandbox_faults import Status
 
 ONE_BROKER = "How the journal is read on each version: test_replay_history.py."
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from tests.rig import WAIT_TIMEOUT, Events, messenger, until
+from tests.sandbox_faults import Latency, Reset, Status
 from worker.pipeline.forward import EnsureLease
 from worker.pipeline.request import Outcome, Request
-from worker.sandbox.faults import Latency, Reset, Status
 
 
 async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig):

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 from tests.rig import MESSENGER, Events, failing, messenger, until
-from worker.sandbox.faults import Latency
+from tests.sandbox_faults import Latency
 
 ONE_BROKER = (
     "The gate is no matter of RabbitMQ's version; what goes back to the queue is tested in test_order.py."

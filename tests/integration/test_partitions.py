@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.rig import Events, Requester, Rig, messenger, until
+from tests.sandbox_faults import Hang, Latency
 from worker.amqp.connection import Connection
 from worker.amqp.queue import QueueState
 from worker.broker.topology import Topology
@@ -28,7 +29,7 @@ from worker.partitions.log import read_partition_state
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
 from worker.partitions.worker import weight
-from worker.sandbox.faults import CarryOut, Ending, Hang, Latency
+from worker.sandbox.faults import CarryOut, Fault
 from worker.service import Service
 from worker.settings import Settings
 
@@ -171,9 +172,7 @@ async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig):
     """Its older request is under way in the old partition when a router with another number begins."""
     released = asyncio.Event()
 
-    class Late(Ending):
-        kind: str = "late"
-
+    class Late(Fault):
         async def answer(self, request: web.Request, carry_out: CarryOut) -> web.Response:
             await released.wait()
             return carry_out()
@@ -183,7 +182,7 @@ async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig):
         page for page in PAGES if partition_of(pages[page], 2) != partition_of(pages[page], PARTITIONS)
     )
     requester = await rig.start(partitions=2)
-    rig.sandbox.faults.add(Late(path="registration", count=1))
+    rig.sandbox.faults.add(Late(kind="hang", path="registration", count=1))
     ids = await publish(requester, range(1), [page])
     await until(lambda: rig.sandbox.history.registration_calls, "the older request's call")
     before, events, settings = rig.services[0], Events(), rig.settings(partitions=PARTITIONS)

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 from tests.rig import Events, Requester, Rig, messenger, until
+from tests.sandbox_faults import Latency, Status
 from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.events import EventListener
-from worker.sandbox.faults import Latency, Status
 from worker.service import Service
 
 

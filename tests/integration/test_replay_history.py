@@ -11,13 +11,13 @@ import aio_pika
 import pytest
 
 from tests.rig import Events, Requester, Rig, messenger, until
+from tests.sandbox_faults import Latency, Status
 from worker.amqp import stream_reader
 from worker.amqp.connection import connect
 from worker.amqp.stream_reader import Entry, StreamReader
 from worker.broker.topology import Topology
 from worker.contract.timestamps import now, text_of
 from worker.pipeline.arrival_clock import ArrivalClock
-from worker.sandbox.faults import Latency, Status
 
 
 async def fail(rig: Rig, requester: Requester, page_id: str, name: str, **properties: Any) -> None:

@@ -5,13 +5,13 @@ import time
 from typing import Any
 
 from tests.rig import WAIT_TIMEOUT, messenger, until
+from tests.sandbox_faults import Latency
 from worker.amqp import consumer
 from worker.amqp.connection import RawChannel
 from worker.amqp.consumer import Delivery, EndReason, Subscription
 from worker.amqp.queue import depth
 from worker.broker.topology import Topology
 from worker.pipeline.journey import Journeys
-from worker.sandbox.faults import Latency
 
 SOON = 10  # seconds; the grace of a drain is 25
 LONG = 2 * WAIT_TIMEOUT  # seconds; what lasts so long ends no test

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from tests.rig import until
+from tests.sandbox_faults import Hang, Latency, Status
 from worker.events import EventListener
 from worker.marketing_cloud import accounts
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
 from worker.sandbox import Sandbox
-from worker.sandbox.faults import Hang, Latency, Status
 from worker.settings import Settings
 
 

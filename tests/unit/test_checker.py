@@ -3,14 +3,12 @@
 import pytest
 
 from tests.faults.checker import Evidence, check
-from worker.sandbox.records import Call
+from worker.sandbox.calls import Call
 
 
 def call(seq: int, version: int) -> Call:
     body = b'{"ottPlatformAttributes": {"pageName": "version %d"}}' % version
-    return Call(
-        seq, seq, "POST", "/", "registration", resource_id="p", masked=body, finished_at=seq, status=201
-    )
+    return Call(seq, seq, "/", "registration", resource_id="p", masked=body, finished_at=seq, status=201)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,18 @@
-"""Faults on request: their kinds, the calls that they hit, how often, and what happens then."""
+"""Error answers, and faults on request: the calls that they hit, how often, and what happens then."""
 
 import asyncio
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.alias_generators import to_camel
 
-from worker.sandbox.answers import rest_error
-from worker.sandbox.records import Call
+from worker.contract.json_body import to_json
+from worker.sandbox.calls import Call
 
 CarryOut = Callable[[], web.Response]
 """Carries out the call and returns its answer."""
@@ -23,70 +22,56 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
 
 
+def json_answer(
+    status: int, document: Mapping[str, Any] | Sequence[Any], headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """An answer that holds JSON."""
+    return web.Response(
+        body=to_json(document), status=status, headers=headers, content_type="application/json"
+    )
+
+
+def rest_error(
+    status: int, message: str, errorcode: int = 0, headers: Mapping[str, str] | None = None, **more: Any
+) -> web.Response:
+    """An error of the REST API."""
+    document = {"message": message, "errorcode": errorcode, "documentation": "", **more}
+    return json_answer(status, document, headers)
+
+
 class Fault(BaseModel):
-    """The calls that a fault hits: all that match, or only `count` of them, or a share of `rate`.
+    """A fault, and the calls that it hits: all that match, or only `count` of them, or a share of `rate`.
 
     `path` is the token or the registration endpoint; nothing given means any. The first fault added that
     hits a call decides its answer; latencies add up.
+
+    - `latency`: the call waits `seconds`, or a random time between that and `up_to`.
+    - `status`: an error, a redirect or any other answer. `retry_after` is the header (seconds or a date),
+      `body_retry_after` the body's hint, `location` where a redirect leads. `body` replaces the JSON error
+      body by any text, of any `content_type`.
+    - `hang`: no answer at all; the connection stays open until the client gives up.
+    - `reset`: the connection is reset instead of an answer.
+    - `half`: the request is carried out, its answer breaks off in the middle and the connection closes.
+    - `short_token`: the token ends after `seconds`, although its `expires_in` says otherwise.
+
+    With `applied` the request is carried out although it gets no answer, or an error.
     """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", allow_inf_nan=False
     )
 
+    kind: Literal["latency", "status", "hang", "reset", "half", "short_token"]
     path: Literal["token", "registration"] | None = None
     account: str | None = None
-    platform: str | None = None
     resource_id: str | None = None
     count: Annotated[int, Field(gt=0)] | None = None
     rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    def matches(self, call: Call) -> bool:
-        """Whether the fault is about this call at all."""
-        return (
-            self.path in (None, call.endpoint)
-            and self.account in (None, call.account)
-            and self.platform in (None, call.platform)
-            and self.resource_id in (None, call.resource_id)
-        )
-
-
-class Ending(Fault):
-    """A fault of the answer; with `applied` the request is carried out all the same."""
-
-    kind: str
-    applied: bool = False
-
-    async def answer(self, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
-        """The effect on a call. A handler is cancelled when its connection is lost: a call that gets no
-        response waits for that."""
-        answer = carry_out() if self.applied else web.Response(status=503)
-        if request.transport is not None:
-            self.disturb(request.transport, answer)
-        response: web.StreamResponse = await asyncio.get_running_loop().create_future()
-        return response
-
-    def disturb(self, transport: asyncio.Transport, answer: web.Response) -> None:
-        """What happens to the connection."""
-
-
-class Latency(Fault):
-    """The call waits `seconds` before it is carried out, or a random time between that and `up_to`."""
-
-    kind: Literal["latency"] = "latency"
-    seconds: Seconds
+    hits: int = 0
+    seconds: Seconds = 0.0
     up_to: Seconds | None = None
-
-
-class Status(Ending):
-    """An error answer, a redirect or any other answer.
-
-    `retry_after` is the header (seconds or a date), `body_retry_after` the body's hint, `location` where a
-    redirect leads. `body` replaces the JSON error body by any text, of any `content_type`.
-    """
-
-    kind: Literal["status"] = "status"
-    status: Annotated[int, Field(ge=200, le=599)]
+    applied: bool = False
+    status: Annotated[int, Field(ge=200, le=599)] = 503
     message: str = "Asked for by the sandbox's faults"
     errorcode: int = 0
     retry_after: int | float | str | None = None
@@ -95,9 +80,33 @@ class Status(Ending):
     body: str | None = None
     content_type: str = "text/plain"
 
+    def matches(self, call: Call) -> bool:
+        """Whether the fault is about this call at all."""
+        return (
+            self.path in (None, call.endpoint)
+            and self.account in (None, call.account)
+            and self.resource_id in (None, call.resource_id)
+        )
+
     async def answer(self, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
-        if self.applied:
-            carry_out()
+        """What a call gets for its answer. A handler is cancelled when its connection is lost: a call that
+        gets none waits for that."""
+        answer = carry_out() if self.applied or self.kind == "half" else None
+        if self.kind == "status":
+            return self._error()
+        if (transport := request.transport) is not None:
+            if self.kind == "reset":
+                connection = transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                transport.abort()
+            elif answer is not None and self.kind == "half":
+                head = f"HTTP/1.1 {answer.status} {answer.reason}\r\nConnection: close\r\n"
+                transport.write(f'{head}Content-Length: 1000\r\n\r\n{{"half":'.encode())
+                transport.close()
+        response: web.StreamResponse = await asyncio.get_running_loop().create_future()
+        return response
+
+    def _error(self) -> web.Response:
         given = {"Retry-After": self.retry_after, "Location": self.location}
         headers = {name: str(value) for name, value in given.items() if value is not None}
         if self.body is not None:
@@ -108,102 +117,40 @@ class Status(Ending):
         return rest_error(self.status, self.message, self.errorcode, headers, **more)
 
 
-class Hang(Ending):
-    """No answer at all; the connection stays open until the client gives up."""
-
-    kind: Literal["hang"] = "hang"
+FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
 
 
-class Reset(Ending):
-    """The connection is reset instead of an answer."""
-
-    kind: Literal["reset"] = "reset"
-
-    def disturb(self, transport: asyncio.Transport, answer: web.Response) -> None:
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
-
-
-class Half(Ending):
-    """The answer breaks off in the middle and the connection closes."""
-
-    kind: Literal["half"] = "half"
-    applied: bool = True
-
-    def disturb(self, transport: asyncio.Transport, answer: web.Response) -> None:
-        head = (
-            f"HTTP/1.1 {answer.status} {answer.reason}\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n"
-        )
-        transport.write(head.encode() + b'{"half":')
-        transport.close()
-
-
-class ShortToken(Fault):
-    """A token that ends after `seconds`, although its `expires_in` says otherwise."""
-
-    kind: Literal["short_token"] = "short_token"
-    seconds: Seconds
-
-
-AnyFault = Latency | Status | Hang | Reset | Half | ShortToken
-
-FAULTS: TypeAdapter[list[AnyFault]] = TypeAdapter(list[Annotated[AnyFault, Field(discriminator="kind")]])
-
-Kind = TypeVar("Kind", bound=Fault)
-
-
-class Faults:
+class Faults(list[Fault]):
     """The faults in force, oldest first. `seed` makes rates and ranges repeatable."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._random = random.Random(seed)  # noqa: S311
-        self._faults: list[_InForce] = []
 
-    def __iter__(self) -> Iterator[Fault]:
-        return iter([entry.fault for entry in self._faults])
-
-    def __len__(self) -> int:
-        return len(self._faults)
-
-    def add(self, *faults: AnyFault) -> None:
-        """Puts faults in force; each is gone once its `count` is used up."""
-        self._faults += [_InForce(fault) for fault in faults]
-
-    def heal(self) -> None:
-        """Ends all faults. Calls that hang keep hanging until their client gives up."""
-        self._faults.clear()
+    def add(self, *faults: Fault) -> None:
+        """Put faults in force; each is gone once its `count` is used up."""
+        self += [fault.model_copy() for fault in faults]
 
     def as_json(self) -> list[dict[str, Any]]:
         """The faults in force, with the number of calls that each has hit."""
         return [
-            entry.fault.model_dump(mode="json", by_alias=True, exclude_none=True) | {"hits": entry.hits}
-            for entry in self._faults
+            fault.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"hits": fault.hits}
+            for fault in self
         ]
 
     def delay(self, call: Call) -> float:
         """Seconds that the call has to wait."""
-        hits = self._hits(call, Latency)
+        hits = self.hits(call, "latency")
         return sum(self._random.uniform(hit.seconds, hit.up_to or hit.seconds) for hit in hits)
 
-    def hit(self, call: Call, kind: type[Kind]) -> Kind | None:
-        """The first fault of this kind that hits the call."""
-        return next(self._hits(call, kind), None)
-
-    def _hits(self, call: Call, kind: type[Kind]) -> Iterator[Kind]:
-        for entry in tuple(self._faults):
-            fault = entry.fault
-            if not isinstance(fault, kind) or not fault.matches(call):
+    def hits(self, call: Call, *kinds: str) -> Iterator[Fault]:
+        """The faults of these kinds that hit the call: each counts when it is taken."""
+        for fault in tuple(self):
+            if fault.kind not in kinds or not fault.matches(call):
                 continue
             if fault.rate < 1 and self._random.random() >= fault.rate:
                 continue
-            entry.hits += 1
-            if entry.hits == fault.count:
-                self._faults.remove(entry)
+            fault.hits += 1
+            if fault.hits == fault.count:
+                self.remove(fault)
             yield fault
-
-
-@dataclass(slots=True, eq=False)
-class _InForce:
-    fault: Fault
-    hits: int = 0

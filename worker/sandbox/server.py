@@ -3,10 +3,13 @@
 import asyncio
 import hashlib
 import re
+import secrets
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
-from ipaddress import ip_address
-from typing import Self
-from urllib.parse import urlsplit
+from functools import partial
+from itertools import count
+from typing import Any, Self
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -15,10 +18,9 @@ from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.settlement import Resource
 from worker.contract.words import AGGREGATE, MALFORMED
-from worker.sandbox.answers import json_answer, rest_error, token_error
-from worker.sandbox.faults import FAULTS, CarryOut, Ending, Faults, ShortToken
-from worker.sandbox.records import Call, History, IssuedToken, Tokens, account_of, masked
-from worker.serving import HttpServer
+from worker.sandbox.calls import Call, History, masked
+from worker.sandbox.faults import FAULTS, Faults, json_answer, rest_error
+from worker.serving import HttpServer, address_of, host_name
 
 TOKEN = "/v2/token"  # noqa: S105
 REST = "/ott/"
@@ -28,7 +30,10 @@ JSON = "application/json"
 MAX_BODY = 16 * 1024 * 1024
 CALLS_SHOWN = 1000
 CONNECTION_LIMIT = 10_000
+SCOPES = "ott_channels_read ott_channels_write ott_chat_messaging_read ott_chat_messaging_send"
+ERROR_URI = "https://developer.salesforce.com/docs"  # what the real one sends
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Endpoint = Callable[[web.Request, Call, dict[str, Any], str], web.Response]
 
 
 class Sandbox:
@@ -39,8 +44,8 @@ class Sandbox:
     `history_limit` calls are kept. Entering raises SettingsError if the address cannot be listened on.
     `url` is where it listens; token and REST URL are the same.
 
-    `history`, `registrations` (the newest call for each resource) and `faults` may be used directly, or over
-    HTTP under `/sandbox`.
+    `history`, `registrations` (the newest call for each resource) and `faults` may be used directly;
+    history and faults over HTTP under `/sandbox` too.
     """
 
     def __init__(
@@ -55,30 +60,33 @@ class Sandbox:
         seed: int = 0,
         history_limit: int = 100_000,
     ) -> None:
-        self.history = History(history_limit)
+        self.history = History(maxlen=history_limit)
         self.registrations: dict[Resource, Call] = {}
         self.faults = Faults(seed)
-        self._tokens = Tokens(client_id, client_secret, account_ids, token_lifetime)
-        self._host = host
-        self._port = port
+        self.url = ""
+        self._client = {"client_id": client_id, "client_secret": client_secret}
+        self._account_ids = account_ids
+        self._token_lifetime = token_lifetime
+        self._tokens: dict[str, tuple[str | None, float]] = {}  # account, and when it ends
+        self._numbers = count(1)
+        self._under_way: Counter[Resource | None] = Counter()
+        self._address = host, port
         self._server = HttpServer(
             self._application(), CONNECTION_LIMIT, handler_cancellation=True, shutdown_timeout=0.1
         )
-        self.url = ""
 
     def heal(self) -> None:
-        """Ends all faults."""
-        self.faults.heal()
+        """End all faults. Calls that hang keep hanging until their client gives up."""
+        self.faults.clear()
 
-    def revoke_tokens(self, account: str | None = None) -> None:
-        """Ends the tokens of an account, or all, at once."""
-        self._tokens.revoke(account)
+    def revoke_tokens(self) -> None:
+        """End all tokens at once."""
+        self._tokens.clear()
 
     async def __aenter__(self) -> Self:
-        named = f"--host and --port ({self._host}:{self._port})"
-        url = await self._server.start(self._host, self._port, named)
+        host, port = self._address
+        url = await self._server.start(host, port, f"--host and --port ({host}:{port})")
         self.url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-        self._tokens.rest_url = self.url
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -86,86 +94,103 @@ class Sandbox:
 
     def _application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
-        for method, path, handler in (
-            ("POST", TOKEN, self._serve("token", self._token)),
-            ("POST", REGISTRATION, self._serve("registration", self._register)),
-            ("GET", f"{CONTROL}faults", self._show_faults),
-            ("POST", f"{CONTROL}faults", self._add_faults),
-            ("DELETE", f"{CONTROL}faults", self._heal),
-            ("GET", f"{CONTROL}history", self._show_history),
-            ("GET", f"{CONTROL}registrations", self._show_registrations),
-            ("*", "/{path:.*}", _unknown),
-        ):
-            application.router.add_route(method, path, handler)
+        faults = f"{CONTROL}faults"
+        application.add_routes(
+            [
+                web.post(TOKEN, partial(self._serve, "token", self._issue)),
+                web.post(REGISTRATION, partial(self._serve, "registration", self._register)),
+                web.get(faults, self._show_faults),
+                web.post(faults, self._add_faults),
+                web.delete(faults, self._heal),
+                web.get(f"{CONTROL}history", self._show_history),
+            ]
+        )
         return application
 
-    def _serve(self, name: str, endpoint: Callable[[web.Request, bytes, Call], CarryOut]) -> Handler:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            body = await request.read()
-            call = self.history.begin(request.method, request.path, name)
-            carry_out = endpoint(request, body, call)
-            self.history.keep(call)
-            status = None
-            try:
-                response = await self._answer(request, call, carry_out)
-                status = response.status
-            finally:
-                self.history.end(call, status)
-            return response
-
-        return handle
-
-    async def _answer(self, request: web.Request, call: Call, carry_out: CarryOut) -> web.StreamResponse:
-        if self.faults:
-            if delay := self.faults.delay(call):
-                call.fault = "latency"
-                await asyncio.sleep(delay)
-            if ending := self.faults.hit(call, Ending):
-                call.fault = ending.kind
-                return await ending.answer(request, carry_out)
-        return carry_out()
-
-    def _token(self, _: web.Request, body: bytes, call: Call) -> CarryOut:
+    async def _serve(self, name: str, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        body, document, problem = await request.read(), dict[str, Any](), ""
+        call = Call(next(self._numbers), time.time(), request.path, name)
         try:
             document = parse_object(body)
-        except MalformedBody:
-            return lambda: token_error(400, "invalid_request", "The request body must be a JSON object.")
-        call.account = account_of(document)
-
-        def issue() -> web.Response:
-            short = self.faults.hit(call, ShortToken)
-            return self._tokens.issue(document, short.seconds if short else None)
-
-        return issue
-
-    def _register(self, request: web.Request, body: bytes, call: Call) -> CarryOut:
-        call.sha256 = hashlib.sha256(body).hexdigest()
-        self._bearer(request, call)
-        try:
-            document = parse_object(body)
-        except MalformedBody as problem:
-            verdict: Registration | Rejection = Rejection("invalid", str(problem), MALFORMED)
+        except MalformedBody as error:
+            problem = str(error)
+        if name == "token":
+            call.account = str(document.get("account_id") or "") or None  # a number or its digits
         else:
             verdict = validate(document)
-            call.masked = masked(document)
-        call.platform, call.resource_id = verdict.platform, verdict.resource_id
-        return lambda: self._refused(request, call) or self._upsert(call, verdict)
+            token = self._bearer(request)
+            call.account, call.masked = token and token[0], masked(document)
+            call.platform, call.resource_id = verdict.platform, verdict.resource_id
+            call.sha256 = hashlib.sha256(body).hexdigest()
+        resource = call.resource
+        call.in_flight = self._under_way[resource]
+        self._under_way[resource] += 1
+        self.history.append(call)
+        try:
+            response = await self._answer(request, call, partial(endpoint, request, call, document, problem))
+            call.status = response.status
+        finally:
+            call.finished_at = time.time()
+            self._under_way[resource] -= 1
+        return response
 
-    def _bearer(self, request: web.Request, call: Call) -> IssuedToken | None:
-        token = self._tokens.find(request.headers.get("Authorization"))
-        call.account = token.account if token else None
-        return token
+    async def _answer(
+        self, request: web.Request, call: Call, carry_out: Callable[[], web.Response]
+    ) -> web.StreamResponse:
+        if delay := self.faults.delay(call):
+            call.fault = "latency"
+            await asyncio.sleep(delay)
+        if fault := next(self.faults.hits(call, "status", "hang", "reset", "half"), None):
+            call.fault = fault.kind
+            return await fault.answer(request, carry_out)
+        return carry_out()
 
-    def _refused(self, request: web.Request, call: Call) -> web.Response | None:
+    def _issue(self, _: web.Request, call: Call, document: dict[str, Any], problem: str) -> web.Response:
+        if problem:
+            return _token_error(400, "invalid_request", problem)
+        if document.get("grant_type") != "client_credentials":
+            return _token_error(400, "unsupported_grant_type", 'Use "client_credentials" as the grant_type.')
+        if any(document.get(name) != expected for name, expected in self._client.items()):
+            return _token_error(
+                401,
+                "invalid_client",
+                "Invalid client ID or client secret. Use those in Marketing Cloud Installed Packages.",
+            )
+        if call.account and self._account_ids is not None and call.account not in self._account_ids:
+            return _token_error(400, "invalid_request", "The account_id is not one that this client may use.")
+        value, lifetime = secrets.token_urlsafe(64), self._token_lifetime
+        short = next(self.faults.hits(call, "short_token"), None)
+        self._tokens[value] = call.account, time.monotonic() + (short.seconds if short else lifetime)
+        document = {
+            "access_token": value,
+            "token_type": "Bearer",
+            "expires_in": max(1, round(lifetime) - 1),
+            "scope": SCOPES,
+            "rest_instance_url": f"{self.url}/",
+        }
+        return json_answer(200, document, {"Cache-Control": "no-store"})
+
+    def _bearer(self, request: web.Request) -> tuple[str | None, float] | None:
+        """The account of the token in force that the call bears, and when it ends."""
+        scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+        token = self._tokens.get(value.strip()) if scheme.lower() == "bearer" else None
+        return token if token and time.monotonic() < token[1] else None
+
+    def _register(
+        self, request: web.Request, call: Call, document: dict[str, Any], problem: str
+    ) -> web.Response:
         # Checked when the call is carried out: a token may end while the call waits.
-        if self._bearer(request, call) is None:
+        token = self._bearer(request)
+        if token is None:
             return rest_error(401, "Not Authorized", 40004)
-        return None if request.content_type == JSON else rest_error(415, "Unsupported Media Type")
-
-    def _upsert(self, call: Call, verdict: Registration | Rejection) -> web.Response:
+        if request.content_type != JSON:
+            return rest_error(415, "Unsupported Media Type")
+        verdict: Registration | Rejection = validate(document)
+        if problem:
+            verdict = Rejection("invalid", problem, MALFORMED)
         if isinstance(verdict, Rejection):
             return rest_error(400, verdict.message, verdict.errorcode, validationErrors=verdict.errors)
-        self.registrations[Resource(call.account, verdict.platform, verdict.resource_id)] = call
+        self.registrations[Resource(token[0], verdict.platform, verdict.resource_id)] = call
         return web.Response(status=201)
 
     async def _show_faults(self, _: web.Request) -> web.Response:
@@ -187,17 +212,6 @@ class Sandbox:
     async def _show_history(self, _: web.Request) -> web.Response:
         return json_answer(200, [call.as_json() for call in [*self.history][-CALLS_SHOWN:]])
 
-    async def _show_registrations(self, _: web.Request) -> web.Response:
-        return json_answer(200, [call.as_json() for call in self.registrations.values()])
-
-
-async def _unknown(request: web.Request) -> web.StreamResponse:
-    if request.path in (TOKEN, REGISTRATION):
-        return rest_error(405, "Method Not Allowed")
-    if request.path.startswith(REST):
-        return rest_error(596, "Service Not Found")  # as the gateway before the REST API says
-    return rest_error(404, "Not Found")
-
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -208,21 +222,27 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             return rest_error(403, "The sandbox is controlled by its own address only")
         if request.can_read_body and request.content_type != JSON:
             return rest_error(415, f"Send JSON, with the header Content-Type: {JSON}")
-    return await handler(request)
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        if request.path.startswith(REST):
+            return rest_error(596, "Service Not Found")  # as the gateway before the REST API says
+        return rest_error(404, "Not Found")
+    except web.HTTPException as error:
+        return rest_error(error.status, error.reason)
 
 
 def _is_own(host: str) -> bool:
     """Whether a Host header names an address, localhost or a container. A page whose own name was made to
     lead here (DNS rebinding) has a name with dots."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    try:
-        ip_address(name)
-    except ValueError:
-        return bool(re.fullmatch(r"[a-z0-9_-]+(\.localhost)?", name))
-    return True
+    name = host_name(host)
+    return address_of(name) is not None or bool(re.fullmatch(r"[a-z0-9_-]+(\.localhost)?", name))
+
+
+def _token_error(status: int, error: str, description: str) -> web.Response:
+    """An OAuth 2.0 error, as `/v2/token` words it."""
+    document = {"error": error, "error_description": description, "error_uri": ERROR_URI}
+    return json_answer(status, document, {"Cache-Control": "no-store"})
 
 
 def _explain(invalid: ValidationError) -> str:

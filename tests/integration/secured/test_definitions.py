@@ -16,10 +16,10 @@ import pytest
 from tests.commands import ott_worker
 from tests.integration.secured.conftest import DEPLOY, SecuredBroker
 from tests.rig import Requester, Rig, messenger, until
+from tests.sandbox_faults import Status
 from worker.broker.topology import Topology
 from worker.client import RegistrationClient
 from worker.console.server import Console
-from worker.sandbox.faults import Status
 from worker.settings import Settings, load_settings
 
 VHOST = "ott-test"

@@ -20,9 +20,9 @@ from multidict import CIMultiDictProxy
 from tests.integration.forwarder import forwarder
 from tests.integration.secured.conftest import SecuredBroker
 from tests.rig import LINE, MESSENGER, Requester, until
+from tests.sandbox_faults import Reset, Status
 from worker.marketing_cloud.answer import MESSAGE_LIMIT
 from worker.sandbox import Sandbox
-from worker.sandbox.faults import Reset, Status
 
 CLIENT_SECRET = f"canary-client-secret-{uuid4().hex}"
 PASSWORD = f"canary-amqp-password-{uuid4().hex}"

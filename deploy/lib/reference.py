@@ -11,7 +11,6 @@ from worker import errors
 from worker.events import EventListener
 from worker.service import Service
 from worker.settings import Settings, load_settings, variable
-from worker.telemetry.admin import registry
 from worker.telemetry.metrics import Gauges, Metrics
 from worker.telemetry.status import WorkerPhase
 
@@ -76,8 +75,9 @@ async def _families() -> list[Metric]:
     settings = load_settings(**credentials, mc_auth_url=local, mc_rest_url=local)
     service, metrics = Service(settings, EventListener()), Metrics()
     metrics.call_ended(201, 0.1)
+    metrics.registry.register(Gauges(service, WorkerPhase()))
     try:
-        return list(registry(metrics, Gauges(service, WorkerPhase())).collect())
+        return list(metrics.registry.collect())
     finally:
         await service.marketing_cloud.__aexit__()
 

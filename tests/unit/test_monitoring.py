@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from worker.events import EventListener
 from worker.service import Service
 from worker.settings import load_settings
 from worker.telemetry import metrics as known
-from worker.telemetry.admin import registry
 from worker.telemetry.metrics import Gauges, Metrics
 from worker.telemetry.status import WorkerPhase
 
@@ -58,10 +56,10 @@ async def exported() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.call_ended(201, 0.1)
     metrics.routed(1)
-    everything: CollectorRegistry = registry(metrics, Gauges(service, WorkerPhase()))
+    metrics.registry.register(Gauges(service, WorkerPhase()))
     series = {
         family.name + ending: _labels(family)
-        for family in everything.collect()
+        for family in metrics.registry.collect()
         for ending in ENDINGS[family.type]
     }
     await service.marketing_cloud.__aexit__()

@@ -40,9 +40,9 @@ def run() -> None:
 
 
 async def _run(settings: Settings) -> None:
-    lines = LineWriter(2)
+    metrics, phase = Metrics(), WorkerPhase()
+    lines = LineWriter(2, metrics.lines_dropped.inc)
     logger = configure(settings, lines)
-    metrics, phase = Metrics(lambda: lines.dropped), WorkerPhase()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unexpected(logger, context))

@@ -95,6 +95,11 @@ class Flow:
         return self.state in (FlowState.CLOSED, FlowState.OPENING)
 
     @property
+    def paused_for(self) -> float:
+        """Seconds of the present pause, 0 without one."""
+        return self._clock() - self._closed_at if self.is_pausing else 0.0
+
+    @property
     def pace(self) -> float | None:
         """Calls a second that this worker may make because of a speed limit, None without one."""
         return None if self._pace is None else self._pace.rate(self._clock()) * self._share()

@@ -14,13 +14,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from aiohttp import web
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import generate_latest
 
 from worker.amqp.confirm_channel import CONFIRM_TIMEOUT
 from worker.amqp.consumer import LEASE
@@ -48,11 +42,10 @@ class Admin:
         self._settings = settings
         self._service = service
         self._phase = phase
-        self._gauges = Gauges(service, phase)
-        self._registry = registry(metrics, self._gauges)
+        self._registry = metrics.registry
+        self._registry.register(Gauges(service, phase))
         self._page, self._page_ends = b"", 0.0
         self._server: HttpServer | None = None
-        self._ticking: asyncio.Task[None] | None = None
         self.url: str | None = None
 
     async def __aenter__(self) -> Self:
@@ -62,13 +55,8 @@ class Admin:
             return self
         application = web.Application()
         application.on_response_prepare.append(_add_headers)
-        application.add_routes(
-            [
-                web.get("/livez", self._live),
-                web.get("/readyz", self._ready),
-                web.get("/metrics", self._metrics),
-            ]
-        )
+        pages = {"/livez": self._live, "/readyz": self._ready, "/metrics": self._metrics}
+        application.add_routes([web.get(path, page) for path, page in pages.items()])
         self._server = HttpServer(
             application,
             CONNECTION_LIMIT,
@@ -78,12 +66,9 @@ class Admin:
             max_field_size=HEADER_LIMIT,
         )
         self.url = await self._server.start(host, port, "OTT_ADMIN_HOST and OTT_ADMIN_PORT")
-        self._ticking = asyncio.create_task(self._gauges.watch_loop(), name="loop monitor")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._ticking is not None:
-            self._ticking.cancel()
         if self._server is not None:
             await self._server.close()
 
@@ -98,17 +83,6 @@ class Admin:
         if time.monotonic() >= self._page_ends:
             self._page, self._page_ends = generate_latest(self._registry), time.monotonic() + PAGE_LIFE
         return web.Response(body=self._page, headers={"Content-Type": PROMETHEUS})
-
-
-def registry(metrics: Metrics, gauges: Gauges) -> CollectorRegistry:
-    """Everything that `/metrics` shows: counters, gauges, and the process itself."""
-    all_of_it = CollectorRegistry(auto_describe=False)
-    all_of_it.register(metrics)
-    all_of_it.register(gauges)
-    ProcessCollector(registry=all_of_it)
-    PlatformCollector(registry=all_of_it)
-    GCCollector(registry=all_of_it)
-    return all_of_it
 
 
 def live(service: Service, phase: WorkerPhase) -> dict[str, Check]:

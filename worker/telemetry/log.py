@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, TextIO, cast
 
@@ -41,13 +41,14 @@ Logger = structlog.typing.FilteringBoundLogger
 class LineWriter:
     """A text file, as far as a logger needs one. A thread of its own writes to a descriptor: a pipe that
     nobody reads, or a full disk, holds up nothing. A line that cannot be written, or finds no room, is
-    dropped and counted."""
+    dropped."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, dropped: Callable[[], object]) -> None:
+        """`dropped` is called for each line that is."""
         self._descriptor = descriptor
+        self._dropped = dropped
         self._lines: queue.Queue[bytes | threading.Event] = queue.Queue(LINES_KEPT)
         self._is_torn = False  # a line was written in part
-        self.dropped = 0
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def write(self, text: str) -> int:
@@ -55,7 +56,7 @@ class LineWriter:
         try:
             self._lines.put_nowait(text.encode(errors="backslashreplace"))
         except queue.Full:
-            self.dropped += 1
+            self._dropped()
         return len(text)
 
     def flush(self) -> None:
@@ -79,7 +80,7 @@ class LineWriter:
             try:
                 self._write_all(b"\n" + line if self._is_torn else line)
             except OSError:
-                self.dropped += 1
+                self._dropped()
 
     def _write_all(self, line: bytes) -> None:
         rest = memoryview(line)

@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -12,50 +11,32 @@ from functools import partial
 from worker.broker.status import StatusPublisher
 from worker.contract.settlement import Settlement
 from worker.contract.status import Blocked, GateState, GateStatus, WorkerState, WorkerStatus
-from worker.events import EventListener
+from worker.events import EVENTS, EventListener
 from worker.pipeline.flow import FlowState
 from worker.release import version
 from worker.service import Service
 
 STOP_TIMEOUT = 2.0  # seconds for the last record
-RATE_WINDOW = 10.0  # seconds
-
-# Events that change the record.
-CHANGES = (
-    "consumer_connected",
-    "subscribed",
-    "active",
-    "subscription_ended",
-    "returned",
-    "partition_taken",
-    "partition_left",
-    "gate_closed",
-    "gate_opening",
-    "gate_closed_again",
-    "gate_left",
-    "gate_opened",
-    "token_fetched",
-    "token_refused",
-    "publish_turned_down",
-    "paused",
-    "resumed",
-    "draining",
-)
+RATE_WINDOW = 10.0  # seconds, at least
 
 
 class WorkerPhase(EventListener):
-    """What the events say of this worker. While the context `publish` lasts, each change makes a record."""
+    """What the events say of this worker. While the context `publish` lasts, each event that is logged at
+    info or above makes a record."""
 
     def __init__(self) -> None:
         self.is_active = False
         self.draining_since: float | None = None
         self.has_stopped = False
         self.gate_since: datetime | None = None
+        self.paused_for = 0.0  # seconds, by outages that have ended
         self.connects = 0
-        self.settled_count = 0
+        self._settled = 0
+        self._marks = [(time.monotonic(), 0)] * 2  # times and requests settled by then, for the rate
         self._publisher: StatusPublisher | None = None
+        told = [name for name, event in EVENTS.items() if event.level not in (None, "debug")]
+        self.hear(**{name: partial(self._changed, getattr(self, name)) for name in told})
         self.hear(gate_left=self.gate_opened)
-        self.hear(**{name: partial(self._changed, getattr(self, name)) for name in CHANGES})
 
     def active(self) -> None:
         self.is_active = True
@@ -73,26 +54,32 @@ class WorkerPhase(EventListener):
         self.connects += 1
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
-        self.settled_count += 1
+        self._settled += 1
 
     def gate_closed(self, why: str) -> None:
         self.gate_since = datetime.now(UTC)
 
     def gate_opened(self, seconds: float) -> None:
         self.gate_since = None
+        self.paused_for += seconds
 
     def _changed(self, take_note: Callable[..., object], *values: object) -> None:
         take_note(*values)
         if self._publisher is not None:
             self._publisher.changed()
 
+    def rate(self) -> float:
+        """Requests settled a second, lately."""
+        now, (_, last) = time.monotonic(), self._marks
+        if now - last[0] >= RATE_WINDOW:
+            self._marks = [last, (now, self._settled)]
+        at, before = self._marks[0]
+        return round((self._settled - before) / max(now - at, 1.0), 2)
+
     @contextlib.asynccontextmanager
     async def publish(self, service: Service) -> AsyncIterator[None]:
         """Publish the records of this service, and at the end that it has stopped."""
-        rate = _Rate()
-        self._publisher = StatusPublisher(
-            service.settings, lambda: describe(service, self, rate.of(self.settled_count))
-        )
+        self._publisher = StatusPublisher(service.settings, lambda: describe(service, self))
         publishing = asyncio.create_task(self._publisher.run(), name="status")
         try:
             yield
@@ -104,7 +91,7 @@ class WorkerPhase(EventListener):
             await asyncio.gather(publishing, return_exceptions=True)
 
 
-def describe(service: Service, phase: WorkerPhase, rate: float = 0.0) -> WorkerStatus:
+def describe(service: Service, phase: WorkerPhase) -> WorkerStatus:
     """The record of this moment."""
     return WorkerStatus(
         worker=service.name,
@@ -117,7 +104,7 @@ def describe(service: Service, phase: WorkerPhase, rate: float = 0.0) -> WorkerS
         blocked=[Blocked(queue=q, why=why, since=since) for q, why, since in service.publisher.blocked],
         pace=service.flow.pace,
         in_flight=sum(each.unsettled for each in service.subscriptions),
-        rate_per_second=rate,
+        rate_per_second=phase.rate(),
         reconnects=max(0, phase.connects - 1),
     )
 
@@ -144,18 +131,3 @@ def _gate(service: Service, phase: WorkerPhase) -> GateStatus:
     return GateStatus(
         state=state, why=flow.why, since=phase.gate_since, cause="credentials" if is_refused else "outage"
     )
-
-
-class _Rate:
-    """The recent rate of a growing counter, per second."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
-
-    def of(self, total: int) -> float:
-        now = time.monotonic()
-        self._seen.append((now, total))
-        while len(self._seen) > 2 and now - self._seen[1][0] >= RATE_WINDOW:
-            self._seen.popleft()
-        at, before = self._seen[0]
-        return round((total - before) / max(now - at, 1.0), 2)

@@ -1,5 +1,6 @@
 """What all tests share: brokers to run against, a prefix of one's own, and nothing left behind."""
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -48,6 +49,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("OTT_") and name not in PASSED_ON]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    logging.disable(logging.NOTSET)  # which a command sets
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -107,7 +107,7 @@ from typer.main import get_command
 from worker.cli.app import app
 command = get_command(app)
 for word in sys.argv[1:]:
-    command = command.commands[word]
+    command = command.get_command(None, word)
 print(json.dumps(list(sys.modules)))
 """
 

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -112,7 +113,8 @@ def test_the_compose_files_commands_exist():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
     for service in (service for service in services if "build" in service):  # which run our image
         command, *arguments = service["command"]
-        options = {name for option in get_command(app).commands[command].params for name in option.opts}  # type: ignore
+        found: Any = get_command(app).get_command(None, command)  # type: ignore
+        options = {name for option in found.params for name in option.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= options
 
 

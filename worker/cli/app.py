@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, NoReturn
 
@@ -18,7 +18,7 @@ from worker.cli import output
 from worker.errors import Interrupted, UsageError, WorkerError
 
 
-class _LazyGroup(TyperGroup):
+class _Group(TyperGroup):
     """Commands that are imported when somebody asks for them: one command needs a part of the libraries only,
     and all of them together take most of a second. `places` says of each command in which module which
     function it is (`module:function`), or which group. The group's help imports all of them."""
@@ -27,68 +27,15 @@ class _LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = _LazyCommands(self.places)  # type: ignore[assignment] # Typer only reads it
+        self.commands = dict.fromkeys(self.places)  # type: ignore[assignment] # their names
 
-
-class _LazyCommands(Mapping[str, Any]):
-    def __init__(self, places: Mapping[str, str | typer.Typer]) -> None:
-        self._places = places
-
-    def __getitem__(self, name: str) -> Any:
-        place = self._places[name]
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        place = self.places.get(cmd_name)
         if isinstance(place, str):
             module, _, function = place.partition(":")
             place = typer.Typer(add_completion=False)
-            place.command()(getattr(import_module(f"worker.cli.{module}"), function))
-        command = get_command(place)
-        command.name = name
-        return command
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-def _group(text: str, places: Mapping[str, str]) -> typer.Typer:
-    group = type("_Group", (_LazyGroup,), {"places": places})
-    return typer.Typer(
-        cls=group, help=text, no_args_is_help=True, add_completion=False, callback=lambda: None
-    )
-
-
-class _Commands(_LazyGroup):
-    """`ott-worker`."""
-
-    places: ClassVar = {
-        "run": "run:run",
-        "check": "check:check",
-        "status": "status:status",
-        "pause": "pause:pause",
-        "resume": "pause:resume",
-        "demo": "demo:demo",
-        "submit": "submit.command:submit",
-        "sandbox": "sandbox:sandbox",
-        "schema": "schema:schema",
-        "dead-letters": _group(
-            "Look at requests that were not registered; replay, export or discard them.\n\n"
-            "Example: ott-worker dead-letters list --since 2h",
-            {
-                "list": "dead_letters.look:list_letters",
-                "show": "dead_letters.look:show",
-                "replay": "dead_letters.change:replay",
-                "discard": "dead_letters.change:discard",
-                "export": "dead_letters.look:export",
-            },
-        ),
-        "journal": "journal:journal",
-        "partitions": _group(
-            "Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
-            {"prune": "partitions:prune"},
-        ),
-        "console": "console:console",
-    }
+            place.command(cmd_name)(getattr(import_module(f"worker.cli.{module}"), function))
+        return place and get_command(place)
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command and exit as contract §8 says."""
@@ -108,17 +55,12 @@ class _Commands(_LazyGroup):
 
     def _run(self, *args: Any, **options: Any) -> int:
         try:
-            code = super().main(*args, **options | {"standalone_mode": False})
+            return super().main(*args, **options | {"standalone_mode": False}) or 0
         except WorkerError as error:
             return _failed(str(error), error.exit_code)
-        except Exception as error:
-            # Usage errors have this method in common; Typer does not export their base class.
-            format_message = getattr(error, "format_message", None)
-            if format_message is None:
-                raise
-            message = format_message()  # empty where the help itself was the message
+        except typer.TyperException as error:
+            message = error.format_message()  # empty where the help itself was the message
             return _failed(message and f"{message} (see --help)", UsageError.exit_code)
-        return code if isinstance(code, int) else 0
 
 
 def _failed(text: str, code: int) -> int:
@@ -127,15 +69,18 @@ def _failed(text: str, code: int) -> int:
     return code
 
 
-app = typer.Typer(
-    name="ott-worker",
-    cls=_Commands,
-    help="Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ.\n\n"
-    "Example: ott-worker demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+def _group(
+    name: str, text: str, places: Mapping[str, str | typer.Typer], callback: Any = lambda: None
+) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        cls=type("_Commands", (_Group,), {"places": places}),
+        help=text,
+        callback=callback,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
 
 
 def _print_version(asked: bool) -> None:
@@ -146,7 +91,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -155,22 +99,50 @@ def _root(
     pass
 
 
+app = _group(
+    "ott-worker",
+    "Registers Messenger pages and LINE channels with Marketing Cloud, from RabbitMQ.\n\n"
+    "Example: ott-worker demo",
+    {
+        "run": "run:run",
+        "check": "check:check",
+        "status": "status:status",
+        "pause": "control:pause",
+        "resume": "control:resume",
+        "demo": "demo:demo",
+        "submit": "submit.command:submit",
+        "sandbox": "serve:sandbox",
+        "schema": "schema:schema",
+        "dead-letters": _group(
+            "dead-letters",
+            "Look at requests that were not registered; replay, export or discard them.\n\n"
+            "Example: ott-worker dead-letters list --since 2h",
+            {
+                "list": "dead_letters.look:list_letters",
+                "show": "dead_letters.look:show",
+                "replay": "dead_letters.change:replay",
+                "discard": "dead_letters.change:discard",
+                "export": "dead_letters.look:export",
+            },
+        ),
+        "journal": "journal:journal",
+        "partitions": _group(
+            "partitions",
+            "Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
+            {"prune": "control:prune"},
+        ),
+        "console": "serve:console",
+    },
+    _root,
+)
+
+
 def main() -> None:
     """Run the command that this process was started for."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold secrets
     _prepare_streams()
-    silence_libraries()
+    logging.disable()  # the libraries' own lines: some print whole messages, secrets included
     app()
-
-
-def silence_libraries() -> None:
-    """Keep the libraries' own log lines out: some print whole messages, secrets included."""
-    logging.getLogger().handlers[:] = [logging.NullHandler()]
-    for name in ("aiormq", "aio_pika", "aiohttp", "asyncio"):
-        library = logging.getLogger(name)
-        library.handlers[:] = [logging.NullHandler()]
-        library.propagate = False
-        library.setLevel(logging.CRITICAL)
 
 
 def _prepare_streams() -> None:

@@ -1,7 +1,9 @@
-"""`ott-worker sandbox`."""
+"""`ott-worker sandbox` and `ott-worker console`."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -9,14 +11,14 @@ import uvloop
 from worker.cli.terminal import on_end
 from worker.errors import UsageError
 from worker.sandbox import Sandbox
+from worker.settings import load_settings
 
-DEFAULT_PORT = 8081
 DEFAULT_CLIENT = "sandbox"
 
 
 def sandbox(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8081,
     client_id: Annotated[
         str, typer.Option(help="The only client that gets tokens.", envvar="OTT_MC_CLIENT_ID")
     ] = DEFAULT_CLIENT,
@@ -28,12 +30,7 @@ def sandbox(
             show_envvar=True,
         ),
     ] = DEFAULT_CLIENT,
-    account: Annotated[
-        list[str] | None, typer.Option(help="A business unit that may be named; repeatable. Default: any.")
-    ] = None,
     token_lifetime: Annotated[float, typer.Option(help="Seconds that a token lasts.", min=1)] = 1080,
-    seed: Annotated[int, typer.Option(help="Makes random faults repeatable.")] = 0,
-    history_limit: Annotated[int, typer.Option(help="Calls that are remembered.", min=1)] = 100_000,
 ) -> None:
     """Run a local Marketing Cloud: tokens, registrations, and faults on request.
 
@@ -48,21 +45,38 @@ def sandbox(
         client_secret=client_secret,
         host=host,
         port=port,
-        account_ids=frozenset(account) if account else None,
         token_lifetime=token_lifetime,
-        seed=seed,
-        history_limit=history_limit,
     )
     shown_secret = client_secret if client_secret == DEFAULT_CLIENT else "…"
-    uvloop.run(_serve(server, f"OTT_MC_CLIENT_ID={client_id} OTT_MC_CLIENT_SECRET={shown_secret}"))
+    credentials = f"OTT_MC_CLIENT_ID={client_id} OTT_MC_CLIENT_SECRET={shown_secret}"
+    uvloop.run(
+        _serve(
+            server,
+            lambda: (
+                f"Sandbox on {server.url} · "
+                f"export OTT_MC_AUTH_URL={server.url} OTT_MC_REST_URL={server.url} {credentials}"
+            ),
+        )
+    )
 
 
-async def _serve(server: Sandbox, credentials: str) -> None:
+def console() -> None:
+    """Serve a web page for operators: workers, dead letters, the journal; replay, correct, discard, pause.
+
+    It listens on OTT_CONSOLE_HOST and OTT_CONSOLE_PORT; beyond loopback it wants OTT_CONSOLE_PASSWORD.
+
+    Example: OTT_CONSOLE_PORT=0 ott-worker console
+    """
+    from worker.console.server import Console  # noqa: PLC0415 # the sandbox needs none of it
+
+    server = Console(load_settings())
+    uvloop.run(_serve(server, lambda: server.entry))
+
+
+async def _serve(server: AbstractAsyncContextManager[Any], introduction: Callable[[], str]) -> None:
+    """Serve until a signal."""
     stop = asyncio.Event()
     on_end(stop.set)
     async with server:
-        typer.echo(
-            f"Sandbox on {server.url} · export OTT_MC_AUTH_URL={server.url} OTT_MC_REST_URL={server.url} "
-            f"{credentials}"
-        )
+        typer.echo(introduction())
         await stop.wait()

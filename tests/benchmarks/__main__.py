@@ -1,32 +1,180 @@
-"""Measure the worker beside other ways to do the same work: `python -m tests.benchmarks --help`."""
+"""Measure the worker beside the bare loop, and against its limits: `python -m tests.benchmarks --help`.
+
+Each contender is a program that does the same work until SIGTERM: take a request from PREFIX.requests, POST
+its body, publish a persistent, confirmed reply to the request's reply_to queue, acknowledge.
+"""
 
 import argparse
 import asyncio
-import json
+import contextlib
 import os
 import platform
-import statistics
+import secrets
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import NamedTuple
 
-from tests.benchmarks.contender import ALL, OURS, Contender
-from tests.benchmarks.measure import Run, Work, run
-from tests.rig import DEFAULT_URL
+import aio_pika
+
+from tests.benchmarks.measure import (
+    POLL,
+    QUORUM,
+    WORKER,
+    Program,
+    Upstream,
+    fill,
+    print_head,
+    print_row,
+    variables,
+)
+from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
 from worker.amqp.connection import connect
 from worker.settings import load_settings
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+OURS = "ott-worker"
+LOOP = [sys.executable, str(Path(__file__).with_name("aio_pika_loop.py"))]
+CONTENDERS = {OURS: WORKER, "aio-pika + aiohttp": LOOP}
 LATENCIES = (0.0, 0.05, 0.2, 1.0)  # seconds
-Table = dict[str, Any]
+PREFETCH = 200
+RESOURCES = 1_000
+SIZE = 1_000  # bytes of a body
+SECONDS = 10.0  # at most, of the measured part
 
 
-def main() -> None:
+class Run(NamedTuple):
+    """What one run came to, counted after the first requests."""
+
+    rate: float  # requests a second
+    cpu: float  # microseconds for each request
+    memory: float  # megabytes at the highest
+    first_reply: float  # seconds from the start of the program to the first reply in its queue
+
+
+def request(number: int, replies: str) -> aio_pika.Message:
+    page = f"page-{number % RESOURCES}"
+    padding = SIZE - len(messenger(page, pageAccessToken=""))
+    return aio_pika.Message(
+        messenger(page, pageAccessToken="x" * padding),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=f"request-{number}",
+        correlation_id=f"correlation-{number}",
+        reply_to=replies,
+    )
+
+
+async def run(
+    url: str, name: str, what: str, *, requests: int = 15_000, warm: int = 1_500, latency: float = 0.0
+) -> Run:
+    """Fill a queue, start the contender on it, and measure until nearly all is done or time is up; nothing
+    of it is left behind."""
+    prefix = f"benchmark-{secrets.token_hex(4)}"
+    replies = f"{prefix}.answers"
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        upstream = stack.enter_context(Upstream(latency))
+        channel = await (await stack.enter_async_context(await aio_pika.connect(url))).channel()
+
+        async def answered() -> int:
+            queue = await channel.declare_queue(replies, durable=True, arguments=QUORUM)
+            return queue.declaration_result.message_count or 0
+
+        await answered()
+        stack.push_async_callback(channel.queue_delete, replies)
+        stack.push_async_callback(delete_objects, url, prefix)
+        if name == OURS:
+            await declare(load_settings(amqp_url=url, prefix=prefix))
+        else:
+            await channel.declare_queue(f"{prefix}.requests", durable=True, arguments=QUORUM)
+        await fill(url, f"{prefix}.requests", partial(request, replies=replies), requests)
+        given = variables(url, prefix, upstream.url, OTT_PREFETCH=PREFETCH)
+        started = time.perf_counter()
+        program = stack.enter_context(Program(CONTENDERS[name], given, folder / "log"))
+        await upstream.reached(1, [program])
+        while not await answered():
+            await asyncio.sleep(POLL)
+        first = time.perf_counter() - started
+        await upstream.reached(warm, [program])
+        began, cpu, before = time.perf_counter(), program.cpu(), upstream.requests
+        await upstream.reached(min(requests - 1, int(requests * 0.97)), [program], began + SECONDS)
+        # A slow upstream answers in waves: counted is from the end of one to the end of another.
+        seconds = await upstream.next_lull() - began
+        done, spent = upstream.requests - before, program.cpu() - cpu
+        if (missing := upstream.requests - await answered()) > 2 * PREFETCH:
+            raise RuntimeError(f"{missing} requests were forwarded and not answered")
+        made = Run(done / seconds, spent / done, program.peak_memory(), first)
+    told = f"{name} {what}: {made.rate:.0f}/s, {made.cpu:.0f} µs, {made.memory:.0f} MB"
+    print(told, file=sys.stderr, flush=True)
+    return made
+
+
+async def compare(given: argparse.Namespace) -> None:
+    """All contenders, taking turns, so that what else the machine does falls on all of them."""
+    runs: dict[str, list[Run]] = {name: [] for name in given.contender}
+    for number in range(given.rounds):
+        for name, made in runs.items():
+            made.append(await run(given.amqp_url, name, f"round {number + 1}"))
+    print("\n### The same work, side by side\n\nMedian (lowest to highest).\n")
+    head = ("", "CPU µs a request", "worker ÷ this, pair by pair", "requests/s", "worker ÷ this", "peak MB")
+    print_head(*head, "s to first reply")
+    for name, made in runs.items():
+        pairs = list(zip(runs[OURS], made, strict=True))
+        print_row(
+            f"**{name}**" if name == OURS else name,
+            _spread([each.cpu for each in made], 0),
+            _spread([ours.cpu / each.cpu for ours, each in pairs], 2),
+            _spread([each.rate for each in made], 0),
+            _spread([ours.rate / each.rate for ours, each in pairs], 2),
+            f"{max(each.memory for each in made):.0f}",
+            f"{median(each.first_reply for each in made):.1f}",
+        )
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    middle, low, high = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+async def latency(given: argparse.Namespace) -> None:
+    """Throughput against what prefetch and latency allow."""
+    about = f"Prefetch {PREFETCH}; the limit is min(prefetch ÷ latency, one core ÷ CPU per request at 0 ms)."
+    print(f"\n### Upstream latency\n\n{about}\n")
+    print_head("upstream takes", "requests/s", "limit", "reached", "CPU µs")
+    alone = 0.0  # requests a second that one core allows
+    for seconds in LATENCIES:
+        bound = PREFETCH / seconds if seconds else float("inf")
+        few = {"requests": int(bound * 14), "warm": int(bound * 2)} if bound <= 1_200 else {}
+        made = await run(given.amqp_url, OURS, f"{seconds * 1000:.0f} ms", latency=seconds, **few)
+        alone = alone or 1_000_000 / made.cpu
+        limit = min(bound, alone)
+        cells = (f"{made.rate:.0f}", f"{limit:.0f}", f"{made.rate / limit:.1%}", f"{made.cpu:.0f}")
+        print_row(f"{seconds * 1000:.0f} ms", *cells)
+
+
+SCENARIOS = {"compare": compare, "latency": latency}
+
+
+async def _circumstances(amqp_url: str) -> str:
+    connection = await connect(load_settings(amqp_url=amqp_url), "benchmark")
+    rabbitmq = connection.server_version
+    await connection.close()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("aio-pika", "aiormq", "aiohttp", "uvloop"))
+    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    cpu = cpus[0].partition(": ")[2] if cpus else platform.machine()
+    return (
+        f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores ({cpu}), broker, upstream and "
+        f"contender together. RabbitMQ {rabbitmq}, Python {platform.python_version()}, {packages}."
+    )
+
+
+async def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description="Needs a RabbitMQ that is otherwise idle; takes about 5 minutes.",
@@ -35,142 +183,12 @@ def main() -> None:
     parser.add_argument("--amqp-url", default=os.environ.get("OTT_AMQP_URL", DEFAULT_URL))
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, metavar="SCENARIO")
     parser.add_argument("--rounds", type=int, default=5, help="repeats of each comparison (default 5)")
-    parser.add_argument("--contender", nargs="+", default=(), help="names; all by default")
-    parser.add_argument("--print", action="store_true", help="only print; leave README.md alone")
-    print(text(asyncio.run(_measure(parser.parse_args()))))
+    parser.add_argument("--contender", nargs="+", default=CONTENDERS, help="names; all by default")
+    given = parser.parse_args()
+    print(await _circumstances(given.amqp_url))
+    for name in given.only:
+        await SCENARIOS[name](given)
 
-
-async def _measure(arguments: argparse.Namespace) -> Table:
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not arguments.print else {}
-    results |= await _circumstances(arguments.amqp_url)
-    for name in arguments.only:
-        results[name] = await SCENARIOS[name][0](Bench(arguments))
-        if not arguments.print:
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            write(results)
-    return results
-
-
-async def _circumstances(amqp_url: str) -> dict[str, str]:
-    connection = await connect(load_settings(amqp_url=amqp_url), "benchmark")
-    rabbitmq = connection.server_version
-    await connection.close()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("aio-pika", "aiormq", "aiohttp", "uvloop"))
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    cpu = cpus[0].partition(": ")[2] if cpus else platform.machine()
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{os.cpu_count()} cores ({cpu}), broker, upstream and contender together",
-        "versions": f"RabbitMQ {rabbitmq}, Python {platform.python_version()}, {packages}",
-    }
-
-
-class Bench:
-    """All scenarios on one broker."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._given = arguments
-
-    async def _run(self, contender: Contender, work: Work, what: str) -> Run:
-        made = await run(contender, self._given.amqp_url, work)
-        told = f"{contender.name} {what}: {made.rate:.0f}/s, {made.cpu:.0f} µs, {made.memory:.0f} MB"
-        print(told, file=sys.stderr, flush=True)
-        return made
-
-    async def compare(self) -> Table:
-        """All contenders, taking turns, so that what else the machine does falls on all of them."""
-        chosen = [c for c in ALL if not self._given.contender or c.name in self._given.contender]
-        runs: dict[str, list[Run]] = {contender.name: [] for contender in chosen}
-        for number in range(self._given.rounds):
-            for contender in chosen:
-                runs[contender.name].append(await self._run(contender, Work(), f"round {number + 1}"))
-        ours = runs[OURS.name]
-        return {
-            name: {
-                "cpu": _spread([r.cpu for r in made]),
-                "rate": _spread([r.rate for r in made]),
-                "memory": max(r.memory for r in made),
-                "first": statistics.median(r.first_reply for r in made),
-                "cpu_ratio": _spread([o.cpu / r.cpu for o, r in zip(ours, made, strict=True)]),
-                "rate_ratio": _spread([o.rate / r.rate for o, r in zip(ours, made, strict=True)]),
-            }
-            for name, made in runs.items()
-        }
-
-    async def latency(self) -> Table:
-        """Throughput against what prefetch and latency allow."""
-        table: Table = {}
-        for latency in LATENCIES:
-            bound = Work.prefetch / latency if latency else float("inf")
-            few = bound <= 1_200
-            work = (
-                Work(int(bound * 14), latency=latency, warm=int(bound * 2)) if few else Work(latency=latency)
-            )
-            made = await self._run(OURS, work, f"{latency * 1000:.0f} ms")
-            limit = min(bound, 1_000_000 / (table["0"]["cpu"] if table else made.cpu))
-            table[f"{latency * 1000:.0f}"] = {"rate": made.rate, "limit": limit, "cpu": made.cpu}
-        return table
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def write(results: Table) -> None:
-    """Put what was measured into README.md."""
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{text(results)}\n{END}{rest.partition(END)[2]}")
-
-
-def text(results: Table) -> str:
-    """All tables, in Markdown."""
-    parts = [f"Measured {results['date']} on {results['machine']}. {results['versions']}."]
-    return "\n\n".join(
-        parts + [made(results[name]) for name, (_, made) in SCENARIOS.items() if name in results]
-    )
-
-
-def _compared(table: Table) -> str:
-    head = ("", "CPU µs a request", "worker ÷ this, pair by pair", "requests/s", "worker ÷ this", "peak MB")
-    shapes = {"cpu": "{:.0f}", "cpu_ratio": "{:.2f}", "rate": "{:.0f}", "rate_ratio": "{:.2f}"}
-    rows = [
-        (
-            f"**{name}**" if name == OURS.name else name,
-            *(
-                "{} ({} to {})".format(*(shape.format(row[key][k]) for k in ("median", "low", "high")))
-                for key, shape in shapes.items()
-            ),
-            f"{row['memory']:.0f}",
-            f"{row['first']:.1f}",
-        )
-        for name, row in table.items()
-    ]
-    about = "### The same work, side by side\n\nMedian (lowest to highest).\n\n"
-    return about + _table((*head, "s to first reply"), rows)
-
-
-def _latencies(table: Table) -> str:
-    head = ("upstream takes", "requests/s", "limit", "reached", "CPU µs")
-    rows = [
-        (
-            f"{ms} ms",
-            *(f"{x:.0f}" for x in (r["rate"], r["limit"])),
-            f"{r['rate'] / r['limit']:.1%}",
-            f"{r['cpu']:.0f}",
-        )
-        for ms, r in table.items()
-    ]
-    about = "Prefetch 200; the limit is min(prefetch ÷ latency, one core ÷ CPU per request at 0 ms)."
-    return f"### Upstream latency\n\n{about}\n\n" + _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-SCENARIOS = {"compare": (Bench.compare, _compared), "latency": (Bench.latency, _latencies)}
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

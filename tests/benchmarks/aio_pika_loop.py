@@ -1,4 +1,4 @@
-"""The loop that a good engineer writes in an afternoon: aio-pika and aiohttp."""
+"""The loop that a good engineer writes in an afternoon: aio-pika and aiohttp, with the worker's variables."""
 
 import asyncio
 import json
@@ -8,15 +8,15 @@ import aio_pika
 import aiohttp
 import uvloop
 
-URL = os.environ["BENCH_URL"]
+URL = f"{os.environ['OTT_MC_REST_URL']}/ott/v1/registration"
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer benchmark"}
 
 
 async def main() -> None:
-    connection = await aio_pika.connect_robust(os.environ["BENCH_AMQP_URL"])
+    connection = await aio_pika.connect_robust(os.environ["OTT_AMQP_URL"])
     channel = await connection.channel(publisher_confirms=True)
-    await channel.set_qos(prefetch_count=int(os.environ["BENCH_PREFETCH"]))
-    queue = await channel.get_queue(os.environ["BENCH_QUEUE"])
+    await channel.set_qos(prefetch_count=int(os.environ["OTT_PREFETCH"]))
+    queue = await channel.get_queue(f"{os.environ['OTT_PREFIX']}.requests")
     replies = (await connection.channel(publisher_confirms=True)).default_exchange
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),

@@ -10,15 +10,17 @@ import itertools
 import os
 import random
 import time
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
+
+import pytest
 
 from tests.rig import DEFAULT_URL, Rig, delete_objects, messenger
 from tests.support.upstream import Behaviour, failing, limited, request, upstream
 from worker.pipeline.flow import Flow
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 
 LATENCY = 0.05  # seconds
 SHARES = (0.1, 0.3, 0.5, 0.7)
@@ -47,55 +49,35 @@ class Upstream:
             writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n%b\r\n" % (status, more))
 
 
-@asynccontextmanager
-async def no_controller(is_off: bool):
+@contextmanager
+def no_controller() -> Iterator[None]:
     """Every call goes at once, whatever the others came to."""
-    if not is_off:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Flow, "wait", lambda self: 0.0)
+        patch.setattr(Flow, "failed", lambda self, *args, **more: False)
         yield
-        return
-    kept = Flow.wait, Flow.failed
-    Flow.wait = lambda self: 0.0  # type: ignore[method-assign]
-    Flow.failed = lambda self, *args, **more: False  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Flow.wait, Flow.failed = kept  # type: ignore[method-assign]
 
 
-async def measure(
-    url: str, behaviour: Behaviour, seconds: float, *, is_off: bool = False
-) -> tuple[float, float]:
+async def measure(url: str, behaviour: Behaviour, seconds: float) -> tuple[float, float]:
     """Answers a second and calls an answer, while requests never end."""
-    prefix = f"bench.{uuid4().hex[:8]}"
-
-    def make(**more: Any) -> Settings:
-        return load_settings(
-            amqp_url=url, prefix=prefix, mc_client_id="i", mc_client_secret="s", admin_port=None, **more
-        )
-
-    cloud = Upstream(behaviour)
+    prefix, cloud, sent = f"bench.{uuid4().hex[:8]}", Upstream(behaviour), 0
+    given = {"amqp_url": url, "prefix": prefix, "admin_port": None}
+    given |= {"mc_client_id": "i", "mc_client_secret": "s", "retry_attempts": 1000, "retry_budget": 10_000}
     try:
-        async with no_controller(is_off), upstream(cloud.handle) as mc, Rig(make) as rig:
-            requester = await rig.start(
-                mc_auth_url=mc, mc_rest_url=mc, retry_attempts=1000, retry_budget=10_000
-            )
+        async with (
+            upstream(cloud.handle) as mc,
+            Rig(lambda **more: load_settings(**{**given, **more})) as rig,
+        ):
+            requester = await rig.start(mc_auth_url=mc, mc_rest_url=mc)
             stop = time.monotonic() + seconds
-            sent = 0
-
-            async def feed() -> None:
-                nonlocal sent
-                while time.monotonic() < stop:
-                    if sent - cloud.answers < 1500:
-                        await asyncio.gather(
-                            *(requester.publish(messenger(f"p{sent + n}")) for n in range(100))
-                        )
-                        sent += 100
-                    await asyncio.sleep(0.01)
-
-            await feed()
+            while time.monotonic() < stop:
+                if sent - cloud.answers < 1500:
+                    pages = [messenger(f"p{number}") for number in range(sent, sent + 100)]
+                    await asyncio.gather(*map(requester.publish, pages))
+                    sent += 100
+                await asyncio.sleep(0.01)
             calls, answers = cloud.calls, cloud.answers
-            for service in rig.services:
-                await rig.stop_worker(service)
+            await rig.stop_first()
     finally:
         await delete_objects(url, prefix)
     return answers / seconds, calls / max(1, answers)
@@ -106,9 +88,9 @@ async def failures(url: str, seconds: float) -> list[tuple[float, float, float]]
     curve: list[tuple[float, float, float]] = []
     print(f"{'upstream':34} {'with':>16} {'without':>16}   answers a second (calls an answer)")
     for share in SHARES:
-        on, off = [
-            await measure(url, failing(share, 503), seconds, is_off=is_off) for is_off in (False, True)
-        ]
+        on = await measure(url, failing(share, 503), seconds)
+        with no_controller():
+            off = await measure(url, failing(share, 503), seconds)
         curve.append((share, on[0], off[0]))
         print(
             f"{share:.0%} answer 503".ljust(34),

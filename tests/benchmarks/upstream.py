@@ -1,27 +1,20 @@
-"""A stand-in for Marketing Cloud that costs next to nothing: `python upstream.py COUNT_FILE LATENCY`.
-
-It answers the token endpoint and whatever else is POSTed, after LATENCY seconds, on a free port that it
-prints. The number of registrations is kept in COUNT_FILE (8 bytes, little endian), where the
-benchmark reads it without asking.
-"""
+"""A stand-in for Marketing Cloud that costs next to nothing: it answers the token endpoint, and whatever else
+is POSTed after a while."""
 
 import asyncio
-import mmap
-import struct
-import sys
-from pathlib import Path
+import ctypes
+from typing import Any
 
 import uvloop
 
 TOKEN = b'{"access_token":"benchmark","expires_in":100000,"token_type":"Bearer"}'
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
-COUNT = struct.Struct("<Q")
 
 
-class Upstream(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection of the contender; requests may be pipelined."""
 
-    def __init__(self, count: mmap.mmap, latency: float) -> None:
+    def __init__(self, count: ctypes.c_uint64, latency: float) -> None:
         self._count = count
         self._latency = latency
         self._buffer = b""
@@ -45,27 +38,25 @@ class Upstream(asyncio.Protocol):
 
     def _answer(self, head: bytes) -> None:
         if b"/v2/token" in head:
-            length = str(len(TOKEN)).encode()
-            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n" + TOKEN)
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(TOKEN), TOKEN))
         elif self._latency:
             asyncio.get_running_loop().call_later(self._latency, self._created)
         else:
             self._created()
 
     def _created(self) -> None:
-        (done,) = COUNT.unpack_from(self._count)
-        COUNT.pack_into(self._count, 0, done + 1)
+        self._count.value += 1
         if not self._transport.is_closing():
             self._transport.write(CREATED)
 
 
-async def serve(count_file: str, latency: float) -> None:
-    with Path(count_file).open("r+b") as file:
-        count = mmap.mmap(file.fileno(), COUNT.size)
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(count, latency), "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+def serve(port: Any, count: ctypes.c_uint64, latency: float) -> None:
+    """Put the free port that it listens on into `port`, and keep the number of registrations in `count`."""
 
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(count, latency), "127.0.0.1", 0)
+        port.put(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
 
-if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1], float(sys.argv[2])))
+    uvloop.run(run())

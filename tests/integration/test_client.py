@@ -89,7 +89,7 @@ async def test_an_id_that_the_protocol_would_cut_is_refused(client):
 
 async def test_a_misspelt_option_is_refused(client):
     for call in (client.register, client.publish):
-        with pytest.raises(TypeError, match="there is no option acount_id"):
+        with pytest.raises(TypeError, match="acount_id"):
             await call(MESSENGER, acount_id="510002")  # type: ignore[call-arg]
 
 
@@ -194,15 +194,13 @@ async def test_foreign_bytes_in_the_reply_queue_disturb_nobody(requester, broker
 async def test_a_client_that_is_not_open_yet_or_any_more_says_so_at_once(requester, broker_url, prefix):
     client = RegistrationClient(broker_url, prefix=prefix)
     for call in (client.register, client.publish):
-        with pytest.raises(RuntimeError, match="not open yet"):
+        with pytest.raises(RuntimeError, match="not open"):
             await call(MESSENGER)
     async with client:
         pass
     for call in (client.register, client.publish):
-        with pytest.raises(RuntimeError, match="is closed"):
+        with pytest.raises(RuntimeError, match="not open"):
             await call(MESSENGER)
-    with pytest.raises(RuntimeError, match="entered once"):
-        await client.__aenter__()
 
 
 async def test_threads_share_a_client_that_blocks(requester, broker_url, prefix):
@@ -217,21 +215,28 @@ async def test_threads_share_a_client_that_blocks(requester, broker_url, prefix)
     assert not [thread for thread in threading.enumerate() if thread.name == "ott-client"]
 
 
+def fork_and_register(client: SyncRegistrationClient) -> int:
+    """The exit code of another process that uses the client: 0 where it is refused as after a fork."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1]
+    try:
+        client.register(MESSENGER)
+    except RuntimeError as error:
+        os._exit("after a fork" not in str(error))
+    finally:
+        os._exit(2)
+
+
 async def test_a_blocking_client_says_at_once_what_is_wrong(requester, broker_url, prefix):
     def misuse() -> None:
         client = SyncRegistrationClient(broker_url, prefix=prefix)
-        with pytest.raises(RuntimeError, match="not open yet"):
+        with pytest.raises(RuntimeError, match="not open"):
             client.register(MESSENGER)
         with client:
-            client._process = -1  # as after a fork
-            with pytest.raises(RuntimeError, match="before a fork"):
-                client.register(MESSENGER)
-            client._process = os.getpid()
+            assert fork_and_register(client) == 0
         client.close()
-        with pytest.raises(RuntimeError, match="is closed"):
+        with pytest.raises(RuntimeError, match="not open"):
             client.register(MESSENGER)
-        with pytest.raises(RuntimeError, match="opened once"):
-            client.open()
         with pytest.raises(BrokerUnreachable), SyncRegistrationClient("amqp://127.0.0.1:1/"):
             pass
 

@@ -2,11 +2,11 @@
 §2, §4)."""
 
 import asyncio
+import concurrent.futures
 import json
 import logging
-import os
 import threading
-from collections.abc import Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -54,8 +54,8 @@ class RegistrationClient:
     resource reach the worker in the order of the calls. A lost connection is opened again, and nothing that
     was sent is lost by it.
 
-    A client can be entered once, and used inside its context by the event loop that it was entered in.
-    Anything else is a RuntimeError at once; threads use SyncRegistrationClient.
+    Used outside its context, or by another event loop, a client raises RuntimeError at once; threads use
+    SyncRegistrationClient.
     """
 
     def __init__(
@@ -74,14 +74,12 @@ class RegistrationClient:
         self._connection = connection
         self._account_id = account_id
         self._timeout = timeout
-        self._answers: dict[str, asyncio.Future[Reply]] = {}
+        self._answers: dict[str, asyncio.Future[Reply | None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_open = False
 
     async def __aenter__(self) -> Self:
         if self._loop is not None:
-            raise RuntimeError("A RegistrationClient can be entered once: make another one")
-        self._loop = asyncio.get_running_loop()
+            raise RuntimeError("The client is open already: make another one")
         self._requester = Requester(
             self._settings,
             uuid4().hex,
@@ -91,11 +89,11 @@ class RegistrationClient:
             connection=self._connection,
         )
         await self._requester.__aenter__()
-        self._is_open = True
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._is_open = False
+        self._loop = None
         for request_id, answer in self._answers.items():
             if not answer.done():
                 answer.set_exception(OutcomeUnknown(request_id, "The client was closed"))
@@ -109,17 +107,57 @@ class RegistrationClient:
         or ValueError when the registration is not JSON, and ValueError for an id that is longer than 255
         bytes or under way already.
         """
-        self._check_open()
-        request_id = _id(options)
+        _, reply = await self._send(registration, replies=True, **options)
+        assert reply is not None
+        return reply
+
+    async def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
+        """Send one registration and return its request id once the broker has it safe. The reply goes to the
+        queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
+        not confirmed."""
+        request_id, _ = await self._send(registration, replies=False, **options)
+        return request_id
+
+    async def _send(
+        self,
+        registration: Registration,
+        *,
+        replies: bool,
+        request_id: str | None = None,
+        account_id: str | None = None,
+        as_of: datetime | None = None,
+        timeout: float | None = None,
+    ) -> tuple[str, Reply | None]:
+        """The request's id, and its reply where `replies` are waited for."""
+        if self._loop is None:
+            raise RuntimeError("The client is not open: use it inside its `async with` block")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "The client belongs to another event loop: make one in each, or use SyncRegistrationClient"
+            )
+        request_id = request_id or str(uuid4())
+        if len(request_id.encode()) > ID_LENGTH:
+            # It would be cut on its way, and the reply would come under another id.
+            raise ValueError(f"request_id must be {ID_LENGTH} bytes at most")
         if request_id in self._answers:
             raise ValueError(f"request {request_id} is under way already")
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        confirmed = self._send(registration, request_id, options)
-        confirmed.add_done_callback(partial(_pass_on_error, answer))
+        if as_of is not None and as_of.tzinfo is None:
+            raise ValueError("as_of must have a time zone, as datetime.now(UTC) has")
+        document, account = dict(registration), account_id or self._account_id
+        answer: asyncio.Future[Reply | None] = self._loop.create_future()
+        confirmed = self._requester.send(
+            _encode(document).encode(),
+            request_id=request_id,
+            replies=replies,
+            account_id=account,
+            as_of=None if as_of is None else as_of.isoformat(),
+            lane=_lane(document, account),
+        )
+        confirmed.add_done_callback(partial(_on_confirmed, answer, replies))
         self._answers[request_id] = answer
         try:
-            async with self._in_time(options):
-                return await answer
+            async with asyncio.timeout(self._timeout if timeout is None else timeout):
+                return request_id, await answer
         except OutcomeUnknown:
             raise
         except TimeoutError:
@@ -129,48 +167,6 @@ class RegistrationClient:
             confirmed.cancel()
             del self._answers[request_id]
 
-    async def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
-        """Send one registration and return its request id once the broker has it safe. The reply goes to the
-        queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
-        not confirmed."""
-        self._check_open()
-        request_id = _id(options)
-        confirmed = self._send(registration, request_id, options, replies=False)
-        try:
-            async with self._in_time(options):
-                await confirmed
-        except TimeoutError:
-            raise OutcomeUnknown(request_id, "The broker did not confirm in time") from None
-        return request_id
-
-    def _in_time(self, options: RequestOptions) -> asyncio.Timeout:
-        timeout = options.get("timeout")
-        return asyncio.timeout(self._timeout if timeout is None else timeout)
-
-    def _check_open(self) -> None:
-        if self._loop is None:
-            raise RuntimeError("The client is not open yet: use it inside its `async with` block")
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError(
-                "The client belongs to another event loop: make one in each, or use SyncRegistrationClient"
-            )
-        if not self._is_open:
-            raise RuntimeError("The client is closed: its `async with` block has ended")
-
-    def _send(
-        self, registration: Registration, request_id: str, options: RequestOptions, *, replies: bool = True
-    ) -> "asyncio.Future[None]":
-        document: dict[str, Any] = dict(registration)
-        account, as_of = options.get("account_id") or self._account_id, options.get("as_of")
-        return self._requester.send(
-            _encode(document).encode(),
-            request_id=request_id,
-            replies=replies,
-            account_id=account,
-            as_of=None if as_of is None else _as_of(as_of),
-            lane=_lane(document, account),
-        )
-
     def _on_reply(self, request_id: str, body: bytes) -> None:
         answer = self._answers.get(request_id)
         if answer is not None and not answer.done():  # else given up meanwhile, or a repeat
@@ -178,8 +174,24 @@ class RegistrationClient:
                 answer.set_result(Reply.parse(body))
 
 
+def _on_confirmed(
+    answer: "asyncio.Future[Reply | None]", replies: bool, confirmed: "asyncio.Future[None]"
+) -> None:
+    if confirmed.cancelled() or answer.done():
+        return
+    if error := confirmed.exception():
+        answer.set_exception(error)
+    elif not replies:
+        answer.set_result(None)
+
+
+def _lane(document: dict[str, Any], account: str | None) -> Hashable:
+    parsed = validate(document)
+    return None if parsed.resource_id is None else (account, parsed.platform, parsed.resource_id)
+
+
 class SyncRegistrationClient:
-    """RegistrationClient for threads: its methods block until the reply is there.
+    """RegistrationClient for threads: `register` and `publish` block until the reply is there.
 
     One client serves all threads of a process, many at once, by a thread and an event loop of its own. Use it
     as a context manager, or `open` and `close` it. A server that forks its workers (gunicorn, uWSGI, Celery)
@@ -198,9 +210,7 @@ class SyncRegistrationClient:
         timeout: float = TIMEOUT,
     ) -> None:
         self._client = RegistrationClient(url, prefix=prefix, account_id=account_id, timeout=timeout)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._process: int | None = None
 
     def __enter__(self) -> Self:
         self.open()
@@ -211,96 +221,51 @@ class SyncRegistrationClient:
 
     def open(self) -> None:
         """Connect. Raises BrokerUnreachable, TopologyError or SettingsError."""
-        if self._process is not None:
-            raise RuntimeError("A SyncRegistrationClient can be opened once: make another one")
-        self._process = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ott-client", daemon=True)
-        self._thread.start()
+        opened: concurrent.futures.Future[None] = concurrent.futures.Future()
+        thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(opened)), name="ott-client", daemon=True
+        )
+        thread.start()
         try:
-            self._run(self._client.__aenter__())
-        except BaseException:
-            self._end_loop()
+            opened.result()
+        except Exception:
+            thread.join()
             raise
+        self._thread = thread
 
     def close(self) -> None:
         """Close the connection. Calls of other threads that wait for a reply raise OutcomeUnknown. A client
         that is not open stays as it is."""
-        if self._loop is None or self._process != os.getpid():
-            return
-        try:
-            self._run(self._client.__aexit__(None, None, None))
-        finally:
-            self._end_loop()
+        if self._thread is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
 
     def register(self, registration: Registration, **options: Unpack[RequestOptions]) -> Reply:
         """Send one registration and wait for its reply: see RegistrationClient.register."""
-        return self._run(self._client.register(registration, **options))
+        return self._run(self._client.register, registration, **options)
 
     def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
-        """Send one registration and return its request id once the broker has it: see
-        RegistrationClient.publish."""
-        return self._run(self._client.publish(registration, **options))
+        """Send one registration and return its request id: see RegistrationClient.publish."""
+        return self._run(self._client.publish, registration, **options)
 
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+    async def _serve(self, opened: "concurrent.futures.Future[None]") -> None:
         try:
-            loop = self._open_loop()
-        except RuntimeError:
-            call.close()
-            raise
-        future = asyncio.run_coroutine_threadsafe(call, loop)
+            async with self._client:
+                self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
+                opened.set_result(None)
+                await self._closing.wait()
+        except Exception as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+
+    def _run(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
+        # Where the process was forked, the thread is alive in the parent only.
+        if self._thread is None or not self._thread.is_alive():
+            raise RuntimeError("The client is not open: use it inside its `with` block; open it after a fork")
+        future = asyncio.run_coroutine_threadsafe(method(*args, **options), self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
-
-    def _open_loop(self) -> asyncio.AbstractEventLoop:
-        if self._process is None:
-            raise RuntimeError("The client is not open yet: use it inside its `with` block, or open it")
-        if self._process != os.getpid():
-            raise RuntimeError("The client was opened before a fork: open one in each process")
-        if self._loop is None:
-            raise RuntimeError("The client is closed: make another one")
-        return self._loop
-
-    def _end_loop(self) -> None:
-        loop, thread, self._loop = self._loop, self._thread, None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            with suppress(RuntimeError):
-                loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
-
-def _id(options: RequestOptions) -> str:
-    if unknown := options.keys() - RequestOptions.__optional_keys__:
-        # A misspelt account would register with the default one.
-        raise TypeError(f"there is no option {min(unknown)}")
-    given = options.get("request_id")
-    if given and len(given.encode()) > ID_LENGTH:
-        # It would be cut on its way, and the reply would come under another id.
-        raise ValueError(f"request_id must be {ID_LENGTH} bytes at most")
-    return given or str(uuid4())
-
-
-def _as_of(moment: datetime) -> str:
-    if moment.tzinfo is None:
-        raise ValueError("as_of must have a time zone, as datetime.now(UTC) has")
-    return moment.isoformat()
-
-
-def _lane(document: dict[str, Any], account: str | None) -> Hashable:
-    parsed = validate(document)
-    if parsed.resource_id is None:
-        return None
-    return account, parsed.platform, parsed.resource_id
-
-
-def _pass_on_error(answer: "asyncio.Future[Reply]", confirmed: "asyncio.Future[None]") -> None:
-    if confirmed.cancelled() or answer.done():
-        return
-    error = confirmed.exception()
-    if error is not None:
-        answer.set_exception(error)

@@ -186,7 +186,7 @@ async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig):
     assert "NO WORKER RUNS: 1 request waits" in said
     assert "killed" not in said
     checked = await check(worker.settings)
-    assert (checked.code, "no worker runs: 1 request waits" in checked.out) == (1, True)
+    assert (checked.code, "NO WORKER RUNS: 1 request waits" in checked.out) == (1, True)
 
 
 async def _names(worker: Worker) -> list[str]:

@@ -77,7 +77,7 @@ async def test_a_pause_is_obeyed_told_and_ended(rig, requester):
     assert document["workers"][0]["paused"] == document["paused"]
     assert document["queues"]["requests"] == 1
     said = await ott_worker(rig.settings(), "status")
-    assert re.search(r"PAUSED by \S+ .* ago .*: rotating the secret\nGo on with: ott-worker resume", said.out)
+    assert re.search(r"PAUSED by \S+, since .*: rotating the secret\nGo on with: ott-worker resume", said.out)
     assert rig.sandbox.history.registration_calls == []
     resumed = await ott_worker(rig.settings(), "resume")
     assert (resumed.code, resumed.out) == (0, "Resumed: 1 worker.\n")

@@ -205,7 +205,7 @@ async def test_it_says_that_the_worker_is_paused_and_why(submit, rig, tmp_path, 
     status = worker_status(paused=Pause(by="kim@host", why=why, since=datetime.now(UTC)))
     exchange = rig.requester.channel.default_exchange
     await exchange.publish(aio_pika.Message(status.to_json()), f"{prefix}.status")
-    await told(process, "The worker is paused by kim@host: Marketing Cloud is upgraded.")
+    await told(process, "Paused by kim@host: Marketing Cloud is upgraded.")
     end = await ended(process)
     assert end.out.endswith("1 registered.\n")
 

@@ -34,7 +34,7 @@ LIBRARIES = {
     "aio_pika": {"amqp", "broker", "client"},
     "aiormq": {"amqp", "broker"},
     "pamqp": {"amqp", "broker"},
-    "aiohttp": {"console", "marketing_cloud", "sandbox", "serving", "telemetry"},
+    "aiohttp": {"broker", "console", "marketing_cloud", "sandbox", "serving", "telemetry"},
     "jinja2": {"console"},
     "rich": {"cli"},
     "typer": {"cli"},

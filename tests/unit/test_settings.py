@@ -128,9 +128,9 @@ def test_a_variable_that_is_no_setting_is_known_with_the_nearest_name(monkeypatc
     for name in ("OTT_PREFECTH", "OTT_MC_CLIENT_SECRET_FIEL", "OTT_XYZZY", "OTT_PREFETCH_FILE"):
         monkeypatch.setenv(name, "1")
     assert unknown_variables() == {
-        "OTT_MC_CLIENT_SECRET_FIEL": "OTT_MC_CLIENT_SECRET_FILE",
-        "OTT_PREFECTH": "OTT_PREFETCH",
-        "OTT_XYZZY": None,
+        "OTT_MC_CLIENT_SECRET_FIEL": "no setting has this name; the nearest is OTT_MC_CLIENT_SECRET_FILE",
+        "OTT_PREFECTH": "no setting has this name; the nearest is OTT_PREFETCH",
+        "OTT_XYZZY": "no setting has this name",
     }
 
 

@@ -7,12 +7,10 @@ import pytest
 
 from tests.rig import worker_status
 from worker.broker.situation import Overview, State, judge, obstacle
-from worker.broker.topology import Topology
 from worker.contract.status import Blocked, GateStatus, Pause, WorkerStatus
 
 NOW = datetime(2026, 11, 25, 3, 12, 30, tzinfo=UTC)
 SINCE = NOW - timedelta(minutes=7)
-NAMES = Topology("p")
 PAUSE = Pause(by="ann@host", why="rotating", since=SINCE)
 
 
@@ -31,7 +29,7 @@ FULL = worker(blocked=[Blocked(queue="p.replies", why="the queue is full", since
 
 def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any) -> Overview:
     known: dict[str, Any] = {"consumers": len(workers) and 1, "knows_workers": True, **more}
-    return Overview(list(workers), queues={"requests": requests, "replies": 0, "dead": dead}, **known)
+    return Overview("p", list(workers), queues={"requests": requests, "replies": 0, "dead": dead}, **known)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,12 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
             "3 requests wait",
         ),
         (found(worker(state="standby"), requests=3), State.NOT_CONSUMING, True, "consumed by something else"),
-        (found(worker(paused=PAUSE), pause=PAUSE), State.PAUSED, True, "PAUSED by ann@host 7 min ago"),
+        (
+            found(worker(paused=PAUSE), pause=PAUSE),
+            State.PAUSED,
+            True,
+            "PAUSED by ann@host, since 03:05 UTC (7 min): ",
+        ),
         (found(worker(paused=PAUSE)), State.PAUSED, True, "rotating"),
         (found(REFUSED), State.CREDENTIALS, True, "does not heal by itself"),
         (found(REFUSED), State.CREDENTIALS, True, "OTT_MC_CLIENT_SECRET"),
@@ -65,7 +68,7 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
             found(FULL),
             State.BLOCKED,
             True,
-            "BLOCKED by p.replies 7 min ago (03:05 UTC): the queue takes nothing",
+            "BLOCKED by p.replies, since 03:05 UTC (7 min): the queue takes nothing",
         ),
         (found(FULL), State.BLOCKED, True, "have its replies consumed"),
         (found(worker(pace=2.0), requests=900), State.PACE, False, "2.0 calls a second"),
@@ -79,17 +82,16 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
     ],
 )
 def test_each_state_names_its_cause_since_when_and_the_next_step(overview, state, stops, says):
-    first, *_ = judge(overview, NAMES)
+    first, *_ = judge(overview)
     assert (first.state, first.stops) == (state, stops)
     assert says in f"{first.line(NOW)}. {first.advice}"
     assert first.advice
 
 
 def test_nothing_is_called_well_that_is_not_known_to_be():
-    assert judge(Overview(), NAMES, is_known=False)[0].state is State.UNKNOWN
-    assert judge(found(worker()), NAMES, trouble="connection refused")[0].state is State.UNREACHABLE
-    hidden = Overview(queues={"requests": 0}, problems=["The stream p.status may not be read by this user"])
-    assert [each.state for each in judge(hidden, NAMES)] == [State.INCOMPLETE]
+    problem = "The stream p.status may not be read by this user"
+    hidden = Overview("p", queues={"requests": 0}, problems=[problem])
+    assert [each.state for each in judge(hidden)] == [State.INCOMPLETE]
 
 
 def test_the_most_urgent_comes_first():
@@ -99,13 +101,13 @@ def test_the_most_urgent_comes_first():
         dead=4,
         pause=PAUSE,
     )
-    states = [each.state for each in judge(everything, NAMES)]
+    states = [each.state for each in judge(everything)]
     assert states == sorted(states, key=list(State).index)
     assert states == [State.PAUSED, State.CREDENTIALS, State.BLOCKED, State.PACE, State.DEAD_LETTERS]
 
 
 def test_dead_letters_are_told_by_their_most_frequent_reason():
-    (condition,) = judge(found(worker(), dead=9), NAMES, dead={"invalid": 4, "forbidden": 5})
+    (condition,) = judge(found(worker(), dead=9), {"invalid": 4, "forbidden": 5})
     assert condition.cause == "9 requests were not registered, 5 of them forbidden"
     assert condition.advice.startswith("Grant the scope")
 
@@ -114,10 +116,10 @@ def test_dead_letters_are_told_by_their_most_frequent_reason():
     ("workers", "says"),
     [
         ([worker()], ""),
-        ([worker(paused=PAUSE)], "The worker is paused by ann@host: rotating."),
+        ([worker(paused=PAUSE)], "Paused by ann@host: rotating."),
         ([worker(state="draining", paused=PAUSE)], ""),
-        ([AWAY], "Marketing Cloud takes no calls: why it is."),
-        ([FULL], "The worker is blocked by p.replies: the queue takes nothing: the queue is full."),
+        ([AWAY], "Outage: Marketing Cloud takes no calls: why it is."),
+        ([FULL], "Blocked by p.replies: the queue takes nothing: the queue is full."),
         ([worker(), worker(state="standby", gate=gate("credentials"))], ""),
     ],
 )

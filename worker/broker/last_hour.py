@@ -5,7 +5,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from worker.amqp.stream_reader import StreamReader
@@ -20,37 +19,12 @@ BREATH = 50  # messages between two pauses for other tasks
 WINDOW = 500  # messages that are read at first; the next windows are twice as large each
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """Requests by status that were settled within `seconds`."""
-
-    seconds: float
-    counts: Mapping[str, int]
-
-    @property
-    def per_second(self) -> float:
-        return sum(self.counts.values()) / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Latencies:
-    """Seconds from a request's arrival to its outcome, over the last minutes."""
-
-    median: float
-    p95: float
-
-
-@dataclass(slots=True)
-class _Second:
-    counts: Counter[str] = field(default_factory=Counter)
-    latencies: list[float] = field(default_factory=list)
-
-
 class LastHour:
     """Requests settled in the last hour. `read` reads an hour at first, and then what has come since."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, _Second] = {}
+        self._counts: dict[int, Counter[str]] = {}  # by second and status
+        self._latencies: dict[int, list[float]] = {}  # some of each second
         self._back = 0  # the offset from which on everything was read
         self._next = -1  # the offset behind that, -1 before the first reading
         self._oldest = time.time()
@@ -63,7 +37,7 @@ class LastHour:
         newest, first = await reader.last(), await reader.first()
         end = 0 if newest is None else newest.offset + 1
         if not 0 <= self._next <= end:  # the first reading, or the stream was made anew
-            self._seconds, self._oldest = {}, now
+            self._counts, self._latencies, self._oldest = {}, {}, now
             self._next = self._back = end
         if end > self._next:
             await self._take(reader, self._next, end - 1)
@@ -75,34 +49,37 @@ class LastHour:
             await self._take(reader, start, self._back - 1)
             self._back, step = start, step * 2
         self.is_complete = self._is_read(kept, now)
-        for second in [second for second in self._seconds if second <= now - HOUR]:
-            del self._seconds[second]
+        for second in [second for second in self._counts if second <= now - HOUR]:
+            del self._counts[second], self._latencies[second]
 
-    def settled(self, seconds: float) -> Settled:
-        """The requests settled in the last `seconds`; a shorter span where only that is known yet."""
+    def settled(self, seconds: int) -> dict[str, int]:
+        """The requests settled in the last `seconds`, by status; `seconds` is less where only that is known
+        yet."""
         now = time.time()
         counts: Counter[str] = Counter()
-        for second, known in self._seconds.items():
+        for second, known in self._counts.items():
             if second > now - seconds:
-                counts.update(known.counts)
-        return Settled(seconds if self.is_complete else min(seconds, now - self._oldest), counts)
+                counts.update(known)
+        known_for = seconds if self.is_complete else min(seconds, round(now - self._oldest))
+        return {"seconds": known_for, **{status: counts[status] for status in STATUSES}}
 
     def minutes(self) -> list[tuple[datetime, Mapping[str, int]]]:
         """The same for each minute of the last hour, the oldest first."""
         newest = int(time.time() // MINUTE)
         counts: dict[int, Counter[str]] = {minute: Counter() for minute in range(newest - 59, newest + 1)}
-        for second, known in self._seconds.items():
+        for second, known in self._counts.items():
             if second // MINUTE in counts:
-                counts[second // MINUTE].update(known.counts)
+                counts[second // MINUTE].update(known)
         return [(datetime.fromtimestamp(minute * MINUTE, UTC), each) for minute, each in counts.items()]
 
-    def latency(self) -> Latencies | None:
-        """Of the last minutes; None where nothing was settled."""
+    def latency(self) -> dict[str, float] | None:
+        """Seconds from a request's arrival to its outcome, over the last minutes: `median` and `p95`. None
+        where nothing was settled."""
         since = time.time() - LATENCY_SPAN
-        recent = [each for at, known in self._seconds.items() if at >= since for each in known.latencies]
-        if len(recent) < 2:
-            return Latencies(recent[0], recent[0]) if recent else None
-        return Latencies(statistics.median(recent), statistics.quantiles(recent, n=20)[-1])
+        recent = sorted(each for at, known in self._latencies.items() if at >= since for each in known)
+        if not recent:
+            return None
+        return {"median": statistics.median(recent), "p95": recent[len(recent) * 95 // 100]}
 
     def _is_read(self, kept: int, now: float) -> bool:
         return self._back <= kept or self._oldest <= now - HOUR
@@ -116,15 +93,13 @@ class LastHour:
                 await asyncio.sleep(0)
 
     def _count(self, record: Mapping[str, object]) -> None:
-        completed, status = microseconds(str(record.get("completedAt"))), record.get("status")
+        completed, received = (microseconds(str(record.get(name))) for name in ("completedAt", "receivedAt"))
+        status = str(record.get("status"))
         if completed is None or status not in STATUSES:
             return
         at = completed // 1_000_000
         self._oldest = min(self._oldest, at)
-        if at <= time.time() - HOUR:
-            return
-        second = self._seconds.setdefault(at, _Second())
-        second.counts[str(status)] += 1
-        received = microseconds(str(record.get("receivedAt")))
-        if received is not None and len(second.latencies) < LATENCIES_KEPT:
-            second.latencies.append(max(0, completed - received) / 1_000_000)
+        self._counts.setdefault(at, Counter())[status] += 1
+        latencies = self._latencies.setdefault(at, [])
+        if received is not None and len(latencies) < LATENCIES_KEPT:
+            latencies.append(max(0, completed - received) / 1_000_000)

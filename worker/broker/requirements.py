@@ -7,17 +7,15 @@ is rolled back). The error shows whether the permission was missing.
 
 import asyncio
 import contextlib
-import json
 import re
 import ssl
-import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 from uuid import uuid4
 
 import aiormq.exceptions
+from aiohttp import ClientError, ClientSession, ClientTimeout, encode_basic_auth
 from yarl import URL
 
 from worker.amqp.causes import broker_errors
@@ -37,8 +35,7 @@ MANAGEMENT_TIMEOUT = 3.0  # seconds
 MANAGEMENT = 10_000  # its usual port is so much above that of AMQP
 
 
-@dataclass(frozen=True, slots=True)
-class Right:
+class Right(NamedTuple):
     """To do something with one object; with a routing key, to publish by it to a topic exchange."""
 
     verb: Verb
@@ -82,18 +79,12 @@ async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right
 
 def patterns(rights: Iterable[Right]) -> str:
     """What to grant, as regular expressions of RabbitMQ's permissions."""
-    names: dict[Verb, list[str]] = {}
-    keys: list[str] = []
+    names: dict[str, dict[str, None]] = {}  # of objects by verb, and of routing keys
     for right in rights:
-        if right.name not in names.setdefault(right.verb, []):
-            names[right.verb].append(right.name)
-        keys += [right.key] if right.key else []
-    granted = [f"{verb} {_pattern(of_verb)}" for verb, of_verb in names.items()]
-    return ", ".join(granted) + (f" (topic permission: write {_pattern(keys)})" if keys else "")
-
-
-def _pattern(names: list[str]) -> str:
-    return f"^({'|'.join(re.escape(name) for name in names)})$"
+        names.setdefault(right.verb, {})[right.name] = None
+        if right.key:
+            names.setdefault("by the topic permission write", {})[right.key] = None
+    return ", ".join(f"{what} ^({'|'.join(map(re.escape, each))})$" for what, each in names.items())
 
 
 async def _has(connection: Connection, right: Right) -> bool:
@@ -157,31 +148,27 @@ def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) ->
     return warnings
 
 
-async def limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
+async def limits_of(url: URL, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
     """What a queue's policy and its arguments set, as RabbitMQ's management tells it; None where it does not:
     it is not there, or does not answer this user. `context` is for `amqps`."""
-    return await asyncio.to_thread(_limits_of, url, queue, context)
-
-
-def _limits_of(url: str, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
-    node = URL(url)
-    secured = node.scheme == "amqps"
-    port = (node.port or PORTS[node.scheme]) + MANAGEMENT
-    base = str(
-        URL.build(scheme="https" if secured else "http", host=node.host or "", port=port, path="/api/")
+    where = URL.build(
+        scheme="https" if url.scheme == "amqps" else "http",
+        host=url.host or "",
+        port=(url.port or PORTS[url.scheme]) + MANAGEMENT,
+        path=f"/api/queues/{quote(vhost_of(url), safe='')}/{quote(queue, safe='')}",
+        encoded=True,
     )
-    # Whoever does not ask for it in RabbitMQ's name gets no password.
-    passwords = urllib.request.HTTPPasswordMgr()
-    passwords.add_password(REALM, base, node.user or "guest", node.password or "guest")
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),
-        urllib.request.HTTPSHandler(context=context),
-        urllib.request.HTTPBasicAuthHandler(passwords),
-    )
-    where = f"{base}queues/{quote(vhost_of(node), safe='')}/{quote(queue, safe='')}"
-    with contextlib.suppress(OSError, ValueError, LookupError):
-        with opener.open(where, timeout=MANAGEMENT_TIMEOUT) as answer:
-            found = json.load(answer)
+    tls, user = context or True, encode_basic_auth(url.user or "guest", url.password or "guest")
+    with contextlib.suppress(ClientError, TimeoutError, ValueError, LookupError):
+        async with ClientSession(timeout=ClientTimeout(MANAGEMENT_TIMEOUT)) as session:
+            # Whoever does not ask for it in RabbitMQ's name gets no password.
+            async with session.get(where, ssl=tls, allow_redirects=False) as asked:
+                if REALM not in asked.headers.get("WWW-Authenticate", ""):
+                    return None
+            async with session.get(
+                where, ssl=tls, allow_redirects=False, headers={"Authorization": user}
+            ) as answer:
+                found = await answer.json()
         limits = {name.removeprefix("x-"): value for name, value in found["arguments"].items()}
         return limits | (found.get("effective_policy_definition") or {})
     return None

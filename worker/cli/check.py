@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -22,7 +23,7 @@ from worker.broker.requirements import (
     version_warnings,
     workers_rights,
 )
-from worker.broker.situation import State, judge, of_worker, read_overview
+from worker.broker.situation import State, judge, read_overview
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, SettingsError, TopologyError, WorkerError
 from worker.events import EventListener
@@ -33,19 +34,12 @@ from worker.partitions.log import read_partition_state
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 
 Mark = Literal["ok", "note", "FAIL"]
+# What a step has found. A `note` is no failure: it says why nothing happens.
+Findings = AsyncIterator[tuple[Mark, str]]
 STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
+CODES = {"workers": 1}  # exit codes of steps whose failure is none of the broker or of Marketing Cloud
 NEEDED_SCOPE = "ott_channels_write"
-STOPPED = 1  # exit code where requests are not settled
 MARKETING_CLOUD = ("mc_subdomain", "mc_auth_url", "mc_rest_url", "mc_client_id", "mc_client_secret")
-
-
-class Finding(NamedTuple):
-    """One line. A `note` is no failure: it says why nothing happens. `code` is the exit code of a failure."""
-
-    mark: Mark
-    name: str
-    text: str
-    code: int = 3
 
 
 def check() -> int:
@@ -61,170 +55,161 @@ def check() -> int:
 
 
 async def report(console: Console) -> int:
-    """Print the findings as they come; the exit code."""
-    code = 0
-    async for finding in _findings():
-        mark = (f"{finding.mark:<4}", STYLES[finding.mark])
-        console.print(Text.assemble(mark, f"  {finding.name:<11} {finding.text}"))
-        if finding.mark == "FAIL":
-            code = code or finding.code
-    return code
-
-
-async def _findings() -> AsyncIterator[Finding]:
+    """Print the findings as they come; the exit code, which is that of the first failure."""
+    told = _Report(console)
     try:
         settings = load_settings()
     except SettingsError as error:
-        yield Finding("FAIL", "settings", str(error), error.exit_code)
-        return
-    for name, nearest in unknown_variables().items():
-        hint = f"; the nearest is {nearest}" if nearest else ""
-        yield Finding("note", "settings", f"{name} is not read: no setting has this name{hint}")
+        told.add("settings", "FAIL", str(error), error.exit_code)
+        return told.code
     is_worker = any(getattr(settings, name) for name in MARKETING_CLOUD)
-    text = "complete" if is_worker else "Marketing Cloud is not set: this is an operator's check"
-    try:
-        if is_worker:
-            settings.require_marketing_cloud()
-        yield Finding("ok", "settings", text)
-    except SettingsError as error:
-        is_worker = False
-        yield Finding("FAIL", "settings", str(error), error.exit_code)
-    async for finding in _broker(settings, is_worker=is_worker):
-        yield finding
+    is_worker &= await told.step("settings", _settings(settings, is_worker=is_worker))
+    async with AsyncExitStack() as stack:
+        answering: list[tuple[Connection, URL]] = []
+        await told.step("broker", _broker(settings, stack, answering))
+        for connection, url in answering[:1]:
+            permissions = _permissions(connection, settings, url, is_worker=is_worker)
+            await told.step("permissions", permissions)
+            await told.step("topology", _topology(connection, settings))
+            await told.step("policies", _policies(settings, url))
+            await told.step("workers", _workers(connection, settings))
+            await told.step("partitions", _partitions(connection, settings))
     if is_worker:
-        yield await _token(settings)
+        await told.step("token", _token(settings))
+    return told.code
 
 
-async def _broker(settings: Settings, *, is_worker: bool) -> AsyncIterator[Finding]:
-    """Each address by itself, and all else by the first one that answers."""
-    is_first = True
+class _Report:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.code = 0
+
+    def add(self, name: str, mark: Mark, text: str, code: int) -> None:
+        self._console.print(Text.assemble((f"{mark:<4}", STYLES[mark]), f"  {name:<11} {text}"))
+        if mark == "FAIL":
+            self.code = self.code or code
+
+    async def step(self, name: str, findings: Findings) -> bool:
+        """Print what it finds; whether there was no failure."""
+        try:
+            is_well = True
+            async for mark, text in findings:
+                self.add(name, mark, text, CODES.get(name, 3))
+                is_well &= mark != "FAIL"
+        except WorkerError as error:
+            self.add(name, "FAIL", str(error), error.exit_code)
+            return False
+        return is_well
+
+
+async def _settings(settings: Settings, *, is_worker: bool) -> Findings:
+    for name, why in unknown_variables().items():
+        yield "note", f"{name} is not read: {why}"
+    if is_worker:
+        settings.require_marketing_cloud()
+    yield "ok", "complete" if is_worker else "Marketing Cloud is not set: this is an operator's check"
+
+
+async def _broker(
+    settings: Settings, stack: AsyncExitStack, answering: list[tuple[Connection, URL]]
+) -> Findings:
+    """Each address by itself; those that answer are added to `answering` for as long as the stack lasts."""
     urls = split_urls(settings.amqp_url.get_secret_value())
     for number, url in enumerate(urls, 1):
-        which = f" (address {number} of {len(urls)} in OTT_AMQP_URL)" if len(urls) > 1 else ""
         try:
             connection = await connect(load_settings(amqp_url=url), "check")
         except BrokerUnreachable as error:
-            yield Finding("FAIL", "broker", f"{error}{which}")
+            which = f" (address {number} of {len(urls)} in OTT_AMQP_URL)" if len(urls) > 1 else ""
+            yield "FAIL", f"{error}{which}"
             continue
-        try:
-            answers = f"RabbitMQ {connection.server_version} answers at {node_name(URL(url))}"
-            yield Finding("ok", "broker", answers)
-            for warning in version_warnings(connection.server_version):
-                yield Finding("note", "broker", warning)
-            if is_first:
-                is_first = False
-                async for finding in _inside(connection, settings, url, is_worker=is_worker):
-                    yield finding
-        finally:
-            await connection.close()
+        stack.push_async_callback(connection.close)
+        answering.append((connection, URL(url)))
+        yield "ok", f"RabbitMQ {connection.server_version} answers at {node_name(URL(url))}"
+        for warning in version_warnings(connection.server_version):
+            yield "note", warning
 
 
-async def _inside(
-    connection: Connection, settings: Settings, url: str, *, is_worker: bool
-) -> AsyncIterator[Finding]:
-    for name, step in (
-        ("permissions", _permissions(connection, settings, URL(url), is_worker=is_worker)),
-        ("topology", _topology(connection, settings)),
-        ("policies", _policies(settings, url)),
-        ("workers", _workers(connection, settings)),
-        ("partitions", _partitions(connection, settings)),
-    ):
-        try:
-            for finding in await step:
-                yield finding
-        except WorkerError as error:
-            yield Finding("FAIL", name, str(error), error.exit_code)
+async def _permissions(connection: Connection, settings: Settings, url: URL, *, is_worker: bool) -> Findings:
+    rights = workers_rights(settings) if is_worker else operators_rights(settings)
+    role = "a worker" if is_worker else "an operator"
+    user = url.user or "guest"
+    missing = await lacking(connection, rights)
+    if missing:
+        yield (
+            "FAIL",
+            f"user {user} may not {', '.join(map(str, missing))}, as {role} does: "
+            f"grant it {patterns(missing)} in the virtual host {vhost_of(url)}",
+        )
+    else:
+        yield "ok", f"user {user} may do what {role} does"
 
 
-async def _policies(settings: Settings, url: str) -> list[Finding]:
+async def _topology(connection: Connection, settings: Settings) -> Findings:
+    missing = await topology.missing(connection, settings)
+    if missing:
+        yield "ok", f"not there yet, the worker will declare it: {', '.join(missing)}"
+    else:
+        yield "ok", f"all queues and exchanges of {settings.prefix} are there"
+
+
+async def _policies(settings: Settings, url: URL) -> Findings:
     names = Topology(settings.prefix)
     partitions = range(1, settings.partitions + 1) if settings.partitions > 1 else ()
-    warnings: list[str] = []
-    tls = tls_context(settings, [URL(url)])
+    tls = tls_context(settings, [url])
     for queue in (names.requests, *map(names.partition, partitions)):
         limits = await limits_of(url, queue, tls)
         if limits is None:
-            break
-        warnings += policy_warnings(queue, limits, settings.hold_limit)
-    return [Finding("note", "policies", warning) for warning in warnings]
+            return  # neither there nor elsewhere
+        for warning in policy_warnings(queue, limits, settings.hold_limit):
+            yield "note", warning
 
 
-async def _permissions(
-    connection: Connection, settings: Settings, url: URL, *, is_worker: bool
-) -> list[Finding]:
-    rights = workers_rights(settings) if is_worker else operators_rights(settings)
-    role = "a worker" if is_worker else "an operator"
-    user, vhost = url.user or "guest", vhost_of(url)
-    missing = await lacking(connection, rights)
-    if not missing:
-        return [Finding("ok", "permissions", f"user {user} may do what {role} does")]
-    text = (
-        f"user {user} may not {', '.join(map(str, missing))}, as {role} does: "
-        f"grant it {patterns(missing)} in the virtual host {vhost}"
-    )
-    return [Finding("FAIL", "permissions", text)]
-
-
-async def _topology(connection: Connection, settings: Settings) -> list[Finding]:
-    missing = await topology.missing(connection, settings)
-    if not missing:
-        return [Finding("ok", "topology", f"all queues and exchanges of {settings.prefix} are there")]
-    return [Finding("ok", "topology", f"not there yet, the worker will declare it: {', '.join(missing)}")]
-
-
-async def _workers(connection: Connection, settings: Settings) -> list[Finding]:
+async def _workers(connection: Connection, settings: Settings) -> Findings:
     """What keeps requests from being settled fails the check; what only slows them down is a note."""
-    names, now = Topology(settings.prefix), datetime.now(UTC)
-    overview = await read_overview(connection, names)
-    if not overview.knows_workers and overview.problems:
-        return [Finding("FAIL", "workers", overview.problems[0])]
-    findings = [
-        Finding("FAIL" if c.stops else "note", "workers", f"{c.line(now, str.lower)}. {c.advice}", STOPPED)
-        for c in judge(overview, names)
-        if c.state not in (State.WELL, State.INCOMPLETE)
-    ]
-    good = [f"{worker.place} is {worker.state}" for worker in overview.workers if not of_worker(worker)]
-    if good and not findings:
-        findings.append(Finding("ok", "workers", ", ".join(good)))
-    return findings
+    overview, now = await read_overview(connection, Topology(settings.prefix)), datetime.now(UTC)
+    if not overview.knows_workers:
+        raise TopologyError(overview.problems[0])
+    told = [each for each in judge(overview) if each.state not in (State.WELL, State.INCOMPLETE)]
+    for condition in told:
+        yield "FAIL" if condition.stops else "note", f"{condition.line(now)}. {condition.advice}"
+    good = [f"{worker.place} is {worker.state}" for worker in overview.workers]
+    if good and not told:
+        yield "ok", ", ".join(good)
 
 
-async def _partitions(connection: Connection, settings: Settings) -> list[Finding]:
+async def _partitions(connection: Connection, settings: Settings) -> Findings:
     """Those that are left over, if there are any and this user may see them: an operator may not. Without
     partitions there is no log to read."""
     names = Topology(settings.prefix)
     try:
         state = await read_partition_state(settings)
     except TopologyError:
-        return []
+        return
     beyond = range(state.partitions + 1, state.most_partitions + 1)
-    left = [number for number in beyond if await exists(connection, names.partition(number))]
-    if not left:
-        return []
-    text = (
-        f"the workers have {state.partitions}, and {', '.join(map(names.partition, left))} are left over: "
-        f"OTT_PARTITIONS={state.partitions} ott-worker partitions prune deletes those that are drained"
-    )
-    return [Finding("note", "partitions", text)]
+    left = [names.partition(number) for number in beyond if await exists(connection, names.partition(number))]
+    if left:
+        yield (
+            "note",
+            f"the workers have {state.partitions}, and {', '.join(left)} are left over: "
+            f"OTT_PARTITIONS={state.partitions} ott-worker partitions prune deletes those that are drained",
+        )
 
 
-async def _token(settings: Settings) -> Finding:
+async def _token(settings: Settings) -> Findings:
     try:
         async with MarketingCloud(settings, EventListener()) as marketing_cloud:
             token = await marketing_cloud.accounts.get(None)
     except TokenTrouble as error:
-        # The trouble and its cause, in one line.
-        text = f"{str(error).rstrip('.')}: {await _token_cause(error, settings)}"
-        return Finding("FAIL", "token", text)
-    except SettingsError as error:
-        return Finding("FAIL", "token", str(error), error.exit_code)
+        yield "FAIL", f"{str(error).rstrip('.')}: {await _token_cause(error, settings)}"
+        return
     if token.scope and NEEDED_SCOPE not in token.scope:
-        text = (
+        yield (
+            "FAIL",
             f"the token lacks the scope {NEEDED_SCOPE}: grant it to the package's component in Marketing "
-            "Cloud's Setup, Installed Packages (OTT, Channels, Write); it takes up to 5 minutes"
+            "Cloud's Setup, Installed Packages (OTT, Channels, Write); it takes up to 5 minutes",
         )
-        return Finding("FAIL", "token", text)
-    return Finding("ok", "token", f"received; registrations go to {token.rest_url}")
+    else:
+        yield "ok", f"received; registrations go to {token.rest_url}"
 
 
 async def _token_cause(error: TokenTrouble, settings: Settings) -> str:

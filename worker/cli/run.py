@@ -86,10 +86,9 @@ def _end_now(logger: Logger, lines: LineWriter) -> None:
 
 def _raise_descriptor_limit() -> None:
     """Each call takes a descriptor: where the system allows more than the usual 1,024, use them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _introduce(logger: Logger, settings: Settings) -> None:
@@ -103,8 +102,7 @@ def _introduce(logger: Logger, settings: Settings) -> None:
         account=settings.mc_account_id,
         url=settings.rest_url or settings.auth_url,
     )
-    for name, nearest in unknown_variables().items():
-        why = f"no setting has this name; the nearest is {nearest}" if nearest else "no setting has this name"
+    for name, why in unknown_variables().items():
         logger.warning("a variable is not read", variable=name, why=why)
 
 

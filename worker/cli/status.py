@@ -5,8 +5,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Annotated, Any
@@ -15,8 +14,8 @@ import typer
 
 from worker.amqp.connection import connected
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.last_hour import HOUR, MINUTE, LastHour, Settled
-from worker.broker.situation import Condition, Overview, State, advice, judge, read_overview
+from worker.broker.last_hour import HOUR, MINUTE, LastHour
+from worker.broker.situation import State, advice, judge, read_overview
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.output import Column, Table
@@ -24,7 +23,7 @@ from worker.contract.settlement import brief
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES
-from worker.dead_letters.facts import Cause, LetterFacts, Selection, causes_of
+from worker.dead_letters.facts import LetterFacts, Selection, causes_of
 from worker.dead_letters.letter import Letter
 from worker.dead_letters.queue import open_dead_letters
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
@@ -39,39 +38,6 @@ CAUSES_SHOWN = 5
 WIDTH = 100  # columns of prose where there is no terminal
 
 
-@dataclass(slots=True)
-class Screen:
-    """All that is shown. `rates` are those of the last minute and hour, None where there is no journal.
-    `causes` are those of the `looked_at` oldest dead letters."""
-
-    prefix: str
-    broker: str
-    at: datetime
-    situation: Sequence[Condition]
-    overview: Overview
-    rates: tuple[Settled, Settled] | None = None
-    causes: Sequence[Cause] = ()
-    looked_at: int = 0
-
-    def document(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        overview = self.overview
-        rates = zip(("minute", "hour"), self.rates or (), strict=False)
-        return {
-            "prefix": self.prefix,
-            "broker": self.broker,
-            "at": f"{self.at:%Y-%m-%dT%H:%M:%S.%fZ}",
-            "situation": [condition.document() for condition in self.situation],
-            **overview.document(),
-            "rates": {
-                name: {"seconds": round(rate.seconds), **{s: rate.counts.get(s, 0) for s in STATUSES}}
-                for name, rate in rates
-            },
-            "deadLetters": [cause.summary() | {"hint": advice(cause.reason)} for cause in self.causes],
-            "problems": overview.problems,
-        }
-
-
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every two seconds.")] = False,
     as_json: Annotated[
@@ -82,134 +48,138 @@ def status(
 
     Example: ott-worker status --watch
     """
-    asyncio.run(_status(load_settings(), watch=watch, as_json=as_json))
+    asyncio.run(_status(Screen(load_settings()), watch=watch, as_json=as_json))
 
 
-async def _status(settings: Settings, *, watch: bool, as_json: bool) -> None:
-    looks = _Looks(settings)
-    _show(await looks.read(), watch=watch, as_json=as_json)
-    while watch:
+async def _status(screen: "Screen", *, watch: bool, as_json: bool) -> None:
+    await screen.read()
+    while True:
+        if as_json:
+            output.json_line(screen.document())
+        else:
+            if watch and sys.stdout.isatty():
+                output.write(CLEAR)
+            screen.print(output.width())
+        output.flush()
+        if not watch:
+            return
         await asyncio.sleep(WATCH_INTERVAL)
         try:
-            _show(await looks.read(), watch=watch, as_json=as_json)
+            await screen.read()
         except BrokerUnreachable as error:
             typer.echo(f"ott-worker: {error}; trying again", err=True)
 
 
-def _show(screen: Screen, *, watch: bool, as_json: bool) -> None:
-    if as_json:
-        output.json_line(screen.document())
-    else:
-        if watch and sys.stdout.isatty():
-            output.write(CLEAR)
-        print_screen(screen, output.width())
-    output.flush()
-
-
-class _Looks:
-    """What one look after another shows. The dead letters are looked at again when their number changes, or
-    now and then."""
+class Screen:
+    """What the last look has shown."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._hour = LastHour()
         self._letters: list[LetterFacts] = []
-        self._problem = ""  # why they could not be looked at
-        self._count = 0
-        self._looked_at = float("-inf")
+        self._letters_problem = ""  # why they could not be looked at
+        self._letters_seen = (0, float("-inf"))  # how many there were, and when
 
-    async def read(self) -> Screen:
-        """The screen now. Raises BrokerUnreachable."""
+    async def read(self) -> None:
+        """Look. Raises BrokerUnreachable."""
         async with connected(self._settings, "status") as connection:
             names = Topology(self._settings.prefix)
-            overview = await read_overview(connection, names)
-            rates = None
+            overview, rates = await read_overview(connection, names), {}
             try:
                 if self._settings.journal:
                     await self._hour.read(StreamReader(connection, names.journal), RATE_BUDGET)
-                    rates = self._hour.settled(MINUTE), self._hour.settled(HOUR)
+                    rates = {"minute": self._hour.settled(MINUTE), "hour": self._hour.settled(HOUR)}
             except TopologyError as error:
                 overview.problems.append(str(error))
-            broker = f"RabbitMQ {connection.server_version}"
+            self._broker = f"RabbitMQ {connection.server_version}"
         await self._read_letters(overview.queues.get("dead", 0))
-        if self._problem:
-            overview.problems.append(self._problem)
-        situation = judge(
-            overview,
-            names,
-            dead=Counter(letter.reason for letter in self._letters),
-        )
-        causes = causes_of(self._letters, by_error=True)
-        now = datetime.now(UTC)
-        return Screen(
-            self._settings.prefix, broker, now, situation, overview, rates, causes, len(self._letters)
-        )
+        if self._letters_problem:
+            overview.problems.append(self._letters_problem)
+        self._at, self._overview, self._rates = datetime.now(UTC), overview, rates
+        self._situation = judge(overview, Counter(letter.reason for letter in self._letters))
 
     async def _read_letters(self, count: int) -> None:
-        if count == self._count and time.monotonic() - self._looked_at < LETTERS_INTERVAL:
+        """Look at them again when their number has changed, or now and then."""
+        before, at = self._letters_seen
+        if count == before and time.monotonic() - at < LETTERS_INTERVAL:
             return
-        self._letters, self._problem = [], ""
+        self._letters, self._letters_problem = [], ""
         try:
             if count:
                 async with open_dead_letters(self._settings) as queue:
                     self._letters = await queue.read(Selection(), Letter.facts, LETTERS_LOOKED_AT)
         except (TopologyError, QueueInUse) as error:
-            self._problem = str(error)
-        self._count, self._looked_at = count, time.monotonic()
+            self._letters_problem = str(error)
+        self._causes = causes_of(self._letters, by_error=True)
+        self._letters_seen = count, time.monotonic()
 
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "prefix": self._settings.prefix,
+            "broker": self._broker,
+            "at": f"{self._at:%Y-%m-%dT%H:%M:%S.%fZ}",
+            "situation": [condition.document() for condition in self._situation],
+            **self._overview.document(),
+            "rates": self._rates,
+            "deadLetters": [cause.summary() | {"hint": advice(cause.reason)} for cause in self._causes],
+            "problems": self._overview.problems,
+        }
 
-def print_screen(screen: Screen, width: int | None) -> None:
-    """Print it, `width` columns wide, or as wide as it is."""
-    overview = screen.overview
-    output.line(f"{screen.prefix} · {screen.broker} · {screen.at:%Y-%m-%d %H:%M:%S} UTC")
-    for number, condition in enumerate(screen.situation):
-        if number and condition.state in (State.DEAD_LETTERS, State.INCOMPLETE):
-            continue  # told below
-        _prose(condition.line(screen.at), width)
-        _prose(condition.advice, width, indent="" if number == 0 else "  ")
-    _workers(overview.workers, screen.at, width)
-    for worker in overview.lost:
-        ago = f"{how_long(worker.at, screen.at)} ago ({worker.at:%H:%M} UTC)"
-        _prose(f"{worker.place}: last heard {ago}: killed, or cut off from RabbitMQ", width, indent="  ")
-    queues = [(name, f"{messages:,}") for name, messages in overview.queues.items()]
-    _table(_titled("QUEUE", "WAITING"), queues, width)
-    if screen.rates is not None:
+    def print(self, width: int | None) -> None:
+        """Print it, `width` columns wide, or as wide as it is."""
+        now, overview = self._at, self._overview
+        output.line(f"{self._settings.prefix} · {self._broker} · {now:%Y-%m-%d %H:%M:%S} UTC")
+        for number, condition in enumerate(self._situation):
+            if number and condition.state in (State.DEAD_LETTERS, State.INCOMPLETE):
+                continue  # told below
+            _prose(condition.line(now), width)
+            _prose(condition.advice, width, indent="  " if number else "")
+        _table([*_worker_columns(overview.workers, now)], overview.workers, width)
+        for worker in overview.lost:
+            ago = f"{how_long(worker.at, now)} ago ({worker.at:%H:%M} UTC)"
+            _prose(f"{worker.place}: last heard {ago}: killed, or cut off from RabbitMQ", width, indent="  ")
+        _table(
+            _titled("QUEUE", "WAITING"), [(q, f"{count:,}") for q, count in overview.queues.items()], width
+        )
         titles = _titled("SETTLED", *(status.upper() for status in STATUSES), "PER S")
-        _table(titles, list(_rates(*screen.rates)), width)
-    _causes(screen, width)
-    if overview.problems:
-        output.line("")
+        _table(titles, [_rates(rate) for rate in self._rates.values()], width)
+        shown = self._causes[:CAUSES_SHOWN]
+        causes = [(f"{cause.count:,}", cause.reason, brief(cause.error) or "-") for cause in shown]
+        _table([*_titled("DEAD", "REASON"), Column("ERROR", itemgetter(2), least=24)], causes, width)
+        for reason in dict.fromkeys(cause.reason for cause in shown):
+            _prose(f"{reason}: {advice(reason)}", width, indent="  ")
+        if shown:
+            is_part = len(self._letters) < overview.queues.get("dead", 0)
+            which = f" (these are the causes of the oldest {len(self._letters):,})" if is_part else ""
+            _prose(f"See ott-worker dead-letters list --by error{which}", width)
         for problem in overview.problems:
             _prose(f"Not shown: {problem}", width)
 
 
-def _workers(workers: Sequence[WorkerStatus], now: datetime, width: int | None) -> None:
-    columns = [
-        Column("WORKER", lambda each: each.place, least=16),
-        Column("STATE", lambda each: each.condition),
-        Column("GATE", lambda each: _gate(each.gate, now)),
-        Column("PARTITIONS", lambda each: _ranges(each.partitions)),
-        Column("IN FLIGHT", lambda each: f"{each.in_flight:,}"),
-        Column("PER S", lambda each: _rate(each.rate_per_second)),
-        Column("PACE", lambda each: "-" if each.pace is None else _rate(each.pace)),
-        Column("RECONNECTS", lambda each: str(each.reconnects), rank=2),
-        Column("VERSION", lambda each: each.version, rank=1),
-    ]
-    unused = {"PARTITIONS"} if not any(each.partitions for each in workers) else set()
-    if all(each.pace is None for each in workers):
-        unused.add("PACE")
-    _table([column for column in columns if column.title not in unused], workers, width)
+def _worker_columns(workers: Sequence[WorkerStatus], now: datetime) -> Iterator[Column]:
+    yield Column("WORKER", lambda each: each.place, least=16)
+    yield Column("STATE", lambda each: each.condition)
+    yield Column("GATE", lambda each: _gate(each.gate, now))
+    if any(each.partitions for each in workers):
+        yield Column("PARTITIONS", lambda each: _ranges(each.partitions))
+    yield Column("IN FLIGHT", lambda each: f"{each.in_flight:,}")
+    yield Column("PER S", lambda each: _rate(each.rate_per_second))
+    if any(each.pace is not None for each in workers):
+        yield Column("PACE", lambda each: "-" if each.pace is None else _rate(each.pace))
+    yield Column("RECONNECTS", lambda each: str(each.reconnects), rank=2)
+    yield Column("VERSION", lambda each: each.version, rank=1)
+
+
+def _titled(*titles: str) -> list[Column]:
+    """Columns for rows that are tuples."""
+    return [Column(title, itemgetter(place)) for place, title in enumerate(titles)]
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> None:
     if rows:
         output.line("")
         Table(columns, rows, width).print()
-
-
-def _titled(*titles: str) -> list[Column]:
-    """Columns for rows that are tuples."""
-    return [Column(title, itemgetter(place)) for place, title in enumerate(titles)]
 
 
 def _gate(gate: GateStatus, now: datetime) -> str:
@@ -227,29 +197,14 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) or "-"
 
 
-def _rates(minute: Settled, hour: Settled) -> Iterator[tuple[str, ...]]:
-    titles = ("last minute", "last hour" if hour.seconds >= 3600 else f"last {span(hour.seconds)}")
-    for title, rate in zip(titles, (minute, hour), strict=True):
-        yield title, *(f"{rate.counts.get(status, 0):,}" for status in STATUSES), _rate(rate.per_second)
+def _rates(rate: Mapping[str, int]) -> tuple[str, ...]:
+    seconds, counts = rate["seconds"], [rate[status] for status in STATUSES]
+    title = {MINUTE: "last minute", HOUR: "last hour"}.get(seconds, f"last {span(seconds)}")
+    return title, *(f"{count:,}" for count in counts), _rate(sum(counts) / max(1, seconds))
 
 
-def _causes(screen: Screen, width: int | None) -> None:
-    if not screen.causes:
-        return
-    output.line("")
-    is_part = screen.looked_at < screen.overview.queues.get("dead", 0)
-    which = f" (of the oldest {screen.looked_at:,})" if is_part else ""
-    _prose(f"DEAD LETTERS by cause{which}: ott-worker dead-letters list --by error", width)
-    advised: set[str] = set()
-    for cause in screen.causes[:CAUSES_SHOWN]:
-        text = f"{cause.count:>7,}  {cause.reason}: {brief(cause.error) or '-'}"
-        room = (width or WIDTH) - 1
-        output.line(text if len(text) <= room else f"{text[: room - 1]}…")
-        if cause.reason not in advised:
-            _prose(f"→ {advice(cause.reason)}", width, indent=" " * 9)
-            advised.add(cause.reason)
-    if len(screen.causes) > CAUSES_SHOWN:
-        output.line(f"{len(screen.causes) - CAUSES_SHOWN:>7,}  more causes")
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.1f}" if per_second >= 1 or not per_second else f"{per_second:.2g}"
 
 
 def _prose(text: str, width: int | None, indent: str = "") -> None:
@@ -257,7 +212,3 @@ def _prose(text: str, width: int | None, indent: str = "") -> None:
     room = (width or WIDTH) - 1 - len(indent)
     for line in textwrap.wrap(text, max(room, 1), break_on_hyphens=False):
         output.line(indent + line)
-
-
-def _rate(per_second: float) -> str:
-    return f"{per_second:,.1f}" if per_second >= 1 or not per_second else f"{per_second:.2g}"

@@ -79,7 +79,7 @@ class Pages:
             **state.document(),
             "inFlight": sum(worker.in_flight for worker in state.workers),
             "ratePerSecond": sum(worker.rate_per_second for worker in state.workers),
-            "latencySeconds": latency and {"median": latency.median, "p95": latency.p95},
+            "latencySeconds": latency,
             "lastHour": [
                 {"at": at, **{status: counts.get(status, 0) for status in STACK}} for at, counts in minutes
             ],
@@ -101,16 +101,14 @@ class Pages:
     def _situation(self) -> list[Condition]:
         """Nothing is called well that is not known to be."""
         kept, letters = self._sources.state, self._sources.letters
-        if not kept.trouble and kept.as_of is not None and not kept.is_fresh:
-            cause = f"what is shown is {how_long(kept.as_of, datetime.now(UTC))} old"
-            return [Condition(State.UNKNOWN, cause, "RabbitMQ is being asked.", stops=False)]
-        return judge(
-            kept.value,
-            self._sources.names,
-            trouble=kept.trouble,
-            is_known=kept.as_of is not None,
-            dead=Counter(letter.reason for letter in letters.rows.value),
-        )
+        if kept.trouble:
+            return [Condition(State.UNREACHABLE, kept.trouble, stops=True)]
+        if kept.as_of is None:
+            return [Condition(State.UNKNOWN, "RabbitMQ is being asked")]
+        if not kept.is_fresh:
+            age = how_long(kept.as_of, datetime.now(UTC))
+            return [Condition(State.UNKNOWN, f"RabbitMQ is being asked; what is shown is {age} old")]
+        return judge(kept.value, Counter(letter.reason for letter in letters.rows.value))
 
     async def dead_letters(self, request: web.Request) -> web.Response:
         """Causes, and the letters that match the filters, the newest first."""

@@ -251,7 +251,7 @@ class Sources:
         self._hour = LastHour()
         self._searches: OrderedDict[_Search, Cached[JournalPage]] = OrderedDict()
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self.state = Cached(self._read_state, Overview(), STATE_LIFE)
+        self.state = Cached(self._read_state, Overview(settings.prefix), STATE_LIFE)
         self.last_hour = Cached(self._read_hour, self._hour, STATE_LIFE)
         self.letters = LetterCopy(settings)
         self.runs = Runs()

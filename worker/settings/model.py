@@ -237,13 +237,14 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
-def unknown_variables() -> dict[str, str | None]:
-    """Variables `OTT_…` that are no setting, each with the nearest setting's name or None (contract §7).
-    Raises SettingsError where `.env` cannot be read."""
+def unknown_variables() -> dict[str, str]:
+    """Variables `OTT_…` that are no setting, each with why it is not read, which names the nearest setting
+    (contract §7). Raises SettingsError where `.env` cannot be read."""
     known = {variable(field) for field in Settings.model_fields}
     known |= {f"{name}_FILE" for name in known if not name.endswith("_FILE")}
     strangers = {name for name in environment() if name.startswith(PREFIX)} - known - NOT_SETTINGS
+    nearest = {name: difflib.get_close_matches(name, sorted(known), n=1) for name in sorted(strangers)}
     return {
-        name: next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
-        for name in sorted(strangers)
+        name: "no setting has this name" + (f"; the nearest is {known[0]}" if known else "")
+        for name, known in nearest.items()
     }

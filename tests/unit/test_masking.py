@@ -73,7 +73,7 @@ def test_no_piece_of_a_secret_is_shown_of_what_somebody_else_says(quoted):
 
 
 @pytest.mark.parametrize("left", range(3, len(SECRET)))
-def test_a_secret_that_was_cut_off_with_a_long_message_is_masked(left):
+def test_a_secret_that_is_cut_off_with_a_long_message_is_masked(left):
     message = answered("x " * ((MESSAGE_LIMIT - left) // 2) + SECRET, messenger(pageAccessToken=SECRET))
     assert SECRET[:left] not in message
     assert message.endswith("x ***")
@@ -128,10 +128,10 @@ def test_no_secret_survives(secret, written):
     assert quoted not in SecretMask([secret])(f"[{quoted}]")
 
 
-@given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=5), st.booleans())
-def test_any_text_can_be_masked(text, secrets, was_cut):
-    SecretMask(secrets)(text, was_cut=was_cut)
-    SecretMask(secrets).upstream(text, was_cut=was_cut)
+@given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=5))
+def test_any_text_can_be_masked(text, secrets):
+    SecretMask(secrets)(text)
+    SecretMask(secrets).upstream(text)
 
 
 def test_every_string_is_masked_whose_field_is_not_known_to_be_public():
@@ -193,8 +193,8 @@ def test_a_hostile_body_does_not_hold_the_worker_up(value):
     started = time.process_time()
     mask = SecretMask.of_body(body)
     for text in ("commonbeginning" * 66, "000017 " * 140, "&amp;" * 200):
-        mask(text, was_cut=True)
-        mask.upstream(text, was_cut=True)
+        mask(text)
+        mask.upstream(text)
     assert time.process_time() - started < 1
 
 

@@ -11,7 +11,6 @@ import base64
 import html
 import json
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice
@@ -21,29 +20,26 @@ from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
 from worker.contract.platforms import (
     ATTRIBUTES,
     ENDPOINT_URL,
+    FIELDS,
     PLATFORM_NAME,
     PLATFORMS,
     PUBLIC_FIELDS,
-    SECRET_FIELDS,
 )
 
 MASK: Final = "***"
-# So many characters of a secret are masked wherever they stand; a shorter secret only where it stands alone,
-# and from `SHORT` characters on as a part of a word too.
-PIECE: Final = 8
-SHORT: Final = 6
-TAIL: Final = 3  # characters of a secret's beginning that count where a text was cut
+# So many letters and digits of a secret are masked wherever they stand. A secret of fewer is masked as it is
+# written, one that is shorter than this only where it stands alone.
+PIECE: Final = 6
 # Plain words may stand in a secret too: they are masked where they are most of it.
 MOST: Final = 0.75
-LONG_NAME: Final = 16  # characters; an unknown name this long may be a value in the wrong place
 # A body with more secrets than this is hostile, and searching for all takes too long: whole texts are masked.
 MANY: Final = 500
 MUCH: Final = 20_000  # characters
 LONGEST_WORD: Final = 24  # letters of a word that counts as plain
 LONGEST_NUMBER: Final = 6  # digits of a number that counts as plain
+LONGEST_CHANCE: Final = 3  # digits that may stand in a secret by chance
 
-_NAMES = frozenset({PLATFORM_NAME, ATTRIBUTES, *PUBLIC_FIELDS, *SECRET_FIELDS})
-_KNOWN_WORDS = frozenset(name.casefold() for name in (*_NAMES, *PLATFORMS))
+_KNOWN_WORDS = frozenset(map(str.casefold, (*PLATFORMS, PLATFORM_NAME, ATTRIBUTES, *FIELDS)))
 _WORD = re.compile(r"[^\W_]+")
 _NO_WORD = re.compile(r"[\W_]+")
 # So many numbers in a row may be the bytes of a secret, whatever their base.
@@ -66,8 +62,8 @@ def without_query(url: str) -> str:
 
 
 class SecretMask:
-    """Masks secrets in texts that quote them: pieces of `PIECE` letters and digits, as they are or escaped
-    for JSON, URLs or HTML, or in base64, hexadecimal or numbers. Each word of `public` may be shown."""
+    """Masks words that hold secrets: `PIECE` letters and digits of one, as they are, or escaped for JSON,
+    URLs or HTML, or in base64, hexadecimal or numbers. Each word of `public` may be shown."""
 
     def __init__(self, secrets: Iterable[str], public: Iterable[str] = ()) -> None:
         self._secrets = list(islice(filter(None, secrets), MANY))
@@ -95,24 +91,25 @@ class SecretMask:
                     document[ATTRIBUTES][ENDPOINT_URL] = _secret_parts(url)
         return cls(chain(more, _strings(document)), map(str, public.values()))
 
-    def __call__(self, text: str, *, was_cut: bool = False) -> str:
-        """The text with its secrets masked. Where it `was_cut`, its end may be a secret's beginning."""
-        return MASK if self._masks_all else _masked(text, self._spans(text, was_cut=was_cut))
+    def __call__(self, text: str) -> str:
+        """The text with its secrets masked."""
+        return MASK if self._masks_all else _masked(text, self._spans(text), len(text))
 
-    def upstream(self, text: str, *, was_cut: bool = False) -> str:
+    def upstream(self, text: str, limit: int | None = None) -> str:
         """Mask the text of an upstream: only words that cannot be a secret are shown. These are plain words,
-        short numbers, the names of fields, and what the request itself makes public."""
+        short numbers, names of fields, and what the request makes public. What stands behind `limit` is left
+        out: it only helps to find a secret that begins before."""
         if self._masks_all:
             return MASK
-        doubtful = [word.span() for word in _WORD.finditer(text) if not self._is_plain(word[0])]
-        numbers = [found.span() for found in _NUMBERS.finditer(text)]
-        return _masked(text, [*doubtful, *numbers, *self._spans(text, was_cut=was_cut)])
+        doubtful = (word.span() for word in _WORD.finditer(text) if not self._is_plain(word[0]))
+        numbers = (found.span() for found in _NUMBERS.finditer(text))
+        return _masked(text, chain(doubtful, numbers, self._spans(text)), limit or len(text))
 
     def _is_plain(self, word: str) -> bool:
-        if word.casefold() in _KNOWN_WORDS or word.casefold() in self._public_words:
+        if word.casefold() in self._public_words:
             return True
         if word.isdecimal():
-            is_part = len(word) > TAIL and word in self._all_plain
+            is_part = len(word) > LONGEST_CHANCE and word in self._all_plain
             return len(word) <= LONGEST_NUMBER and not is_part
         is_of_one_case = word == word.lower() or word == word.upper() or word.istitle()
         return (
@@ -123,72 +120,53 @@ class SecretMask:
 
     @cached_property
     def _public_words(self) -> frozenset[str]:
-        return frozenset(word[0].casefold() for text in self._public for word in _WORD.finditer(text))
+        public = (word[0].casefold() for text in self._public for word in _WORD.finditer(text))
+        return _KNOWN_WORDS.union(public)
 
     @cached_property
     def _plain(self) -> list[str]:
         """The letters and digits of the secrets."""
-        return list(filter(None, map(_letters, self._secrets)))
+        return list(map(_letters, self._secrets))
 
     @cached_property
     def _all_plain(self) -> str:
-        """All of them in one text, each behind a mark: one search for all."""
-        return "".join(f"\0{secret}" for secret in self._plain)
+        """All of them in one text: one search for all."""
+        return "\0".join(self._plain)
 
     @cached_property
-    def _written(self) -> set[str]:
-        """The letters and digits of all forms of the secrets."""
-        forms = {_letters(form) for secret in self._secrets if _letters(secret) for form in _forms(secret)}
-        return forms - {""}
+    def _pieces(self) -> dict[str, int]:
+        """The pieces of the secrets as they are, each with the length of the shortest such secret; and of
+        their other forms, with 0."""
+        forms = {_letters(form) for secret in self._secrets for form in _forms(secret)}
+        pieces = {piece: 0 for form in forms for piece in _pieces(form)}
+        for secret in sorted(self._plain, key=len, reverse=True):
+            pieces |= dict.fromkeys(_pieces(secret), len(secret))
+        return pieces
 
     @cached_property
-    def _pieces(self) -> set[str]:
-        return {form[at : at + PIECE] for form in self._written for at in range(len(form) - PIECE + 1)}
+    def _short(self) -> set[str]:
+        """The forms of secrets that have too few letters for a piece."""
+        short = (secret for secret in self._secrets if len(_letters(secret)) < PIECE)
+        return {form.lower() for secret in short for form in _forms(secret)} - {""}
 
-    @cached_property
-    def _short(self) -> list[str]:
-        return [form for form in self._written if len(form) < PIECE]
-
-    @cached_property
-    def _symbols(self) -> set[str]:
-        """Secrets that are special characters for the most part."""
-        odd = (secret for secret in self._secrets if len(secret) >= PIECE > len(_letters(secret)))
-        return {form for secret in odd for form in _forms(secret)}
-
-    def _spans(self, text: str, *, was_cut: bool) -> Iterator[Span]:
-        """Where secrets stand."""
+    def _spans(self, text: str) -> Iterator[Span]:
+        """Where secrets stand, or words that hold a part of one."""
         if not self._secrets:
             return
-        # Each letter and digit in one case, and where it stands.
-        folded = [(char, at) for at, original in enumerate(text) for char in _letters(original)]
-        letters, places = "".join(char for char, _ in folded), [at for _, at in folded]
-        words = list(_WORD.finditer(text))
-        for start, end in _runs(letters, self._pieces):
-            yield from self._words(words, (places[start], places[end - 1] + 1), letters[start:end])
+        words = [(word.span(), _letters(word[0])) for word in _WORD.finditer(text)]
+        letters = "".join(part for _, part in words)
+        of = [span for span, part in words for _ in part]  # the word that each letter stands in
+        for start, end, whole in _runs(letters, self._pieces):
+            held = {*of[start:end]}
+            if end - start >= MOST * whole or not all(self._is_plain(text[a:b]) for a, b in held):
+                yield from held
+        lower = text.lower() if len(text.lower()) == len(text) else text
         for form in self._short:
-            for at in _found(letters, form):
-                start, end = places[at], places[at + len(form) - 1] + 1
-                around = text[max(0, start - 1) : start] + text[end : end + 1]
-                if len(form) >= SHORT or not re.search(r"\w", around):
-                    yield start, end
-        for form in self._symbols:
-            yield from ((at, at + len(form)) for at in _found(text, form))
-        if was_cut:
-            longest = max(map(len, self._plain), default=0)
-            for at in range(max(0, len(letters) - longest), len(letters) - TAIL + 1):
-                if f"\0{letters[at:]}" in self._all_plain:
-                    yield places[at], len(text)
-
-    def _words(self, all_words: list[re.Match[str]], span: Span, piece: str) -> Iterator[Span]:
-        """The words to mask for a piece of a secret. None if all of them are plain words and the piece is a
-        small part of the secret."""
-        first = bisect_right(all_words, span[0], key=re.Match.end)
-        words = all_words[first : bisect_left(all_words, span[1], key=re.Match.start)]
-        wholes = [len(secret) for secret in self._plain if piece in secret]
-        is_most = not wholes or len(piece) >= MOST * min(wholes)
-        if is_most or not all(self._is_plain(word[0]) for word in words):
-            yield span
-            yield from (word.span() for word in words)
+            for at in _found(lower, form):
+                end = at + len(form)
+                beside = text[max(0, at - 1) : at] + text[end : end + 1]
+                if len(form) >= PIECE or not re.search(r"\w", beside):
+                    yield at, end
 
 
 def _is_simple(value: object) -> bool:
@@ -205,15 +183,12 @@ def _secret_parts(url: str) -> list[str]:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every string and number, and the names that may be values."""
+    """Every string and number."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-            yield from (name for name in value if len(name) >= LONG_NAME and name not in _NAMES)
-        elif isinstance(value, list):
-            waiting += value
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
             yield str(value)
 
@@ -245,26 +220,32 @@ def _found(text: str, wanted: str) -> Iterator[int]:
         at = text.find(wanted, at + len(wanted))
 
 
-def _runs(letters: str, pieces: set[str]) -> list[Span]:
-    """The longest stretches that consist of pieces which overlap."""
-    runs: list[Span] = []
-    for at in range(len(letters) - PIECE + 1):
-        if letters[at : at + PIECE] in pieces:
+def _pieces(letters: str) -> list[str]:
+    return [letters[at : at + PIECE] for at in range(len(letters) - PIECE + 1)]
+
+
+def _runs(letters: str, pieces: dict[str, int]) -> list[tuple[int, int, int]]:
+    """The longest stretches of pieces that overlap, each with the least number that one of them has."""
+    runs: list[tuple[int, int, int]] = []
+    for at, piece in enumerate(_pieces(letters)):
+        if piece in pieces:
             begins = not runs or at >= runs[-1][1]
-            start = at if begins else runs.pop()[0]
-            runs.append((start, at + PIECE))
+            start, _, least = (at, 0, pieces[piece]) if begins else runs.pop()
+            runs.append((start, at + PIECE, min(least, pieces[piece])))
     return runs
 
 
-def _masked(text: str, spans: Iterable[Span]) -> str:
-    """The text without these spans; those with nothing but special characters between them are one."""
+def _masked(text: str, spans: Iterable[Span], limit: int) -> str:
+    """The text up to `limit` without these spans; those with nothing but special characters between them are
+    one."""
     joined: list[Span] = []
     for start, end in sorted(spans):
         if joined and not _APART.search(text[joined[-1][1] : start]):
             first, last = joined.pop()
             joined.append((first, max(last, end)))
-        else:
+        elif start < limit:
             joined.append((start, end))
+    text = text[:limit]
     for start, end in reversed(joined):
         text = text[:start] + MASK + text[end:]
     return text

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from worker.contract.registration import FieldError
@@ -115,11 +116,7 @@ def read_answer(response: Response, now: datetime) -> Answer:
 
 def masked(answer: Answer, mask: SecretMask) -> Answer:
     """The answer without secrets: Marketing Cloud may quote the request, unless the text is our own."""
-    hide = mask if answer.status is None else mask.upstream
-
-    def clean(text: str) -> str:
-        return hide(text, was_cut=len(text) == MESSAGE_LIMIT)
-
+    clean = mask if answer.status is None else partial(mask.upstream, limit=MESSAGE_LIMIT)
     return replace(
         answer,
         message=clean(answer.message),
@@ -158,7 +155,7 @@ def _errors(document: dict[str, Any]) -> Iterable[FieldError]:
 
 
 def _text(value: object) -> str:
-    return value[:MESSAGE_LIMIT] if isinstance(value, str) else ""
+    return value[: 2 * MESSAGE_LIMIT] if isinstance(value, str) else ""
 
 
 def _code(value: object) -> int | None:

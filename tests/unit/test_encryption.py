@@ -13,12 +13,6 @@ from worker.settings import load_settings
 
 BODY = b'{"ottPlatformAttributes": {"channelSecret": "the-secret"}}'
 
-OLD = (
-    "006f74742d7365616c65642d3100036f6c64764c1180719a709102ba9e30c8a22e8d2ffbdf9abb525678da6893b0c916"
-    "1dc5056138d4f6cbdba094a04117a8f528ad1bea1131c916b40bdbed4dd9c8839812b0513b1501fef8c2a6198efbb3a5"
-    "7f87f764f8fdf92c"
-)
-
 
 def key(name: str) -> str:
     return f"{name}:{base64.b64encode(os.urandom(32)).decode()}"
@@ -55,15 +49,6 @@ def test_what_looks_sealed_is_sealed_like_any_other_body():
     again = with_keys.encrypt(properties, looks_sealed)[1]
     assert again != looks_sealed
     assert with_keys.decrypt(properties, again) == looks_sealed
-
-
-def test_a_letter_that_an_earlier_version_has_sealed_still_opens():
-    """Made by the version before, with a key of 32 zero bytes."""
-    zeros = f"old:{base64.b64encode(bytes(32)).decode()}"
-    sealed = bytes.fromhex(OLD)
-    assert encryptor(zeros).decrypt(letter(), sealed) == BODY
-    with pytest.raises(DecryptionError, match="does not open with the key old"):
-        encryptor(zeros).decrypt(letter(**{"x-ott-request-id": "request-2"}), sealed)
 
 
 def test_after_a_rotation_the_new_key_seals_and_the_old_one_still_opens():

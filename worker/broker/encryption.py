@@ -3,15 +3,13 @@
 An encrypted body is a mark, the id of its key, a check of the key, a check of where it belongs, a nonce and
 the AES-256-GCM text. It is bound to the request's id, account and time of arrival and to the queue, and
 cannot be decrypted anywhere else. Headers and properties hold no secret and stay readable.
-
-Bodies that earlier versions encrypted bear another mark. They are bound to id and queue alone, and are
-decrypted as before.
 """
 
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from worker.amqp.properties import Properties
 from worker.broker.topology import Topology
@@ -27,12 +25,9 @@ from worker.settings import Settings, parse_keys
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-# No JSON begins with these.
-_MARK = b"\x00ott-sealed-2\x00"
-_FIRST_MARK = b"\x00ott-sealed-1\x00"
+_MARK = b"\x00ott-sealed-2\x00"  # no JSON begins with it
 _CHECK = 8  # bytes of a check
 _NONCE = 12  # bytes
-_TAG = 16  # bytes that AES-GCM adds
 
 
 class DecryptionError(WorkerError):
@@ -44,16 +39,12 @@ class Encryptor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._read = ""
-        self._keys: dict[str, bytes] = {}
         self._queue = Topology(settings.prefix).dead
-        if settings.dead_letter_keys is not None:
-            self._keys = parse_keys(settings.dead_letter_keys.get_secret_value())
 
     def encrypt(self, properties: Properties, body: bytes) -> tuple[Properties, bytes]:
         """The dead letter's properties and body as they are to be kept; without keys, as they are. A body
         that merely looks encrypted is encrypted again: publishers can forge the mark."""
-        keys = self._current()
+        keys = self._keys()
         if not keys:
             return properties, body
         name, key = next(iter(keys.items()))
@@ -66,33 +57,42 @@ class Encryptor:
         """The request's body, of a dead letter that is encrypted or not. Raises DecryptionError."""
         if not looks_encrypted(body):
             return body
-        sealed = _Sealed.parse(body)
-        key = self._current().get(sealed.key_name)
+        sealed = BytesIO(body.removeprefix(_MARK))
+        name = sealed.read(int.from_bytes(sealed.read(1))).decode(errors="replace")
+        key_check, place_check, nonce = (sealed.read(size) for size in (_CHECK, _CHECK, _NONCE))
+        text = sealed.read()
+        if not text:
+            raise DecryptionError("The dead letter is damaged: its encrypted body was cut off")
+        key = self._keys().get(name)
         if key is None:
             raise DecryptionError(
-                f"The dead letter is encrypted with the key {sealed.key_name}: add it to OTT_DEAD_LETTER_KEYS"
+                f"The dead letter is encrypted with the key {name}: add it to OTT_DEAD_LETTER_KEYS"
+            )
+        if key_check != _check(key, b""):
+            raise DecryptionError(
+                f"The dead letter is encrypted with another key of the name {name} than the one in "
+                "OTT_DEAD_LETTER_KEYS: restore the key that it was encrypted with"
+            )
+        place = self._place(properties)
+        if place_check != _check(key, place):
+            raise DecryptionError(
+                "The dead letter does not belong here: it was encrypted for another request, account, time "
+                "of arrival or queue"
             )
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 # as for _cipher
 
-        place = self._first_place(properties) if sealed.is_first else self._place(properties)
         try:
-            return _cipher(key).decrypt(sealed.nonce, sealed.text, place)
-        except (InvalidTag, ValueError):
-            raise DecryptionError(_why_not(sealed, key, place)) from None
+            return _cipher(key).decrypt(nonce, text, place)
+        except InvalidTag:
+            raise DecryptionError("The dead letter is damaged: its encrypted body was changed") from None
 
-    def _current(self) -> dict[str, bytes]:
-        given = self._settings.now("dead_letter_keys")
-        if given != self._read:
-            self._keys, self._read = parse_keys(given), given
-        return self._keys
+    def _keys(self) -> dict[str, bytes]:
+        return parse_keys(self._settings.now("dead_letter_keys"))
 
     def _place(self, properties: Properties) -> bytes:
         """The place that a letter is bound to."""
         headers = (REQUEST_ID_HEADER, ACCOUNT_HEADER, RECEIVED_AT_HEADER)
         return json.dumps([self._queue, *(str(properties.header(name)) for name in headers)]).encode()
-
-    def _first_place(self, properties: Properties) -> bytes:
-        return f"{properties.header(REQUEST_ID_HEADER)}\0{self._queue}".encode(errors="replace")
 
 
 def _cipher(key: bytes) -> "AESGCM":
@@ -102,56 +102,10 @@ def _cipher(key: bytes) -> "AESGCM":
     return AESGCM(key)
 
 
-class _Sealed(NamedTuple):
-    """An encrypted body, taken apart."""
-
-    key_name: str
-    key_check: bytes
-    place_check: bytes
-    nonce: bytes
-    text: bytes
-    is_first: bool  # by an earlier version, without checks
-
-    @classmethod
-    def parse(cls, body: bytes) -> "_Sealed":
-        """Raises DecryptionError where something is missing."""
-        is_first = body.startswith(_FIRST_MARK)
-        length = body[len(_MARK)] if len(body) > len(_MARK) else 0
-        begin = len(_MARK) + 1
-        sizes = [length, *((0, 0) if is_first else (_CHECK, _CHECK)), _NONCE]
-        if len(body) < begin + sum(sizes) + _TAG:
-            raise DecryptionError("The dead letter is damaged: its encrypted body was cut off")
-        parts = []
-        for size in sizes:
-            parts.append(body[begin : begin + size])
-            begin += size
-        name, key_check, place_check, nonce = parts
-        return cls(name.decode(errors="replace"), key_check, place_check, nonce, body[begin:], is_first)
-
-
 def looks_encrypted(body: bytes) -> bool:
     """Whether a body bears the mark. Publishers can forge it: it counts only in a letter of the worker's own,
     or in an operator's replay."""
-    return body.startswith((_MARK, _FIRST_MARK))
-
-
-def _why_not(sealed: _Sealed, key: bytes, place: bytes) -> str:
-    if sealed.is_first:
-        return (
-            f"The dead letter does not open with the key {sealed.key_name}: it was changed or moved to "
-            "another queue, or the key is another one of the same name"
-        )
-    if sealed.key_check != _check(key, b""):
-        return (
-            f"The dead letter is encrypted with another key of the name {sealed.key_name} than the one in "
-            "OTT_DEAD_LETTER_KEYS: restore the key that it was encrypted with"
-        )
-    if sealed.place_check != _check(key, place):
-        return (
-            "The dead letter does not belong here: it was encrypted for another request, account, time of "
-            "arrival or queue"
-        )
-    return "The dead letter is damaged: its encrypted body was changed"
+    return body.startswith(_MARK)
 
 
 def _check(key: bytes, what: bytes) -> bytes:

@@ -14,7 +14,6 @@ from worker.amqp.reconnect import keep_connected
 from worker.broker import topology
 from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
-from worker.broker.situation import QueueDepths
 from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, WorkerError
@@ -43,7 +42,9 @@ class Service:
         # Without partitions of its own it may still work through those that are there.
         streams = (names.journal, names.partition_log)
         self.publisher = Publisher(settings, events, streams)
-        self.depths = QueueDepths(names, lambda: self.connection)
+        self.watch = topology.Watch(
+            settings, lambda: self.connection, lambda: bool(self.publisher.blocked), events
+        )
         self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
         self.flow = Flow(
@@ -85,17 +86,8 @@ class Service:
         self.publisher.start()
         await self.marketing_cloud.__aenter__()
         self._background = [
-            asyncio.create_task(self.depths.run(), name="depths"),
+            asyncio.create_task(self.watch.run(), name="watch"),
             asyncio.create_task(self.orders.follow(), name="orders"),
-            asyncio.create_task(
-                topology.keep_declared(
-                    self.settings,
-                    lambda: self.connection,
-                    lambda: bool(self.publisher.blocked),
-                    self._events,
-                ),
-                name="topology",
-            ),
             asyncio.create_task(self.marketing_cloud.accounts.keep_default_token(), name="credentials"),
         ]
         return self

@@ -89,8 +89,8 @@ BREAKS = [
     Break(
         "streams that are deleted are not declared again",
         "worker/broker/topology.py",
-        "            if gone or is_blocked():\n",
-        "            if False:\n",
+        "        if gone or self._is_blocked():\n",
+        "        if False:\n",
         "integration/test_topology.py",
     ),
     Break(

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rig import Requester, Rig, messenger, until
 from tests.sandbox_faults import Latency, Status
-from worker.broker import situation
+from worker.broker import topology
 from worker.broker.status import publish_order
 from worker.contract.status import Order
 from worker.events import EventListeners
@@ -88,7 +88,7 @@ def _with_port(settings: Settings) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _asked_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(situation, "POLL_INTERVAL", 0.1)
+    monkeypatch.setattr(topology, "CHECK_INTERVAL", 0.1)
     monkeypatch.setattr(admin_module, "PAGE_LIFE", 0.0)
 
 

@@ -2,9 +2,7 @@
 and everybody who waits for a worker: what the broker knows of it, and what follows from that.
 """
 
-import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,11 +17,8 @@ from worker.broker.status import read_orders_by, read_workers_by
 from worker.broker.topology import Topology
 from worker.contract.status import Order, Pause, WorkerStatus, standing_pause
 from worker.contract.timestamps import how_long, span
-from worker.errors import BrokerUnreachable, Problem, TopologyError
+from worker.errors import Problem, TopologyError
 
-QUEUES = ("requests", "replies", "dead")
-POLL_INTERVAL = 5.0  # seconds between looks at the depths of queues
-BELIEVED_FOR = 30.0  # seconds; an older answer is no answer
 REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
 LONG_WAIT = 60  # seconds that the backlog takes; longer is told
 
@@ -60,7 +55,7 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
     """Read the overview. What this user may not read is left out and named in `problems`. Raises
     BrokerUnreachable."""
     found = Overview(names.prefix)
-    for name in QUEUES:
+    for name in ("requests", "replies", "dead"):
         with _told(found):
             found.queues[name], consumers = await look(connection, getattr(names, name))
             if name == "requests":
@@ -88,35 +83,6 @@ def _told(found: Overview) -> Iterator[None]:
         yield
     except TopologyError as error:
         found.problems.append(str(error))
-
-
-class QueueDepths:
-    """Ready messages of the requests, replies and dead queues.
-
-    It asks on the connection that `connection()` names at that time: the consuming one, because RabbitMQ goes
-    on reading from it during an alarm. `run` it in a task; it never raises.
-    """
-
-    def __init__(self, topology: Topology, connection: Callable[[], Connection | None]) -> None:
-        self._names = topology
-        self._connection = connection
-        self._answers: dict[str, tuple[int, float]] = {}
-
-    def known(self) -> dict[str, int]:
-        """Messages by `requests`, `replies` and `dead`; one without a recent answer is left out."""
-        oldest = time.monotonic() - BELIEVED_FOR
-        return {name: messages for name, (messages, at) in self._answers.items() if at > oldest}
-
-    async def run(self) -> None:
-        """Ask over and over, until cancelled."""
-        while True:
-            if connection := self._connection():
-                for name in QUEUES:
-                    with contextlib.suppress(TopologyError, BrokerUnreachable):
-                        messages = (await look(connection, getattr(self._names, name))).ready
-                        self._answers[name] = messages, time.monotonic()
-            # So that the first connection is used at once.
-            await asyncio.sleep(POLL_INTERVAL if self._answers else POLL_INTERVAL / 10)
 
 
 class State(Enum):

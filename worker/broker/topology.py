@@ -1,17 +1,17 @@
 """The broker objects of one prefix (contract §1): their names, their arguments and their declaration."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from worker.amqp.causes import object_errors
 from worker.amqp.connection import Connection
 from worker.amqp.queue import FORBIDDEN
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
-from worker.errors import BrokerUnreachable, Problem, TopologyError
+from worker.errors import Problem, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -27,23 +27,6 @@ DELIVERY_LIMIT = 1000
 NO_DELIVERY_LIMIT = 2**31 - 1
 
 Arguments = dict[str, Any]
-
-# A stream is trimmed by whole segments, so small ones make an hour of records an hour.
-STATUS_LIMITS: Arguments = {
-    "x-max-age": "1h",
-    "x-max-length-bytes": 20_000_000,
-    "x-stream-max-segment-size-bytes": 500_000,
-}
-# Without an age: a pause stands until somebody ends it.
-CONTROL_LIMITS: Arguments = {
-    "x-max-length-bytes": 20_000_000,
-    "x-stream-max-segment-size-bytes": 2_000_000,
-}
-# Each record states all that its writer knows, so the newest ones are enough.
-PARTITION_LOG_LIMITS: Arguments = {
-    "x-max-length-bytes": 4_000_000,
-    "x-stream-max-segment-size-bytes": 500_000,
-}
 
 
 class Topology:
@@ -84,18 +67,21 @@ class Topology:
                 "x-overflow": "reject-publish",
                 "x-delivery-limit": NO_DELIVERY_LIMIT,
             }
-        limits: dict[str, Arguments] = {
-            self.journal: {
-                "x-max-age": settings.journal_max_age,
-                "x-max-length-bytes": settings.journal_max_bytes,
-                "x-stream-max-segment-size-bytes": _segment_size(settings.journal_max_bytes),
-            },
-            self.status: STATUS_LIMITS,
-            self.control: CONTROL_LIMITS,
-            self.partition_log: PARTITION_LOG_LIMITS,
+        # Age, bytes and bytes of a segment. A stream is trimmed by whole segments, so the limits hold only if
+        # several fit into them. Without an age: a pause stands until somebody ends it, and each record of the
+        # partitions states all that its writer knows.
+        journal_bytes = settings.journal_max_bytes
+        segment = max(1_000_000, min(100_000_000, journal_bytes // 10))
+        streams = {
+            self.journal: (settings.journal_max_age, journal_bytes, segment),
+            self.status: ("1h", 20_000_000, 500_000),
+            self.control: (None, 20_000_000, 2_000_000),
+            self.partition_log: (None, 4_000_000, 500_000),
         }
-        if name in limits:
-            return {"x-queue-type": "stream"} | limits[name]
+        if name in streams:
+            age, size, segment = streams[name]
+            limits = {"x-max-length-bytes": size, "x-stream-max-segment-size-bytes": segment}
+            return {"x-queue-type": "stream"} | limits | ({"x-max-age": age} if age else {})
         return {
             "x-queue-type": "quorum",
             "x-single-active-consumer": True,
@@ -105,68 +91,84 @@ class Topology:
             "x-dead-letter-strategy": "at-least-once",
         }
 
-    @property
-    def optional(self) -> frozenset[str]:
-        """The objects that a worker can do without: it then publishes no status and takes no orders."""
-        return frozenset({f"stream {self.status}", f"stream {self.control}", f"binding of {self.control}"})
-
-
-def _segment_size(max_bytes: int) -> int:
-    # A stream is trimmed by whole segments, so the limit holds only if several fit into it.
-    return max(1_000_000, min(100_000_000, max_bytes // 10))
-
 
 async def ensure(connection: Connection, settings: Settings) -> None:
     """Make sure that every object is there: declare what is missing, or with `OTT_DECLARE=false` only
     check. Raises TopologyError (one is missing, differs or may not be declared) or BrokerUnreachable."""
-    names = Topology(settings.prefix)
-    for name, step in _steps(names, settings, passive=not settings.declare):
-        try:
-            await _try(connection, name, step, passive=not settings.declare)
-        except TopologyError as error:
-            # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
-            keeps_limits = error.problem is Problem.DIFFERS and name.startswith("stream ")
-            if not keeps_limits and name not in names.optional:
-                raise
+    async for name, error, _ in _each(connection, settings, passive=not settings.declare):
+        # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
+        keeps_limits = error is not None and error.problem is Problem.DIFFERS and name.startswith("stream ")
+        if error is not None and not keeps_limits and not _is_optional(name, settings):
+            raise error
 
 
 async def missing(connection: Connection, settings: Settings) -> list[str]:
     """The objects that are not there and that the worker would declare; changes nothing. Raises
     TopologyError where one is missing and `OTT_DECLARE=false`, or BrokerUnreachable."""
-    objects, names = Topology(settings.prefix), []
-    for name, step in _steps(objects, settings, passive=True):
-        try:
-            await _try(connection, name, step, passive=True)
-        except TopologyError as error:
-            if not settings.declare and name not in objects.optional:
-                raise
-            if error.problem is Problem.MISSING:
-                names.append(name)
+    names = []
+    async for name, error, _ in _each(connection, settings, passive=True):
+        if error is not None and not settings.declare and not _is_optional(name, settings):
+            raise error
+        if error is not None and error.problem is Problem.MISSING:
+            names.append(name)
     return names
 
 
-async def keep_declared(
-    settings: Settings,
-    connection: Callable[[], Connection | None],
-    is_blocked: Callable[[], bool],
-    events: EventListener,
-) -> None:
-    """Declare again what was deleted while the worker runs, until cancelled. It asks on the connection that
-    there is at that time. Where a queue of ours takes nothing, its binding may be gone, and RabbitMQ does not
-    tell: so all is declared again."""
-    while True:
-        await asyncio.sleep(CHECK_INTERVAL)
-        current = connection()
-        if current is None or not settings.declare:
-            continue
-        try:
-            gone = await missing(current, settings)
-            if gone:
-                events.topology_wrong(f"deleted, and declared again: {', '.join(gone)}")
-            if gone or is_blocked():
-                await ensure(current, settings)
-        except (BrokerUnreachable, TopologyError) as error:
-            events.topology_wrong(str(error))
+class Watch:
+    """Looks at every object again and again, on the connection that there is at that time: what was deleted
+    while the worker runs is declared again. That is the consuming connection, because RabbitMQ goes on
+    reading from it during an alarm. `depths` holds the messages that are ready in `requests`, `replies` and
+    `dead`; one that RabbitMQ does not tell is left out."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Callable[[], Connection | None],
+        is_blocked: Callable[[], bool],
+        events: EventListener,
+    ) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._is_blocked = is_blocked
+        self._events = events
+        self.depths: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Look over and over, until cancelled."""
+        known = None
+        while True:
+            current = self._connection()
+            try:
+                gone = [] if current is None else await self._look(current)
+                # A worker that has just connected declares everything itself.
+                if current is not None and current is known and self._settings.declare:
+                    await self._declare(current, gone)
+            except WorkerError as error:
+                self._events.topology_wrong(str(error))
+            if current is None or not current.is_open:
+                self.depths = {}
+            known = current
+            await asyncio.sleep(CHECK_INTERVAL / 10 if current is None else CHECK_INTERVAL)
+
+    async def _look(self, connection: Connection) -> list[str]:
+        """What is missing."""
+        gone, depths = [], {}
+        async for name, error, messages in _each(connection, self._settings, passive=True):
+            if error is not None and error.problem is Problem.MISSING:
+                gone.append(name)
+            kind, _, queue = name.rpartition(".")
+            if error is None and kind.startswith("queue ") and queue in ("requests", "replies", "dead"):
+                depths[queue] = messages
+        self.depths = depths
+        return gone
+
+    async def _declare(self, connection: Connection, gone: list[str]) -> None:
+        """Where a queue of ours takes nothing, its binding may be gone, and RabbitMQ does not tell: so all is
+        declared again."""
+        if gone:
+            self._events.topology_wrong(f"deleted, and declared again: {', '.join(gone)}")
+        if gone or self._is_blocked():
+            await ensure(connection, self._settings)
 
 
 async def delete(connection: Connection, settings: Settings) -> None:
@@ -220,11 +222,28 @@ def _steps(names: Topology, settings: Settings, *, passive: bool) -> Iterator[tu
     yield from map(queue, names.partition_objects(settings.partitions))
 
 
-async def _try(connection: Connection, name: str, step: Step, *, passive: bool) -> None:
+async def _each(
+    connection: Connection, settings: Settings, *, passive: bool
+) -> AsyncGenerator[tuple[str, TopologyError | None, int]]:
+    """Declare each object, or only look at it: its name, what was wrong, and the messages that are ready in
+    it. Raises BrokerUnreachable."""
     missing = "create it, or let the worker do so with OTT_DECLARE=true"
     forbidden = (
         FORBIDDEN if passive else "may not be declared by this user: grant it, or set OTT_DECLARE=false"
     )
-    async with connection.asked(f"The {name} could not be declared") as channel:
-        with object_errors(name, missing, forbidden):
-            await step(channel)
+    for name, step in _steps(Topology(settings.prefix), settings, passive=passive):
+        error, found = None, None
+        try:
+            async with connection.asked(f"The {name} could not be declared") as channel:
+                with object_errors(name, missing, forbidden):
+                    found = await step(channel)
+        except TopologyError as wrong:
+            error = wrong
+        messages = found.declaration_result.message_count if isinstance(found, AbstractQueue) else 0
+        yield name, error, messages or 0
+
+
+def _is_optional(name: str, settings: Settings) -> bool:
+    """Whether a worker can do without it: it then publishes no status and takes no orders."""
+    names = Topology(settings.prefix)
+    return name in (f"stream {names.status}", f"stream {names.control}", f"binding of {names.control}")

@@ -163,7 +163,7 @@ class Gauges(Collector):
             value=self._phase.paused_for + flow.paused_for,
         )
         depths = "Messages that wait in a queue; left out where the broker has not told lately."
-        known = [((queue,), messages) for queue, messages in service.depths.known().items()]
+        known = [((queue,), messages) for queue, messages in service.watch.depths.items()]
         yield _labelled("ott_queue_messages", depths, ["queue"], known)
         partitions = "1 for each partition that this worker has."
         taken = [((str(number),), 1) for number in service.partitions.taken]

@@ -44,18 +44,18 @@ class ConfirmChannel:
         self.is_for_stream = is_for_stream
         self.confirmed_at = 0.0
         self.blocked: dict[str, tuple[str, datetime]] = {}  # queues of ours: why, since when
-        self.suspects: list[Publish] = []  # under way when the channel was lost
-        self.closed_by: BaseException | None = None
+        self._pending: dict[asyncio.Future[None], Publish] = {}  # without an outcome
         self._ledger = Ledger()
         self._connection: Connection | None = None
         self._interceptor: FrameInterceptor | None = None
         self._flushing = False
-        self._stuck = False  # another channel is needed
+        self._is_stuck = False  # another channel is needed
         self._renew_at = 0.0
         self._tasks: set[asyncio.Future[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._ledger)
+        """Publishes without an outcome."""
+        return len(self._pending)
 
     @property
     def is_open(self) -> bool:
@@ -66,14 +66,16 @@ class ConfirmChannel:
         if not len(self):
             self.confirmed_at = loop.time()  # no publish was waiting for a confirm until now
         publish = Publish(message, loop.create_future())
+        self._pending[publish.future] = publish
+        publish.future.add_done_callback(self._pending.pop)
         self._queue(publish)
         return publish.future
 
     def abandon(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for publish in self._ledger.clear():
-            publish.future.cancel()
+        for future in self._pending:
+            future.cancel()
 
     async def serve(self, connection: Connection) -> None:
         """Open a channel on `connection`, and write what is waiting, until it has closed. Raises
@@ -84,25 +86,21 @@ class ConfirmChannel:
         self.confirmed_at = asyncio.get_running_loop().time()
         self._flush_soon()
         try:
-            await self._until_closed(channel)
+            while not channel.closing.done():
+                await asyncio.wait({channel.closing}, timeout=SWEEP_INTERVAL)
+                if not channel.closing.done():
+                    self._sweep()
+                if self._is_stuck and asyncio.get_running_loop().time() >= self._renew_at:
+                    await self._renew(channel)
         finally:
             self._interceptor = None
-            self.suspects = self._ledger.lost()
-        self.closed_by = None if channel.closing.cancelled() else channel.closing.exception()
-
-    async def _until_closed(self, channel: RawChannel) -> None:
-        while not channel.closing.done():
-            await asyncio.wait({channel.closing}, timeout=SWEEP_INTERVAL)
-            if channel.closing.done():
-                return
-            self._sweep()
-            if self._stuck and asyncio.get_running_loop().time() >= self._renew_at:
-                await self._renew(channel)
+            is_told = channel.closing.done() and not channel.closing.cancelled()
+            self._lost(self._ledger.lost(), channel.closing.exception() if is_told else None)
 
     async def _renew(self, channel: RawChannel) -> None:
         """Close the channel, for another to be opened. RabbitMQ's channel remembers that a quorum queue was
         full, and goes on refusing when a higher limit has made room (seen on 3.10)."""
-        self._renew_at, self._stuck = asyncio.get_running_loop().time() + RENEW_INTERVAL, False
+        self._renew_at, self._is_stuck = asyncio.get_running_loop().time() + RENEW_INTERVAL, False
         self._interceptor = None  # to write on a channel that is being closed would end the connection
         await close_channel(channel, SWEEP_INTERVAL)
         await asyncio.wait({channel.closing}, timeout=SWEEP_INTERVAL)
@@ -221,10 +219,14 @@ class ConfirmChannel:
 
     def _turned_down(self, publish: Publish, error: WorkerError) -> None:
         """The broker has not taken a publish."""
-        fail(publish, error)
+        publish.fail(error)
 
     def _late(self, publish: Publish) -> None:
         """No confirm has come in time: whether the broker took the publish is unknown."""
+        raise NotImplementedError
+
+    def _lost(self, under_way: list[Publish], reason: BaseException | None) -> None:
+        """The channel has closed, for a reason that the broker gave or none, with some under way."""
         raise NotImplementedError
 
     def _queue(self, publish: Publish) -> None:
@@ -247,12 +249,6 @@ def error_of(reason: BaseException | None) -> WorkerError | None:
     if isinstance(reason, aiormq.exceptions.ChannelAccessRefused):
         return PublishRefused("the broker does not take this message")
     return None
-
-
-def fail(publish: Publish, error: WorkerError) -> None:
-    """End a publish in an error, if it has no outcome yet."""
-    if not publish.future.done():
-        publish.future.set_exception(error)
 
 
 @lru_cache(maxsize=1000)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from worker.amqp.properties import Properties
 from worker.backoff import Backoff
+from worker.errors import WorkerError
 
 
 @dataclass(slots=True, eq=False)
@@ -40,20 +41,21 @@ class Publish:
     refusals: int = 0
     overdue: int = 0
 
+    def fail(self, error: WorkerError) -> None:
+        """End it in an error, if it has no outcome yet."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 class Ledger:
-    """Unconfirmed publishes, each in one of three states: waiting (in the order in which they go out), under
-    way (by delivery tag), or set aside (published on another connection, or again after a pause)."""
+    """Unconfirmed publishes: those that wait, in the order in which they go out, and those that are under
+    way, by delivery tag."""
 
     def __init__(self) -> None:
         self.tag = 0  # of the last publish on the channel
         self._waiting: deque[Publish] = deque()
         self._sent: dict[int, Publish] = {}
         self._tags: dict[str, int] = {}
-        self._aside: set[Publish] = set()
-
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._sent) + len(self._aside)
 
     @property
     def is_waiting(self) -> bool:
@@ -67,21 +69,11 @@ class Ledger:
 
     def add(self, publish: Publish) -> None:
         """Queue it behind those that wait."""
-        self._aside.discard(publish)
         self._waiting.append(publish)
 
-    def set_aside(self, publishes: Iterable[Publish]) -> None:
-        """Take some out of those that wait."""
-        chosen = set(publishes)
-        self._aside |= chosen
-        self._waiting = deque(publish for publish in self._waiting if publish not in chosen)
-
-    def is_aside(self, publish: Publish) -> bool:
-        return publish in self._aside
-
-    def settled(self, publish: Publish) -> None:
-        """One that was set aside has ended."""
-        self._aside.discard(publish)
+    def put_back(self, publishes: Iterable[Publish]) -> None:
+        """Queue some before those that wait."""
+        self._waiting.extendleft(reversed([*publishes]))
 
     def next(self) -> Publish | None:
         """Take the next one that waits and has no outcome: what was given up or refused is not sent."""
@@ -103,11 +95,11 @@ class Ledger:
 
     def answered(self, tag: int, *, multiple: bool = False) -> list[Publish]:
         """Take out those that the broker has answered for: one, or all up to it."""
-        if not multiple:
-            publish = self._take(tag)
-            return [] if publish is None else [publish]
-        tags = [sent for sent in self._sent if sent <= tag]
-        return [publish for sent in tags if (publish := self._take(sent)) is not None]
+        tags = [sent for sent in self._sent if sent <= tag] if multiple else [tag]
+        publishes = [self._sent.pop(sent) for sent in tags if sent in self._sent]
+        for publish in publishes:
+            del self._tags[publish.key]
+        return publishes
 
     def returned(self, key: str) -> list[Publish]:
         """Take out the one that the broker has returned. Its confirm, which follows, finds nothing."""
@@ -119,9 +111,8 @@ class Ledger:
         for tag, publish in list(self._sent.items()):
             if publish.sent_at + Backoff(first, longest).ceiling(publish.overdue + 1) > now:
                 break
-            self._take(tag)
             publish.overdue += 1
-            late.append(publish)
+            late += self.answered(tag)
         return late
 
     def put_off(self, now: float) -> None:
@@ -130,24 +121,9 @@ class Ledger:
             publish.sent_at = now
 
     def lost(self) -> list[Publish]:
-        """The channel is gone: what was under way goes first on the next one, in its order. Returns it."""
-        under_way = list(self._sent.values())
-        self._waiting.extendleft(reversed(under_way))
+        """The channel is gone: take out what was under way on it and has no outcome."""
+        under_way = [publish for publish in self._sent.values() if not publish.future.done()]
         self._sent.clear()
         self._tags.clear()
         self.tag = 0
         return under_way
-
-    def clear(self) -> list[Publish]:
-        """Take out all."""
-        self.lost()
-        publishes = [*self._waiting, *self._aside]
-        self._waiting.clear()
-        self._aside.clear()
-        return publishes
-
-    def _take(self, tag: int) -> Publish | None:
-        publish = self._sent.pop(tag, None)
-        if publish is not None:
-            self._tags.pop(publish.key, None)
-        return publish

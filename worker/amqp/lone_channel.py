@@ -7,12 +7,12 @@ at a time, on connections that carry nothing else.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
-from worker.amqp.confirm_channel import ConfirmChannel, error_of, fail, is_blame
+from worker.amqp.confirm_channel import ConfirmChannel, error_of, is_blame
 from worker.amqp.connection import ANSWER_TIMEOUT, Connection
 from worker.amqp.ledger import Message, Publish
 from worker.errors import BrokerUnreachable, PublishRefused, WorkerError
@@ -39,6 +39,8 @@ class LoneChannel(ConfirmChannel):
         self.connection = connection
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._source = source
+        self._suspects: list[Publish] = []  # under way when it was lost
+        self._closed_by: BaseException | None = None
         self._serving = asyncio.create_task(self._serve(), name=name)
         self._probing: asyncio.Task[set[Message]] | None = None
 
@@ -54,7 +56,7 @@ class LoneChannel(ConfirmChannel):
     @property
     def was_closed_for_cause(self) -> bool:
         """Whether RabbitMQ closed it for a message."""
-        return self.connection.was_closed_for_cause or is_blame(self.closed_by)
+        return self.connection.was_closed_for_cause or is_blame(self._closed_by)
 
     def send(self, message: Message) -> "asyncio.Future[None]":
         """Publish. The future raises BrokerUnreachable where the outcome is unknown, or nothing can be
@@ -88,17 +90,20 @@ class LoneChannel(ConfirmChannel):
             self._lose(LOST)
 
     def _late(self, publish: Publish) -> None:
-        fail(publish, BrokerUnreachable("RabbitMQ did not confirm in time"))
         self._lose("RabbitMQ did not confirm in time")
+
+    def _lost(self, under_way: list[Publish], reason: BaseException | None) -> None:
+        self._suspects, self._closed_by = under_way, reason
+        self._lose(LOST)
 
     def _lose(self, why: str) -> None:
         if not self.lost.done():
             self.lost.set_result(why)
-            self._end(error_of(self.closed_by) or BrokerUnreachable(why))
+            self._end(error_of(self._closed_by) or BrokerUnreachable(why))
 
     def _end(self, error: WorkerError) -> None:
-        for publish in self._ledger.clear():
-            fail(publish, error)
+        for publish in self._pending.values():
+            publish.fail(error)
 
     async def _probe(self) -> set[Message]:
         """Publish the suspects apart, to a queue that does not exist: no queue gets a second copy."""
@@ -106,7 +111,7 @@ class LoneChannel(ConfirmChannel):
         if not self.was_closed_for_cause:
             return found
         nowhere = uuid4().hex
-        probes = {replace(one.message, routing_key=nowhere, body=b""): one.message for one in self.suspects}
+        probes = {replace(one.message, routing_key=nowhere, body=b""): one.message for one in self._suspects}
 
         def settle(probe: Message, outcome: WorkerError | None) -> None:
             if isinstance(outcome, Poisonous):
@@ -125,47 +130,40 @@ async def publish_apart(source: Open, messages: Iterable[Message], settle: Settl
     left, blamed, silent = deque(messages), set[Message](), set[str]()
 
     async def publish_in_turn() -> None:
-        while left:
-            async with _opened(source) as channel:
-                while left and not channel.lost.done():
-                    message = left.popleft()
-                    if message.queue in silent:
-                        continue
-                    outcome = await _outcome(channel, message)
-                    if isinstance(outcome, Poisonous) and message not in blamed:
-                        blamed.add(message)
-                        left.append(message)
-                    elif isinstance(outcome, BrokerUnreachable):
-                        silent.add(message.queue)
-                    else:
-                        settle(message, outcome)
-
-    async def publish_while_connected() -> None:
         with contextlib.suppress(BrokerUnreachable):
-            await publish_in_turn()
+            while left:
+                channel = await LoneChannel.open("apart", EventListener(), source)
+                try:
+                    while left and not channel.lost.done():
+                        await publish(channel, left.popleft())
+                finally:
+                    await channel.close()
+
+    async def publish(channel: LoneChannel, message: Message) -> None:
+        if message.queue in silent:
+            return
+        outcome = await _outcome(channel, message)
+        if isinstance(outcome, Poisonous) and message not in blamed:
+            blamed.add(message)
+            left.append(message)
+        elif isinstance(outcome, BrokerUnreachable):
+            silent.add(message.queue)
+        else:
+            settle(message, outcome)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(APART_CONNECTIONS, len(left))):
-            group.create_task(publish_while_connected(), name="publish apart")
-
-
-@contextlib.asynccontextmanager
-async def _opened(source: Open) -> AsyncIterator[LoneChannel]:
-    channel = await LoneChannel.open("apart", EventListener(), source)
-    try:
-        yield channel
-    finally:
-        await channel.close()
+            group.create_task(publish_in_turn(), name="publish apart")
 
 
 async def _outcome(channel: LoneChannel, message: Message) -> WorkerError | None:
-    sent = channel.send(message)
-    await asyncio.wait({sent}, timeout=APART_TIMEOUT)
-    if not sent.done():
-        sent.cancel()
-        error: BaseException | None = BrokerUnreachable("RabbitMQ did not confirm in time")
-    else:
-        error = sent.exception()
-    if isinstance(error, BrokerUnreachable) and channel.was_closed_for_cause:
-        return Poisonous()
-    return error if error is None or isinstance(error, WorkerError) else BrokerUnreachable(str(error))
+    try:
+        async with asyncio.timeout(APART_TIMEOUT):
+            await channel.send(message)
+    except TimeoutError:
+        return BrokerUnreachable("RabbitMQ did not confirm in time")
+    except BrokerUnreachable as error:
+        return Poisonous() if channel.was_closed_for_cause else error
+    except WorkerError as error:
+        return error
+    return None

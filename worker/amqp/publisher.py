@@ -9,6 +9,7 @@ does not take the message within a minute.
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import Final
 
 import aiormq.exceptions
 
-from worker.amqp.confirm_channel import ConfirmChannel, error_of, fail, is_blame
+from worker.amqp.confirm_channel import ConfirmChannel, error_of, is_blame
 from worker.amqp.connection import Connection, connect
 from worker.amqp.ledger import Message, Publish
 from worker.amqp.lone_channel import Open, Poisonous, publish_apart
@@ -50,35 +51,21 @@ class KeptChannel(ConfirmChannel):
     async def keep(self, connection: Connection) -> None:
         """Keep a channel open on `connection` and write what is waiting, until cancelled."""
         while connection.is_open:
-            try:
+            with contextlib.suppress(BrokerUnreachable):
                 await self.serve(connection)
-            except BrokerUnreachable:
-                pass
-            else:
-                self._closed(self.closed_by)
             await asyncio.sleep(REPUBLISH.first)
-
-    def suspect(self) -> bool:
-        """One of the publishes that were under way when the channel was lost is to blame: publish them apart.
-        False if there are none, or the channel is for a stream: no publisher's bytes are in its messages."""
-        suspects, self.suspects = [one for one in self.suspects if not one.future.done()], []
-        if not suspects or self.is_for_stream:
-            return False
-        self._ledger.set_aside(suspects)
-        self._run(self._publish_apart(suspects))
-        return True
 
     def _late(self, publish: Publish) -> None:
         """Publish it again: a half-dead peer may never confirm it."""
         if publish.message.external and publish.overdue >= GIVE_UP_AFTER:
-            fail(publish, QueueFull("the queue does not confirm"))
+            publish.fail(QueueFull("the queue does not confirm"))
         else:
-            self._stuck |= self.is_for_stream and publish.overdue >= RENEW_STREAM_AFTER
+            self._is_stuck |= self.is_for_stream and publish.overdue >= RENEW_STREAM_AFTER
             self._queue(publish)
 
     def _turned_down(self, publish: Publish, error: WorkerError) -> None:
         if publish.message.external:
-            fail(publish, error)
+            publish.fail(error)
             return
         # One of our own queues is full or gone. The request stays in its queue until this is corrected.
         self.events.publish_turned_down(publish.message.queue, str(error))
@@ -86,32 +73,34 @@ class KeptChannel(ConfirmChannel):
         # RabbitMQ counts what goes into a stream that is declared anew from 1 again, but the channel goes on
         # counting, and the numbers must not differ (see Publisher).
         is_gone = isinstance(error, Unroutable)
-        self._stuck |= self.is_for_stream if is_gone else publish.refusals >= STUCK_AFTER
+        self._is_stuck |= self.is_for_stream if is_gone else publish.refusals >= STUCK_AFTER
         self._later(publish, self._queue)
 
     def _later(self, publish: Publish, again: Callable[[Publish], None]) -> None:
         wait = REPUBLISH.ceiling(publish.refusals + 1)
         publish.refusals = min(publish.refusals + 1, 10)
-        self._ledger.set_aside([publish])
 
         def retry() -> None:
-            if self._ledger.is_aside(publish):
+            if not publish.future.done():
                 again(publish)
 
         asyncio.get_running_loop().call_later(wait, retry)
 
-    def _closed(self, reason: BaseException | None) -> None:
-        """Find out what to blame, where the broker closed the channel for one of the publishes."""
-        if reason is None or isinstance(reason, aiormq.exceptions.ConnectionClosed):
+    def _lost(self, under_way: list[Publish], reason: BaseException | None) -> None:
+        """Find out what to blame, where the broker closed the channel or the connection for one of the
+        publishes. It is none of a stream's: no publisher's bytes are in its messages."""
+        if reason is not None and not isinstance(reason, aiormq.exceptions.ConnectionClosed):
+            told = " ".join(str(part) for part in reason.args if part is not None)
+            self.events.channel_closed(self.name, " ".join(told.split())[:200] or "no reason was given")
+        is_for_cause = self._connection is not None and self._connection.was_closed_for_cause
+        if (is_for_cause or is_blame(reason)) and not self.is_for_stream:
+            self._run(self._publish_apart(under_way))
             return
-        told = " ".join(str(part) for part in reason.args if part is not None)
-        self.events.channel_closed(self.name, " ".join(told.split())[:200] or "no reason was given")
-        if is_blame(reason):
-            self.suspect()
-        elif (error := error_of(reason)) is not None:
-            for publish in self.suspects:
+        if (error := error_of(reason)) is not None:
+            for publish in under_way:
                 if publish.message.external:
-                    fail(publish, error)
+                    publish.fail(error)
+        self._ledger.put_back(under_way)
 
     async def _publish_apart(self, suspects: list[Publish]) -> None:
         by_message = {publish.message: publish for publish in suspects}
@@ -121,7 +110,6 @@ class KeptChannel(ConfirmChannel):
             if isinstance(outcome, Poisonous):
                 self._poisonous(publish)
             else:
-                self._ledger.settled(publish)
                 self.confirmed(publish, outcome)
 
         try:
@@ -134,8 +122,7 @@ class KeptChannel(ConfirmChannel):
         """RabbitMQ does not take this message, whatever else is published."""
         message = publish.message
         if message.external:
-            self._ledger.settled(publish)
-            fail(publish, PublishRefused("the broker does not take this message"))
+            publish.fail(PublishRefused("the broker does not take this message"))
         else:
             self.events.publish_turned_down(message.queue, "RabbitMQ closes the connection for this message")
             reduced = message.reduced or message.properties.reduced()
@@ -166,8 +153,7 @@ class Publisher:
         self._streams = {name: KeptChannel(name, events, apart, is_for_stream=True) for name in streams}
         self._direct = KeptChannel("direct replies", events, apart)
         self._served = (self._own, self._external, *self._streams.values())
-        self._task: asyncio.Task[None] | None = None
-        self._direct_task: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     @property
     def ready(self) -> bool:
@@ -177,7 +163,7 @@ class Publisher:
     @property
     def has_failed(self) -> bool:
         """Whether a defect ended it: nothing is published any more."""
-        return self._task is not None and self._task.done() and not self._task.cancelled()
+        return any(task.done() and not task.cancelled() for task in self._tasks.values())
 
     @property
     def confirmed_at(self) -> float:
@@ -197,15 +183,13 @@ class Publisher:
 
     def start(self) -> None:
         """Begin to connect, in the background."""
-        serve = self._keep_serving("publisher", self._served, self._events)
-        self._task = asyncio.create_task(serve, name="publisher")
+        self._serve("publisher", self._served, self._events)
 
     async def stop(self) -> None:
         """Close the connections and cancel what is not confirmed."""
-        tasks = [task for task in (self._task, self._direct_task) if task is not None]
-        for task in tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for channel in (*self._served, self._direct):
             channel.abandon()
 
@@ -217,18 +201,15 @@ class Publisher:
                 refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 refused.set_exception(PublishRefused("the reply address is malformed"))
                 return refused
-            if self._direct_task is None:
-                serve = self._keep_serving("direct replies", [self._direct], EventListener())
-                self._direct_task = asyncio.create_task(serve, name="direct-replies")
+            if "direct replies" not in self._tasks:
+                self._serve("direct replies", [self._direct], EventListener())
             return self._direct.send(message)
         if message.external:
             return self._external.send(message)
         return self._streams.get(message.routing_key, self._own).send(message)
 
-    async def _keep_serving(
-        self, purpose: str, channels: Sequence[KeptChannel], events: EventListener
-    ) -> None:
-        """Open a connection and serve the channels on it, again and again."""
+    def _serve(self, purpose: str, channels: Sequence[KeptChannel], events: EventListener) -> None:
+        """Open a connection and serve the channels on it, again and again, in the background."""
 
         async def use(connection: Connection) -> None:
             events.publisher_connected()
@@ -237,12 +218,12 @@ class Publisher:
                 await connection.lost
                 for task in kept:
                     task.cancel()
-            if connection.was_closed_for_cause and [c for c in channels if c.suspect()]:
-                events.publisher_lost("connection lost")
-                return  # at once: what is to blame goes elsewhere
-            raise BrokerUnreachable("connection lost")
+            if not connection.was_closed_for_cause:
+                raise BrokerUnreachable("connection lost")
+            events.publisher_lost("connection lost")  # another at once: what is to blame goes elsewhere
 
-        await keep_connected(self._settings, purpose, use, lambda error: events.publisher_lost(str(error)))
+        serve = keep_connected(self._settings, purpose, use, lambda error: events.publisher_lost(str(error)))
+        self._tasks[purpose] = asyncio.create_task(serve, name=purpose)
 
 
 def is_well_formed(address: str) -> bool:

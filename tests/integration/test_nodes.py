@@ -81,9 +81,9 @@ async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(
     with pytest.raises(BrokerUnreachable) as caught:
         await connect(make_settings(amqp_url=urls), "test")
     text = str(caught.value)
-    assert f"127.0.0.1:{closed_port}: connection refused" in text
-    assert "no-such-host.invalid:5672: the host name is not known" in text
-    assert f"127.0.0.1:{silent_port}: no answer in time" in text
+    assert f"127.0.0.1:{closed_port} cannot be reached: connection refused" in text
+    assert "no-such-host.invalid:5672 cannot be reached: the host name is not known" in text
+    assert f"127.0.0.1:{silent_port} cannot be reached: no answer in time" in text
     assert "secret" not in text
 
 

@@ -10,8 +10,7 @@ import asyncio
 import struct
 from typing import Any, Final, NamedTuple
 
-from worker.amqp.connection import tls_context
-from worker.amqp.endpoints import PORTS, node_urls, vhost_of
+from worker.amqp.endpoints import node_urls, port_of, tls_context, vhost_of
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
@@ -53,10 +52,8 @@ async def spend_deliveries(settings: Settings, queue: str, count: int, broker: s
 
 
 async def _spend(settings: Settings, queue: str, count: int, kinds: frozenset[object]) -> int:
-    urls = node_urls(settings)
-    url, tls = urls[0], tls_context(settings, urls)
-    context = tls if url.scheme == "amqps" else None
-    reader, writer = await asyncio.open_connection(url.host, url.port or PORTS[url.scheme], ssl=context)
+    url = node_urls(settings)[0]
+    reader, writer = await asyncio.open_connection(url.host, port_of(url), ssl=tls_context(settings, url))
     try:
         await _shake_hands(reader, writer, b"AMQP\x03\x01\x00\x00")
         await _frame(reader)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from enum import StrEnum
 import aiormq.exceptions
 import pamqp.exceptions
 
-from worker.amqp.transport import ProtocolViolation
 from worker.errors import BrokerUnreachable, Problem, TopologyError
 
 ACCESS_REFUSED = 403  # reply code
@@ -87,70 +85,47 @@ def is_cancelled() -> bool:
 
 def describe(error: BaseException) -> str:
     """An error of the client library in a few words."""
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    cause = error.__cause__ if isinstance(error.__cause__, OSError | EOFError) else error
     for kind, words in _WORDS:
         if isinstance(cause, kind):
             return words
     if isinstance(cause, ssl.SSLError):
-        return _describe_tls(cause.reason or "handshake")
-    if isinstance(error, EOFError | StopAsyncIteration) or isinstance(error.__cause__, EOFError):
-        return (
-            "the broker closed the connection during the handshake: the port may expect TLS "
-            "(amqps:// in OTT_AMQP_URL), or the broker is still starting"
-        )
+        if cause.reason in (
+            "WRONG_VERSION_NUMBER",
+            "RECORD_LAYER_FAILURE",
+            "UNKNOWN_PROTOCOL",
+            "HTTP_REQUEST",
+        ):
+            return (
+                "the port does not speak TLS: use amqp://, or the TLS port, usually 5671 (check OTT_AMQP_URL)"
+            )
+        check = "check the host name, OTT_AMQP_CA_FILE and OTT_AMQP_CERT_FILE"
+        return f"TLS failed: {cause.reason or 'handshake'} ({check})"
     if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno).lower()
-    text = str(cause.args[-1] if cause.args else cause)
-    if isinstance(cause, ProtocolViolation):
-        return text
-    line = " ".join(text.split())
+    line = " ".join(str(cause.args[-1] if cause.args else cause).split())
     return "connection lost" if "://" in line or not line else line[:200]
 
 
+_IN_THE_HANDSHAKE = (
+    "the broker closed the connection during the handshake: the port may expect TLS (amqps:// in "
+    "OTT_AMQP_URL), or the broker is still starting"
+)
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "no answer in time"),
     (asyncio.CancelledError, "the connection was lost"),
     (ConnectionRefusedError, Cause.REFUSED),
     (socket.gaierror, "the host name is not known"),
     (ConnectionResetError, Cause.RESET),
+    (EOFError, _IN_THE_HANDSHAKE),
+    (StopAsyncIteration, _IN_THE_HANDSHAKE),
     (aiormq.exceptions.ConnectionInternalError, Cause.UNDELIVERABLE),
 )
 
 
-def _describe_tls(reason: str) -> str:
-    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"):
-        return "the port does not speak TLS: use amqp://, or the TLS port, usually 5671 (check OTT_AMQP_URL)"
-    if "CERTIFICATE_REQUIRED" in reason:
-        return "it wants a client certificate (set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
-    if "VERIFY" not in reason and "ALERT" in reason:
-        return f"TLS failed: {reason} (check OTT_AMQP_CERT_FILE)"
-    return f"TLS failed: {reason} (check OTT_AMQP_CA_FILE and the host name)"
-
-
-_RAISE_IT = "(close connections, or raise it with rabbitmqctl set_vhost_limits or set_user_limits)"
-# RabbitMQ has one reply code for all of these (530): only its words tell them apart. The first match counts.
-_NOT_ALLOWED = (
-    (r"node connection limit \((\d+)\)", f"a connection limit is reached: {{0}} for this node {_RAISE_IT}"),
-    (r"user connection limit \((\d+)\)", f"a connection limit is reached: {{0}} for this user {_RAISE_IT}"),
-    (
-        r"connection limit \((\d+)\)",
-        f"a connection limit is reached: {{0}} for the virtual host {{vhost}} {_RAISE_IT}",
-    ),
-    ("is down", "the virtual host {vhost} is down on this node (see rabbitmq-diagnostics)"),
-    ("not found", "the virtual host {vhost} does not exist (check the end of OTT_AMQP_URL)"),
-    (
-        "refused for user",
-        "user {user} may not use the virtual host {vhost} "
-        "(check OTT_AMQP_URL, or grant it with rabbitmqctl set_permissions)",
-    ),
-)
-
-
-def describe_refusal(code: int, text: str, user: str, vhost: str) -> str:
+def describe_refusal(code: int, text: str) -> str:
     """Why RabbitMQ refused a new connection, from its Connection.Close."""
     if code == ACCESS_REFUSED:
         return "user name or password refused (check OTT_AMQP_URL)"
-    for pattern, advice in _NOT_ALLOWED:
-        if found := re.search(pattern, text):
-            return advice.format(*found.groups(), user=user, vhost=vhost)
-    return " ".join(text.split())[:200]
+    words = " ".join(text.removeprefix("NOT_ALLOWED - ").split())[:200]
+    return f"{words} (check OTT_AMQP_URL, and the permissions and limits in RabbitMQ)"

@@ -85,17 +85,18 @@ class ConfirmChannel:
         self._interceptor = connection.intercept(channel, self._returned, self._answered)
         self.confirmed_at = asyncio.get_running_loop().time()
         self._flush_soon()
+        closing = channel.closing  # once: aiormq keeps each future that it gives
         try:
-            while not channel.closing.done():
-                await asyncio.wait({channel.closing}, timeout=SWEEP_INTERVAL)
-                if not channel.closing.done():
+            while not closing.done():
+                await asyncio.wait({closing}, timeout=SWEEP_INTERVAL)
+                if not closing.done():
                     self._sweep()
                 if self._is_stuck and asyncio.get_running_loop().time() >= self._renew_at:
                     await self._renew(channel)
         finally:
             self._interceptor = None
-            is_told = channel.closing.done() and not channel.closing.cancelled()
-            self._lost(self._ledger.lost(), channel.closing.exception() if is_told else None)
+            is_told = closing.done() and not closing.cancelled()
+            self._lost(self._ledger.lost(), closing.exception() if is_told else None)
 
     async def _renew(self, channel: RawChannel) -> None:
         """Close the channel, for another to be opened. RabbitMQ's channel remembers that a quorum queue was

@@ -3,7 +3,6 @@ connection is kept."""
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import cast
@@ -14,7 +13,6 @@ import aiormq.channel
 from aio_pika.abc import AbstractChannel, AbstractConnection, ConnectionParameter
 from aio_pika.exceptions import ConnectionClosed
 from aiormq.abc import ExceptionType
-from yarl import URL
 
 from worker.amqp.causes import (
     AMQP_ERRORS,
@@ -24,7 +22,7 @@ from worker.amqp.causes import (
     describe_refusal,
     is_cancelled,
 )
-from worker.amqp.endpoints import Endpoint, by_trust, node_name, node_urls, resolve
+from worker.amqp.endpoints import Endpoint, node_name, node_urls, resolve, tls_context
 from worker.amqp.transport import FrameInterceptor, InterceptingTransport, KeepsBody, OnConfirm, OnContent
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
@@ -72,7 +70,7 @@ class Connection(aio_pika.Connection):
         self._endpoint = endpoint
         self.wire = wire
         self._ends_here = False
-        self._raw: aiormq.Connection | None = None
+        self._raw: aiormq.Connection
         self._questions: AbstractChannel | None = None
         self._asking = asyncio.Lock()
         # Consumers with a majority check pending.
@@ -97,33 +95,28 @@ class Connection(aio_pika.Connection):
                 self._endpoint.failed()
 
     @property
-    def _engine(self) -> aiormq.Connection:
-        assert self._raw is not None, "it is not open yet"
-        return self._raw
-
-    @property
     def is_open(self) -> bool:
         return not self.lost.done()
 
     @property
     def heartbeat(self) -> float:
         """Seconds of silence after which the broker may give this client up; 0 means never."""
-        return float(self._engine.connection_tune.heartbeat or 0)
+        return float(self._raw.connection_tune.heartbeat or 0)
 
     @property
     def frame_max(self) -> int:
         """The largest frame, in bytes, that may travel."""
-        return int(self._engine.connection_tune.frame_max)
+        return int(self._raw.connection_tune.frame_max)
 
     @property
     def server_version(self) -> str:
-        return str((self._engine.server_properties or {}).get("version", "unknown"))
+        return str((self._raw.server_properties or {}).get("version", "unknown"))
 
     async def raw_channel(self, *, confirms: bool = False) -> RawChannel:
         """Open a channel of aiormq, aio-pika's engine. Raises BrokerUnreachable."""
         with broker_errors("RabbitMQ gave no channel"):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                return cast(RawChannel, await self._engine.channel(publisher_confirms=confirms))
+                return cast(RawChannel, await self._raw.channel(publisher_confirms=confirms))
 
     @contextlib.asynccontextmanager
     async def asked(self, what: str) -> AsyncIterator[AbstractChannel]:
@@ -172,8 +165,6 @@ class Connection(aio_pika.Connection):
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
         """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
         self._ends_here = True
-        if self._raw is None:
-            return  # it was never open
         self.wire.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -239,46 +230,32 @@ async def connected(settings: Settings, purpose: str) -> AsyncIterator[Connectio
 async def connect(settings: Settings, purpose: str) -> Connection:
     """Open a connection named after its `purpose`, to the first node of OTT_AMQP_URL that takes it. An
     address that failed lately is tried last. Raises BrokerUnreachable, in one line without a password."""
-    urls = node_urls(settings)
-    tls = tls_context(settings, urls)
     problems: dict[str, str] = {}
-    endpoints = await _resolve(urls, problems)
-    timeout = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
-    for endpoint in endpoints:
-        try:
-            return await _connect_to(endpoint, tls, purpose, timeout)
-        except BrokerUnreachable as error:
-            _note(problems, endpoint.node, error.args[0])
-    if len(problems) == 1:
-        ((node, problem),) = problems.items()
-        raise BrokerUnreachable(f"RabbitMQ at {node} cannot be reached: {problem}")
-    each = "; ".join(f"{node}: {problem}" for node, problem in problems.items())
-    raise BrokerUnreachable(f"No node of RabbitMQ can be reached: {each}")
-
-
-def _note(problems: dict[str, str], node: str, problem: str) -> None:
-    """Prefer the error of an address that answered over "connection refused"."""
-    if problem is not Cause.REFUSED or node not in problems:
-        problems[node] = problem
-
-
-async def _resolve(urls: list[URL], problems: dict[str, str]) -> list[Endpoint]:
-    """The addresses of all nodes in the order in which to try them; a name that is not known is noted."""
     endpoints: list[Endpoint] = []
-    for url in urls:
+    for url in node_urls(settings):
         try:
             async with asyncio.timeout(NODE_TIMEOUT):
                 endpoints += await resolve(url)
         except (OSError, TimeoutError) as error:
             problems[node_name(url)] = describe(error)
-    return by_trust(endpoints)
+    timeout = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
+    for endpoint in sorted(endpoints, key=lambda each: each.failed_at):
+        try:
+            return await _connect_to(endpoint, settings, purpose, timeout)
+        except BrokerUnreachable as error:
+            node, problem = node_name(endpoint.url), error.args[0]
+            # Another address of the node that answered has the better error.
+            if problem is not Cause.REFUSED or node not in problems:
+                problems[node] = problem
+    raise BrokerUnreachable(
+        "; ".join(f"RabbitMQ at {node} cannot be reached: {problem}" for node, problem in problems.items())
+    )
 
 
-async def _connect_to(
-    endpoint: Endpoint, tls: ssl.SSLContext | None, purpose: str, timeout: float
-) -> Connection:
+async def _connect_to(endpoint: Endpoint, settings: Settings, purpose: str, timeout: float) -> Connection:
     """Raises BrokerUnreachable, which says only why."""
-    wire = InterceptingTransport(endpoint.address, endpoint.port, tls if endpoint.is_tls else None)
+    tls = tls_context(settings, endpoint.url)
+    wire = InterceptingTransport(endpoint.address, endpoint.port, tls)
     connection = Connection(endpoint, wire, f"ott-worker {purpose}")
     try:
         async with asyncio.timeout(timeout):
@@ -288,7 +265,10 @@ async def _connect_to(
         if is_cancelled():
             raise asyncio.CancelledError from None
         endpoint.failed()
-        raise BrokerUnreachable(_why(error, endpoint, wire.close_reason)) from None
+        why = describe(error) if wire.close_reason is None else describe_refusal(*wire.close_reason)
+        if tls is not None and why is Cause.RESET:
+            why += " (if it wants a client certificate, set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
+        raise BrokerUnreachable(why) from None
     if not wire.is_used:
         await connection.close()
         raise BrokerUnreachable(
@@ -296,17 +276,3 @@ async def _connect_to(
         )
     endpoint.succeeded()
     return connection
-
-
-def _why(error: BaseException, endpoint: Endpoint, refusal: tuple[int, str] | None) -> str:
-    if refusal is not None:
-        return describe_refusal(*refusal, endpoint.url.user or "guest", endpoint.vhost)
-    why = describe(error)
-    if endpoint.is_tls and why is Cause.RESET:
-        why += " (if it wants a client certificate, set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
-    return why
-
-
-def tls_context(settings: Settings, urls: list[URL]) -> ssl.SSLContext | None:
-    """The TLS context for nodes of which one at least has an amqps:// URL."""
-    return settings.tls("amqp") if any(url.scheme == "amqps" for url in urls) else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,19 +26,6 @@ class Endpoint:
     address: str
     port: int
 
-    @property
-    def node(self) -> str:
-        """The node as messages name it."""
-        return node_name(self.url)
-
-    @property
-    def is_tls(self) -> bool:
-        return self.url.scheme == "amqps"
-
-    @property
-    def vhost(self) -> str:
-        return vhost_of(self.url)
-
     def failed(self) -> None:
         """Try the other addresses first: it cannot be reached, or its connection was lost."""
         _failed_at[self.address, self.port] = asyncio.get_running_loop().time()
@@ -45,6 +33,11 @@ class Endpoint:
     def succeeded(self) -> None:
         """Forget that it failed."""
         _failed_at.pop((self.address, self.port), None)
+
+    @property
+    def failed_at(self) -> float:
+        """Loop time of its last failure, 0 without one."""
+        return _failed_at.get((self.address, self.port), 0.0)
 
 
 def node_urls(settings: Settings) -> list[URL]:
@@ -64,19 +57,24 @@ def vhost_of(url: URL) -> str:
     return url.path[1:].replace("%2F", "/") or "/"
 
 
+def port_of(url: URL) -> int:
+    """The port that a URL names."""
+    return url.port or PORTS[url.scheme]
+
+
 def node_name(url: URL) -> str:
     """Host and port of a node."""
-    return f"{url.host}:{url.port or PORTS[url.scheme]}"
+    return f"{url.host}:{port_of(url)}"
+
+
+def tls_context(settings: Settings, url: URL) -> ssl.SSLContext | None:
+    """The TLS context for a node with an amqps:// URL. Raises SettingsError."""
+    return settings.tls("amqp") if url.scheme == "amqps" else None
 
 
 async def resolve(url: URL) -> list[Endpoint]:
     """The addresses of a node, one at least. Raises OSError where its name is not known."""
-    host, port = url.host or "", url.port or PORTS[url.scheme]
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    port = port_of(url)
+    found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
     addresses = dict.fromkeys(str(where[0]) for *_, where in found)
     return [Endpoint(url, address, port) for address in addresses]
-
-
-def by_trust(endpoints: list[Endpoint]) -> list[Endpoint]:
-    """The same order, but with those that failed last at the end."""
-    return sorted(endpoints, key=lambda endpoint: _failed_at.get((endpoint.address, endpoint.port), 0.0))

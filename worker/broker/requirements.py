@@ -20,7 +20,7 @@ from yarl import URL
 
 from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection, RawChannel, no_callback
-from worker.amqp.endpoints import PORTS, vhost_of
+from worker.amqp.endpoints import port_of, vhost_of
 from worker.broker.topology import Topology
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings
@@ -154,7 +154,7 @@ async def limits_of(url: URL, queue: str, context: ssl.SSLContext | None) -> Map
     where = URL.build(
         scheme="https" if url.scheme == "amqps" else "http",
         host=url.host or "",
-        port=(url.port or PORTS[url.scheme]) + MANAGEMENT,
+        port=port_of(url) + MANAGEMENT,
         path=f"/api/queues/{quote(vhost_of(url), safe='')}/{quote(queue, safe='')}",
         encoded=True,
     )

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 from yarl import URL
 
-from worker.amqp.connection import Connection, connect, tls_context
-from worker.amqp.endpoints import node_name, vhost_of
+from worker.amqp.connection import Connection, connect
+from worker.amqp.endpoints import node_name, tls_context, vhost_of
 from worker.amqp.queue import exists
 from worker.broker import topology
 from worker.broker.requirements import (
@@ -155,7 +155,7 @@ async def _topology(connection: Connection, settings: Settings) -> Findings:
 async def _policies(settings: Settings, url: URL) -> Findings:
     names = Topology(settings.prefix)
     partitions = range(1, settings.partitions + 1) if settings.partitions > 1 else ()
-    tls = tls_context(settings, [url])
+    tls = tls_context(settings, url)
     for queue in (names.requests, *map(names.partition, partitions)):
         limits = await limits_of(url, queue, tls)
         if limits is None:

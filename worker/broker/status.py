@@ -19,60 +19,41 @@ from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, Order, Pause, WorkerStatus, standing_pause
+from worker.contract.timestamps import SKEW
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE, STATUS_TYPE
 from worker.errors import PublishRefused, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
 CHANGES_TOGETHER = 0.25  # seconds in which several changes make one record
-STEP = 256  # records; how far the reader goes back at first
 READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders before it begins without them
 
 
-class StatusPublisher:
-    """Publishes one worker's records on a connection of its own, so that its failures never hold up requests.
-    A record that is lost is not repeated, since the next one follows soon."""
+async def publish_status(
+    settings: Settings, describe: Callable[[], WorkerStatus], changed: asyncio.Event, stopping: asyncio.Event
+) -> None:
+    """Publish one worker's record whenever `changed` is set and every few seconds, until `stopping` is set as
+    well: then a last one, if there is a connection. The connection is its own, so that its failures never
+    hold up requests. A record that is lost is not repeated, since the next one follows soon."""
+    stream, what = Topology(settings.prefix).status, "The status could not be published"
 
-    def __init__(self, settings: Settings, describe: Callable[[], WorkerStatus]) -> None:
-        self._settings = settings
-        self._stream = Topology(settings.prefix).status
-        self._describe = describe
-        self._changed = asyncio.Event()
-        self._stopping = asyncio.Event()
-
-    def changed(self) -> None:
-        """Publish a record soon: the state has changed."""
-        self._changed.set()
-
-    def stop(self) -> None:
-        """Publish a last record, if there is a connection, and let `run` return."""
-        self._stopping.set()
-        self._changed.set()
-
-    async def run(self) -> None:
-        """Publish a record on every change and every few seconds, until `stop`."""
-        await keep_connected(self._settings, "status", self._publish_on, lambda _: None, until=self._stopping)
-
-    async def _publish_on(self, connection: Connection) -> None:
-        what = "The status could not be published"
+    async def publish_on(connection: Connection) -> None:
         async with opened(connection, what, confirms=True) as channel:
             while connection.is_open:
-                is_last = self._stopping.is_set()
-                record = _message(self._describe().to_json(), STATUS_TYPE)
+                changed.clear()
+                is_last = stopping.is_set()
+                record = _message(describe().to_json(), STATUS_TYPE)
                 async with answered(connection, what):
-                    await channel.default_exchange.publish(record, self._stream)
+                    await channel.default_exchange.publish(record, stream)
                 if is_last:
                     return
-                await self._until_changed()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STATUS_INTERVAL):
+                        await changed.wait()
+                    if not stopping.is_set():
+                        await asyncio.sleep(CHANGES_TOGETHER)
 
-    async def _until_changed(self) -> None:
-        """Wait for a change, or until the next record is due."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STATUS_INTERVAL):
-                await self._changed.wait()
-            if not self._stopping.is_set():
-                await asyncio.sleep(CHANGES_TOGETHER)
-        self._changed.clear()
+    await keep_connected(settings, "status", publish_on, lambda _: None, until=stopping)
 
 
 async def read_workers(settings: Settings) -> list[WorkerStatus]:
@@ -85,28 +66,18 @@ async def read_workers(settings: Settings) -> list[WorkerStatus]:
 async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
     """As `read_workers`, by an open reader of the status stream; of the workers that have said something
     `within` this time and have not stopped."""
-    newest = await reader.last()
-    if newest is None:
-        return []
-    since, back = datetime.now(UTC) - within, STEP
-    while True:
-        start = max(0, newest.offset - back + 1)
-        records = await _read_statuses(reader, start, newest.offset)
-        # Stop when the records are too old to matter.
-        if start == 0 or not records or records[0].at < since:
-            break
-        back *= 4
-    latest = {record.worker: record for record in records if record.at >= since}
-    return sorted((each for each in latest.values() if each.state != "stopped"), key=lambda each: each.worker)
-
-
-async def _read_statuses(reader: StreamReader, start: int, last: int) -> list[WorkerStatus]:
-    records: list[WorkerStatus] = []
-    async for entry in reader.read(start, last + 1):
+    since = datetime.now(UTC) - within
+    latest: dict[str, WorkerStatus] = {}
+    async for entry in reader.read(since - timedelta(microseconds=SKEW)):
         for document in entry.records:
             with contextlib.suppress(ValidationError):
-                records.append(WorkerStatus.model_validate(document))
-    return records
+                record = WorkerStatus.model_validate(document)
+                latest[record.worker] = record
+    return [
+        latest[name]
+        for name in sorted(latest)
+        if latest[name].at >= since and latest[name].state != "stopped"
+    ]
 
 
 async def publish_order(settings: Settings, order: Order) -> None:
@@ -149,11 +120,6 @@ async def read_orders_by(reader: StreamReader) -> list[Order]:
     return orders
 
 
-async def read_pause(settings: Settings) -> Pause | None:
-    """The pause that stands. Raises as `read_orders`."""
-    return standing_pause(await read_orders(settings))
-
-
 class StandingOrders:
     """The pause that is in force, as a worker knows it. It is read on a connection of its own, before the
     worker takes requests. If the stream is missing or forbidden, no pause is in force."""
@@ -192,9 +158,8 @@ class StandingOrders:
             self._has_failed = False
             async with contextlib.aclosing(reader.follow(following)) as entries:
                 async for entry in entries:
-                    for order in _orders(entry, self._stream, self._events):
-                        if order.order in ("pause", "resume"):
-                            self._stands(standing_pause([order]))
+                    orders += _orders(entry, self._stream, self._events)
+                    self._stands(standing_pause(orders))
         finally:
             self._known.clear()
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 
-from worker.broker.status import StatusPublisher
+from worker.broker.status import publish_status
 from worker.contract.settlement import Settlement
 from worker.contract.status import Blocked, GateState, GateStatus, WorkerState, WorkerStatus
 from worker.events import EVENTS, EventListener
@@ -27,13 +27,12 @@ class WorkerPhase(EventListener):
     def __init__(self) -> None:
         self.is_active = False
         self.draining_since: float | None = None
-        self.has_stopped = False
         self.gate_since: datetime | None = None
         self.paused_for = 0.0  # seconds, by outages that have ended
         self.connects = 0
         self._settled = 0
         self._marks = [(time.monotonic(), 0)] * 2  # times and requests settled by then, for the rate
-        self._publisher: StatusPublisher | None = None
+        self._has_changed, self.stopping = asyncio.Event(), asyncio.Event()
         told = [name for name, event in EVENTS.items() if event.level not in (None, "debug")]
         self.hear(**{name: partial(self._changed, getattr(self, name)) for name in told})
         self.hear(gate_left=self.gate_opened)
@@ -65,8 +64,7 @@ class WorkerPhase(EventListener):
 
     def _changed(self, take_note: Callable[..., object], *values: object) -> None:
         take_note(*values)
-        if self._publisher is not None:
-            self._publisher.changed()
+        self._has_changed.set()
 
     def rate(self) -> float:
         """Requests settled a second, lately."""
@@ -79,13 +77,17 @@ class WorkerPhase(EventListener):
     @contextlib.asynccontextmanager
     async def publish(self, service: Service) -> AsyncIterator[None]:
         """Publish the records of this service, and at the end that it has stopped."""
-        self._publisher = StatusPublisher(service.settings, lambda: describe(service, self))
-        publishing = asyncio.create_task(self._publisher.run(), name="status")
+        publishing = asyncio.create_task(
+            publish_status(
+                service.settings, lambda: describe(service, self), self._has_changed, self.stopping
+            ),
+            name="status",
+        )
         try:
             yield
         finally:
-            self.has_stopped = True
-            self._publisher.stop()
+            self.stopping.set()
+            self._has_changed.set()
             await asyncio.wait({publishing}, timeout=STOP_TIMEOUT)
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
@@ -110,7 +112,7 @@ def describe(service: Service, phase: WorkerPhase) -> WorkerStatus:
 
 
 def _state(service: Service, phase: WorkerPhase) -> WorkerState:
-    if phase.has_stopped:
+    if phase.stopping.is_set():
         return "stopped"
     if phase.draining_since is not None:
         return "draining"

@@ -13,9 +13,11 @@ import pytest
 
 from tests import watchdog
 from tests.faults.proxy import Proxy
-from tests.rig import DEFAULT_URL, Rig, delete_objects
+from tests.rig import DEFAULT_URL, Requester, Rig, delete_objects, until
 from worker.amqp.connection import Connection, connect
+from worker.amqp.publisher import Publisher
 from worker.broker import topology
+from worker.events import EventListener
 from worker.settings import Settings, load_settings
 
 # How long an example takes says more about the machine than about the code.
@@ -121,10 +123,28 @@ async def connection(make_settings: Callable[..., Settings]) -> AsyncIterator[Co
 
 
 @pytest.fixture
+async def publisher(
+    connection: Connection, make_settings: Callable[..., Settings]
+) -> AsyncIterator[Publisher]:
+    """A publisher that is connected."""
+    a_publisher = Publisher(make_settings(), EventListener())
+    a_publisher.start()
+    await until(lambda: a_publisher.ready, "the publisher")
+    yield a_publisher
+    await a_publisher.stop()
+
+
+@pytest.fixture
 async def rig(make_settings: Callable[..., Settings]) -> AsyncIterator[Rig]:
     """A worker, the sandbox and a real broker; `await rig.start(...)` begins."""
     async with Rig(make_settings) as a_rig:
         yield a_rig
+
+
+@pytest.fixture
+async def requester(rig: Rig) -> Requester:
+    """A publisher of requests, beside a worker."""
+    return await rig.start()
 
 
 @pytest.fixture

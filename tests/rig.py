@@ -236,6 +236,7 @@ class Rig:
     """Starts a worker in this process, with a sandbox of its own."""
 
     def __init__(self, make_settings: Callable[..., Settings]) -> None:
+        self.events = Events()  # what all its workers tell, but for those that are given a listener
         self._make_settings = make_settings
         self._running: list[tuple[Service, asyncio.Task[None]]] = []
 
@@ -272,10 +273,10 @@ class Rig:
         urls = {"mc_auth_url": self.sandbox.url, "mc_rest_url": self.sandbox.url}
         return self._make_settings(**{**urls, **overrides})
 
-    async def start(self, events: EventListener | None = None, **overrides: Any) -> Requester:
+    async def start(self, **overrides: Any) -> Requester:
         """Start a worker; return a requester for its queue."""
         settings = self.settings(**overrides)
-        await self.start_worker(settings, events)
+        await self.start_worker(settings)
         return await self.requester_for(settings)
 
     async def requester_for(self, settings: Settings) -> Requester:
@@ -289,7 +290,7 @@ class Rig:
         self, settings: Settings, events: EventListener | None = None, *, tells_status: bool = False
     ) -> Service:
         phase = WorkerPhase()
-        service = Service(settings, EventListeners(events or EventListener(), phase))
+        service = Service(settings, EventListeners(events or self.events, phase))
         publishing = phase.publish(service) if tells_status else contextlib.nullcontext()
         task = asyncio.create_task(_run(service, publishing))
         self._running.append((service, task))

@@ -1,7 +1,7 @@
 """A console on a free port, over a real broker."""
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import pytest_asyncio
@@ -58,6 +58,11 @@ async def rig(make_settings: Callable[..., Settings]) -> AsyncIterator[Rig]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
+async def requester(rig: Rig) -> Requester:
+    return await rig.start()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
     """`await start_console(**settings)` serves the broker objects of `rig`."""
     started: list[Running] = []
@@ -78,6 +83,11 @@ async def start_console(rig: Rig) -> AsyncIterator[Callable[..., object]]:
     for running in started:
         await running.session.close()
         await running.console.__aexit__(None, None, None)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def console(start_console: Callable[..., Awaitable[Running]]) -> Running:
+    return await start_console()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

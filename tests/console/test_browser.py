@@ -15,11 +15,9 @@ pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 SECRET = "the-new-token-that-nobody-may-see"
 
 
-async def test_what_happens_appears_by_itself_and_disturbs_nobody(rig, start_console, open_page):
-    requester = await rig.start()
+async def test_what_happens_appears_by_itself_and_disturbs_nobody(requester, console, open_page):
     for page_id in range(12):
         await dead(requester, str(page_id))
-    console = await start_console()
     async with open_page(console.console.entry, viewport={"width": 1280, "height": 500}) as page:
         await page.goto("/dead-letters")
         await expect(page.locator("#letters tbody tr")).to_have_count(12)
@@ -35,9 +33,8 @@ async def test_what_happens_appears_by_itself_and_disturbs_nobody(rig, start_con
         assert await page.evaluate("scrollY") == 150
 
 
-async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(rig, start_console, open_page):
+async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(rig, console, open_page):
     await rig.start()
-    console = await start_console()
     async with open_page(console.console.entry) as page:
         await page.clock.install()
         await page.goto("/")
@@ -57,13 +54,11 @@ async def test_live_can_be_stopped_and_nothing_is_asked_for_while_nobody_looks(r
         assert len(asked) == before
 
 
-async def test_a_cause_is_replayed_by_plan_and_canary(rig, start_console, open_page):
-    requester = await rig.start()
+async def test_a_cause_is_replayed_by_plan_and_canary(rig, requester, console, open_page):
     rig.sandbox.faults.add(refusal(3))
     for page_id in ("1", "2", "3"):
         await dead(requester, page_id, endpointUrl="https://example.com")
     await dead(requester, "4")
-    console = await start_console()
     async with open_page(console.console.entry) as page:
         await page.goto("/")
         await page.get_by_role("link", name="3 rejected").click()
@@ -85,10 +80,8 @@ async def test_a_cause_is_replayed_by_plan_and_canary(rig, start_console, open_p
         await expect(page.locator(".timeline li").first).to_contain_text("registered")
 
 
-async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(rig, start_console, open_page):
-    requester = await rig.start()
+async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(requester, console, open_page):
     request_id = await dead(requester, "1")
-    console = await start_console()
     async with open_page(console.console.entry) as page:
         await page.goto(f"/dead-letters/{request_id}")
         await page.locator("#correct summary").click()
@@ -119,11 +112,9 @@ async def _has(found: Callable[[], Awaitable[list[str]]], count: int) -> bool:
     return len(await found()) == count
 
 
-async def test_everything_can_be_reached_by_keys(rig, start_console, open_page):
-    requester = await rig.start()
+async def test_everything_can_be_reached_by_keys(requester, console, open_page):
     for page_id in ("1", "2", "3"):
         await dead(requester, page_id)
-    console = await start_console()
     newest = await letters(console, 3)
     async with open_page(console.console.entry) as page:
         await page.goto("/")
@@ -144,10 +135,8 @@ async def test_everything_can_be_reached_by_keys(rig, start_console, open_page):
         await expect(page).to_have_url(f"{console.console.url}/dead-letters/{newest[0]}")
 
 
-async def test_pages_can_be_looked_at_and_used_without_a_script(rig, start_console, open_page):
-    requester = await rig.start()
+async def test_pages_can_be_looked_at_and_used_without_a_script(requester, console, open_page):
     await dead(requester, "1")
-    console = await start_console()
     (key,) = await letters(console, 1)
     async with open_page(console.console.entry, java_script_enabled=False) as page:
         await page.goto("/dead-letters")
@@ -161,10 +150,8 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(rig, start_conso
 
 
 @pytest.mark.parametrize(("theme", "size"), [("light", WIDE), ("dark", NARROW)])
-async def test_pages_are_for_everybody(rig, start_console, open_page, theme, size):
-    requester = await rig.start()
+async def test_pages_are_for_everybody(requester, console, open_page, theme, size):
     await requester.ask(messenger("1932555047025799"))
-    console = await start_console()
     paths = await console.paths(requester)
     async with open_page(console.console.entry, color_scheme=theme, viewport=size) as page:
         for path in paths:

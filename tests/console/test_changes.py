@@ -66,9 +66,8 @@ async def orders(running: Running) -> list[dict[str, Any]]:
     return [{k: order.get(k) for k in ("order", "why", "count")} for order in document["orders"]]
 
 
-async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig, start_console):
+async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig, console):
     await rig.start()
-    console = await start_console()
     status, document = await post(console, "/pause", why="  ")
     assert status == 400
     assert "why" in str(document["problem"])
@@ -82,13 +81,11 @@ async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig, start_consol
     ]
 
 
-async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(rig, start_console):
-    requester = await rig.start()
+async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(rig, requester, console):
     for page in ("1", "2"):
         await refused(rig, requester, page)
     await dead(requester, "3")
     assert (await requester.ask(messenger("2")))["status"] == "registered"
-    console = await start_console()
     await listed(console, 3)
     _, run = await post(console, "/runs", do="replay")
     assert run["phase"] == "planned"
@@ -97,12 +94,10 @@ async def test_a_plan_tells_what_would_come_of_each_letter_and_changes_nothing(r
     assert await requester.depth("dead") == 3
 
 
-async def test_a_canary_that_fails_stops_the_replay(rig, start_console):
-    requester = await rig.start()
+async def test_a_canary_that_fails_stops_the_replay(rig, requester, console):
     rig.sandbox.faults.add(refusal(4))
     for page in ("1", "2", "3"):
         await dead(requester, page, endpointUrl="https://example.com")
-    console = await start_console()
     await listed(console, 3)
     _, run = await post(console, "/runs", do="replay")
     run = await done(console, run, canary="one")
@@ -110,11 +105,9 @@ async def test_a_canary_that_fails_stops_the_replay(rig, start_console):
     assert (await orders(console))[0]["count"] == 1
 
 
-async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig, start_console):
-    requester = await rig.start()
+async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig, requester, console):
     for page in range(20):
         await refused(rig, requester, str(page))
-    console = await start_console()
     await listed(console, 20)
     _, run = await post(console, "/runs", do="replay")
     await post(console, f"/runs/{run['run']}/start", why="slowly", canary="none", rate="2")
@@ -130,10 +123,8 @@ async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig, start_console):
     assert (await orders(console))[0]["count"] == run["done"]
 
 
-async def test_a_letter_is_corrected_with_its_difference_shown_first(rig, start_console):
-    requester = await rig.start()
+async def test_a_letter_is_corrected_with_its_difference_shown_first(rig, requester, console):
     request_id = await dead(requester, "1")
-    console = await start_console()
     await listed(console, 1)
     form = {"do": "correct", "letter": request_id, "platform": "messenger", "set.pageId": "1"}
     form |= {"set.applicationId": "1093076390764037", "set.pageName": "SFMC Engineers"}
@@ -150,10 +141,8 @@ async def test_a_letter_is_corrected_with_its_difference_shown_first(rig, start_
     assert registered["ottPlatformAttributes"]["endpointUrl"] == "https://example.com/new"
 
 
-async def test_a_replay_of_which_nothing_would_be_registered_is_refused(rig, start_console):
-    requester = await rig.start()
+async def test_a_replay_of_which_nothing_would_be_registered_is_refused(requester, console):
     await dead(requester, "1")
-    console = await start_console()
     await listed(console, 1)
     _, run = await post(console, "/runs", do="replay")
     assert "would be rejected again" in run["refusal"]
@@ -162,11 +151,9 @@ async def test_a_replay_of_which_nothing_would_be_registered_is_refused(rig, sta
     assert "dead-letters replay --force" in await console.html(f"/runs/{run['run']}")
 
 
-async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(rig, start_console):
-    requester = await rig.start()
+async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(requester, console):
     for page in ("1", "2"):
         await dead(requester, page)
-    console = await start_console()
     await listed(console, 2)
     document: Any = await console.json("/dead-letters")
     (cause,), version = document["groups"], document["version"]
@@ -185,14 +172,12 @@ async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(ri
     assert "2 registered" in audit
 
 
-async def test_ids_of_any_bytes_are_shown(rig, start_console):
-    requester = await rig.start()
+async def test_ids_of_any_bytes_are_shown(requester, console):
     odd = "../a\nb/c é <b>"
     await requester.channel.default_exchange.publish(
         aio_pika.Message(messenger(".."), message_id=odd, headers={"x-ott-reason": "rejected"}),
         f"{requester.prefix}.dead",
     )
-    console = await start_console()
     await listed(console, 1)
     document: Any = await console.json("/dead-letters")
     (letter,) = document["letters"]
@@ -203,12 +188,10 @@ async def test_ids_of_any_bytes_are_shown(rig, start_console):
     assert [each["id"] for each in resource["deadLetters"]] == [odd]
 
 
-async def test_discarding_asks_for_the_count(rig, start_console):
-    requester = await rig.start()
+async def test_discarding_asks_for_the_count(rig, requester, console):
     for page in ("1", "2"):
         await dead(requester, page)
     kept = await refused(rig, requester, "3")
-    console = await start_console()
     await listed(console, 3)
     _, run = await post(console, "/runs", do="discard", reason="invalid")
     assert run["count"] == 2

@@ -15,11 +15,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
 
-async def test_the_overview_counts_what_was_settled_and_says_what_to_do(rig, start_console):
-    requester = await rig.start()
+async def test_the_overview_counts_what_was_settled_and_says_what_to_do(requester, console):
     await requester.ask(messenger("1"))
     await dead(requester, "2")
-    console = await start_console()
 
     async def is_told() -> dict[str, Any] | None:
         document: dict[str, Any] = await console.json("/")
@@ -33,12 +31,10 @@ async def test_the_overview_counts_what_was_settled_and_says_what_to_do(rig, sta
     assert len(document["lastHour"]) == 60
 
 
-async def test_letters_are_filtered_by_the_url(rig, start_console):
-    requester = await rig.start()
+async def test_letters_are_filtered_by_the_url(rig, requester, console):
     rig.sandbox.faults.add(refusal(1))
     rejected = await dead(requester, "1", endpointUrl="https://example.com")
     invalid = [await dead(requester, page_id) for page_id in ("2", "3")]
-    console = await start_console()
     await listed(console, 3)
 
     async def found(query: str) -> list[str]:
@@ -59,10 +55,8 @@ async def test_letters_are_filtered_by_the_url(rig, start_console):
         assert response.status == 400
 
 
-async def test_of_a_letter_that_is_gone_the_journal_tells(rig, start_console):
-    requester = await rig.start()
+async def test_of_a_letter_that_is_gone_the_journal_tells(requester, console):
     request_id = await dead(requester, "1")
-    console = await start_console()
     await listed(console, 1)
     _, run = await post(console, "/runs", do="discard")
     await post(console, f"/runs/{run['run']}/start", why="a test", count="1")
@@ -74,12 +68,10 @@ async def test_of_a_letter_that_is_gone_the_journal_tells(rig, start_console):
         assert "The journal tells what became of it" in (await response.json())["problem"]
 
 
-async def test_the_journal_is_shown_from_its_end_backwards(rig, start_console):
-    requester = await rig.start()
+async def test_the_journal_is_shown_from_its_end_backwards(requester, console):
     for number in range(3):
         await requester.ask(messenger("1", f"name {number}"))
     await requester.ask(messenger("2"))
-    console = await start_console()
 
     async def found(count: int) -> Any:
         document: Any = await console.json("/journal?resource=1")

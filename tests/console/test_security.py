@@ -32,8 +32,7 @@ async def test_it_does_not_start_beyond_loopback_without_a_password(make_setting
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", ""])
-async def test_a_host_name_that_is_not_its_own_is_turned_away(start_console, host):
-    console = await start_console()
+async def test_a_host_name_that_is_not_its_own_is_turned_away(console, host):
     assert await status(console, "GET", "/", headers={"Host": host}) == 421
     assert await status(console, "GET", "/", headers={"Host": "localhost:1"}) == 200
 
@@ -48,15 +47,13 @@ async def test_a_host_name_that_is_not_its_own_is_turned_away(start_console, hos
         {"Origin": "null"},
     ],
 )
-async def test_a_change_from_another_site_is_turned_away(start_console, headers):
-    console = await start_console()
+async def test_a_change_from_another_site_is_turned_away(console, headers):
     assert await status(console, "POST", "/logout", headers=headers) == 403
     own = {"Sec-Fetch-Site": "same-origin", "Origin": console.console.url}
     assert await status(console, "POST", "/logout", headers=own) == 303
 
 
-async def test_every_answer_forbids_what_its_pages_do_not_need(start_console):
-    console = await start_console()
+async def test_every_answer_forbids_what_its_pages_do_not_need(console):
     for path in ("/", "/nowhere", "/static/console.js"):
         async with console.session.get(path) as response:
             policy = response.headers["Content-Security-Policy"]
@@ -105,8 +102,7 @@ async def test_a_session_ends_everywhere_when_its_owner_logs_out(start_console):
     assert await status(console, "GET", "/", headers=stolen) == 303
 
 
-async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(start_console):
-    console = await start_console()
+async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(console):
     token = console.console.entry.partition("?token=")[2]
     console.session.cookie_jar.clear()
     assert await status(console, "GET", "/") == 200
@@ -187,11 +183,9 @@ async def _log_in(console: Running) -> str:
     return value
 
 
-async def test_no_page_holds_a_secret(rig, start_console, secret_values):
-    requester = await rig.start()
+async def test_no_page_holds_a_secret(requester, console, secret_values):
     known = {name: secret_values[name] for name in ("applicationSecret", "pageAccessToken")}
     leaky = {**known, "page_access_tokn": known["pageAccessToken"]}
-    console = await start_console()
     for path in await console.paths(requester, **leaky):
         text = await console.html(path) + str(await console.json(path))
         assert "1732555047025799" in text or path in ("/audit", "/")

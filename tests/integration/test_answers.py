@@ -6,19 +6,18 @@ from email.utils import format_datetime
 
 import pytest
 
-from tests.rig import Events, failing, messenger, until
+from tests.rig import failing, messenger, until
 from tests.sandbox_faults import Hang, Reset, Status
 from tests.support.upstream import Handler, request, upstream
 
 ONE_BROKER = "What Marketing Cloud answers, and what becomes of it, is no matter of RabbitMQ's version."
 
 
-async def test_400_is_rejected_with_marketing_clouds_own_errors(rig):
+async def test_400_is_rejected_with_marketing_clouds_own_errors(rig, requester):
     body = (
         '{"message":"Please fix the following errors","errorcode":10006,"documentation":"",'
         '"%s":[{"message":"PageId is taken","errorcode":10005,"documentation":""}]}'
     )
-    requester = await rig.start()
     for name in ("validationErrors", "additionalErrors"):
         rig.sandbox.faults.add(failing(400, body=body % name, count=1))
         reply = await requester.ask(messenger())
@@ -32,8 +31,7 @@ async def test_400_is_rejected_with_marketing_clouds_own_errors(rig):
 
 
 @pytest.mark.parametrize("status", [404, 422])
-async def test_other_4xx_fail_at_once(rig, status):
-    requester = await rig.start()
+async def test_other_4xx_fail_at_once(rig, requester, status):
     rig.sandbox.faults.add(failing(status, count=1))
     reply = await requester.ask(messenger())
     assert (reply["status"], reply["httpStatus"], reply["attempts"]) == ("failed", status, 1)
@@ -41,8 +39,7 @@ async def test_other_4xx_fail_at_once(rig, status):
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-async def test_a_passing_fault_is_retried(rig, status):
-    requester = await rig.start()
+async def test_a_passing_fault_is_retried(rig, requester, status):
     rig.sandbox.faults.add(failing(status, count=2))
     reply = await requester.ask(messenger())
     # A speed limit costs no attempt.
@@ -89,8 +86,7 @@ async def test_a_spent_budget_ends_in_a_dead_letter(rig):
 
 
 @pytest.mark.parametrize("kind", ["seconds", "date", "body"])
-async def test_a_retry_hint_is_honoured(rig, kind):
-    requester = await rig.start()
+async def test_a_retry_hint_is_honoured(rig, requester, kind):
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     hints = {"seconds": {"retry_after": 1}, "date": {"retry_after": date}, "body": {"body_retry_after": 1}}
     rig.sandbox.faults.add(failing(429, errorcode=50100, count=1, **hints[kind]))
@@ -131,13 +127,12 @@ def marketing_cloud(*, registration: bytes = b"", token: bytes = b"") -> Handler
     ids=["br", "many", "no-json", "empty-html", "no-error"],
 )
 async def test_a_whole_head_with_2xx_is_registered_whatever_its_body_and_headers(rig, answer):
-    events = Events()
     async with upstream(marketing_cloud(registration=answer)) as url:
-        requester = await rig.start(events, mc_auth_url=url, mc_rest_url=url)
+        requester = await rig.start(mc_auth_url=url, mc_rest_url=url)
         for page in ("1", "2"):
             reply = await requester.ask(messenger(page))
             assert (reply["status"], reply["attempts"]) == ("registered", 1)
-    assert not events.closed
+    assert not rig.events.closed
 
 
 PAGES = [
@@ -148,32 +143,28 @@ PAGES = [
 
 
 @pytest.mark.parametrize(("status", "kind", "body"), PAGES)
-async def test_a_page_of_another_server_for_all_closes_the_gate(rig, status, kind, body):
-    events = Events()
-    requester = await rig.start(events)
+async def test_a_page_of_another_server_for_all_closes_the_gate(rig, requester, status, kind, body):
     rig.sandbox.faults.add(failing(status, content_type=kind, body=body))
     asked = [await requester.publish(messenger(f"p{n}")) for n in range(10)]
-    await until(lambda: events.closed, "the gate to close")
-    assert "web page" in events.closed[0]
+    await until(lambda: rig.events.closed, "the gate to close")
+    assert "web page" in rig.events.closed[0]
     assert not any(requester.replies.get(i) for i in asked)
     assert await requester.depth("dead") == 0
 
 
 @pytest.mark.parametrize(("status", "kind", "body"), PAGES)
 async def test_a_page_of_another_server_for_one_request_fails_that_one_alone(rig, status, kind, body):
-    events = Events()
-    requester = await rig.start(events, retry_attempts=3)
+    requester = await rig.start(retry_attempts=3)
     rig.sandbox.faults.add(failing(status, content_type=kind, body=body, resource_id="odd"))
     odd = await requester.publish(messenger("odd"))
     assert (await requester.ask(messenger("good")))["status"] == "registered"
     reply = await requester.reply(odd)
     assert (reply["status"], reply["attempts"], reply["httpStatus"]) == ("failed", 3, status)
     assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"
-    assert not events.closed
+    assert not rig.events.closed
 
 
-async def test_a_dead_letter_has_the_id_of_its_request(rig):
-    requester = await rig.start()
+async def test_a_dead_letter_has_the_id_of_its_request(requester):
     reply = await requester.ask(b"{}")
     letter = await requester.take("dead")
     assert letter.message_id == reply["requestId"]

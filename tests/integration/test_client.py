@@ -14,7 +14,7 @@ import aio_pika
 import aiormq.channel
 import pytest
 
-from tests.rig import LINE, MESSENGER, Requester, Rig, messenger, until
+from tests.rig import LINE, MESSENGER, Requester, messenger, until
 from tests.sandbox_faults import Latency
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
@@ -25,11 +25,6 @@ from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationCl
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.settings import load_settings
-
-
-@pytest.fixture
-async def requester(rig: Rig) -> Requester:
-    return await rig.start()
 
 
 @pytest.fixture

@@ -27,8 +27,7 @@ async def ask(
     return await requester.ask(messenger(page, name), headers=as_of(seconds), **more)
 
 
-async def test_an_older_truth_that_comes_later_is_superseded(rig):
-    requester = await rig.start()
+async def test_an_older_truth_that_comes_later_is_superseded(rig, requester):
     newer = await ask(requester, "Wednesday", 2)
     older = await ask(requester, "Monday", 1)
     assert (older["status"], older["supersededBy"]) == ("superseded", newer["requestId"])
@@ -38,8 +37,7 @@ async def test_an_older_truth_that_comes_later_is_superseded(rig):
     assert (await ask(requester, "another page", 1, "q"))["status"] == "registered"
 
 
-async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_superseded(rig):
-    requester = await rig.start()
+async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_superseded(rig, requester):
     service = rig.services[0]
     assert (await requester.ask(messenger("p", "first")))["status"] == "registered"
     assert (await ask(requester, "future", 10**9))["status"] == "registered"  # counts as its arrival
@@ -49,15 +47,13 @@ async def test_a_request_without_a_time_is_as_new_as_its_arrival_and_never_super
     assert service.tools.replay_guard.has_index
 
 
-async def test_of_equal_times_the_queues_order_decides(rig):
-    requester = await rig.start()
+async def test_of_equal_times_the_queues_order_decides(rig, requester):
     for name in ("first", "second"):
         assert (await ask(requester, name, 1))["status"] == "registered"
     assert rig.held("p") == "second"
 
 
-async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig):
-    requester = await rig.start()
+async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig, requester):
     await fail(rig, requester, "p", "newer", headers=as_of(2))
     assert (await ask(requester, "older", 1))["status"] == "registered"
 
@@ -73,8 +69,7 @@ async def test_where_the_journal_cannot_tell_it_is_forwarded(rig, loss):
     assert (await ask(requester, "older", 1))["status"] == "registered"
 
 
-async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig):
-    requester = await rig.start()
+async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig, requester):
     await ask(requester, "Wednesday", 2)
     await fail(rig, requester, "q", "Monday's page", headers=as_of(1))
     await fail(rig, requester, "p", "Friday", headers=as_of(3))

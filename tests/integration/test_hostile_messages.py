@@ -18,8 +18,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(rig, name):
-    requester = await rig.start()
+async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(requester, name):
     reply = await requester.ask(BODIES[name])
     assert (reply["status"], reply["errorcode"], reply["validationErrors"]) == ("rejected", 10004, [])
     letter = await requester.take("dead")
@@ -31,8 +30,7 @@ async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(rig, nam
 @pytest.mark.parametrize(
     "value", [True, 1.5, None, [1], {"a": 1}, bytearray(b"\xff"), "x" * 100, datetime.now(UTC)]
 )
-async def test_an_account_header_that_is_no_account_is_refused(rig, value):
-    requester = await rig.start()
+async def test_an_account_header_that_is_no_account_is_refused(requester, value):
     reply = await requester.ask(messenger(), headers={"x-ott-account-id": value})
     assert (reply["status"], reply["attempts"]) == ("rejected", 0)
     assert (await requester.take("dead")).headers["x-ott-reason"] == "invalid"
@@ -70,8 +68,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_property_that_would_end_other_clients_does_no_harm(rig, name):
-    requester = await rig.start()
+async def test_a_property_that_would_end_other_clients_does_no_harm(rig, requester, name):
     flags, properties = HOSTILE[name]
     url = rig.settings().amqp_url.get_secret_value()
     for body in (messenger("raw"), b"broken"):

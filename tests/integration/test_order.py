@@ -25,8 +25,7 @@ async def test_requests_for_one_resource_go_one_at_a_time_in_order(rig):
     assert [i for i in requester.order if i in ids] == ids
 
 
-async def test_different_resources_proceed_side_by_side(rig):
-    requester = await rig.start()
+async def test_different_resources_proceed_side_by_side(rig, requester):
     await requester.ask(messenger("warm"))
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
@@ -71,11 +70,10 @@ def why_returned(events: Events) -> list[str]:
 
 
 async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig):
-    events = Events()
-    requester = await rig.start(events, hold_limit=1, gate_after=2)
+    requester = await rig.start(hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     ids = [await requester.publish(messenger(f"p{i % 3}", f"v{i}")) for i in range(12)]
-    await until(lambda: why_returned(events).count("held for too long") >= 2, "two returns")
+    await until(lambda: why_returned(rig.events).count("held for too long") >= 2, "two returns")
     rig.sandbox.heal()
     await requester.all_registered(ids)
     assert [rig.held(f"p{n}") for n in range(3)] == ["v9", "v10", "v11"]
@@ -83,11 +81,10 @@ async def test_what_is_held_too_long_goes_back_in_order_and_is_taken_again(rig):
 
 
 async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(rig):
-    events = Events()
-    requester = await rig.start(events, hold_limit=1, gate_after=2)
+    requester = await rig.start(hold_limit=1, gate_after=2)
     rig.sandbox.faults.add(Status(path="registration", status=503))
     ids = [await requester.publish(messenger(f"p{i}")) for i in range(20)]
-    await until(lambda: why_returned(events).count("held for too long") >= 4, "four returns")
+    await until(lambda: why_returned(rig.events).count("held for too long") >= 4, "four returns")
     rig.sandbox.heal()
     made = len(rig.sandbox.history.registration_calls)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.6))
@@ -97,8 +94,7 @@ async def test_what_an_outage_sent_back_is_not_suspected_of_ending_the_worker(ri
     assert len(beside) > len(ids) / 2  # suspects would go one after the other
 
 
-async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig):
-    requester = await rig.start()
+async def test_draining_ends_calls_in_flight_and_gives_the_rest_back(rig, requester):
     service = rig.services[0]
     await requester.ask(messenger("warm"))
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
@@ -131,9 +127,7 @@ async def test_a_standby_takes_over_where_the_active_worker_left_off(rig):
     assert {call.in_flight for call in rig.sandbox.history.registration_calls} == {0}
 
 
-async def test_a_defect_gives_everything_back_and_nothing_overtakes(rig, monkeypatch):
-    events = Events()
-    requester = await rig.start(events)
+async def test_a_defect_gives_everything_back_and_nothing_overtakes(rig, requester, monkeypatch):
     service = rig.services[0]
     forward, defects = service.tools.forwarder.forward, iter([True])
 
@@ -145,7 +139,7 @@ async def test_a_defect_gives_everything_back_and_nothing_overtakes(rig, monkeyp
     monkeypatch.setattr(service.tools.forwarder, "forward", sometimes)
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     await requester.all_registered(ids)
-    assert why_returned(events) == ["a journey failed"]
+    assert why_returned(rig.events) == ["a journey failed"]
     assert rig.held("p") == "v4"
 
 

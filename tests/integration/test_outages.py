@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from tests.rig import MESSENGER, Events, failing, messenger, until
+from tests.rig import MESSENGER, failing, messenger, until
 from tests.sandbox_faults import Latency
 
 ONE_BROKER = (
@@ -12,11 +12,10 @@ ONE_BROKER = (
 
 
 async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig):
-    events = Events()
-    requester = await rig.start(events, gate_after=5, retry_attempts=6)
+    requester = await rig.start(gate_after=5, retry_attempts=6)
     rig.sandbox.faults.add(failing(503))
     ids = [await requester.publish(messenger(f"page-{i}")) for i in range(40)]
-    await until(lambda: events.closed, "the gate to close")
+    await until(lambda: rig.events.closed, "the gate to close")
     calls = len(rig.sandbox.history.registration_calls)
     await until(lambda: len(rig.sandbox.history.registration_calls) >= calls + 3, "three probes")
     probed = [call for call in rig.sandbox.history.registration_calls if call.seq > calls + 60]
@@ -27,16 +26,15 @@ async def test_an_outage_pauses_spends_no_attempts_and_resumes_by_itself(rig):
         reply = await requester.reply(i)
         assert reply["status"] == "registered"
         assert reply["attempts"] <= 6
-    assert events.opened == 1
+    assert rig.events.opened == 1
     assert await requester.depth("dead") == 0
 
 
 async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig):
-    events = Events()
-    requester = await rig.start(events, gate_after=2, retry_attempts=3)
+    requester = await rig.start(gate_after=2, retry_attempts=3)
     rig.sandbox.faults.add(failing(503, resource_id="bad"))
     bad = await requester.publish(messenger("bad"))
-    await until(lambda: events.closed, "the gate to close")
+    await until(lambda: rig.events.closed, "the gate to close")
     goods = [await requester.publish(messenger(f"good-{i}")) for i in range(8)]
     await requester.all_registered(goods)
     while not requester.replies.get(bad):
@@ -45,13 +43,12 @@ async def test_a_request_that_always_fails_cannot_keep_the_gate_closed(rig):
 
 
 async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_closed(rig):
-    events = Events()
-    requester = await rig.start(events, rate_limit=20, gate_after=3, retry_base=1000)
+    requester = await rig.start(rate_limit=20, gate_after=3, retry_base=1000)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.3))
     rig.sandbox.faults.add(failing(503))
     for n in range(60):
         await requester.publish(messenger(f"p{n}"))
-    await until(lambda: events.closed, "the gate to close")
+    await until(lambda: rig.events.closed, "the gate to close")
     calls = rig.sandbox.history.registration_calls
     await until(lambda: all(call.status for call in calls), "the calls on their way")
     closed_with = len(calls)
@@ -60,14 +57,13 @@ async def test_what_waits_for_the_rate_limit_makes_no_call_once_the_gate_is_clos
 
 
 async def test_why_the_gate_closed_is_told_without_a_word_of_marketing_clouds(rig):
-    events = Events()
-    requester = await rig.start(events, gate_after=1)
+    requester = await rig.start(gate_after=1)
     secret = MESSENGER["ottPlatformAttributes"]["pageAccessToken"]
     body = json.dumps({"message": f"Blocked: {secret}", "errorcode": 50200})
     rig.sandbox.faults.add(failing(429, body=body, count=1))
     await requester.publish(messenger())
-    await until(lambda: events.closed, "the gate to close")
-    assert events.closed == ["Marketing Cloud answered 429: this client is blocked for a while"]
+    await until(lambda: rig.events.closed, "the gate to close")
+    assert rig.events.closed == ["Marketing Cloud answered 429: this client is blocked for a while"]
 
 
 async def test_one_page_that_always_fails_does_not_fill_the_prefetch_for_long(rig):
@@ -95,8 +91,7 @@ async def test_a_lone_request_is_not_exhausted_by_an_outage(rig):
 
 async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig):
     """Several that fail in a row, with no success between, tell of one as all requests do."""
-    events = Events()
-    requester = await rig.start(events, retry_attempts=1, gate_after=5)
+    requester = await rig.start(retry_attempts=1, gate_after=5)
     pages = [f"page-{n}" for n in range(10)]
     for page in pages:
         rig.sandbox.faults.add(failing(500, resource_id=page, count=1))
@@ -104,7 +99,7 @@ async def test_pages_that_were_given_up_are_not_dead_lettered_in_an_outage(rig):
         await requester.ask(messenger("good"))
     rig.sandbox.faults.add(failing(503))
     ids = [await requester.publish(messenger(page)) for page in pages]
-    await until(lambda: events.closed, "the gate to close")
+    await until(lambda: rig.events.closed, "the gate to close")
     rig.sandbox.heal()
     replies = [await requester.reply(i) for i in ids]
     assert [reply["status"] for reply in replies].count("failed") < 5

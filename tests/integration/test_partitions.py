@@ -204,16 +204,15 @@ async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig):
 
 
 async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig):
-    events = Events()
-    requester = await rig.start(events, partitions=PARTITIONS)
+    requester = await rig.start(partitions=PARTITIONS)
     await requester.all_registered(await publish(requester, range(2), PAGES[:1]))
     home = partition_of(Resource(None, "messenger", PAGES[0]), PARTITIONS)
     late = aio_pika.Message(messenger(PAGES[0], "version 0"), headers=LATE)
     await requester.channel.default_exchange.publish(late, f"{requester.prefix}.requests.{home}")
-    await until(lambda: events.of("late_request_ignored"), "the late request")
+    await until(lambda: rig.events.of("late_request_ignored"), "the late request")
     await requester.all_registered(await publish(requester, range(2, 3), PAGES[:1]))
     assert told(rig) == {PAGES[0]: [0, 1, 2]}
-    assert events.of("late_request_ignored") == [home]
+    assert rig.events.of("late_request_ignored") == [home]
 
 
 async def test_a_worker_that_takes_a_partition_over_knows_the_barriers_of_before(rig):
@@ -269,8 +268,7 @@ async def test_a_copy_that_a_publisher_puts_into_our_queues_bears_no_marks(rig, 
 
 
 async def test_a_record_that_no_worker_wrote_is_skipped(rig):
-    events = Events()
-    requester = await rig.start(events, partitions=PARTITIONS)
+    requester = await rig.start(partitions=PARTITIONS)
     await requester.ask(messenger())
     documents = [
         {"takes": 5},
@@ -283,9 +281,8 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig):
     for body in (*bodies, b"[]", b"[" * 100_000, b"\xff", b"x\n" * 100_000, b""):
         message = aio_pika.Message(body)
         await requester.channel.default_exchange.publish(message, f"{requester.prefix}.partitions")
-    await until(
-        lambda: len(events.of("record_skipped")) == len(documents) + 4, "the skipped records"
-    )  # b"" is a mark
+    bad = len(documents) + 4  # b"" is a mark
+    await until(lambda: len(rig.events.of("record_skipped")) == bad, "the skipped records")
     await requester.all_registered(await publish(requester, range(1)))
     await rig.start_worker(rig.settings(partitions=PARTITIONS))
     await rig.stop_first()
@@ -321,10 +318,9 @@ async def test_where_a_full_partition_refuses_some_the_latest_is_the_last(rig):
         await (await requester.channel.get_queue(name)).delete(if_unused=False, if_empty=False)
         await requester.channel.declare_queue(name, durable=True, arguments=limits)
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
-    events = Events()
-    await rig.start(events, partitions=2, prefetch=8, declare=False, coalesce_after=0)
+    await rig.start(partitions=2, prefetch=8, declare=False, coalesce_after=0)
     await requester.all_registered(await publish(requester, range(40), PAGES[:4]))
-    assert events.of("publish_turned_down")
+    assert rig.events.of("publish_turned_down")
     for versions in told(rig).values():
         assert versions[-1] == 39
         steps = enumerate(pairwise(versions), start=1)

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.rig import Events, Requester, Rig, messenger, until
+from tests.rig import Requester, Rig, messenger, until
 from tests.sandbox_faults import Latency, Status
 from worker.broker.status import publish_order
 from worker.contract.status import Order
@@ -21,8 +21,7 @@ async def start(rig: Rig, **overrides: Any) -> tuple[Service, Requester]:
 
 
 async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resumed(rig):
-    events = Events()
-    service = await rig.start_worker(rig.settings(), events)
+    service = await rig.start_worker(rig.settings())
     requester = await rig.requester_for(rig.settings())
     await order(rig, "pause")
     await until(lambda: service.intake.subscription is None, "the end of the subscription")
@@ -32,8 +31,8 @@ async def test_a_paused_worker_takes_nothing_and_calls_nobody_until_it_is_resume
     await order(rig, "resume")
     await requester.all_registered(sent)
     assert rig.names_called == [f"v{i}" for i in range(5)]
-    assert events.of("paused") == [("ann@host", "rotating secrets")]
-    assert events.of("resumed") == [()]
+    assert rig.events.of("paused") == [("ann@host", "rotating secrets")]
+    assert rig.events.of("resumed") == [()]
 
 
 async def test_what_was_in_flight_goes_back_in_order_and_costs_no_attempt(rig):

@@ -7,36 +7,22 @@ import asyncio
 import json
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.rig import declare, messenger, until
+from tests.rig import messenger
 from worker.amqp import properties
 from worker.amqp.connection import Connection, connect
 from worker.amqp.ledger import Message
 from worker.amqp.lone_channel import LoneChannel, Poisonous, publish_apart
 from worker.amqp.properties import Properties, short_string
-from worker.amqp.publisher import Publisher
 from worker.errors import BrokerUnreachable, PublishRefused, Unroutable, WorkerError
 from worker.events import EventListener
-from worker.settings import Settings
 
 SOON = 1.0  # seconds
 HEADERS = short_string("a") + b"u\0\1" + short_string("b") + b"S\0\0\0\3abc"
 POISON = {"headers": struct.pack(">I", len(HEADERS)) + HEADERS}
 BROKEN = {"headers": struct.pack(">I", 9) + short_string("a") + b"S\0\0\0\5abc"}  # RabbitMQ cannot read it
-
-
-@pytest.fixture
-async def publisher(make_settings: Callable[..., Settings]) -> AsyncIterator[Publisher]:
-    settings = make_settings()
-    await declare(settings)
-    publisher = Publisher(settings, EventListener())
-    publisher.start()
-    await until(lambda: publisher.ready, "the publisher")
-    yield publisher
-    await publisher.stop()
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -32,17 +32,7 @@ async def declared(make_settings: Make) -> Settings:
     return settings
 
 
-@pytest.fixture
-async def publisher(declared: Settings, events: Events) -> AsyncIterator[Publisher]:
-    a_publisher = Publisher(declared, events)
-    a_publisher.start()
-    await until(lambda: a_publisher.ready, "the publisher")
-    yield a_publisher
-    await a_publisher.stop()
-
-
-async def test_a_broken_reply_address_disturbs_no_other_reply(rig, events):
-    requester = await rig.start(events)
+async def test_a_broken_reply_address_disturbs_no_other_reply(rig, requester):
     hostile = base64.b64encode(b"\x83Xv\x00\x01@" + b"\0" * 12).decode()
     for address in ("AAAA.BBBB", "!!!.BBBB", f"{hostile}.BBBB"):
         await requester.publish(messenger(), reply_to=f"{DIRECT_REPLY_TO}{address}", correlation_id="broken")
@@ -51,8 +41,9 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig, events):
     assert {reply.correlation_id for reply in replies} == {"broken"}
     # RabbitMQ 4 returns what looks like an address and is none; 3.10 ends the connection for it.
     assert {reply.headers["x-ott-reply-refused"] for reply in replies} <= {"not-allowed", "unroutable"}
-    assert not events.of("publisher_lost")
-    assert not events.of("publish_turned_down")  # of the worker's own queues alone: it is a label of a metric
+    assert not rig.events.of("publisher_lost")
+    # It is a label of a metric, for the worker's own queues alone.
+    assert not rig.events.of("publish_turned_down")
 
 
 def test_a_malformed_reply_address_is_known_without_a_connection():

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.rig import Events, Requester, Rig, messenger, until
+from tests.rig import Requester, Rig, messenger, until
 from tests.sandbox_faults import Latency, Status
 from worker.amqp import stream_reader
 from worker.amqp.connection import connect
@@ -40,8 +40,7 @@ async def publish_replay(
     return await requester.publish(letter.body, key="replay", headers=headers, message_id=letter.message_id)
 
 
-async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig):
-    requester = await rig.start()
+async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig, requester):
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("other", "newer, but another page"))
     await requester.ask(messenger("p", "newer, but another account"), headers={"x-ott-account-id": "7"})
@@ -50,8 +49,7 @@ async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig):
 
 
 @pytest.mark.parametrize("newer_id", ["the-newer-one", "the-older-one"])
-async def test_a_newer_registration_supersedes_a_replay(rig, newer_id):
-    requester = await rig.start()
+async def test_a_newer_registration_supersedes_a_replay(rig, requester, newer_id):
     await fail(rig, requester, "p", "old", message_id="the-older-one")
     newer = await requester.ask(messenger("p", "new"), message_id=newer_id)
     reply = await replay(requester)
@@ -60,8 +58,7 @@ async def test_a_newer_registration_supersedes_a_replay(rig, newer_id):
     assert await requester.depth("dead") == 0
 
 
-async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_it(rig):
-    requester = await rig.start()
+async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_it(rig, requester):
     await fail(rig, requester, "p", "old")
     letter = await requester.take("dead")
     rig.sandbox.faults.add(Latency(path="registration", resource_id="p", seconds=0.3))
@@ -73,8 +70,7 @@ async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_i
     assert rig.held("p") == "new"
 
 
-async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_with_the_last(rig):
-    requester = await rig.start()
+async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_with_the_last(rig, requester):
     await fail(rig, requester, "p", "first")
     await fail(rig, requester, "p", "second")
     first = await requester.take("dead")
@@ -83,8 +79,7 @@ async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_wit
     assert rig.held("p") == "second"
 
 
-async def test_a_restarted_worker_knows_what_the_one_before_registered(rig):
-    requester = await rig.start()
+async def test_a_restarted_worker_knows_what_the_one_before_registered(rig, requester):
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("p", "new"))
     await rig.stop_first()
@@ -93,11 +88,10 @@ async def test_a_restarted_worker_knows_what_the_one_before_registered(rig):
     assert rig.held("p") == "new"
 
 
-async def test_what_another_worker_registered_between_two_subscriptions_counts(rig):
+async def test_what_another_worker_registered_between_two_subscriptions_counts(rig, requester):
     """The first worker has the journal in memory, is cut off, and becomes active again."""
     settings = rig.settings()
     first = await rig.start_worker(settings)
-    requester = await rig.start()
     await fail(rig, requester, "q", "old")
     assert (await replay(requester))["status"] == "registered"
     await fail(rig, requester, "p", "old")
@@ -114,8 +108,7 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     assert rig.held("p") == "new"
 
 
-async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, monkeypatch):
-    requester = await rig.start()
+async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, requester, monkeypatch):
     await fail(rig, requester, "p", "old")
     await rig.stop_first()
     service = await rig.start_worker(rig.settings())
@@ -141,8 +134,7 @@ async def test_without_a_journal_a_replay_is_refused_unless_forced(rig):
     assert (await requester.reply(forced))["status"] == "registered"
 
 
-async def test_a_replay_that_claims_to_be_ancient_is_refused(rig):
-    requester = await rig.start()
+async def test_a_replay_that_claims_to_be_ancient_is_refused(requester):
     await requester.ask(messenger("p", "new"))
     for claim in ("0001-01-01T00:00:00Z", "1970-01-01T00:00:00.000000Z"):
         headers = {"x-ott-received-at": claim}
@@ -152,9 +144,8 @@ async def test_a_replay_that_claims_to_be_ancient_is_refused(rig):
         assert reply["status"] == "superseded"
 
 
-async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(rig, monkeypatch):
+async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(rig, requester, monkeypatch):
     """The index is dropped when idle. It is read anew, slowly, while replays of other pages ask for it."""
-    requester = await rig.start()
     service = rig.services[0]
     await requester.ask(messenger("first"))
     pages = [f"p{number}" for number in range(12)]
@@ -184,8 +175,7 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(r
     assert [(reply["status"], reply.get("message")) for reply in replies] == [("registered", None)] * 11
 
 
-async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig):
-    requester = await rig.start()
+async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig, requester):
     await fail(rig, requester, "p", "old")
     await requester.ask(messenger("p", "new"))
     assert (await replay(requester, force=True))["status"] == "registered"
@@ -203,8 +193,7 @@ async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(ri
     assert rig.held("p") == "new"
 
 
-async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(rig):
-    requester = await rig.start()
+async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(rig, requester):
     await fail(rig, requester, "p", "old")
     await requester.channel.queue_delete(f"{requester.prefix}.journal")
     refused = await replay(requester)
@@ -212,16 +201,14 @@ async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(ri
     assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
 
 
-async def test_an_unreadable_journal_does_not_hold_up_requests(rig, monkeypatch):
-    requester = await rig.start()
+async def test_an_unreadable_journal_does_not_hold_up_requests(rig, requester, monkeypatch):
     await requester.ask(messenger("p"))
     await rig.stop_first()
-    events = Events()
-    service = await rig.start_worker(rig.settings(), events)
+    service = await rig.start_worker(rig.settings())
     monkeypatch.setattr("worker.amqp.stream_reader.connected", _hang)
     monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.1)
     assert (await requester.ask(messenger("p")))["status"] == "registered"
-    assert events.of("journal_unreadable")
+    assert rig.events.of("journal_unreadable")
     assert service.intake.subscription is not None
 
 
@@ -231,9 +218,8 @@ async def _hang(*_: object) -> AsyncIterator[None]:
     yield
 
 
-async def test_a_replica_of_the_journal_that_shows_nothing_yet_is_waited_for(rig, monkeypatch):
+async def test_a_replica_of_the_journal_that_shows_nothing_yet_is_waited_for(rig, requester, monkeypatch):
     """As where its node has just come back. A replay is not judged by less than what was confirmed."""
-    requester = await rig.start()
     await requester.ask(messenger("p"))
     name = Topology(requester.prefix).journal
     connection = await connect(rig.settings(), "test")
@@ -284,9 +270,8 @@ async def trim_journal(rig: Rig, requester: Requester) -> None:
 
 
 async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answered_rolls_nothing_back(
-    rig, monkeypatch
+    rig, requester, monkeypatch
 ):
-    requester = await rig.start()
     await requester.ask(messenger("before the letters", "so that the journal reaches back"))
     for page in ("p", "q"):
         await fail(rig, requester, page, "old")

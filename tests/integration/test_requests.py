@@ -15,8 +15,7 @@ from worker.contract.settlement import Resource
     [(MESSENGER, "1732555047025799"), (LINE, "23493453984234345")],
     ids=["messenger", "line"],
 )
-async def test_an_example_of_the_api_is_registered_as_printed(rig, document, resource):
-    requester = await rig.start()
+async def test_an_example_of_the_api_is_registered_as_printed(rig, requester, document, resource):
     body = json.dumps(document, indent=4).encode()
     correlation_id = await requester.publish(body, message_id="request-1")
     reply, message = await requester.reply(correlation_id), await requester.reply_message(correlation_id)
@@ -38,8 +37,7 @@ async def test_an_example_of_the_api_is_registered_as_printed(rig, document, res
     assert Resource(None, document["ottPlatformName"], resource) in rig.sandbox.registrations
 
 
-async def test_the_apis_error_example_comes_out_byte_for_byte(rig):
-    requester = await rig.start()
+async def test_the_apis_error_example_comes_out_byte_for_byte(rig, requester):
     attributes = {k: v for k, v in MESSENGER["ottPlatformAttributes"].items() if k != "endpointUrl"}
     reply = await requester.ask(json.dumps({"ottPlatformAttributes": attributes}).encode())
     part = {k: reply[k] for k in ("message", "errorcode", "documentation", "validationErrors")}
@@ -66,8 +64,7 @@ async def test_the_apis_error_example_comes_out_byte_for_byte(rig):
     assert len(rig.sandbox.history.registration_calls) == 0
 
 
-async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_they_came(rig):
-    requester = await rig.start()
+async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_they_came(rig, requester):
     body = messenger(isActive=1, extra={"nested": [1, None]}).replace(b"1,", b"1 ,")
     await requester.ask(body)
     held = rig.sandbox.registrations[Resource(None, "messenger", "1732555047025799")].body
@@ -75,22 +72,19 @@ async def test_the_body_is_forwarded_unchanged_with_unknown_fields_and_flags_as_
     assert held["ottPlatformAttributes"]["extra"] == {"nested": [1, None]}
 
 
-async def test_without_reply_to_the_reply_goes_to_the_replies_queue(rig):
-    requester = await rig.start()
+async def test_without_reply_to_the_reply_goes_to_the_replies_queue(requester):
     await requester.publish(messenger(), reply_to="", correlation_id="c", message_id="m")
     message = await requester.take("replies")
     assert message.correlation_id == "c"
     assert "x-ott-reply-refused" not in message.headers
 
 
-async def test_without_correlation_id_the_request_id_stands_in(rig):
-    requester = await rig.start()
+async def test_without_correlation_id_the_request_id_stands_in(requester):
     await requester.publish(messenger(), correlation_id="", message_id="only-an-id")
     assert (await requester.reply("only-an-id"))["requestId"] == "only-an-id"
 
 
-async def test_an_unroutable_reply_to_is_told_and_not_followed(rig):
-    requester = await rig.start()
+async def test_an_unroutable_reply_to_is_told_and_not_followed(requester):
     await requester.publish(messenger(), reply_to="no.such.queue")
     assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "unroutable"
 
@@ -107,14 +101,12 @@ async def test_an_unroutable_reply_to_is_told_and_not_followed(rig):
         "amq.rabbitmq.trace",
     ],
 )
-async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(rig, reply_to):
-    requester = await rig.start()
+async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(requester, reply_to):
     await requester.publish(messenger(), reply_to=reply_to.format(prefix=requester.prefix))
     assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "not-allowed"
 
 
-async def test_direct_reply_to_works(rig):
-    requester = await rig.start()
+async def test_direct_reply_to_works(rig, requester):
     connection = await aio_pika.connect(str(rig.settings().amqp_url.get_secret_value()))
     async with connection:
         channel = await connection.channel()
@@ -131,8 +123,7 @@ async def test_direct_reply_to_works(rig):
     assert json.loads(replies[0])["status"] == "registered"
 
 
-async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig):
-    requester = await rig.start()
+async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(requester):
     await requester.publish(
         b"{broken",
         message_id="the-id",
@@ -161,8 +152,7 @@ async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(rig)
     assert letter.headers["x-ott-dead-at"] == reply["completedAt"]
 
 
-async def test_what_only_an_operator_may_say_is_not_passed_on_for_a_publisher(rig):
-    requester = await rig.start()
+async def test_what_only_an_operator_may_say_is_not_passed_on_for_a_publisher(requester):
     forged = {
         "x-ott-received-at": "1970-01-01T00:00:00.000000Z",
         "x-ott-request-id": "forged",
@@ -224,8 +214,7 @@ async def test_what_is_held_in_memory_is_bounded_and_the_order_stays(rig, monkey
         assert [name for name in rig.names_called if int(name) % 7 == page] == names[page::7]
 
 
-async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(rig):
-    requester = await rig.start()
+async def test_a_request_whose_dead_letter_is_not_confirmed_is_not_acknowledged(rig, requester):
     await rig.stop_first()
     name, limits = f"{requester.prefix}.dead", {"x-max-length": 0, "x-overflow": "reject-publish"}
     await requester.channel.queue_delete(name)

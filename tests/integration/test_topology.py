@@ -114,8 +114,7 @@ def validator(document: dict[str, Any], message: str, part: str = "payload") -> 
     return Draft7Validator({**schema, "components": document["components"]})
 
 
-async def test_replies_dead_letters_and_journal_records_follow_the_document(rig):
-    requester = await rig.start()
+async def test_replies_dead_letters_and_journal_records_follow_the_document(requester):
     document = asyncapi(requester.prefix, "1.0.0")
 
     validator(document, "result").validate(await requester.ask(messenger()))

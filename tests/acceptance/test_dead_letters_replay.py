@@ -21,8 +21,8 @@ from tests.rig import MESSENGER, messenger, until
 from tests.sandbox_faults import Status
 from worker.amqp.consumer import COUNTS
 from worker.broker.status import read_orders
-from worker.dead_letters.facts import Selection
-from worker.dead_letters.plan import Wish
+from worker.contract.selection import Selection
+from worker.dead_letters.plan import Plan
 from worker.dead_letters.run import Run
 
 
@@ -349,9 +349,9 @@ async def test_a_run_acts_on_the_letters_that_were_planned_and_no_others(rig, re
     for page, key in (("p", gone), ("q", changed), ("r", kept)):
         await bury_one(page, key)
     said: list[str] = []
-    run = Run(rig.settings(), Wish(kind, Selection(), force=True), said.append)
-    plan = await run.plan()
-    assert [letter.key for letter in plan.letters] == [gone, changed, kept]
+    run = Run(rig.settings(), Plan(kind, Selection(), force=True), said.append)
+    await run.look()
+    assert [letter.key for letter in run.plan.letters] == [gone, changed, kept]
     await requester.take_all("dead")
     for page, key in (("r", kept), ("another", changed), ("newer", later)):
         await bury_one(page, key)

@@ -16,8 +16,7 @@ from worker.amqp.properties import build
 from worker.broker.encryption import Encryptor
 from worker.contract.timestamps import moment
 from worker.dead_letters.letter import Letter, open_letter
-from worker.dead_letters.patch import Patch, Unfit, parse
-from worker.dead_letters.table import COLUMNS, TablePatches, header, read_patches, row
+from worker.dead_letters.patch import COLUMNS, Patches, Unfit, header, parse, read_patches, row
 from worker.errors import UsageError
 from worker.settings import load_settings
 
@@ -41,7 +40,7 @@ def saved(rows: list[dict[str, str]], delimiter: str = ",", *, quoting: int = cs
     return codecs.BOM_UTF8 + text.getvalue().encode()
 
 
-def patches(content: bytes, name: str = "letters.csv") -> TablePatches:
+def patches(content: bytes, name: str = "letters.csv") -> Patches:
     Path(name).write_bytes(content)
     return read_patches(name)
 
@@ -69,7 +68,7 @@ def test_a_row_holds_what_the_letter_says_and_no_secret():
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 def test_what_was_not_changed_changes_nothing(reveal, delimiter, quoting):
     table = patches(saved(exported(PAGE, CHANNEL, reveal=reveal), delimiter, quoting=quoting))
-    assert (table.of(PAGE), table.of(CHANNEL)) == (None, None)
+    assert (table.of(PAGE), table.of(CHANNEL)) == ({}, {})
 
 
 def as_spreadsheet(cells: dict[str, str]) -> None:
@@ -89,7 +88,7 @@ def as_text(cells: dict[str, str]) -> None:
 def test_what_a_spreadsheet_does_to_cells_by_itself_changes_nothing(spoil):
     (cells,) = exported(PAGE)
     spoil(cells)
-    assert patches(saved([cells])).of(PAGE) is None
+    assert patches(saved([cells])).of(PAGE) == {}
 
 
 @pytest.mark.parametrize(
@@ -98,13 +97,13 @@ def test_what_a_spreadsheet_does_to_cells_by_itself_changes_nothing(spoil):
         ({"pageAccessToken": "new"}, {"pageAccessToken": "new"}),
         ({"pageName": "a;b", "isActive": "no"}, {"pageName": "a;b", "isActive": False}),
         ({"pageId": "42"}, {"pageId": "42"}),
-        ({"pageName": ""}, None),
+        ({"pageName": ""}, {}),
     ],
 )
 def test_a_changed_cell_is_the_patch(changes, fields):
     (cells,) = exported(PAGE)
     cells.update(changes)
-    assert patches(saved([cells], ";")).of(PAGE) == (Patch(fields) if fields else None)
+    assert patches(saved([cells], ";")).of(PAGE) == fields
 
 
 @pytest.mark.parametrize(
@@ -168,9 +167,10 @@ def test_another_time_is_wrong_usage(text):
 
 
 def test_a_patch_sets_attributes_the_platform_and_flags():
-    patch = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"])
-    assert patch.fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
-    patched = patch.apply(messenger("p", "old"), 10_000)
+    fields = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"])
+    assert fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
+    patched = Patches(fields).apply(letter(messenger("p", "old")), 10_000)
+    assert patched is not None
     assert (patched.platform, patched.resource_id) == ("messenger", "p")
     assert b'"pageName":"a=b"' in patched.body
 
@@ -179,7 +179,8 @@ def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest():
     body = b'{"zebra":1,"ottPlatformName":"messenger","ottPlatformAttributes":' + (
         str(MESSENGER["ottPlatformAttributes"]).replace("'", '"').replace("True", "true").encode() + b"}"
     )
-    patched = parse(["pageName=new"]).apply(body, 10_000)
+    patched = Patches(parse(["pageName=new"])).apply(letter(body), 10_000)
+    assert patched is not None
     assert patched.body.startswith(b'{"zebra":1,"ottPlatformName":"messenger"')
 
 
@@ -195,14 +196,13 @@ def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest():
 )
 def test_what_is_still_wrong_is_told_in_the_words_of_the_api(body, problem):
     with pytest.raises(Unfit) as unfit:
-        parse(["pageName=new"]).apply(body, 500)
+        Patches(parse(["pageName=new"])).apply(letter(body), 500)
     assert problem in str(unfit.value)
 
 
 def test_a_value_comes_from_a_file(tmp_path):
     Path(tmp_path / "token").write_text("\ufeffsecret\r\n")
-    patch = parse([f"pageAccessToken=@{tmp_path / 'token'}"])
-    assert patch.fields == {"pageAccessToken": "secret"}
+    assert parse([f"pageAccessToken=@{tmp_path / 'token'}"]) == {"pageAccessToken": "secret"}
     with pytest.raises(UsageError, match="@/dev/stdin reads a value from standard input"):
         parse(["pageName=-"])
 

@@ -33,14 +33,14 @@ def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
 def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay():
     headers = {"x-ott-received-at": text_of(NOON), "x-ott-reason": "exhausted"}
     stamped = letter(build(headers=headers))
-    assert (stamped.received_at, stamped.received_after) == (NOON, NOON)
+    assert (stamped.facts["receivedAt"], stamped.received_after) == (text_of(NOON), NOON)
     assert replayed(stamped, force=False).header("x-ott-received-at") == text_of(NOON)
 
 
 def test_the_time_of_another_clock_counts_as_early_as_that_clock_may_be_ahead():
     moment = datetime.fromtimestamp(NOON / 1_000_000, UTC)
     published = letter(build(timestamp=moment))
-    assert (published.received_at, published.received_after) == (NOON, NOON - SKEW)
+    assert (published.facts["receivedAt"], published.received_after) == (text_of(NOON), NOON - SKEW)
     assert replayed(published, force=False).header("x-ott-received-at") == text_of(NOON - SKEW)
 
 
@@ -56,7 +56,7 @@ def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key, bel
         1, sealed, properties, redelivered=False, arrived_at=0.0, exchange="p.dead", routing_key=key
     )
     opened = open_letter(delivery, encryptor, None)
-    assert (opened.was_sealed, opened.resource_id, opened.closed) == (
+    assert (opened.was_sealed, opened.facts["resourceId"], opened.closed) == (
         believed,
         "page" if believed else None,
         "",
@@ -86,8 +86,9 @@ def brokers_letter(routing_key: str, **headers: str | int | bool) -> Letter:
 def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it(key):
     found = brokers_letter(key)
     assert found.is_brokers
-    assert (found.id, found.reason, found.error, found.replays) == ("the-id", "unknown", "", 0)
-    assert (found.account, found.received_after) == ("510000001", 0)
+    told = [found.facts[name] for name in ("reason", "error", "replays")]
+    assert (found.id, told) == ("the-id", ["unknown", "", 0])
+    assert (found.facts["accountId"], found.received_after) == ("510000001", 0)
     replay = replayed(found, force=False)
     assert (replay.header("x-ott-received-at"), replay.header("x-ott-replay-count")) == (text_of(0), 1)
     assert (replay.header("x-own"), replay.has_header("x-ott-replay-force")) == ("kept", False)
@@ -96,7 +97,7 @@ def test_what_only_an_operator_may_say_is_not_believed_where_a_publisher_said_it
 
 def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time():
     found = brokers_letter("replay")
-    assert (found.id, found.replays, found.received_after) == ("another", 7, NOON + 60_000_000)
+    assert (found.id, found.facts["replays"], found.received_after) == ("another", 7, NOON + 60_000_000)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_replay_that_the_broker_dead_lettered_keeps_its_first_time():
 def test_a_letter_from_a_partition_has_the_time_of_its_router_unless_it_was_a_replay(came_by, time, replays):
     routed = {"x-ott-came-by": came_by, "x-ott-arrived-at": NOON, "x-ott-epoch": 3}
     found = brokers_letter("ott.registration.requests.2", **routed)
-    assert (found.received_after, found.replays) == (time, replays)
+    assert (found.received_after, found.facts["replays"]) == (time, replays)
     assert not [name for name in routed if replayed(found, force=False).has_header(name)]
 
 
@@ -121,7 +122,7 @@ def test_an_id_that_a_router_made_up_is_not_the_requests():
 
 def test_what_the_worker_rejected_for_its_size_is_called_oversize():
     death = Properties({"headers": encode.field_table({"x-death": [{"reason": "rejected"}]})})
-    assert letter(death).reason == "oversize"
+    assert letter(death).facts["reason"] == "oversize"
 
 
 @pytest.mark.parametrize(
@@ -155,12 +156,12 @@ def test_the_publishers_user_is_known_where_it_said_so(partition):
         message = routed(replace(asked, exchange="p", routing_key="request"), "p.requests.2", 1, NOON, "p")
         asked = Delivery(1, b"{}", message.properties, False, 0.0, "p.dead", "p.requests.2")
         assert as_it_came(asked, "p").properties.text("user_id") == "shop"
-    assert open_letter(asked, NO_KEYS, None).user == "shop"
+    assert open_letter(asked, NO_KEYS, None).facts["userId"] == "shop"
 
 
 def test_without_any_time_a_replay_counts_as_the_oldest_of_all():
     timeless = letter(build(message_id="m"))
-    assert (timeless.received_at, timeless.received_after) == (None, 0)
+    assert (timeless.facts["receivedAt"], timeless.received_after) == (None, 0)
 
 
 def shown(body: bytes, properties: Properties | None = None, *, reveal: bool = False) -> dict:

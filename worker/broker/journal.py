@@ -23,8 +23,7 @@ from worker.amqp.publisher import Publisher
 from worker.amqp.stream_reader import Entry, Start, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.json_body import to_json
-from worker.contract.settlement import recorded_id
-from worker.contract.timestamps import microseconds
+from worker.contract.selection import Selection
 from worker.contract.words import CLOCK_HEADER, JOURNAL_TYPE
 from worker.errors import WorkerError
 from worker.events import EventListener
@@ -116,37 +115,6 @@ def open_journal(
     return open_stream(settings, Topology(settings.prefix).journal, events)
 
 
-@dataclass(frozen=True, slots=True)
-class JournalQuery:
-    """Records that match every filter given; of several values of one filter, one has to match. `since` is
-    about when a request was settled (microseconds since the epoch, included)."""
-
-    ids: frozenset[str] = frozenset()
-    resources: frozenset[str] = frozenset()
-    platforms: frozenset[str] = frozenset()
-    accounts: frozenset[str] = frozenset()
-    statuses: frozenset[str] = frozenset()
-    reasons: frozenset[str] = frozenset()
-    since: int | None = None
-
-    @property
-    def is_everything(self) -> bool:
-        return self == JournalQuery()
-
-    def __contains__(self, record: Record) -> bool:
-        return all(
-            not wanted or record.get(name) in wanted
-            for name, wanted in (
-                ("id", {recorded_id(each) for each in self.ids}),
-                ("resourceId", {recorded_id(each) for each in self.resources}),
-                ("ottPlatformName", self.platforms),
-                ("accountId", self.accounts),
-                ("status", self.statuses),
-                ("reason", self.reasons),
-            )
-        ) and (self.since is None or (microseconds(str(record.get("completedAt"))) or 0) >= self.since)
-
-
 @dataclass(slots=True)
 class JournalPage:
     """Matching records, the newest first, in all messages from the offset `back_to` on; `is_all` where the
@@ -160,7 +128,7 @@ class JournalPage:
 
 async def newest_first(
     reader: StreamReader,
-    query: JournalQuery,
+    query: Selection,
     count: int | None,
     *,
     before: int | None = None,
@@ -189,7 +157,7 @@ async def newest_first(
     return page
 
 
-async def matching(reader: StreamReader, query: JournalQuery, start: Start, last: int) -> list[Record]:
+async def matching(reader: StreamReader, query: Selection, start: Start, last: int) -> list[Record]:
     """The matching records from `start` to the offset `last`, the newest first."""
     entries = reader.read(start, last + 1)
     records: list[Record] = [record async for entry in entries for record in entry.records if record in query]

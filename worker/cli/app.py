@@ -122,7 +122,7 @@ app = _group(
                 "show": "dead_letters.look:show",
                 "replay": "dead_letters.change:replay",
                 "discard": "dead_letters.change:discard",
-                "export": "dead_letters.look:export",
+                "export": "dead_letters.change:export",
             },
         ),
         "journal": "journal:journal",

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from worker.broker.journal import JournalQuery, follow, newest_first, open_journal
+from worker.broker.journal import follow, newest_first, open_journal
 from worker.cli import output
-from worker.cli.options import Json, Resource, known
 from worker.cli.output import Column, Table, text_of, time_of
+from worker.cli.terminal import Json, Resource, known
+from worker.contract.selection import Selection
 from worker.contract.settlement import why_unregistered
 from worker.contract.timestamps import moment
 from worker.contract.words import REASONS, STATUSES
@@ -45,11 +46,11 @@ def journal(
 
     Example: ott-worker journal --resource 1732555047025799 --since 2d
     """
-    query = JournalQuery(
-        resources=frozenset(resource or ()),
-        ids=frozenset([*(ids or ()), *(id_ or ())]),
-        statuses=known("--status", status, STATUSES),
-        reasons=known("--reason", reason, REASONS),
+    query = Selection(
+        resource=frozenset(resource or ()),
+        id=frozenset([*(ids or ()), *(id_ or ())]),
+        status=known("--status", status, STATUSES),
+        reason=known("--reason", reason, REASONS),
         since=moment(since, "--since"),
     )
     if last is None and query.is_everything:
@@ -59,7 +60,7 @@ def journal(
 
 
 async def _journal(
-    settings: Settings, query: JournalQuery, last: int | None, *, is_following: bool, as_json: bool
+    settings: Settings, query: Selection, last: int | None, *, is_following: bool, as_json: bool
 ) -> None:
     async with open_journal(settings) as reader:
         page = await newest_first(reader, query, last)

@@ -19,12 +19,12 @@ from worker.broker.situation import State, advice, judge, read_overview
 from worker.broker.topology import Topology
 from worker.cli import output
 from worker.cli.output import Column, Table
+from worker.contract.selection import Selection
 from worker.contract.settlement import brief
 from worker.contract.status import GateStatus, WorkerStatus
 from worker.contract.timestamps import how_long, span
 from worker.contract.words import STATUSES
-from worker.dead_letters.facts import LetterFacts, Selection, causes_of
-from worker.dead_letters.letter import Letter
+from worker.dead_letters.letter import BY_ERROR, Facts, Letter, causes_of
 from worker.dead_letters.queue import open_dead_letters
 from worker.errors import BrokerUnreachable, QueueInUse, TopologyError
 from worker.settings import Settings, load_settings
@@ -76,7 +76,7 @@ class Screen:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._hour = LastHour()
-        self._letters: list[LetterFacts] = []
+        self._letters: list[Facts] = []
         self._letters_problem = ""  # why they could not be looked at
         self._letters_seen = (0, float("-inf"))  # how many there were, and when
 
@@ -96,7 +96,7 @@ class Screen:
         if self._letters_problem:
             overview.problems.append(self._letters_problem)
         self._at, self._overview, self._rates = datetime.now(UTC), overview, rates
-        self._situation = judge(overview, Counter(letter.reason for letter in self._letters))
+        self._situation = judge(overview, Counter(letter["reason"] for letter in self._letters))
 
     async def _read_letters(self, count: int) -> None:
         """Look at them again when their number has changed, or now and then."""
@@ -107,10 +107,10 @@ class Screen:
         try:
             if count:
                 async with open_dead_letters(self._settings) as queue:
-                    self._letters = await queue.read(Selection(), Letter.facts, LETTERS_LOOKED_AT)
+                    self._letters = await queue.read(Selection(), Letter.shown, LETTERS_LOOKED_AT)
         except (TopologyError, QueueInUse) as error:
             self._letters_problem = str(error)
-        self._causes = causes_of(self._letters, by_error=True)
+        self._causes = causes_of(self._letters, BY_ERROR)
         self._letters_seen = count, time.monotonic()
 
     def document(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Screen:
             "situation": [condition.document() for condition in self._situation],
             **self._overview.document(),
             "rates": self._rates,
-            "deadLetters": [cause.summary() | {"hint": advice(cause.reason)} for cause in self._causes],
+            "deadLetters": [{**cause, "hint": advice(cause["reason"])} for cause in self._causes],
             "problems": self._overview.problems,
         }
 
@@ -145,9 +145,9 @@ class Screen:
         titles = _titled("SETTLED", *(status.upper() for status in STATUSES), "PER S")
         _table(titles, [_rates(rate) for rate in self._rates.values()], width)
         shown = self._causes[:CAUSES_SHOWN]
-        causes = [(f"{cause.count:,}", cause.reason, brief(cause.error) or "-") for cause in shown]
+        causes = [(f"{each['count']:,}", each["reason"], brief(each["error"]) or "-") for each in shown]
         _table([*_titled("DEAD", "REASON"), Column("ERROR", itemgetter(2), least=24)], causes, width)
-        for reason in dict.fromkeys(cause.reason for cause in shown):
+        for reason in dict.fromkeys(cause["reason"] for cause in shown):
             _prose(f"{reason}: {advice(reason)}", width, indent="  ")
         if shown:
             is_part = len(self._letters) < overview.queues.get("dead", 0)

@@ -1,12 +1,29 @@
-"""What commands say and ask on a terminal, and the signals that end them."""
+"""What commands take, say and ask on a terminal, and the signals that end them."""
 
 import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from typing import Annotated
 
 import typer
+
+from worker.contract.platforms import PLATFORMS
+from worker.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Resource = Annotated[
+    list[str] | None, typer.Option(help=f"{' or '.join(each.id_field for each in PLATFORMS.values())}.")
+]
+
+
+def known(option: str, given: Iterable[str] | None, words: Collection[str]) -> frozenset[str]:
+    """The words that were given. Raises UsageError where one is not among those known."""
+    if not set(words).issuperset(given := frozenset(given or ())):
+        which = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+        raise UsageError(f"{option} must be {which}")
+    return given
 
 
 class Say:

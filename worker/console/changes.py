@@ -4,6 +4,7 @@ reason."""
 import asyncio
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -14,10 +15,10 @@ from worker.console.rendering import see, wants_json
 from worker.console.runs import ConsoleRun
 from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources, refreshed
+from worker.contract.selection import Selection
 from worker.contract.status import Order, OrderKind
-from worker.dead_letters.facts import Selection
-from worker.dead_letters.patch import Patch, Patches
-from worker.dead_letters.plan import Wish
+from worker.dead_letters.patch import Patches
+from worker.dead_letters.plan import Plan
 from worker.dead_letters.view import view
 from worker.errors import UsageError
 
@@ -61,7 +62,7 @@ class Changes:
         if do not in ACTIONS:
             raise UsageError(f"do must be one of {', '.join(sorted(ACTIONS))}")
         letter = form.get("letter", "")
-        patch, changes = Patch(), list[Change]()
+        patch, changes = dict[str, Any](), list[Change]()
         if do.endswith(PICKED):
             keys = form.getall("pick", [])
         elif letter:
@@ -77,13 +78,13 @@ class Changes:
             patch, changes = patch_of(form, None if found is None else view(found, reveal=False))
         if not keys:
             raise UsageError("No dead letter was selected, or none matches any more.")
-        wish = Wish(
+        plan = Plan(
             "discard" if do.startswith("discard") else "replay",
-            Selection(ids=frozenset(keys)),
+            Selection(id=frozenset(keys)),
             Patches(patch),
             same_for_all="same_for_all" in form,
         )
-        run = ConsoleRun(self._sources.settings, wish, len(keys), changes)
+        run = ConsoleRun(self._sources.settings, plan, len(keys), changes)
         self._sources.runs.add(run)
         await asyncio.wait({run.begin_plan()}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
         return self._shown(request, run)
@@ -91,16 +92,15 @@ class Changes:
     async def start(self, request: web.Request) -> web.StreamResponse:
         """Do what was planned."""
         form, run = await form_of(request), self._pages.run_of(request)
-        plan = run.planned
-        if run.phase != "planned" or plan is None:
+        if run.phase != "planned":
             raise UsageError("This was started already, or its plan failed: make a new one.")
         if (active := self._sources.runs.active) is not None:
             raise UsageError(f"Another run is under way ({active.stage}): wait until it ends, or cancel it.")
         why = why_of(form)
-        if plan.refusal:
-            raise UsageError(plan.refusal)
+        if run.plan.refusal:
+            raise UsageError(run.plan.refusal)
         is_counted = form.get("count", "").replace(",", "").strip() == str(run.count)
-        if run.wish.kind == "discard" and not is_counted:
+        if run.plan.kind == "discard" and not is_counted:
             raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
         canary = form.get("canary") == "one"
         task = run.begin(by=_by(request), why=why, canary=canary, rate=rate_of(form))

@@ -1,27 +1,21 @@
 """Reads URLs and forms: filters, and corrections of letters with the differences that they make."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
 
-from worker.broker.journal import JournalQuery
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
 from worker.contract.secrets import MASK
+from worker.contract.selection import Selection
 from worker.contract.timestamps import moment
-from worker.dead_letters.facts import Selection
-from worker.dead_letters.patch import Patch, flag_of
+from worker.dead_letters.patch import flag_of
 from worker.errors import UsageError
 
-# The names in a URL, and the filters that they set.
-LETTER_FILTERS = {
-    name: f"{name}s" for name in ("reason", "platform", "resource", "account", "user", "error", "cause", "id")
-}
-JOURNAL_FILTERS = {
-    **{name: f"{name}s" for name in ("id", "resource", "platform", "account", "reason")},
-    "status": "statuses",
-}
+# The filters, by their names in a URL.
+LETTER_FILTERS = ("reason", "platform", "resource", "account", "user", "error", "cause", "id")
+JOURNAL_FILTERS = ("id", "resource", "platform", "account", "reason", "status")
 TIMES = ("since", "until")
 
 UNCHANGED = "unchanged"
@@ -50,14 +44,14 @@ def letters_asked_for(query: Query) -> tuple[Selection, dict[str, str]]:
     return Selection(**_sets(words, LETTER_FILTERS), **times), words
 
 
-def records_asked_for(query: Query) -> tuple[JournalQuery, dict[str, str]]:
+def records_asked_for(query: Query) -> tuple[Selection, dict[str, str]]:
     """The records that a URL names, and its words for that."""
     words = given(query, *JOURNAL_FILTERS)
-    return JournalQuery(**_sets(words, JOURNAL_FILTERS)), words
+    return Selection(**_sets(words, JOURNAL_FILTERS)), words
 
 
-def _sets(words: Mapping[str, str], filters: Mapping[str, str]) -> dict[str, Any]:
-    return {field: frozenset({words[name]}) for name, field in filters.items() if name in words}
+def _sets(words: Mapping[str, str], filters: Iterable[str]) -> dict[str, Any]:
+    return {name: frozenset({words[name]}) for name in filters if name in words}
 
 
 def why_of(form: Query) -> str:
@@ -116,7 +110,7 @@ def fields_of(document: Mapping[str, Any] | None, platform: Platform) -> list[Fi
     ]
 
 
-def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[Patch, list[Change]]:
+def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str, Any], list[Change]]:
     """The patch that the form describes, and its changes to the letter that `view` shows so, or to several.
     Raises UsageError."""
     platform = PLATFORMS.get(form.get("platform", ""))
@@ -138,7 +132,7 @@ def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[Patch, li
         changes.append(Change(field.name, before, f"{MASK} (new)" if field.is_secret else typed))
     if not changes:
         raise UsageError("Nothing was changed: type a new value, or replay as it is.")
-    return Patch(values), changes
+    return values, changes
 
 
 def _one_line(text: str) -> str:

@@ -10,18 +10,19 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from worker.broker.journal import JournalPage, JournalQuery
+from worker.broker.journal import JournalPage
 from worker.broker.situation import Condition, State, advice, judge
 from worker.console.forms import fields_of, letters_asked_for, records_asked_for
 from worker.console.rendering import PAGES, STACK, Page, Renderer, chart_of, moment_of
 from worker.console.runs import ConsoleRun
 from worker.console.sources import Cached, Sources
 from worker.contract.platforms import PLATFORMS
+from worker.contract.selection import AmbiguousId, Selection
 from worker.contract.settlement import JournalRecord
 from worker.contract.status import Order
 from worker.contract.timestamps import how_long
 from worker.contract.words import REASONS, STATUSES
-from worker.dead_letters.facts import AmbiguousId, Selection, causes_of
+from worker.dead_letters.letter import BY_CAUSE, causes_of
 from worker.dead_letters.view import view
 
 PAGE_SIZE = 50
@@ -83,7 +84,7 @@ class Pages:
             "lastHour": [
                 {"at": at, **{status: counts.get(status, 0) for status in STACK}} for at, counts in minutes
             ],
-            "deadLetters": [cause.document() for cause in causes],
+            "deadLetters": causes,
             "problems": [text for text in (sources.state.trouble, *state.problems, hour.trouble) if text],
         }
         return self._answer(
@@ -108,14 +109,14 @@ class Pages:
         if not kept.is_fresh:
             age = how_long(kept.as_of, datetime.now(UTC))
             return [Condition(State.UNKNOWN, f"RabbitMQ is being asked; what is shown is {age} old")]
-        return judge(kept.value, Counter(letter.reason for letter in letters.rows.value))
+        return judge(kept.value, Counter(letter["reason"] for letter in letters.rows.value))
 
     async def dead_letters(self, request: web.Request) -> web.Response:
         """Causes, and the letters that match the filters, the newest first."""
         selection, given = letters_asked_for(request.query)
         copy = self._sources.letters
         matching = [row for row in copy.rows.value if row in selection]
-        causes = causes_of(matching) if given else copy.causes
+        causes = causes_of(matching, BY_CAUSE) if given else copy.causes
         pages = max(1, -(-len(matching) // PAGE_SIZE))
         page = min(max(1, _number(request, "page") or 1), pages)
         shown = list(islice(reversed(matching), (page - 1) * PAGE_SIZE, page * PAGE_SIZE))
@@ -127,11 +128,11 @@ class Pages:
             "matching": len(matching),
             "page": page,
             "pages": pages,
-            "groups": [cause.document() for cause in causes],
-            "letters": [{**row.document(), "cause": row.cause} for row in shown],
+            "groups": causes,
+            "letters": shown,
             "problem": copy.rows.trouble or None,
         }
-        platform = PLATFORMS.get(causes[0].platform or "") if len(causes) == 1 else None
+        platform = PLATFORMS.get(causes[0]["ottPlatformName"] or "") if len(causes) == 1 else None
         return self._answer(
             request,
             "dead_letters",
@@ -155,12 +156,12 @@ class Pages:
             problem = "No dead letter has this id. The journal tells what became of it"
             raise web.HTTPNotFound(reason=problem)
         document = view(letter, reveal=False)
-        platform = PLATFORMS.get(request.query.get("platform") or letter.platform or "")
+        platform = PLATFORMS.get(request.query.get("platform") or letter.facts["ottPlatformName"] or "")
         return self._answer(
             request,
             "letter",
             document,
-            letter=letter.facts(),
+            letter=letter.shown(),
             platform=platform,
             platforms=sorted(PLATFORMS),
             fields=fields_of(document, platform) if platform else [],
@@ -195,13 +196,12 @@ class Pages:
         # A browser takes `.` and `..` out of a path: such an id stands in the query.
         resource_id = request.match_info["resource"] or request.query.get("id", "")
         account = request.query.get("account", "")
-        wanted: dict[str, Any] = {
-            "platforms": frozenset({platform}),
-            "resources": frozenset({resource_id}),
-            "accounts": frozenset({account} if account else ()),
-        }
-        selection = Selection(**wanted)
-        search = await self._sources.search(request, JournalQuery(**wanted), PAGE_SIZE)
+        selection = Selection(
+            platform=frozenset({platform}),
+            resource=frozenset({resource_id}),
+            account=frozenset({account} if account else ()),
+        )
+        search = await self._sources.search(request, selection, PAGE_SIZE)
         waiting = [row for row in self._sources.letters.rows.value if row in selection][::-1]
         events = _events(search)
         registered = next((each for each in events if each[0]["status"] == "registered"), None)
@@ -209,7 +209,7 @@ class Pages:
             "ottPlatformName": platform,
             "resourceId": resource_id,
             "registered": registered and registered[0],
-            "deadLetters": [letter.document() for letter in waiting],
+            "deadLetters": waiting,
             "journal": search.value.records,
             "isAll": search.value.is_all,
         }

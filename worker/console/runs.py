@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, Literal
 
 from worker.console.forms import Change
-from worker.dead_letters.plan import FORECASTS, Planned, Wish
+from worker.dead_letters.plan import FORECASTS, Plan, Planned
 from worker.dead_letters.run import BAD, Run
 from worker.errors import UsageError, WorkerError
 from worker.settings import Settings
@@ -19,8 +19,8 @@ class ConsoleRun(Run):
     """A run and how far it is: `phase`, `problem` why it failed, `notice` what holds it up. `asked` letters
     were to be looked at, with `changes` to them."""
 
-    def __init__(self, settings: Settings, wish: Wish, asked: int, changes: Sequence[Change] = ()) -> None:
-        super().__init__(settings, wish, self._tell)
+    def __init__(self, settings: Settings, plan: Plan, asked: int, changes: Sequence[Change] = ()) -> None:
+        super().__init__(settings, plan, self._tell)
         self.asked = asked
         self.changes = changes
         self.phase: Phase = "planning"
@@ -34,20 +34,19 @@ class ConsoleRun(Run):
     @property
     def count(self) -> int:
         """How many letters go."""
-        return 0 if self.planned is None else len(self.planned.going)
+        return len(self.plan.going)
 
     def document(self) -> dict[str, Any]:
         """The run as JSON, with the letters that somebody must look at first."""
-        plan = self.planned
         return {
             "run": self.number,
-            "kind": self.wish.kind,
+            "kind": self.plan.kind,
             "phase": self.phase,
             "stage": self.stage,
             "problem": self.problem or None,
-            "refusal": (plan and plan.refusal) or None,
-            "plan": dict(plan.counts) if plan else {},
-            "causes": plan.causes if plan else [],
+            "refusal": self.plan.refusal or None,
+            "plan": dict(self.plan.counts),
+            "causes": self.plan.causes,
             "count": self.count,
             "done": self.done,
             "gone": sorted(self.gone),
@@ -59,11 +58,11 @@ class ConsoleRun(Run):
     def _worst_first(self) -> list[Planned]:
         def rank(letter: Planned) -> int:
             status = self.outcomes.get(letter.key, {}).get("status")
-            if status in BAD or (status is None and letter.outcome in self.wish.staying):
+            if status in BAD or (status is None and letter.outcome in self.plan.staying):
                 return 0
             return 1 if "superseded" in (letter.outcome, status) else 2
 
-        return sorted(self.planned.letters if self.planned else (), key=rank)
+        return sorted(self.plan.letters, key=rank)
 
     def _letter(self, letter: Planned) -> dict[str, Any]:
         """One of its letters: what became of it so far, and the journal's record of its replay."""
@@ -71,9 +70,9 @@ class ConsoleRun(Run):
         told = ("status", "message", "httpStatus", "supersededBy", "reason")
         return {
             "letter": letter.key,
-            "id": letter.facts.id,
-            "ottPlatformName": letter.facts.platform,
-            "resourceId": letter.facts.resource_id,
+            "id": letter.facts["id"],
+            "ottPlatformName": letter.facts["ottPlatformName"],
+            "resourceId": letter.facts["resourceId"],
             "forecast": letter.outcome,
             "fate": self._fate(letter),
             "why": letter.why,
@@ -85,7 +84,7 @@ class ConsoleRun(Run):
         if self.phase in ("planning", "planned"):
             return FORECASTS[letter.outcome].label
         if letter.key in self.removed:
-            return "discarded" if self.wish.kind == "discard" else "replayed, not known yet"
+            return "discarded" if self.plan.kind == "discard" else "replayed, not known yet"
         if letter.key in self.gone:
             return "gone"
         if letter.key in self.changed:
@@ -125,7 +124,7 @@ class ConsoleRun(Run):
             raise
 
     async def _plan(self) -> None:
-        await self.plan()
+        await self.look()
         self.phase, self.notice = "planned", ""
 
     async def _perform(self, canary: bool, rate: float | None) -> None:
@@ -143,7 +142,7 @@ class Runs:
     """The runs of this console, the newest last."""
 
     KEPT = 50
-    LETTERS_KEPT = 200_000  # in all plans together
+    LETTERS_KEPT = 100_000  # in all plans together
 
     def __init__(self) -> None:
         self._runs: dict[str, ConsoleRun] = {}

@@ -14,14 +14,14 @@ from aiohttp import web
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.journal import JournalPage, JournalQuery, matching, newest_first
+from worker.broker.journal import JournalPage, matching, newest_first
 from worker.broker.last_hour import LastHour
 from worker.broker.situation import Overview, read_overview
 from worker.broker.topology import Topology
 from worker.console.rendering import wants_json
 from worker.console.runs import Runs
-from worker.dead_letters.facts import Cause, LetterFacts, Selection, causes_of
-from worker.dead_letters.letter import Letter
+from worker.contract.selection import FIELDS, Selection
+from worker.dead_letters.letter import BY_CAUSE, Facts, Letter, causes_of
 from worker.dead_letters.queue import open_dead_letters
 from worker.errors import WorkerError
 from worker.settings import Settings
@@ -37,7 +37,7 @@ LEAST_LIFE = 2.0  # seconds that a copy stays good, at least
 SHARE = 5  # a fifth of the time, at most, is spent on looking
 LONGEST_LIFE = 30.0  # seconds; a queue of the same depth may hold other letters by then
 MOST_BYTES = 64_000_000  # of the copy; of more letters the newest are shown
-ROW_BYTES = 450  # of a letter in the copy, besides its texts
+ROW_BYTES = 800  # of a letter in the copy, besides its texts
 OPENED_KEPT = 8  # letters whose page was opened last
 BREATH = 100  # letters between two pauses for other pages
 
@@ -150,11 +150,11 @@ class LetterCopy:
         self._renewable_at = float("-inf")
         self._first_seen: dict[str, int] = {}
         self._opened: dict[str, Letter] = {}
-        self.rows: Cached[Sequence[LetterFacts]] = Cached(self._read, (), LEAST_LIFE)
+        self.rows: Cached[Sequence[Facts]] = Cached(self._read, (), LEAST_LIFE)
         self.version = 0
         self.seen = 0
         self.total = 0
-        self.causes: list[Cause] = []
+        self.causes: list[dict[str, Any]] = []
         self.choices: dict[str, list[str]] = _choices([])
 
     @property
@@ -178,7 +178,9 @@ class LetterCopy:
         all that match."""
         newest = int(version) if version.isdecimal() else self.version
         return [
-            row.key for row in self.rows.value if row in selection and self._first_seen[row.key] <= newest
+            row["letter"]
+            for row in self.rows.value
+            if row in selection and self._first_seen[row["letter"]] <= newest
         ]
 
     async def find(self, name: str) -> Letter | None:
@@ -186,28 +188,27 @@ class LetterCopy:
         where it cannot be looked for."""
         if name in self._opened:
             return self._opened[name]
-        selection = Selection(ids=frozenset({name}))
+        selection = Selection(id=frozenset({name}))
         if self.is_complete and not self.rows.trouble and len(self.rows.value) == self.total:
-            known = selection.named(row for row in self.rows.value if row in selection)
-            if not known:
+            selection = Selection(id=selection.keys(row for row in self.rows.value if row in selection))
+            if not selection.id:
                 return None
-            selection = Selection(ids=frozenset({known[0].key}))
         async with open_dead_letters(self._settings) as queue:
-            found = selection.named(await queue.read(selection, lambda letter: letter))
+            found, _ = await queue.find(selection, lambda letter: letter)
         if not found:
             return None
         self._opened = dict([*self._opened.items(), (name, found[0])][-OPENED_KEPT:])
         return found[0]
 
-    async def _read(self) -> Sequence[LetterFacts]:
-        rows: deque[LetterFacts] = deque()
+    async def _read(self) -> Sequence[Facts]:
+        rows: deque[Facts] = deque()
         size = 0
         async with open_dead_letters(self._settings) as queue:
             started = time.monotonic()
             self.seen, self.total = 0, await queue.depth()
             async with contextlib.aclosing(queue.look(Selection())) as letters:
                 async for letter in letters:
-                    row = letter.facts()
+                    row = letter.shown()
                     rows.append(row)
                     size += _size(row)
                     while size > MOST_BYTES:
@@ -218,27 +219,28 @@ class LetterCopy:
             now = time.monotonic()
         self.total = self.seen
         self.version += 1
-        self._first_seen = {row.key: self._first_seen.get(row.key, self.version) for row in rows}
+        self._first_seen = {row["letter"]: self._first_seen.get(row["letter"], self.version) for row in rows}
         self._opened = {name: each for name, each in self._opened.items() if each.key in self._first_seen}
-        self.causes, self.choices = causes_of(rows), _choices(rows)
+        self.causes, self.choices = causes_of(rows, BY_CAUSE), _choices(rows)
         self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
         self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
         return tuple(rows)
 
 
-def _size(row: LetterFacts) -> int:
-    return ROW_BYTES + sum(map(sys.getsizeof, (row.id, row.error, row.resource_id, row.user)))
+def _size(row: Facts) -> int:
+    return ROW_BYTES + sum(map(sys.getsizeof, (row["id"], row["error"], row["resourceId"], row["userId"])))
 
 
-def _choices(rows: Sequence[LetterFacts]) -> dict[str, list[str]]:
+def _choices(rows: Sequence[Facts]) -> dict[str, list[str]]:
     """What the filters can be set to."""
     return {
-        name: sorted({value for row in rows if (value := getattr(row, name))})
-        for name in ("reason", "platform", "account", "user")
+        option: sorted({value for row in rows if (value := row[name])})
+        for option, name in FIELDS.items()
+        if option in ("reason", "platform", "account", "user")
     }
 
 
-_Search = tuple[JournalQuery, int, int | None]
+_Search = tuple[Selection, int, int | None]
 
 
 class Sources:
@@ -266,7 +268,7 @@ class Sources:
             await refreshed(patience, self.letters.rows)
 
     async def search(
-        self, request: web.Request, query: JournalQuery, count: int, before: int | None = None
+        self, request: web.Request, query: Selection, count: int, before: int | None = None
     ) -> Cached[JournalPage]:
         """The newest `count` records or more, before an offset. A browser is shown what was found before,
         while the search goes on. Raises WorkerError where too many are under way."""

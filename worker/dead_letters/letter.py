@@ -1,19 +1,21 @@
 """A dead letter, parsed: the worker's own and those that the broker made."""
 
 import re
-import sys
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
+from typing import Any, Final
 
 from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
-from worker.broker.request_message import account_of, as_of, request_id
+from worker.broker.request_message import account_of, as_of, operator_headers, request_id
 from worker.contract.registration import parse_registration
 from worker.contract.secrets import SecretMask
-from worker.contract.settlement import Resource
-from worker.contract.timestamps import SKEW, microseconds
+from worker.contract.settlement import Resource, recorded_id
+from worker.contract.timestamps import SKEW, microseconds, text_of
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
     ATTEMPTS_HEADER,
@@ -23,8 +25,6 @@ from worker.contract.words import (
     HTTP_STATUS_HEADER,
     LETTER_HEADER,
     NO_MESSAGE_ID_HEADER,
-    OWN_HEADERS,
-    PUBLISHERS_HEADERS,
     REASON_HEADER,
     RECEIVED_AT_HEADER,
     REPLAY_COUNT_HEADER,
@@ -34,36 +34,52 @@ from worker.contract.words import (
     ROUTED_HEADERS,
     USER_HEADER,
 )
-from worker.dead_letters.facts import LetterFacts
 from worker.partitions.message import came_from
 
 BROKERS_HEADER = "x-death"
 BROKERS_WORDS = frozenset(
     f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")
 )
+LATEST = 2**57  # microseconds since the epoch; no text holds a much later time
+NAMED: Final = 20  # letters that are named one by one
 _KEY = re.compile(r"[0-9a-f]{16}")
 _REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
 # The broker's reasons for dead-lettering a message, for which contract §5 has another word.
 BROKERS_REASONS = {"rejected": "oversize"}
 
 
-_FACTS = tuple(field.name for field in fields(LetterFacts))
+Facts = dict[str, Any]
+"""What lists tell of a dead letter (contract §8): the object that `list --json` prints. `letter` is its own
+id, `id` its request's, which is the publisher's and may stand in many letters. `reason` is one of contract §5
+or the broker's own (`delivery_limit`, `expired`). A time is None where nothing tells it."""
+
+BY_ERROR: Final = ("reason", "error")
+BY_CAUSE: Final = (*BY_ERROR, "ottPlatformName", "accountId", "cause")
 
 
 @dataclass(frozen=True, slots=True)
-class Letter(LetterFacts):
-    """One dead letter, with all that it holds: `facts` is what may be shown of it. `digest` is of everything.
-    `received_after` is the time that a replay is judged by: never later than the request was received.
+class Letter:
+    """One dead letter, with all that it holds. `facts` are as they came: only what `shown` makes of them may
+    be shown. `id` is the request's. `digest` is of everything. `received_after` is the time that a replay is
+    judged by (microseconds since the epoch): never later than the request was received.
 
     `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
     the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
 
     delivery: Delivery
     properties: Properties
+    facts: Facts
+    id: str
     digest: str
+    resource: Resource | None
     received_after: int
     was_sealed: bool
     closed: str
+
+    @property
+    def key(self) -> str:
+        """Its own id."""
+        return str(self.facts["letter"])
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -81,30 +97,52 @@ class Letter(LetterFacts):
 
     @property
     def is_brokers(self) -> bool:
-        """Whether the broker dead-lettered the message itself."""
+        """Whether the broker dead-lettered the message itself. It keeps the routing key; the worker publishes
+        its dead letters without one."""
         return _is_brokers(self.delivery)
 
-    @property
-    def resource(self) -> Resource | None:
-        """The resource whose order counts; the account as the message names it."""
-        return Resource.named(self.account, self.platform, self.resource_id)
-
-    @property
-    def cause(self) -> str:
-        """As its facts tell it: made of nothing secret."""
-        return self.facts().cause
-
-    def facts(self) -> LetterFacts:
-        """What may be shown of it: a secret of its body that stands in a public place is masked, and what
-        UTF-8 cannot hold is escaped."""
+    def shown(self) -> Facts:
+        """The facts as they may be shown: a secret of the body that stands in a public place is masked, and
+        what UTF-8 cannot hold is escaped. `cause` is a key of what it died of, on which platform and
+        account."""
         mask = SecretMask.of_body(b"" if self.closed else self.delivery.body)
-        shown = {name: getattr(self, name) for name in _FACTS}
-        for name in ("id", "user", "reason", "error", "account", "resource_id"):
+        shown = dict(self.facts)
+        for name in ("id", "reason", "error", "accountId", "userId", "resourceId"):
             if text := shown[name]:
                 shown[name] = mask(text).encode(errors="backslashreplace").decode()
-        for name in ("reason", "error", "account"):  # the same in many letters
-            shown[name] = shown[name] and sys.intern(shown[name])
-        return LetterFacts(**shown)
+        shown["cause"] = _cause_key(*(shown[name] for name in BY_CAUSE[:-1]))
+        return shown
+
+
+@lru_cache(maxsize=1000)
+def _cause_key(*words: str | None) -> str:
+    text = "\x00".join(word or "" for word in words)
+    return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def causes_of(letters: Iterable[Facts], by: Sequence[str]) -> list[dict[str, Any]]:
+    """The letters in groups that have the facts `by` in common: these, the `count`, and when the `first` and
+    the `last` one died. The group with the most letters comes first, else the one that died last."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for letter in letters:
+        died = groups.setdefault(tuple(letter[name] for name in by), [])
+        died.append(letter["deadAt"] or "")
+    causes = [
+        {
+            **dict(zip(by, common, strict=True)),
+            "count": len(died),
+            "first": min(filter(None, died), default=None),
+            "last": max(died) or None,
+        }
+        for common, died in groups.items()
+    ]
+    return sorted(causes, key=lambda cause: (cause["count"], cause["last"] or ""), reverse=True)
+
+
+def few(names: Iterable[str]) -> str:
+    """Some of the names, and how many there are besides."""
+    names = sorted(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str | None) -> Letter:
@@ -121,38 +159,43 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
         closed = str(error)
     properties, arrived_at = _believed(delivery)
     broker_said, died_at = _newest_death(properties)
-    dead_at = _moment(properties, DEAD_AT_HEADER)
-    reason = _text(properties, REASON_HEADER)
+    dead_at, reason = _moment(properties, DEAD_AT_HEADER), _text(properties, REASON_HEADER)
     if dead_at is None or reason is None:
         dead_at = died_at or dead_at
     body = delivery.body
     request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
     received_at, received_after = _received(properties, arrived_at, died_at)
+    id_ = _text(properties, REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties))
+    account = account_of(properties) or default_account
+    facts = {
+        "letter": _key(delivery) or digest,
+        "id": recorded_id(id_),
+        "reason": reason or BROKERS_REASONS.get(broker_said, broker_said),
+        "error": _text(properties, ERROR_HEADER) or "",
+        "httpStatus": _integer(properties, HTTP_STATUS_HEADER),
+        "attempts": _integer(properties, ATTEMPTS_HEADER) or 0,
+        "accountId": account,
+        "userId": _text(properties, USER_HEADER) or properties.text("user_id"),
+        "ottPlatformName": request.platform,
+        "resourceId": request.resource_id and recorded_id(request.resource_id),
+        "receivedAt": None if received_at is None else text_of(received_at),
+        "deadAt": None if dead_at is None else text_of(dead_at),
+        "replays": _integer(properties, REPLAY_COUNT_HEADER) or 0,
+    }
     return Letter(
         delivery=delivery,
         properties=properties,
-        key=_key(delivery) or digest,
+        facts=facts,
+        id=id_,
         digest=digest,
-        id=_text(properties, REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties)),
-        user=_text(properties, USER_HEADER) or properties.text("user_id"),
-        reason=reason or BROKERS_REASONS.get(broker_said, broker_said),
-        error=_text(properties, ERROR_HEADER) or "",
-        attempts=_integer(properties, ATTEMPTS_HEADER) or 0,
-        http_status=_integer(properties, HTTP_STATUS_HEADER),
-        account=account_of(properties) or default_account,
-        platform=request.platform,
-        resource_id=request.resource_id,
-        received_at=received_at,
+        resource=Resource.named(account, request.platform, request.resource_id),
         received_after=received_after,
-        dead_at=dead_at,
-        replays=_integer(properties, REPLAY_COUNT_HEADER) or 0,
         was_sealed=was_sealed,
         closed=closed,
     )
 
 
 def _is_brokers(delivery: Delivery) -> bool:
-    """The broker keeps the routing key; the worker publishes its dead letters without one."""
     return bool(delivery.exchange and delivery.routing_key)
 
 
@@ -193,18 +236,14 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
     if queue and queue["partition"]:
         came_by = properties.header(CAME_BY_HEADER)
         arrived_at = _integer(properties, ARRIVED_AT_HEADER)
+        if arrived_at is not None and not 0 < arrived_at < LATEST:
+            arrived_at = None
         properties = properties.changed(user_id=came_from(properties))
         if properties.header(NO_MESSAGE_ID_HEADER) is True:
             properties = properties.changed(message_id=None)
     if came_by == REPLAY_KEY:
         return properties.changed(without=ROUTED_HEADERS), None
-    return properties.changed(without=operators_headers(properties)), arrived_at
-
-
-def operators_headers(properties: Properties) -> frozenset[str]:
-    """The headers of ours among them that no publisher may set."""
-    ours = (name for name in properties.header_names() if name.startswith(OWN_HEADERS))
-    return frozenset(ours) - PUBLISHERS_HEADERS
+    return properties.changed(without=operator_headers(properties)), arrived_at
 
 
 def _received(properties: Properties, arrived_at: int | None, died_at: int | None) -> tuple[int | None, int]:

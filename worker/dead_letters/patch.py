@@ -1,16 +1,40 @@
-"""New values for a dead letter's request before it is replayed."""
+"""New values for dead letters' requests before they are replayed: the same for all, or a table, exported,
+corrected in a spreadsheet, and read back.
 
-from collections.abc import Iterable, Mapping, Sequence
+A row that is read back changes only the values that differ from the letter in the queue. So an empty cell, a
+masked secret or an id that a spreadsheet has rounded overwrites nothing.
+"""
+
+import codecs
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from worker.contract.json_body import MalformedBody, parse_object, to_json
-from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
+from worker.contract.platforms import (
+    ATTRIBUTES,
+    ENDPOINT_URL,
+    FIELDS,
+    FLAG_FIELDS,
+    PLATFORM_NAME,
+    PLATFORMS,
+    SECRET_FIELDS,
+)
 from worker.contract.registration import Rejection, validate
+from worker.contract.secrets import MASK, SecretMask
+from worker.contract.settlement import brief
 from worker.dead_letters.letter import Letter
 from worker.errors import UsageError, WorkerError
+from worker.files.cells import clean, flag, guard
+from worker.files.csv_file import line_of
+from worker.files.damage import ACCOUNT, is_rounded
+from worker.files.source import Source, Unreadable
+from worker.files.table import Record, open_table
 
+LETTER: Final = "letter"
+ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")
+COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
 _COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
 _FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1}
@@ -29,85 +53,88 @@ class Patched(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Patch:
-    """New values of fields, by the names that the request gives them."""
+class Patches:
+    """New values of fields, by the names that the request gives them: the `same` for all letters, or each
+    letter's row of a table. `rows` are by the column that names the letter (`letter`, else `id`), and by what
+    stands there."""
 
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    same: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[tuple[str, str], Record] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.fields)
+    @property
+    def names(self) -> frozenset[str]:
+        """The ids in the table."""
+        return frozenset(name for _, name in self.rows)
 
     @property
     def of_one_resource(self) -> list[str]:
-        """The fields whose value belongs to one resource. Setting one for several damages all but one."""
-        return [name for name in self.fields if name not in _COMMON_FIELDS]
+        """The fields that get one value in all letters, although it belongs to one resource."""
+        return [name for name in self.same if name not in _COMMON_FIELDS]
 
-    def apply(self, body: bytes, max_bytes: int) -> Patched:
-        """The patched request. Raises Unfit with what is wrong with it, in the words of contract §3."""
+    def of(self, letter: Letter) -> Mapping[str, Any]:
+        """The letter's new values; none to replay it unchanged. Raises Unfit if cells cannot be trusted."""
+        record = self.rows.get((LETTER, letter.key)) or self.rows.get(("id", letter.facts["id"]))
+        if record is None:
+            return self.same
+        before, mask = _cells(letter), SecretMask.of_body(letter.delivery.body)
+        changed = {
+            name: value
+            for name, value in record.values.items()
+            if name not in ABOUT
+            and not _is_same(name, before.get(name, ""), value)
+            and value != clean(mask(before.get(name, "")))
+        }
+        problems = [str(each) for each in record.problems if not each.field or each.field in changed]
+        if problems:
+            raise Unfit(f"line {record.line}: {problems[0]}")
+        if ACCOUNT in changed:
+            raise Unfit(f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter")
+        return changed
+
+    def apply(self, letter: Letter, max_bytes: int) -> Patched | None:
+        """The letter's patched request, None where nothing changes. Raises Unfit with what is wrong with it,
+        in the words of contract §3."""
+        fields = self.of(letter)
+        if not fields:
+            return None
         try:
-            document = parse_object(body)
+            document = parse_object(letter.delivery.body)
         except MalformedBody as problem:
             raise Unfit(str(problem)) from None
         attributes = document.get(ATTRIBUTES)
         document[ATTRIBUTES] = dict(attributes) if isinstance(attributes, dict) else {}
-        for name, value in self.fields.items():
+        for name, value in fields.items():
             (document if name == PLATFORM_NAME else document[ATTRIBUTES])[name] = value
         platform = PLATFORMS.get(str(document.get(PLATFORM_NAME)))
-        if platform and (strangers := self.fields.keys() - {PLATFORM_NAME, *platform.fields}):
+        if platform and (strangers := fields.keys() - {PLATFORM_NAME, *platform.fields}):
             raise Unfit(f"{platform.name} has no {', '.join(sorted(strangers))}")
         parsed = validate(document)
         if isinstance(parsed, Rejection):
             raise Unfit("; ".join(error.message for error in parsed.errors))
-        patched = to_json(document)
-        if len(patched) > max_bytes:
+        body = to_json(document)
+        if len(body) > max_bytes:
             raise Unfit(f"The body is larger than {max_bytes} bytes")
-        return Patched(patched, parsed.platform, parsed.resource_id)
+        return Patched(body, parsed.platform, parsed.resource_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Patches:
-    """A patch for each letter: here the same one for all. `names` are the ids by which patches are told
-    apart."""
-
-    same: Patch = field(default_factory=Patch)
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def of_one_resource(self) -> Sequence[str]:
-        """The fields that would get one value in all letters, although it belongs to one resource."""
-        return self.same.of_one_resource
-
-    def of(self, letter: Letter) -> Patch | None:
-        """The letter's patch, None to replay it unchanged. Raises Unfit."""
-        return self.same or None
-
-
-def parse(assignments: Iterable[str]) -> Patch:
+def parse(assignments: Iterable[str]) -> dict[str, Any]:
     """Read `FIELD=VALUE` and `FIELD=@FILE`. Raises UsageError, which never holds a value."""
     fields: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
-        if not equals or (name not in FIELDS and name != PLATFORM_NAME):
+        if not equals or name not in (PLATFORM_NAME, *FIELDS):
             known = ", ".join([PLATFORM_NAME, *sorted(FIELDS)])
             raise UsageError(f"--set must be FIELD=VALUE with a field of the request: {known}")
         if value == "-":
             raise UsageError(f"--set {name}=@/dev/stdin reads a value from standard input")
         if value.startswith("@"):
-            value = _read(name, value[1:])
+            try:
+                value = Path(value[1:]).read_text(encoding="utf-8-sig").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+                raise UsageError(f"--set {assignment}: the file cannot be read: {why}") from None
         fields[name] = flag_of(f"--set {name}", value) if name in FLAG_FIELDS else value
-    return Patch(fields)
-
-
-def _read(name: str, path: str) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--set {name}=@{path}: the file cannot be read: {why}") from None
-    return text.rstrip("\r\n")
+    return fields
 
 
 def flag_of(name: str, text: str) -> bool | int:
@@ -115,3 +142,71 @@ def flag_of(name: str, text: str) -> bool | int:
     if text not in _FLAGS:
         raise UsageError(f"{name} must be true, false, 0 or 1")
     return _FLAGS[text]
+
+
+def header() -> bytes:
+    """The table's beginning: a byte order mark, by which spreadsheets know UTF-8, and the names."""
+    return codecs.BOM_UTF8 + line_of(COLUMNS)
+
+
+def row(letter: Letter, *, reveal: bool) -> bytes:
+    """One letter; without `reveal` its secrets are masked."""
+    cells = _cells(letter)
+    if not reveal:
+        mask = SecretMask.of_body(letter.delivery.body)
+        cells = {name: MASK if name in SECRET_FIELDS else mask(text) for name, text in cells.items()}
+    shown = letter.shown()
+    cells |= {name: shown[name] or "" for name in ABOUT} | {"error": brief(shown["error"])}
+    return line_of([guard(cells.get(name, "")) for name in COLUMNS])
+
+
+def read_patches(path: str) -> Patches:
+    """The table in a CSV file or a workbook. Raises UsageError."""
+    rows: dict[tuple[str, str], Record] = {}
+    try:
+        with Source(path) as source:
+            for record in open_table(source, also=ABOUT):
+                _add(rows, record)
+    except (UsageError, Unreadable) as error:
+        raise UsageError(f"{path}: {error}") from None
+    return Patches(rows=rows)
+
+
+def _add(rows: dict[tuple[str, str], Record], record: Record) -> None:
+    column = LETTER if record.values.get(LETTER) else "id"
+    name = str(record.values.get(column) or "")
+    if not name:
+        raise UsageError(f"line {record.line} names no letter: its column letter is empty or missing")
+    earlier = rows.setdefault((column, name), record)
+    if earlier.values != record.values:
+        lines = f"lines {earlier.line} and {record.line}"
+        raise UsageError(f"{lines} are both about the letter {name}: keep one of them")
+
+
+def _cells(letter: Letter) -> dict[str, str]:
+    """The letter's fields as cells; a field that no cell can hold is left out."""
+    try:
+        document = {} if letter.closed else parse_object(letter.delivery.body)
+    except MalformedBody:
+        document = {}
+    attributes = document.get(ATTRIBUTES)
+    fields = dict(attributes) if isinstance(attributes, dict) else {}
+    fields[PLATFORM_NAME] = document.get(PLATFORM_NAME)
+    cells = {ACCOUNT: letter.facts["accountId"] or ""}
+    for name in (PLATFORM_NAME, *FIELDS):
+        value = fields.get(name)
+        if isinstance(value, bool):
+            cells[name] = "true" if value else "false"
+        elif isinstance(value, str | int):
+            cells[name] = str(value)
+    return cells
+
+
+def _is_same(name: str, before: str, value: Any) -> bool:
+    """Whether a cell still says what it said when it was exported."""
+    if name in SECRET_FIELDS and value == MASK:
+        return True
+    cell = clean(before)
+    if type(value) is not str:
+        return bool(flag(cell) == value)
+    return value == cell or is_rounded(cell, value)

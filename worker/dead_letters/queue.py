@@ -10,8 +10,8 @@ from worker.amqp.queue import Deliveries, QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
 from worker.broker.status import publish_order, read_orders
 from worker.broker.topology import Topology
+from worker.contract.selection import Selection
 from worker.contract.status import Order
-from worker.dead_letters.facts import Selection
 from worker.dead_letters.letter import Letter, open_letter
 from worker.errors import WorkerError
 from worker.settings import Settings
@@ -48,7 +48,7 @@ class DeadLetterQueue:
             contextlib.aclosing(self._opened(browser.look(count))) as letters,
         ):
             async for letter in letters:
-                if letter in selection:
+                if letter.facts in selection:
                     yield letter
 
     async def read(
@@ -62,6 +62,16 @@ class DeadLetterQueue:
                 if len(rows) == limit:
                     break
         return rows
+
+    async def find(
+        self, selection: Selection, row: Callable[[Letter], Row]
+    ) -> tuple[list[Row], frozenset[str]]:
+        """As `read`, of the letters that the selection's ids name; and the ids that name none. Raises
+        AmbiguousId."""
+        found = await self.read(selection, lambda letter: (letter.facts, row(letter)))
+        keys = selection.keys(facts for facts, _ in found)
+        rows = [row for facts, row in found if facts["letter"] in keys]
+        return rows, selection.missing(facts for facts, _ in found)
 
     async def depth(self) -> int:
         """How many there are."""

@@ -18,6 +18,7 @@ from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import QueueBrowser
+from worker.broker.request_message import operator_headers
 from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import now, text_of
@@ -32,9 +33,9 @@ from worker.contract.words import (
     REQUEST_ID_HEADER,
     USER_HEADER,
 )
-from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter, operators_headers
+from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
 from worker.dead_letters.patch import Patched, Unfit
-from worker.dead_letters.plan import Wish, prepare
+from worker.dead_letters.plan import Plan
 from worker.dead_letters.queue import DeadLetterQueue, Letters
 from worker.events import EventListener
 from worker.settings import Settings
@@ -121,14 +122,14 @@ class ReplaySweep(Sweep):
         removed: Callable[[Letter], None],
         *,
         settings: Settings,
-        wish: Wish,
+        plan: Plan,
         rate: float | None,
         events: EventListener,
         sent: Callable[[Letter, str | None], None],
     ) -> None:
         super().__init__(queue, wanted, stop, removed)
         self._settings = settings
-        self._wish = wish
+        self._plan = plan
         self._entry = Topology(settings.prefix).entry
         self._publisher = Publisher(settings, events)
         self._limiter = None if rate is None else _limiter(rate)
@@ -145,7 +146,7 @@ class ReplaySweep(Sweep):
 
     async def _handle(self, browser: QueueBrowser, letter: Letter) -> None:
         try:
-            prepared = prepare(letter, self._settings, self._wish)
+            prepared = self._plan.prepare(letter, self._settings)
         except Unfit:
             return
         if self._limiter is not None:
@@ -160,7 +161,7 @@ class ReplaySweep(Sweep):
         self._open[self._publisher.send(self._message(letter, prepared))] = letter
         if letter.resource is not None:
             self._resources.add(letter.resource)
-        self._sent(letter, prepared.resource_id if prepared else letter.resource_id)
+        self._sent(letter, prepared.resource_id if prepared else letter.resource and letter.resource.id)
 
     async def _drain(self, browser: QueueBrowser) -> None:
         """Wait until all are confirmed and removed; once stopped, for a short while only."""
@@ -193,7 +194,7 @@ class ReplaySweep(Sweep):
             task.cancel()
 
     def _message(self, letter: Letter, prepared: Patched | None) -> Message:
-        properties = replayed(letter, force=self._wish.force)
+        properties = replayed(letter, force=self._plan.force)
         if prepared is None:
             return Message(self._entry, REPLAY_KEY, properties, letter.delivery.body)
         properties = properties.changed(content_type="application/json", content_encoding=None)
@@ -211,19 +212,19 @@ def replayed(letter: Letter, *, force: bool) -> Properties:
     headers: dict[str, str | int | bool] = {
         RECEIVED_AT_HEADER: text_of(letter.received_after),
         REQUEST_ID_HEADER: letter.id,
-        REPLAY_COUNT_HEADER: letter.replays + 1,
+        REPLAY_COUNT_HEADER: letter.facts["replays"] + 1,
         REPLAY_AT_HEADER: text_of(now()),
         REPLAY_OF_HEADER: letter.id,
-        REPLAY_REASON_HEADER: letter.reason,
+        REPLAY_REASON_HEADER: letter.facts["reason"],
     }
-    if letter.user:
-        headers[USER_HEADER] = letter.user
+    if letter.facts["userId"]:
+        headers[USER_HEADER] = letter.facts["userId"]
     if force:
         headers[REPLAY_FORCE_HEADER] = True
     # The publisher gives a message without an id a fresh one, which the worker would take for the request's.
     return letter.properties.changed(
         headers,
-        without=_LEFT_BEHIND | operators_headers(letter.properties),
+        without=_LEFT_BEHIND | operator_headers(letter.properties),
         user_id=None,
         expiration=None,
         message_id=letter.id,

@@ -19,9 +19,8 @@ from worker.broker.status import publish_order, read_workers, whoami
 from worker.contract.settlement import recorded_id
 from worker.contract.status import Order, OrderKind
 from worker.contract.timestamps import text_of
-from worker.dead_letters.facts import few
-from worker.dead_letters.letter import Letter
-from worker.dead_letters.plan import Plan, Planned, Wish, make_plan
+from worker.dead_letters.letter import Letter, few
+from worker.dead_letters.plan import Plan, Planned
 from worker.dead_letters.queue import DeadLetterQueue, open_dead_letters
 from worker.dead_letters.replay import ReplaySweep, Sweep
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
@@ -39,20 +38,19 @@ Record = dict[str, Any]
 
 
 class Run(EventListener):
-    """`plan` first, then `perform` once. `say` is told what holds it up; `progressed` is called when a letter
+    """`look` first, then `perform` once. `say` is told what holds it up; `progressed` is called when a letter
     is done.
 
     `done` letters were removed (`removed` are their ids), `left` stay. `outcomes` are the journal's records
     by the ids of letters, and `missing` counts replays whose outcome is not known. `gone` and `changed` are
     ids of letters that were not there as they were planned."""
 
-    def __init__(self, settings: Settings, wish: Wish, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, plan: Plan, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._say = say
         self._stop = asyncio.Event()
         self.number = secrets.token_hex(4)
-        self.wish = wish
-        self.planned: Plan | None = None
+        self.plan = plan
         self.progressed: Callable[[], None] = lambda: None
         self.stage = ""
         self.done = self.missing = 0
@@ -63,6 +61,11 @@ class Run(EventListener):
         self.changed: set[str] = set()
         self.has_bad_canary = False
         self._follower: OutcomeFollower | None = None
+
+    @property
+    def participle(self) -> str:
+        """What has happened to the letters that are done."""
+        return "replayed" if self.plan.kind == "replay" else "discarded"
 
     @property
     def is_stopping(self) -> bool:
@@ -77,7 +80,7 @@ class Run(EventListener):
     @property
     def left(self) -> int:
         """Letters of the plan that stay, because they cannot be replayed or it ended before."""
-        return 0 if self.planned is None else max(0, len(self.planned.letters) - self.done - len(self.gone))
+        return max(0, len(self.plan.letters) - self.done - len(self.gone))
 
     @property
     def outcome(self) -> str:
@@ -97,11 +100,10 @@ class Run(EventListener):
         """End it after what is under way; the letters that are left stay where they are."""
         self._stop.set()
 
-    async def plan(self) -> Plan:
-        """Look at the letters. Raises as `make_plan`."""
+    async def look(self) -> None:
+        """Find out what would be done. Raises as `Plan.look`."""
         async with open_dead_letters(self._settings, self._say) as queue:
-            self.planned = await make_plan(queue, self._settings, self.wish)
-        return self.planned
+            await self.plan.look(queue, self._settings)
 
     async def perform(
         self,
@@ -115,11 +117,10 @@ class Run(EventListener):
         """Do what was planned, and unless `follow` is false wait for what becomes of it. With a `canary` one
         letter of each cause goes first; the others follow once all of these are registered. `by` is this
         terminal's user by default. Raises as DeadLetterQueue does; `done` tells what was done until then."""
-        plan, by = self.planned, by or whoami()
-        assert plan is not None, "a run is planned first"
+        plan, by = self.plan, by or whoami()
         if not plan.going:
             return  # a beginning without an end would look like one that is under way
-        is_replay = self.wish.kind == "replay"
+        is_replay = self.plan.kind == "replay"
         begun: OrderKind = "replaying" if is_replay else "discarding"
         note = {"run": self.number, "cause": "; ".join(plan.causes[:CAUSES_TOLD]) or None}
         try:
@@ -154,19 +155,19 @@ class Run(EventListener):
             if self.has_bad_canary:
                 return
         if not self.is_stopping:
-            self.stage = "Replaying" if self.wish.kind == "replay" else "Discarding"
+            self.stage = "Replaying" if self.plan.kind == "replay" else "Discarding"
             await self._sweep(queue, rest or first, rate)
 
     async def _sweep(self, queue: DeadLetterQueue, letters: Sequence[Planned], rate: float | None) -> None:
         """Replay or discard these."""
         wanted = Counter(letter.identity for letter in letters)
-        if self.wish.kind == "discard":
+        if self.plan.kind == "discard":
             sweep = Sweep(queue, wanted, self._stop, self._removed)
         else:
             sweep = ReplaySweep(
                 *(queue, wanted, self._stop, self._removed),
                 settings=self._settings,
-                wish=self.wish,
+                plan=self.plan,
                 rate=rate,
                 events=self,
                 sent=self._follower.expect if self._follower is not None else lambda *_: None,

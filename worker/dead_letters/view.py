@@ -34,7 +34,7 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     shown = _Shown(body, reveal=reveal)
     properties = letter.delivery.properties
     document: dict[str, Any] = {
-        **{name: shown.known(value) for name, value in letter.facts().document().items()},
+        **{name: shown.known(value) for name, value in letter.shown().items()},
         "properties": {
             name: shown.known(text) if name in PUBLIC_PROPERTIES else shown.unknown(text)
             for name in (*PUBLIC_PROPERTIES, *OTHER_PROPERTIES)
@@ -144,7 +144,8 @@ def _plain(value: object) -> Any:
 
 def as_text(document: dict[str, Any]) -> list[str]:
     """Lines for a terminal."""
-    plain = {k: v for k, v in document.items() if k not in {"properties", "headers", "body", "bodyText"}}
+    apart = ("cause", "properties", "headers", "body", "bodyText")
+    plain = {name: value for name, value in document.items() if name not in apart}
     lines = [f"{name:<16} {_inline(value)}" for name, value in plain.items()]
     for title in ("properties", "headers"):
         lines.append(f"{title}:" if document[title] else f"{title:<16} -")

@@ -1,9 +1,11 @@
-"""`ott-worker dead-letters replay` and `discard`: what changes the queue."""
+"""`ott-worker dead-letters replay`, `discard` and `export`."""
 
 import asyncio
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,28 +13,37 @@ from rich.console import Console
 from rich.progress import Progress
 
 from worker.cli import output
-from worker.cli.options import All, Json, Yes, filtered, require_filter
+from worker.cli.dead_letters.look import filtered, tell_missing
 from worker.cli.output import Column, Table, text_of
-from worker.cli.terminal import Say, agreed, letters, on_end
+from worker.cli.terminal import Json, Say, agreed, letters, on_end
+from worker.contract.selection import Selection
 from worker.contract.settlement import why_unregistered
-from worker.dead_letters import patch
-from worker.dead_letters.facts import NAMED, Selection, few
-from worker.dead_letters.patch import Patches
-from worker.dead_letters.plan import FORECASTS, Outcome, Plan, Planned, Wish
+from worker.dead_letters.letter import NAMED
+from worker.dead_letters.patch import Patches, header, parse, read_patches, row
+from worker.dead_letters.plan import FORECASTS, Plan
+from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.run import BAD, Run
-from worker.dead_letters.table import read_patches
 from worker.errors import BrokerUnreachable, Interrupted, UsageError
 from worker.settings import load_settings
 
+All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
 SEE_WHY = "ott-worker dead-letters list --by error"
+TOLD_REASONS = 5  # why letters cannot be replayed; --dry-run tells it of each
+
+
+def _would_be(row: dict[str, Any]) -> str:
+    return ": ".join(filter(None, (FORECASTS[row["outcome"]].label, row["why"])))
+
+
 FORECAST_COLUMNS = (
     Column("LETTER", text_of("letter")),
     Column("REASON", text_of("reason"), rank=3),
     Column("RESOURCE", text_of("resourceId"), rank=2),
-    Column("WOULD BE", lambda row: ": ".join(filter(None, (_label(row), row["why"]))), least=32),
+    Column("WOULD BE", _would_be, least=32),
     Column("REQUEST", text_of("id"), rank=4),
 )
-TOLD_REASONS = 5  # why letters cannot be replayed; --dry-run tells it of each
 
 
 @filtered
@@ -84,22 +95,21 @@ def replay(
         raise UsageError("--rate must be a number above 0")
     if patch_file is not None and assignments:
         raise UsageError("--patch and --set cannot be combined: change the cells of the file")
-    patches = Patches(patch.parse(assignments or ())) if patch_file is None else read_patches(patch_file)
-    if selection.is_everything and patches.names and not all_:
-        selection = Selection(ids=patches.names)
-    require_filter(selection, "replay", everything=all_)
+    patches = Patches(parse(assignments or ())) if patch_file is None else read_patches(patch_file)
+    if selection.is_everything and not all_:
+        selection = Selection(id=patches.names)
+    _require_filter(selection, "replay", everything=all_)
+    plan = Plan("replay", selection, patches, force, accept_unencrypted, same_for_all)
     say = Say()
-    run = Run(
-        load_settings(), Wish("replay", selection, patches, force, accept_unencrypted, same_for_all), say
-    )
-    plan = _planned(run, say)
-    unknown = Selection(ids=patches.names).missing(plan.letters)
-    if unknown:
-        say(f"{patch_file}: {len(unknown)} rows name no dead letter that matches, such as {min(unknown)}")
+    run = _planned(plan, say)
+    if plan.unpatched:
+        example = min(plan.unpatched)
+        say(f"{patch_file}: {len(plan.unpatched)} rows name no dead letter that matches, such as {example}")
     if dry_run:
-        return _print_plan(plan, as_json=as_json) or (1 if plan.missing or unknown else 0)
-    code = _carry_out(run, plan, say, yes=yes, as_json=as_json, rate=rate, follow=not no_wait)
-    return code or (1 if unknown else 0)
+        code = _print_plan(plan, as_json=as_json)
+    else:
+        code = _carry_out(run, say, yes=yes, as_json=as_json, rate=rate, follow=not no_wait)
+    return 1 if plan.missing or plan.unpatched else code
 
 
 @filtered
@@ -108,47 +118,77 @@ def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: 
 
     Example: ott-worker dead-letters discard --reason invalid --until 30d --yes
     """
-    require_filter(selection, "discard", everything=all_)
+    _require_filter(selection, "discard", everything=all_)
     if not yes and not sys.stdin.isatty():
         raise UsageError("discard is permanent; without a terminal, confirm with --yes")
-    say = Say()
-    run = Run(load_settings(), Wish("discard", selection), say)
-    return _carry_out(run, _planned(run, say), say, yes=yes, as_json=as_json)
+    plan, say = Plan("discard", selection), Say()
+    code = _carry_out(_planned(plan, say), say, yes=yes, as_json=as_json)
+    return 1 if plan.missing else code
 
 
-def _planned(run: Run, say: Say) -> Plan:
-    plan = asyncio.run(run.plan())
-    missing = plan.missing - run.wish.patches.names  # these are told with their file
-    if missing or not plan.letters:
-        say(f"no dead letter matches {few(missing)}".rstrip())
-    return plan
+@filtered
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="The file to write. Only you can read it.")],
+    selection: Selection,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Write the values of secrets too.")] = False,
+) -> int:
+    """Write dead letters to a CSV file, one row each: correct it in a spreadsheet, then replay --patch FILE.
+
+    Changes nothing in the queue. A cell that is left as it is, or emptied, changes nothing either.
+
+    Example: ott-worker dead-letters export letters.csv --reason rejected
+    """
+
+    async def look() -> list[bytes]:
+        async with open_dead_letters(load_settings(), Say()) as queue:
+            found, _ = await queue.find(selection, partial(row, reveal=reveal))
+        return found
+
+    rows = asyncio.run(look())
+    try:
+        # A file that is there already may be open to others.
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
+            os.fchmod(opened.fileno(), 0o600)
+            opened.writelines([header(), *rows])
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from None
+    output.line(f"{letters(len(rows))} written to {file}.")
+    return 1 if selection.id and not rows else 0
+
+
+def _require_filter(selection: Selection, command: str, *, everything: bool) -> None:
+    if selection.is_everything and not everything:
+        raise UsageError(f"{command} wants a filter, or --all for every dead letter")
+
+
+def _planned(plan: Plan, say: Say) -> Run:
+    """Find out what would be done, and say which letters there are not."""
+    run = Run(load_settings(), plan, say)
+    asyncio.run(run.look())
+    tell_missing(say, plan.missing - plan.patches.names, plan.letters)
+    return run
 
 
 def _carry_out(
-    run: Run,
-    plan: Plan,
-    say: Say,
-    *,
-    yes: bool,
-    as_json: bool,
-    rate: float | None = None,
-    follow: bool = False,
+    run: Run, say: Say, *, yes: bool, as_json: bool, rate: float | None = None, follow: bool = False
 ) -> int:
     """Ask, do it, say what was done and what is left to do; the exit code."""
-    done = "replayed" if run.wish.kind == "replay" else "discarded"
+    plan = run.plan
     if not plan.letters:
-        return 1 if run.wish.selection.ids else 0
+        return 0
     _tell_before(plan, say)
     if plan.refusal:
         return 1
     if not yes and sys.stdin.isatty() and not agreed(f"{_matching(plan)} Go on?"):
-        say(f"nothing was {done}")
+        say(f"nothing was {run.participle}")
         return 1
-    lost = asyncio.run(_performed(run, plan, rate=rate, follow=follow))
-    _report(run, plan, done, as_json=as_json)
-    say(run.absent)
-    if lost is not None:
-        raise BrokerUnreachable(f"{lost}: run it again for the letters that are left")
+    try:
+        asyncio.run(_perform(run, rate=rate, follow=follow))
+    except BrokerUnreachable as lost:
+        raise BrokerUnreachable(f"{lost}: run it again for the letters that are left") from None
+    finally:
+        _report(run, as_json=as_json)
+        say(run.absent)
     if run.is_stopping:
         rest = "the remaining dead letters were not touched" if run.left else "see ott-worker journal"
         raise Interrupted(f"stopped: {rest}")
@@ -157,41 +197,36 @@ def _carry_out(
         say(f"{letters(died_again)} came back: {SEE_WHY}")
     elif (staying := plan.total - run.done - len(run.gone)) > 0:
         say(f"{letters(staying)} in the queue: {SEE_WHY}")
-    return 1 if plan.missing or run.left or run.gone or died_again else 0
+    return 1 if run.left or run.gone or died_again else 0
 
 
-async def _performed(run: Run, plan: Plan, *, rate: float | None, follow: bool) -> BrokerUnreachable | None:
-    """Perform a run with a progress bar on standard error, where that is a terminal. Signals stop it.
-    What cut it short."""
+async def _perform(run: Run, *, rate: float | None, follow: bool) -> None:
+    """Perform a run with a progress bar on standard error, where that is a terminal. Signals stop it."""
     on_end(run.stop)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{run.wish.kind.capitalize()}ing", total=len(plan.going))
+        task = bar.add_task(f"{run.plan.kind.capitalize()}ing", total=len(run.plan.going))
         run.progressed = lambda: bar.update(task, completed=run.done)
-        try:
-            await run.perform(rate=rate, follow=follow)
-        except BrokerUnreachable as error:
-            return error
-    return None
+        await run.perform(rate=rate, follow=follow)
 
 
-def _report(run: Run, plan: Plan, done: str, *, as_json: bool) -> None:
-    is_replay = run.wish.kind == "replay"
+def _report(run: Run, *, as_json: bool) -> None:
+    is_replay = run.plan.kind == "replay"
     if as_json:
         for record in run.outcomes.values():
             output.json_line(record)
-        more = {"left": run.left, "unfit": plan.counts["unfit"]} if is_replay else {}
-        output.json_line({done: run.done, **more})
+        more = {"left": run.left, "unfit": run.plan.counts["unfit"]} if is_replay else {}
+        output.json_line({run.participle: run.done, **more})
         return
     is_unknown = is_replay and run.done and not run.is_followed
     hint = " ott-worker journal shows what came of them." if is_unknown else ""
-    output.line(f"{letters(run.done)} {done}, {run.left} left.{hint}")
+    output.line(f"{letters(run.done)} {run.participle}, {run.left} left.{hint}")
     for line in _outcomes(run):
         output.line(line)
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> int:
-    rows = [_forecast(letter) for letter in plan.letters]
+    rows = [{**each.facts, "outcome": each.outcome, "why": each.why or None} for each in plan.letters]
     if as_json:
         for row in rows:
             output.json_line(row)
@@ -203,17 +238,6 @@ def _print_plan(plan: Plan, *, as_json: bool) -> int:
     return 1 if plan.refusal or len(plan.going) < len(plan.letters) else 0
 
 
-def _forecast(letter: Planned) -> dict[str, Any]:
-    facts = letter.facts.document()
-    names = ("letter", "id", "reason", "error", "ottPlatformName", "resourceId")
-    return {**{name: facts[name] for name in names}, "outcome": letter.outcome, "why": letter.why or None}
-
-
-def _label(row: dict[str, Any]) -> str:
-    outcome: Outcome = row["outcome"]
-    return FORECASTS[outcome].label
-
-
 def _matching(plan: Plan) -> str:
     return f"{len(plan.letters)} of {letters(plan.total)} match: {plan.sentence}"
 
@@ -223,12 +247,12 @@ def _tell_before(plan: Plan, say: Say) -> None:
     superseded = [letter for letter in plan.letters if letter.outcome == "superseded"]
     for letter in superseded[:NAMED]:
         facts = letter.facts
-        which = output.printable(f"{letter.key}  {facts.resource_id or '-'}  request {facts.id}")
-        say(f"{which} would be superseded by {letter.why}")
+        which = f"{letter.key}  {facts['resourceId'] or '-'}  request {facts['id']}"
+        say(output.printable(f"{which} would be superseded by {letter.why}"))
     if len(superseded) > NAMED:
         say(f"and {len(superseded) - NAMED} more would be superseded: see --dry-run")
     for outcome, forecast in FORECASTS.items():
-        if outcome in plan.wish.staying:
+        if outcome in plan.staying:
             staying = Counter(each.why for each in plan.letters if each.outcome == outcome and each.why)
             for problem, count in staying.most_common(TOLD_REASONS):
                 say(f"{letters(count)} {forecast.words}: {problem}")
@@ -236,7 +260,7 @@ def _tell_before(plan: Plan, say: Say) -> None:
         say(f"{plan.refusal}. Nothing was replayed; --force replays them all the same")
 
 
-def _outcomes(run: Run) -> Iterable[str]:
+def _outcomes(run: Run) -> Iterator[str]:
     """What became of each letter, or of groups of them where there are many."""
     if len(run.outcomes) <= NAMED:
         for key, record in run.outcomes.items():

@@ -1,26 +1,35 @@
-"""`ott-worker dead-letters list`, `show` and `export`: looking, which changes nothing."""
+"""`ott-worker dead-letters list` and `show`: looking, which changes nothing; and the filters, which all
+dead-letter commands have."""
 
 import asyncio
-import contextlib
-import os
+import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 
 from worker.cli import output
-from worker.cli.options import Json, filtered
 from worker.cli.output import Column, Table, text_of, time_of
-from worker.cli.terminal import Say, letters
+from worker.cli.terminal import Json, Resource, Say, known, letters
+from worker.contract.platforms import PLATFORMS
+from worker.contract.selection import AmbiguousId, Selection
 from worker.contract.settlement import brief
-from worker.dead_letters.facts import Selection, causes_of, few
-from worker.dead_letters.letter import Letter
+from worker.contract.timestamps import moment
+from worker.contract.words import REASONS
+from worker.dead_letters.letter import BY_ERROR, Letter, causes_of, few
 from worker.dead_letters.queue import open_dead_letters
+from worker.dead_letters.view import as_text, view
 from worker.errors import UsageError
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 
-Found = TypeVar("Found")
+# Those of contract §5, the broker's own, and the word for a letter that names none.
+LETTERS_REASONS = sorted((*REASONS, "delivery_limit", "expired", "maxlen", "unknown"))
+NEXT = {
+    **dict.fromkeys(("oversize", "expired", "maxlen"), "discard {}"),
+    **dict.fromkeys(("invalid", "rejected"), "replay {} --set FIELD=VALUE"),
+}
 
 
 def _error(row: Any) -> str:
@@ -47,6 +56,60 @@ GROUP_COLUMNS = (
 )
 
 
+def _select(
+    bare_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[LETTER]...", help="Ids of letters; or of requests that one letter bears."),
+    ] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="invalid, rejected, exhausted, forbidden, oversize, or the broker's delivery_limit, expired."
+        ),
+    ] = None,
+    error: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The error contains this.")] = None,
+    platform: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(PLATFORMS)}.")] = None,
+    resource: Resource = None,
+    user: Annotated[list[str] | None, typer.Option(help="The RabbitMQ user that published it.")] = None,
+    id_: Annotated[list[str] | None, typer.Option("--id", help="As a bare id.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Died at this time (UTC) or later; or a while ago: 2h, 3d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Died at this time (UTC) or before.")] = None,
+) -> Selection:
+    return Selection(
+        reason=known("--reason", reason, LETTERS_REASONS),
+        platform=known("--platform", platform, PLATFORMS),
+        resource=frozenset(resource or ()),
+        user=frozenset(user or ()),
+        error=frozenset(error or ()),
+        id=frozenset([*(bare_ids or ()), *(id_ or ())]),
+        since=moment(since, "--since"),
+        until=moment(until, "--until"),
+    )
+
+
+def filtered(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the filters as options; it takes the `selection` that they make."""
+    filters = inspect.signature(_select).parameters
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "selection"]
+
+    @functools.wraps(command)
+    def with_selection(**given: Any) -> int:
+        selection = _select(**{name: given.pop(name) for name in filters})
+        try:
+            return command(selection=selection, **given)
+        except AmbiguousId as ambiguous:
+            _list(Selection(id=ambiguous.keys), as_json=given.get("as_json", False))
+            raise
+
+    # Those that are required go first.
+    parameters = sorted([*filters.values(), *own], key=lambda each: each.default is not each.empty)
+    with_selection.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=int)
+    with_selection.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_selection
+
+
 @filtered
 def list_letters(
     selection: Selection,
@@ -62,47 +125,31 @@ def list_letters(
 
     Example: ott-worker dead-letters list --reason exhausted --since 2h
     """
-    print_letters(selection, by_error=by is not None, limit=limit, as_json=as_json)
+    _list(selection, by_error=by is not None, limit=limit, as_json=as_json)
     return 0
 
 
-def print_letters(
+def _list(
     selection: Selection, *, by_error: bool = False, limit: int | None = None, as_json: bool = False
 ) -> None:
-    """Print the letters, or groups of them, as a table with counts or as JSON."""
-    found, total = asyncio.run(_look(selection, Letter.facts, Say(), limit))
-    rows = (
-        [cause.summary() for cause in causes_of(found, by_error=True)]
-        if by_error
-        else [letter.document() for letter in found]
-    )
+    async def look() -> tuple[list[dict[str, Any]], int]:
+        async with open_dead_letters(load_settings(), Say()) as queue:
+            return await queue.read(selection, Letter.shown, limit), await queue.depth()
+
+    found, total = asyncio.run(look())
+    rows = causes_of(found, BY_ERROR) if by_error else found
     if as_json:
         for row in rows:
             output.json_line(row)
     elif rows:
         Table(GROUP_COLUMNS if by_error else LETTER_COLUMNS, rows, output.width()).print()
-        reasons = Counter(letter.reason for letter in found)
+        reasons = Counter(letter["reason"] for letter in found)
         counts = ", ".join(f"{count} {name}" for name, count in reasons.most_common())
         is_cut = len(found) == limit and limit < total
         output.line(f"{'The first ' if is_cut else ''}{letters(len(found))}: {counts}")
     else:
         output.line("No dead letter matches." if total else "No dead letters.")
     output.flush()
-
-
-async def _look(
-    selection: Selection, row: Callable[[Letter], Found], say: Say, limit: int | None = None
-) -> tuple[list[Found], int]:
-    """The letters that match, each as `row` makes it, and the depth of the queue."""
-    async with open_dead_letters(load_settings(), say) as queue:
-        total = await queue.depth()
-        return await queue.read(selection, row, limit), total
-
-
-NEXT = {
-    "discard": ("oversize", "expired", "maxlen"),
-    "replay --set FIELD=VALUE": ("invalid", "rejected"),
-}
 
 
 @filtered
@@ -120,14 +167,14 @@ def show(
     if selection.is_everything:
         raise UsageError("show wants the id of a dead letter, or a filter: see ott-worker dead-letters list")
     from worker.broker.situation import advice  # noqa: PLC0415 # `list` needs none of it
-    from worker.dead_letters.view import as_text, view  # noqa: PLC0415
+
+    async def look() -> tuple[list[Letter], frozenset[str]]:
+        async with open_dead_letters(load_settings(), say) as queue:
+            return await queue.find(selection, lambda letter: letter)
 
     say = Say()
-    found, _ = asyncio.run(_look(selection, lambda letter: letter, say))
-    found = selection.named(found)
-    missing = selection.missing(found)
-    if missing or not found:
-        say(f"no dead letter matches {few(missing)}".rstrip())
+    found, missing = asyncio.run(look())
+    tell_missing(say, missing, found)
     for number, letter in enumerate(found):
         document = view(letter, reveal=reveal)
         if as_json:
@@ -135,53 +182,14 @@ def show(
             continue
         for line in (*[""][: bool(number)], *as_text(document)):
             output.line(line)
-        output.line(f"next: {advice(letter.reason)}")
-        output.line(f"  ott-worker dead-letters {_next(letter)}")
+        reason = letter.facts["reason"]
+        output.line(f"next: {advice(reason)}")
+        output.line(f"  ott-worker dead-letters {NEXT.get(reason, 'replay {}').format(letter.key)}")
     output.flush()
     return 0 if found and not missing else 1
 
 
-def _next(letter: Letter) -> str:
-    command = next((command for command, reasons in NEXT.items() if letter.reason in reasons), "replay")
-    name, _, more = command.partition(" ")
-    return f"{name} {letter.key} {more}".rstrip()
-
-
-@filtered
-def export(
-    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="The file to write. Only you can read it.")],
-    selection: Selection,
-    reveal: Annotated[bool, typer.Option("--reveal", help="Write the values of secrets too.")] = False,
-) -> int:
-    """Write dead letters to a CSV file, one row each: correct it in a spreadsheet, then replay --patch FILE.
-
-    Changes nothing in the queue. A cell that is left as it is, or emptied, changes nothing either.
-
-    Example: ott-worker dead-letters export letters.csv --reason rejected
-    """
-    settings = load_settings()
-    try:
-        # A file that is there already may be open to others.
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
-            os.fchmod(opened.fileno(), 0o600)
-            count = asyncio.run(_export(settings, selection, opened, reveal=reveal))
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from None
-    output.line(f"{letters(count)} written to {file}.")
-    return 1 if selection.ids and not count else 0
-
-
-async def _export(settings: Settings, selection: Selection, file: BinaryIO, *, reveal: bool) -> int:
-    from worker.dead_letters.table import header, row  # noqa: PLC0415 # with spreadsheets, and costly to import
-
-    count = 0
-    async with open_dead_letters(settings, Say()) as queue:
-        if selection.ids:
-            keys = selection.named(await queue.read(selection, Letter.facts))
-            selection = Selection(ids=frozenset(each.key for each in keys))
-        file.write(header())
-        async with contextlib.aclosing(queue.look(selection)) as found:
-            async for letter in found:
-                file.write(row(letter, reveal=reveal))
-                count += 1
-    return count
+def tell_missing(say: Say, missing: frozenset[str], found: list[Any]) -> None:
+    """Say which ids name no letter, or that no letter matches."""
+    if missing or not found:
+        say(f"no dead letter matches {few(missing)}".rstrip())

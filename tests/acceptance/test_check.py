@@ -7,7 +7,7 @@ import aio_pika
 import pytest
 
 from tests.commands import Checked, checked_with
-from tests.rig import environment, messenger, worker_status
+from tests.rig import environment, worker_status
 from tests.sandbox_faults import Status
 from worker.settings import Settings
 
@@ -159,18 +159,3 @@ async def test_a_worker_that_runs(rig):
     message = aio_pika.Message(worker_status().to_json())
     await requester.channel.default_exchange.publish(message, f"{requester.prefix}.status")
     assert (await check(rig.settings())).line("workers") == "ok    workers     host:7 is active"
-
-
-async def test_partitions_that_are_left_over_are_named(rig):
-    requester = await rig.start(partitions=4)
-    assert (await requester.ask(messenger("1")))["status"] == "registered"
-    checked = await check(rig.settings(partitions=4))
-    assert " partitions " not in checked.out
-    await rig.stop_first()
-    await rig.start_worker(rig.settings(partitions=2))
-    assert (await requester.ask(messenger("1")))["status"] == "registered"
-    line = (await check(rig.settings(partitions=2))).line("partitions")
-    assert line.startswith("note")
-    prefix = requester.prefix
-    assert f"{prefix}.requests.3, {prefix}.requests.4 are left over" in line
-    assert "OTT_PARTITIONS=2 ott-worker partitions prune" in line

@@ -12,7 +12,6 @@ from yarl import URL
 
 from worker.amqp.connection import Connection, connect
 from worker.amqp.endpoints import node_name, tls_context, vhost_of
-from worker.amqp.queue import exists
 from worker.broker import topology
 from worker.broker.requirements import (
     lacking,
@@ -30,7 +29,6 @@ from worker.events import EventListener
 from worker.marketing_cloud.answer import Cause
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
-from worker.partitions.log import read_partition_state
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 
 Mark = Literal["ok", "note", "FAIL"]
@@ -73,7 +71,6 @@ async def report(console: Console) -> int:
             await told.step("topology", _topology(connection, settings))
             await told.step("policies", _policies(settings, url))
             await told.step("workers", _workers(connection, settings))
-            await told.step("partitions", _partitions(connection, settings))
     if is_worker:
         await told.step("token", _token(settings))
     return told.code
@@ -175,24 +172,6 @@ async def _workers(connection: Connection, settings: Settings) -> Findings:
     good = [f"{worker.place} is {worker.state}" for worker in overview.workers]
     if good and not told:
         yield "ok", ", ".join(good)
-
-
-async def _partitions(connection: Connection, settings: Settings) -> Findings:
-    """Those that are left over, if there are any and this user may see them: an operator may not. Without
-    partitions there is no log to read."""
-    names = Topology(settings.prefix)
-    try:
-        state = await read_partition_state(settings)
-    except TopologyError:
-        return
-    beyond = range(state.partitions + 1, state.most_partitions + 1)
-    left = [names.partition(number) for number in beyond if await exists(connection, names.partition(number))]
-    if left:
-        yield (
-            "note",
-            f"the workers have {state.partitions}, and {', '.join(left)} are left over: "
-            f"OTT_PARTITIONS={state.partitions} ott-worker partitions prune deletes those that are drained",
-        )
 
 
 async def _token(settings: Settings) -> Findings:

@@ -78,8 +78,6 @@ def _give_up() -> None:
 
 def width() -> int | None:
     """Columns of the terminal, None where there is none."""
-    if not sys.stdout.isatty():
-        return None
     with contextlib.suppress(OSError):
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     return None

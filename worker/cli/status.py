@@ -162,7 +162,7 @@ def _worker_columns(workers: Sequence[WorkerStatus], now: datetime) -> Iterator[
     yield Column("STATE", lambda each: each.condition)
     yield Column("GATE", lambda each: _gate(each.gate, now))
     if any(each.partitions for each in workers):
-        yield Column("PARTITIONS", lambda each: _ranges(each.partitions))
+        yield Column("PARTITIONS", lambda each: ",".join(map(str, each.partitions)) or "-", least=12)
     yield Column("IN FLIGHT", lambda each: f"{each.in_flight:,}")
     yield Column("PER S", lambda each: _rate(each.rate_per_second))
     if any(each.pace is not None for each in workers):
@@ -184,17 +184,6 @@ def _table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) ->
 
 def _gate(gate: GateStatus, now: datetime) -> str:
     return gate.state if gate.since is None else f"{gate.state} {how_long(gate.since, now)}"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`1-3,7`, or `-`."""
-    spans: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1] = (spans[-1][0], number)
-        else:
-            spans.append((number, number))
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) or "-"
 
 
 def _rates(rate: Mapping[str, int]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The messages of PREFIX.status, what a worker is doing; and of PREFIX.control: orders of operators, and the
 changes that they made (contract §9, §11)."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Self
 
@@ -54,15 +54,12 @@ class Pause(_Model):
     since: AwareDatetime
 
 
-def standing_pause(orders: Iterable[Order]) -> Pause | None:
+def standing_pause(orders: Sequence[Order]) -> Pause | None:
     """The pause in force after these orders, the oldest first: the last `pause` or `resume` decides."""
-    pause = None
-    for order in orders:
-        if order.order == "pause":
-            pause = Pause(by=order.by, why=order.why, since=order.at)
-        elif order.order == "resume":
-            pause = None
-    return pause
+    last = next((each for each in reversed(orders) if each.order in ("pause", "resume")), None)
+    if last is None or last.order == "resume":
+        return None
+    return Pause(by=last.by, why=last.why, since=last.at)
 
 
 class GateStatus(_Model):

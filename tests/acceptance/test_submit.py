@@ -9,7 +9,14 @@ import sys
 import aio_pika
 import pytest
 
-from tests.acceptance.submit_command import Command, ended, lines, pages_called, write_pages
+from tests.acceptance.submit_command import (
+    Command,
+    ended,
+    lines,
+    pages_called,
+    told,
+    write_pages,
+)
 from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, messenger, until
 from tests.sandbox_faults import Latency, Status
@@ -328,13 +335,15 @@ async def test_resume_notices_that_the_input_is_another_one(submit, rig, tmp_pat
     assert sorted(pages_called(rig)) == ["1", "2"]
 
 
-async def test_without_a_worker_it_says_so_and_gives_up_when_told_to(submit, rig, tmp_path, prefix):
+async def test_without_a_worker_it_says_so_and_tells_at_its_end_what_is_out(submit, rig, tmp_path, prefix):
     await rig.stop_first()
     write_pages(tmp_path / "pages.csv", [1, 2])
-    end = await submit("pages.csv", "--timeout", "1")
-    assert end.code == 1
-    assert f"No worker takes requests from {prefix}.requests: start one." in end.err
-    assert "ott-worker: No reply came for 1 s. 2 rows (between 1 and 2) published and not answered" in end.err
+    process = await submit.start("pages.csv")
+    await told(process, f"No worker takes requests from {prefix}.requests: start one.")
+    process.send_signal(signal.SIGINT)
+    end = await ended(process)
+    assert end.code == 130
+    assert "Interrupted after row 2. 2 rows are published and not answered; with --results" in end.err
     requests = await rig.requester.channel.get_queue(f"{prefix}.requests", ensure=False)
     async with requests.iterator(no_ack=True, timeout=30) as messages:
         kept = str((await anext(messages)).reply_to)

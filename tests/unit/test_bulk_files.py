@@ -129,7 +129,7 @@ def read(path: Path, **how: Any) -> tuple[list[tuple[Row, list[Kind]]], list[str
     """The rows of a file, each with what is damaged in it; and what the job is warned of."""
     reading = Reading((str(path),), "messenger", **how)
     with JobDatabase() as database:
-        database.take(reading, stopped=lambda: False)
+        database.take(reading)
         rows = [(row, [problem.kind for problem in database.problems(row)]) for row in reading.rows()]
         return rows, list(database.warnings(reading))
 

@@ -8,17 +8,23 @@ from rich.console import Console
 from worker.cli.submit.report import show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
-from worker.files.job_database import JobDatabase
-from worker.files.progress import FIRST_ROWS, MOST_ERRORS, OTHER, Tally
-from worker.files.results import Results, RowResult, read_results
+from worker.files.job_database import JobDatabase, RowResult
+from worker.files.progress import MOST_ERRORS, OTHER, Tally
+from worker.files.results import Results, read_results
 from worker.files.rows import Row
 
 JOB = "0123456789abcdef0123456789abcdef"
 
 
-def row(platform: str, resource_id: str, number: int = 1) -> Row:
+def row(platform: str, resource_id: str, place: int = 1) -> Row:
     attributes = {PLATFORMS[platform].id_field: resource_id}
-    return Row(number, 0, "pages.csv", 2, {"ottPlatformName": platform, "ottPlatformAttributes": attributes})
+    document = {"ottPlatformName": platform, "ottPlatformAttributes": attributes}
+    return Row(place, "pages.csv", 2, 2, document)
+
+
+def take_in(database: JobDatabase, *results: RowResult) -> None:
+    for result in results:
+        database.note(result)
 
 
 REGISTERED = RowResult(2, f"{JOB}-2", "registered", "messenger", "17")
@@ -67,7 +73,7 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(tmp_
     with (tmp_path / name).open("a", errors="surrogateescape") as file:
         file.write(torn)
     assert list(read_results(tmp_path / name)) == [REGISTERED]
-    with Results(tmp_path / name) as results:
+    with JobDatabase() as database, Results(tmp_path / name, database) as results:
         results.write(REJECTED)
     assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
 
@@ -79,7 +85,11 @@ def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path, name, content
     with pytest.raises(UsageError, match="holds something else in line 1"):
         list(read_results(tmp_path / name))
     if not content.endswith("\n"):
-        with pytest.raises(UsageError, match="holds something else"), Results(tmp_path / name):
+        with (
+            JobDatabase() as database,
+            pytest.raises(UsageError, match="holds something else"),
+            Results(tmp_path / name, database),
+        ):
             pass
     assert (tmp_path / name).read_text() == content
 
@@ -90,40 +100,50 @@ def test_a_settled_row_is_known_again_whatever_its_id_is_made_of(tmp_path, name,
     with Results(tmp_path / name) as results:
         results.write(RowResult(1, f"{JOB}-1", "registered", "line", resource))
     with JobDatabase() as database:
-        database.load(read_results(tmp_path / name))
-        assert database.settled(row("line", resource, 1))
+        take_in(database, *read_results(tmp_path / name))
+        assert database.settled_by(row("line", resource, 1)) == 1
 
 
-def test_the_newest_registered_row_of_a_resource_is_known():
+def registered(place: int, platform: str = "line") -> RowResult:
+    return RowResult(place, f"{JOB}-{place}", "registered", platform, "a")
+
+
+def test_a_row_is_needless_when_a_later_one_of_its_resource_is_registered():
     with JobDatabase() as database:
-        results = [
-            RowResult(9, None, "registered", "line", "a"),
-            RowResult(4, None, "registered", "line", "a"),
-            RowResult(12, None, "failed", "line", "a"),
-            RowResult(5, None, "registered", "messenger", "a"),
-        ]
-        database.load(results)
-        assert database.newest(row("line", "a")) == 9
-        assert database.newest(row("messenger", "a")) == 5
-        assert database.newest(row("line", "b")) == 0
+        failed = RowResult(12, None, "failed", "line", "a")
+        take_in(database, registered(9), failed, registered(5, "messenger"))
+        assert database.settled_by(row("line", "a", 1)) == 9
+        assert database.settled_by(row("line", "a", 9)) == 9
+        assert database.settled_by(row("line", "a", 10)) is None
+        assert database.settled_by(row("line", "a", 12)) is None
+        assert database.settled_by(row("messenger", "a", 1)) == 5
+        assert database.settled_by(row("line", "b", 1)) is None
 
 
-def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one():
-    overtaken = [RowResult(9, None, "registered", "line", "a"), RowResult(4, None, "registered", "line", "a")]
+@pytest.mark.parametrize(
+    ("order", "settled"),
+    [((9, 4), [4, None]), ((9, 4, 9), [4, 9]), ((4, 9), [4, 9]), ((9, 4, 12), [4, 9])],
+)
+def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one(order, settled):
     with JobDatabase() as database:
-        database.load(overtaken)
-        assert [database.must_follow(row("line", "a", place)) for place in (4, 9)] == [False, True]
-        assert not database.must_follow(row("line", "b", 9))
+        take_in(database, *map(registered, order))
+        assert [database.settled_by(row("line", "a", place)) for place in (4, 9)] == settled
+
+
+def test_a_row_follows_an_earlier_one_that_goes_out_again():
     with JobDatabase() as database:
-        database.load([*overtaken, overtaken[0]])
-        assert not database.must_follow(row("line", "a", 9))
+        database.add(row("line", "a", 4))
+        take_in(database, registered(4), registered(9))
+        database.goes_out(row("line", "a", 4))
+        take_in(database, registered(4), registered(9))
+        assert database.settled_by(row("line", "a", 9)) is None
 
 
 def test_a_row_that_was_about_another_resource_is_told():
     with JobDatabase() as database:
-        database.load([RowResult(1, f"{JOB}-1", "registered", "line", "a")])
+        take_in(database, registered(1))
         with pytest.raises(UsageError, match="Row 1 is about another resource"):
-            database.settled(row("line", "b", 1))
+            database.settled_by(row("line", "b", 1))
 
 
 def test_a_tally_takes_no_more_room_for_a_million_different_errors():
@@ -131,8 +151,9 @@ def test_a_tally_takes_no_more_room_for_a_million_different_errors():
     for row in range(MOST_ERRORS + 50):
         tally.add(RowResult(row, None, "failed", errors=(f"error {row}",)), str(row))
     assert len(tally.errors()) == MOST_ERRORS + 1
-    assert (tally.errors()[0].error, tally.errors()[0].count) == (OTHER, 50)
-    assert len(tally.errors()[0].first) == FIRST_ROWS
+    _, error, group = tally.errors()[0]
+    assert (error, group.count) == (OTHER, 50)
+    assert len(group.places) == group.most
 
 
 @pytest.mark.parametrize("columns", [80, 120])

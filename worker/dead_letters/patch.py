@@ -30,7 +30,7 @@ from worker.files.cells import clean, flag, guard
 from worker.files.csv_file import line_of
 from worker.files.damage import ACCOUNT, is_rounded
 from worker.files.source import Source, Unreadable
-from worker.files.table import Record, open_table
+from worker.files.table import Record, Table
 
 LETTER: Final = "letter"
 ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")
@@ -165,7 +165,7 @@ def read_patches(path: str) -> Patches:
     rows: dict[tuple[str, str], Record] = {}
     try:
         with Source(path) as source:
-            for record in open_table(source, also=ABOUT):
+            for record in Table(source, also=ABOUT):
                 _add(rows, record)
     except (UsageError, Unreadable) as error:
         raise UsageError(f"{path}: {error}") from None
@@ -207,6 +207,6 @@ def _is_same(name: str, before: str, value: Any) -> bool:
     if name in SECRET_FIELDS and value == MASK:
         return True
     cell = clean(before)
-    if type(value) is not str:
+    if not isinstance(value, str):
         return bool(flag(cell) == value)
     return value == cell or is_rounded(cell, value)

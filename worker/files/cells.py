@@ -2,12 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME
-from worker.errors import UsageError
 from worker.files.damage import ACCOUNT
 
 # White space of every kind, the zero-width kinds, byte order marks and zero bytes among them.
@@ -49,8 +47,8 @@ def flag(cell: str) -> bool | int | str:
 
 def plain(name: str) -> str:
     """A column's name without the differences in how people write it: case, spaces, `_` and `-`, full
-    width."""
-    name = unicodedata.normalize("NFKC", clean(name)).casefold()
+    width; a name such as `ottPlatformAttributes.pageId` is that of the attribute."""
+    name = unicodedata.normalize("NFKC", clean(name)).casefold().removeprefix(f"{ATTRIBUTES.casefold()}.")
     return "".join(c for c in name if c not in WHITE and c not in "_-")
 
 
@@ -71,56 +69,12 @@ def printable(text: str) -> str:
     return "".join(escaped).replace("\\udc", "\\x")
 
 
-_PREFIX = f"{plain(ATTRIBUTES)}."
-_KNOWN: Mapping[str, str] = {
+KNOWN: Final[Mapping[str, str]] = {
     **{plain(name): name for name in (PLATFORM_NAME, *FIELDS, ACCOUNT)},
     "mid": ACCOUNT,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """A parsed header. `names` are what the columns hold, in their order: an attribute, `accountId`, one of
-    the names that the caller knows, or the header's own words where `known` lacks it. Empty names are columns
-    without a header."""
-
-    header: tuple[str, ...]
-    names: tuple[str, ...]
-    known: frozenset[str]
-
-    @property
-    def unknown(self) -> list[str]:
-        """The unknown columns, as the header writes them."""
-        return [name for name in self.names if name and name not in self.known]
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the header calls each known column."""
-        pairs = zip(self.names, self.header, strict=True)
-        return {name: clean(cell) for name, cell in pairs if name in self.known}
-
-
 def known_in(cells: Sequence[str]) -> int:
     """How many cells are names of attributes. This tells a header from a title or from data."""
-    return sum(_without_prefix(cell) in _KNOWN for cell in cells)
-
-
-def columns_of(header: Sequence[str], also: Collection[str] = ()) -> Columns:
-    """Match a header; `also` names columns that are known besides. Raises UsageError where two columns hold
-    the same."""
-    others = {plain(name): name for name in also}
-    width = max((number for number, cell in enumerate(header, 1) if clean(cell)), default=0)
-    names = []
-    for cell in header[:width]:
-        key = _without_prefix(cell)
-        names.append(others.get(key) or _KNOWN.get(key) or clean(cell))
-    known = frozenset(_KNOWN.values()) | frozenset(others.values())
-    for name in known.intersection(names):
-        if names.count(name) > 1:
-            same = (clean(cell) for cell, held in zip(header, names, strict=False) if held == name)
-            raise UsageError(f"the columns {' and '.join(same)} are both {name}: keep one of them")
-    return Columns(tuple(header[:width]), tuple(names), known)
-
-
-def _without_prefix(cell: str) -> str:
-    return plain(cell).removeprefix(_PREFIX)
+    return sum(plain(cell) in KNOWN for cell in cells)

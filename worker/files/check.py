@@ -1,97 +1,49 @@
-"""Validates each row, and explains what to correct in the file (contract §12)."""
+"""Finds all that is wrong with a row, for the person who corrects the file (contract §12)."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
-from worker.contract.platforms import ATTRIBUTES, FIELDS, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
-from worker.contract.registration import Rejection
+from worker.contract.platforms import ATTRIBUTES, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS
+from worker.contract.registration import FieldError, Rejection
 from worker.contract.words import MISSING
 from worker.files.damage import CELL_COUNT, Kind, Problem, shown
+from worker.files.job_database import JobDatabase
 from worker.files.rows import Row
 
-MOST_PLACES: Final = 1000  # of one kind that are named one by one
-
 _INFOS = [info for platform in PLATFORMS.values() for info in platform.attributes.model_fields.values()]
-_FIELD_OF = {str(info.title): str(info.alias) for info in _INFOS}
-_FLAG_VALUES: Final = "true or false, yes or no, y or n, on or off, 1 or 0"
+_FIELD_OF: Final = {"OttPlatformName": PLATFORM_NAME} | {str(info.title): str(info.alias) for info in _INFOS}
+_ALLOWED: Final = {
+    PLATFORM_NAME: " or ".join(PLATFORMS),
+    **dict.fromkeys(FLAG_FIELDS, "true or false, yes or no, y or n, on or off, 1 or 0"),
+}
 
 
-@dataclass(slots=True)
-class ProblemGroup:
-    """The rows that have one kind of problem, and the places of the first few."""
-
-    rows: int = 0
-    places: list[tuple[str, Problem]] = field(default_factory=list)
-
-
-class Findings:
-    """Findings by kind, in no more memory for a million rows than for some thousand."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.invalid = 0
-        self.groups: dict[Kind, ProblemGroup] = {}
-
-    def add(self, row: Row, wrong: Iterable[Problem]) -> tuple[str, ...]:
-        """Take a row in, with all that is wrong with it; the errors of its results line."""
-        self.rows += 1
-        errors = []
-        for problem in wrong:
-            errors.append(str(problem))
-            group = self.groups.setdefault(problem.kind, ProblemGroup())
-            group.rows += 1
-            if len(group.places) < MOST_PLACES:
-                group.places.append((row.where(problem.field), problem))
-        self.invalid += bool(errors)
-        return tuple(errors)
-
-
-def findings(row: Row, damaged: tuple[Problem, ...], max_body_bytes: int) -> Iterator[Problem]:
-    """All that is wrong with a row. Of shifted cells nothing more is said than that they are shifted."""
-    if row.fault:
-        yield _problem(
-            row.fault, "one JSON object for each row", "Correct the JSON, or export the row again."
-        )
-        return
-    yield from damaged
-    if any(problem.kind is CELL_COUNT for problem in damaged) or not row.body:
-        return
-    if len(row.body) > max_body_bytes:
-        error = f"The row is larger than {max_body_bytes} bytes."
-        yield _problem(error, "smaller rows", "Look for a cell that does not end.")
+def findings(row: Row, database: JobDatabase, max_body_bytes: int, *, send_damaged: bool) -> list[Problem]:
+    """The damage in a row, unless it is to be sent all the same, and what a worker would refuse. Of shifted
+    cells nothing more is said than that they are shifted."""
+    found = [] if send_damaged and row.document is not None else database.problems(row)
+    if any(problem.kind is CELL_COUNT for problem in found):
+        return found
+    if row.document is not None and len(row.body) > max_body_bytes:
+        what = f"The row is larger than {max_body_bytes} bytes."
+        kind = Kind(what, "smaller rows", "Look for a cell that does not end.", is_sentence=True)
+        found.append(Problem(kind))
     if isinstance(row.parsed, Rejection):
-        for refusal in row.parsed.errors:
-            yield _explained(row, refusal.message, is_missing=refusal.errorcode == MISSING)
+        found += [_explained(row, error) for error in row.parsed.errors]
+    return found
 
 
-def _problem(
-    message: str, allowed: str, advice: str, field: str = "", column: str = "", value: str = ""
-) -> Problem:
-    return Problem(Kind(message, allowed, advice), field, column, value, message=message)
-
-
-def _explained(row: Row, message: str, *, is_missing: bool) -> Problem:
-    name = _FIELD_OF.get(message.partition(" ")[0], "")
-    if name:
-        column = row.header(name)
-        value = "" if is_missing else shown(name, row.attributes.get(name), row.secrets)
-        allowed = _FLAG_VALUES if name in FLAG_FIELDS else "a text"
-        advice = _fill_in(row, name) if is_missing else "Enter one of the allowed values."
-        return _problem(message, allowed, advice, name, column, value)
-    if message.startswith("OttPlatformName"):
-        advice = f"Fill in the column {PLATFORM_NAME}, or give --platform for rows that name none."
-        value = "" if is_missing else shown(PLATFORM_NAME, (row.document or {}).get(PLATFORM_NAME))
-        return _problem(message, " or ".join(PLATFORMS), advice, PLATFORM_NAME, PLATFORM_NAME, value)
-    beside = row.document is not None and row.document.keys() & set(FIELDS)
-    advice = (
-        f"The attributes stand beside {ATTRIBUTES}: put them into it." if beside else "Add the attributes."
-    )
-    return _problem(message, "an object with the attributes of the platform", advice)
-
-
-def _fill_in(row: Row, name: str) -> str:
-    if row.table is None:
-        return f"Add {name} to the row."
-    is_there = name in row.table.columns.headers
-    return "Fill in the cell." if is_there else f"Add a column {name} and fill it in."
+def _explained(row: Row, error: FieldError) -> Problem:
+    name = _FIELD_OF.get(error.message.partition(" ")[0])
+    if name is None:
+        allowed = "an object with the attributes of the platform"
+        advice = f"Put the attributes into {ATTRIBUTES}, not beside it."
+        return Problem(Kind(error.message, allowed, advice, is_sentence=True))
+    value, advice = "", "Enter one of the allowed values."
+    if error.errorcode != MISSING:
+        value = shown(name, {**(row.document or {}), **row.attributes}.get(name), row.secrets)
+    elif row.table and name in row.table.headers:
+        advice = "Fill in the cell."
+    else:
+        advice = f"Add {name}, and fill it in."
+    kind = Kind(error.message, _ALLOWED.get(name, "a text"), advice, is_sentence=True)
+    return Problem(kind, name, row.header(name), value)

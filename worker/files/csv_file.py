@@ -5,7 +5,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, product
+from itertools import chain, count, islice, product
 from typing import Any, Final
 
 from worker.files.cells import clean, known_in
@@ -31,14 +31,24 @@ quotation marks as a whole, `in_quotes`."""
 
 def rows_of(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
     """Each row of the file. Raises Unreadable where the text stops being readable."""
-    reader = reader_of(lines(chunks, encoding), **dialect)
-    number = 0
-    while (row := _next(reader)) is not None:
-        line, cells = row
-        if line == 1 and isinstance(cells, list) and separator_in(cells):
-            continue  # a spreadsheet does not show it
-        number += 1
-        yield number, line, cells
+    text = lines(chunks, encoding)
+    first = next(text, "")
+    above = int(_separator_in(first) is not None)  # a line that a spreadsheet does not show
+    reader = reader_of(text if above else chain([first], text), **dialect)
+    for number in count(1):
+        begins = above + reader.line_num + 1
+        cells: list[str] | Problem | None
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if "limit" in str(error) or "unexpected end" in str(error):
+                ends = above + reader.line_num
+                where = f"line {begins}" if ends <= begins else f"lines {begins} to {ends}"
+                raise Unreadable(f"a cell in {where} does not end: is a quotation mark missing?") from None
+            cells = Problem(QUOTING)
+        if cells is None:
+            return
+        yield number, begins, cells
 
 
 def reader_of(text: Iterable[str], *, in_quotes: bool = False, **parameters: Any) -> Any:
@@ -61,8 +71,7 @@ def line_of(cells: Iterable[object], delimiter: str = ",", end: str = "\n") -> b
 def dialect_of(text: str) -> Dialect:
     """The dialect that a `sep=` line names, else that in which the header names most attributes and the rows
     fit it best."""
-    first = _SEPARATOR_LINE.match(text.lstrip("\ufeff").partition("\n")[0])
-    delimiters = first[1] if first else ",;\t|"
+    delimiters = _separator_in(text.partition("\n")[0]) or ",;\t|"
     quotes = '"' if '"' in text else "\"'"
     escapes = [None, "\\"] if '\\"' in text else [None]
     spaces = [False, True] if _SPACED_QUOTE.search(text) else [False]
@@ -74,9 +83,10 @@ def dialect_of(text: str) -> Dialect:
     return max(dialects, key=lambda dialect: _fitness(text, dialect))
 
 
-def separator_in(cells: Sequence[str]) -> bool:
-    """Whether this is the line that tells a spreadsheet the delimiter: `sep=;`, cut at that delimiter."""
-    return cells[:1] == ["sep="] or (len(cells) == 1 and _SEPARATOR_LINE.match(cells[0]) is not None)
+def _separator_in(line: str) -> str | None:
+    """The delimiter, if this is the line that tells it to a spreadsheet: `sep=;`."""
+    found = _SEPARATOR_LINE.match(line.lstrip("\ufeff"))
+    return found and found[1]
 
 
 def is_header(cells: Sequence[str]) -> bool:
@@ -88,19 +98,6 @@ def is_header(cells: Sequence[str]) -> bool:
 def header_in(rows: Sequence[Sequence[str]]) -> int:
     """Which of the first rows is the header: the one that names most attributes."""
     return max(range(len(rows)), key=lambda at: known_in(rows[at]), default=0)
-
-
-def _next(reader: Any) -> tuple[int, list[str] | Problem] | None:
-    first = reader.line_num + 1
-    try:
-        cells = next(reader, None)
-    except csv.Error as error:
-        last = reader.line_num
-        if "limit" in str(error) or "unexpected end" in str(error):
-            where = f"line {first}" if last <= first else f"lines {first} to {last}"
-            raise Unreadable(f"a cell in {where} does not end: is a quotation mark missing?") from None
-        return first, Problem(QUOTING)
-    return None if cells is None else (first, cells)
 
 
 def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:

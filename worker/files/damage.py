@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
@@ -21,11 +21,13 @@ _AS_TEXT = "Format the column as Text, then enter the id again as its source has
 
 
 class Kind(NamedTuple):
-    """One kind of problem: what is wrong, what is allowed, what to do in the spreadsheet."""
+    """One kind of problem: what is wrong, what is allowed, what to do in the spreadsheet. What a worker would
+    refuse is told in a whole sentence, which needs no subject."""
 
     what: str
     allowed: str
     advice: str
+    is_sentence: bool = False
 
 
 SCIENTIFIC: Final = Kind("is in scientific notation, which has lost digits", _DIGITS, _AS_TEXT)
@@ -114,58 +116,64 @@ _OTHER_ERROR = re.compile(r"#{3,}\Z|Err:\d{3}\Z")
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong with a row: `field` is what a cell holds, `column` what the header calls it.
-    `value` may be shown. What a worker would refuse has its `message`."""
+    `value` may be shown."""
 
     kind: Kind
     field: str = ""
     column: str = ""
     value: str = ""
     remark: str = ""
-    message: str = ""
 
     def __str__(self) -> str:
-        if self.message:
-            return self.message
+        if self.kind.is_sentence:
+            return self.kind.what
         subject = f"{self.column} {self.value}".strip() or "The row"
         remark = f" ({self.remark})" if self.remark else ""
         return f"{subject} {self.kind.what}{remark}; allowed: {self.kind.allowed}"
 
+    @property
+    def about(self) -> str:
+        """The cell and what to write, to follow the row's place."""
+        column = f", column {self.column}" if self.column else ""
+        value = f": {self.value}" if self.value else ""
+        return f"{column}{value}{f' ({self.remark})' if self.remark else ''}"
+
 
 def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> list[Problem]:
     """The damage in a row of a table. `headers` maps each field to its name in the file."""
+    secrets = {values[name]: name for name in SECRET_FIELDS if name in values}
     found = []
-    secrets = [values[name] for name in SECRET_FIELDS if name in values]
     for name, value in values.items():
-        if type(value) is not str:
+        if not isinstance(value, str) or (kind := _damage(name, value, secrets)) is None:
             continue
-        if name in IDS:
-            if value in secrets:
-                twin = next(other for other in SECRET_FIELDS if values.get(other) == value)
-                found.append((SECRET_AS_ID, name, MASK, headers.get(twin, twin)))
-            elif not (value.isascii() and value.isdigit()):
-                found.append(_damaged_id(name, value))
-        elif value[0] in "#E" and is_error_value(value):
-            found.append((ERROR_VALUE, name, f'"{value}"', ""))
-        if "\ufffd" in value:
-            found.append((LOST, name, shown(name, value), ""))
-        elif _PLACEHOLDER.fullmatch(value):
-            is_cut = name in SECRET_FIELDS and value.endswith("…")  # then what is left is secret
-            found.append((PLACEHOLDER, name, MASK if is_cut else f'"{value[:LONGEST_SHOWN]}"', ""))
-    spoilt = {name for kind, name, *_ in found if kind in (PLACEHOLDER, LOST)}
-    return [
-        Problem(kind, name, headers.get(name, name), *more)
-        for kind, name, *more in found
-        if not (kind is NOT_DIGITS and name in spoilt)
-    ]
+        visible, remark = shown(name, value), ""
+        if kind is SECRET_AS_ID:
+            visible, remark = MASK, headers.get(secrets[value], secrets[value])
+        elif kind is ERROR_VALUE or (kind is PLACEHOLDER and not value.endswith("…")):
+            visible = f'"{value[:LONGEST_SHOWN]}"'  # no secret, whatever the column
+        elif kind is NOT_DIGITS:
+            digits = unicodedata.normalize("NFKC", value)
+            remark = f"write {digits}" if _is_digits(digits) else ""
+        found.append(Problem(kind, name, headers.get(name, name), visible, remark))
+    return found
 
 
-def spoilt_cells(cells: Iterable[tuple[str, str]], headers: Mapping[str, str]) -> list[Problem]:
-    """The cells of attributes that a workbook does not hold as text, with what they are for."""
-    return [
-        Problem(cell.kind, name, headers[name], shown(name, str(cell)))
-        for cell, name in cells
-        if isinstance(cell, SpoiltCell) and name in headers
-    ]
+def _damage(name: str, value: str, secrets: Container[str]) -> Kind | None:
+    kind = None
+    if isinstance(value, SpoiltCell):
+        kind = value.kind
+    elif "\ufffd" in value:
+        kind = LOST
+    elif _PLACEHOLDER.fullmatch(value):
+        kind = PLACEHOLDER
+    elif value in _ERROR_VALUES or _OTHER_ERROR.match(value):
+        kind = ERROR_VALUE
+    elif name in IDS and value in secrets:
+        kind = SECRET_AS_ID
+    elif name in IDS and not _is_digits(value):
+        is_decimal = _DECIMAL.match(value)
+        kind = SCIENTIFIC if _SCIENTIFIC.match(value) else DECIMAL if is_decimal else NOT_DIGITS
+    return kind
 
 
 def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
@@ -173,16 +181,6 @@ def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
     means them."""
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
     return [problem for problem in damaged_values(texts, {}) if problem.kind in EVERYWHERE]
-
-
-def is_error_value(text: str) -> bool:
-    """Whether a cell holds a spreadsheet's error value."""
-    return text in _ERROR_VALUES or _OTHER_ERROR.match(text) is not None
-
-
-def ends_in_0(value: str) -> bool:
-    """Whether an id has more digits than a spreadsheet keeps, and its last one may be lost."""
-    return len(value) > EXACT_DIGITS and value.isdigit() and value.endswith("0")
 
 
 def may_be_rounded(resource_id: str) -> bool:
@@ -193,7 +191,7 @@ def may_be_rounded(resource_id: str) -> bool:
 
 def is_rounded(digits: str, value: str) -> bool:
     """Whether a spreadsheet that takes an id for a number makes this of it."""
-    if not (digits.isascii() and digits.isdigit()):
+    if not _is_digits(digits):
         return False
     value = value.replace(",", ".")
     if _SCIENTIFIC.match(value):
@@ -216,16 +214,8 @@ def shown(name: str, value: object, secrets: Iterable[object] = ()) -> str:
     return f'"{text}"' if isinstance(value, str) else text
 
 
-def _damaged_id(name: str, value: str) -> tuple[Kind, str, str, str]:
-    visible = shown(name, value)
-    if is_error_value(value):
-        return ERROR_VALUE, name, visible, ""
-    if _SCIENTIFIC.match(value):
-        return SCIENTIFIC, name, visible, ""
-    if _DECIMAL.match(value):
-        return DECIMAL, name, visible, ""
-    digits = unicodedata.normalize("NFKC", value)
-    return NOT_DIGITS, name, visible, f"write {digits}" if digits.isascii() and digits.isdigit() else ""
+def _is_digits(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _may_be_a_secret(text: str) -> bool:

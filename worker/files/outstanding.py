@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from aiolimiter import AsyncLimiter
+
 from worker.files.rows import Row
 
-UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024  # published, and held until the broker has them
+MOST_BYTES: Final = 16 * 1024 * 1024  # of the rows that are out
 HOLD: Final = 0.8  # seconds for which the rows of a job hold up others
 LEAST_HOLD: Final = 0.2  # the same while calls are paused again and again, as by Retry-After
 FORGIVEN: Final = 0.1  # seconds of a pause that are forgotten in each second
@@ -64,45 +66,35 @@ class Outstanding:
 
     def __init__(self, limit: int | None = None, rate: float | None = None) -> None:
         self._pacer = Pacer(limit)
-        self._interval = 1 / rate if rate else 0.0
-        self._next_at = 0.0
+        self._limiter = AsyncLimiter(1, 1 / rate) if rate else None
         self._rows: dict[str, tuple[Row, float]] = {}  # and when each was sent
-        self._unconfirmed = 0
+        self._bytes = 0
         self._changed = asyncio.Event()
         self._moved_at = 0.0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __str__(self) -> str:
-        """`3 rows (between 17 and 25)`."""
-        rows = [row.place for row in self.rows()]
-        if len(rows) == 1:
-            return f"row {min(rows)}"
-        return f"{len(rows):,} rows (between {min(rows)} and {max(rows)})" if rows else "no row"
-
     @property
     def idle(self) -> float:
-        """Seconds since something last moved, while rows are out."""
+        """Seconds since a row was answered, or the first one sent, while rows are out."""
         return asyncio.get_running_loop().time() - self._moved_at if self._rows else 0.0
 
     def add(self, request_id: str, row: Row) -> None:
         """A row goes out."""
+        now = asyncio.get_running_loop().time()
         if not self._rows:
-            self._moved()
-        self._rows[request_id] = row, asyncio.get_running_loop().time()
-        self._unconfirmed += len(row.body)
-
-    def confirmed(self, size: int) -> None:
-        """The broker has a row, or it was given up."""
-        self._unconfirmed -= size
-        self._moved()
+            self._moved_at = now
+        self._rows[request_id] = row, now
+        self._bytes += len(row.body)
 
     def answered(self, request_id: str) -> Row | None:
         """A row has come back; None if it was not out."""
-        self._moved()
+        self._moved_at = asyncio.get_running_loop().time()
+        self._changed.set()
         row, sent_at = self._rows.pop(request_id, (None, 0.0))
         if row is not None:
+            self._bytes -= len(row.body)
             self._pacer.answered(self._moved_at, self._moved_at - sent_at, len(self._rows))
         return row
 
@@ -112,24 +104,13 @@ class Outstanding:
 
     async def room(self) -> None:
         """Wait until one more row may go out."""
-        loop = asyncio.get_running_loop()
-        if self._interval:
-            self._next_at = max(self._next_at, loop.time()) + self._interval
-            await asyncio.sleep(self._next_at - self._interval - loop.time())
-        await self.until(
-            lambda: len(self._rows) < self._pacer.limit(loop.time()) and self._unconfirmed < UNCONFIRMED_BYTES
-        )
-
-    async def none(self) -> None:
-        """Wait until no row is out."""
-        await self.until(lambda: not self._rows)
+        if self._limiter:
+            await self._limiter.acquire()
+        clock = asyncio.get_running_loop().time
+        await self.until(lambda: len(self._rows) < self._pacer.limit(clock()) and self._bytes < MOST_BYTES)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that rows going and coming bring about."""
+        """Wait for a condition that an answer brings about."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
-
-    def _moved(self) -> None:
-        self._moved_at = asyncio.get_running_loop().time()
-        self._changed.set()

@@ -1,10 +1,8 @@
 """The rows of a job, from its inputs in whatever format they are (contract §12)."""
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import cached_property
 from itertools import count
 from pathlib import Path, PurePath
@@ -14,83 +12,70 @@ from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
 from worker.contract.registration import Registration, Rejection, validate
 from worker.errors import UsageError
-from worker.files import json_rows
-from worker.files.cells import printable
-from worker.files.damage import ACCOUNT, CELL_COUNT, RESOURCE_IDS, ROUNDED, Problem, spreadsheet_marks
-from worker.files.source import STANDARD_INPUT, Source, Unreadable, decode_sample, encoding_of, lines
-from worker.files.table import RETURNED, Record, Table, check_kind, is_workbook, open_table
-from worker.files.workbook import Workbook, cell_name
+from worker.files.damage import (
+    ACCOUNT,
+    CELL_COUNT,
+    RESOURCE_IDS,
+    ROUNDED,
+    Kind,
+    Problem,
+    spreadsheet_marks,
+)
+from worker.files.source import (
+    STANDARD_INPUT,
+    Source,
+    Unreadable,
+    decode_sample,
+    elements,
+    encoding_of,
+    lines,
+)
+from worker.files.table import Record, Table, is_workbook
+from worker.files.workbook import cell_name
+
+# Columns that `submit --failed` adds. Together they mark a file that has come back.
+RETURNED: Final = ("error", "line", "row")
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class Format(StrEnum):
-    """How an input is written."""
-
-    CSV = "csv"
-    XLSX = "xlsx"
-    JSON_LINES = "jsonl"
-    JSON = "json"
-
-
-_BY_ENDING: Final = {
-    ".csv": Format.CSV,
-    ".tsv": Format.CSV,
-    ".jsonl": Format.JSON_LINES,
-    ".ndjson": Format.JSON_LINES,
-}
-
-
 @dataclass(frozen=True)
 class Row:
-    """One row. `number` counts from 1 over the data rows of all inputs, `line` in its `file`; `read` is how
-    many bytes of all inputs had been read by then.
+    """One row. `place` is its number in the job, counted from 1 over the data rows of all inputs; a row that
+    `--failed` gave back keeps the number that it had. `line` is where it begins in its `file`, and `shown_as`
+    the number that a spreadsheet or an editor shows beside it.
 
-    `document` is the registration that the row asks for; without one nothing can be sent. `fault` is why a
-    row of JSON holds none, `problems` are what is damaged. `raw` is a row of JSON as the file has it; of a
-    `table`'s row, `cells` are what stands there, and `shown_as` is its number in a spreadsheet. `returned_as`
-    is the number that it had in the job that gave it back (`--failed`). `true_at` is when the file says so.
+    `document` is the registration that the row asks for; without one nothing can be sent, and `problems` tell
+    why. `raw` is a row of JSON as the file has it; of a `table`'s row, `cells` are what stands there.
+    `true_at` is when the file says so, in microseconds since the epoch.
     """
 
-    number: int
-    read: int
+    place: int
     file: str
     line: int
+    shown_as: int
     document: Mapping[str, Any] | None = None
     raw: bytes = b""
     account_id: str | None = None
-    fault: str = ""
     problems: tuple[Problem, ...] = ()
     table: Table | None = None
     cells: list[str] | None = None
-    shown_as: int = 0
-    returned_as: int | None = None
     true_at: int | None = None
-
-    def header(self, name: str) -> str:
-        """What the file calls an attribute."""
-        return self.table.columns.headers.get(name, name) if self.table else name
-
-    @property
-    def place(self) -> int:
-        """Its number in the job: the one that it had when `--failed` gave it back, else its number here."""
-        return self.returned_as or self.number
-
-    @property
-    def at(self) -> str:
-        """The number that a spreadsheet or an editor shows beside the row."""
-        return str(self.shown_as or self.line)
 
     def where(self, name: str = "") -> str:
         """The place of the row, or of one of its attributes, as a spreadsheet or an editor shows it."""
         if self.table is None:
-            return f"{self.file} line {self.line} (row {self.number})"
+            return f"{self.file} line {self.line} (row {self.place})"
         if self.table.workbook is None:
             return f"{self.file} row {self.shown_as} (line {self.line})"
-        names = self.table.columns.names
+        names = self.table.names
         if name not in names:
             return f"{self.file} row {self.shown_as}"
         return f"{self.file} cell {cell_name(self.shown_as, names.index(name) + 1)}"
+
+    def header(self, name: str) -> str:
+        """What the file calls an attribute."""
+        return self.table.headers.get(name, name) if self.table else name
 
     @cached_property
     def body(self) -> bytes:
@@ -143,116 +128,109 @@ class Reading:
 
     paths: tuple[str, ...]
     platform: str | None = None
-    format: Format | None = None
     encoding: str | None = None
     sheet: str | None = None
     send_unknown: bool = False
     as_of: int | None = None
     tables: dict[str, Table] = field(default_factory=dict, compare=False)
-    """Each table that has been opened, by its path: its columns and its delimiter."""
+    """Each table that has been opened, by the name of its file: its columns and its delimiter."""
+
+    @cached_property
+    def rereadable(self) -> bool:
+        """Whether every input can be read more than once; one that is missing is told by the first try."""
+        given = [Path(path) for path in self.paths if path != STANDARD_INPUT]
+        return len(given) == len(self.paths) and all(path.is_file() or not path.exists() for path in given)
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order, one held at a time. Raises UsageError for an unusable input, and
         Unreadable for one that breaks off."""
         numbers = count(1)
-        read = 0
         for path in self.paths:
+            place = 0
             with Source(path) as source:
-                yield from self._rows(source, numbers, read)
-                read += source.read
+                try:
+                    for row in self._rows(source, numbers):
+                        place = row.place
+                        yield row
+                except Unreadable as error:
+                    where = f"after row {place}" if place else "at its beginning"
+                    raise Unreadable(f"{source.name} cannot be read {where}: {error}") from None
+                except UsageError as error:
+                    raise UsageError(f"{source.name}: {error}") from None
 
-    @cached_property
-    def rereadable(self) -> bool:
-        """Whether every input can be read more than once."""
-        return all(path != STANDARD_INPUT and Path(path).is_file() for path in self.paths)
-
-    def probe(self) -> None:
-        """Look at the beginning of every file. Raises UsageError for one that is missing or of no use, or
-        that lacks what would tell the platform of its rows."""
-        for path in self.paths:
-            # What a pipe has given once it does not give again.
-            if path != STANDARD_INPUT and (Path(path).is_file() or not Path(path).exists()):
-                with Source(path) as source, contextlib.suppress(Unreadable):
-                    next(self._rows(source, count(1), 0), None)
-        for path, table in self.tables.items():
-            names = table.columns.names
-            if names and PLATFORM_NAME not in names and self.platform is None:
-                options = " or ".join(f"--platform {name}" for name in PLATFORMS)
-                raise UsageError(
-                    f"{printable(path)}: no column {PLATFORM_NAME} tells the platform of its rows: "
-                    f"give {options}, or add the column"
-                )
-
-    def _rows(self, source: Source, numbers: Iterator[int], before: int) -> Iterator[Row]:
-        number = 0
-        try:
-            for row in self._of_any_format(source, numbers, before):
-                number = row.number
-                yield row
-        except Unreadable as error:
-            where = f"after row {number}" if number else "at its beginning"
-            raise Unreadable(f"{source.name} cannot be read {where}: {error}") from None
-        except UsageError as error:
-            raise UsageError(f"{source.name}: {error}") from None
-
-    def _of_any_format(self, source: Source, numbers: Iterator[int], before: int) -> Iterator[Row]:
+    def _rows(self, source: Source, numbers: Iterator[int]) -> Iterator[Row]:
         sample = source.sample()
-        chosen = self.format or format_of(source.path, sample)
         if not sample.strip():
             return
-        if chosen in (Format.CSV, Format.XLSX):
-            table = open_table(
-                source, encoding=self.encoding, sheet=self.sheet, also=RETURNED, unknown=self.send_unknown
-            )
-            self.tables[source.path] = table
-            for record in table:
-                yield self._table_row(record, table, source, next(numbers), before)
-            return
         encoding = self.encoding or encoding_of(sample)
-        chunks = source.chunks()
-        if encoding != "utf-8":  # which stays as it is, byte for byte
-            chunks = (line.encode(errors="surrogatepass") for line in lines(chunks, encoding))
-        if chosen is Format.JSON_LINES:
-            bodies = json_rows.lines(chunks)
+        ending = PurePath(source.path.lower().removesuffix(".gz")).suffix
+        beginning = decode_sample(sample, encoding).lstrip("\ufeff \t\r\n")[:1]
+        if is_workbook(sample) or ending in (".csv", ".tsv") or beginning not in ("[", "{"):
+            yield from self._table_rows(source, numbers)
+        elif beginning == "{":
+            # Bytes that are no text are told as a fault of their row.
+            errors = "surrogateescape"
+            for number, text in enumerate(lines(source.chunks(), encoding, errors), 1):
+                if body := text.strip().encode(errors=errors):
+                    yield self._json_row(number, body, source, next(numbers))
         else:
-            in_array = decode_sample(sample, encoding).lstrip()[:1] == "["
-            bodies = json_rows.values(chunks, in_array=in_array)
-        for line, body in bodies:
-            yield self._json_row(line, body, source, next(numbers), before)
+            chunks = source.chunks()
+            if encoding != "utf-8":  # which stays as it is, byte for byte
+                chunks = (text.encode(errors="surrogatepass") for text in lines(chunks, encoding))
+            for number, body in elements(chunks):
+                yield self._json_row(number, body, source, next(numbers))
 
-    def _table_row(self, record: Record, table: Table, source: Source, number: int, before: int) -> Row:
+    def _table_rows(self, source: Source, numbers: Iterator[int]) -> Iterator[Row]:
+        table = Table(
+            source,
+            encoding=self.encoding,
+            sheet=self.sheet,
+            also=RETURNED,
+            keeps_unknown=self.send_unknown,
+        )
+        if table.names and PLATFORM_NAME not in table.names and self.platform is None:
+            options = " or ".join(f"--platform {name}" for name in PLATFORMS)
+            raise UsageError(
+                f"no column {PLATFORM_NAME} tells the platform of its rows: give {options}, or add the column"
+            )
+        self.tables[source.name] = table
+        if table.workbook and table.workbook.saved_at:
+            source.changed_at = table.workbook.saved_at
+        for record in table:
+            yield self._table_row(record, table, source, next(numbers))
+
+    def _table_row(self, record: Record, table: Table, source: Source, number: int) -> Row:
         document, values = None, record.values
-        # A column called row means nothing by itself.
-        is_back = set(RETURNED) <= set(table.columns.names)
-        returned_as = str(values.get("row", "")) if is_back else ""
+        returned = {name: values.pop(name, None) for name in RETURNED}
         account = values.pop(ACCOUNT, None)
         if record.cells:
             platform = values.pop(PLATFORM_NAME, self.platform)
-            for name in RETURNED:
-                values.pop(name, None)
             document = {} if platform is None else {PLATFORM_NAME: platform}
             document[ATTRIBUTES] = values
+        # A column called row means nothing by itself.
+        returned_as = str(returned["row"]) if table.headers.keys() >= set(RETURNED) else ""
         return Row(
-            number,
-            before + source.read,
+            int(returned_as) if returned_as.isdecimal() else number,
             source.name,
             record.line,
+            record.row,
             document,
             account_id=account,
             problems=record.problems,
             table=table,
             cells=record.cells,
-            shown_as=record.row,
-            returned_as=int(returned_as) if returned_as.isdecimal() else None,
-            true_at=self._true_at(source, table.workbook),
+            true_at=self._true_at(source),
         )
 
-    def _json_row(self, line: int, body: bytes, source: Source, number: int, before: int) -> Row:
-        row = Row(number, before + source.read, source.name, line, raw=body, true_at=self._true_at(source))
+    def _json_row(self, line: int, body: bytes, source: Source, number: int) -> Row:
+        row = Row(number, source.name, line, line, raw=body, true_at=self._true_at(source))
         try:
             document = parse_object(body)
         except MalformedBody as error:
-            return replace(row, fault=str(error).replace("The body", "The row"))
+            fault = str(error).replace("The body", "The row")
+            advice = "Correct the JSON, or export the row again."
+            kind = Kind(fault, "one JSON object for each row", advice, is_sentence=True)
+            return replace(row, problems=(Problem(kind),))
         returned_as = None
         if document.keys() >= {"error", "line"}:
             returned_as = document.get("row")
@@ -260,31 +238,32 @@ class Reading:
         if self.platform and document.get(PLATFORM_NAME) in (None, ""):
             others = {k: v for k, v in document.items() if k != PLATFORM_NAME}
             body, document = b"", {PLATFORM_NAME: self.platform, **others}
-        returned_as = returned_as if type(returned_as) is int else None
-        row = replace(row, document=document, raw=body, returned_as=returned_as)
+        place = returned_as if type(returned_as) is int else number
+        row = replace(row, place=place, document=document, raw=body)
         return replace(row, problems=tuple(spreadsheet_marks(row.attributes)))
 
-    def _true_at(self, source: Source, workbook: Workbook | None = None) -> int | None:
-        """`--as-of`, else when the workbook was saved, else when the file was changed."""
-        if self.as_of is not None:
-            return self.as_of or None
-        return (workbook and workbook.saved_at) or source.changed_at
+    def _true_at(self, source: Source) -> int | None:
+        return source.changed_at if self.as_of is None else self.as_of or None
 
 
-def format_of(path: str, sample: bytes) -> Format:
-    """By what the file is, then by its ending, else by how it begins. Raises UsageError where they contradict
-    each other."""
-    check_kind(sample)
-    if is_workbook(sample):
-        return Format.XLSX
-    ending = PurePath(path.lower().removesuffix(".gz")).suffix
-    if ending in _BY_ENDING:
-        return _BY_ENDING[ending]
-    beginning = decode_sample(sample, encoding_of(sample)).strip()
-    if beginning.startswith("["):
-        return Format.JSON
-    if beginning.startswith("{"):
-        return Format.JSON_LINES if beginning.partition("\n")[0].rstrip().endswith("}") else Format.JSON
-    if beginning and ending == ".json":
-        raise UsageError("it is neither a JSON array nor JSON objects: name its --format, or rename it")
-    return Format.CSV
+@dataclass(slots=True)
+class Group:
+    """Rows of one kind: how many, and the places of the first ones, in constant memory."""
+
+    most: int = 5  # places that are kept
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.places) < self.most:
+            self.places.append(place)
+
+    def __str__(self) -> str:
+        return ", ".join(self.places) + more(self.count, self.most)
+
+
+def more(count: int, named: int) -> str:
+    """What follows the first `named` ones of so many: ` and 3 more`."""
+    return f" and {count - named:,} more" if count > named else ""

@@ -1,9 +1,10 @@
-"""The bytes of one input, read once from front to back, a chunk at a time, and their lines of text; gzip is
-unpacked on the way (contract §12)."""
+"""The bytes of one input, read once from front to back, a chunk at a time; gzip is unpacked on the way
+(contract §12). They are cut into lines of text, or into the elements of a JSON array."""
 
 import codecs
 import io
 import os
+import re
 import stat
 import tempfile
 import zlib
@@ -16,7 +17,7 @@ from worker.files.cells import printable
 STANDARD_INPUT = "-"
 CHUNK = 65536  # bytes
 SAMPLE = 65536  # bytes; what a format is recognised by
-LONGEST_ROW = 16 * 1024 * 1024  # bytes; RabbitMQ takes no larger message
+LONGEST_ROW = 4 * 1024 * 1024  # characters, or bytes of JSON
 LARGEST_WORKBOOK = 256 * 1024 * 1024  # bytes of the file itself
 
 _GZIP = b"\x1f\x8b"
@@ -28,16 +29,12 @@ class Unreadable(WorkerError):
 
 
 class Source:
-    """A file, or standard input for `-`: a context manager. Raises UsageError if it cannot be opened.
-
-    `read` counts the bytes taken from the file itself, compressed or not.
-    """
+    """A file, or standard input for `-`: a context manager. Raises UsageError if it cannot be opened."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.name = "standard input" if path == STANDARD_INPUT else printable(path)
         self.changed_at: int | None = None  # microseconds since the epoch; of a file
-        self.read = 0
         self._head = b""
         self._is_packed = False
         self._pieces = self._unpacked()
@@ -77,7 +74,6 @@ class Source:
         """All of it as a file that can be read at any place; a pipe or a packed file is copied to a temporary
         one. Raises UsageError if it is larger than any workbook that can be read."""
         if not self._is_packed and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
-            self.read = os.fstat(self._raw.fileno()).st_size
             return open(self.path if self.path != STANDARD_INPUT else 0, "rb")
         copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
         for chunk in self.chunks():
@@ -115,18 +111,13 @@ class Source:
 
     def _read(self) -> bytes:
         try:
-            chunk = self._raw.read(CHUNK) or b""
+            return self._raw.read(CHUNK) or b""
         except OSError as error:
             raise Unreadable(f"{self.name} cannot be read any further: {error.strerror}") from None
-        self.read += len(chunk)
-        return chunk
 
-
-LONGEST_LINE = 1024 * 1024  # characters
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
@@ -163,8 +154,8 @@ def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Ite
             for line in complete:
                 number += 1
                 yield line + "\n"
-            if len(pending) > LONGEST_LINE:
-                raise Unreadable(f"line {number + 1} is longer than {LONGEST_LINE:,} characters")
+            if len(pending) > LONGEST_ROW:
+                raise Unreadable(f"line {number + 1} is longer than {LONGEST_ROW:,} characters")
         pending += decoder.decode(b"", final=True)
     except UnicodeError as error:
         if isinstance(error, UnicodeDecodeError):
@@ -174,3 +165,49 @@ def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Ite
         ) from None
     if pending:
         yield pending
+
+
+# A whole string, a mark of structure, or a quotation mark whose string is not there as a whole. No byte of a
+# longer UTF-8 letter can be one of them.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},"]', re.DOTALL)
+_DEEPER = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+
+
+def elements(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Each element of a JSON array, with the line on which it begins. They are cut apart without being
+    parsed: one that is broken spoils no other. Raises Unreadable where the input ends early or is
+    unbalanced."""
+    buffer = bytearray()
+    at, line = 0, 1
+    depth = 0  # 1 between two elements
+    is_over = False
+    for chunk in chunks:
+        buffer += chunk
+        while not is_over and (found := _TOKEN.search(buffer, at)):
+            mark, at = found.group(), found.end()
+            if mark == b'"':
+                at = found.start()
+                break
+            depth += _DEEPER.get(mark, 0)
+            is_over = depth == 0
+            if is_over and mark == b"}":
+                raise Unreadable("a closing bracket has no opening one")
+            if not is_over and (depth > 1 or mark not in b"[,"):
+                continue
+            taken = bytes(buffer[:at])
+            del buffer[:at]
+            at, begins = 0, line + taken.count(b"\n", 0, len(taken) - len(taken.lstrip()))
+            line += taken.count(b"\n")
+            element = taken[:-1].strip()
+            if element or mark == b",":
+                yield begins, element
+        else:
+            at = len(buffer)
+        if is_over and buffer.strip():
+            raise Unreadable("there is more after the end of the array: put all rows into one array")
+        if len(buffer) > LONGEST_ROW:
+            raise Unreadable(
+                f"the next row is longer than {LONGEST_ROW:,} bytes: is a quotation mark missing?"
+            )
+    if not is_over:
+        raise Unreadable("the input ends in the middle of the next row: is it complete?")

@@ -19,13 +19,12 @@ from worker.broker.topology import Topology
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
-from worker.partitions.router import Router
 from worker.partitions.worker import Partitions
-from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, SharedClock
+from worker.pipeline.arrival_clock import ArrivalClock, SharedClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.intake import Intake
-from worker.pipeline.journey import Journeys, Tools
+from worker.pipeline.journey import Tools
 from worker.pipeline.replay_guard import ReplayGuard
 from worker.pipeline.request import RequestParser
 from worker.pipeline.settle import Settler
@@ -58,9 +57,8 @@ class Service:
         )
         self._events = events
         clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
-        self._catch_up = CatchUp(settings, clock, events)
         journal = Journal(self.publisher, names, clock) if settings.journal else None
-        self._replay_guard = ReplayGuard(settings, journal, self._catch_up, events)
+        self._replay_guard = ReplayGuard(settings, journal, clock, events)
         encryptor = Encryptor(settings)
         self.tools = Tools(
             settings,
@@ -79,7 +77,7 @@ class Service:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         self.partitions = Partitions(self.name, self.tools, self.publisher, self.orders, self._stopping)
         self.intake = Intake(
-            settings, names.requests, self._journeys, self._take_over, self.orders, self._stopping, events
+            settings, names.requests, self.partitions.journeys, self.orders, self._stopping, events
         )
 
     async def __aenter__(self) -> Self:
@@ -97,7 +95,6 @@ class Service:
             task.cancel()
         await self.publisher.stop()
         await self._replay_guard.close()
-        await self._catch_up.close()
         await self.marketing_cloud.__aexit__()
 
     async def run(self) -> None:
@@ -164,32 +161,6 @@ class Service:
             self._events.topology_wrong(str(error))
         else:
             raise error
-
-    async def _take_over(self, journeys: Journeys) -> None:
-        """Before the first request of a subscription: take the records of other workers into account."""
-        if isinstance(journeys, Router):
-            await journeys.take_over()
-        elif await self._has_new_partitions():
-            # The subscription ends, so that the next one uses them.
-            if self.connection is not None:
-                await self.connection.close()
-            await asyncio.get_running_loop().create_future()
-        self._replay_guard.subscription_began()
-        if self.settings.journal:
-            await self._catch_up.run()
-
-    async def _has_new_partitions(self) -> bool:
-        """Whether a worker with partitions has been active since this one connected without."""
-        connection = self.connection
-        try:
-            return connection is None or await self.partitions.exist(connection)
-        except BrokerUnreachable:
-            return True
-
-    def _journeys(self, subscription: Subscription) -> Journeys:
-        if self.partitions.in_use:
-            return self.partitions.router(subscription)
-        return Journeys(subscription, self.tools)
 
 
 async def run_until(service: Service, stop: asyncio.Event) -> None:

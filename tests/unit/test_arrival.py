@@ -32,9 +32,7 @@ def received(
     message: Delivery, *, now: int = NOW, events: EventListener | None = None, **settings: Any
 ) -> Request:
     given = load_settings(prefix=PREFIX, **settings)
-    return RequestParser(given, Encryptor(given), events or EventListener()).parse(
-        message, ArrivalClock(lambda: now)
-    )
+    return RequestParser(given, Encryptor(given), events or EventListener()).parse(message, now)
 
 
 def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery():

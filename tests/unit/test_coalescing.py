@@ -103,7 +103,12 @@ class World:
     async def ensure_lease(self) -> None: ...
     def leave(self) -> None: ...
 
-    def parse(self, delivery: Any, clock: object) -> Waiting:
+    def stamp(self) -> int:
+        return 0
+
+    async def take_over(self) -> None: ...
+
+    def parse(self, delivery: Any, now: int) -> Waiting:
         return cast("Waiting", delivery.request)
 
     async def work(self) -> "World":
@@ -123,10 +128,11 @@ class World:
                 request.older, request.phase = (), "waiting"
                 journeys.accept(request.delivery)
             dying = asyncio.create_task(self.died.wait())
-            while journeys.lanes and not dying.done():
+            while not dying.done() and journeys.end is None and set(unsettled) - set(self.acknowledged):
                 await asyncio.sleep(0)
             dying.cancel()
             await journeys.cancel()
+            assert journeys.end is None
         return self
 
 

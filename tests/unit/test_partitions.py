@@ -1,6 +1,7 @@
 """Which worker is to have which partition, and a request on its way through one (contract §10)."""
 
 from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,17 @@ def test_a_worker_that_joins_takes_only_what_it_wins_and_nothing_moves_between_t
     assert 0 < len(moved) < len(PARTITIONS) / 2
 
 
-def record(worker: str, version: str = "1.2.0", state: str = "standby") -> dict[str, str]:
-    return {"worker": worker, "version": version, "state": state}
+def record(worker: str, version: str = "1.2.0", state: str = "standby") -> dict[str, Any]:
+    return {
+        "worker": worker,
+        "version": version,
+        "at": "2026-11-23T12:00:00Z",
+        "state": state,
+        "gate": {"state": "open"},
+        "inFlight": 0,
+        "ratePerSecond": 0.0,
+        "reconnects": 0,
+    }
 
 
 def test_the_workers_that_are_heard_of_agree_on_the_owners():

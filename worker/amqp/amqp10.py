@@ -10,7 +10,10 @@ import asyncio
 import struct
 from typing import Any, Final, NamedTuple
 
-from worker.amqp.endpoints import node_urls, port_of, tls_context, vhost_of
+from yarl import URL
+
+from worker.amqp.connection import Connection
+from worker.amqp.endpoints import port_of, tls_context, vhost_of
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
@@ -40,19 +43,20 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-async def spend_deliveries(settings: Settings, queue: str, count: int, broker: str) -> int:
-    """Give the messages among the first `count` of a queue that RabbitMQ of this version cannot deliver by
+async def spend_deliveries(settings: Settings, connection: Connection, queue: str, count: int) -> int:
+    """Give the messages among the first `count` of a queue that the node of this connection cannot deliver by
     AMQP 0-9-1 back as failed, until each has reached the delivery limit; the others go back in their order.
     Returns how many times. Raises BrokerUnreachable, also where RabbitMQ does not speak AMQP 1.0."""
     try:
         async with asyncio.timeout(TIMEOUT):
-            return await _spend(settings, queue, count, _undeliverable(broker))
+            return await _spend(
+                settings, connection.url, queue, count, _undeliverable(connection.server_version)
+            )
     except (OSError, EOFError, TimeoutError, struct.error, LookupError, TypeError, ValueError) as error:
         raise BrokerUnreachable(f"AMQP 1.0 to {queue}: {type(error).__name__}") from None
 
 
-async def _spend(settings: Settings, queue: str, count: int, kinds: frozenset[object]) -> int:
-    url = node_urls(settings)[0]
+async def _spend(settings: Settings, url: URL, queue: str, count: int, kinds: frozenset[object]) -> int:
     reader, writer = await asyncio.open_connection(url.host, port_of(url), ssl=tls_context(settings, url))
     try:
         await _shake_hands(reader, writer, b"AMQP\x03\x01\x00\x00")

@@ -62,7 +62,6 @@ class EndReason(Enum):
     PAUSED = "paused by order"
     HELD = "held for too long"
     MEMORY_LIMIT = "memory limit for unsettled deliveries reached"
-    RESUME_PREFETCH = "one-at-a-time delivery is over"
     EPOCH_OVER = "the epoch has ended"
 
     @property
@@ -77,7 +76,6 @@ _HEALTHY = frozenset(
         EndReason.PAUSED,
         EndReason.HELD,
         EndReason.MEMORY_LIMIT,
-        EndReason.RESUME_PREFETCH,
         EndReason.EPOCH_OVER,
     }
 )
@@ -167,7 +165,6 @@ class Subscription:
         self._unsettled: dict[int, Delivery] = {}
         self._acknowledged: list[int] = []
         self._rejected: list[int] = []
-        self._requeued: list[int] = []
         self._inbox: deque[Delivery] = deque()
         self.held_bytes = 0  # of unsettled deliveries in memory
         self._is_withholding = False
@@ -254,10 +251,6 @@ class Subscription:
         is settled or the subscription has ended."""
         self._settle(delivery, self._rejected)
 
-    def requeue(self, delivery: Delivery) -> None:
-        """Give one delivery back, once: it comes again behind all others that were given back before."""
-        self._settle(delivery, self._requeued)
-
     async def ensure_lease(self) -> None:
         """Return at once while the queue is known to count this consumer as alive, else when that is
         confirmed. A worker that was frozen, or is cut off with a few of the broker's nodes, must not make a
@@ -334,7 +327,7 @@ class Subscription:
         self._flushing = False
         if self.ended.done() or self._interceptor is None or not self._interceptor.is_open:
             return
-        if self._acknowledged or self._rejected or self._requeued:
+        if self._acknowledged or self._rejected:
             self._has_settled = True
             self.connection.wire.write(self._settlements(self._interceptor.channel))
 
@@ -343,9 +336,7 @@ class Subscription:
         unsettled delivery, and one acknowledgement for each beyond it."""
         acknowledged, self._acknowledged = sorted(self._acknowledged), []
         rejected, self._rejected = self._rejected, []
-        requeued, self._requeued = self._requeued, []
         settlements = [frames.reject(channel, tag) for tag in rejected]
-        settlements += [frames.requeue(channel, tag) for tag in requeued]
         lowest = next(iter(self._unsettled), None)
         split = len(acknowledged) if lowest is None else bisect_left(acknowledged, lowest)
         if split:

@@ -53,11 +53,6 @@ def reject(channel: int, tag: int) -> bytes:
     return _SETTLEMENT.pack(METHOD, channel, 13, REJECT, tag, False, END)
 
 
-def requeue(channel: int, tag: int) -> bytes:
-    """The frame of a Basic.Nack that requeues, which RabbitMQ 4.3 does not count as a failed delivery."""
-    return _SETTLEMENT.pack(METHOD, channel, 13, NACK, tag, 2, END)
-
-
 def confirm(method: bytes) -> tuple[int, bool]:
     """Delivery tag and `multiple` of a Basic.Ack or Basic.Nack."""
     tag, bits = _CONFIRM.unpack_from(method)

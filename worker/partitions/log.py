@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
@@ -52,16 +51,14 @@ class Barrier(NamedTuple):
     newest_arrival: int = 0
 
 
-@dataclass
 class PartitionState:
     """The state according to the records read so far."""
 
-    next_offset: int = 0
-    epoch: int = 0  # the newest that was claimed
-    partitions: int = 0  # so many that router routes into
-    most_partitions: int = 0  # that any router has claimed
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.next_offset = 0
+        self.epoch = 0  # the newest that was claimed
+        self.partitions = 0  # so many that router routes into
+        self.most_partitions = 0  # that any router has claimed
         self.barriers: dict[int, Barrier] = {}
         self._claimed_by = ""
 
@@ -99,7 +96,6 @@ class PartitionLog:
         self._stream = Topology(settings.prefix).partition_log
         self._state = PartitionState()
         self._marks: dict[str, asyncio.Future[int]] = {}
-        self._looking: asyncio.Task[int] | None = None
         self._changed = asyncio.Event()
 
     def barrier(self, partition: int) -> Barrier:
@@ -108,19 +104,18 @@ class PartitionLog:
 
     @property
     def partitions(self) -> frozenset[int]:
-        """All into which any router may have put something: a barrier at least, and then requests."""
-        return frozenset(self._state.barriers) | frozenset(range(1, self._state.most_partitions + 1))
+        """Those that this worker's own number makes, and all into which any router may have put something: a
+        barrier at least, and then requests."""
+        most = max(self._settings.partitions, self._state.most_partitions)
+        return frozenset(self._state.barriers) | frozenset(range(1, most + 1))
 
     async def claim(self, partitions: int) -> int:
         """Claim an epoch, for a router with so many partitions: higher than all that were claimed before."""
         return await self._write({"claim": partitions})
 
     async def catch_up(self) -> None:
-        """When this returns, everything confirmed before the call is known. Calls in one turn of the loop
-        make one record."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="partition log")
-        await asyncio.shield(self._looking)
+        """When this returns, everything confirmed before the call is known."""
+        await self._write({})
 
     async def settled(self, partition: int, barrier: Barrier) -> None:
         """Record that a barrier is settled, with all that came before it; confirmed when this returns."""
@@ -132,11 +127,6 @@ class PartitionLog:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
-
-    async def _look(self) -> int:
-        await asyncio.sleep(0)
-        self._looking = None
-        return await self._write({})
 
     async def _write(self, record: dict[str, Any]) -> int:
         """Write a record and read up to it; the newest epoch as of then."""

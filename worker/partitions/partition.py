@@ -7,14 +7,13 @@ successor are ignored, because the successor gets them too.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 
-from worker.amqp.consumer import Delivery, Subscription
+from worker.amqp.consumer import Delivery, End, Subscription
 from worker.broker.request_message import operator_headers
 from worker.broker.topology import Topology
 from worker.partitions.log import Barrier, PartitionLog
 from worker.partitions.message import arrival_of, as_it_came, epoch_of, is_barrier
-from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.journey import Journeys, Tools
 
 POLL_INTERVAL = 0.01  # seconds, while a barrier waits for what came before it
@@ -36,67 +35,60 @@ class PartitionJourneys(Journeys):
         self._partition = partition
         self._log = log
         self._is_shared = is_shared
-        self._epoch: int | None = None  # of the newest barrier
-        self._held: list[Delivery] | None = None  # until the log is read
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.is_active = False  # whether anything was delivered
+        self._epoch = 0  # of the newest barrier
 
-    def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
-        """Take in a delivery. Before the first one, read what other workers recorded; and where the partition
-        is shared, before each that comes while nothing is unsettled."""
-        self.is_active = True
-        if self._held is not None:
-            self._held.append(delivery)
-        elif self._epoch is None or (self._subscription.oldest is delivery and self._is_shared()):
-            self._held = [delivery]
-            self._run(self._look())
-        else:
-            self._admit(delivery)
+    def tell_subscribed(self) -> None:
+        """Nothing: only the requests queue tells."""
 
-    async def cancel(self) -> None:
-        """End all of them at once."""
-        for task in self._tasks:
-            task.cancel()
-        await super().cancel()
+    def tell_ended(self, why: End, unsettled: int) -> None:
+        """Tell that the partition is left, if it was taken."""
+        if self.is_active:
+            self._events.partition_left(self._partition, str(why))
 
-    async def _look(self) -> None:
+    def _tell_active(self) -> None:
+        self._events.partition_taken(self._partition)
+
+    def accept(self, delivery: Delivery) -> None:
+        """Take in a delivery. Where the partition is shared, take over anew before each that comes while
+        nothing is unsettled."""
+        if self._held is None and self.subscription.oldest is delivery and self._is_shared():
+            self._begin()
+        super().accept(delivery)
+
+    async def take_over(self) -> None:
+        """Read what other workers have recorded."""
         await self._log.catch_up()
-        self._epoch = max(self._epoch or 0, self._log.barrier(self._partition).epoch)
+        self._epoch = max(self._epoch, self._log.barrier(self._partition).epoch)
         self._tools.replay_guard.subscription_began()
-        held, self._held = self._held or [], None
-        for delivery in held:
-            self._admit(delivery)
 
     def _admit(self, delivery: Delivery) -> None:
         if delivery.routing_key != Topology(self._tools.settings.prefix).partition(self._partition):
             # A publisher's CC or BCC header put it here, not the router: its headers are no marks.
             forged = operator_headers(delivery.properties)
             delivery.properties = delivery.properties.changed(without=forged)
-        properties, newest = delivery.properties, self._epoch or 0
+        properties = delivery.properties
         epoch = epoch_of(properties)
-        epoch = newest if epoch is None else epoch
+        if epoch is None:
+            epoch = self._epoch
         if is_barrier(properties):
-            self._epoch = max(newest, epoch)
-            self._run(self._settle_barrier(delivery, epoch))
-        elif epoch < newest:
+            self._epoch = max(self._epoch, epoch)
+            self._run("barrier", self._settle_barrier(delivery, epoch))
+        elif epoch < self._epoch:
             self._events.late_request_ignored(self._partition)
-            self._subscription.ack(delivery)
+            self.subscription.ack(delivery)
         else:
             arrived_at = arrival_of(properties)
-            moment = self._tools.clock.stamp() if arrived_at is None else arrived_at
-            self._tools.clock.raise_floor(moment)
-            super().accept(as_it_came(delivery, self._tools.settings.prefix), ArrivalClock(lambda: moment))
+            if arrived_at is None:
+                arrived_at = self._tools.clock.stamp()
+            self._tools.clock.raise_floor(arrived_at)
+            came = as_it_came(delivery, self._tools.settings.prefix)
+            self._enqueue(self._tools.parser.parse(came, arrived_at))
 
     async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
-        while self._subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
+        while self.subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
             await asyncio.sleep(POLL_INTERVAL)
         # A barrier older than the newest one is recorded too, so that its router learns that it has lost its
         # role.
         newest = max(epoch, self._log.barrier(self._partition).epoch)
         await self._log.settled(self._partition, Barrier(newest, self._tools.clock.latest))
-        self._subscription.ack(delivery)
-
-    def _run(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work, name=f"partition {self._partition}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.subscription.ack(delivery)

@@ -8,17 +8,20 @@ its partition has confirmed it and all before it. Requests that validation rejec
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 
-from worker.amqp.connection import Connection
+from worker.amqp.connection import connect
 from worker.amqp.consumer import End, EndReason, Subscription
 from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.queue import look
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection
 from worker.contract.settlement import Resource
-from worker.errors import BrokerUnreachable, QueueFull, TopologyError, Unroutable, WorkerError
+from worker.errors import BrokerUnreachable, QueueFull, Unroutable, WorkerError
 from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier, routed
 from worker.pipeline.journey import Journeys, Tools
@@ -40,56 +43,42 @@ class Router(Journeys):
     """The router of one subscription. Where RabbitMQ closes its channel for a message, it goes on in another
     epoch; where it loses the channel otherwise, the subscription ends."""
 
-    def __init__(
-        self,
-        subscription: Subscription,
-        tools: Tools,
-        partitions: int,
-        log: PartitionLog,
-        open_channel: Callable[[], Awaitable[LoneChannel]],
-    ) -> None:
-        super().__init__(subscription, tools)
+    def __init__(self, subscription: Subscription, tools: Tools, log: PartitionLog) -> None:
+        super().__init__(subscription, replace(tools, tracing=None))  # the partition's worker traces it
+        settings = tools.settings
         self._epoch = 0
-        self._partitions = partitions
+        self._partitions = settings.partitions
         self._log = log
-        self._open_channel = open_channel
+        self._source = partial(connect, settings, "router")
         self._channel: LoneChannel | None = None
         self._channels: list[LoneChannel] = []
         self._routes = asyncio.Event()  # not before all earlier epochs are over
-        self._renewals: set[asyncio.Task[None]] = set()
-        self._names = Topology(self._tools.settings.prefix)
-        numbers, prefetch = range(1, partitions + 1), self._tools.settings.prefetch
-        self._capacity = {number: PartitionCapacity(prefetch) for number in numbers}
+        self._names = Topology(settings.prefix)
+        self._capacity = defaultdict[int, PartitionCapacity](partial(PartitionCapacity, settings.prefetch))
 
     async def take_over(self) -> None:
         """Begin an epoch, and return when every partition has settled everything that earlier routers put
         there. If that fails, the epoch is over."""
         started = time.monotonic()
-        try:
-            await self._until_settled(await self._begin_epoch())
-        except WorkerError as error:
-            self._end_epoch(str(error))
-        if self.end is not None:
-            await asyncio.get_running_loop().create_future()  # until the subscription ends
+        await self._until_settled(await self._begin_epoch())
         self._go_on(started)
+        await super().take_over()
 
     async def cancel(self) -> None:
         """Stop at once. A request that was published but not acknowledged is delivered again."""
-        for task in self._renewals:
-            task.cancel()
-        await self._lanes.cancel()
+        await super().cancel()
         for channel in self._channels:
             await channel.close()
 
     async def _begin_epoch(self) -> set[int]:
         """Claim an epoch on a channel of its own, and send its barrier through the partitions that are
         returned."""
-        channel = await self._open_channel()
+        channel = await LoneChannel.open("router", self._events, self._source)
         self._channels.append(channel)
         epoch = await self._log.claim(self._partitions)
         # A worker that was frozen meanwhile must not claim an epoch behind the one of its successor.
-        await self._subscription.renew_lease()
-        partitions = sorted(set(range(1, self._partitions + 1)) | self._log.partitions)
+        await self.subscription.renew_lease()
+        partitions = sorted(self._log.partitions)
         barriers = [barrier(self._names.partition(partition), epoch) for partition in partitions]
         outcomes = await asyncio.gather(*map(channel.send, barriers), return_exceptions=True)
         waiting = set(partitions)
@@ -120,9 +109,7 @@ class Router(Journeys):
         self._channel = None
         if self._routes.is_set() and channel.was_closed_for_cause:
             self._routes.clear()
-            renewal = asyncio.create_task(self._renew(channel), name="renew epoch")
-            self._renewals.add(renewal)
-            renewal.add_done_callback(self._renewals.discard)
+            self._run("epoch", self._renew(channel))
         else:
             self._end_epoch(channel.lost.result())
 
@@ -130,35 +117,20 @@ class Router(Journeys):
         """Go on in another epoch. All resources stay in their partitions, so nothing of the one before need
         be settled first. What may still come from its channel is behind the barrier, and ignored."""
         started = time.monotonic()
-        try:
-            await self._begin_epoch()
-            self._go_on(started)
-            if not await lost.poisonous():
-                self._end_epoch(lost.lost.result())
-            await lost.close()
-            self._channels.remove(lost)
-        except WorkerError as error:
-            self._end_epoch(str(error))
-        except Exception as error:
-            self._fail("epoch", error)
+        await self._begin_epoch()
+        self._go_on(started)
+        if not await lost.poisonous():
+            self._end_epoch(lost.lost.result())
+        await lost.close()
+        self._channels.remove(lost)
 
-    async def _process(self, request: Request) -> None:
+    async def _journey(self, request: Request) -> None:
         if isinstance(request.parsed, Rejection) or request.resource is None:
-            await super()._process(request)
+            await super()._journey(request)
             return
         run = [request, *self._lanes.behind(request.resource)]
-        try:
-            await self._route(partition_of(request.resource, self._partitions), run)
-        except WorkerError as error:
-            self._end_epoch(str(error))
-        except Exception as error:
-            self._fail(request.id, error)
-        else:
-            self._lanes.drop(request.resource, run[1:])
-            return
-        # No newer request of the resource overtakes these before the subscription ends.
-        request.phase = "waiting"
-        await asyncio.get_running_loop().create_future()
+        await self._route(partition_of(request.resource, self._partitions), run)
+        self._lanes.drop(request.resource, run[1:])
 
     def _pick(self, waiting: Sequence[Request]) -> Request:
         """Always the oldest: the partition's worker decides which requests of a resource need no call."""
@@ -181,7 +153,7 @@ class Router(Journeys):
             channel, epoch = self._channel, self._epoch
             try:
                 async with self._capacity[partition].slots(len(run) - at, channel, queue) as count:
-                    await self._subscription.ensure_lease()
+                    await self.subscription.ensure_lease()
                     first.phase = "settling"
                     messages = {
                         each: routed(
@@ -199,7 +171,7 @@ class Router(Journeys):
                 continue
             failed = [outcome for outcome in outcomes if outcome is not None]
             for each in run[at : at + (outcomes.index(failed[0]) if failed else count)]:
-                self._subscription.ack(each.delivery)
+                self.subscription.ack(each.delivery)
                 self._events.routed(partition)
                 at += 1
             if failed and channel.lost.done():
@@ -208,22 +180,24 @@ class Router(Journeys):
                 for each in [each for each, message in messages.items() if message in poisonous]:
                     reduced.add(each)
                     self._events.publish_turned_down(queue, "RabbitMQ closes the connection for this message")
-            elif all(isinstance(error, QueueFull) for error in failed):
-                if failed:
-                    self._events.publish_turned_down(self._names.requests, str(failed[0]))
-                    first.phase = "waiting"
-                    await asyncio.sleep(FULL_INTERVAL)
-            else:
-                raise next(error for error in failed if not isinstance(error, QueueFull))
+            elif failed:
+                other = next((error for error in failed if not isinstance(error, QueueFull)), None)
+                if other is not None:
+                    raise other
+                self._events.publish_turned_down(self._names.requests, str(failed[0]))
+                first.phase = "waiting"
+                await asyncio.sleep(FULL_INTERVAL)
 
     def _end_epoch(self, why: str) -> None:
         if self.end is None:
             self.end = End(EndReason.EPOCH_OVER, f"the epoch has ended: {why}")
             self._events.epoch_ended(why)
 
-    def _fail(self, what: str, error: Exception) -> None:
-        self._events.processing_failed(what, type(error).__name__)
-        self.end = End(EndReason.FAILED)
+    def _fail(self, what: str, error: BaseException) -> None:
+        if isinstance(error, WorkerError):
+            self._end_epoch(str(error))
+        else:
+            super()._fail(what, error)
 
 
 class PartitionCapacity:
@@ -238,12 +212,13 @@ class PartitionCapacity:
     @contextlib.asynccontextmanager
     async def slots(self, wanted: int, channel: LoneChannel, queue: str) -> AsyncIterator[int]:
         """Wait until at least one more fits in. As many as are returned are on their way within this context.
-        Raises BrokerUnreachable."""
+        Raises BrokerUnreachable or TopologyError."""
         while self._left <= 0:
             async with self._looking:
                 if self._left > 0:
                     break
-                self._left = self._limit - self._on_their_way - await _depth(channel.connection, queue)
+                ready = (await look(channel.connection, queue)).ready
+                self._left = self._limit - self._on_their_way - ready
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)
         count = min(wanted, self._left)
@@ -253,11 +228,3 @@ class PartitionCapacity:
             yield count
         finally:
             self._on_their_way -= count
-
-
-async def _depth(connection: Connection, queue: str) -> int:
-    """Messages that are ready in a queue. Raises BrokerUnreachable, also where it is missing."""
-    try:
-        return (await look(connection, queue)).ready
-    except TopologyError as error:
-        raise BrokerUnreachable(str(error)) from None

@@ -14,24 +14,21 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from hashlib import blake2b
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
 from worker.amqp.reconnect import pause
 from worker.amqp.stream_reader import StreamReader
-from worker.broker import topology
 from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
+from worker.contract.status import WorkerStatus
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
-from worker.events import EventListener
 from worker.partitions.log import PartitionLog
 from worker.partitions.message import barrier
 from worker.partitions.partition import PartitionJourneys
@@ -46,7 +43,6 @@ PATIENCE = (2.0, 60.0)  # seconds, first and longest: before a worker steps back
 STEPS_BACK = End(EndReason.EPOCH_OVER, "another worker is to have the partition")
 SILENT_AFTER = 11.0  # seconds; two of a worker's records did not come (contract.status.STATUS_INTERVAL)
 READ_INTERVAL = 2.0  # seconds between attempts to read on
-GONE = frozenset({"draining", "stopped"})
 WITH_PRIORITIES = ("1.0.", "1.1.")  # releases whose consumers have a priority
 
 
@@ -56,16 +52,6 @@ def weight(worker: str, partition: int) -> int:
     partitions."""
     key = f"{worker} {partition}".encode(errors="replace")
     return int.from_bytes(blake2b(key, digest_size=8, person=b"ott-rendezvous").digest())
-
-
-class _Heard(BaseModel):
-    """What counts here of a worker's record."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    worker: str
-    version: str = ""
-    state: str = ""
 
 
 class Members:
@@ -94,10 +80,10 @@ class Members:
     def hear(self, document: object) -> None:
         """Take in a record of the status stream."""
         try:
-            record = _Heard.model_validate(document)
+            record = WorkerStatus.model_validate(document)
         except ValidationError:
             return
-        if record.state in GONE:
+        if record.state in ("draining", "stopped"):
             self._forget(record.worker)
         elif record.worker != self.worker:
             now = time.monotonic()
@@ -120,44 +106,75 @@ class Members:
         self._joined.pop(worker, None)
 
 
-@dataclass
-class _Place:
+class _Place(Intake):
     """This worker's place among the consumers of a partition."""
 
-    intake: Intake
-    journeys: PartitionJourneys | None = None
-    subscribed_at: float = 0.0  # monotonic seconds, as all here
-    owner: str = ""
-    since: float = 0.0
-    patience: float = PATIENCE[0]
-    asked_at: float = 0.0
+    def __init__(
+        self,
+        number: int,
+        tools: Tools,
+        log: PartitionLog,
+        members: Members,
+        orders: StandingOrders,
+        leaving: asyncio.Event,
+    ) -> None:
+        def journeys(subscription: Subscription) -> PartitionJourneys:
+            self._subscribed_at = time.monotonic()
+            return PartitionJourneys(subscription, tools, number, log, lambda: members.have_priorities)
+
+        queue = Topology(tools.settings.prefix).partition(number)
+        super().__init__(tools.settings, queue, journeys, orders, leaving, tools.events)
+        self._is_kept = 1 < tools.settings.partitions >= number  # and not only drained
+        # Monotonic seconds:
+        self._subscribed_at = self._asked_at = self._since = 0.0
+        self._owner = ""  # who is to have it, since then
+        self._patience = PATIENCE[0]
 
     @property
     def is_active(self) -> bool:
-        return self.intake.subscription is not None and self.journeys is not None and self.journeys.is_active
+        """Whether this worker is the active consumer, as far as it knows."""
+        return self.subscription is not None and self._journeys is not None and self._journeys.is_active
 
-    def learn(self, owner: str) -> None:
-        """Take note of who is to have it."""
-        if owner != self.owner:
-            self.owner, self.since, self.patience = owner, time.monotonic(), PATIENCE[0]
+    async def consume(self, connection: Connection) -> None:
+        """Consume it, until the connection is lost, the worker leaves, or it was pruned."""
+        while connection.is_open and not self._stopping.is_set():
+            try:
+                await self.consume_on(connection)
+                if not self._is_kept and connection.is_open and not await exists(connection, self._queue):
+                    return
+            except Exception as error:
+                if connection.is_open:
+                    why = str(error) if isinstance(error, WorkerError) else type(error).__name__
+                    self._events.topology_wrong(f"{self._queue}: {why}")
+            await pause(RETRY_INTERVAL, self._stopping)
 
-    def steps_back(self, known_since: float) -> bool:
-        """Whether to subscribe anew, behind the owner: once where this worker may be ahead of it, and again
-        each time that it is the active consumer all the same."""
-        now, behind_at = time.monotonic(), max(self.since, known_since + SUBSCRIBED_WITHIN)
-        if self.subscribed_at < behind_at:
-            return now >= behind_at
-        if not self.is_active or now - self.subscribed_at < self.patience:
-            return False
-        self.patience = min(self.patience * 2, PATIENCE[1])
-        return True
+    def must_ask(self, owner: str) -> bool:
+        """Whether this worker, the owner, gets nothing and is to find out who has it."""
+        self._learn(owner)
+        waits_since = max(self._subscribed_at, self._since, self._asked_at)
+        return not self.is_active and self._is_out_of_patience(waits_since)
 
-    def asks(self) -> bool:
-        """Whether the owner, which gets nothing, is to find out who has it."""
+    def step_back(self, owner: str, known_since: float) -> None:
+        """Subscribe anew, behind the owner: once where this worker may be ahead of it, and again each time
+        that it is the active consumer all the same."""
+        self._learn(owner)
+        behind_at = max(self._since, known_since + SUBSCRIBED_WITHIN)
+        if self._subscribed_at < behind_at:
+            is_due = time.monotonic() >= behind_at
+        else:
+            is_due = self.is_active and self._is_out_of_patience(self._subscribed_at)
+        if is_due and self._journeys is not None and self._journeys.end is None:
+            self._journeys.end = STEPS_BACK
+
+    def _learn(self, owner: str) -> None:
+        if owner != self._owner:
+            self._owner, self._since, self._patience = owner, time.monotonic(), PATIENCE[0]
+
+    def _is_out_of_patience(self, since: float) -> bool:
         now = time.monotonic()
-        if self.is_active or now - max(self.subscribed_at, self.since, self.asked_at) < self.patience:
+        if now - since < self._patience:
             return False
-        self.asked_at, self.patience = now, min(self.patience * 2, PATIENCE[1])
+        self._asked_at, self._patience = now, min(self._patience * 2, PATIENCE[1])
         return True
 
 
@@ -180,7 +197,6 @@ class Partitions:
         self._publisher = publisher
         self._orders = orders
         self._stopping = stopping
-        self._events = tools.events
         self._places: dict[int, _Place] = {}
         self.in_use = settings.partitions > 1
 
@@ -193,32 +209,24 @@ class Partitions:
     def share(self) -> float:
         """The share of all partitions that this worker consumes: of a rate that holds for all workers
         together, so much is its own."""
-        if not self.in_use:
-            return 1.0
-        partitions = set(range(1, self._settings.partitions + 1)) | self._log.partitions
-        return max(1, len(self.taken)) / len(partitions)
+        return max(1, len(self.taken)) / len(self._log.partitions) if self.in_use else 1.0
 
     @property
     def intakes(self) -> list[Intake]:
         """Those of the partitions that this worker consumes, or is behind in."""
-        return [place.intake for place in self._places.values()]
+        return list(self._places.values())
 
-    def router(self, subscription: Subscription) -> Router:
-        """The router, for one subscription to the requests queue."""
-        tools = replace(self._tools, tracing=None)  # the partition's worker traces the request
-        source = partial(connect, self._settings, "router")
-        open_channel = partial(LoneChannel.open, "router", self._events, source)
-        return Router(subscription, tools, self._settings.partitions, self._log, open_channel)
-
-    async def exist(self, connection: Connection) -> bool:
-        """Whether there are any. With OTT_PARTITIONS=1 there may be some from before, or from workers with a
-        new number. Raises BrokerUnreachable."""
-        return await exists(connection, self._names.partition(1))
+    def journeys(self, subscription: Subscription) -> Journeys:
+        """Those of one subscription to the requests queue."""
+        if self.in_use:
+            return Router(subscription, self._tools, self._log)
+        return Undivided(subscription, self._tools)
 
     @contextlib.asynccontextmanager
     async def consumed(self, connection: Connection) -> AsyncIterator[None]:
-        """Consume all partitions within this context. Raises BrokerUnreachable."""
-        self.in_use = self._settings.partitions > 1 or await self.exist(connection)
+        """Consume all partitions within this context. With OTT_PARTITIONS=1 there may be some from before, or
+        from workers with a new number. Raises BrokerUnreachable."""
+        self.in_use = self._settings.partitions > 1 or await exists(connection, self._names.partition(1))
         if not self.in_use:
             yield
             return
@@ -231,129 +239,54 @@ class Partitions:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
+        """Consume the partitions up to this worker's own number, and every other one that has been used."""
+        places = self._places = {}
         try:
             async with asyncio.TaskGroup() as group:
-                beside = [
-                    group.create_task(self._leave_with_worker(leaving), name="stop partitions"),
+                following = (
                     group.create_task(self._log.follow(), name="partition log"),
                     group.create_task(self._members.follow(connection), name="members"),
-                ]
-                await self._consume_all(connection, leaving)
-                for task in beside:
+                )
+                async with asyncio.TaskGroup() as consuming:
+                    while not leaving.is_set():
+                        for number in sorted(self._log.partitions - places.keys()):
+                            place = places[number] = _Place(
+                                number, self._tools, self._log, self._members, self._orders, leaving
+                            )
+                            consuming.create_task(place.consume(connection), name=f"partition {number}")
+                        self._spread(consuming)
+                        await pause(SPREAD_INTERVAL, leaving)
+                        if self._stopping.is_set():
+                            leaving.set()
+                for task in following:
                     task.cancel()
         except Exception as error:
             # A defect. Nothing would consume the partitions any more: begin again on a new connection.
-            self._events.topology_wrong(f"Partitions: {type(error).__name__}")
+            self._tools.events.topology_wrong(f"Partitions: {type(error).__name__}")
             await connection.close()
-
-    async def _leave_with_worker(self, leaving: asyncio.Event) -> None:
-        await self._stopping.wait()
-        leaving.set()
-
-    async def _consume_all(self, connection: Connection, leaving: asyncio.Event) -> None:
-        """The partitions up to this worker's own number, and every other one that has been used."""
-        self._places = {}
-        async with asyncio.TaskGroup() as group:
-            while not leaving.is_set():
-                wanted = set(range(1, self._settings.partitions + 1)) | self._log.partitions
-                for number in sorted(wanted - set(self._places)):
-                    place = self._places[number] = self._place(number, leaving)
-                    consume = self._consume(connection, number, place.intake, leaving)
-                    group.create_task(consume, name=f"partition {number}")
-                self._spread(group)
-                await pause(SPREAD_INTERVAL, leaving)
-
-    def _place(self, number: int, leaving: asyncio.Event) -> _Place:
-        def journeys(subscription: Subscription) -> Journeys:
-            place.journeys = PartitionJourneys(
-                subscription, self._tools, number, self._log, lambda: self._members.have_priorities
-            )
-            place.subscribed_at = time.monotonic()
-            return place.journeys
-
-        place = _Place(
-            Intake(
-                self._settings,
-                self._names.partition(number),
-                journeys,
-                _at_once,
-                self._orders,
-                leaving,
-                _PartitionEvents(number, self._events),
-            )
-        )
-        return place
 
     def _spread(self, group: asyncio.TaskGroup) -> None:
         for number, place in self._places.items():
-            if place.intake.subscription is None or place.journeys is None:
+            if place.subscription is None:
                 continue
             owner, known_since = self._members.owner(number)
-            place.learn(owner)
-            if owner == self._members.worker:
-                if place.asks():
-                    group.create_task(self._ask(number), name=f"ask for partition {number}")
-            elif place.steps_back(known_since):
-                place.journeys.end = place.journeys.end or STEPS_BACK
+            if owner != self._members.worker:
+                place.step_back(owner, known_since)
+            elif place.must_ask(owner):
+                group.create_task(self._ask(number), name=f"ask for partition {number}")
 
     async def _ask(self, number: int) -> None:
         with contextlib.suppress(WorkerError):
             await self._publisher.send(barrier(self._names.partition(number), 0))
 
-    async def _consume(
-        self, connection: Connection, number: int, intake: Intake, leaving: asyncio.Event
-    ) -> None:
-        while connection.is_open and not leaving.is_set():
-            try:
-                await intake.consume_on(connection)
-                if leaving.is_set() or not await self._is_there(connection, number):
-                    return
-            except (BrokerUnreachable, TopologyError) as error:
-                if connection.is_open:
-                    self._events.topology_wrong(str(error))
-            except Exception as error:
-                self._events.topology_wrong(f"Partition {number}: {type(error).__name__}")
-            await pause(RETRY_INTERVAL, leaving)
 
-    async def _is_there(self, connection: Connection, number: int) -> bool:
-        """Whether to go on consuming it. One that was deleted is declared anew, unless it is beyond this
-        worker's number: then it was pruned."""
-        if not connection.is_open:
-            return False
-        if await exists(connection, self._names.partition(number)):
-            return True
-        if not 1 < self._settings.partitions >= number:
-            return False
-        await topology.ensure(connection, self._settings)
-        return True
+class Undivided(Journeys):
+    """The journeys of a worker that knows of no partitions."""
 
-
-async def _at_once(_: Journeys) -> None:
-    """The journeys of a partition take over by themselves."""
-
-
-class _PartitionEvents(EventListener):
-    """Turns the events of one partition's intake into events of a partition instead of the worker."""
-
-    def __init__(self, number: int, events: EventListener) -> None:
-        self._number = number
-        self._events = events
-        self._is_taken = False
-
-    def active(self) -> None:
-        self._is_taken = True
-        self._events.partition_taken(self._number)
-
-    def subscription_ended(self, why: str) -> None:
-        self._left(why)
-
-    def returned(self, count: int, why: str) -> None:
-        self._left(why)
-
-    def acknowledgements_unheard(self) -> None:
-        self._events.acknowledgements_unheard()
-
-    def _left(self, why: str) -> None:
-        if self._is_taken:
-            self._is_taken = False
-            self._events.partition_left(self._number, why)
+    async def take_over(self) -> None:
+        """Where a worker with partitions has been active meanwhile, the next connection uses them."""
+        if await exists(self.subscription.connection, Topology(self._tools.settings.prefix).partition(1)):
+            self.end = End(EndReason.EPOCH_OVER, "there are partitions now")
+            await self.subscription.connection.close()
+        else:
+            await super().take_over()

@@ -14,13 +14,13 @@ unacknowledged: the broker has it, and delivers it again.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.contract.registration import Rejection
-from worker.contract.settlement import Resource
 from worker.events import EventListener, Tracing
 from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.forward import Forwarder
@@ -34,7 +34,7 @@ from worker.settings import Settings
 # ones reach the delivery limit too. One that came back this often is a suspect (lanes.py).
 SUSPECT_AFTER = 3
 
-Identity = tuple[str, int]
+Identity = tuple[str, int]  # shared by a redelivery and the delivery before it
 Attempts = dict[Identity, int]
 
 
@@ -53,54 +53,91 @@ class Tools:
 
 
 class Journeys:
-    """All journeys of one subscription."""
+    """All journeys of one subscription, from its first delivery to its last."""
 
     def __init__(self, subscription: Subscription, tools: Tools) -> None:
-        self._subscription = subscription
+        self.subscription = subscription
         self._tools = tools
         self._events = tools.events
         process = partial(tools.tracing.process, self._process) if tools.tracing else self._process
         self._lanes: Lanes[Request] = Lanes(process, self._pick)
+        self._held: list[Delivery] | None = []  # until this worker has taken over
+        self._tasks: set[asyncio.Task[None]] = set()  # beside the lanes
+        self.is_active = False  # whether anything was delivered
         self.end: End | None = None  # why the subscription must end
         # For requests that come again because this worker, in good health, gave them back:
         self.own_requeues = 0  # the number of times it did so
         self.carried_attempts: Attempts = {}  # the attempts that they had made by then
-        # Requests that went back alone, so that they come again behind others that were received later:
-        self.overtaken: dict[Resource | None, Identity] = {}
-        self._requeued: set[Identity] = set()  # what has let them pass
 
-    def accept(self, delivery: Delivery, arrival: ArrivalClock | None = None) -> None:
-        """Take in a delivery that has arrived: parse it, and let it wait for its turn. `arrival` tells when,
-        if that is not now."""
-        request = self._tools.parser.parse(delivery, arrival or self._tools.clock)
-        if self.overtaken and self._must_let_pass(request):
-            self._subscription.requeue(delivery)
-            return
+    def accept(self, delivery: Delivery) -> None:
+        """Take in a delivery that has arrived. The first ones are held back, in their order, until this
+        worker has taken over."""
+        if self._lanes.is_stopped:
+            return  # it goes back to the queue with the rest
+        if not self.is_active:
+            self.is_active = True
+            self._tell_active()
+            self._begin()
+        if self._held is None:
+            self._admit(delivery)
+        else:
+            self._held.append(delivery)
+
+    def _begin(self) -> None:
+        self._held = []
+        self._run("take-over", self._take_over())
+
+    async def _take_over(self) -> None:
+        await self.take_over()
+        if self.end is None:
+            held, self._held = self._held or [], None
+            for delivery in held:
+                self._admit(delivery)
+
+    async def take_over(self) -> None:
+        """Take the records of other workers into account, before the first request."""
+        await self._tools.replay_guard.take_over()
+
+    def _admit(self, delivery: Delivery) -> None:
+        self._enqueue(self._tools.parser.parse(delivery, self._tools.clock.stamp()))
+
+    def _enqueue(self, request: Request) -> None:
+        """Let a request wait for its turn."""
         if self.carried_attempts:
-            request.attempts = self.carried_attempts.pop(identity(request), 0)
-        suspect = delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
+            request.attempts = self.carried_attempts.pop(_identity(request), 0)
+        suspect = request.delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
 
-    def _must_let_pass(self, request: Request) -> bool:
-        """Whether an older request for its resource is still to come. It is not if the queue delivers what
-        is new, or begins again: then another worker has settled that one."""
-        if not request.delivery.redelivered:
-            self.overtaken.clear()
-        this = identity(request)
-        if self.overtaken.get(request.resource, this) == this or this in self._requeued:
-            self.overtaken.pop(request.resource, None)
-            return False
-        self._requeued.add(this)
-        return True
+    def tell_subscribed(self) -> None:
+        """Tell that deliveries may come."""
+        self._events.subscribed(self.subscription.prefetch)
 
-    @property
-    def unfinished(self) -> dict[Resource | None, Identity]:
-        """The oldest request of each resource that has not ended."""
-        oldest: dict[Resource | None, Identity] = {}
-        for request in self._lanes.items:
-            if request.resource is not None:
-                oldest.setdefault(request.resource, identity(request))
-        return oldest
+    def _tell_active(self) -> None:
+        self._events.active()
+
+    def tell_ended(self, why: End, unsettled: int) -> None:
+        """Tell why the subscription ends, with so many deliveries that come again."""
+        if self.subscription.ended.done():
+            self._events.stale_deliveries(unsettled)
+            self._events.subscription_ended(str(why))
+        else:
+            self._events.returned(unsettled, str(why))
+
+    def _run(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the journeys. The subscription ends where it fails."""
+        task = asyncio.create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(task.get_name(), error)
+
+    def _fail(self, what: str, error: BaseException) -> None:
+        """A defect of the worker: the intake gives everything back."""
+        self._events.processing_failed(what, type(error).__name__)
+        self.end = End(EndReason.FAILED)
 
     @property
     def lanes(self) -> int:
@@ -113,32 +150,35 @@ class Journeys:
         they failed because of the outage, which must not cost the requests anything."""
         if self._tools.forwarder.is_pausing:
             return {}
-        return {identity(request): request.attempts for request in self._lanes.items if request.attempts}
+        return {_identity(request): request.attempts for request in self._lanes.items if request.attempts}
 
     async def drain(self, grace: float) -> None:
         """Start nothing more. Requests that are being called or settled get `grace` seconds to end; those
         that wait (for their turn, the gate, the next attempt) end at once. If the connection is lost
         meanwhile, all end at once: another worker has the deliveries then."""
-        ended = self._subscription.ended
+        ended = self.subscription.ended
         await self._lanes.drain(lambda request: request.phase != "waiting" and not ended.done(), grace)
 
     async def cancel(self) -> None:
         """End all of them at once, calls on the wire included."""
+        for task in self._tasks:
+            task.cancel()
         await self._lanes.cancel()
         self._tools.forwarder.leave()
 
     async def _process(self, request: Request) -> None:
         try:
-            outcome = await self._decide(request)
-            request.phase = "settling"
-            await self._settle(request, outcome)
+            await self._journey(request)
         except Exception as error:
-            # This is a defect of the worker. The intake gives everything back. Until then nothing may
-            # overtake this request, so its lane waits here.
-            self._events.processing_failed(request.id, type(error).__name__)
-            self.end = End(EndReason.FAILED)
+            self._fail(request.id, error)
+            # Nothing may overtake this request before the subscription ends, so its lane waits here.
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
+
+    async def _journey(self, request: Request) -> None:
+        outcome = await self._decide(request)
+        request.phase = "settling"
+        await self._settle(request, outcome)
 
     async def _settle(self, request: Request, outcome: Outcome) -> None:
         settlement = await self._tools.settler.settle(request, outcome)
@@ -148,7 +188,7 @@ class Journeys:
             await asyncio.gather(*(self._settle(older, newer) for older in request.older))
             self._lanes.drop(request.resource, request.older)
         # The worker has not kept the body of an oversize request, so the broker dead-letters it.
-        acknowledge = self._subscription.reject if request.delivery.oversize else self._subscription.ack
+        acknowledge = self.subscription.reject if request.delivery.oversize else self.subscription.ack
         acknowledge(request.delivery)
         self._tools.replay_guard.settled(settlement)
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
@@ -175,9 +215,8 @@ class Journeys:
             outcome = await self._tools.replay_guard.judge(request)
             if outcome is not None:
                 return outcome
-        return await self._tools.forwarder.forward(request, self._subscription.ensure_lease)
+        return await self._tools.forwarder.forward(request, self.subscription.ensure_lease)
 
 
-def identity(request: Request) -> Identity:
-    """An identity that a redelivery shares with the delivery before it."""
+def _identity(request: Request) -> Identity:
     return request.id, hash(request.delivery.body)

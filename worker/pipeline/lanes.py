@@ -30,7 +30,7 @@ class Lanes(Generic[Item]):
         self._waiting: dict[Hashable, deque[Item]] = {}
         self._under_way: dict[Task, list[Item]] = {}  # the one that each is at
         self._suspects = _Suspects(self._start)
-        self._stopped = False
+        self.is_stopped = False
 
     def __len__(self) -> int:
         """Lanes that have a request."""
@@ -44,7 +44,7 @@ class Lanes(Generic[Item]):
     def put(self, lane: Hashable | None, item: Item, *, suspect: bool = False) -> None:
         """Add an item to the end of its lane; without a lane it waits for nobody. A `suspect` may have
         crashed the worker before."""
-        if self._stopped:
+        if self.is_stopped:
             return
         key = object() if lane is None else lane
         if suspect:
@@ -73,7 +73,7 @@ class Lanes(Generic[Item]):
     async def drain(self, may_go_on: Callable[[Item], bool], grace: float) -> None:
         """Start nothing more, and return when all have ended. Those that `may_go_on` get `grace` seconds for
         it; the others are cancelled at once."""
-        self._stopped = True
+        self.is_stopped = True
         self._suspects.stop()
         deadline = asyncio.get_running_loop().time() + grace
         while self._under_way:
@@ -103,11 +103,11 @@ class Lanes(Generic[Item]):
             if self._suspects:
                 self._suspects.clear(item)
                 break  # the lane's next item waits for its turn among the other lanes
-            if not waiting or self._stopped:
+            if not waiting or self.is_stopped:
                 break
         if not waiting:
             del self._waiting[key]
-        elif not self._stopped:
+        elif not self.is_stopped:
             self._suspects.hold(key)
 
     def _ended(self, task: Task) -> None:

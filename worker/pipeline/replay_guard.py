@@ -18,7 +18,7 @@ from worker.contract.settlement import Resource, Settlement
 from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
 from worker.errors import BrokerUnreachable, TopologyError
 from worker.events import EventListener
-from worker.pipeline.arrival_clock import CatchUp
+from worker.pipeline.arrival_clock import ArrivalClock, CatchUp
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
@@ -33,11 +33,11 @@ class ReplayGuard:
     """Judges replays, and requests that tell when they were true, by the journal."""
 
     def __init__(
-        self, settings: Settings, journal: Journal | None, catch_up: CatchUp, events: EventListener
+        self, settings: Settings, journal: Journal | None, clock: ArrivalClock, events: EventListener
     ) -> None:
         self._settings = settings
         self._journal = journal
-        self._catch_up = catch_up
+        self._catch_up = CatchUp(settings, clock, events)
         self._events = events
         self._index: JournalIndex | None = None
         self._subscriptions = 0
@@ -50,6 +50,12 @@ class ReplayGuard:
     def has_index(self) -> bool:
         """Whether the journal, or a part of it, is in memory."""
         return self._index is not None
+
+    async def take_over(self) -> None:
+        """Before a subscription's first request: another worker may have been active."""
+        self.subscription_began()
+        if self._journal is not None:
+            await self._catch_up.run()
 
     def subscription_began(self) -> None:
         """Another worker may have settled requests since the subscription before."""
@@ -92,6 +98,7 @@ class ReplayGuard:
 
     async def close(self) -> None:
         """End what is under way."""
+        await self._catch_up.close()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)

@@ -13,7 +13,6 @@ from worker.contract.registration import FieldError, Registration, Rejection, ov
 from worker.contract.settlement import Resource
 from worker.contract.words import ACCOUNT_HEADER, MALFORMED, WRONG_TYPE, Reason, Status
 from worker.events import EventListener
-from worker.pipeline.arrival_clock import ArrivalClock
 from worker.settings import Settings
 
 
@@ -80,9 +79,9 @@ class RequestParser:
         self._encryptor = encryptor
         self._events = events
 
-    def parse(self, delivery: Delivery, clock: ArrivalClock) -> Request:
+    def parse(self, delivery: Delivery, now: int) -> Request:
         """The request that a delivery holds, received now. Never raises, whatever the message."""
-        properties, now = delivery.properties, clock.stamp()
+        properties = delivery.properties
         is_replay = is_from_operator(delivery, self._entry)
         original = first_received_at(properties) if is_replay else None
         account = account_of(properties)

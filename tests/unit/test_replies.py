@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from worker.contract.json_body import to_json
 from worker.contract.registration import FieldError
-from worker.contract.reply import MalformedReply, Reply, reply_body
+from worker.contract.reply import MalformedReply, parse_reply, reply_body
 from worker.contract.schema import json_schemas
 from worker.contract.settlement import (
     JournalRecord,
@@ -98,7 +98,7 @@ def test_text_that_utf_8_cannot_hold_is_replaced(hostile):
 def test_an_error_envelope_reads_back():
     errors = (FieldError("PageId is invalid", 10001), FieldError("x", 1, "there"))
     refused = REJECTED._replace(errors=errors, platform="line", http_status=400, attempts=1)
-    reply = Reply.parse(reply_body(refused))
+    reply = parse_reply(reply_body(refused))
     assert (reply.status, reply.message) == ("rejected", "Please fix the following errors")
     assert (reply.errorcode, reply.errors) == (10006, errors)
     assert (reply.http_status, reply.platform, reply.resource_id) == (400, "line", None)
@@ -107,7 +107,7 @@ def test_an_error_envelope_reads_back():
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"status": "canary"}', b"\xff", RESULT[:-1]])
 def test_what_is_no_reply_is_told_in_one_line_without_its_text(body):
     with pytest.raises(MalformedReply) as caught:
-        Reply.parse(body)
+        parse_reply(body)
     assert "canary" not in str(caught.value)
     assert caught.value.__suppress_context__
 

@@ -192,7 +192,10 @@ def test_a_refusal_names_no_resource_without_a_usable_id(page_id):
 
 
 def test_the_platforms_are_those_of_the_contract():
-    assert {name: (platform.id_field, platform.secrets) for name, platform in PLATFORMS.items()} == {
+    assert {
+        name: (platform.id_field, SECRET_FIELDS & set(platform.fields))
+        for name, platform in PLATFORMS.items()
+    } == {
         "messenger": ("pageId", {"applicationSecret", "pageAccessToken", "callbackVerifyToken"}),
         "line": ("channelId", {"channelSecret", "customerConnectSecret"}),
     }

@@ -25,7 +25,7 @@ from worker.broker.requester import Requester
 from worker.cli.terminal import on_end
 from worker.console.server import Console as OperatorsPage
 from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS
-from worker.contract.reply import Reply
+from worker.contract.reply import Reply, parse_reply
 from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, Interrupted, WorkerError
 from worker.events import EventListener
@@ -136,7 +136,7 @@ async def _play(
     replies: asyncio.Queue[Reply] = asyncio.Queue()
 
     def on_reply(_: str, body: bytes) -> None:
-        replies.put_nowait(Reply.parse(body))
+        replies.put_nowait(parse_reply(body))
 
     unexpected = []
     async with Requester(settings, "demo", on_reply, expires=60, events=EventListener()) as requester:

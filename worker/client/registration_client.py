@@ -18,7 +18,7 @@ from aio_pika.abc import AbstractConnection
 from worker.broker.requester import Requester
 from worker.client.types import Registration, RequestOptions
 from worker.contract.registration import validate
-from worker.contract.reply import MalformedReply, Reply
+from worker.contract.reply import MalformedReply, Reply, parse_reply
 from worker.errors import OutcomeUnknown
 from worker.events import EventListener
 from worker.settings import load_settings
@@ -171,7 +171,7 @@ class RegistrationClient:
         answer = self._answers.get(request_id)
         if answer is not None and not answer.done():  # else given up meanwhile, or a repeat
             with suppress(MalformedReply):
-                answer.set_result(Reply.parse(body))
+                answer.set_result(parse_reply(body))
 
 
 def _on_confirmed(

@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
 
-from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, Platform
+from worker.contract.platforms import (
+    ATTRIBUTES,
+    FLAG_FIELDS,
+    PLATFORM_NAME,
+    PLATFORMS,
+    SECRET_FIELDS,
+    Platform,
+)
 from worker.contract.secrets import MASK
 from worker.contract.selection import Selection
 from worker.contract.timestamps import moment
@@ -101,9 +108,9 @@ def fields_of(document: Mapping[str, Any] | None, platform: Platform) -> list[Fi
     return [
         Field(
             name,
-            "" if name in platform.secrets else _text(attributes.get(name)),
-            name in platform.secrets,
-            name in platform.flags,
+            "" if name in SECRET_FIELDS else _text(attributes.get(name)),
+            name in SECRET_FIELDS,
+            name in FLAG_FIELDS,
             None if document is None else attributes.get(name) not in (None, ""),
         )
         for name in platform.fields

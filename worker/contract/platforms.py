@@ -2,15 +2,15 @@
 told by the table `PLATFORMS`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-_SECRET = Field(repr=False, json_schema_extra={"writeOnly": True})
+_WRITE_ONLY: JsonDict = {"writeOnly": True}
+_SECRET = Field(repr=False, json_schema_extra=_WRITE_ONLY)
 _FLAG_SCHEMA = WithJsonSchema({"enum": [True, False, 0, 1]})
 
 Text = Annotated[str, Field(min_length=1)]
@@ -39,12 +39,6 @@ class Attributes(BaseModel):
 
     endpoint_url: Text = Field(title="EndpointUrl", description="Send API URL of the OTT network.")
     is_active: Flag = Field(title="IsActive", description="Whether the resource is active: 0 or 1.")
-
-
-def is_secret(info: FieldInfo) -> bool:
-    """Whether the field's value may never be shown."""
-    extra = info.json_schema_extra
-    return isinstance(extra, dict) and extra.get("writeOnly") is True
 
 
 def is_flag(info: FieldInfo) -> bool:
@@ -86,59 +80,47 @@ class LineAttributes(Attributes):
     )
 
 
-@dataclass(frozen=True, slots=True)
 class Platform:
     """One row of the platform table.
 
-    `id_field` names the attribute that identifies a resource. `fields` lists every attribute as named
-    in the body, in the order of the errors; `secrets` are those of them that may never be shown, `flags`
-    those of the true/false/0/1 kind. `noun` is what people call a resource, `name_field` holds its name.
+    `id_field` names the attribute that identifies a resource. `fields` lists every attribute as named in the
+    body, in the order of the errors. `noun` is what people call a resource, `name_field` holds its name.
     """
 
-    name: str
-    attributes: type[Attributes]
-    id_field: str
-    fields: tuple[str, ...] = field(init=False)
-    secrets: frozenset[str] = field(init=False)
-    flags: frozenset[str] = field(init=False)
-
-    @property
-    def noun(self) -> str:
-        return self.id_field.removesuffix("Id")
-
-    @property
-    def name_field(self) -> str:
-        return f"{self.noun}Name"
-
-    def __post_init__(self) -> None:
-        infos = self.attributes.model_fields.values()
-        object.__setattr__(self, "fields", tuple(str(info.alias) for info in infos))
-        object.__setattr__(self, "secrets", frozenset(str(info.alias) for info in infos if is_secret(info)))
-        object.__setattr__(self, "flags", frozenset(str(info.alias) for info in infos if is_flag(info)))
+    def __init__(self, name: str, attributes: type[Attributes], *, id_field: str) -> None:
+        self.name = name
+        self.attributes = attributes
+        self.id_field = id_field
+        self.noun = id_field.removesuffix("Id")
+        self.name_field = f"{self.noun}Name"
+        self.fields = tuple(str(info.alias) for info in attributes.model_fields.values())
 
 
-PLATFORMS: Mapping[str, Platform] = MappingProxyType(
-    {
-        platform.name: platform
-        for platform in (
-            Platform("messenger", MessengerAttributes, id_field="pageId"),
-            Platform("line", LineAttributes, id_field="channelId"),
-        )
-    }
-)
+PLATFORMS: Mapping[str, Platform] = {
+    platform.name: platform
+    for platform in (
+        Platform("messenger", MessengerAttributes, id_field="pageId"),
+        Platform("line", LineAttributes, id_field="channelId"),
+    )
+}
 """Every known platform by its `ottPlatformName`."""
 
-FIELDS = tuple(dict.fromkeys(name for platform in PLATFORMS.values() for name in platform.fields))
+_INFOS = {
+    str(info.alias): info
+    for platform in PLATFORMS.values()
+    for info in platform.attributes.model_fields.values()
+}
+FIELDS = tuple(_INFOS)
 """The attributes of all platforms, as named in the body."""
 
-FLAG_FIELDS: frozenset[str] = frozenset().union(*(platform.flags for platform in PLATFORMS.values()))
-ID_FIELDS: frozenset[str] = frozenset(name for name in FIELDS if name.endswith("Id"))
-NAME_FIELDS: frozenset[str] = frozenset(platform.name_field for platform in PLATFORMS.values())
+FLAG_FIELDS = frozenset(name for name, info in _INFOS.items() if is_flag(info))
+ID_FIELDS = frozenset(name for name in FIELDS if name.endswith("Id"))
+NAME_FIELDS = frozenset(platform.name_field for platform in PLATFORMS.values())
 
-SECRET_FIELDS: frozenset[str] = frozenset().union(*(platform.secrets for platform in PLATFORMS.values()))
+SECRET_FIELDS = frozenset(name for name, info in _INFOS.items() if info.json_schema_extra == _WRITE_ONLY)
 """The attributes, as named in the body, that no log, reply, header or metric may ever show."""
 
-PUBLIC_FIELDS: frozenset[str] = frozenset(name for name in FIELDS if name not in SECRET_FIELDS)
+PUBLIC_FIELDS = frozenset(FIELDS) - SECRET_FIELDS
 """The attributes that may be shown: names, ids, flags, and the endpoint URL without its query."""
 
 PLATFORM_NAME = "ottPlatformName"

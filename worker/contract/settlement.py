@@ -27,10 +27,9 @@ from worker.contract.words import (
     Status,
 )
 
-ERROR_LENGTH = 500  # characters of `x-ott-error`
+ERRORS_LENGTH = 500  # characters of `x-ott-error`, and of all messages of a record together
 # The API wraps every list of errors in the same words.
-_BOILERPLATE = ("10006 Please fix the following errors: ", "10006 Please fix the following errors")
-ERRORS_LENGTH = 500  # characters of all messages together
+_BOILERPLATE = "10006 Please fix the following errors: "
 ID_LENGTH = 255  # characters
 
 
@@ -111,15 +110,12 @@ def error_text(settlement: Settlement) -> str:
     text = f"{settlement.errorcode} {settlement.message}"
     if settlement.errors:
         text += ": " + "; ".join(error.message for error in settlement.errors)
-    return text[:ERROR_LENGTH]
+    return text[:ERRORS_LENGTH]
 
 
 def brief(error: str) -> str:
     """An error that begins with its cause."""
-    for words in _BOILERPLATE:
-        if error.startswith(words) and error != words:
-            return error.removeprefix(words)
-    return error
+    return error.removeprefix(_BOILERPLATE)
 
 
 class JournalRecord(BaseModel):

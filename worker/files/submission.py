@@ -22,7 +22,7 @@ from uuid import uuid4
 from worker.broker.requester import Requester, cancel_all, look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status import read_workers
-from worker.contract.reply import MalformedReply, Reply
+from worker.contract.reply import MalformedReply, parse_reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.files.check import findings
@@ -185,7 +185,7 @@ class Submission:
         if parts is None or parts[0] != self._job:
             return
         try:
-            reply = Reply.parse(body)
+            reply = parse_reply(body)
         except MalformedReply:
             return
         if row := self.out.answered(name):

@@ -108,7 +108,6 @@ def test_a_huge_body_is_cut(framing):
         (b"gzip", gzip.compress(b"an body", mtime=0)),
         (b"x-gzip", gzip.compress(b"an body", mtime=0)),
         (b"deflate", zlib.compress(b"an body")),
-        (b"deflate", zlib.compress(b"an body")[2:-4]),
         (b"br", b"an body"),
         (b"zstd", b"an body"),
         (b"gzip", b"an body"),

@@ -34,6 +34,7 @@ ACCOUNTS_KEPT = 10_000
 # are limited, so many accounts at once would otherwise fill the prefetch and hold up all others.
 MAY_WAIT = 1 / 4
 TOKEN_REQUESTS = (20, 20.0)  # for accounts other than the default: bursts of so many, in so many seconds
+CROWDED = "Too many business units asked for their first access token at once: replay this request later"
 CHECK_KEPT = 60.0  # seconds for which a token of the default account shows that the credentials work
 CHECKS = (4, 60.0)  # checks of the credentials: so many tokens of the default account, in so many seconds
 
@@ -126,7 +127,7 @@ class Accounts:
         held, most = self._account(account), max(1, int(self._settings.prefetch * MAY_WAIT))
         is_queued = held.is_queued or (held.fetching is None and not self._requests.has_capacity())
         if may_refuse and is_queued and self._waiting >= most:
-            raise AccountsCrowded
+            raise AccountsCrowded(CROWDED)
         self._waiting += 1
         try:
             await self.get(account)
@@ -230,7 +231,7 @@ class Accounts:
             await self._check_credentials(held.is_in_trouble(began))
             if trouble.is_refused:
                 raise held.refuse(f"Marketing Cloud gives no token for this account: {trouble}") from None
-            raise AccountTrouble(trouble) from None
+            raise AccountTrouble(str(trouble), trouble.retry_after) from None
 
     async def _check_credentials(self, since: float) -> None:
         """Return if the default account has been given a token lately, and after the trouble of another

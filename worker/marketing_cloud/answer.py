@@ -46,18 +46,8 @@ class Cause(Enum):
     @property
     def is_refusal(self) -> bool:
         """Whether the credentials are refused, which does not heal by itself."""
-        return self in _REFUSALS
-
-
-_REFUSALS = frozenset(
-    {
-        Cause.CREDENTIALS,
-        Cause.INVALID_CLIENT,
-        Cause.UNAUTHORIZED_CLIENT,
-        Cause.INVALID_SCOPE,
-        Cause.TOKEN_REFUSED,
-    }
-)
+        oauth = (Cause.INVALID_CLIENT, Cause.UNAUTHORIZED_CLIENT, Cause.INVALID_SCOPE, Cause.TOKEN_REFUSED)
+        return self is Cause.CREDENTIALS or self in oauth
 
 
 @dataclass(frozen=True, slots=True)

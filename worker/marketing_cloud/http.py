@@ -18,28 +18,27 @@ import math
 import os
 import resource
 import select
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.connector import Connection
 from yarl import URL
 
-from worker.marketing_cloud.proxy import Proxy, check_proxies, proxy_for
+from worker.errors import SettingsError
 from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
+from worker.settings.checks import check_host
 
 IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
 SWEEP_INTERVAL = 0.1  # seconds between looks at the deadlines of all connections
-# Seconds for which the peer's kernel may leave sent data unacknowledged. This ends a connection that a
-# firewall has forgotten, long before the time-out of the call.
-SILENT_PEER_TIMEOUT = 10.0
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
 OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
 MOST_CALLS = 60_000  # at a time
+REST_HOST = "https://rest.marketingcloudapis.com"  # stands for the one that the token will name
 FAILURES = (TimeoutError, aiohttp.ClientError, OSError, ValueError)
 _LENGTH = b"Content-Length: "
 
@@ -52,6 +51,40 @@ class NoAnswer(Exception):
 
 class _Stale(Exception):
     """A kept connection failed before an answer began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy, and the variable that names it."""
+
+    variable: str
+    url: URL
+    headers: Mapping[str, str] = field(repr=False)  # those that it reads
+
+
+def proxy_for(url: URL) -> Proxy | None:
+    """The proxy that the environment names for `url`: `HTTPS_PROXY` or `HTTP_PROXY`, unless `NO_PROXY` lists
+    the host. The names are read in lower case too, as other programs do. Raises SettingsError where the
+    variable holds no URL of a proxy."""
+    value = getproxies().get(url.scheme, "").strip()
+    if not value or proxy_bypass(url.host or ""):
+        return None
+    lower = f"{url.scheme}_proxy"
+    variable = lower if lower in os.environ else lower.upper()
+    try:
+        proxy = URL(value)
+        if proxy.scheme != "http" or proxy.host is None:
+            raise ValueError  # noqa: TRY301
+        check_host(value)
+        headers = {}
+        if proxy.user is not None:
+            headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+    except ValueError:
+        raise SettingsError(
+            f"{variable} must be the URL of a proxy that is reached by http://, such as "
+            "http://proxy.example:3128"
+        ) from None
+    return Proxy(variable, proxy.origin(), headers)
 
 
 class _Connection(asyncio.Protocol):
@@ -67,7 +100,7 @@ class _Connection(asyncio.Protocol):
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._reader: ResponseReader | None = None
-        self._received: asyncio.Future[ResponseReader]
+        self._received: asyncio.Future[None]  # nothing more of the response comes
         self._has_served = False
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -87,11 +120,12 @@ class _Connection(asyncio.Protocol):
         # Bytes that came before the request was written do not answer it, also if the loop has not read them.
         if self.is_ended or (self._has_served and self._poll.poll(0)):
             raise stale
-        self._reader, self.deadline = ResponseReader(), deadline
+        self._reader = reader = ResponseReader()
+        self.deadline = deadline
         self._received = self._loop.create_future()
         self._transport.write(request)
         try:
-            reader = await self._received
+            await self._received
         finally:
             self._reader, self.deadline, self._has_served = None, math.inf, True
         if not reader.has_head:
@@ -106,26 +140,30 @@ class _Connection(asyncio.Protocol):
         had_head = reader.has_head
         reader.feed(data)
         if reader.is_done:
-            self._finish(reader)
+            self._finish()
         elif reader.has_head and not had_head:
             self.deadline = min(self.deadline, self._loop.time() + BODY_TIMEOUT)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.close()
         if self._reader is not None:
-            self._reader.end()
-            self._finish(self._reader)
+            self._finish()
 
     def expire(self) -> None:
         """Its deadline has passed."""
-        reader, self.deadline = self._reader, math.inf
-        if reader is None:
+        self.deadline = math.inf
+        if self._reader is None:
             self.close()
-        elif reader.has_head:
-            reader.end()
-            self._finish(reader)
+        elif self._reader.has_head:
+            self._finish()
         elif not self._received.done():
             self._received.set_exception(TimeoutError())
+
+    def _finish(self) -> None:
+        if self._reader is not None and not self._reader.is_done:
+            self._reader.end()
+        if not self._received.done():
+            self._received.set_result(None)
 
     def close(self) -> None:
         """Close it. Bytes that are not sent yet are dropped."""
@@ -135,10 +173,6 @@ class _Connection(asyncio.Protocol):
             if not is_sent:
                 self._transport.abort()
         self._ended(self)
-
-    def _finish(self, reader: ResponseReader) -> None:
-        if not self._received.done():
-            self._received.set_result(reader)
 
 
 @dataclass(slots=True)
@@ -166,14 +200,17 @@ class Http:
 
     def __init__(self, settings: Settings, on_shortage: Callable[[str], None] = lambda _: None) -> None:
         """`on_shortage` is told when this process has no descriptor left for a call."""
-        check_proxies(settings)
+        # Both schemes are checked, whatever the URLs have, so that a mistake shows at the start.
+        for url in (settings.auth_url, settings.rest_url):
+            for scheme in ("https", "http"):
+                proxy_for(URL(url or REST_HOST).with_scheme(scheme))
         self._on_shortage = on_shortage
         self._settings = settings
         self._timeout = settings.http_timeout
         self._loop = asyncio.get_running_loop()
         self._tls = settings.tls("mc")
         # The session keeps no connection. (`force_close` would ask proxies to close tunnels.)
-        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=0.001, socket_factory=self._socket)
+        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=0.001)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -198,13 +235,13 @@ class Http:
         """POST a JSON object by aiohttp's session, on a connection of its own. Raises NoAnswer."""
         where = URL(url)
         proxy = proxy_for(where)
-        to_proxy = _to_proxy(proxy)
+        to_proxy = proxy.headers if proxy else {}
         while True:
             try:
                 async with self._session.post(
                     where,
                     json=document,
-                    headers={"Accept-Encoding": "identity"} | (to_proxy if where.scheme == "http" else {}),
+                    headers={"Accept-Encoding": "identity", **(to_proxy if where.scheme == "http" else {})},
                     ssl=self._settings.tls("mc"),
                     proxy=proxy.url if proxy else None,
                     proxy_headers=to_proxy,
@@ -223,7 +260,7 @@ class Http:
         path = where.raw_path_qs
         if proxy is not None and where.scheme == "http":
             path = str(where)
-            fields |= _to_proxy(proxy)
+            fields |= proxy.headers
         lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         head = "\r\n".join([*lines, ""]).encode("ascii") + _LENGTH
         return HttpEndpoint(where, head, proxy, self._idle.setdefault(where.origin(), []))
@@ -291,7 +328,7 @@ class Http:
             loop=self._loop,
             ssl=self._settings.tls("mc"),
             proxy=proxy.url if proxy else None,
-            proxy_headers={"Host": where.host_port_subcomponent or "", **_to_proxy(proxy)},
+            proxy_headers={"Host": where.host_port_subcomponent or "", **(proxy.headers if proxy else {})},
         )
         opened = await self._connector.connect(request, [], self._connecting)
         try:
@@ -331,14 +368,6 @@ class Http:
         self._on_shortage(os.strerror(number or 0))
         await asyncio.sleep(SHORTAGE_PAUSE)
 
-    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, _ = address
-        made = socket.socket(family=family, type=kind, proto=protocol)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            longest = min(SILENT_PEER_TIMEOUT, self._timeout / 2)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(longest * 1000))
-        return made
-
     def _explain(self, error: Exception, proxy: Proxy | None) -> str:  # noqa: PLR0911 - one line for each error
         match error:
             case aiohttp.ClientHttpProxyError() if proxy is not None:
@@ -346,15 +375,14 @@ class Http:
             case aiohttp.ClientProxyConnectionError() if proxy is not None:
                 return f"the proxy of {proxy.variable} cannot be reached ({_reason(error)})"
             case aiohttp.ClientConnectorCertificateError():
-                return f"the TLS certificate was not accepted ({_verification(error)})"
+                why = getattr(error.certificate_error, "verify_message", "it could not be verified")
+                return f"the TLS certificate was not accepted ({why})"
             case aiohttp.ClientSSLError():
                 return "no TLS connection could be made: check that the port speaks TLS"
             case aiohttp.ClientConnectorDNSError():
                 return "the host name could not be resolved"
             case aiohttp.ClientConnectorError():
                 return f"the connection was refused ({_reason(error)})"
-            case aiohttp.InvalidURL():
-                return "the URL's host is no name and no address"
             case TimeoutError():
                 return f"no answer within {self._timeout:g} s"
         return "the connection was lost before the answer was complete"
@@ -376,10 +404,6 @@ def _checked(response: Response, proxy: Proxy | None) -> Response:
     return response
 
 
-def _to_proxy(proxy: Proxy | None) -> dict[str, str]:
-    return {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
-
-
 def _refused_by(proxy: Proxy, status: int) -> str:
     hint = ": give it a user and password as http://USER:PASSWORD@HOST:PORT" if status == 407 else ""
     return f"the proxy of {proxy.variable} answered {status}{hint}"
@@ -387,10 +411,6 @@ def _refused_by(proxy: Proxy, status: int) -> str:
 
 def _reason(error: aiohttp.ClientConnectorError) -> str:
     return os.strerror(error.errno) if error.errno else "no address answered"
-
-
-def _verification(error: aiohttp.ClientConnectorCertificateError) -> str:
-    return str(getattr(error.certificate_error, "verify_message", "") or "it could not be verified")
 
 
 def _descriptors_for_calls() -> int:

@@ -8,7 +8,8 @@ not used again.
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 HEAD_LIMIT = 1_048_576  # bytes
@@ -17,10 +18,11 @@ CHUNK_LINE_LIMIT = 4096  # bytes
 
 _START = b"HTTP/"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) +([1-9]\d\d)(?!\d)")
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEAD_END = re.compile(rb"\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _NO_BODY = frozenset({101, 204, 304})
+_ANY_FORMAT = 32 + zlib.MAX_WBITS  # gzip or zlib
 
 
 class Response(NamedTuple):
@@ -42,8 +44,7 @@ class ResponseReader:
         self.headers: dict[str, str] = {}
         self._data = b""
         self._position = 0  # up to which `_data` is read
-        self._read_body: Callable[[], None] | None = None
-        self._length = 0
+        self._length: int | None = 0  # of the body; None: it ends with the connection
         self._chunks: list[bytes] | None = None
 
     @property
@@ -55,9 +56,9 @@ class ResponseReader:
     def response(self) -> Response:
         """The response. Ask for it only if `has_head`."""
         body = self._data[self._position :] if self._chunks is None else b"".join(self._chunks)
-        encoding = self.headers.get("content-encoding")
-        if body and encoding:
-            body = _decoded(body, encoding)
+        if body and "content-encoding" in self.headers:
+            with suppress(zlib.error):  # another encoding
+                body = zlib.decompressobj(_ANY_FORMAT).decompress(body, BODY_LIMIT)
         return Response(self.status, self.headers, body[:BODY_LIMIT])
 
     def feed(self, data: bytes) -> None:
@@ -66,9 +67,9 @@ class ResponseReader:
             self.keeps_connection = False  # nobody asked for these
             return
         self._data = self._data + data if self._data else data
-        if self._read_body is None:
+        if not self.has_head:
             self._read_head()
-        else:
+        if self.has_head:
             self._read_body()
 
     def end(self) -> None:
@@ -77,34 +78,25 @@ class ResponseReader:
         self.keeps_connection = False
 
     def _read_head(self) -> None:
-        while True:
-            if self._data[:1] in (b"\r", b"\n"):
-                self._data = self._data.lstrip(b"\r\n")
-            stop = self._data.find(b"\r\n\r\n")
-            end = stop + 4
-            if stop < 0 and (found := _HEAD_END.search(self._data)) is not None:
-                stop, end = found.span()
-            if stop < 0:
-                if len(self._data) > HEAD_LIMIT or not _START.startswith(self._data[: len(_START)]):
-                    self.end()
-                return
-            head = self._data[:stop]
-            started = _STATUS_LINE.match(head)
+        while (found := _HEAD_END.search(self._data.lstrip(b"\r\n"))) is not None:
+            self._data = data = found.string
+            started = _STATUS_LINE.match(data, 0, found.start())
             if started is None:
                 self.end()
                 return
             self.status = int(started[2])
             if self.status >= 200 or self.status == 101:
                 self.has_head = True
-                self._position = end
-                self._frame(head, is_1_1=started[1] == b"1")
+                self._position = found.end()
+                self._frame(data[: found.start()], is_1_1=started[1] == b"1")
                 return
-            self._data = self._data[end:]  # an interim response; the next one follows
-            if not self._data:
-                return
+            self._data = data[found.end() :]  # an interim response; the next one follows
+        beginning = self._data.lstrip(b"\r\n")[: len(_START)]
+        if len(self._data) > HEAD_LIMIT or not _START.startswith(beginning):
+            self.end()
 
     def _frame(self, head: bytes, *, is_1_1: bool) -> None:
-        """Find out how the body ends (RFC 9112 §6.3), and read its first bytes."""
+        """Find out how the body ends (RFC 9112 §6.3)."""
         self.headers = headers = _fields(head)
         coding, lengths = _tokens(headers, "transfer-encoding"), _tokens(headers, "content-length")
         self.keeps_connection = (
@@ -112,38 +104,34 @@ class ResponseReader:
         )
         if self.status in _NO_BODY:
             self.keeps_connection &= self.status != 101 and not coding and lengths in ((), ["0"])
-            self._read_body = self._read_length
         elif coding:
-            self._chunks = [] if coding[-1] == "chunked" else None
-            self._read_body = self._read_to_the_end if self._chunks is None else self._read_chunks
+            self._length, self._chunks = None, [] if coding[-1] == "chunked" else None
         elif lengths and lengths.count(lengths[0]) == len(lengths) and _LENGTH.fullmatch(lengths[0]):
             self._length = int(lengths[0])
-            self._read_body = self._read_length
         else:
-            self._read_body = self._read_to_the_end
-        self._read_body()
+            self._length = None
 
-    def _read_length(self) -> None:
-        end = self._position + self._length
-        if len(self._data) >= end:
-            self.is_done = True
-            if len(self._data) > end:
-                # A length that counts characters is too small: what follows still belongs to the body. The
-                # beginning of another response does not.
-                self.keeps_connection = False
-                if self._data.startswith(_START, end):
-                    self._data = self._data[:end]
-        elif len(self._data) - self._position > BODY_LIMIT:
-            self.end()
+    def _read_body(self) -> None:
+        if self._chunks is not None:
+            self._read_chunks(self._chunks)
+            return
+        length = len(self._data) - self._position
+        if self._length is None or length < self._length:
+            self.keeps_connection &= self._length is not None
+            if length > BODY_LIMIT:
+                self.end()
+            return
+        self.is_done = True
+        if length > self._length:
+            # A length that counts characters is too small: what follows still belongs to the body. The
+            # beginning of another response does not.
+            self.keeps_connection = False
+            end = self._position + self._length
+            if self._data.startswith(_START, end):
+                self._data = self._data[:end]
 
-    def _read_to_the_end(self) -> None:
-        self.keeps_connection = False
-        if len(self._data) - self._position > BODY_LIMIT:
-            self.end()
-
-    def _read_chunks(self) -> None:
-        data, chunks = self._data, self._chunks
-        assert chunks is not None
+    def _read_chunks(self, chunks: list[bytes]) -> None:
+        data = self._data
         if len(data) > 2 * BODY_LIMIT:
             chunks.append(data[self._position :])
             self.end()
@@ -184,14 +172,3 @@ def _tokens(headers: Mapping[str, str], name: str) -> Sequence[str]:
     if "," not in value:
         return [value.lower()]
     return [token.strip().lower() for token in value.split(",") if token.strip()]
-
-
-def _decoded(body: bytes, encoding: str) -> bytes:
-    """The body without its encoding, as far as it can be decoded."""
-    windows = {"gzip": (47,), "x-gzip": (47,), "deflate": (47, -15)}.get(encoding.lower(), ())
-    for window in windows:
-        try:
-            return zlib.decompressobj(window).decompress(body, BODY_LIMIT)
-        except zlib.error:
-            continue
-    return body

@@ -65,25 +65,20 @@ class TokenTrouble(WorkerError):
 
 
 class AccountTrouble(WorkerError):
-    """There is no token for now for this one account, while the default account is given one."""
+    """There is no token for now for this one account, while the default account is given one. `retry_after`
+    is the endpoint's hint, in seconds, or None."""
 
-    def __init__(self, trouble: TokenTrouble) -> None:
-        super().__init__(str(trouble))
-        hint = trouble.retry_after
-        self.retry_after = None if hint is None else min(hint, LONGEST_ACCOUNT_HINT)
-
-
-class AccountRefused(WorkerError):
-    """Marketing Cloud refuses this one account, while the default account is given tokens."""
+    def __init__(self, why: str, retry_after: float | None = None) -> None:
+        super().__init__(why)
+        self.retry_after = None if retry_after is None else min(retry_after, LONGEST_ACCOUNT_HINT)
 
 
-class AccountsCrowded(WorkerError):
+class AccountRefused(AccountTrouble):
+    """Marketing Cloud refuses this one account."""
+
+
+class AccountsCrowded(AccountTrouble):
     """Too many requests wait for tokens of accounts other than the default."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Too many business units asked for their first access token at once: replay this request later"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Forwarder:
         except TokenTrouble as trouble:
             answer = Answer(None, f"No access token: {trouble.summary}.", retry_after=trouble.retry_after)
             return _Result(Verdict.CREDENTIALS, answer)
-        except (AccountRefused, AccountTrouble):
+        except AccountTrouble:
             return None  # its token has expired just now
         await ensure_lease()
         if not self._flow.allows(call):

@@ -12,12 +12,13 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import aiormq.exceptions
 
 from worker.amqp.causes import Cause, broker_errors, object_errors
-from worker.amqp.connection import Connection, no_callback
+from worker.amqp.connection import Connection, RawChannel, no_callback
 from worker.amqp.consumer import Delivery, delivery_of
 from worker.amqp.properties import Properties
 from worker.errors import BrokerUnreachable, Problem, QueueInUse, TopologyError, WorkerError
@@ -107,40 +108,38 @@ async def lock(
 
 @contextlib.asynccontextmanager
 async def hold(
-    connection: Connection,
-    name: str,
-    on_wait: OnWait,
-    *,
-    timeout: float = math.inf,
-) -> AsyncIterator[bool]:
+    connection: Connection, name: str, on_wait: OnWait, *, timeout: float = math.inf
+) -> AsyncIterator[None]:
     """Hold the exclusive queue `name`. While another connection holds it this waits, at most `timeout`
-    seconds, and calls `on_wait` once; True where it has waited. Where the user may not declare the queue,
-    nothing is held."""
+    seconds, and calls `on_wait` once. Where the user may not declare the queue, nothing is held."""
     clock = asyncio.get_running_loop().time
-    begun, is_held, has_waited, has_told = clock(), False, False, False
-    while not is_held:
-        async with connection.asked(LOST) as channel:
-            try:
-                await channel.declare_queue(name, exclusive=True)
-                is_held = True
-                continue
-            except aiormq.exceptions.ChannelLockedResource:
-                has_waited = True
-            except aiormq.exceptions.ChannelAccessRefused:
-                break
-        if clock() - begun > timeout:
+    tell_at, give_up_at = clock() + LOCK_TIMEOUT, clock() + timeout
+    while (is_held := await _claim(connection, name)) is False:
+        if clock() > give_up_at:
             raise QueueInUse("Another dead-letters command is at work: wait until it ends")
-        if clock() - begun > LOCK_TIMEOUT and not has_told:
-            has_told = True
+        if clock() > tell_at:
+            tell_at = math.inf
             await on_wait()
         await asyncio.sleep(POLL_INTERVAL)
     try:
-        yield has_waited
+        yield
     finally:
-        with contextlib.suppress(BrokerUnreachable):
-            if is_held:
+        if is_held:
+            with contextlib.suppress(BrokerUnreachable):
                 async with connection.asked(LOST) as channel:
                     await channel.queue_delete(name)
+
+
+async def _claim(connection: Connection, name: str) -> bool | None:
+    """Whether the exclusive queue is ours now; None where this user may not declare it."""
+    async with connection.asked(LOST) as channel:
+        try:
+            await channel.declare_queue(name, exclusive=True)
+        except aiormq.exceptions.ChannelLockedResource:
+            return False
+        except aiormq.exceptions.ChannelAccessRefused:
+            return None
+        return True
 
 
 async def _until_unused(connection: Connection, queue: str) -> None:
@@ -184,30 +183,24 @@ async def _is_empty(connection: Connection, queue: str) -> bool:
     return False
 
 
+@dataclass(slots=True)
 class QueueBrowser:
     """The deliveries of one look, on a channel of its own. Everything that was not removed goes back to its
     place when the context ends. Raises TopologyError or BrokerUnreachable, also at the end: then it is
-    unknown whether the removed messages are gone."""
+    unknown whether the removed messages are gone. A body larger than `max_body_bytes` is not kept:
+    `Delivery.oversize`."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        queue: str,
-        max_body_bytes: float = math.inf,
-        *,
-        window: int = FIRST_WINDOW,
-    ) -> None:
-        """A body larger than `max_body_bytes` is not kept: `Delivery.oversize`."""
-        self._connection = connection
-        self._queue = queue
-        self._max_body_bytes = max_body_bytes
-        self._window = window
-        self._arrived: deque[Delivery] = deque()
-        self._arrived_bytes = 0
-        self._news = asyncio.Event()
-        self._seen = 0
-        self._credit = 0
-        self._has_removed = False
+    _connection: Connection
+    _queue: str
+    _max_body_bytes: float = math.inf
+    window: int = FIRST_WINDOW
+    _channel: RawChannel = field(init=False)
+    _arrived: deque[Delivery] = field(default_factory=deque)
+    _arrived_bytes: int = 0
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _seen: int = 0
+    _credit: int = 0
+    _has_removed: bool = False
 
     async def __aenter__(self) -> Self:
         self._channel = await self._connection.raw_channel()
@@ -243,7 +236,7 @@ class QueueBrowser:
             if not self._credit and not self._arrived:
                 if windows == WINDOWS:
                     raise QueueInUse(f"{self._queue} holds more than the {seen} messages that were looked at")
-                await self._consume(windows, min(LARGEST_PREFETCH, self._window << windows))
+                await self._consume(windows, min(LARGEST_PREFETCH, self.window << windows))
                 windows += 1
             if not await self._more():
                 return

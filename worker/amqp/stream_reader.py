@@ -10,7 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ class StreamReader:
                     shown_at = time.monotonic()
                 # The broker delivers up to the new credit before it answers a request that follows the acks.
                 await consumer.round_trip()
-                if not consumer.is_empty:
+                if consumer.messages:
                     continue
                 looks -= 1
                 is_known = 0 <= reach <= at
@@ -154,35 +154,29 @@ async def open_stream(
         yield StreamReader(connection, stream, events)
 
 
+@dataclass(slots=True)
 class _Consumer:
-    """What a channel delivers of one stream."""
+    """What a channel delivers of one stream: its messages, and None behind the last one."""
 
-    def __init__(self, connection: Connection, channel: AbstractChannel, stream: str, prefetch: int) -> None:
-        self._connection = connection
-        self._channel = channel
-        self._stream = stream
-        self._what = f"The stream {stream} could not be read"
-        self._prefetch = prefetch
-        self._messages: deque[AbstractIncomingMessage] = deque()
-        self._news = asyncio.Event()
-        self._is_cancelled = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._messages
+    connection: Connection
+    channel: AbstractChannel
+    stream: str
+    prefetch: int
+    messages: deque[AbstractIncomingMessage | None] = field(default_factory=deque)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self, start: Start) -> None:
-        raw = await self._channel.get_underlay_channel()
-        self._channel.close_callbacks.add(self._on_closed)
-        raw.on_consumer_cancel_callbacks.add(self._on_cancelled)
+        raw = await self.channel.get_underlay_channel()
+        for ends in (self.channel.close_callbacks, raw.on_consumer_cancel_callbacks):
+            ends.add(lambda *_: self._put(None))
         await self._consume(start, self._take)
 
     async def _consume(
         self, start: Start, take: Callable[[AbstractIncomingMessage], Awaitable[None]]
     ) -> None:
-        queue = await self._channel.get_queue(self._stream, ensure=False)
-        async with answered(self._connection, self._what):
-            await self._channel.set_qos(self._prefetch)
+        queue = await self.channel.get_queue(self.stream, ensure=False)
+        async with self._answered():
+            await self.channel.set_qos(self.prefetch)
             tag = await queue.consume(take, arguments={OFFSET_HEADER: start})
             if take is no_callback:
                 await queue.cancel(tag)
@@ -191,48 +185,40 @@ class _Consumer:
         """The messages that have been delivered so far. Each is acknowledged as it is taken, because a stream
         never delivers further ahead than the prefetch."""
         taken = 0
-        while self._messages:
-            message = self._messages.popleft()
+        while self.messages:
+            message = self.messages.popleft()
+            if message is None:
+                raise ConnectionError("the connection was lost, or the stream deleted")
             taken += 1
             yield message
-            if taken * 2 >= self._prefetch or not self._messages:
+            if taken * 2 >= self.prefetch or not self.messages:
                 await message.ack(multiple=True)
                 taken = 0
 
     async def round_trip(self) -> None:
-        self._check()
-        async with answered(self._connection, self._what):
-            await self._channel.set_qos(self._prefetch)
+        async with self._answered():
+            await self.channel.set_qos(self.prefetch)
 
     async def more(self, *, asks: bool = False) -> None:
         """Wait for a delivery. With `asks`, RabbitMQ is asked now and then: a node that is cut off from the
         others keeps its clients and delivers nothing, but cannot add a consumer."""
-        while not self._messages:
-            self._check()
-            self._news.clear()
+        while not self.messages:
+            self.news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_INTERVAL if asks else None):
-                    await self._news.wait()
-            if asks and not self._messages:
+                    await self.news.wait()
+            if asks and not self.messages:
                 await self._consume("next", no_callback)
 
-    def _check(self) -> None:
-        """Raise where nothing comes any more."""
-        if self._channel.is_closed:
-            raise ConnectionError("connection lost")
-        if self._is_cancelled:
-            raise ConnectionError("the broker cancelled the consumer: the stream was deleted")
+    def _answered(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return answered(self.connection, f"The stream {self.stream} could not be read")
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
-        self._messages.append(message)
-        self._news.set()
+        self._put(message)
 
-    def _on_closed(self, *_: object) -> None:
-        self._news.set()
-
-    def _on_cancelled(self, _: object) -> None:
-        self._is_cancelled = True
-        self._news.set()
+    def _put(self, message: AbstractIncomingMessage | None) -> None:
+        self.messages.append(message)
+        self.news.set()
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -41,12 +41,15 @@ AMQP_ERRORS = (
 
 
 @contextlib.contextmanager
-def broker_errors(what: str) -> Iterator[None]:
-    """Translate what the client raises into BrokerUnreachable, which begins with `what`. The client library
-    cancels its own calls when their connection ends, and such a cancellation is translated. One of this task
-    is not: aiormq puts the connection's error in its place where both come at once, and it would be lost."""
+def broker_errors(what: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Translate what the client raises, but what it `passes`, into BrokerUnreachable, which begins with
+    `what`. The client library cancels its own calls when their connection ends, and such a cancellation is
+    translated. One of this task is not: aiormq puts the connection's error in its place where both come at
+    once, and it would be lost."""
     try:
         yield
+    except passes:
+        raise
     except (TimeoutError, asyncio.CancelledError, *AMQP_ERRORS) as error:
         if is_cancelled():
             raise asyncio.CancelledError from None

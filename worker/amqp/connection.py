@@ -196,11 +196,15 @@ async def answered(connection: AbstractConnection, what: str) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def opened(
-    connection: AbstractConnection, what: str, *, confirms: bool = False
+    connection: AbstractConnection,
+    what: str,
+    *,
+    confirms: bool = False,
+    passes: tuple[type[Exception], ...] = (),
 ) -> AsyncIterator[AbstractChannel]:
     """A channel of aio-pika, to do `what`, which is closed at the end. Raises BrokerUnreachable, which begins
-    with `what`."""
-    with broker_errors(what):
+    with `what`, for all errors of the client but those that it `passes`."""
+    with broker_errors(what, passes):
         async with answered(connection, what):
             channel = await connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
         try:

@@ -16,14 +16,7 @@ from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from yarl import URL
 
 from worker.amqp.causes import broker_errors, object_errors
-from worker.amqp.connection import (
-    CLOSE_TIMEOUT,
-    Connection,
-    answered,
-    close_channel,
-    connected,
-    opened,
-)
+from worker.amqp.connection import Connection, answered, connected, opened
 from worker.amqp.queue import FORBIDDEN, MISSING
 from worker.amqp.reconnect import keep
 from worker.backoff import REFUSED
@@ -38,6 +31,7 @@ MISSING_FOR: Final = 30.0  # seconds that a missing requests queue may take to c
 CHECK_INTERVAL: Final = 5.0  # seconds of silence, before RabbitMQ is asked whether it still works
 CONFIRM_TIMEOUT: Final = 20.0  # seconds without a confirm, while one is waited for
 LOST: Final = "The connection to RabbitMQ was lost"
+REFUSALS: Final = (DeliveryError, AMQPChannelError)  # RabbitMQ has something against the message
 
 OnReply = Callable[[str, bytes], None]
 
@@ -86,10 +80,10 @@ class Requester:
         self._expires = int(expires * 1000)
         self._events = events
         self._keeps_queue = self._is_ending = self._has_connected = False
-        self._connection: AbstractConnection | None = None
-        self._publishing: AbstractChannel | None = None
+        self._connection: AbstractConnection
+        self._publishing: AbstractChannel
         self._connected = asyncio.Event()
-        self._opening = asyncio.Lock()
+        self._reopening = asyncio.Lock()
         self._alone = asyncio.Lock()
         self._lanes: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,69 +148,66 @@ class Requester:
         async with turn:
             while True:
                 try:
-                    problem = await self._publish(message)
+                    return await self._publish(message)
                 except BrokerUnreachable:
                     await asyncio.sleep(REFUSED.first)
                     continue
-                if problem is None:
-                    return
-                if isinstance(problem, PublishError | ChannelNotFoundEntity):  # no queue took it
+                except (PublishError, ChannelNotFoundEntity):  # no queue took it
                     missing_since = min(missing_since, clock())
                     if clock() - missing_since > MISSING_FOR:
                         raise TopologyError(
                             f"No queue takes requests at {self._names.entry}: "
                             "start the worker, which declares it"
-                        )
-                elif not isinstance(problem, DeliveryError):  # that the queue is full
+                        ) from None
+                except AMQPChannelError:
                     raise PublishRefused(
                         f"The broker does not take requests at the exchange {self._names.entry}: "
                         "this user may not write to it, or the message is larger than the broker takes"
-                    )
+                    ) from None
+                except DeliveryError:  # the queue is full
+                    pass
                 refusals += 1
                 await asyncio.sleep(REFUSED.ceiling(refusals))
 
-    async def _publish(self, message: Message) -> Exception | None:
-        """What RabbitMQ has against it. Raises BrokerUnreachable. A channel that RabbitMQ closes does not
-        tell which of the messages on it is to blame, so each is published again on a channel of its own."""
-        async with self._opening:
+    async def _publish(self, message: Message) -> None:
+        """Raises BrokerUnreachable, or what RabbitMQ has against the message. A channel that RabbitMQ closes
+        does not tell which of the messages on it is to blame, so each is published again on a channel of its
+        own."""
+        async with self._reopening:
             await self._connected.wait()
-            connection = self._connection
-            if connection is None:
-                raise BrokerUnreachable(LOST)
-            if self._publishing is None or self._publishing.is_closed:
+            connection, channel = self._connection, self._publishing
+            if channel.is_closed:
                 with broker_errors(LOST):
                     async with answered(connection, LOST):
-                        self._publishing = await connection.channel(on_return_raises=True)
-            channel = self._publishing
-        problem = await self._try(channel, message)
-        if isinstance(problem, AMQPChannelError):
-            async with self._alone, opened(connection, LOST, confirms=True) as own:
-                problem = await self._try(own, message)
-        return problem
+                        await channel.reopen()
+        try:
+            await self._publish_on(channel, message)
+        except AMQPChannelError:
+            async with self._alone, opened(connection, LOST, confirms=True, passes=REFUSALS) as own:
+                await self._publish_on(own, message)
 
-    async def _try(self, channel: AbstractChannel, message: Message) -> Exception | None:
+    async def _publish_on(self, channel: AbstractChannel, message: Message) -> None:
         clock = asyncio.get_running_loop().time
         if not self._unconfirmed:
             self._confirmed_at = clock()
         self._unconfirmed += 1
         try:
-            with broker_errors(LOST):
+            with broker_errors(LOST, REFUSALS):
                 exchange = await channel.get_exchange(self._names.entry, ensure=False)
-                try:
-                    await exchange.publish(message, REQUEST_KEY)
-                except (DeliveryError, AMQPChannelError) as error:
-                    return error
+                await exchange.publish(message, REQUEST_KEY)
+            self._confirmed_at = clock()
         finally:
             self._unconfirmed -= 1
-        self._confirmed_at = clock()
-        return None
 
     async def _use(self, connection: AbstractConnection) -> None:
         self._has_connected = True
         if not self._opened.done():
             await count_workers(connection, self._names)
         self._lost.clear()
-        async with opened(connection, "The reply queue could not be consumed") as channel:
+        async with (
+            opened(connection, "The reply queue could not be consumed") as channel,
+            opened(connection, LOST, confirms=True) as self._publishing,
+        ):
             channel.close_callbacks.add(self._on_lost)
             queue = await self._consume(connection, channel) if self.queue else None
             self._connection = connection
@@ -228,9 +219,6 @@ class Requester:
                 await self._until_lost(connection, queue)
             finally:
                 self._connected.clear()
-                self._connection, publishing, self._publishing = None, self._publishing, None
-                if publishing is not None:
-                    await close_channel(publishing, CLOSE_TIMEOUT)
                 if queue is not None and self._is_ending and not self._keeps_queue:
                     with suppress(WorkerError), broker_errors("It expires"):
                         async with answered(connection, "It expires"):

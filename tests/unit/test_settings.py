@@ -9,14 +9,26 @@ from worker.errors import SettingsError
 from worker.settings import load_settings, split_urls, unknown_variables
 
 WRONG = [
-    ("OTT_AMQP_URL", "http://user:s3cret@host", "must be an amqp:// or amqps:// URL"),
-    ("OTT_AMQP_URL", "amqp://user:s3cret@host:port/", "must be a URL whose port is a number up to 65535"),
-    ("OTT_MC_REST_URL", "https://example.com:99999", "must be a URL whose port is a number up to 65535"),
-    ("OTT_AMQP_URL", "amqp://user:s3cret@a,b", "must be an amqp:// or amqps:// URL, or several separated"),
-    ("OTT_AMQP_URL", "amqp://a,amqp://user:s3cret@b:x/", "must be a URL whose port is a number up to 65535"),
+    ("OTT_AMQP_URL", "http://user:s3cret@host", "must be an amqp:// URL"),
+    (
+        "OTT_AMQP_URL",
+        "amqp://user:s3cret@host:port/",
+        "must be a URL that can be read: check its host and port",
+    ),
+    (
+        "OTT_MC_REST_URL",
+        "https://example.com:99999",
+        "must be a URL that can be read: check its host and port",
+    ),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@a,b", "must be a URL that can be read: check its host and port"),
+    (
+        "OTT_AMQP_URL",
+        "amqp://a,amqp://user:s3cret@b:x/",
+        "must be a URL that can be read: check its host and port",
+    ),
     ("OTT_PARTITIONS", "65", "must be less than or equal to 64"),
     ("OTT_PREFIX", "a b", "must be letters, digits and . _ : - only, 122 at most"),
-    ("OTT_PREFIX", "amq.x", "must not begin with amq., which RabbitMQ keeps for itself"),
+    ("OTT_PREFIX", "amq.x", "must be letters, digits and . _ : - only, 122 at most, not beginning with amq."),
     ("OTT_DECLARE", "perhaps", "must be true or false"),
     ("OTT_PREFETCH", "many", "must be a whole number"),
     ("OTT_RATE_LIMIT", "0", "must be greater than 0"),
@@ -29,9 +41,17 @@ WRONG = [
     ("OTT_LOG_FORMAT", "xml", "must be 'json' or 'console'"),
     ("OTT_MC_SUBDOMAIN", "https://mc123", "must be the subdomain alone"),
     ("OTT_MC_AUTH_URL", "http://example.com", "must be an https:// URL"),
-    ("OTT_MC_AUTH_URL", "https://exa\u200bmple.com", "must be a URL whose host is a name or an address"),
-    ("OTT_MC_REST_URL", "https://xn--zzzzzz99999.com", "must be a URL whose host is a name or an address"),
-    ("OTT_MC_REST_URL", "https://127.1", "must be a URL whose host is a name or an address"),
+    (
+        "OTT_MC_AUTH_URL",
+        "https://exa\u200bmple.com",
+        "must be a URL that can be read: check its host and port",
+    ),
+    (
+        "OTT_MC_REST_URL",
+        "https://xn--zzzzzz99999.com",
+        "must be a URL that can be read: check its host and port",
+    ),
+    ("OTT_MC_REST_URL", "https://127.1", "must be a URL that can be read: check its host and port"),
     ("OTT_MC_REST_URL", "https://user:s3cret@example.com", "must be a plain URL"),
     ("OTT_MC_REST_URL", "https://user:s3cret@[example.com", "must be a URL that can be read"),
     ("OTT_AMQP_URL", "amqp://user:s3cret@example\uff20.com", "must be a URL that can be read"),

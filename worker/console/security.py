@@ -38,9 +38,7 @@ FOREIGN = (
     "people use."
 )
 WITHOUT_PROOF = "A change wants the token: open the URL that ott-worker console printed."
-FOREIGN_NAME = (
-    "This console does not answer to that host name: set OTT_CONSOLE_URL or OTT_CONSOLE_ALLOWED_HOSTS."
-)
+FOREIGN_NAME = "This console does not answer to that host name: set OTT_CONSOLE_URL."
 READ_ONLY = "This console is read-only (OTT_CONSOLE_READ_ONLY=true): it shows and changes nothing."
 
 
@@ -76,12 +74,11 @@ class Guard:
         self._sessions = sessions
         self._render = render
         self._is_local = is_loopback(settings.console_host)
-        names = (settings.console_allowed_hosts or "").split(",")
         self._url = urlsplit(settings.console_url or "")
-        names.append(self._url.hostname or "")
+        names = [self._url.hostname or ""]
         if not self._is_local:
             names += [settings.console_host, socket.gethostname()]
-        self._names = {name.strip().lower() for name in names if name.strip()}
+        self._names = {name.lower() for name in names if name}
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         """Where the handlers are."""

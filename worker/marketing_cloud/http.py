@@ -29,7 +29,7 @@ from yarl import URL
 from worker.errors import SettingsError
 from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
-from worker.settings.checks import check_host
+from worker.settings.checks import parsed_url
 
 IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
@@ -72,10 +72,7 @@ def proxy_for(url: URL) -> Proxy | None:
     lower = f"{url.scheme}_proxy"
     variable = lower if lower in os.environ else lower.upper()
     try:
-        proxy = URL(value)
-        if proxy.scheme != "http" or proxy.host is None:
-            raise ValueError  # noqa: TRY301
-        check_host(value)
+        proxy = parsed_url(value, "http")
         headers = {}
         if proxy.user is not None:
             headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")

@@ -7,14 +7,21 @@ import re
 import ssl
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from yarl import URL
 
 from worker.settings.sources import variable
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+# How pydantic's own errors are told.
+_KINDS = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "finite_number": "a finite number",
+}
 
 
 def split_urls(text: str) -> list[str]:
@@ -40,21 +47,30 @@ def parse_keys(text: str) -> dict[str, bytes]:
     return keys
 
 
-def check_host(url: str) -> None:
-    """The host of a URL is an address, or a name that can be looked up. Otherwise each request would fail
-    at it."""
+def parsed_url(text: str, *schemes: str) -> URL:
+    """The URL, which has one of these schemes. Its port is a number, and its host an address or a name that
+    can be looked up: otherwise each request would fail at it."""
+    # The text of the URL's own error quotes it, password included.
+    unreadable = "must be a URL that can be read: check its host and port, and escape special characters"
     try:
-        parsed = URL(url)
-        name = (parsed.host or "") and (parsed.raw_host or "")
+        url = URL(text)
+        name = (url.host or "") and (url.raw_host or "")
     except ValueError:
-        name = ""
+        raise ValueError(unreadable) from None
+    if url.scheme not in schemes or not name:
+        raise ValueError(f"must be an {schemes[-1]}:// URL")
+    if not _is_host(name):
+        raise ValueError(unreadable)
+    return url
+
+
+def _is_host(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
         labels = name.removesuffix(".").split(".")
-        is_name = len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
-        if not is_name:
-            raise ValueError("must be a URL whose host is a name or an address") from None
+        return len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+    return True
 
 
 def tls_context(peer: str, ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
@@ -81,77 +97,34 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
-    return f"{variable(str(first['loc'][0]))} {_must_be(str(first['loc'][0]), first['type'], message)}"
-
-
-def _must_be(field: str, kind: str, message: str) -> str:
-    if message.startswith("must "):
-        return message
-    if kind in ("string_pattern_mismatch", "string_too_long"):
-        return f"must be {_SHAPES.get(field, 'another text')}"
-    words = {
-        "int_parsing": "a whole number",
-        "int_from_float": "a whole number",
-        "float_parsing": "a number",
-        "bool_parsing": "true or false",
-        "finite_number": "a finite number",
-    }
-    if kind in words:
-        return f"must be {words[kind]}"
-    return "must be " + message.removeprefix("Input should be ")
-
-
-_SHAPES = {
-    "prefix": "letters, digits and . _ : - only, 122 at most",
-    "mc_subdomain": "the subdomain alone, such as mc563885gzs27c5t9-63k636ttgm",
-    "journal_max_age": "a number and one of Y M D h m s, such as 30D",
-}
+    if not message.startswith("must "):
+        message = f"must be {_KINDS.get(first['type']) or message.removeprefix('Input should be ')}"
+    return f"{variable(str(first['loc'][0]))} {message}"
 
 
 def _amqp_urls(value: SecretStr) -> SecretStr:
     for url in split_urls(value.get_secret_value()):
-        parts = _parts(url)
-        if parts.scheme not in ("amqp", "amqps") or not parts.hostname or "," in parts.hostname:
-            raise ValueError("must be an amqp:// or amqps:// URL, or several separated by commas")
-        _check_port(parts)
+        parsed_url(url, "amqps", "amqp")
     return value
 
 
-def _parts(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        # The text of this error quotes the URL, password included.
-        raise ValueError(
-            "must be a URL that can be read: check its host, and escape special characters"
-        ) from None
-
-
-def _check_port(parts: SplitResult) -> None:
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("must be a URL whose port is a number up to 65535") from None
-
-
 def _http_url(value: str) -> str:
-    parts = _parts(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    url = parsed_url(value, "http", "https")
+    if url.user or url.password or url.query_string or url.fragment:
         raise ValueError("must be a plain URL: no user, query or fragment")
-    _check_port(parts)
-    check_host(value)
     for path in ("/v2/token", "/ott/v1"):
-        if path in parts.path:
+        if path in url.path:
             raise ValueError(f"must be the base URL, without {path}: the worker adds the API's paths")
     return value.rstrip("/")
 
 
-def _not_reserved(value: str) -> str:
-    if value.startswith("amq."):
-        raise ValueError("must not begin with amq., which RabbitMQ keeps for itself")
-    return value
+def _shaped(pattern: str, shape: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {shape}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _sealing_keys(value: SecretStr) -> SecretStr:
@@ -173,12 +146,18 @@ OptionalPort = Annotated[Port | None, BeforeValidator(_port_or_off)]
 AmqpUrls = Annotated[SecretStr, AfterValidator(_amqp_urls)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 AccountId = Annotated[str | None, BeforeValidator(_stripped)]
+# RabbitMQ keeps `amq.` for itself. AMQP 0-9-1 allows exchange names of 127 characters; the longest here is
+# PREFIX.dead.
 Prefix = Annotated[
     str,
-    # AMQP 0-9-1 allows exchange names of 127 characters, and the longest here is PREFIX.dead.
-    StringConstraints(pattern=r"^[A-Za-z0-9._:-]+$", max_length=122),
-    AfterValidator(_not_reserved),
+    _shaped(
+        r"(?!amq\.)[A-Za-z0-9._:-]{1,122}",
+        "letters, digits and . _ : - only, 122 at most, not beginning with amq.",
+    ),
 ]
-Subdomain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)]
+Subdomain = Annotated[
+    str,
+    _shaped(r"[A-Za-z0-9-]{1,63}", "the subdomain alone, such as mc563885gzs27c5t9-63k636ttgm"),
+]
 SealingKeys = Annotated[SecretStr, AfterValidator(_sealing_keys)]
-Age = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[YMDhms]$")]
+Age = Annotated[str, _shaped(r"[1-9][0-9]*[YMDhms]", "a number and one of Y M D h m s, such as 30D")]

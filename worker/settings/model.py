@@ -103,9 +103,6 @@ class Settings(BaseModel):
     console_url: HttpUrl | None = Field(
         default=None, description="the address that people use behind a reverse proxy: scheme, host, path"
     )
-    console_allowed_hosts: str | None = Field(
-        default=None, description="further host names that the console answers to, separated by commas"
-    )
     console_read_only: bool = Field(default=False, description="the console shows, and changes nothing")
     traces: bool = Field(
         default=False, description="trace with OpenTelemetry (the extra `otel`), set by its own variables"
@@ -120,7 +117,7 @@ class Settings(BaseModel):
     _given_in_code: frozenset[str] = PrivateAttr(default=frozenset())
     _last_good: dict[str, str] = PrivateAttr(default_factory=dict)
     _tls: dict[str, tuple[object, ssl.SSLContext]] = PrivateAttr(default_factory=dict)
-    _warned: list[Warn] = PrivateAttr(default_factory=list)
+    _warn: Warn = PrivateAttr(default_factory=lambda: lambda name, why: None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -143,16 +140,15 @@ class Settings(BaseModel):
     @property
     def auth_url(self) -> str | None:
         """The authentication base URL, without a trailing slash."""
-        if self.mc_auth_url:
-            return self.mc_auth_url
-        return self.mc_subdomain and f"https://{self.mc_subdomain}.auth.marketingcloudapis.com"
+        return self.mc_auth_url or self._tenants_url("auth")
 
     @property
     def rest_url(self) -> str | None:
         """The REST base URL, or None: then the token response names it."""
-        if self.mc_rest_url:
-            return self.mc_rest_url
-        return self.mc_subdomain and f"https://{self.mc_subdomain}.rest.marketingcloudapis.com"
+        return self.mc_rest_url or self._tenants_url("rest")
+
+    def _tenants_url(self, service: str) -> str | None:
+        return self.mc_subdomain and f"https://{self.mc_subdomain}.{service}.marketingcloudapis.com"
 
     def now(self, field: str) -> str:
         """The value of a text `field` now: its file may have been replaced since the start, so that a
@@ -197,25 +193,21 @@ class Settings(BaseModel):
 
     def warn_by(self, warn: Warn) -> None:
         """Tell `warn` the variable and the text where a file that was replaced cannot be used."""
-        self._warned.append(warn)
-
-    def _warn(self, name: str, why: str) -> None:
-        for warn in self._warned:
-            warn(name, why)
+        self._warn = warn
 
     def require_marketing_cloud(self) -> None:
         """Raise SettingsError where what a call to Marketing Cloud needs is missing."""
-        if self.auth_url is None:
-            raise SettingsError(
-                "OTT_MC_SUBDOMAIN must be set: your tenant's subdomain (or set OTT_MC_AUTH_URL)"
-            )
-        if not self.mc_client_id:
-            raise SettingsError("OTT_MC_CLIENT_ID must be set: the client id of your API package")
-        if not self.mc_client_secret or not self.mc_client_secret.get_secret_value():
-            raise SettingsError(
-                "OTT_MC_CLIENT_SECRET must be set: the client secret of your API package "
-                "(or OTT_MC_CLIENT_SECRET_FILE)"
-            )
+        for given, missing in (
+            (self.auth_url, "SUBDOMAIN must be set: your tenant's subdomain (or set OTT_MC_AUTH_URL)"),
+            (self.mc_client_id, "CLIENT_ID must be set: the client id of your API package"),
+            (
+                self.mc_client_secret,
+                "CLIENT_SECRET must be set: the client secret of your API package "
+                "(or OTT_MC_CLIENT_SECRET_FILE)",
+            ),
+        ):
+            if not given:
+                raise SettingsError(f"OTT_MC_{missing}")
 
 
 def _state_of(path: Path | None) -> object:

@@ -202,7 +202,7 @@ BREAKS = [
     Break(
         "one account's trouble is an outage",
         "worker/marketing_cloud/accounts.py",
-        "return not account or account == self._default.id",
+        "return not account or account == self.default.id",
         "return True",
         "integration/test_accounts.py integration/test_tokens.py",
     ),

@@ -63,7 +63,7 @@ async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(sandbox, clo
 
     async def refreshing() -> bool:
         await cloud.accounts.get(None)
-        return cloud.accounts._default.fetching is not None
+        return cloud.accounts.default.fetching is not None
 
     await until(refreshing, "the refresh")
     assert await cloud.accounts.get(None) is old
@@ -117,7 +117,7 @@ async def test_what_the_token_endpoint_says_is_told_without_the_credentials(sand
         with pytest.raises(TokenTrouble) as trouble:
             await cloud.accounts.get(None)
         said = "the token was refused: 401 invalid_client: Client *** with *** is no client"
-        assert [str(trouble.value), cloud.accounts.trouble, *heard] == [said] * 3
+        assert [str(trouble.value), cloud.accounts.default.trouble, *heard] == [said] * 3
         assert trouble.value.summary == "the token was refused: 401 invalid_client"
 
 
@@ -145,10 +145,10 @@ async def test_wrong_credentials_are_known_before_a_request_comes_and_so_is_thei
     monkeypatch.setattr(accounts, "REFRESH_PAUSE", 0.05)
     sandbox.faults.add(Status(path="token", status=401))
     proving = asyncio.create_task(cloud.accounts.keep_default_token())
-    await until(lambda: "401" in cloud.accounts.trouble, "the refusal")
+    await until(lambda: "401" in cloud.accounts.default.trouble, "the refusal")
     sandbox.heal()
-    await until(lambda: cloud.accounts.has_token, "a token")
-    assert not cloud.accounts.trouble
+    await until(lambda: cloud.accounts.default.has_token, "a token")
+    assert not cloud.accounts.default.trouble
     proving.cancel()
 
 

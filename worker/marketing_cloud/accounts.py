@@ -55,10 +55,10 @@ class Account:
     refused_since: datetime | None = None  # while Marketing Cloud refuses its tokens
     scope_dropped_at: float = -SCOPE_PAUSE
 
-    def good_token(self, now: float) -> Token | None:
-        """The token, while it lasts."""
-        token = self.token
-        return token if token is not None and now < token.expires_at else None
+    @property
+    def has_token(self) -> bool:
+        """Whether it holds a token that is still good."""
+        return self.token is not None and time.monotonic() < self.token.expires_at
 
     def is_in_trouble(self, since: float) -> float:
         """Note that trouble began then, unless it is known already. Returns when it began."""
@@ -81,27 +81,13 @@ class Accounts:
         self._settings = settings
         self._http = http
         self._events = events
-        self._default = Account(settings.mc_account_id)
+        self.default = Account(settings.mc_account_id)
         self._others: dict[str, Account] = {}
         self._waiting = 0  # requests, for tokens of these
         self._requests = AsyncLimiter(*TOKEN_REQUESTS)
         self._checks = AsyncLimiter(*CHECKS)
         self._checking: asyncio.Task[Token] | None = None
-
-    @property
-    def has_token(self) -> bool:
-        """Whether the default account holds a token that is still good."""
-        return self._default.good_token(time.monotonic()) is not None
-
-    @property
-    def trouble(self) -> str:
-        """Why the default account's last token request brought none, `""` if it did or none was made."""
-        return self._default.trouble
-
-    @property
-    def refused_since(self) -> datetime | None:
-        """Since when Marketing Cloud refuses the default account's tokens, None where it does not."""
-        return self._default.refused_since
+        self._tasks: set[asyncio.Task[Token]] = set()
 
     @property
     def others_in_trouble(self) -> dict[str, str]:
@@ -115,11 +101,11 @@ class Accounts:
 
     def is_default(self, account: str | None) -> bool:
         """Whether `account` is the default business unit."""
-        return not account or account == self._default.id
+        return not account or account == self.default.id
 
     def must_fetch(self, account: str | None) -> bool:
         """Whether a request of this account, which is not the default, has to wait for a token."""
-        return not self.is_default(account) and self._account(account).good_token(time.monotonic()) is None
+        return not self.is_default(account) and not self._account(account).has_token
 
     async def fetch(self, account: str | None, *, may_refuse: bool) -> None:
         """Wait for a token of an account that is not the default. Raises what `get` raises, and
@@ -139,21 +125,21 @@ class Accounts:
         as it lasts. Raises TokenTrouble, AccountTrouble or AccountRefused."""
         held = self._account(account)
         now = time.monotonic()
-        token = held.good_token(now)
-        if token is not None:
+        token = held.token
+        if token is not None and now < token.expires_at:
             if now >= token.refresh_at and now >= held.next_refresh and held.fetching is None:
                 held.next_refresh = now + REFRESH_PAUSE
-                self._fetch_in_background(held)
+                self._start(held)
             return token
         if now < held.refused_until:
             raise AccountRefused(held.refusal)
-        return await asyncio.shield(held.fetching or self._fetch_in_background(held))
+        return await asyncio.shield(held.fetching or self._start(held))
 
     async def keep_default_token(self) -> None:
         """Fetch the default account's first token, and again while none is given, until cancelled. So wrong
         credentials are known before a request comes, and their correction before the next one."""
         while True:
-            if self._default.token is None or self.trouble:
+            if self.default.token is None or self.default.trouble:
                 with contextlib.suppress(TokenTrouble):
                     await self.get(None)
             await asyncio.sleep(REFRESH_PAUSE)
@@ -185,37 +171,37 @@ class Accounts:
 
     async def close(self) -> None:
         """Cancel the requests for tokens that are under way."""
-        tasks = [a.fetching for a in (self._default, *self._others.values()) if a.fetching is not None]
-        tasks += [self._checking] if self._checking is not None else []
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _account(self, account: str | None) -> Account:
         if account is None or self.is_default(account):
-            return self._default
+            return self.default
         held = self._others.get(account)
         if held is None:
             if len(self._others) >= ACCOUNTS_KEPT:
-                self._forget_one()
+                idle = (key for key, each in self._others.items() if each.fetching is None)
+                self._others.pop(next(idle, ""), None)
             held = self._others[account] = Account(account)
         return held
 
-    def _forget_one(self) -> None:
-        for key, held in self._others.items():
-            if held.fetching is None:
-                del self._others[key]
-                return
+    def _start(self, held: Account) -> "asyncio.Task[Token]":
+        """Fetch a token in the background."""
+        held.fetching = self._task(self._fetch(held) if held is self.default else self._fetch_other(held))
 
-    def _fetch_in_background(self, held: Account) -> "asyncio.Task[Token]":
-        async def fetch() -> Token:
-            try:
-                return await (self._fetch(held) if held is self._default else self._fetch_other(held))
-            finally:
-                held.fetching = None
+        def ended(_: "asyncio.Task[Token]") -> None:
+            held.fetching = None
 
-        held.fetching = _task(fetch())
+        held.fetching.add_done_callback(ended)
         return held.fetching
+
+    def _task(self, fetching: Coroutine[None, None, Token]) -> "asyncio.Task[Token]":
+        task = asyncio.create_task(fetching, name="token")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # not reported
+        return task
 
     async def _fetch_other(self, held: Account) -> Token:
         held.is_queued = True
@@ -236,16 +222,16 @@ class Accounts:
     async def _check_credentials(self, since: float) -> None:
         """Return if the default account has been given a token lately, and after the trouble of another
         account began. Raises TokenTrouble."""
-        default = self._default
+        default = self.default
         since = max(since, time.monotonic() - CHECK_KEPT)
         while default.token is None or default.token.asked_at < since:
             if self._checking is None or self._checking.done():
-                self._checking = _task(self._check())
+                self._checking = self._task(self._check())
             await asyncio.shield(self._checking)
 
     async def _check(self) -> Token:
         await self._checks.acquire()
-        return await asyncio.shield(self._default.fetching or self._fetch_in_background(self._default))
+        return await asyncio.shield(self.default.fetching or self._start(self.default))
 
     async def _fetch(self, held: Account) -> Token:
         settings = self._settings
@@ -274,10 +260,3 @@ class Accounts:
         held.trouble, held.trouble_since, held.refused_since = "", None, None
         self._events.token_fetched(held.id)
         return held.token
-
-
-def _task(fetching: Coroutine[None, None, Token]) -> "asyncio.Task[Token]":
-    """A task whose failure is not reported."""
-    task = asyncio.create_task(fetching, name="token")
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return task

@@ -113,13 +113,13 @@ def ready(service: Service, phase: WorkerPhase) -> dict[str, Check]:
     others = accounts.others_in_trouble
     first = "; ".join(f"{account}: {why}" for account, why in list(others.items())[:3])
     full = "; ".join(f"{queue} takes nothing: {why}" for queue, why, _ in service.publisher.blocked)
-    no_token = accounts.trouble or "not needed yet, or since it expired"
+    has_token, trouble = accounts.default.has_token, accounts.default.trouble
     return {
         "consumer": _consumer(service, phase),
         "publisher": _publisher(service),
         "token": (
-            accounts.has_token or not accounts.trouble,
-            "held" if accounts.has_token else no_token,
+            has_token or not trouble,
+            "held" if has_token else trouble or "not needed yet, or since it expired",
         ),
         "accounts": (True, f"{len(others)} in trouble: {first}" if others else "none in trouble"),
         "gate": (True, f"{flow.state.value}: {flow.why}" if flow.is_pausing else "open"),

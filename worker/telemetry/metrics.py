@@ -142,7 +142,7 @@ class Gauges(Collector):
         is_active = subscription is not None and self._phase.is_active
         in_flight = sum(each.unsettled for each in service.subscriptions)
         pace = -1 if flow.pace is None else flow.pace
-        has_token = service.marketing_cloud.accounts.has_token
+        has_token = service.marketing_cloud.accounts.default.has_token
         for name, text, value in (
             ("consumer_subscribed", "1 while the consumer is registered.", subscription is not None),
             ("consumer_active", "1 once deliveries come here; until then it may be standing by.", is_active),

@@ -120,11 +120,11 @@ def _state(service: Service, phase: WorkerPhase) -> WorkerState:
 
 
 def _gate(service: Service, phase: WorkerPhase) -> GateStatus:
-    accounts, flow = service.marketing_cloud.accounts, service.flow
-    if accounts.refused_since is not None and not accounts.has_token:
+    account, flow = service.marketing_cloud.accounts.default, service.flow
+    if account.refused_since is not None and not account.has_token:
         # No call can be made, though the gate closes with the first request only.
         return GateStatus(
-            state="closed", why=accounts.trouble, since=accounts.refused_since, cause="credentials"
+            state="closed", why=account.trouble, since=account.refused_since, cause="credentials"
         )
     if not flow.is_pausing:
         return GateStatus(state="open")

@@ -148,11 +148,9 @@ def main() -> None:
 def _prepare_streams() -> None:
     """A character that the encoding lacks is escaped. A standard stream that is closed is opened as nothing:
     else the next connection would take its descriptor, and be written to."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w+", encoding="utf-8"))  # noqa: SIM115 # for as long as it runs
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

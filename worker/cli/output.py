@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,31 +49,30 @@ def json_line(document: dict[str, Any]) -> None:
 
 
 def write(text: str) -> None:
-    """Write a line as it is. A reader that has gone away, such as `head`, ends the command quietly."""
-    try:
+    """Write a line as it is."""
+    with _for_a_reader():
         sys.stdout.write(f"{text}\n")
-    except BrokenPipeError:
-        _give_up()
 
 
 def flush() -> None:
     """Let out what was written."""
-    if sys.stdout is None:
-        return  # closed before the start
-    try:
+    with _for_a_reader():
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _for_a_reader() -> Iterator[None]:
+    """One that has gone away, such as `head`, ends the command quietly."""
+    try:
+        yield
     except BrokenPipeError:
-        _give_up()
+        abandon()
+        raise typer.Exit(0) from None
 
 
 def abandon() -> None:
     """Write no more: what is still held back would make the interpreter complain at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _give_up() -> None:
-    abandon()
-    raise typer.Exit(0)
 
 
 def width() -> int | None:

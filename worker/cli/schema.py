@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from worker.cli import output
 from worker.contract.schema import asyncapi as asyncapi_document
 from worker.contract.schema import json_schemas
 from worker.release import version
@@ -25,4 +26,4 @@ def schema(
     """
     release = version()
     document = asyncapi_document(prefix, release) if asyncapi else json_schemas()
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    output.write(json.dumps(document, indent=2, ensure_ascii=False))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from worker.amqp.connection import Connection
 from worker.amqp.queue import look
@@ -21,8 +21,6 @@ from worker.errors import Problem, TopologyError
 
 REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
 LONG_WAIT = 60  # seconds that the backlog takes; longer is told
-
-Level = Literal["good", "notice", "warning", "bad"]
 
 
 @dataclass(slots=True)
@@ -86,54 +84,46 @@ def _told(found: Overview) -> Iterator[None]:
 
 
 class State(Enum):
-    """The states, the most urgent first: what each is called, how bad it is, and what to do next."""
+    """The states, the most urgent first: what each is called, and what to do next."""
 
     UNREACHABLE = (
         "RabbitMQ cannot be reached",
-        "bad",
         "Look at RabbitMQ and at OTT_AMQP_URL. Workers connect again by themselves.",
     )
-    UNKNOWN = ("Nothing is known yet", "warning", "This takes a moment.")
+    UNKNOWN = ("Nothing is known yet", "This takes a moment.")
     NO_WORKER = (
         "No worker runs",
-        "bad",
         "Start one with ott-worker run. If one runs, compare its OTT_PREFIX with yours.",
     )
     NOT_CONSUMING = (
         "No worker takes requests",
-        "bad",
         "Look at the worker's log and /readyz; restart it if this lasts.",
     )
-    PAUSED = ("Paused", "warning", "Go on with: ott-worker resume")
+    PAUSED = ("Paused", "Go on with: ott-worker resume")
     CREDENTIALS = (
         "Credentials refused",
-        "bad",
         "It does not heal by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET, or what "
         "ott-worker check names.",
     )
     OUTAGE = (
         "Outage",
-        "bad",
         "Requests wait, none is lost, and all resumes by itself. If it lasts, run ott-worker check.",
     )
-    BLOCKED = ("Blocked", "bad", "Look at it in RabbitMQ: its limits, its leader, the disk.")
-    INCOMPLETE = ("Not everything is known", "warning", "See ott-worker check.")
+    BLOCKED = ("Blocked", "Look at it in RabbitMQ: its limits, its leader, the disk.")
+    INCOMPLETE = ("Not everything is known", "See ott-worker check.")
     PACE = (
         "Speed limit",
-        "notice",
         "They are sent as fast as it takes them. Ask Marketing Cloud for a higher limit, or send fewer.",
     )
     BACKLOG = (
         "Backlog",
-        "notice",
         "They are settled in order. If more come in, see the time of a call and OTT_PREFETCH.",
     )
-    DEAD_LETTERS = ("Dead letters", "notice", "See ott-worker dead-letters list --by error.")
-    WELL = ("All is well", "good", "Nothing to do.")
+    DEAD_LETTERS = ("Dead letters", "See ott-worker dead-letters list --by error.")
+    WELL = ("All is well", "Nothing to do.")
 
-    def __init__(self, title: str, level: Level, advice: str) -> None:
+    def __init__(self, title: str, advice: str) -> None:
         self.title = title
-        self.level = level
         self.advice = advice
 
 
@@ -151,6 +141,11 @@ class Condition:
 
     def __post_init__(self) -> None:
         self.advice = self.advice or self.state.advice
+
+    @property
+    def level(self) -> str:
+        """How bad it is: `bad`, `notice` or `good`."""
+        return "bad" if self.stops else "good" if self.state is State.WELL else "notice"
 
     @property
     def headline(self) -> str:
@@ -284,15 +279,12 @@ def _of_backlog(found: Overview) -> Iterator[Condition]:
 
 
 def _of_dead_letters(total: int, reasons: Mapping[str, int]) -> Iterator[Condition]:
-    if not total:
-        return
-    cause = "1 request was not registered" if total == 1 else f"{total:,} requests were not registered"
-    if not reasons:
-        yield Condition(State.DEAD_LETTERS, cause)
-        return
-    reason = max(reasons, key=reasons.__getitem__)
-    cause += f", {reasons[reason]:,} of them {reason}" if len(reasons) > 1 else f" ({reason})"
-    yield Condition(State.DEAD_LETTERS, cause, advice(reason))
+    if total:
+        cause = "1 request was not registered" if total == 1 else f"{total:,} requests were not registered"
+        reason = max(reasons, key=reasons.__getitem__, default="")
+        if reason:
+            cause += f", {reasons[reason]:,} of them {reason}" if len(reasons) > 1 else f" ({reason})"
+        yield Condition(State.DEAD_LETTERS, cause, advice(reason) if reason else "")
 
 
 _ADVICE = {

@@ -161,18 +161,3 @@ class Service:
             self._events.topology_wrong(str(error))
         else:
             raise error
-
-
-async def run_until(service: Service, stop: asyncio.Event) -> None:
-    """Run the service until `stop` is set, and drain it."""
-
-    async def wait() -> None:
-        await stop.wait()
-        service.stop()
-
-    waiting = asyncio.create_task(wait(), name="stop")
-    try:
-        async with service:
-            await service.run()
-    finally:
-        waiting.cancel()

@@ -21,7 +21,7 @@ from worker.broker.status import publish_order, read_workers
 from worker.console.server import Console
 from worker.contract.status import Order
 from worker.events import EventListeners
-from worker.service import Service, run_until
+from worker.service import Service
 from worker.telemetry.admin import Admin
 from worker.telemetry.log import Log, configure
 from worker.telemetry.metrics import Metrics
@@ -37,7 +37,6 @@ class Worker:
         ports = {"admin_port": 0, "console_port": 0, "shutdown_grace": 1}
         self.settings = rig.settings(**ports, gate_after=1, log_format="json", **overrides)
         self.log = io.StringIO()
-        self.stop = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Worker"]:
@@ -48,9 +47,10 @@ class Worker:
             stack.callback(structlog.reset_defaults)
             self.admin = await stack.enter_async_context(Admin(self.settings, service, metrics, phase))
             await stack.enter_async_context(phase.publish(service))
-            ended = asyncio.create_task(run_until(service, self.stop))
+            await stack.enter_async_context(service)
+            ended = asyncio.create_task(service.run())
             stack.push_async_callback(asyncio.wait, {ended})
-            stack.callback(self.stop.set)
+            stack.callback(service.stop)
             await until(lambda: service.intake.subscription, "the subscription")
             yield self
 

@@ -30,7 +30,7 @@ from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, Interrupted, WorkerError
 from worker.events import EventListener
 from worker.sandbox import Sandbox
-from worker.service import Service, run_until
+from worker.service import Service
 from worker.settings import Settings, environment, load_settings
 from worker.telemetry.status import WorkerPhase
 
@@ -115,14 +115,14 @@ async def _demo(console: Console, settings: Settings, *, serve: bool) -> int:
 @asynccontextmanager
 async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
     """Runs while its context lasts, and drains at the end."""
-    phase, stop = WorkerPhase(), asyncio.Event()
+    phase = WorkerPhase()
     service = Service(settings, phase)
-    async with phase.publish(service):
-        running = asyncio.create_task(run_until(service, stop), name="worker")
+    async with phase.publish(service), service:
+        running = asyncio.create_task(service.run(), name="worker")
         try:
             yield running
         finally:
-            stop.set()
+            service.stop()
             await asyncio.gather(running, return_exceptions=True)
 
 

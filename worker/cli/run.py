@@ -15,7 +15,7 @@ from worker.cli.terminal import on_end
 from worker.errors import SettingsError
 from worker.events import EventListeners
 from worker.release import version
-from worker.service import Service, run_until
+from worker.service import Service
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 from worker.telemetry.admin import Admin
 from worker.telemetry.log import LineWriter, Log, Logger, Summary, configure, unexpected
@@ -43,16 +43,8 @@ async def _run(settings: Settings) -> None:
     metrics, phase = Metrics(), WorkerPhase()
     lines = LineWriter(2, metrics.lines_dropped.inc)
     logger = configure(settings, lines)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unexpected(logger, context))
-
-    def end() -> None:
-        stop.set()
-        # No task: at the end, asyncio cancels all tasks and waits for one that goes on all the same.
-        loop.call_later(settings.shutdown_grace + LAST_GRACE, _end_now, logger, lines)
-
-    on_end(end)
     traces = _traces(settings)
     summary = Summary(logger)
     listeners = [metrics, phase, summary, Log(logger, debug=settings.log_level == "debug")]
@@ -60,17 +52,24 @@ async def _run(settings: Settings) -> None:
     _introduce(logger, settings)
     settings.warn_by(events.setting_ignored)
     service = Service(settings, events, traces)
+
+    def end() -> None:
+        service.stop()
+        # No task: at the end, asyncio cancels all tasks and waits for one that goes on all the same.
+        loop.call_later(settings.shutdown_grace + LAST_GRACE, _end_now, logger, lines)
+
+    on_end(end)
     try:
         async with Admin(settings, service, metrics, phase) as admin:
             if admin.url:
                 logger.info("admin server listening", url=admin.url)
-            async with phase.publish(service):
-                await run_until(service, stop)
+            async with phase.publish(service), service:
+                await service.run()
     finally:
         summary.tell()
         if traces:
             await traces.close()
-        end()
+        loop.call_later(LAST_GRACE, _end_now, logger, lines)
     logger.info("stopped")
     lines.close()
 

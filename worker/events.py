@@ -15,18 +15,6 @@ Level = Literal["debug", "info", "warning", "error"]
 TokenResult = Literal["invalid_client", "refused", "failed"]
 
 
-class TracedRequest(Protocol):
-    """The data of a request that a trace may use."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def is_replay(self) -> bool: ...
-
-    def header(self, name: str) -> object:
-        """A header of its message, or None."""
-
-
 Process = Callable[[Any], Awaitable[None]]
 Called = tuple[int, Mapping[str, str], bytes]  # status, headers, body
 Call = Callable[[Mapping[str, str]], Awaitable[Called]]

@@ -20,7 +20,7 @@ from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
 from worker.partitions.worker import Partitions
-from worker.pipeline.arrival_clock import ArrivalClock, SharedClock
+from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.intake import Intake
@@ -56,7 +56,7 @@ class Service:
             share=lambda: self.partitions.share,
         )
         self._events = events
-        clock = SharedClock() if settings.partitions > 1 else ArrivalClock()
+        clock = ArrivalClock()
         journal = Journal(self.publisher, names, clock) if settings.journal else None
         self._replay_guard = ReplayGuard(settings, journal, clock, events)
         encryptor = Encryptor(settings)
@@ -94,7 +94,7 @@ class Service:
         for task in self._background:
             task.cancel()
         await self.publisher.stop()
-        await self._replay_guard.close()
+        self._replay_guard.close()
         await self.marketing_cloud.__aexit__()
 
     async def run(self) -> None:

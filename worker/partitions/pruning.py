@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection, connected
 from worker.amqp.queue import delete, exists, look
 from worker.broker.status import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
@@ -32,9 +32,10 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
     TopologyError, PublishRefused or BrokerUnreachable."""
     names = Topology(settings.prefix)
     first = settings.partitions + 1 if settings.partitions > 1 else 1
-    connection = await connect(settings, "prune")
-    try:
-        state, workers = await _state(settings), len(await _workers(settings))
+    state, workers = await _state(settings), 0
+    with contextlib.suppress(TopologyError):
+        workers = len(await read_workers(settings))
+    async with connected(settings, "prune") as connection:
         for partition in range(MOST_PARTITIONS, first - 1, -1):
             queue = names.partition(partition)
             if not await exists(connection, queue):
@@ -45,8 +46,6 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
             if not why and await _has_begun(settings, state):
                 why = "a worker has just begun: run this again"
             yield Pruned(partition, why, "" if why else await _delete(connection, settings, partition, state))
-    finally:
-        await connection.close()
 
 
 async def _delete(connection: Connection, settings: Settings, partition: int, state: PartitionState) -> str:
@@ -83,9 +82,3 @@ async def _state(settings: Settings) -> PartitionState:
         return await read_partition_state(settings)
     except TopologyError:
         return PartitionState()
-
-
-async def _workers(settings: Settings) -> list[object]:
-    with contextlib.suppress(TopologyError):
-        return list(await read_workers(settings))
-    return []

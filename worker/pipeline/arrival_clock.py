@@ -7,7 +7,8 @@ time of the worker before it had come.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.journal import open_journal
@@ -21,6 +22,8 @@ CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal; they hardl
 READ_TIMEOUT = 10.0  # seconds
 RETRY_INTERVAL = 1.0  # seconds
 YEAR_2100 = 4_102_444_800_000_000  # microseconds since the epoch
+
+T = TypeVar("T")
 
 
 class ArrivalClock:
@@ -37,8 +40,8 @@ class ArrivalClock:
 
     @property
     def latest(self) -> int:
-        """The newest stamp, or the floor if that is higher."""
-        return self._latest
+        """The newest stamp that this worker, or another with the same clock, may have given by now."""
+        return max(self._wall_clock(), self._latest)
 
     def raise_floor(self, moment: int) -> None:
         """From now on, stamps are later than `moment`. A moment beyond this century is ignored: no worker
@@ -47,13 +50,22 @@ class ArrivalClock:
             self._latest = max(self._latest, moment)
 
 
-class SharedClock(ArrivalClock):
-    """The clock of one of several workers that settle requests side by side. Its `latest` is what the others
-    may have given by now, too."""
-
-    @property
-    def latest(self) -> int:
-        return max(self._wall_clock(), self._latest)
+async def read_journal(
+    settings: Settings,
+    events: EventListener,
+    read: Callable[[StreamReader], Awaitable[T]],
+    timeout: float | None = None,
+) -> T:
+    """What `read` makes of the journal, tried until it answers. Raises TopologyError."""
+    while True:
+        try:
+            async with asyncio.timeout(timeout), open_journal(settings) as reader:
+                return await read(reader)
+        except TopologyError:
+            raise
+        except (TimeoutError, WorkerError) as error:
+            events.journal_unreadable(str(error) or "no answer in time")
+        await asyncio.sleep(RETRY_INTERVAL)
 
 
 class CatchUp:
@@ -86,39 +98,28 @@ class CatchUp:
             return "it was received while the clocks of two workers differed"
         return ""
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End what is under way."""
         if self._reading is not None:
             self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _read(self, begun: int) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(READ_TIMEOUT), open_journal(self._settings) as reader:
-                    # Once requests are let in, the newest entry shows this worker's own clock.
-                    latest = await (_latest_since(reader, begun) if self._has_timed_out else _latest(reader))
-            except TopologyError as error:
-                self._events.journal_unreadable(str(error))
-                return
-            except (TimeoutError, WorkerError) as error:
-                self._events.journal_unreadable(str(error) or "no answer in time")
-                await asyncio.sleep(RETRY_INTERVAL)
-            else:
-                break
+        async def newest(reader: StreamReader) -> int:
+            if not self._has_timed_out:
+                last = await reader.last()
+                return 0 if last is None else last.clock or 0
+            # Since requests are let in, the newest entry shows this worker's own clock.
+            async with contextlib.aclosing(reader.read(around(begun))) as entries:
+                clocks = [entry.clock or 0 async for entry in entries]
+            return max((clock for clock in clocks if clock < YEAR_2100), default=0)
+
+        try:
+            latest = await read_journal(self._settings, self._events, newest, READ_TIMEOUT)
+        except TopologyError as error:
+            self._events.journal_unreadable(str(error))
+            return
         if self._has_timed_out and latest > self._clock.latest:
             # Requests received meanwhile were stamped by a clock that was behind.
             self._doubtful = range(begun, latest + 1)
         self._has_timed_out = False
         self._clock.raise_floor(latest)
-
-
-async def _latest(reader: StreamReader) -> int:
-    last = await reader.last()
-    return 0 if last is None else last.clock or 0
-
-
-async def _latest_since(reader: StreamReader, begun: int) -> int:
-    async with contextlib.aclosing(reader.read(around(begun))) as entries:
-        clocks = [entry.clock or 0 async for entry in entries]
-    return max((clock for clock in clocks if clock < YEAR_2100), default=0)

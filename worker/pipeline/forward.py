@@ -8,6 +8,7 @@ a speed limit, a token that was turned down once.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from worker.backoff import Backoff
@@ -18,12 +19,13 @@ from worker.marketing_cloud.token import AccountRefused, AccountsCrowded, Accoun
 from worker.pipeline import policy
 from worker.pipeline.flow import LONGEST_PROBE_WAIT, Flow, FlowState
 from worker.pipeline.pace import Call
-from worker.pipeline.policy import FailingKeys, Verdict
+from worker.pipeline.policy import Verdict
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
 # Times that a request is throttled while others are taken, and it costs nothing. Then the fault is its own.
 PATIENCE = 5
+KEPT = 10_000  # resources and accounts whose last request was given up
 
 
 class _Turns:
@@ -92,7 +94,9 @@ class Forwarder:
         self._accounts = marketing_cloud.accounts
         self._flow = flow
         self._turns = _Turns(flow)
-        self._failing = FailingKeys()
+        # Resources and accounts whose last request was given up, the oldest first. Each further request of
+        # theirs gets one attempt, so that one page that fails cannot fill the prefetch for long.
+        self._failing: dict[Hashable, None] = {}
         self._requests = 0  # that are being forwarded
 
     @property
@@ -114,15 +118,19 @@ class Forwarder:
             while True:
                 result = await self._attempt(request, ensure_lease)
                 if result.verdict.is_final:
-                    if result.verdict is Verdict.REGISTERED:
-                        self._failing.forgive(request)
+                    if result.verdict is Verdict.REGISTERED and self._failing:
+                        self._failing.pop(request.resource, None)
+                        self._failing.pop(_account(request), None)
                     return policy.outcome(result.verdict, result.answer)
                 failures += 1
                 remaining = settings.retry_budget - request.spent
-                allowed = 1 if request in self._failing else settings.retry_attempts
+                is_failing = request.resource in self._failing or _account(request) in self._failing
+                allowed = 1 if is_failing else settings.retry_attempts
                 if request.attempts >= allowed or remaining <= 0:
                     if result.verdict is not Verdict.OUTAGE or self._flow.answered > answered:
-                        self._failing.add(request, is_account=result.is_account)
+                        self._failing[_account(request) if result.is_account else request.resource] = None
+                        if len(self._failing) > KEPT:
+                            del self._failing[next(iter(self._failing))]
                         return policy.outcome(result.verdict, result.answer)
                     # No other call was answered: this may be an outage, and the attempt does not count.
                     request.attempts, remaining = request.attempts - 1, policy.LONGEST_BACKOFF
@@ -253,9 +261,13 @@ class Forwarder:
             flow.close(cause, why, max(pause, least), call)
             return False
         outage = verdict is Verdict.OUTAGE
-        if self._failing.has_resource(request) and not call.is_probe:
+        if request.resource in self._failing and not call.is_probe:
             # It fails as it did before: only together with others in the row does that tell of an outage.
             outage = False
             if flow.state is FlowState.OPENING and flow.allows(call):
                 return True
         return not flow.failed(call, request.resource, cause, why, outage=outage, pause=pause)
+
+
+def _account(request: Request) -> Hashable:
+    return "account", request.account

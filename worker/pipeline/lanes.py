@@ -1,5 +1,10 @@
 """Lanes: requests for one resource go one after the other, those for different resources side by side
-(contract §2). `pick` decides which of a lane goes next: the first, if it is not given."""
+(contract §2). `pick` decides which of a lane goes next: the first, if it is not given.
+
+A request that crashes the worker returns all deliveries in flight with it. So while there are suspects, lanes
+start one after the other, in random order: the others are settled in one run or the next, until the request
+that crashes the worker is alone.
+"""
 
 import asyncio
 import random
@@ -29,7 +34,9 @@ class Lanes(Generic[Item]):
         self._pick = pick
         self._waiting: dict[Hashable, deque[Item]] = {}
         self._under_way: dict[Task, list[Item]] = {}  # the one that each is at
-        self._suspects = _Suspects(self._start)
+        self._suspects: set[Item] = set()
+        self._held: list[Hashable] = []  # lanes that wait for their start, because of a suspect
+        self._watched: set[Task] = set()  # may still crash the worker; the next start waits for them
         self.is_stopped = False
 
     def __len__(self) -> int:
@@ -48,14 +55,16 @@ class Lanes(Generic[Item]):
             return
         key = object() if lane is None else lane
         if suspect:
-            self._suspects.add(item, self._under_way)
+            if not self._suspects:
+                self._watch(self._under_way)
+            self._suspects.add(item)
         waiting = self._waiting.get(key)
         if waiting is not None:
             waiting.append(item)
             return
         self._waiting[key] = deque((item,))
         if self._suspects:
-            self._suspects.hold(key)
+            self._hold(key)
         else:
             self._start(key)
 
@@ -74,7 +83,7 @@ class Lanes(Generic[Item]):
         """Start nothing more, and return when all have ended. Those that `may_go_on` get `grace` seconds for
         it; the others are cancelled at once."""
         self.is_stopped = True
-        self._suspects.stop()
+        self._held.clear()
         deadline = asyncio.get_running_loop().time() + grace
         while self._under_way:
             late = asyncio.get_running_loop().time() >= deadline
@@ -96,81 +105,42 @@ class Lanes(Generic[Item]):
 
     async def _run(self, key: Hashable, at: list[Item]) -> None:
         waiting = self._waiting[key]
-        while True:
+        while waiting and not self.is_stopped:
             item = at[0] = waiting[0] if self._suspects else self._pick(waiting)
             await self._process(item)
             waiting.remove(item)
             if self._suspects:
-                self._suspects.clear(item)
+                self._suspects.discard(item)
                 break  # the lane's next item waits for its turn among the other lanes
-            if not waiting or self.is_stopped:
-                break
         if not waiting:
             del self._waiting[key]
         elif not self.is_stopped:
-            self._suspects.hold(key)
+            self._hold(key)
 
     def _ended(self, task: Task) -> None:
         del self._under_way[task]
-        self._suspects.ended(task)
-
-
-class _Suspects:
-    """Requests that may have crashed the worker before, and when lanes start while there are any.
-
-    A request that crashes the worker returns all deliveries in flight with it. So requests then start one
-    after the other, in random order: the others are settled in one run or the next, until the request that
-    crashes the worker is alone. `start(lane)` starts one."""
-
-    def __init__(self, start: Callable[[Hashable], Task]) -> None:
-        self._start = start
-        self._suspects: set[Hashable] = set()
-        self._held: list[Hashable] = []  # lanes that wait for their start
-        self._watched: set[Task] = set()  # may still crash the worker; the next start waits for them
-
-    def __bool__(self) -> bool:
-        """Whether there is one."""
-        return bool(self._suspects)
-
-    def add(self, item: Hashable, under_way: Iterable[Task]) -> None:
-        """Suspect an item, which arrives while those tasks are under way."""
-        if not self._suspects:
-            self._wait_for(under_way)
-        self._suspects.add(item)
-
-    def clear(self, item: Hashable) -> None:
-        """The item is settled: it did not crash the worker."""
-        self._suspects.discard(item)
-
-    def hold(self, lane: Hashable) -> None:
-        """Start the lane when its turn comes."""
-        self._held.append(lane)
-        asyncio.get_running_loop().call_soon(self._release)
-
-    def ended(self, task: Task) -> None:
-        """A lane's task has ended."""
         self._watched.discard(task)
         if self._held:
             self._release()
 
-    def stop(self) -> None:
-        """Start no more lanes."""
-        self._held.clear()
+    def _hold(self, key: Hashable) -> None:
+        self._held.append(key)
+        asyncio.get_running_loop().call_soon(self._release)
 
     def _release(self) -> None:
         if not self._suspects:
             held, self._held = self._held, []
-            for lane in held:
-                self._start(lane)
+            for key in held:
+                self._start(key)
         elif self._held and not self._watched:
             chosen = random.randrange(len(self._held))  # noqa: S311
-            self._wait_for([self._start(self._held.pop(chosen))])
+            self._watch([self._start(self._held.pop(chosen))])
 
-    def _wait_for(self, tasks: Iterable[Task]) -> None:
+    def _watch(self, tasks: Iterable[Task]) -> None:
         """Start no lane until these have ended, or have had the time to crash the worker."""
-        waited_for = tuple(tasks)
-        self._watched.update(waited_for)
-        asyncio.get_running_loop().call_later(ALONE_FOR, self._proven, waited_for)
+        watched = tuple(tasks)
+        self._watched.update(watched)
+        asyncio.get_running_loop().call_later(ALONE_FOR, self._proven, watched)
 
     def _proven(self, tasks: tuple[Task, ...]) -> None:
         self._watched.difference_update(tasks)

@@ -1,12 +1,11 @@
 """What an answer of Marketing Cloud means (contract §6): pure decisions, no clock and no I/O."""
 
-from collections.abc import Hashable
 from enum import Enum, auto
 
 from worker.backoff import Backoff
 from worker.contract.words import GENERIC, Reason, Status
 from worker.marketing_cloud.answer import Answer, Cause
-from worker.pipeline.request import Outcome, Request
+from worker.pipeline.request import Outcome
 
 BLOCKED_CODE = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
@@ -117,39 +116,3 @@ def retry_wait(failures: int, base: float, hint: float | None, remaining: float)
     rest of the budget."""
     wait = Backoff(base, LONGEST_BACKOFF).draw(failures)
     return min(max(wait, hint or 0.0), max(remaining, 0.0))
-
-
-KEPT = 10_000  # resources and accounts
-
-
-class FailingKeys:
-    """Resources and accounts whose last request was given up. Each further request of theirs gets one attempt
-    until one succeeds. So one page that fails, or one account without tokens, cannot fill the prefetch for
-    long."""
-
-    def __init__(self) -> None:
-        self._keys: dict[Hashable, None] = {}  # the oldest first
-
-    def __contains__(self, request: Request) -> bool:
-        keys = self._keys
-        return bool(keys) and (request.resource in keys or _account(request) in keys)
-
-    def has_resource(self, request: Request) -> bool:
-        """Whether the last request of this resource was given up, and not for want of its account's token."""
-        return request.resource in self._keys
-
-    def add(self, request: Request, *, is_account: bool) -> None:
-        """A request was given up. `is_account`: because of its account, not of its resource."""
-        self._keys[_account(request) if is_account else request.resource] = None
-        if len(self._keys) > KEPT:
-            del self._keys[next(iter(self._keys))]
-
-    def forgive(self, request: Request) -> None:
-        """A request succeeded."""
-        if self._keys:
-            self._keys.pop(request.resource, None)
-            self._keys.pop(_account(request), None)
-
-
-def _account(request: Request) -> Hashable:
-    return "account", request.account

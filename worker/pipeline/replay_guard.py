@@ -12,17 +12,17 @@ the next request is judged.
 import asyncio
 import time
 
-from worker.broker.journal import Journal, open_journal
+from worker.amqp.stream_reader import StreamReader
+from worker.broker.journal import Journal
 from worker.broker.journal_index import JournalIndex, read_into
 from worker.contract.settlement import Resource, Settlement
 from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
-from worker.errors import BrokerUnreachable, TopologyError
+from worker.errors import TopologyError
 from worker.events import EventListener
-from worker.pipeline.arrival_clock import ArrivalClock, CatchUp
+from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, read_journal
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
-RETRY_INTERVAL = 1.0  # seconds
 IDLE_TIMEOUT = 300.0  # seconds without a request to judge, after which the index is dropped
 # Requests come roughly in the order in which they were true. With a margin, a few that are older do not make
 # the journal be read further back; it doubles each time that it was too small.
@@ -96,12 +96,11 @@ class ReplayGuard:
         else:
             self._index.settled(settlement)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End what is under way."""
-        await self._catch_up.close()
+        self._catch_up.close()
         if self._reading is not None:
             self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _current_index(self, true_at: int) -> JournalIndex:
         """All that was registered and true from `true_at` until now."""
@@ -119,25 +118,23 @@ class ReplayGuard:
                 return index  # not kept: the next one to judge reads the journal again
 
     async def _read(self, true_at: int) -> JournalIndex:
-        assert self._journal is not None, "without a journal nothing is read"
-        while True:
+        journal = self._journal
+        assert journal is not None, "without a journal nothing is read"
+
+        async def read_on(reader: StreamReader) -> JournalIndex:
             subscription = self._subscriptions
-            try:
-                async with open_journal(self._settings) as reader:
-                    await reader.catch_up(self._journal.mark)
-                    first = await reader.first()
-                    if self._index is None or not self._index.continues(first):
-                        self._index, self._current_in = JournalIndex(true_at - self._margin), -1
-                    elif self._index.since > true_at:
-                        self._margin *= 2
-                    index = self._index
-                    await read_into(index, reader, first, true_at - self._margin)
-            except BrokerUnreachable as error:
-                self._events.journal_unreadable(str(error))
-                await asyncio.sleep(RETRY_INTERVAL)
-            else:
-                break
-        self._current_in = -1 if index.is_empty else subscription
+            await reader.catch_up(journal.mark)
+            first = await reader.first()
+            if self._index is None or not self._index.continues(first):
+                self._index, self._current_in = JournalIndex(true_at - self._margin), -1
+            elif self._index.since > true_at:
+                self._margin *= 2
+            index = self._index
+            await read_into(index, reader, first, true_at - self._margin)
+            self._current_in = -1 if index.is_empty else subscription
+            return index
+
+        index = await read_journal(self._settings, self._events, read_on)
         self._asked_at = time.monotonic()  # those who wait for it have yet to look
         return index
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
@@ -42,21 +42,12 @@ class Request:
         """The time by which the newest request of a resource is told (contract §2)."""
         return self.received_at if self.as_of is None else self.as_of
 
-    @property
-    def platform(self) -> str | None:
-        return self.parsed.platform
-
-    @property
-    def resource_id(self) -> str | None:
-        return self.parsed.resource_id
-
     def header(self, name: str) -> object:
         """A header of the message, or None."""
         return self.delivery.properties.header(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The outcome of a request. `reason` is set if it is dead-lettered."""
 
     status: Status

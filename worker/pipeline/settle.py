@@ -122,21 +122,14 @@ class Settler:
 
 def _settlement(request: Request, outcome: Outcome) -> Settlement:
     return Settlement(
+        **outcome._asdict(),
         request_id=request.id,
-        status=outcome.status,
-        reason=outcome.reason,
-        message=outcome.message,
-        errorcode=outcome.errorcode,
-        documentation=outcome.documentation,
-        errors=outcome.errors,
         account=request.account,
-        platform=request.platform,
-        resource_id=request.resource_id,
-        http_status=outcome.http_status,
+        platform=request.parsed.platform,
+        resource_id=request.parsed.resource_id,
         attempts=request.attempts,
         received_at=request.received_at,
         completed_at=now(),
-        superseded_by=outcome.superseded_by,
         is_replay=request.is_replay,
         as_of=request.as_of,
     )

@@ -18,7 +18,8 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from worker.contract.settlement import Settlement
-from worker.events import Call, Called, EventListener, Process, TracedRequest
+from worker.events import Call, Called, EventListener, Process
+from worker.pipeline.request import Request
 
 SERVICE_NAME = "ott-registration-worker"
 CLOSE_TIMEOUT = 2.5  # seconds
@@ -44,7 +45,7 @@ class Traces(EventListener):
         self._tracer = provider.get_tracer(SERVICE_NAME)
         self._queue = queue
 
-    async def process(self, process: Process, request: TracedRequest) -> None:
+    async def process(self, process: Process, request: Request) -> None:
         """Process a request within a span of its own."""
         carried = {name: request.header(name) for name in HEADERS}
         origin = _propagator.extract({k: v for k, v in carried.items() if isinstance(v, str)})

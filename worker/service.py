@@ -16,11 +16,11 @@ from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal
 from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
+from worker.contract.timestamps import ArrivalClock
 from worker.errors import BrokerUnreachable, WorkerError
 from worker.events import EventListener, Tracing
 from worker.marketing_cloud.client import MarketingCloud
 from worker.partitions.worker import Partitions
-from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.flow import Flow
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.intake import Intake

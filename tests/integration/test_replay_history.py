@@ -16,8 +16,7 @@ from worker.amqp import stream_reader
 from worker.amqp.connection import connect
 from worker.amqp.stream_reader import Entry, StreamReader
 from worker.broker.topology import Topology
-from worker.contract.timestamps import now, text_of
-from worker.pipeline.arrival_clock import ArrivalClock
+from worker.contract.timestamps import ArrivalClock, now, text_of
 
 
 async def fail(rig: Rig, requester: Requester, page_id: str, name: str, **properties: Any) -> None:
@@ -206,7 +205,7 @@ async def test_an_unreadable_journal_does_not_hold_up_requests(rig, requester, m
     await rig.stop_first()
     service = await rig.start_worker(rig.settings())
     monkeypatch.setattr("worker.amqp.stream_reader.connected", _hang)
-    monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.1)
+    monkeypatch.setattr("worker.pipeline.replay_guard.CATCH_UP_TIMEOUT", 0.1)
     assert (await requester.ask(messenger("p")))["status"] == "registered"
     assert rig.events.of("journal_unreadable")
     assert service.intake.subscription is not None
@@ -278,11 +277,11 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
     await rig.stop_first()
     behind = ArrivalClock(lambda: time.time_ns() // 1000 - 5_000_000)
     monkeypatch.setattr("worker.service.ArrivalClock", lambda: behind)
-    monkeypatch.setattr("worker.pipeline.arrival_clock.CATCH_UP_TIMEOUT", 0.01)
-    monkeypatch.setattr("worker.pipeline.arrival_clock.RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr("worker.pipeline.replay_guard.CATCH_UP_TIMEOUT", 0.01)
+    monkeypatch.setattr("worker.pipeline.replay_guard.RETRY_INTERVAL", 0.01)
     with monkeypatch.context() as silent:
         silent.setattr("worker.amqp.stream_reader.connected", _hang)
-        silent.setattr("worker.pipeline.arrival_clock.READ_TIMEOUT", 0.05)
+        silent.setattr("worker.pipeline.replay_guard.READ_TIMEOUT", 0.05)
         service = await rig.start_worker(rig.settings())
         assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
         waiting = asyncio.create_task(replay(requester))

@@ -13,9 +13,8 @@ from worker.amqp.properties import Properties, build
 from worker.broker.encryption import Encryptor
 from worker.contract.registration import Rejection
 from worker.contract.settlement import Resource
-from worker.contract.timestamps import microseconds, text_of
+from worker.contract.timestamps import ArrivalClock, microseconds, text_of
 from worker.events import EventListener
-from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.request import Request, RequestParser
 from worker.settings import load_settings
 

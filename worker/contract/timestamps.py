@@ -12,11 +12,37 @@ _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SKEW = 600_000_000  # microseconds; tolerated clock skew between broker and workers
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+YEAR_2100 = 4_102_444_800_000_000  # microseconds since the epoch
 
 
 def now() -> int:
     """The wall clock, in microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+class ArrivalClock:
+    """The clock that stamps arrivals: the wall clock, except that it never gives the same time twice and
+    never one below its floor. So a later arrival always has the later time."""
+
+    def __init__(self, wall_clock: Callable[[], int] = now) -> None:
+        self._wall_clock = wall_clock
+        self._latest = 0
+
+    def stamp(self) -> int:
+        """Microseconds since the epoch."""
+        self._latest = max(self._wall_clock(), self._latest + 1)
+        return self._latest
+
+    @property
+    def latest(self) -> int:
+        """The newest stamp that this worker, or another with the same clock, may have given by now."""
+        return max(self._wall_clock(), self._latest)
+
+    def raise_floor(self, moment: int) -> None:
+        """From now on, stamps are later than `moment`. A moment beyond this century is ignored: no worker
+        writes one, but a forged journal record could hold it."""
+        if moment < YEAR_2100:
+            self._latest = max(self._latest, moment)
 
 
 @lru_cache(maxsize=16)

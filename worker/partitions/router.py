@@ -217,8 +217,8 @@ class PartitionCapacity:
             async with self._looking:
                 if self._left > 0:
                     break
-                ready = (await look(channel.connection, queue)).ready
-                self._left = self._limit - self._on_their_way - ready
+                left = self._limit - self._on_their_way  # before the look, which sees what is confirmed
+                self._left = left - (await look(channel.connection, queue)).ready
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)
         count = min(wanted, self._left)

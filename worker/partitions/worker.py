@@ -133,20 +133,20 @@ class _Place(Intake):
     @property
     def is_active(self) -> bool:
         """Whether this worker is the active consumer, as far as it knows."""
-        return self.subscription is not None and self._journeys is not None and self._journeys.is_active
+        return self.subscription is not None and self._current is not None and self._current.is_active
 
     async def consume(self, connection: Connection) -> None:
         """Consume it, until the connection is lost, the worker leaves, or it was pruned."""
-        while connection.is_open and not self._stopping.is_set():
+        while connection.is_open and not self.stopping.is_set():
             try:
                 await self.consume_on(connection)
-                if not self._is_kept and connection.is_open and not await exists(connection, self._queue):
+                if not self._is_kept and connection.is_open and not await exists(connection, self.queue):
                     return
             except Exception as error:
                 if connection.is_open:
                     why = str(error) if isinstance(error, WorkerError) else type(error).__name__
-                    self._events.topology_wrong(f"{self._queue}: {why}")
-            await pause(RETRY_INTERVAL, self._stopping)
+                    self.events.topology_wrong(f"{self.queue}: {why}")
+            await pause(RETRY_INTERVAL, self.stopping)
 
     def must_ask(self, owner: str) -> bool:
         """Whether this worker, the owner, gets nothing and is to find out who has it."""
@@ -163,8 +163,8 @@ class _Place(Intake):
             is_due = time.monotonic() >= behind_at
         else:
             is_due = self.is_active and self._is_out_of_patience(self._subscribed_at)
-        if is_due and self._journeys is not None and self._journeys.end is None:
-            self._journeys.end = STEPS_BACK
+        if is_due and self._current is not None and self._current.end is None:
+            self._current.end = STEPS_BACK
 
     def _learn(self, owner: str) -> None:
         if owner != self._owner:

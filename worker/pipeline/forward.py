@@ -209,8 +209,7 @@ class Forwarder:
         request.phase = "calling"
         answer = await self._marketing_cloud.register(request.delivery.body, token, ensure_lease)
         request.phase = "waiting"
-        verdict = policy.judge(answer)
-        return _Result(verdict, answer, token)
+        return _Result(policy.judge(answer)[0], answer, token)
 
     def _drops_token(self, request: Request, result: _Result) -> bool:
         """Drop a token that was turned down, or that lacks a scope. Returns whether another one is worth a
@@ -248,7 +247,8 @@ class Forwarder:
             return True
         if self._is_turned_down(request, result, call):
             return False
-        cause, why, pause = policy.cause(answer), policy.why(answer), answer.pause
+        cause, pause = policy.judge(answer)[1], answer.pause
+        why = policy.why(answer, cause)
         if verdict is Verdict.THROTTLED:
             request.throttled += flow.answered > request.answered
             request.answered = flow.answered

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from worker.amqp.amqp10 import spend_deliveries
 from worker.amqp.connection import Connection
@@ -27,46 +28,38 @@ PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before th
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
 
+@dataclass
 class Intake:
     """Subscribes to one queue, again and again. `journeys` makes those of a subscription."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        queue: str,
-        journeys: Callable[[Subscription], Journeys],
-        orders: StandingOrders,
-        stopping: asyncio.Event,
-        events: EventListener,
-    ) -> None:
-        self._settings = settings
-        self._queue = queue
-        self._journeys_for = journeys
-        self._orders = orders
-        self._stopping = stopping
-        self._events = events
-        self._own_requeues = 0  # times that this worker, in good health, gave its deliveries back
-        self._carried_attempts: Attempts = {}  # of the requests in them
-        self._has_undeliverable = False
-        self._journeys: Journeys | None = None
+    settings: Settings
+    queue: str
+    journeys: Callable[[Subscription], Journeys]
+    orders: StandingOrders
+    stopping: asyncio.Event
+    events: EventListener
+    _own_requeues: int = 0  # times that this worker, in good health, gave its deliveries back
+    _carried_attempts: Attempts = field(default_factory=dict)  # of the requests in them
+    _has_undeliverable: bool = False
+    _current: Journeys | None = None
 
     @property
     def subscription(self) -> Subscription | None:
         """The subscription that stands now."""
-        if self._journeys is None or self._journeys.subscription.ended.done():
+        if self._current is None or self._current.subscription.ended.done():
             return None
-        return self._journeys.subscription
+        return self._current.subscription
 
     @property
     def lanes(self) -> int:
         """Resources with a request under way."""
-        return self._journeys.lanes if self._journeys is not None and self.subscription is not None else 0
+        return self._current.lanes if self._current is not None and self.subscription is not None else 0
 
     async def consume_on(self, connection: Connection) -> None:
         """Subscribe on one connection, again and again, as long as it is this worker that ends them."""
-        while connection.is_open and not self._stopping.is_set():
-            if self._orders.pause is not None:
-                await pause(POLL_INTERVAL, self._stopping)
+        while connection.is_open and not self.stopping.is_set():
+            if self.orders.pause is not None:
+                await pause(POLL_INTERVAL, self.stopping)
             elif self._has_undeliverable:
                 await self._remove_undeliverable(connection)
             elif not await self._consume(connection):
@@ -78,18 +71,18 @@ class Intake:
         own."""
         self._has_undeliverable, spent = False, 0
         with contextlib.suppress(BrokerUnreachable):
-            spent = await spend_deliveries(self._settings, connection, self._queue, self._settings.prefetch)
+            spent = await spend_deliveries(self.settings, connection, self.queue, self.settings.prefetch)
         if spent:
             self._own_requeues += 1
-            self._events.undeliverable(self._queue, spent)
+            self.events.undeliverable(self.queue, spent)
         else:  # it may be gone; if not, all come nearer to the limit with each subscription
-            await pause(UNDELIVERABLE_PAUSE, self._stopping)
+            await pause(UNDELIVERABLE_PAUSE, self.stopping)
 
     async def _consume(self, connection: Connection) -> bool:
         """One subscription. True if the next one may follow on the same connection."""
-        settings = self._settings
-        subscription = Subscription(connection, self._queue, settings.prefetch, settings.max_body_bytes)
-        journeys = self._journeys = self._journeys_for(subscription)
+        settings = self.settings
+        subscription = Subscription(connection, self.queue, settings.prefetch, settings.max_body_bytes)
+        journeys = self._current = self.journeys(subscription)
         journeys.own_requeues = self._own_requeues
         journeys.carried_attempts = self._carried_attempts
         unsettled = 0
@@ -112,7 +105,7 @@ class Intake:
             await journeys.cancel()
             await subscription.close()
         if why.reason in PAUSES:
-            await pause(PAUSES[why.reason], self._stopping)
+            await pause(PAUSES[why.reason], self.stopping)
         return True
 
     def _end(self, journeys: Journeys) -> End | None:
@@ -124,11 +117,11 @@ class Intake:
             return journeys.end
         oldest = subscription.oldest
         reasons = {
-            EndReason.STOPPING: self._stopping.is_set(),
-            EndReason.PAUSED: self._orders.pause is not None,
+            EndReason.STOPPING: self.stopping.is_set(),
+            EndReason.PAUSED: self.orders.pause is not None,
             EndReason.MEMORY_LIMIT: subscription.is_spent,
             EndReason.HELD: oldest is not None
-            and time.monotonic() - oldest.arrived_at > self._settings.hold_limit,
+            and time.monotonic() - oldest.arrived_at > self.settings.hold_limit,
         }
         return next((End(why) for why, holds in reasons.items() if holds), None)
 
@@ -144,7 +137,7 @@ class Intake:
         """End a subscription from this side: what is under way ends, the rest goes back in its order."""
         self._own_requeues += why.reason.is_healthy
         self._carried_attempts = journeys.attempts
-        await journeys.drain(min(self._settings.shutdown_grace, LONGEST_HELD - self._settings.hold_limit))
+        await journeys.drain(min(self.settings.shutdown_grace, LONGEST_HELD - self.settings.hold_limit))
         journeys.tell_ended(why, journeys.subscription.unsettled)
         if not await journeys.subscription.close():
-            self._events.acknowledgements_unheard()
+            self.events.acknowledgements_unheard()

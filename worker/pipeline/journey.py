@@ -21,8 +21,8 @@ from typing import Any
 
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
 from worker.contract.registration import Rejection
+from worker.contract.timestamps import ArrivalClock
 from worker.events import EventListener, Tracing
-from worker.pipeline.arrival_clock import ArrivalClock
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.lanes import Lanes
 from worker.pipeline.replay_guard import ReplayGuard, is_forced, superseded

@@ -56,40 +56,27 @@ _OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
 }
 
 
-def judge(answer: Answer) -> Verdict:
-    """The row of the answer table (contract §6) that holds."""
+def judge(answer: Answer) -> tuple[Verdict, Cause]:
+    """The row of the answer table (contract §6) that holds; and the cause, where the call is tried again."""
     status, code = answer.status, answer.errorcode
     if status is None:
-        return Verdict.OUTAGE
+        return Verdict.OUTAGE, Cause.NO_ANSWER
     if answer.is_page:
-        return Verdict.RETRY
+        return Verdict.RETRY, Cause.PAGE
     if 200 <= status < 300:
-        return Verdict.REJECTED if answer.is_error else Verdict.REGISTERED
+        return Verdict.REJECTED if answer.is_error else Verdict.REGISTERED, Cause.ERROR
     if status == 403 and code in _AUTHENTICATION:
-        return Verdict.CREDENTIALS
+        return Verdict.CREDENTIALS, Cause.CREDENTIALS
     if status == 429 and code == BLOCKED_CODE:
-        return Verdict.BLOCKED
-    return _row(status)[0]
-
-
-def cause(answer: Answer) -> Cause:
-    """Why a call that is tried again failed."""
-    if answer.status is None:
-        return Cause.NO_ANSWER
-    if answer.is_page:
-        return Cause.PAGE
-    return Cause.BLOCKED if judge(answer) is Verdict.BLOCKED else _row(answer.status)[1]
-
-
-def _row(status: int) -> tuple[Verdict, Cause]:
+        return Verdict.BLOCKED, Cause.BLOCKED
     return _ROWS.get(status, _OTHER_4XX if 400 <= status < 500 else _OTHERS)
 
 
-def why(answer: Answer) -> str:
+def why(answer: Answer, cause: Cause) -> str:
     """The cause in words of our own, because Marketing Cloud's text may quote a request."""
     if answer.status is None or answer.is_page:
         return answer.message
-    return f"Marketing Cloud answered {answer.status}: {cause(answer).value}"
+    return f"Marketing Cloud answered {answer.status}: {cause.value}"
 
 
 def lacks_scope(answer: Answer) -> bool:

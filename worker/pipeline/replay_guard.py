@@ -6,27 +6,36 @@ before the guard is asked. Where the journal cannot tell, a replay is refused; a
 
 The guard keeps an index of the journal in memory while such requests come, and adds to it what this worker
 settles. Another worker can have been active only between two subscriptions; what it recorded is read before
-the next request is judged.
+the next request is judged. And its clock may have been ahead: so a worker that takes over first learns from
+the journal how far the time of the worker before it had come.
 """
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.journal import Journal
-from worker.broker.journal_index import JournalIndex, read_into
+from worker.broker.journal import Journal, open_journal
+from worker.broker.journal_index import JournalIndex, around, read_into
 from worker.contract.settlement import Resource, Settlement
+from worker.contract.timestamps import YEAR_2100, ArrivalClock
 from worker.contract.words import GENERIC, REPLAY_FORCE_HEADER
-from worker.errors import TopologyError
+from worker.errors import TopologyError, WorkerError
 from worker.events import EventListener
-from worker.pipeline.arrival_clock import ArrivalClock, CatchUp, read_journal
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
+CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal; they hardly ever need to
+READ_TIMEOUT = 10.0  # seconds, for the journal's time
+RETRY_INTERVAL = 1.0  # seconds
 IDLE_TIMEOUT = 300.0  # seconds without a request to judge, after which the index is dropped
 # Requests come roughly in the order in which they were true. With a margin, a few that are older do not make
 # the journal be read further back; it doubles each time that it was too small.
 MARGIN = 3_600_000_000  # microseconds
+
+T = TypeVar("T")
 
 
 class ReplayGuard:
@@ -37,8 +46,11 @@ class ReplayGuard:
     ) -> None:
         self._settings = settings
         self._journal = journal
-        self._catch_up = CatchUp(settings, clock, events)
+        self._clock = clock
         self._events = events
+        self._catching_up: asyncio.Task[None] | None = None
+        self._has_timed_out = False
+        self._doubtful = range(0)  # arrivals while the clocks of two workers differed
         self._index: JournalIndex | None = None
         self._subscriptions = 0
         self._current_in = -1  # the subscription in which the index has been read to its end
@@ -52,10 +64,18 @@ class ReplayGuard:
         return self._index is not None
 
     async def take_over(self) -> None:
-        """Before a subscription's first request: another worker may have been active."""
+        """Before a subscription's first request, bring the clock up to the journal's time. Takes
+        `CATCH_UP_TIMEOUT` at most and never fails. If the journal does not answer by then, requests go on and
+        reading it goes on beside them; until it has ended, replays wait."""
         self.subscription_began()
-        if self._journal is not None:
-            await self._catch_up.run()
+        if self._journal is None:
+            return
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._catch_up(self._clock.stamp()), name="arrival clock")
+        await asyncio.wait({self._catching_up}, timeout=CATCH_UP_TIMEOUT)
+        if not self._catching_up.done():
+            self._has_timed_out = True
+            self._events.journal_unreadable("no answer in time")
 
     def subscription_began(self) -> None:
         """Another worker may have settled requests since the subscription before."""
@@ -75,7 +95,7 @@ class ReplayGuard:
         true_at, received_at = max(0, request.true_at), max(0, request.received_at)  # any year is possible
         if self._journal is None:
             return None, "the worker keeps no journal (OTT_JOURNAL=false)"
-        if request.is_replay and (doubt := await self._catch_up.doubt(received_at)):
+        if request.is_replay and (doubt := await self._doubt(received_at)):
             return None, doubt
         try:
             index = await self._current_index(true_at)
@@ -85,6 +105,15 @@ class ReplayGuard:
         if newer is None and not index.reaches_back_to(request.id, resource, received_at):
             return None, "the journal does not reach back to when this request was received"
         return newer, ""
+
+    async def _doubt(self, received_at: int) -> str:
+        """Why the worker cannot tell what is newer than a request received then; `""` if it can. Waits for
+        the journal's time."""
+        if self._catching_up is not None:
+            await asyncio.shield(self._catching_up)
+        if received_at in self._doubtful:
+            return "it was received while the clocks of two workers differed"
+        return ""
 
     def settled(self, settlement: Settlement) -> None:
         """A request's record is confirmed, and the next one of its resource has not begun."""
@@ -98,9 +127,9 @@ class ReplayGuard:
 
     def close(self) -> None:
         """End what is under way."""
-        self._catch_up.close()
-        if self._reading is not None:
-            self._reading.cancel()
+        for task in (self._catching_up, self._reading):
+            if task is not None:
+                task.cancel()
 
     async def _current_index(self, true_at: int) -> JournalIndex:
         """All that was registered and true from `true_at` until now."""
@@ -134,9 +163,44 @@ class ReplayGuard:
             self._current_in = -1 if index.is_empty else subscription
             return index
 
-        index = await read_journal(self._settings, self._events, read_on)
+        index = await self._until_read(read_on)
         self._asked_at = time.monotonic()  # those who wait for it have yet to look
         return index
+
+    async def _catch_up(self, begun: int) -> None:
+        async def newest(reader: StreamReader) -> int:
+            if not self._has_timed_out:
+                last = await reader.last()
+                return 0 if last is None else last.clock or 0
+            # Since requests are let in, the newest entry shows this worker's own clock.
+            async with contextlib.aclosing(reader.read(around(begun))) as entries:
+                clocks = [entry.clock or 0 async for entry in entries]
+            return max((clock for clock in clocks if clock < YEAR_2100), default=0)
+
+        try:
+            latest = await self._until_read(newest, READ_TIMEOUT)
+        except TopologyError as error:
+            self._events.journal_unreadable(str(error))
+            return
+        if self._has_timed_out and latest > self._clock.latest:
+            # Requests received meanwhile were stamped by a clock that was behind.
+            self._doubtful = range(begun, latest + 1)
+        self._has_timed_out = False
+        self._clock.raise_floor(latest)
+
+    async def _until_read(
+        self, read: Callable[[StreamReader], Awaitable[T]], timeout: float | None = None
+    ) -> T:
+        """What `read` makes of the journal, tried until it answers. Raises TopologyError."""
+        while True:
+            try:
+                async with asyncio.timeout(timeout), open_journal(self._settings) as reader:
+                    return await read(reader)
+            except TopologyError:
+                raise
+            except (TimeoutError, WorkerError) as error:
+                self._events.journal_unreadable(str(error) or "no answer in time")
+            await asyncio.sleep(RETRY_INTERVAL)
 
 
 def is_forced(request: Request) -> bool:

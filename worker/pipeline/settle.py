@@ -2,6 +2,7 @@
 §5). Only then may the request be acknowledged."""
 
 import asyncio
+from dataclasses import dataclass
 
 from worker.amqp.consumer import COUNTS
 from worker.amqp.ledger import Message
@@ -35,41 +36,44 @@ MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
 NOT_COPIED = frozenset({"CC", "BCC", *COUNTS})
 
 
+@dataclass(frozen=True, slots=True)
 class Settler:
     """Settles requests; shared by all lanes."""
 
-    def __init__(
-        self,
-        publisher: Publisher,
-        journal: Journal | None,
-        topology: Topology,
-        encryptor: Encryptor,
-        events: EventListener,
-        tracing: Tracing | None = None,
-    ) -> None:
-        self._publisher = publisher
-        self._journal = journal
-        self._topology = topology
-        self._encryptor = encryptor
-        self._events = events
-        self._trace = None if tracing is None else tracing.headers
+    publisher: Publisher
+    journal: Journal | None
+    topology: Topology
+    encryptor: Encryptor
+    events: EventListener
+    tracing: Tracing | None = None
 
     async def settle(self, request: Request, outcome: Outcome) -> Settlement:
         """Publish what the outcome asks for; returns when the broker has confirmed all of it."""
-        settlement = _settlement(request, outcome)
+        settlement = Settlement(
+            **outcome._asdict(),
+            request_id=request.id,
+            account=request.account,
+            platform=request.parsed.platform,
+            resource_id=request.parsed.resource_id,
+            attempts=request.attempts,
+            received_at=request.received_at,
+            completed_at=now(),
+            is_replay=request.is_replay,
+            as_of=request.as_of,
+        )
         body = reply_body(settlement)
-        reply = self._publisher.send(self._reply(request, body))
+        reply = self.publisher.send(self._reply(request, body))
         letter = None
         if settlement.reason is not None and not request.delivery.oversize:
-            letter = self._publisher.send(self._dead_letter(request, settlement))
+            letter = self.publisher.send(self._dead_letter(request, settlement))
         try:
-            if self._journal is not None:
-                await self._journal.append(journal_record(settlement))
+            if self.journal is not None:
+                await self.journal.append(journal_record(settlement))
             try:
                 await reply
             except (Unroutable, PublishRefused) as error:
                 refused = UNROUTABLE if isinstance(error, Unroutable | QueueFull) else NOT_ALLOWED
-                await self._publisher.send(self._reply(request, body, refused))
+                await self.publisher.send(self._reply(request, body, refused))
             if letter is not None:
                 await letter
         except asyncio.CancelledError:
@@ -86,22 +90,22 @@ class Settler:
         queue = properties.text("reply_to")
         if queue and not refused and not self._may_follow(queue):
             refused = NOT_ALLOWED
-        headers = self._trace() if self._trace else {}
+        headers = self.tracing.headers() if self.tracing else {}
         if refused:
-            self._events.reply_refused(refused)
+            self.events.reply_refused(refused)
             headers[REPLY_REFUSED_HEADER] = refused
         reply = _REPLY.with_text("correlation_id", properties.text("correlation_id") or request.id)
         if headers:
             reply = reply.changed(headers)
         if not queue or refused:
-            return Message("", self._topology.replies, reply, body, reduced=_REDUCED_REPLY)
+            return Message("", self.topology.replies, reply, body, reduced=_REDUCED_REPLY)
         return Message("", queue, reply, body, external=True, reduced=_REDUCED_REPLY)
 
     def _may_follow(self, reply_to: str) -> bool:
         """Contract §4: not one of our own queues, and of RabbitMQ's only those made for replies."""
         if reply_to.startswith("amq."):
             return reply_to.startswith((GENERATED, DIRECT_REPLY_TO))
-        return not self._topology.is_own(reply_to)
+        return not self.topology.is_own(reply_to)
 
     def _dead_letter(self, request: Request, settlement: Settlement) -> Message:
         properties = request.delivery.properties
@@ -117,19 +121,4 @@ class Settler:
             and len(request.id) <= MESSAGE_ID_LENGTH
         ):
             properties = properties.with_text("message_id", request.id)
-        return Message(self._topology.dead, "", *self._encryptor.encrypt(properties, request.delivery.body))
-
-
-def _settlement(request: Request, outcome: Outcome) -> Settlement:
-    return Settlement(
-        **outcome._asdict(),
-        request_id=request.id,
-        account=request.account,
-        platform=request.parsed.platform,
-        resource_id=request.parsed.resource_id,
-        attempts=request.attempts,
-        received_at=request.received_at,
-        completed_at=now(),
-        is_replay=request.is_replay,
-        as_of=request.as_of,
-    )
+        return Message(self.topology.dead, "", *self.encryptor.encrypt(properties, request.delivery.body))

@@ -8,10 +8,9 @@ from typing import TypeVar
 from worker.amqp.connection import Connection, connected
 from worker.amqp.queue import Deliveries, QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
-from worker.broker.status import publish_order, read_orders
+from worker.broker.status import read_orders
 from worker.broker.topology import Topology
 from worker.contract.selection import Selection
-from worker.contract.status import Order
 from worker.dead_letters.letter import Letter, open_letter
 from worker.errors import WorkerError
 from worker.settings import Settings
@@ -88,12 +87,9 @@ class DeadLetterQueue:
             yield browser, letters
 
     @contextlib.asynccontextmanager
-    async def change(self, order: Order) -> AsyncIterator[None]:
-        """Keep other changes out, and record in the control stream that this one has begun. While somebody
-        else changes the letters, wait for that to end."""
+    async def change(self) -> AsyncIterator[None]:
+        """Keep other changes out. While somebody else changes the letters, wait for that to end."""
         async with hold(self._connection, f"{self._name}.change", self._tell_who):
-            with contextlib.suppress(WorkerError):  # the change goes on without its record
-                await publish_order(self._settings, order)
             yield
 
     @contextlib.asynccontextmanager

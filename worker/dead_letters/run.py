@@ -2,7 +2,8 @@
 and for the console.
 
 A run acts on the letters that its plan found, and on no other: one that came since stays, one that has gone
-or was changed is told.
+or was changed is told. What becomes of replays is read in the journal, since their replies go to whoever sent
+the requests.
 """
 
 import asyncio
@@ -10,25 +11,27 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal
 
+from worker.amqp.publisher import Publisher
 from worker.broker.journal import follow, open_journal
-from worker.broker.requester import look_for_workers
+from worker.broker.requester import cancel_all, look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status import publish_order, read_workers, whoami
+from worker.broker.topology import Topology
 from worker.contract.settlement import recorded_id
 from worker.contract.status import Order, OrderKind
 from worker.contract.timestamps import text_of
 from worker.dead_letters.letter import Letter, few
+from worker.dead_letters.patch import Unfit
 from worker.dead_letters.plan import Plan, Planned
 from worker.dead_letters.queue import DeadLetterQueue, open_dead_letters
-from worker.dead_letters.replay import ReplaySweep, Sweep
+from worker.dead_letters.replay import Sweep, replayed
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
 CAUSES_TOLD = 3
-POLL_INTERVAL = 0.1  # seconds
 LOOK_INTERVAL = 1.0  # seconds without an outcome before looking for workers
 ABSENT_LOOKS = 2  # looks that find no worker before giving up
 
@@ -42,28 +45,32 @@ class Run(EventListener):
     is done.
 
     `done` letters were removed (`removed` are their ids), `left` stay. `outcomes` are the journal's records
-    by the ids of letters, and `missing` counts replays whose outcome is not known. `gone` and `changed` are
-    ids of letters that were not there as they were planned."""
+    by the ids of letters, where it is followed. `gone` and `changed` are ids of letters that were not there
+    as they were planned."""
 
     def __init__(self, settings: Settings, plan: Plan, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._say = say
+        self._publisher = Publisher(settings, self)
         self._stop = asyncio.Event()
+        self._told = asyncio.Event()  # an outcome, or to stop
+        # Replays whose outcome is not known, by the ids of their requests: the letter's id, the times of
+        # arrival and the resource that the record will tell.
+        self._expected: dict[str, list[tuple[str, str, str | None]]] = {}
         self.number = secrets.token_hex(4)
         self.plan = plan
         self.progressed: Callable[[], None] = lambda: None
         self.stage = ""
-        self.done = self.missing = 0
+        self.done = 0
         self.outcomes: dict[str, Record] = {}
         self.statuses: Counter[str] = Counter()
         self.removed: set[str] = set()
         self.gone: set[str] = set()
         self.changed: set[str] = set()
-        self.has_bad_canary = False
-        self._follower: OutcomeFollower | None = None
+        self.is_followed = self.has_bad_canary = False
 
     @property
-    def participle(self) -> str:
+    def participle(self) -> Literal["replayed", "discarded"]:
         """What has happened to the letters that are done."""
         return "replayed" if self.plan.kind == "replay" else "discarded"
 
@@ -73,9 +80,9 @@ class Run(EventListener):
         return self._stop.is_set()
 
     @property
-    def is_followed(self) -> bool:
-        """Whether the outcomes are read from the journal."""
-        return self._follower is not None
+    def missing(self) -> int:
+        """Replays whose outcome is not known."""
+        return sum(map(len, self._expected.values()))
 
     @property
     def left(self) -> int:
@@ -99,6 +106,7 @@ class Run(EventListener):
     def stop(self) -> None:
         """End it after what is under way; the letters that are left stay where they are."""
         self._stop.set()
+        self._told.set()
 
     async def look(self) -> None:
         """Find out what would be done. Raises as `Plan.look`."""
@@ -117,36 +125,38 @@ class Run(EventListener):
         """Do what was planned, and unless `follow` is false wait for what becomes of it. With a `canary` one
         letter of each cause goes first; the others follow once all of these are registered. `by` is this
         terminal's user by default. Raises as DeadLetterQueue does; `done` tells what was done until then."""
-        plan, by = self.plan, by or whoami()
-        if not plan.going:
+        if not self.plan.going:
             return  # a beginning without an end would look like one that is under way
         is_replay = self.plan.kind == "replay"
-        begun: OrderKind = "replaying" if is_replay else "discarding"
-        note = {"run": self.number, "cause": "; ".join(plan.causes[:CAUSES_TOLD]) or None}
+        cause = "; ".join(self.plan.causes[:CAUSES_TOLD]) or None
+
+        async def record(order: OrderKind, **more: Any) -> None:
+            """A user who may not write there, or a broker without that stream, makes the change no less
+            done."""
+            told = Order.now(order, why, by=by or whoami(), run=self.number, cause=cause, **more)
+            with contextlib.suppress(WorkerError):
+                await publish_order(self._settings, told)
+
         try:
             async with contextlib.AsyncExitStack() as stack:
-                if follow and is_replay and self._settings.journal:
-                    follower = OutcomeFollower(self._settings, self._settled)
-                    try:
-                        self._follower = await stack.enter_async_context(follower)
-                    except TopologyError as error:
-                        self._say(f"{error}. What becomes of the letters is not followed")
-                async with (
-                    open_dead_letters(self._settings, self._say) as queue,
-                    queue.change(Order.now(begun, why, by=by, **note)),
-                ):
-                    await self._publish(queue, plan, canary, rate)
+                if is_replay:
+                    self._publisher.start()
+                    stack.push_async_callback(self._publisher.stop)
+                if is_replay and follow and self._settings.journal:
+                    await self._begin_to_follow(stack)
+                async with open_dead_letters(self._settings, self._say) as queue, queue.change():
+                    await record("replaying" if is_replay else "discarding")
+                    await self._sweep_all(queue, canary, rate)
                 await self._outcomes_are_known()
         finally:
             if self.done:
-                done: OrderKind = "replayed" if is_replay else "discarded"
-                more = {**note, "count": self.done, "outcome": self.outcome or None}
-                await asyncio.shield(self._record(Order.now(done, why, by=by, **more)))
+                more = {"count": self.done, "outcome": self.outcome or None}
+                await asyncio.shield(record(self.participle, **more))
 
-    async def _publish(self, queue: DeadLetterQueue, plan: Plan, canary: bool, rate: float | None) -> None:
-        first = plan.canaries if canary and self.is_followed else []
-        keys = {letter.key for letter in first}
-        rest = [letter for letter in plan.going if letter.key not in keys]
+    async def _sweep_all(self, queue: DeadLetterQueue, canary: bool, rate: float | None) -> None:
+        first = self.plan.canaries if canary and self.is_followed else []
+        chosen = set(first)
+        rest = [letter for letter in self.plan.going if letter not in chosen]
         if first and rest:
             self.stage = f"Canary of {len(first):,}"
             await self._sweep(queue, first, rate)
@@ -155,57 +165,103 @@ class Run(EventListener):
             if self.has_bad_canary:
                 return
         if not self.is_stopping:
-            self.stage = "Replaying" if self.plan.kind == "replay" else "Discarding"
+            self.stage = f"{self.plan.kind.capitalize()}ing"
             await self._sweep(queue, rest or first, rate)
 
     async def _sweep(self, queue: DeadLetterQueue, letters: Sequence[Planned], rate: float | None) -> None:
-        """Replay or discard these."""
         wanted = Counter(letter.identity for letter in letters)
-        if self.plan.kind == "discard":
-            sweep = Sweep(queue, wanted, self._stop, self._removed)
-        else:
-            sweep = ReplaySweep(
-                *(queue, wanted, self._stop, self._removed),
-                settings=self._settings,
-                plan=self.plan,
-                rate=rate,
-                events=self,
-                sent=self._follower.expect if self._follower is not None else lambda *_: None,
-            )
+        publish = self._publish if self.plan.kind == "replay" else None
+        sweep = Sweep(queue, wanted, self._stop, self._removed, publish, rate)
         await sweep.run()
         if not self.is_stopping:
             self.changed |= sweep.changed
             self.gone |= {key for key, _ in sweep.wanted.elements()} - sweep.changed
+
+    def _publish(self, letter: Letter) -> "asyncio.Future[None] | None":
+        try:
+            patched = self.plan.prepare(letter, self._settings)
+        except Unfit:
+            return None
+        if self.is_followed:
+            self._expect(letter, patched.resource_id if patched else letter.facts["resourceId"])
+        entry = Topology(self._settings.prefix).entry
+        return self._publisher.send(replayed(letter, entry, patched, force=self.plan.force))
 
     def _removed(self, letter: Letter) -> None:
         self.done += 1
         self.removed.add(letter.key)
         self.progressed()
 
+    async def _begin_to_follow(self, stack: contextlib.AsyncExitStack) -> None:
+        """Follow the journal from its end on, while the context lasts. Raises BrokerUnreachable."""
+        try:
+            async with open_journal(self._settings) as reader:
+                newest = await reader.last()
+        except TopologyError as error:
+            self._say(f"{error}. What becomes of the letters is not followed")
+            return
+        self.is_followed = True
+        task = asyncio.create_task(self._follow(0 if newest is None else newest.offset + 1), name="outcomes")
+        stack.push_async_callback(cancel_all, task)
+
+    async def _follow(self, start: int) -> None:
+        async with contextlib.aclosing(follow(self._settings, start)) as entries:
+            async for entry in entries:
+                for record in entry.records:
+                    self._take(record)
+
+    def _expect(self, letter: Letter, resource_id: str | None) -> None:
+        """Expect the outcome of a replay, by what its record will tell."""
+        request_id = recorded_id(letter.id).encode(errors="replace").decode()
+        told = (letter.key, text_of(letter.received_after), resource_id and recorded_id(resource_id))
+        self._expected.setdefault(request_id, []).append(told)
+
+    def _take(self, record: Record) -> None:
+        request_id = str(record.get("id"))
+        bearers = self._expected.get(request_id)
+        if record.get("replay") is not True or not bearers:
+            return
+        # Several letters may bear one request id. Their times of arrival differ, or at least their resources.
+        at, resource_id = record.get("receivedAt"), record.get("resourceId")
+        best = max(bearers, key=lambda each: (each[1] == at, each[2] == resource_id))
+        bearers.remove(best)
+        if not bearers:
+            del self._expected[request_id]
+        self.outcomes[best[0]] = record
+        self.statuses[str(record.get("status"))] += 1
+        self._told.set()
+        self.progressed()
+
     async def _outcomes_are_known(self) -> bool:
         """Wait for the outcomes of what was replayed so far; False where nobody will tell them."""
-        if self._follower is None:
-            return True
-        stage, self.stage = self.stage, f"{self.stage}: waiting for what becomes of them"
-        are_known = await self._follower.wait(self._stop, self._say)
-        self.stage, self.missing = stage, self._follower.missing
-        if not are_known and not self.is_stopping:
+        stage, absent = self.stage, 0
+        self.stage = f"{stage}: waiting for what becomes of them"
+        while self.missing and not self.is_stopping and absent < ABSENT_LOOKS:
+            self._told.clear()
+            try:
+                async with asyncio.timeout(LOOK_INTERVAL):
+                    await self._told.wait()
+                absent = 0
+            except TimeoutError:
+                absent = 0 if await self._has_workers() else absent + 1
+        self.stage = stage
+        if self.missing and not self.is_stopping:
             self._say(
                 f"No worker takes requests: {self.missing:,} wait in the queue until one is started. "
                 "ott-worker journal shows what becomes of them"
             )
-        return are_known
+        return not self.missing
 
-    def _settled(self, key: str, record: Record) -> None:
-        self.outcomes[key] = record
-        self.statuses[str(record.get("status"))] += 1
-        self.progressed()
-
-    async def _record(self, order: Order) -> None:
-        """Note what was changed. A user who may not write there, or a broker without that stream, makes the
-        change no less done."""
+    async def _has_workers(self) -> bool:
+        """Whether any worker runs, or that is not known; says why it takes long."""
         with contextlib.suppress(WorkerError):
-            await publish_order(self._settings, order)
+            if why := obstacle(await read_workers(self._settings)):
+                self._say(why[:1].lower() + why[1:].rstrip("."))
+                return True
+        try:
+            return await look_for_workers(self._settings) > 0
+        except BrokerUnreachable:
+            return True
 
     def publish_turned_down(self, queue: str, why: str) -> None:
         self._say(f"{queue} does not take the message ({why}): trying again")
@@ -215,95 +271,3 @@ class Run(EventListener):
 
     def publisher_connected(self) -> None:
         self._say("")
-
-
-class _Expected(NamedTuple):
-    key: str
-    received_at: str
-    resource_id: str | None
-
-
-class OutcomeFollower:
-    """Follows the journal while its context lasts, since the reply of a replay goes to whoever sent the
-    request. Calls `settled` with the id of each letter whose replay was expected, and with the record of that
-    (contract §8). Entering raises TopologyError (there is no journal) or
-    BrokerUnreachable."""
-
-    def __init__(self, settings: Settings, settled: Callable[[str, Record], None]) -> None:
-        self._settings = settings
-        self._settled = settled
-        self._expected: dict[str, list[_Expected]] = {}
-        self._next = 0
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        async with open_journal(self._settings) as reader:
-            newest = await reader.last()
-        self._next = 0 if newest is None else newest.offset + 1
-        self._task = asyncio.create_task(self._follow(), name="outcomes")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    @property
-    def missing(self) -> int:
-        """Replays whose outcome is not known yet."""
-        return sum(map(len, self._expected.values()))
-
-    def expect(self, letter: Letter, resource_id: str | None) -> None:
-        """Expect the replay of a letter, by what its record will tell."""
-        name = recorded_id(letter.id).encode(errors="replace").decode()
-        received_at = text_of(letter.received_after)
-        expected = _Expected(letter.key, received_at, resource_id and recorded_id(resource_id))
-        self._expected.setdefault(name, []).append(expected)
-
-    async def wait(self, stop: asyncio.Event, say: Callable[[str], None]) -> bool:
-        """Wait until all outcomes are known, and `say` once what this waits for. False where `stop` was set,
-        or no worker is there to settle them."""
-        clock = asyncio.get_running_loop().time
-        missing, look_at, absent = self.missing, clock() + LOOK_INTERVAL, 0
-        said = {""}
-        while self._expected and not stop.is_set() and absent < ABSENT_LOOKS:
-            await asyncio.sleep(POLL_INTERVAL)
-            if self.missing < missing:
-                missing, look_at, absent = self.missing, clock() + LOOK_INTERVAL, 0
-            elif clock() > look_at:
-                look_at = clock() + LOOK_INTERVAL
-                is_there, why = await self._workers()
-                absent = 0 if is_there else absent + 1
-                if why not in said:
-                    said.add(why)
-                    say(why)
-        return not self._expected
-
-    async def _workers(self) -> tuple[bool, str]:
-        """Whether any worker runs, and why it takes long."""
-        with contextlib.suppress(WorkerError):
-            if why := obstacle(await read_workers(self._settings)):
-                return True, why[:1].lower() + why[1:].rstrip(".")
-        try:
-            return await look_for_workers(self._settings) > 0, ""
-        except BrokerUnreachable:
-            return True, "RabbitMQ does not answer: waiting"
-
-    async def _follow(self) -> None:
-        async with contextlib.aclosing(follow(self._settings, self._next)) as entries:
-            async for entry in entries:
-                for record in entry.records:
-                    self._take(record)
-
-    def _take(self, record: Record) -> None:
-        request_id = str(record.get("id"))
-        bearers = self._expected.get(request_id)
-        if record.get("replay") is not True or not bearers:
-            return
-        # Several letters may bear one request id. Their times of arrival differ, or at least their resources.
-        told = (record.get("receivedAt"), record.get("resourceId"))
-        best = max(bearers, key=lambda each: (each.received_at == told[0], each.resource_id == told[1]))
-        bearers.remove(best)
-        if not bearers:
-            del self._expected[request_id]
-        self._settled(best.key, record)

@@ -180,18 +180,18 @@ def registration(**attributes: object) -> bytes:
 def test_public_fields_are_shown_and_of_secrets_the_type_and_the_length():
     body = shown(messenger("p", "a name", applicationSecret="0123456789"))["body"]["ottPlatformAttributes"]
     assert (body["pageId"], body["pageName"], body["isActive"]) == ("p", "a name", True)
-    assert body["applicationSecret"] == "<string, 10 characters>"
+    assert body["applicationSecret"] == "<string of 10>"
 
 
 @pytest.mark.parametrize(
     ("value", "described"),
     [
-        ("canary", "<string, 6 characters>"),
-        ("c", "<string, 1 character>"),
+        ("canary", "<string of 6>"),
+        ("c", "<string of 1>"),
         (7, "<number>"),
         (True, "<boolean>"),
-        ({"canary": "canary"}, "<object, 1 field>"),
-        (["canary", 2], "<list, 2 items>"),
+        ({"canary": "canary"}, "<object of 1>"),
+        (["canary", 2], "<list of 2>"),
         (None, None),
         ("", ""),
     ],
@@ -235,10 +235,10 @@ def test_our_headers_and_the_brokers_are_shown_and_others_described():
     assert headers == {
         "x-ott-reason": "exhausted",
         "x-ott-attempts": 6,
-        "x-ott-note": "<string, 6 characters>",
+        "x-ott-note": "<string of 6>",
         "x-delivery-count": 2,
-        "traceparent": "<string, 6 characters>",
-        "x-death": [{**death, "note": "<string, 6 characters>"}],
+        "traceparent": "<string of 6>",
+        "x-death": [{**death, "note": "<string of 6>"}],
     }
 
 

@@ -14,6 +14,7 @@ from tests.rig import LINE, MESSENGER, messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import build
 from worker.broker.encryption import Encryptor
+from worker.contract.settlement import Resource
 from worker.contract.timestamps import moment
 from worker.dead_letters.letter import Letter, open_letter
 from worker.dead_letters.patch import COLUMNS, Patches, Unfit, header, parse, read_patches, row
@@ -169,19 +170,17 @@ def test_another_time_is_wrong_usage(text):
 def test_a_patch_sets_attributes_the_platform_and_flags():
     fields = parse(["ottPlatformName=messenger", "pageName=a=b", "isActive=false"])
     assert fields == {"ottPlatformName": "messenger", "pageName": "a=b", "isActive": False}
-    patched = Patches(fields).apply(letter(messenger("p", "old")), 10_000)
-    assert patched is not None
-    assert (patched.platform, patched.resource_id) == ("messenger", "p")
-    assert b'"pageName":"a=b"' in patched.body
+    body, resource = Patches(fields).apply(letter(messenger("p", "old")), 10_000)
+    assert resource == Resource("510000001", "messenger", "p")
+    assert b'"pageName":"a=b"' in body
 
 
 def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest():
     body = b'{"zebra":1,"ottPlatformName":"messenger","ottPlatformAttributes":' + (
         str(MESSENGER["ottPlatformAttributes"]).replace("'", '"').replace("True", "true").encode() + b"}"
     )
-    patched = Patches(parse(["pageName=new"])).apply(letter(body), 10_000)
-    assert patched is not None
-    assert patched.body.startswith(b'{"zebra":1,"ottPlatformName":"messenger"')
+    patched, _ = Patches(parse(["pageName=new"])).apply(letter(body), 10_000)
+    assert patched.startswith(b'{"zebra":1,"ottPlatformName":"messenger"')
 
 
 @pytest.mark.parametrize(

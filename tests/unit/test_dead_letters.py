@@ -31,7 +31,7 @@ def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
 
 
 def replay_of(letter: Letter) -> Properties:
-    return replayed(letter, "ott.registration", force=False).properties
+    return replayed(letter, "ott.registration", letter.delivery.body, force=False).properties
 
 
 def test_the_time_that_the_worker_has_stamped_is_that_of_the_replay():

@@ -12,29 +12,12 @@ from worker.amqp.consumer import COUNTS, Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
 from worker.broker.request_message import account_of, as_of, operator_headers, request_id
+from worker.contract import words
 from worker.contract.registration import parse_registration
 from worker.contract.secrets import SecretMask
 from worker.contract.settlement import Resource, recorded_id
 from worker.contract.timestamps import SKEW, microseconds, text_of
-from worker.contract.words import (
-    ARRIVED_AT_HEADER,
-    ATTEMPTS_HEADER,
-    CAME_BY_HEADER,
-    DEAD_AT_HEADER,
-    ERROR_HEADER,
-    HTTP_STATUS_HEADER,
-    LETTER_HEADER,
-    NO_MESSAGE_ID_HEADER,
-    REASON_HEADER,
-    RECEIVED_AT_HEADER,
-    REPLAY_COUNT_HEADER,
-    REPLAY_KEY,
-    REQUEST_ID_HEADER,
-    REQUEST_KEY,
-    ROUTED_HEADERS,
-    USER_HEADER,
-)
-from worker.partitions.message import came_from
+from worker.partitions.message import arrival_of, as_it_came
 
 BROKERS_HEADER = "x-death"
 BROKERS_WORDS = frozenset(
@@ -43,7 +26,7 @@ BROKERS_WORDS = frozenset(
 LATEST = 2**57  # microseconds since the epoch; no text holds a much later time
 NAMED: Final = 20  # letters that are named one by one
 _KEY = re.compile(r"[0-9a-f]{16}")
-_REQUESTS_QUEUE = re.compile(r"\.requests(?P<partition>\.\d+)?\Z")
+_PARTITION = re.compile(r"\.requests\.\d+\Z")
 # The broker's reasons for dead-lettering a message, for which contract §5 has another word.
 BROKERS_REASONS = {"rejected": "oversize"}
 
@@ -115,8 +98,8 @@ class Letter:
 
 
 @lru_cache(maxsize=1000)
-def _cause_key(*words: str | None) -> str:
-    text = "\x00".join(word or "" for word in words)
+def _cause_key(*facts: str | None) -> str:
+    text = "\x00".join(fact or "" for fact in facts)
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -159,28 +142,28 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
         closed = str(error)
     properties, arrived_at = _believed(delivery)
     broker_said, died_at = _newest_death(properties)
-    dead_at, reason = _moment(properties, DEAD_AT_HEADER), _text(properties, REASON_HEADER)
+    dead_at, reason = _moment(properties, words.DEAD_AT_HEADER), _text(properties, words.REASON_HEADER)
     if dead_at is None or reason is None:
         dead_at = died_at or dead_at
     body = delivery.body
     request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
     received_at, received_after = _received(properties, arrived_at, died_at)
-    id_ = _text(properties, REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties))
+    id_ = _text(properties, words.REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties))
     account = account_of(properties) or default_account
     facts = {
         "letter": _key(delivery) or digest,
         "id": recorded_id(id_),
         "reason": reason or BROKERS_REASONS.get(broker_said, broker_said),
-        "error": _text(properties, ERROR_HEADER) or "",
-        "httpStatus": _integer(properties, HTTP_STATUS_HEADER),
-        "attempts": _integer(properties, ATTEMPTS_HEADER) or 0,
+        "error": _text(properties, words.ERROR_HEADER) or "",
+        "httpStatus": _integer(properties, words.HTTP_STATUS_HEADER),
+        "attempts": _integer(properties, words.ATTEMPTS_HEADER) or 0,
         "accountId": account,
-        "userId": _text(properties, USER_HEADER) or properties.text("user_id"),
+        "userId": _text(properties, words.USER_HEADER) or properties.text("user_id"),
         "ottPlatformName": request.platform,
         "resourceId": request.resource_id and recorded_id(request.resource_id),
         "receivedAt": None if received_at is None else text_of(received_at),
         "deadAt": None if dead_at is None else text_of(dead_at),
-        "replays": _integer(properties, REPLAY_COUNT_HEADER) or 0,
+        "replays": _integer(properties, words.REPLAY_COUNT_HEADER) or 0,
     }
     return Letter(
         delivery=delivery,
@@ -201,7 +184,7 @@ def _is_brokers(delivery: Delivery) -> bool:
 
 def _key(delivery: Delivery) -> str:
     """The id that the worker has drawn; `""` where RabbitMQ or release 1.1.0 made the letter."""
-    key = "" if _is_brokers(delivery) else _text(delivery.properties, LETTER_HEADER) or ""
+    key = "" if _is_brokers(delivery) else _text(delivery.properties, words.LETTER_HEADER) or ""
     return key if _KEY.fullmatch(key) else ""
 
 
@@ -219,7 +202,7 @@ def _digest(delivery: Delivery) -> str:
 
 def _is_workers(delivery: Delivery) -> bool:
     """Whether the worker, or an operator, wrote the body. One that a publisher wrote may look sealed."""
-    return not delivery.exchange or delivery.routing_key in ("", REPLAY_KEY)
+    return not delivery.exchange or delivery.routing_key in ("", words.REPLAY_KEY)
 
 
 def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
@@ -228,21 +211,13 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
 
     The broker dead-letters a request with the headers that it has in its queue.
     """
-    properties, arrived_at = delivery.properties, None
-    queue = _REQUESTS_QUEUE.search(delivery.routing_key)
+    arrived_at = None
+    if _PARTITION.search(delivery.routing_key) and not _is_workers(delivery):
+        arrived_at = arrival_of(delivery.properties)
+        delivery = as_it_came(delivery, delivery.exchange)
+    properties = delivery.properties
     if _is_workers(delivery):
         return properties, None
-    came_by: object = REQUEST_KEY
-    if queue and queue["partition"]:
-        came_by = properties.header(CAME_BY_HEADER)
-        arrived_at = _integer(properties, ARRIVED_AT_HEADER)
-        if arrived_at is not None and not 0 < arrived_at < LATEST:
-            arrived_at = None
-        properties = properties.changed(user_id=came_from(properties))
-        if properties.header(NO_MESSAGE_ID_HEADER) is True:
-            properties = properties.changed(message_id=None)
-    if came_by == REPLAY_KEY:
-        return properties.changed(without=ROUTED_HEADERS), None
     return properties.changed(without=operator_headers(properties)), arrived_at
 
 
@@ -250,18 +225,16 @@ def _received(properties: Properties, arrived_at: int | None, died_at: int | Non
     """When the request was received, and how early that may have been. If the worker never settled it, the
     time of its death comes close, because no newer request for its resource was settled before. Otherwise it
     is the time of its publishing."""
-    stamped = arrived_at or _moment(properties, RECEIVED_AT_HEADER)
+    if arrived_at is not None and 0 < arrived_at < LATEST:
+        return arrived_at, arrived_at
+    stamped = _moment(properties, words.RECEIVED_AT_HEADER)
     if stamped is not None:
         return stamped, max(0, stamped)
-    near = died_at or _published_at(properties)
+    published_at = int.from_bytes(properties.raw("timestamp"), "big") * 1_000_000
+    near = died_at or (published_at if 0 < published_at < LATEST else None)
     # Another machine's clock set this time: a replay that seems too new would overwrite a newer registration.
     # Without any time a newer request cannot be excluded, so the letter counts as the oldest of all.
     return near, max(0, (near or 0) - SKEW)
-
-
-def _published_at(properties: Properties) -> int | None:
-    raw = properties.raw("timestamp")
-    return int.from_bytes(raw, "big") * 1_000_000 if 0 < int.from_bytes(raw, "big") < 2**33 else None
 
 
 def _newest_death(properties: Properties) -> tuple[str, int | None]:

@@ -9,7 +9,7 @@ import codecs
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from worker.contract.json_body import MalformedBody, parse_object, to_json
 from worker.contract.platforms import (
@@ -23,7 +23,7 @@ from worker.contract.platforms import (
 )
 from worker.contract.registration import Rejection, validate
 from worker.contract.secrets import MASK, SecretMask
-from worker.contract.settlement import brief
+from worker.contract.settlement import Resource, brief
 from worker.dead_letters.letter import Letter
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, flag, guard
@@ -42,14 +42,6 @@ _FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1
 
 class Unfit(WorkerError):
     """Why a letter cannot be replayed: it stays in the queue."""
-
-
-class Patched(NamedTuple):
-    """A valid request."""
-
-    body: bytes
-    platform: str
-    resource_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +83,12 @@ class Patches:
             raise Unfit(f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter")
         return changed
 
-    def apply(self, letter: Letter, max_bytes: int) -> Patched | None:
-        """The letter's patched request, None where nothing changes. Raises Unfit with what is wrong with it,
-        in the words of contract §3."""
+    def apply(self, letter: Letter, max_bytes: int) -> tuple[bytes, Resource | None]:
+        """The letter's body and resource: as they are where nothing changes, else those of the patched
+        request. Raises Unfit with what is wrong with that, in the words of contract §3."""
         fields = self.of(letter)
         if not fields:
-            return None
+            return letter.delivery.body, letter.resource
         try:
             document = parse_object(letter.delivery.body)
         except MalformedBody as problem:
@@ -114,7 +106,7 @@ class Patches:
         body = to_json(document)
         if len(body) > max_bytes:
             raise Unfit(f"The body is larger than {max_bytes} bytes")
-        return Patched(body, parsed.platform, parsed.resource_id)
+        return body, Resource(letter.facts["accountId"], parsed.platform, parsed.resource_id)
 
 
 def parse(assignments: Iterable[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from worker.contract.registration import Rejection, parse_registration
 from worker.contract.selection import Selection
 from worker.contract.settlement import Resource, brief
 from worker.dead_letters.letter import Facts, Letter
-from worker.dead_letters.patch import Patched, Patches, Unfit
+from worker.dead_letters.patch import Patches, Unfit
 from worker.dead_letters.queue import DeadLetterQueue
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings
@@ -175,20 +175,18 @@ class Plan:
         if self.kind == "discard":
             return planned
         try:
-            patched = self.prepare(letter, settings)
+            body, planned.resource = self.prepare(letter, settings)
         except Unfit as problem:
             planned.outcome, planned.why = "unfit", str(problem)
             return planned
-        if patched is None:
+        if body is letter.delivery.body:
             planned.why = _refusal(letter, settings)
-        else:
-            planned.resource = Resource(letter.facts["accountId"], patched.platform, patched.resource_id)
         planned.outcome = "rejected" if planned.why else "replayed"
         return planned
 
-    def prepare(self, letter: Letter, settings: Settings) -> Patched | None:
-        """The letter's corrected request, None where it goes as it is. Raises Unfit where it cannot be
-        replayed.
+    def prepare(self, letter: Letter, settings: Settings) -> tuple[bytes, Resource | None]:
+        """The body and the resource of the letter's request, as it would be replayed. Raises Unfit where it
+        cannot be.
 
         With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the
         broker, or somebody else put it into the queue.

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC
 from typing import TypeVar
 
 from worker.amqp.connection import Connection, connected
+from worker.amqp.consumer import Delivery
 from worker.amqp.queue import Deliveries, QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
 from worker.broker.status import read_orders
@@ -18,7 +20,6 @@ from worker.settings import Settings
 SEAL_BYTES = 1024  # more than encryption adds to a body
 
 Row = TypeVar("Row")
-Letters = AsyncGenerator[Letter, None]
 OnWait = Callable[[str], None]
 """Called once, with a sentence that says what a command waits for."""
 
@@ -40,15 +41,20 @@ class DeadLetterQueue:
         self._on_wait = on_wait
         self._encryptor = Encryptor(settings)
 
-    async def look(self, selection: Selection) -> Letters:
+    async def look(self, selection: Selection) -> AsyncGenerator[Letter, None]:
         """The letters of a selection, oldest first; the queue is as before when this has ended."""
         async with (
             self._browser() as (browser, count),
-            contextlib.aclosing(self._opened(browser.look(count))) as letters,
+            contextlib.aclosing(browser.look(count)) as deliveries,
         ):
-            async for letter in letters:
+            async for delivery in deliveries:
+                letter = self.open(delivery)
                 if letter.facts in selection:
                     yield letter
+
+    def open(self, delivery: Delivery) -> Letter:
+        """The letter that was delivered."""
+        return open_letter(delivery, self._encryptor, self._settings.mc_account_id)
 
     async def read(
         self, selection: Selection, row: Callable[[Letter], Row], limit: int | None = None
@@ -77,20 +83,18 @@ class DeadLetterQueue:
         return await depth(self._connection, self._name)
 
     @contextlib.asynccontextmanager
-    async def take(self, wanted: int) -> AsyncIterator[tuple[QueueBrowser, Letters]]:
+    async def take(self, wanted: int) -> AsyncIterator[tuple[QueueBrowser, Deliveries]]:
         """All letters, oldest first, to remove about `wanted` of them by the browser; those that are not
         removed go back to their places."""
         async with (
             self._browser() as (browser, count),
-            contextlib.aclosing(self._opened(browser.take(count, count - wanted))) as letters,
+            contextlib.aclosing(browser.take(count, count - wanted)) as deliveries,
         ):
-            yield browser, letters
+            yield browser, deliveries
 
-    @contextlib.asynccontextmanager
-    async def change(self) -> AsyncIterator[None]:
+    def change(self) -> AbstractAsyncContextManager[bool]:
         """Keep other changes out. While somebody else changes the letters, wait for that to end."""
-        async with hold(self._connection, f"{self._name}.change", self._tell_who):
-            yield
+        return hold(self._connection, f"{self._name}.change", self._tell_who)
 
     @contextlib.asynccontextmanager
     async def _browser(self) -> AsyncIterator[tuple[QueueBrowser, int]]:
@@ -101,11 +105,6 @@ class DeadLetterQueue:
             QueueBrowser(self._connection, self._name, self._settings.max_body_bytes + SEAL_BYTES) as browser,
         ):
             yield browser, await self.depth()
-
-    async def _opened(self, found: Deliveries) -> Letters:
-        async with contextlib.aclosing(found) as deliveries:
-            async for delivery in deliveries:
-                yield open_letter(delivery, self._encryptor, self._settings.mc_account_id)
 
     async def _tell_who(self) -> None:
         who = "Another dead-letters command is at work"

@@ -16,20 +16,9 @@ from worker.amqp.consumer import COUNTS
 from worker.amqp.ledger import Message
 from worker.amqp.queue import QueueBrowser
 from worker.broker.request_message import operator_headers
+from worker.contract import words
 from worker.contract.timestamps import now, text_of
-from worker.contract.words import (
-    RECEIVED_AT_HEADER,
-    REPLAY_AT_HEADER,
-    REPLAY_COUNT_HEADER,
-    REPLAY_FORCE_HEADER,
-    REPLAY_KEY,
-    REPLAY_OF_HEADER,
-    REPLAY_REASON_HEADER,
-    REQUEST_ID_HEADER,
-    USER_HEADER,
-)
 from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
-from worker.dead_letters.patch import Patched
 from worker.dead_letters.queue import DeadLetterQueue
 
 # The broker's headers, and those that would route copies elsewhere (CC, BCC).
@@ -70,8 +59,9 @@ class Sweep:
         ends_at = time.monotonic() + TURN
         keys = {key for key, _ in planned}
         left = self.wanted.total()
-        async with self.queue.take(left) as (browser, letters):
-            async for letter in letters:
+        async with self.queue.take(left) as (browser, deliveries):
+            async for delivery in deliveries:
+                letter = self.queue.open(delivery)
                 if self.stop.is_set():
                     break
                 if self.wanted[letter.identity]:
@@ -128,21 +118,21 @@ class Sweep:
         self.removed(letter)
 
 
-def replayed(letter: Letter, entry: str, patched: Patched | None = None, *, force: bool) -> Message:
-    """The letter as a replay: its request, as it came or patched, with its first time and id, and that it is
-    a replay."""
+def replayed(letter: Letter, entry: str, body: bytes, *, force: bool) -> Message:
+    """The letter as a replay: its request, with the body as it came or a corrected one, its first time and
+    id, and that it is a replay."""
     headers: dict[str, str | int | bool] = {
-        RECEIVED_AT_HEADER: text_of(letter.received_after),
-        REQUEST_ID_HEADER: letter.id,
-        REPLAY_COUNT_HEADER: letter.facts["replays"] + 1,
-        REPLAY_AT_HEADER: text_of(now()),
-        REPLAY_OF_HEADER: letter.id,
-        REPLAY_REASON_HEADER: letter.facts["reason"],
+        words.RECEIVED_AT_HEADER: text_of(letter.received_after),
+        words.REQUEST_ID_HEADER: letter.id,
+        words.REPLAY_COUNT_HEADER: letter.facts["replays"] + 1,
+        words.REPLAY_AT_HEADER: text_of(now()),
+        words.REPLAY_OF_HEADER: letter.id,
+        words.REPLAY_REASON_HEADER: letter.facts["reason"],
     }
     if letter.facts["userId"]:
-        headers[USER_HEADER] = letter.facts["userId"]
+        headers[words.USER_HEADER] = letter.facts["userId"]
     if force:
-        headers[REPLAY_FORCE_HEADER] = True
+        headers[words.REPLAY_FORCE_HEADER] = True
     # The publisher gives a message without an id a fresh one, which the worker would take for the request's.
     properties = letter.properties.changed(
         headers,
@@ -151,6 +141,6 @@ def replayed(letter: Letter, entry: str, patched: Patched | None = None, *, forc
         expiration=None,
         message_id=letter.id,
     ).persistent()
-    if patched is not None:
+    if body is not letter.delivery.body:
         properties = properties.changed(content_type="application/json", content_encoding=None)
-    return Message(entry, REPLAY_KEY, properties, letter.delivery.body if patched is None else patched.body)
+    return Message(entry, words.REPLAY_KEY, properties, body)

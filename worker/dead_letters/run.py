@@ -179,13 +179,13 @@ class Run(EventListener):
 
     def _publish(self, letter: Letter) -> "asyncio.Future[None] | None":
         try:
-            patched = self.plan.prepare(letter, self._settings)
+            body, resource = self.plan.prepare(letter, self._settings)
         except Unfit:
             return None
         if self.is_followed:
-            self._expect(letter, patched.resource_id if patched else letter.facts["resourceId"])
+            self._expect(letter, resource and recorded_id(resource.id))
         entry = Topology(self._settings.prefix).entry
-        return self._publisher.send(replayed(letter, entry, patched, force=self.plan.force))
+        return self._publisher.send(replayed(letter, entry, body, force=self.plan.force))
 
     def _removed(self, letter: Letter) -> None:
         self.done += 1
@@ -213,7 +213,7 @@ class Run(EventListener):
     def _expect(self, letter: Letter, resource_id: str | None) -> None:
         """Expect the outcome of a replay, by what its record will tell."""
         request_id = recorded_id(letter.id).encode(errors="replace").decode()
-        told = (letter.key, text_of(letter.received_after), resource_id and recorded_id(resource_id))
+        told = (letter.key, text_of(letter.received_after), resource_id)
         self._expected.setdefault(request_id, []).append(told)
 
     def _take(self, record: Record) -> None:

@@ -14,10 +14,9 @@ from worker.contract.selection import Selection
 from worker.contract.settlement import why_unregistered
 from worker.contract.timestamps import moment
 from worker.contract.words import REASONS, STATUSES
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 
 DEFAULT_LAST = 20
-FIELDS = ("id", "status", "ottPlatformName", "resourceId", "receivedAt", "completedAt")
 
 
 def journal(
@@ -46,41 +45,41 @@ def journal(
 
     Example: ott-worker journal --resource 1732555047025799 --since 2d
     """
-    query = Selection(
+    selection = Selection(
         resource=frozenset(resource or ()),
         id=frozenset([*(ids or ()), *(id_ or ())]),
         status=known("--status", status, STATUSES),
         reason=known("--reason", reason, REASONS),
         since=moment(since, "--since"),
     )
-    if last is None and query.is_everything:
+    if last is None and selection.is_everything:
         last = DEFAULT_LAST
-    asyncio.run(_journal(load_settings(), query, last, is_following=follow, as_json=as_json))
+    asyncio.run(_journal(selection, last, is_following=follow, as_json=as_json))
     output.flush()
 
 
-async def _journal(
-    settings: Settings, query: Selection, last: int | None, *, is_following: bool, as_json: bool
-) -> None:
+async def _journal(selection: Selection, last: int | None, *, is_following: bool, as_json: bool) -> None:
+    settings = load_settings()
     async with open_journal(settings) as reader:
-        page = await newest_first(reader, query, last)
-    rows = [{**dict.fromkeys(FIELDS), **record} for record in page.records[:last][::-1]]
-    table = Table(COLUMNS, rows, output.width())
+        page = await newest_first(reader, selection, last)
+    records = page.records[:last][::-1]
+    table = Table(COLUMNS, records, output.width())
     if as_json:
-        for row in rows:
-            output.json_line(row)
-    elif rows or is_following:
+        for record in records:
+            output.json_line(record)
+    elif records or is_following:
         table.print()
     elif last != 0:
-        output.line("The journal is empty." if query.is_everything else "The journal holds no such record.")
+        output.line(
+            "The journal is empty." if selection.is_everything else "The journal holds no such record."
+        )
     if not is_following:
         return
     output.flush()
     async with contextlib.aclosing(follow(settings, page.following)) as entries:
         async for entry in entries:
-            for record in (record for record in entry.records if record in query):
-                row = {**dict.fromkeys(FIELDS), **record}
-                output.json_line(row) if as_json else table.print_row(row)
+            for record in (record for record in entry.records if record in selection):
+                output.json_line(record) if as_json else table.print_row(record)
             output.flush()
 
 

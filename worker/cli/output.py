@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ def line(text: str) -> None:
     write(printable(text))
 
 
-def json_line(document: dict[str, Any]) -> None:
+def json_line(document: Mapping[str, Any]) -> None:
     """Write one JSON object; what would command a terminal is escaped, which changes no value."""
     text = _encode(document).encode(errors="replace").decode()
     if not text.isprintable():

@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -98,18 +97,10 @@ def replay(
     patches = Patches(parse(assignments or ())) if patch_file is None else read_patches(patch_file)
     if selection.is_everything and not all_:
         selection = Selection(id=patches.names)
-    _require_filter(selection, "replay", everything=all_)
     plan = Plan("replay", selection, patches, force, accept_unencrypted, same_for_all)
-    say = Say()
-    run = _planned(plan, say)
-    if plan.unpatched:
-        example = min(plan.unpatched)
-        say(f"{patch_file}: {len(plan.unpatched)} rows name no dead letter that matches, such as {example}")
-    if dry_run:
-        code = _print_plan(plan, as_json=as_json)
-    else:
-        code = _carry_out(run, say, yes=yes, as_json=as_json, rate=rate, follow=not no_wait)
-    return 1 if plan.missing or plan.unpatched else code
+    return _change(
+        plan, everything=all_, yes=yes, as_json=as_json, dry_run=dry_run, rate=rate, follow=not no_wait
+    )
 
 
 @filtered
@@ -118,12 +109,7 @@ def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: 
 
     Example: ott-worker dead-letters discard --reason invalid --until 30d --yes
     """
-    _require_filter(selection, "discard", everything=all_)
-    if not yes and not sys.stdin.isatty():
-        raise UsageError("discard is permanent; without a terminal, confirm with --yes")
-    plan, say = Plan("discard", selection), Say()
-    code = _carry_out(_planned(plan, say), say, yes=yes, as_json=as_json)
-    return 1 if plan.missing else code
+    return _change(Plan("discard", selection), everything=all_, yes=yes, as_json=as_json)
 
 
 @filtered
@@ -156,34 +142,46 @@ def export(
     return 1 if selection.id and not rows else 0
 
 
-def _require_filter(selection: Selection, command: str, *, everything: bool) -> None:
-    if selection.is_everything and not everything:
-        raise UsageError(f"{command} wants a filter, or --all for every dead letter")
-
-
-def _planned(plan: Plan, say: Say) -> Run:
-    """Find out what would be done, and say which letters there are not."""
+def _change(
+    plan: Plan,
+    *,
+    everything: bool,
+    yes: bool,
+    as_json: bool,
+    dry_run: bool = False,
+    rate: float | None = None,
+    follow: bool = False,
+) -> int:
+    """Say what would be done, ask, and do it; the exit code."""
+    if plan.selection.is_everything and not everything:
+        raise UsageError(f"{plan.kind} wants a filter, or --all for every dead letter")
+    if plan.kind == "discard" and not yes and not sys.stdin.isatty():
+        raise UsageError("discard is permanent; without a terminal, confirm with --yes")
+    say = Say()
     run = Run(load_settings(), plan, say)
     asyncio.run(run.look())
     tell_missing(say, plan.missing - plan.patches.names, plan.letters)
-    return run
-
-
-def _carry_out(
-    run: Run, say: Say, *, yes: bool, as_json: bool, rate: float | None = None, follow: bool = False
-) -> int:
-    """Ask, do it, say what was done and what is left to do; the exit code."""
-    plan = run.plan
+    if plan.unpatched:
+        rows = f"{len(plan.unpatched)} rows of the table name"
+        say(f"{rows} no dead letter that matches, such as {min(plan.unpatched)}")
+    is_missing = bool(plan.missing or plan.unpatched)
+    if dry_run:
+        return _print_plan(plan, as_json=as_json) or int(is_missing)
     if not plan.letters:
-        return 0
+        return int(is_missing)
     _tell_before(plan, say)
     if plan.refusal:
         return 1
     if not yes and sys.stdin.isatty() and not agreed(f"{_matching(plan)} Go on?"):
         say(f"nothing was {run.participle}")
         return 1
+    return _carry_out(run, say, rate, follow=follow, as_json=as_json) or int(is_missing)
+
+
+def _carry_out(run: Run, say: Say, rate: float | None, *, follow: bool, as_json: bool) -> int:
+    """Do it, say what was done and what is left to do; the exit code."""
     try:
-        asyncio.run(_perform(run, rate=rate, follow=follow))
+        asyncio.run(_perform(run, rate, follow=follow))
     except BrokerUnreachable as lost:
         raise BrokerUnreachable(f"{lost}: run it again for the letters that are left") from None
     finally:
@@ -195,12 +193,12 @@ def _carry_out(
     died_again = sum(run.statuses[status] for status in BAD)
     if died_again:
         say(f"{letters(died_again)} came back: {SEE_WHY}")
-    elif (staying := plan.total - run.done - len(run.gone)) > 0:
+    elif (staying := run.plan.total - run.done - len(run.gone)) > 0:
         say(f"{letters(staying)} in the queue: {SEE_WHY}")
     return 1 if run.left or run.gone or died_again else 0
 
 
-async def _perform(run: Run, *, rate: float | None, follow: bool) -> None:
+async def _perform(run: Run, rate: float | None, *, follow: bool) -> None:
     """Perform a run with a progress bar on standard error, where that is a terminal. Signals stop it."""
     on_end(run.stop)
     console = Console(stderr=True)
@@ -211,18 +209,31 @@ async def _perform(run: Run, *, rate: float | None, follow: bool) -> None:
 
 
 def _report(run: Run, *, as_json: bool) -> None:
-    is_replay = run.plan.kind == "replay"
     if as_json:
         for record in run.outcomes.values():
             output.json_line(record)
-        more = {"left": run.left, "unfit": run.plan.counts["unfit"]} if is_replay else {}
-        output.json_line({run.participle: run.done, **more})
+        output.json_line({run.participle: run.done, "left": run.left, "unfit": run.plan.counts["unfit"]})
         return
-    is_unknown = is_replay and run.done and not run.is_followed
+    is_unknown = run.plan.kind == "replay" and run.done and not run.is_followed
     hint = " ott-worker journal shows what came of them." if is_unknown else ""
     output.line(f"{letters(run.done)} {run.participle}, {run.left} left.{hint}")
-    for line in _outcomes(run):
-        output.line(line)
+    # Each letter, or groups of them where there are many.
+    became = {key: _became(record) for key, record in run.outcomes.items()}
+    if len(became) <= NAMED:
+        for key, record in run.outcomes.items():
+            output.line(f"{key}  {record['id']}  {record.get('resourceId') or '-'}  {became[key]}")
+    else:
+        for what, count in Counter(became.values()).most_common():
+            output.line(f"{count} {what}")
+    if run.missing and became:
+        output.line(f"{run.missing} not known yet")
+
+
+def _became(record: dict[str, Any]) -> str:
+    if record["status"] == "registered":
+        return "registered"
+    why = why_unregistered(record)
+    return why if record["status"] == "superseded" else f"{record['status']}: {why}"
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> int:
@@ -258,22 +269,3 @@ def _tell_before(plan: Plan, say: Say) -> None:
                 say(f"{letters(count)} {forecast.words}: {problem}")
     if plan.refusal:
         say(f"{plan.refusal}. Nothing was replayed; --force replays them all the same")
-
-
-def _outcomes(run: Run) -> Iterator[str]:
-    """What became of each letter, or of groups of them where there are many."""
-    if len(run.outcomes) <= NAMED:
-        for key, record in run.outcomes.items():
-            yield f"{key}  {record['id']}  {record.get('resourceId') or '-'}  {_became(record)}"
-    else:
-        for became, count in Counter(map(_became, run.outcomes.values())).most_common():
-            yield f"{count} {became}"
-    if run.missing and run.outcomes:
-        yield f"{run.missing} not known yet"
-
-
-def _became(record: dict[str, Any]) -> str:
-    if record["status"] == "registered":
-        return "registered"
-    why = why_unregistered(record)
-    return why if record["status"] == "superseded" else f"{record['status']}: {why}"

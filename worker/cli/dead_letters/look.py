@@ -96,11 +96,11 @@ def filtered(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def with_selection(**given: Any) -> int:
-        selection = _select(**{name: given.pop(name) for name in filters})
+        selection = _select(**{name: given.pop(name, None) for name in filters})
         try:
             return command(selection=selection, **given)
         except AmbiguousId as ambiguous:
-            _list(Selection(id=ambiguous.keys), as_json=given.get("as_json", False))
+            list_letters(bare_ids=ambiguous.keys, as_json=given.get("as_json", False))
             raise
 
     # Those that are required go first.
@@ -125,24 +125,18 @@ def list_letters(
 
     Example: ott-worker dead-letters list --reason exhausted --since 2h
     """
-    _list(selection, by_error=by is not None, limit=limit, as_json=as_json)
-    return 0
 
-
-def _list(
-    selection: Selection, *, by_error: bool = False, limit: int | None = None, as_json: bool = False
-) -> None:
     async def look() -> tuple[list[dict[str, Any]], int]:
         async with open_dead_letters(load_settings(), Say()) as queue:
             return await queue.read(selection, Letter.shown, limit), await queue.depth()
 
     found, total = asyncio.run(look())
-    rows = causes_of(found, BY_ERROR) if by_error else found
+    rows = causes_of(found, BY_ERROR) if by else found
     if as_json:
         for row in rows:
             output.json_line(row)
     elif rows:
-        Table(GROUP_COLUMNS if by_error else LETTER_COLUMNS, rows, output.width()).print()
+        Table(GROUP_COLUMNS if by else LETTER_COLUMNS, rows, output.width()).print()
         reasons = Counter(letter["reason"] for letter in found)
         counts = ", ".join(f"{count} {name}" for name, count in reasons.most_common())
         is_cut = len(found) == limit and limit < total
@@ -150,6 +144,7 @@ def _list(
     else:
         output.line("No dead letter matches." if total else "No dead letters.")
     output.flush()
+    return 0
 
 
 @filtered

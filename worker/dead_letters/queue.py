@@ -92,7 +92,7 @@ class DeadLetterQueue:
         ):
             yield browser, deliveries
 
-    def change(self) -> AbstractAsyncContextManager[bool]:
+    def change(self) -> AbstractAsyncContextManager[None]:
         """Keep other changes out. While somebody else changes the letters, wait for that to end."""
         return hold(self._connection, f"{self._name}.change", self._tell_who)
 

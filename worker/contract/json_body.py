@@ -88,15 +88,11 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(literal: str) -> int:
-    _check_number(literal)
+    _float(literal)
     return int(literal)
 
 
 def _float(literal: str) -> float:
-    return _check_number(literal)
-
-
-def _check_number(literal: str) -> float:
     if len(literal) > _LONGEST_NUMBER or math.isinf(number := float(literal)):
         raise MalformedBody("The body holds a number that is too long or too large.")
     return number

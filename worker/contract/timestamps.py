@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from worker.errors import UsageError
@@ -59,10 +59,9 @@ def microseconds(text: str) -> int | None:
         if moment.tzinfo is None:
             return None
         # An offset can lead out of the years that a time can be written in.
-        span = moment.astimezone(UTC) - _EPOCH
+        return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
     except (ValueError, OverflowError):
         return None
-    return (span.days * 86400 + span.seconds) * 1_000_000 + span.microseconds
 
 
 def how_long(since: datetime, until: datetime) -> str:

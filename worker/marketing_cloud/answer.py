@@ -149,19 +149,16 @@ def _text(value: object) -> str:
 
 
 def _code(value: object) -> int | None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    return value if whole and isinstance(value, int) else None
+    return value if type(value) is int and abs(value) < 2**63 else None
 
 
 def _seconds(value: object) -> float | None:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
         return None
-    return float(value) if 0 <= value < HINT_LIMIT else None
+    try:
+        return seconds if 0 <= (seconds := float(value)) < HINT_LIMIT else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _header_hint(value: str | None, now: datetime) -> float | None:

@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Self
 
 from worker.contract.secrets import SecretMask
@@ -25,7 +25,7 @@ class MarketingCloud:
         self._http = Http(settings, events.descriptors_short)
         self._send = self._http.send if tracing is None else partial(self._send_traced, tracing)
         self._events = events
-        self._endpoints: dict[Token, HttpEndpoint] = {}
+        self._endpoint = lru_cache(maxsize=ENDPOINTS_KEPT)(self._prepare)
         self.accounts = Accounts(settings, self._http, events)
 
     async def __aenter__(self) -> Self:
@@ -38,7 +38,7 @@ class MarketingCloud:
     async def register(self, body: bytes, token: Token, ensure_lease: EnsureLease) -> Answer:
         """Send one registration and tell how it ended, without a secret; raises nothing. `ensure_lease` is
         awaited right before the request is written."""
-        endpoint = self._endpoints.get(token) or self._prepare(token)
+        endpoint = self._endpoint(token)
         started = time.perf_counter()
         try:
             response = Response(*await self._send(endpoint, body, ensure_lease))
@@ -59,8 +59,5 @@ class MarketingCloud:
         )
 
     def _prepare(self, token: Token) -> HttpEndpoint:
-        if len(self._endpoints) >= ENDPOINTS_KEPT:
-            self._endpoints.clear()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token.value}"}
-        endpoint = self._endpoints[token] = self._http.endpoint(token.rest_url + REGISTRATION, headers)
-        return endpoint
+        return self._http.endpoint(token.rest_url + REGISTRATION, headers)

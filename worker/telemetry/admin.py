@@ -73,7 +73,7 @@ class Admin:
             await self._server.close()
 
     async def _live(self, _: web.Request) -> web.Response:
-        return _probe("live", live(self._service, self._phase), [])
+        return _probe("live", live(self._service), [])
 
     async def _ready(self, _: web.Request) -> web.Response:
         service, phase = self._service, self._phase
@@ -85,24 +85,18 @@ class Admin:
         return web.Response(body=self._page, headers={"Content-Type": PROMETHEUS})
 
 
-def live(service: Service, phase: WorkerPhase) -> dict[str, Check]:
+def live(service: Service) -> dict[str, Check]:
     """Whether the process works: nothing is held far beyond its deadline. (That the event loop turns is shown
     by the answer itself.)"""
     settings = service.settings
     held = service.oldest_age
     failed = service.publisher.has_failed
-    since = phase.draining_since
-    draining = 0.0 if since is None else time.monotonic() - since
     return {
         "requests": (
             held < settings.hold_limit + settings.shutdown_grace + MARGIN,
             f"oldest held for {held:.0f} s",
         ),
         "publisher": (not failed, "a defect ended it" if failed else "runs"),
-        "shutdown": (
-            draining < settings.shutdown_grace + MARGIN,
-            "not asked for" if since is None else f"draining for {draining:.0f} s",
-        ),
     }
 
 
@@ -135,7 +129,7 @@ def situation(service: Service, phase: WorkerPhase) -> list[str]:
 
 def _consumer(service: Service, phase: WorkerPhase) -> Check:
     subscription, pause = service.intake.subscription, service.orders.pause
-    if phase.draining_since is not None:
+    if phase.is_draining:
         return False, "draining"
     if pause is not None and service.connection is not None:
         return True, f"paused by {pause.by}: {pause.why}"

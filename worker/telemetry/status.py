@@ -26,7 +26,7 @@ class WorkerPhase(EventListener):
 
     def __init__(self) -> None:
         self.is_active = False
-        self.draining_since: float | None = None
+        self.is_draining = False
         self.gate_since: datetime | None = None
         self.paused_for = 0.0  # seconds, by outages that have ended
         self.connects = 0
@@ -47,7 +47,7 @@ class WorkerPhase(EventListener):
         self.is_active = False
 
     def draining(self) -> None:
-        self.draining_since = time.monotonic()
+        self.is_draining = True
 
     def consumer_connected(self) -> None:
         self.connects += 1
@@ -114,7 +114,7 @@ def describe(service: Service, phase: WorkerPhase) -> WorkerStatus:
 def _state(service: Service, phase: WorkerPhase) -> WorkerState:
     if phase.stopping.is_set():
         return "stopped"
-    if phase.draining_since is not None:
+    if phase.is_draining:
         return "draining"
     return "active" if phase.is_active or service.partitions.taken else "standby"
 

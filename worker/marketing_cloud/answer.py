@@ -106,7 +106,9 @@ def read_answer(response: Response, now: datetime) -> Answer:
 
 def masked(answer: Answer, mask: SecretMask) -> Answer:
     """The answer without secrets: Marketing Cloud may quote the request, unless the text is our own."""
-    clean = mask if answer.status is None else partial(mask.upstream, limit=MESSAGE_LIMIT)
+    if answer.status is None:
+        return answer
+    clean = partial(mask.upstream, limit=MESSAGE_LIMIT)
     return replace(
         answer,
         message=clean(answer.message),

@@ -241,7 +241,7 @@ async def test_failed_rows_come_back_as_a_workbook_and_replace_nothing_foreign(s
         assert row[:3] == ["PageName must be provided", "3", "2"]
         assert row[header.index("pageId")] == "1732555047025799"
         row[header.index("pageName")] = "Support"
-    with (tmp_path / "corrected.xlsx").open("wb") as file:
+    with (tmp_path / "corrected.xlsx").open("w+b") as file:
         write(file, [header, row])
     end = await submit("corrected.xlsx", *results, "--resume")
     assert (end.code, end.err) == (0, "")

@@ -339,8 +339,8 @@ BREAKS = [
     Break(
         "a hidden sheet is read",
         "worker/files/workbook.py",
-        "(s for s in sheets if s.is_visible)",
-        "iter(sheets)",
+        "for sheet, part, hidden in sheets if not hidden)",
+        "for sheet, part, hidden in sheets)",
         "unit/test_bulk_files.py",
     ),
     Break(

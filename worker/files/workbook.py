@@ -11,12 +11,13 @@ import sqlite3
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import reduce
 from posixpath import join, normpath
-from typing import IO, BinaryIO, Final, NamedTuple
-from xml.etree.ElementTree import Element, ParseError, iterparse
-from xml.sax.saxutils import escape
+from typing import IO, BinaryIO, Final
+from xml.etree.ElementTree import Element, iterparse
+
+import xlsxwriter  # type: ignore[import-untyped]
 
 from worker.contract.timestamps import microseconds
 from worker.errors import UsageError
@@ -42,7 +43,7 @@ _NOT_IN_A_DATE = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]|general', re.IGNORECASE)
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
-    ParseError,
+    SyntaxError,  # of XML
     OSError,
     EOFError,
     ValueError,
@@ -51,13 +52,8 @@ _BROKEN = (
     RuntimeError,
 )
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
+_OURS: Final = b"ott-worker submit --failed"
 _COLUMN = re.compile(r"([A-Z]{1,3})[0-9]{1,10}\Z")
-
-
-class _Sheet(NamedTuple):
-    name: str
-    part: str
-    is_visible: bool
 
 
 class Workbook:
@@ -86,7 +82,7 @@ class Workbook:
         hidden = []
         try:
             with contextlib.closing(self._shared_texts()) as texts:
-                for name, element in self._elements(self._sheet.part, "c", "row"):
+                for name, element in self._elements(self._sheet, "c", "row"):
                     if name == "c":
                         found = _COLUMN.match(element.get("r", ""))
                         column = _number_of(found[1]) if found else column + 1
@@ -115,7 +111,25 @@ class Workbook:
                 return moment if moment is not None and moment >= TRUSTED_SINCE else None
         return None
 
-    def _choose(self, name: str | None) -> _Sheet:
+    def _choose(self, name: str | None) -> str:
+        """The part that holds the sheet."""
+        sheets = list(self._sheets())
+        if name is not None:
+            for sheet, part, _ in sheets:
+                if sheet.casefold() == name.casefold():
+                    return part
+            names = ", ".join(sheet for sheet, *_ in sheets)
+            raise UsageError(f"the workbook has no sheet {name}: --sheet may be {names}")
+        chosen, part = next(((sheet, part) for sheet, part, hidden in sheets if not hidden), ("", ""))
+        if not part:
+            raise UsageError("the workbook holds no visible sheet with cells")
+        if len(sheets) > 1:
+            others = ", ".join(f"{sheet}{hidden}" for sheet, _, hidden in sheets if sheet != chosen)
+            self.notes.append(f"the sheet {chosen} is read; --sheet NAME takes another one: {others}")
+        return part
+
+    def _sheets(self) -> Iterator[tuple[str, str, str]]:
+        """The name and the part of each sheet, and ` (hidden)` where it is."""
         parts = {}
         for _, each in self._elements("xl/_rels/workbook.xml.rels", "Relationship"):
             part = normpath(join("/xl", each.attrib["Target"])).lstrip("/")
@@ -124,21 +138,11 @@ class Workbook:
                 parts[each.attrib["Id"]] = part
             elif kind in self._named:
                 self._named[kind] = part
-        self._epoch, sheets = datetime(1899, 12, 30), []  # noqa: DTZ001 (spreadsheets know no time zones)
-        for kind, each in self._elements("xl/workbook.xml", "workbookPr", "sheet"):
-            if kind == "workbookPr" and each.get("date1904") in ("1", "true"):
-                self._epoch = datetime(1904, 1, 1)  # noqa: DTZ001
+        for _, each in self._elements("xl/workbook.xml", "sheet"):
             id_ = next((value for key, value in each.items() if key.endswith("}id")), "")
             if id_ in parts:
-                is_visible = each.get("state", "visible") == "visible"
-                sheets.append(_Sheet(each.attrib["name"], parts[id_], is_visible))
-        chosen = _named(sheets, name) if name is not None else next((s for s in sheets if s.is_visible), None)
-        if chosen is None:
-            raise UsageError("the workbook holds no visible sheet with cells")
-        if len(sheets) > 1 and name is None:
-            others = ", ".join(s.name + ("" if s.is_visible else " (hidden)") for s in sheets if s != chosen)
-            self.notes.append(f"the sheet {chosen.name} is read; --sheet NAME takes another one: {others}")
-        return chosen
+                hidden = "" if each.get("state", "visible") == "visible" else " (hidden)"
+                yield each.attrib["name"], parts[id_], hidden
 
     def _shared_texts(self) -> sqlite3.Connection:
         """The texts that cells refer to, in a temporary database: they are most of a large workbook."""
@@ -185,7 +189,10 @@ class Workbook:
     def _text(self, cell: Element, texts: sqlite3.Connection) -> str:
         kind, value = cell.get("t", "n"), _value(cell)
         if kind == "n" and value:
-            return self._shown_number(cell, value)
+            text = _number(value)
+            if int(cell.get("s", 0)) in self._dates:
+                return SpoiltCell(text, DATE)
+            return SpoiltCell(text, NUMBER) if sum(map(str.isdigit, text)) > EXACT_DIGITS else text
         if kind == "s" and value:
             found = texts.execute("SELECT text FROM text WHERE number = ?", (int(value),)).fetchone()
             if found is None:
@@ -196,18 +203,6 @@ class Workbook:
         if kind == "d":
             return SpoiltCell(value, DATE)
         return _unescaped(value)
-
-    def _shown_number(self, cell: Element, value: str) -> str:
-        if int(cell.get("s", 0)) in self._dates:
-            return SpoiltCell(self._date(value), DATE)
-        text = _number(value)
-        return SpoiltCell(text, NUMBER) if sum(map(str.isdigit, text)) > EXACT_DIGITS else text
-
-    def _date(self, value: str) -> str:
-        try:
-            return (self._epoch + timedelta(days=float(value))).isoformat().removesuffix("T00:00:00")
-        except (ValueError, OverflowError):
-            return value
 
 
 def _open(file: BinaryIO) -> zipfile.ZipFile:
@@ -225,15 +220,6 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
     if dense or sum(part.file_size for part in parts) > LARGEST_UNPACKED:
         raise UsageError(TOO_LARGE)
     return archive
-
-
-def _named(sheets: list[_Sheet], name: str) -> _Sheet:
-    for sheet in sheets:
-        if sheet.name.casefold() == name.casefold():
-            return sheet
-    if name.isdigit() and 1 <= int(name) <= len(sheets):
-        return sheets[int(name) - 1]
-    raise UsageError(f"the workbook has no sheet {name}: --sheet may be {', '.join(s.name for s in sheets)}")
 
 
 def _value(cell: Element) -> str:
@@ -261,68 +247,31 @@ def _unescaped(text: str) -> str:
 
 
 def _number_of(letters: str) -> int:
-    number = 0
-    for letter in letters:
-        number = number * 26 + ord(letter) - 64
-    return number
-
-
-SHEET: Final = "xl/worksheets/sheet1.xml"
-_XML = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
-_NS = "http://schemas.openxmlformats.org"
-_MAIN = f'xmlns="{_NS}/spreadsheetml/2006/main"'
-_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-_RELATION = f"{_NS}/officeDocument/2006/relationships"
-_NOT_IN_XML = re.compile(r"[\x00-\x08\x0b-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
-_SHEET_BEGINS = (
-    f'<worksheet {_MAIN}><cols><col min="1" max="100" width="24" style="1" customWidth="1"/></cols>'
-    "<sheetData>"
-)
-# Style 1 is Text, for whole columns: a value that is entered later is kept as it is.
-_PARTS = {
-    "[Content_Types].xml": f'<Types xmlns="{_NS}/package/2006/content-types">'
-    '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-    f'<Override PartName="/xl/workbook.xml" ContentType="{_TYPE}.sheet.main+xml"/>'
-    f'<Override PartName="/xl/styles.xml" ContentType="{_TYPE}.styles+xml"/>'
-    f'<Override PartName="/{SHEET}" ContentType="{_TYPE}.worksheet+xml"/></Types>',
-    "_rels/.rels": f'<Relationships xmlns="{_NS}/package/2006/relationships"><Relationship Id="rId1" '
-    f'Type="{_RELATION}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
-    "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{_NS}/package/2006/relationships">'
-    f'<Relationship Id="rId1" Type="{_RELATION}/worksheet" Target="worksheets/sheet1.xml"/>'
-    f'<Relationship Id="rId2" Type="{_RELATION}/styles" Target="styles.xml"/></Relationships>',
-    "xl/workbook.xml": f'<workbook {_MAIN} xmlns:r="{_RELATION}"><sheets>'
-    '<sheet name="Failed" sheetId="1" r:id="rId1"/></sheets></workbook>',
-    "xl/styles.xml": f'<styleSheet {_MAIN}><fonts count="1"><font/></fonts>'
-    '<fills count="2"><fill><patternFill patternType="none"/></fill>'
-    '<fill><patternFill patternType="gray125"/></fill></fills>'
-    '<borders count="1"><border/></borders><cellStyleXfs count="1"><xf/></cellStyleXfs>'
-    '<cellXfs count="2"><xf/><xf numFmtId="49" applyNumberFormat="1"/></cellXfs></styleSheet>',
-}
+    return reduce(lambda number, letter: number * 26 + ord(letter) - 64, letters, 0)
 
 
 def write(file: IO[bytes], rows: Iterable[Sequence[str]]) -> None:
-    """Write the rows; a workbook needs a file that can be read again."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for part, text in _PARTS.items():
-            archive.writestr(part, _XML + text)
-        with archive.open(SHEET, "w", force_zip64=True) as sheet:
-            sheet.write((_XML + _SHEET_BEGINS).encode())
-            for number, row in enumerate(rows, 1):
-                cells = "".join(_written(cell_name(number, at), cell) for at, cell in enumerate(row, 1))
-                sheet.write(f'<row r="{number}">{cells}</row>'.encode(errors="replace"))
-            sheet.write(b"</sheetData></worksheet>")
+    """Write rows as text, in columns of the format Text: a value that is entered later is kept as it is. The
+    file must be one that can be read again."""
+    with xlsxwriter.Workbook(file, {"constant_memory": True}) as workbook:
+        text = workbook.add_format({"num_format": "@"})
+        sheet = workbook.add_worksheet()
+        sheet.set_column(0, COLUMNS, 24, text)
+        for number, row in enumerate(rows):
+            for column, cell in enumerate(row):
+                if sheet.write_string(number, column, cell, text):
+                    raise UsageError(
+                        "a workbook cannot hold a value or a row of the failed ones: name a .csv"
+                    )
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = _OURS
 
 
 def is_ours(file: BinaryIO) -> bool:
     """Whether `write` wrote it, and no spreadsheet has saved it since."""
     with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(file) as archive:
-        return archive.namelist() == [*_PARTS, SHEET]
+        return archive.comment == _OURS
     return False
-
-
-def _written(place: str, text: str) -> str:
-    escaped = _NOT_IN_XML.sub(lambda found: f"_x{ord(found[0]):04X}_", text)
-    return f'<c r="{place}" s="1" t="inlineStr"><is><t xml:space="preserve">{escape(escaped)}</t></is></c>'
 
 
 def cell_name(row: int, column: int) -> str:

@@ -75,10 +75,8 @@ class ClusterNode:
 
     def kill(self) -> None:
         """End it as a crash does."""
+        self._signal(signal.SIGKILL)
         for process in self._processes:
-            for pid in reversed([process.pid, *_descendants(process.pid)]):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
             process.wait()
         self._processes.clear()
 
@@ -187,9 +185,8 @@ class ClusterNode:
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes:
-            for pid in [process.pid, *_descendants(process.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)  # each has a session of its own
 
     def _last_words(self) -> str:
         return (self._folder / "rabbitmq-server.out").read_text(errors="replace")[-800:]
@@ -330,12 +327,3 @@ def _knows(setting: str) -> bool:
     """Whether RabbitMQ has such a setting."""
     schemas = Path(f"{TREE}/usr/lib/rabbitmq/lib").glob("*/plugins/rabbit-*/priv/schema/rabbit.schema")
     return any(setting in schema.read_text() for schema in schemas)
-
-
-def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    try:
-        direct = [int(child) for child in children.read_text().split()]
-    except OSError:
-        return []
-    return [pid for child in direct for pid in (child, *_descendants(child))]

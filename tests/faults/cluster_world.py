@@ -52,13 +52,8 @@ class ClusterWorld(World):
         seed: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(
-            ",".join(cluster.urls),
-            prefix,
-            folder,
-            seed=seed,
-            environment={**ENVIRONMENT, **(environment or {})},
-        )
+        given = {**ENVIRONMENT, **(environment or {})}
+        super().__init__(",".join(cluster.urls), prefix, folder, seed=seed, environment=given)
         self.cluster = cluster
         self._replays = itertools.count()
         self._begun_at = datetime.now(UTC).isoformat()

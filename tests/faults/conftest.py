@@ -34,26 +34,23 @@ async def shared_world(
     module_broker_url: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> AsyncIterator[World]:
     """Two workers that serve all tests of the module; the module's ENVIRONMENT and HEARTBEAT are theirs."""
-    prefix = f"test.{uuid4().hex[:12]}"
-    folder = tmp_path_factory.mktemp("workers")
-    async with World(
-        module_broker_url,
-        prefix,
-        folder,
-        environment=getattr(request.module, "ENVIRONMENT", {}),
-        heartbeat=getattr(request.module, "HEARTBEAT", None),
-    ) as world:
-        await world.start(2)
+    given = {
+        "environment": getattr(request.module, "ENVIRONMENT", {}),
+        "heartbeat": getattr(request.module, "HEARTBEAT", None),
+    }
+    async for world in _serving(module_broker_url, tmp_path_factory, **given):
         yield world
-        world.fresh()
-        await world.intact(last=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def own_world(node: Node, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    """Two workers that serve all tests of the module, on a broker that may be killed."""
-    folder = tmp_path_factory.mktemp("workers")
-    async with World(node.url, f"test.{uuid4().hex[:12]}", folder, node=node) as world:
+    """The same on a broker that may be killed."""
+    async for world in _serving(node.url, tmp_path_factory, node=node):
+        yield world
+
+
+async def _serving(url: str, folders: pytest.TempPathFactory, **given: Any) -> AsyncIterator[World]:
+    async with World(url, f"test.{uuid4().hex[:12]}", folders.mktemp("workers"), **given) as world:
         await world.start(2)
         yield world
         world.fresh()
@@ -68,26 +65,14 @@ def world(shared_world: World) -> World:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def make_module_world(prefix: str, tmp_path: Path) -> AsyncIterator[MakeWorld]:
-    """`make_world` for tests that share their event loop with the module's own world."""
-    async for make in _make_world(prefix, tmp_path):
-        yield make
-
-
-@pytest.fixture
 async def make_world(prefix: str, tmp_path: Path) -> AsyncIterator[MakeWorld]:
     """Make a world of this test's own: `await make_world(url_or_node, workers=2, ...)`."""
-    async for make in _make_world(prefix, tmp_path):
-        yield make
-
-
-async def _make_world(prefix: str, folder: Path) -> AsyncIterator[MakeWorld]:
     async with AsyncExitStack() as stack:
 
         async def make(broker: str | Node, *, workers: int = 2, **options: Any) -> World:
             node = broker if isinstance(broker, Node) else None
             url = node.url if node is not None else str(broker)
-            world = await stack.enter_async_context(World(url, prefix, folder, node=node, **options))
+            world = await stack.enter_async_context(World(url, prefix, tmp_path, node=node, **options))
             await world.start(workers)
             return world
 

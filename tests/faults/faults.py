@@ -431,7 +431,7 @@ def _behind_tls(name: str, begin: Act, end: Act) -> None:
 
 _behind_tls(
     "wrong certificate",
-    lambda world: world.front.show_a_strangers_certificate(),
-    lambda world: world.front.show_the_right_certificate(),
+    lambda world: world.front.present(world.front.strange),
+    lambda world: world.front.present(world.front.right),
 )
 _behind_tls("DNS failure", lambda world: world.front.lose_names(), lambda world: world.front.find_names())

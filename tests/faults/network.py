@@ -37,8 +37,7 @@ class Network:
         """Raises NoNamespaces."""
         if shutil.which("ip") is None or shutil.which("nsenter") is None:
             raise NoNamespaces("ip and nsenter are not installed (packages iproute2 and util-linux)")
-        lines = [["ip", "netns", "del", name] for name in self.namespaces]
-        self._left.enter_context(watchdog.afterwards(*lines, ["ip", "link", "del", self._device(HUB)]))
+        self._left.enter_context(watchdog.afterwards(*self._removals))
         try:
             self._build()
         except subprocess.CalledProcessError as error:
@@ -47,16 +46,15 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The namespaces take their ends of the links with them.
-        for name in self.namespaces:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", self._device(HUB)], capture_output=True, check=False)
+        for command in self._removals:
+            subprocess.run(command, capture_output=True, check=False)
         self._left.close()
 
     @property
-    def namespaces(self) -> list[str]:
-        """The hosts' and the bridge's."""
-        return [*map(self.namespace, HOSTS), f"{self._name}-br"]
+    def _removals(self) -> list[list[str]]:
+        """The namespaces take their ends of the links with them."""
+        names = [*map(self.namespace, HOSTS), f"{self._name}-br"]
+        return [*(["ip", "netns", "del", name] for name in names), ["ip", "link", "del", self._device(HUB)]]
 
     def address(self, host: int) -> str:
         return f"{self._net}.{254 if host == HUB else host}"

@@ -6,8 +6,9 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from typing import Self
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Self
+
+from yarl import URL
 
 CHUNK = 65536
 SLOW_CHUNK = 1400  # bytes; about one packet
@@ -44,22 +45,20 @@ class Proxy:
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
-        self._parts: SplitResult | None = None
+        self._broker = URL()
 
     @classmethod
-    def to(cls, url: str) -> Self:
+    def to(cls, url: str, **more: Any) -> Self:
         """Before the broker of this URL; `url` leads through the proxy."""
-        parts = urlsplit(url)
-        proxy = cls(parts.hostname or "localhost", parts.port or 5672)
-        proxy._parts = parts
+        at = URL(url)
+        proxy = cls(at.host or "localhost", at.port or 5672, **more)
+        proxy._broker = at
         return proxy
 
     @property
     def url(self) -> str:
         """For a proxy that was made by `to`: with user, password and virtual host as they are."""
-        assert self._parts is not None
-        user = self._parts.netloc.rpartition("@")[0]
-        return self._parts._replace(netloc=f"{user}@127.0.0.1:{self.port}").geturl()
+        return str(self._broker.with_host("127.0.0.1").with_port(self.port))
 
     async def __aenter__(self) -> Self:
         await self._listen()

@@ -16,10 +16,11 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import inspect
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,90 +40,61 @@ from worker.pipeline import forward, journey, request, settle
 ON_ITS_WAY = 0.002  # seconds: enough for the loop to hand what was written to the kernel
 
 
+# A function that is passed, before or after it has done its work.
+POINTS: dict[str, tuple[Any, str, str]] = {
+    "received": (journey.Journeys, "accept", "before"),
+    "validated": (request.RequestParser, "parse", "after"),
+    "token-asked": (accounts.Accounts, "get", "before"),
+    "token-received": (accounts.Accounts, "get", "after"),
+    "before-the-call": (client.MarketingCloud, "register", "before"),
+    "connecting": (aiohttp.TCPConnector, "connect", "after"),
+    "request-sent": (client.MarketingCloud, "register", "amid"),
+    "response-read": (client.MarketingCloud, "register", "after"),
+    "reply-published": (ConfirmChannel, "confirmed", "before"),
+    "confirmed": (Subscription, "ack", "before"),
+    "poisonous": (KeptChannel, "_poisonous", "before"),
+    "renewing": (Router, "_renew", "before"),
+    "settling": (settle.Settler, "settle", "before"),
+    "ack-handed-over": (Subscription, "_flush", "before"),
+    "acked": (Subscription, "_flush", "after"),
+}
+
+
 def install(point: str, number: int, signal_number: int) -> None:
     """Stop at the `number`th pass of `point`."""
-    passes = 0
+    owner, name, when = POINTS[point]
+    original, passes = getattr(owner, name), itertools.count(1)
 
     def passed() -> None:
-        nonlocal passes
-        passes += 1
-        if passes == number:
+        if next(passes) == number:
             os.kill(os.getpid(), signal_number)
 
-    POINTS[point](passed)
-
-
-Passed = Callable[[], None]
-
-
-def _before(owner: Any, name: str, passed: Passed) -> None:
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def before(*args: Any, **kwargs: Any) -> Any:
         passed()
         return original(*args, **kwargs)
 
-    setattr(owner, name, wrapped)
-
-
-def _after(owner: Any, name: str, passed: Passed) -> None:
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def after(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         passed()
         return result
 
-    setattr(owner, name, wrapped)
-
-
-def _after_await(owner: Any, name: str, passed: Passed, wait: float = 0.0) -> None:
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+    async def after_await(*args: Any, **kwargs: Any) -> Any:
         result = await original(*args, **kwargs)
-        if wait:
-            await asyncio.sleep(wait)
         passed()
         return result
 
-    setattr(owner, name, wrapped)
+    async def amid(self: Any, body: bytes, token: Any, ensure_lease: Any) -> Any:
+        """After a registration was written, before its answer comes."""
 
-
-def _on_the_wire(passed: Passed) -> None:
-    """After a registration was written, before its answer comes."""
-    original = client.MarketingCloud.register
-
-    async def register(self: Any, body: bytes, token: Any, ensure_lease: Any) -> Any:
         async def proven_and_soon_written() -> None:
             await ensure_lease()
             asyncio.get_running_loop().call_later(ON_ITS_WAY, passed)
 
         return await original(self, body, token, proven_and_soon_written)
 
-    client.MarketingCloud.register = register  # type: ignore[method-assign]
-
-
-POINTS: dict[str, Callable[[Passed], None]] = {
-    "received": lambda passed: _before(journey.Journeys, "accept", passed),
-    "validated": lambda passed: _after(request.RequestParser, "parse", passed),
-    "token-asked": lambda passed: _before(accounts.Accounts, "get", passed),
-    "token-received": lambda passed: _after_await(accounts.Accounts, "get", passed),
-    "before-the-call": lambda passed: _before(client.MarketingCloud, "register", passed),
-    "connecting": lambda passed: _after_await(aiohttp.TCPConnector, "connect", passed),
-    "request-sent": _on_the_wire,
-    "response-read": lambda passed: _after_await(client.MarketingCloud, "register", passed),
-    "reply-published": lambda passed: _before(ConfirmChannel, "confirmed", passed),
-    "confirmed": lambda passed: _before(Subscription, "ack", passed),
-    "poisonous": lambda passed: _before(KeptChannel, "_poisonous", passed),
-    "renewing": lambda passed: _before(Router, "_renew", passed),
-    "settling": lambda passed: _before(settle.Settler, "settle", passed),
-    "ack-handed-over": lambda passed: _before(Subscription, "_flush", passed),
-    "acked": lambda passed: _after(Subscription, "_flush", passed),
-}
+    ways = {"before": before, "after": after, "amid": amid}
+    is_awaited = when == "after" and inspect.iscoroutinefunction(original)
+    setattr(owner, name, functools.wraps(original)(after_await if is_awaited else ways[when]))
 
 
 def lose_names(flag: Path) -> None:

@@ -52,7 +52,7 @@ async def test_a_full_dead_queue_holds_back_the_refused_requests_and_no_others(w
     await world.intact()
 
 
-async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(make_module_world, node):
+async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(make_world, node):
     """A quorum queue without a leader, as RabbitMQ leaves one that was declared right before a crash."""
     name = f"test.{uuid4().hex[:12]}.leaderless"
     await node.flush()
@@ -62,7 +62,7 @@ async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(make_
     await node.start()
     # The broker looks for a leader each time, and takes its time for that.
     few = {"FAULTS_CLOCKS": "worker.amqp.confirm_channel.CONFIRM_TIMEOUT=1", "OTT_PREFETCH": "10"}
-    world = await make_module_world(node, environment=few)
+    world = await make_world(node, environment=few)
     await world.load.publish(world.plan(15), reply_to=name)
     await world.load.publish(world.plan(50))
     await world.drained()
@@ -70,13 +70,13 @@ async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(make_
     await world.intact(last=True)
 
 
-async def test_a_message_larger_than_the_broker_takes_stops_no_other(make_module_world, node):
+async def test_a_message_larger_than_the_broker_takes_stops_no_other(make_world, node):
     """A body that was let in, and has grown by being encrypted."""
     await node.evaluate(f"application:set_env(rabbit, max_message_size, {LARGEST}).")
     try:
         key = f"one:{b64encode(bytes(32)).decode()}"
         limits = {"OTT_DEAD_LETTER_KEYS": key, "OTT_MAX_BODY_BYTES": str(LARGEST), "OTT_SHUTDOWN_GRACE": "0"}
-        world = await make_module_world(node, environment=limits)
+        world = await make_world(node, environment=limits)
         large = Sent("large", b"x" * (LARGEST - 1), None, None)
         await world.load.publish([large])
         await wait_for(lambda: world.load.answered, "the reply to the large one")
@@ -89,12 +89,12 @@ async def test_a_message_larger_than_the_broker_takes_stops_no_other(make_module
 
 
 async def test_a_consumer_timeout_gives_the_deliveries_back_and_never_returns_one_of_them_alone(
-    make_module_world, node
+    make_world, node
 ):
     """RabbitMQ 4.3 would return the oldest one alone, while the worker holds the others. There the time-out
     that the worker asks for counts, which it never comes to. Before, all deliveries come back together."""
     fault = FAULTS["consumer timeout"]
-    world = await make_module_world(node, workers=0, environment=fault.environment)
+    world = await make_world(node, workers=0, environment=fault.environment)
     major, minor, *_ = (await node.ctl("version")).split(".")
     async with short_consumer_timeout(world):
         await world.start(2)
@@ -104,9 +104,9 @@ async def test_a_consumer_timeout_gives_the_deliveries_back_and_never_returns_on
 
 
 async def test_permission_to_reply_that_is_taken_away_for_a_while_delays_replies_and_loses_none(
-    make_module_world, node
+    make_world, node
 ):
-    world = await make_module_world(node, workers=0, user=LIMITED)
+    world = await make_world(node, workers=0, user=LIMITED)
     async with limited_user(world):
         await world.start(2)
         await endure(world, FAULTS["no permission for the reply queue"], 150, strikes=1, rate=RATE)

@@ -65,10 +65,8 @@ async def test_429_with_50200_pauses_everything(world):
 
 
 @pytest.mark.parametrize("name", ["wrong certificate", "DNS failure"])
-async def test_a_way_that_is_closed_is_an_outage_until_it_is_open_again(
-    make_module_world, module_broker_url, name
-):
-    world = await make_module_world(
+async def test_a_way_that_is_closed_is_an_outage_until_it_is_open_again(make_world, module_broker_url, name):
+    world = await make_world(
         module_broker_url, workers=1, behind_tls=True, environment=FAULTS[name].environment
     )
     await endure(world, FAULTS[name], 120, strikes=1, rate=100)
@@ -76,12 +74,10 @@ async def test_a_way_that_is_closed_is_an_outage_until_it_is_open_again(
     await world.intact(last=True)
 
 
-async def test_an_outage_of_an_hour_spends_no_attempt_and_dead_letters_nothing(
-    make_module_world, module_broker_url
-):
+async def test_an_outage_of_an_hour_spends_no_attempt_and_dead_letters_nothing(make_world, module_broker_url):
     """With shortened clocks: every request was held, given back and held again, five times over."""
     clocks = {"FAULTS_CLOCKS": QUICK_GATE, "OTT_HOLD_LIMIT": "0.5"}
-    world = await make_module_world(module_broker_url, workers=1, environment=clocks)
+    world = await make_world(module_broker_url, workers=1, environment=clocks)
     world.sandbox.faults.add(Status(path="registration", status=503))
     await world.load.publish(world.plan(300, invalid=0))
     await wait_for(lambda: world.workers.told("subscribed") > 5, "deliveries going back")

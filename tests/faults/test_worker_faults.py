@@ -13,6 +13,8 @@ from tests.faults.world import POISON, endure, wait_for_letter
 from tests.sandbox_faults import Latency
 from worker.cli.run import LAST_GRACE
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 JOURNEY = (
     "received",
     "validated",

@@ -7,13 +7,12 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 import aio_pika
+from yarl import URL
 
 from tests.faults.checker import DeadLetter, Evidence, Findings, check
 from tests.faults.front import Front
@@ -44,39 +43,30 @@ ENVIRONMENT = {
 }
 
 
+@dataclass(eq=False)
 class World:
     """One deployment under test, as long as its context lasts. Workers reach the broker through `proxy`."""
 
+    url: str
+    prefix: str
+    folder: Path
+    _: KW_ONLY
+    node: Node | None = None  # which this world may kill
+    seed: int = 0
+    heartbeat: int | None = None
+    user: str | None = None
+    behind_tls: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    strikes: int = field(default=0, init=False)
+    recoveries: list[float] = field(default_factory=list, init=False)
+    letters: list[DeadLetter] = field(default_factory=list, init=False)
     sandbox_host = "127.0.0.1"
 
-    def __init__(
-        self,
-        url: str,
-        prefix: str,
-        folder: Path,
-        *,
-        node: Node | None = None,
-        seed: int = 0,
-        heartbeat: int | None = None,
-        user: str | None = None,
-        behind_tls: bool = False,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.url = url
-        self.prefix = prefix
-        self.rng = random.Random(seed)
-        self.strikes = 0
-        self.recoveries: list[float] = []
-        self.folder = folder
-        self._node = node
-        self._heartbeat = heartbeat
-        self._user = user
-        self._behind_tls = behind_tls
-        self._environment = dict(environment or {})
-        self._partitions = int(self._environment.get("OTT_PARTITIONS", "0"))
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self._partitions = int(self.environment.get("OTT_PARTITIONS", "0"))
         self._stack = AsyncExitStack()
         self._limits: list[str] = []
-        self.letters: list[DeadLetter] = []
         self._versions: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -87,29 +77,21 @@ class World:
         self.wiretap = Wiretap(self.prefix)
         broker = await self._way_to_the_broker()
         self.load = Load(self.url, self.prefix)
-        self._stack.push_async_callback(self._delete_objects)
+        self._stack.push_async_callback(delete_objects, self.url.split(",")[0], self.prefix)
         self._stack.push_async_callback(self.delete_reply_queue)
         await enter(self.load)
-        self.workers = Workers(
-            self.folder,
-            {
-                **ENVIRONMENT,
-                "OTT_AMQP_URL": broker,
-                "OTT_PREFIX": self.prefix,
-                "OTT_MC_AUTH_URL": self.sandbox.url,
-                "OTT_MC_REST_URL": self.sandbox.url,
-                **await self._way_to_marketing_cloud(),
-                **self._environment,
-            },
-            self.enter_host,
-        )
+        way = dict.fromkeys(("OTT_MC_AUTH_URL", "OTT_MC_REST_URL"), self.sandbox.url)
+        if self.behind_tls:
+            self.front = await enter(Front(URL(self.sandbox.url).port or 0, self.folder))
+            way = self.front.environment
+        names = {"OTT_AMQP_URL": broker, "OTT_PREFIX": self.prefix}
+        environment = {**ENVIRONMENT, **names, **way, **self.environment}
+        self.workers = Workers(self.folder, environment, self.enter_host)
         self._stack.push_async_callback(self.workers.end)
         self.calm()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.heal()
         await self._stack.aclose()
 
@@ -123,34 +105,16 @@ class World:
 
     async def _way_to_the_broker(self) -> str:
         """Put a proxy that listens between workers and broker; the workers' URL."""
-        parts = urlsplit(self.url)
-        self.proxy = await self._stack.enter_async_context(
-            Proxy(parts.hostname or "127.0.0.1", parts.port or 5672, listen=self.wiretap.wire)
-        )
-        user = f"{self._user}:{self._user}" if self._user else f"{parts.username}:{parts.password}"
-        through = parts._replace(netloc=f"{user}@127.0.0.1:{self.proxy.port}")
-        return through._replace(query=f"heartbeat={self._heartbeat}" if self._heartbeat else "").geturl()
-
-    async def _delete_objects(self) -> None:
-        await delete_objects(self.url.split(",")[0], self.prefix)
-
-    async def _way_to_marketing_cloud(self) -> dict[str, str]:
-        if not self._behind_tls:
-            return {}
-        port = urlsplit(self.sandbox.url).port or 0
-        self.front = await self._stack.enter_async_context(Front(port, self.folder))
-        return self.front.environment
+        self.proxy = await self._stack.enter_async_context(Proxy.to(self.url, listen=self.wiretap.wire))
+        url = URL(self.proxy.url)
+        if self.user:
+            url = url.with_user(self.user).with_password(self.user)
+        return str(url.with_query({"heartbeat": self.heartbeat} if self.heartbeat else None))
 
     @property
     def injected(self) -> int:
         """How many faults there were: strikes, or workers that stopped themselves."""
         return max(self.strikes, self.workers.stopped)
-
-    @property
-    def node(self) -> Node:
-        """The node that this world may kill."""
-        assert self._node is not None, "this fault wants a node of its own"
-        return self._node
 
     def fresh(self) -> None:
         """Begin another test with the same workers: forget what was done and seen."""

@@ -30,14 +30,6 @@ async def test_400_is_rejected_with_marketing_clouds_own_errors(rig, requester):
         assert letter.headers["x-ott-error"] == "10006 Please fix the following errors: PageId is taken"
 
 
-@pytest.mark.parametrize("status", [404, 422])
-async def test_other_4xx_fail_at_once(rig, requester, status):
-    rig.sandbox.faults.add(failing(status, count=1))
-    reply = await requester.ask(messenger())
-    assert (reply["status"], reply["httpStatus"], reply["attempts"]) == ("failed", status, 1)
-    await requester.take("dead")
-
-
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 async def test_a_passing_fault_is_retried(rig, requester, status):
     rig.sandbox.faults.add(failing(status, count=2))

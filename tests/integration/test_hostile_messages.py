@@ -2,38 +2,12 @@
 
 import socket
 import struct
-from datetime import UTC, datetime
 from typing import Self
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.rig import messenger
-
-BODIES = {
-    "empty": b"",
-    "invalid UTF-8": b'{"a":"\xff"}',
-    "10,000 levels": b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
-}  # more of them: tests/unit/test_hostile_bodies.py
-
-
-@pytest.mark.parametrize("name", BODIES)
-async def test_a_body_that_is_not_acceptable_json_is_refused_with_10004(requester, name):
-    reply = await requester.ask(BODIES[name])
-    assert (reply["status"], reply["errorcode"], reply["validationErrors"]) == ("rejected", 10004, [])
-    letter = await requester.take("dead")
-    assert letter.body == BODIES[name]
-    assert letter.headers["x-ott-reason"] == "invalid"
-    assert (await requester.ask(messenger()))["status"] == "registered"
-
-
-@pytest.mark.parametrize(
-    "value", [True, 1.5, None, [1], {"a": 1}, bytearray(b"\xff"), "x" * 100, datetime.now(UTC)]
-)
-async def test_an_account_header_that_is_no_account_is_refused(requester, value):
-    reply = await requester.ask(messenger(), headers={"x-ott-account-id": value})
-    assert (reply["status"], reply["attempts"]) == ("rejected", 0)
-    assert (await requester.take("dead")).headers["x-ott-reason"] == "invalid"
 
 
 def shortstr(value: bytes) -> bytes:

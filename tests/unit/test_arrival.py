@@ -1,11 +1,13 @@
 """How a request is read from a delivery: its id, its account, its time."""
 
 import base64
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pamqp import encode
 
 from tests.rig import messenger
 from worker.amqp.consumer import Delivery
@@ -53,6 +55,14 @@ def test_without_one_the_id_is_derived_and_the_same_for_a_redelivery():
 def test_the_account_comes_from_the_header_or_the_setting(headers, account):
     request = received(delivery(messenger("p"), build(headers=headers)), mc_account_id="default")
     assert request.resource == Resource(account, "messenger", "p")
+
+
+@pytest.mark.parametrize(
+    "value", [True, 1.5, None, [1], {"a": 1}, bytearray(b"\xff"), "x" * 100, datetime(2026, 1, 1, tzinfo=UTC)]
+)
+def test_an_account_header_that_is_no_account_is_refused(value):
+    headers = Properties({"headers": encode.field_table({"x-ott-account-id": value})})
+    assert received(delivery(messenger("p"), headers)).parsed.reason == "invalid"
 
 
 def test_the_clock_never_repeats_or_goes_back():

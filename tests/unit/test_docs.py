@@ -13,7 +13,6 @@ from worker.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     *(ROOT / name for name in ("README.md", "worker/contract/README.md", ".github/CONTRIBUTING.md")),
     *sorted((ROOT / "deploy").rglob("*.md")),
@@ -72,17 +71,3 @@ def test_every_command_that_is_named_exists_with_its_options(page):
         assert result.exit_code == 0, words
         for option in re.findall(r"(?<=\s)--[a-z-]+", rest):
             assert option in result.output, (words, option)
-
-
-def test_the_figures_on_the_first_screen_are_the_measured_ones():
-    report = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    grey = re.search(r"^\| 50 % \|.*\| (\d\.\d\d) \|$", report, re.MULTILINE)
-    limit = re.search(r"^\| 200 \| (\d+\.\d) \((\d\.\d\d)\)", report, re.MULTILINE)
-    cpu = re.search(r"\d µs, (\d\.\d\d) \(", report)
-    assert grey is not None
-    assert limit is not None
-    assert cpu is not None
-    screen = " ".join(README.split("```")[0].split())
-    assert f"gets {float(grey[1]):.0%} of".replace("%", " %") in screen
-    assert f"it reaches {float(limit[1]):.0f}, with {limit[2]} calls" in screen
-    assert f"costs {cpu[1]} of the CPU" in screen

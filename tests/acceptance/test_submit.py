@@ -20,7 +20,9 @@ from tests.acceptance.submit_command import (
 from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, messenger, until
 from tests.sandbox_faults import Latency, Status
+from tests.unit.test_replies import REGISTERED
 from worker.cli.app import main
+from worker.contract.reply import reply_body
 from worker.settings import Settings
 
 
@@ -41,22 +43,9 @@ class WorkerByHand:
         return await asyncio.wait_for(self._requests.get(), 30)
 
     async def answer(self, request: aio_pika.abc.AbstractIncomingMessage, status: str) -> None:
-        document = json.loads(request.body)
-        reply = {
-            "status": status,
-            "requestId": request.message_id,
-            "ottPlatformName": document["ottPlatformName"],
-            "resourceId": document["ottPlatformAttributes"]["pageId"],
-            "message": "by hand",
-            "errorcode": 10000,
-            "documentation": "",
-            "validationErrors": [],
-            "httpStatus": 200,
-            "attempts": 1,
-            "receivedAt": "2026-11-23T12:00:00.000000Z",
-            "completedAt": "2026-11-23T12:00:01.000000Z",
-        }
-        message = aio_pika.Message(json.dumps(reply).encode(), correlation_id=request.correlation_id)
+        page = json.loads(request.body)["ottPlatformAttributes"]["pageId"]
+        told = REGISTERED._replace(request_id=request.message_id or "", status=status, resource_id=page)
+        message = aio_pika.Message(reply_body(told), correlation_id=request.correlation_id)
         assert request.reply_to is not None
         await self._rig.requester.channel.default_exchange.publish(message, request.reply_to)
 

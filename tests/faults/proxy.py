@@ -5,7 +5,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 from yarl import URL
@@ -164,6 +164,15 @@ class Proxy:
             writer.write_eof()
         except (OSError, RuntimeError):
             link.reset()  # one side broke off, as a process that was killed does: the other learns it
+
+
+@contextlib.asynccontextmanager
+async def overheard(url: str) -> AsyncIterator[tuple[str, bytearray]]:
+    """Another URL of this HTTP server, and what clients say to it."""
+    at, heard = URL(url), bytearray()
+    listeners = (heard.extend, lambda _: None, lambda: None)
+    async with Proxy(at.host or "", at.port or 80, listen=lambda: listeners) as proxy:
+        yield f"http://localhost:{proxy.port}", heard
 
 
 class _Link:

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,8 @@ from uuid import uuid4
 import aio_pika
 import aiohttp
 import pytest
-from multidict import CIMultiDictProxy
 
-from tests.integration.forwarder import forwarder
+from tests.faults.proxy import overheard
 from tests.integration.secured.conftest import SecuredBroker
 from tests.rig import LINE, MESSENGER, Requester, until
 from tests.sandbox_faults import Reset, Status
@@ -38,7 +38,11 @@ class Stage:
     log: Path
     url: str
     pid: int
-    calls: list[CIMultiDictProxy[str]] = field(default_factory=list)
+    said: bytearray  # to Marketing Cloud
+
+    @property
+    def tokens(self) -> set[str]:
+        return {token.decode() for token in re.findall(rb"Authorization: Bearer (\S+)", self.said)}
 
     async def pages(self) -> list[str]:
         async with aiohttp.ClientSession() as session:
@@ -80,7 +84,7 @@ async def stage(broker: SecuredBroker, prefix: str, tmp_path: Path, **more: str)
     url = broker.url.replace("guest:guest", f"{user}:{PASSWORD}")
     log = tmp_path / "log"
     sandbox = Sandbox(client_id="sandbox", client_secret=CLIENT_SECRET, account_ids={"100"})
-    async with sandbox, forwarder(sandbox.url) as (upstream, calls), Requester(url, prefix) as requester:
+    async with sandbox, overheard(sandbox.url) as (upstream, said), Requester(url, prefix) as requester:
         environment = os.environ | {
             "OTT_AMQP_URL": url,
             "OTT_PREFIX": prefix,
@@ -105,7 +109,7 @@ async def stage(broker: SecuredBroker, prefix: str, tmp_path: Path, **more: str)
             await until(lambda: "admin server listening" in log.read_text(), "the admin server")
             address = await until(lambda: _admin_url(log.read_text()), "its address")
             await until(lambda: "subscribed" in log.read_text(), "the subscription")
-            came = Stage(requester, sandbox, log, address, process.pid, calls)
+            came = Stage(requester, sandbox, log, address, process.pid, said)
             yield came
         finally:
             process.terminate()
@@ -137,7 +141,7 @@ async def all_kinds_of_traffic(on: Stage, broker: SecuredBroker, secrets: dict[s
     await on.requester.publish(bad[0], reply_to="nobody.is.here")
     for correlation_id in sent:
         await on.requester.reply(correlation_id)
-    quoting = " and ".join([*own, *(call["Authorization"] for call in on.calls)])
+    quoting = " and ".join([*own, *on.tokens])
     cut = "x" * (MESSAGE_LIMIT - 20) + own[0]
     faults: list[list[Any]] = [
         [Status(path="registration", status=400, message=cut, count=1)],
@@ -211,9 +215,8 @@ async def test_secrets_stay_where_they_must(secured, prefix, tmp_path, secret_va
         # RabbitMQ itself dead-letters what is too large to be kept by the worker, as it came.
         *shown((letter for letter in dead if letter.routing_key), bodies=False),
     ]
-    tokens = {call["Authorization"].removeprefix("Bearer ") for call in on.calls}
-    assert tokens
-    for secret in (*secret_values.values(), *tokens, CLIENT_SECRET, PASSWORD, SEALING_KEY):
+    assert on.tokens
+    for secret in (*secret_values.values(), *on.tokens, CLIENT_SECRET, PASSWORD, SEALING_KEY):
         for text in heard:
             assert secret not in text, f"{secret[:20]}… in {text[:200]}"
     assert sealed or any(secret_values["channelSecret"] in text for text in shown(dead, bodies=True))

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
-from tests.integration.forwarder import forwarder
+from tests.faults.proxy import Proxy
 from tests.integration.secured.conftest import Authority, SecuredBroker
 from tests.rig import Requester, Rig, messenger
 from worker.amqp.connection import connect
@@ -87,8 +88,8 @@ async def tls_sandbox(authority: Authority) -> AsyncIterator[str]:
     """The sandbox behind a TLS terminator."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(authority.file("sandbox"), authority.key("sandbox"))
-    async with Sandbox() as sandbox, forwarder(sandbox.url, context) as (url, _):
-        yield url
+    async with Sandbox() as sandbox, Proxy("127.0.0.1", URL(sandbox.url).port or 0, tls=context) as proxy:
+        yield f"https://localhost:{proxy.port}"
 
 
 def upstream_settings(url: str, ca: Path | None) -> Settings:

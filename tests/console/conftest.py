@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest_asyncio
@@ -23,21 +24,26 @@ class Running:
         self.cookie = console.sessions.cookie
         self.session = session
 
-    async def json(self, path: str) -> dict[str, object]:
+    async def json(self, path: str) -> dict[str, Any]:
         async with self.session.get(path, headers=JSON) as response:
             document = await response.json()
             assert isinstance(document, dict)
             return document
 
+    async def becomes(self, path: str, is_so: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        """Wait until the page is so; its document."""
+
+        async def page() -> dict[str, Any] | None:
+            document = await self.json(path)
+            return document if is_so(document) else None
+
+        return dict(await until(page, f"what is expected of {path}"))
+
     async def paths(self, requester: Requester, **attributes: str) -> list[str]:
         """One path for each page of PAGES, with a letter of its own behind them."""
         reply = await requester.ask(messenger("1732555047025799", endpointUrl="", **attributes))
         letter = str(reply["requestId"])
-
-        async def is_listed() -> bool:
-            return letter in str(await self.json("/dead-letters"))
-
-        await until(is_listed, "the letter on its page")
+        await self.becomes("/dead-letters", lambda page: letter in str(page))
         async with self.session.post(
             "/runs", headers=JSON, data={"do": "replay", "letter": letter}
         ) as response:

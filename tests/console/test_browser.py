@@ -1,8 +1,5 @@
 """The console as an operator uses it, in a real browser."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
 import pytest
 from playwright.async_api import expect
 
@@ -99,17 +96,8 @@ async def test_a_letter_is_mended_in_a_form_that_never_shows_a_secret(requester,
 
 async def letters(console: Running, count: int) -> list[str]:
     """The keys of so many letters, the newest first."""
-
-    async def found() -> list[str]:
-        shown: list[dict[str, Any]] = (await console.json("/dead-letters"))["letters"]  # type: ignore[assignment]
-        return [each["letter"] for each in shown]
-
-    await until(lambda: _has(found, count), f"{count} letters")
-    return await found()
-
-
-async def _has(found: Callable[[], Awaitable[list[str]]], count: int) -> bool:
-    return len(await found()) == count
+    shown = await console.becomes("/dead-letters", lambda page: len(page["letters"]) == count)
+    return [each["letter"] for each in shown["letters"]]
 
 
 async def test_everything_can_be_reached_by_keys(requester, console, open_page):

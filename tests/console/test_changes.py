@@ -6,7 +6,7 @@ import aio_pika
 import pytest
 
 from tests.console.conftest import JSON, Running
-from tests.rig import Requester, Rig, messenger, until
+from tests.rig import Requester, Rig, messenger
 from tests.sandbox_faults import Status
 from worker.contract.settlement import Resource
 from worker.sandbox.faults import Fault
@@ -45,24 +45,16 @@ async def done(running: Running, run: dict[str, Any], **form: Any) -> dict[str, 
 
 async def listed(running: Running, count: int) -> None:
     """Wait until the page shows so many."""
-
-    async def shows() -> bool:
-        return (await running.json("/dead-letters"))["total"] == count
-
-    await until(shows, f"{count} letters on the page")
+    await running.becomes("/dead-letters", lambda page: page["total"] == count)
 
 
 async def ended(running: Running, run: dict[str, Any]) -> dict[str, Any]:
-    async def has_ended() -> dict[str, Any] | None:
-        now: dict[str, Any] = await running.json(f"/runs/{run['run']}")
-        return now if now["phase"] not in ("planning", "running") else None
-
-    document: dict[str, Any] = await until(has_ended, "the end of the run")
-    return document
+    path = f"/runs/{run['run']}"
+    return await running.becomes(path, lambda now: now["phase"] not in ("planning", "running"))
 
 
 async def orders(running: Running) -> list[dict[str, Any]]:
-    document: Any = await running.json("/audit")
+    document = await running.json("/audit")
     return [{k: order.get(k) for k in ("order", "why", "count")} for order in document["orders"]]
 
 
@@ -111,11 +103,7 @@ async def test_a_replay_can_be_cancelled_and_the_rest_stays(rig, requester, cons
     await listed(console, 20)
     _, run = await post(console, "/runs", do="replay")
     await post(console, f"/runs/{run['run']}/start", why="slowly", canary="none", rate="2")
-
-    async def has_begun() -> bool:
-        return bool((await console.json(f"/runs/{run['run']}"))["done"])
-
-    await until(has_begun, "the first replay")
+    await console.becomes(f"/runs/{run['run']}", lambda now: now["done"])
     await post(console, f"/runs/{run['run']}/cancel")
     run = await ended(console, run)
     assert run["phase"] == "cancelled"
@@ -155,7 +143,7 @@ async def test_one_correction_for_a_cause_wants_to_be_meant_for_several_pages(re
     for page in ("1", "2"):
         await dead(requester, page)
     await listed(console, 2)
-    document: Any = await console.json("/dead-letters")
+    document = await console.json("/dead-letters")
     (cause,), version = document["groups"], document["version"]
     assert "Correct 2" in await console.html(f"/dead-letters?cause={cause['cause']}")
     await dead(requester, "3")
@@ -179,12 +167,12 @@ async def test_ids_of_any_bytes_are_shown(requester, console):
         f"{requester.prefix}.dead",
     )
     await listed(console, 1)
-    document: Any = await console.json("/dead-letters")
+    document = await console.json("/dead-letters")
     (letter,) = document["letters"]
     page = await console.html(f"/dead-letters/{letter['letter']}")
     assert "/resources/messenger/?id=.." in page
     assert "é" in page
-    resource: Any = await console.json("/resources/messenger/?id=..")
+    resource = await console.json("/resources/messenger/?id=..")
     assert [each["id"] for each in resource["deadLetters"]] == [odd]
 
 
@@ -200,7 +188,7 @@ async def test_discarding_asks_for_the_count(rig, requester, console):
     assert "Type 2" in str(document["problem"])
     assert (await done(console, run, why="sent by mistake", count="2"))["phase"] == "done"
     await listed(console, 1)
-    remaining: Any = await console.json("/dead-letters")
+    remaining = await console.json("/dead-letters")
     assert [letter["id"] for letter in remaining["letters"]] == [kept]
     assert (await orders(console))[0] == {"order": "discarded", "why": "sent by mistake", "count": 2}
 

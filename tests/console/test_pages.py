@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.console.test_changes import dead, listed, post, refusal
-from tests.rig import messenger, until
+from tests.rig import messenger
 from worker.console.sources import Cached, refreshed
 from worker.errors import BrokerUnreachable
 
@@ -19,12 +19,10 @@ async def test_the_overview_counts_what_was_settled_and_says_what_to_do(requeste
     await requester.ask(messenger("1"))
     await dead(requester, "2")
 
-    async def is_told() -> dict[str, Any] | None:
-        document: dict[str, Any] = await console.json("/")
-        told = {name: sum(m[name] for m in document["lastHour"]) for name in ("registered", "rejected")}
-        return document if told["registered"] and told["rejected"] else None
+    def is_told(page: dict[str, Any]) -> bool:
+        return all(sum(minute[name] for minute in page["lastHour"]) for name in ("registered", "rejected"))
 
-    document = await until(is_told, "both requests in the last hour")
+    document = await console.becomes("/", is_told)
     assert document["queues"] == {"requests": 0, "replies": 0, "dead": 1}
     assert document["latencySeconds"]["median"] > 0
     assert [cause["count"] for cause in document["deadLetters"]] == [1]
@@ -38,10 +36,10 @@ async def test_letters_are_filtered_by_the_url(rig, requester, console):
     await listed(console, 3)
 
     async def found(query: str) -> list[str]:
-        document: Any = await console.json(f"/dead-letters?{query}")
+        document = await console.json(f"/dead-letters?{query}")
         return [letter["id"] for letter in document["letters"]]
 
-    everything: Any = await console.json("/dead-letters")
+    everything = await console.json("/dead-letters")
     cause = next(group["cause"] for group in everything["groups"] if group["reason"] == "invalid")
     assert await found("") == [*invalid[::-1], rejected]
     assert await found("reason=rejected") == [rejected]
@@ -73,15 +71,14 @@ async def test_the_journal_is_shown_from_its_end_backwards(requester, console):
         await requester.ask(messenger("1", f"name {number}"))
     await requester.ask(messenger("2"))
 
-    async def found(count: int) -> Any:
-        document: Any = await console.json("/journal?resource=1")
-        return document if len(document["records"]) == count else None
+    async def found(count: int) -> dict[str, Any]:  # a reply may come before its record
+        return await console.becomes("/journal?resource=1", lambda page: len(page["records"]) == count)
 
-    document = await until(lambda: found(3), "the records")  # a reply may come before its record
+    document = await found(3)
     completed = [record["completedAt"] for record in document["records"]]
     assert completed == sorted(completed, reverse=True)
     await requester.ask(messenger("1", "name 3"))
-    document = await until(lambda: found(4), "one more")
+    document = await found(4)
     document = await console.json(f"/journal?resource=1&before={document['backTo'] + 1}")
     assert len(document["records"]) == 1
 

@@ -17,6 +17,7 @@ from tests.rig import DEFAULT_URL, Requester, Rig, delete_objects, until
 from worker.amqp.connection import Connection, connect
 from worker.amqp.publisher import Publisher
 from worker.broker import topology
+from worker.contract.platforms import SECRET_FIELDS
 from worker.events import EventListener
 from worker.settings import Settings, load_settings
 
@@ -150,13 +151,4 @@ async def requester(rig: Rig) -> Requester:
 @pytest.fixture
 def secret_values() -> dict[str, str]:
     """A canary for each secret field."""
-    return {
-        name: f"canary-{name}-{uuid4().hex}"
-        for name in (
-            "applicationSecret",
-            "pageAccessToken",
-            "callbackVerifyToken",
-            "channelSecret",
-            "customerConnectSecret",
-        )
-    }
+    return {name: f"canary-{name}-{uuid4().hex}" for name in sorted(SECRET_FIELDS)}

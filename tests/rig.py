@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any, Self
 from uuid import uuid4
 
@@ -30,32 +31,9 @@ from worker.telemetry.status import WorkerPhase
 DEFAULT_URL = load_settings().amqp_url.get_secret_value()  # the worker's own default
 WAIT_TIMEOUT = 30.0  # seconds that a condition may take
 
-MESSENGER: dict[str, Any] = {
-    "ottPlatformName": "messenger",
-    "ottPlatformAttributes": {
-        "applicationId": "1093076390764037",
-        "applicationSecret": "03d537gg656gvkbe9b430f002e9c4517",
-        "pageId": "1732555047025799",
-        "pageName": "SFMC Engineers",
-        "pageAccessToken": "someaccesstoken4fasdcruib213123knubkdnfisdubnu12312ub3pijnb",
-        "endpointUrl": "https://graph.facebook.com/v2.6/me/messages",
-        "callbackVerifyToken": "this_is_the_verify_token",
-        "isActive": True,
-    },
-}
-LINE: dict[str, Any] = {
-    "ottPlatformName": "line",
-    "ottPlatformAttributes": {
-        "channelId": "23493453984234345",
-        "channelName": "SFMC Engineers",
-        "channelSecret": "03d537gg656gvkbe9b430f002e9c4517",
-        "customerConnectSecret": "31234arajcauoherbasuhb213ijqjohbjhb123",
-        "endpointUrl": "https://example.com/1732555047025799",
-        "isTransactional": True,
-        "isTestChannel": False,
-        "isActive": True,
-    },
-}
+# The API's two examples, which the demonstration shows too.
+_SHOWN = json.loads(files("worker.cli").joinpath("demo.json").read_text())
+MESSENGER, LINE = (shown["body"] for shown in _SHOWN[:2])
 
 
 def messenger(page_id: str = "1732555047025799", name: str = "SFMC Engineers", **more: Any) -> bytes:
@@ -268,6 +246,13 @@ class Rig:
         """The pages' names in the calls so far, in their order."""
         bodies = [call.body or {} for call in self.sandbox.history.registration_calls]
         return [body["ottPlatformAttributes"]["pageName"] for body in bodies]
+
+    async def turn_down(self, page_id: str, name: str, **properties: Any) -> None:
+        """Have a request turned down, so that it lies in the dead queue."""
+        self.sandbox.faults.add(failing(403, resource_id=page_id, errorcode=20002, message="No privileges"))
+        reply = await self.requester.ask(messenger(page_id, name), **properties)
+        self.sandbox.heal()
+        assert (reply["status"], reply["errorcode"]) == ("failed", 20002)
 
     def settings(self, **overrides: Any) -> Settings:
         urls = {"mc_auth_url": self.sandbox.url, "mc_rest_url": self.sandbox.url}

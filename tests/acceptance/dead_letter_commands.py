@@ -10,7 +10,6 @@ import aio_pika
 
 from tests.commands import Ended, ott_worker
 from tests.rig import Requester, Rig, messenger
-from tests.sandbox_faults import Status
 from worker.amqp.consumer import COUNTS
 
 
@@ -71,13 +70,3 @@ def unchanged(messages: list[aio_pika.abc.AbstractIncomingMessage]) -> list[tupl
     """All that must not change."""
     kept = [{k: v for k, v in m.headers.items() if k not in COUNTS} for m in messages]
     return [(m.message_id, m.body, headers) for m, headers in zip(messages, kept, strict=True)]
-
-
-async def turned_down(rig: Rig, requester: Requester, page_id: str, name: str, **properties: Any) -> None:
-    """Have a request turned down, so that it lies in the dead queue."""
-    rig.sandbox.faults.add(
-        Status(path="registration", resource_id=page_id, status=403, errorcode=20002, message="No privileges")
-    )
-    reply = await requester.ask(messenger(page_id, name), **properties)
-    rig.sandbox.heal()
-    assert reply["status"] == "failed"

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.acceptance.dead_letter_commands import bury, dead_letters, turned_down, unchanged
+from tests.acceptance.dead_letter_commands import bury, dead_letters, unchanged
 from tests.commands import begin, ott_worker
 from tests.rig import MESSENGER, messenger, until
 from worker.amqp.consumer import COUNTS
@@ -13,7 +13,7 @@ from worker.amqp.consumer import COUNTS
 
 async def test_list_prints_one_json_object_for_each_letter_oldest_first(rig):
     requester = await rig.start(gate_after=100, retry_attempts=1)
-    await turned_down(rig, requester, "p", "name", message_id="first")
+    await rig.turn_down("p", "name", message_id="first")
     await requester.ask(b"no json", message_id="second")
     ended = await dead_letters(rig, "list", "--json")
     assert ended.code == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from tests.acceptance.dead_letter_commands import Terminal, bury, dead_letters, turned_down, unchanged
+from tests.acceptance.dead_letter_commands import Terminal, bury, dead_letters, unchanged
 from tests.commands import begin, ott_worker, said
 from tests.faults.proxy import Proxy
 from tests.rig import MESSENGER, messenger, until
@@ -28,8 +28,8 @@ from worker.dead_letters.run import Run
 
 async def test_a_replay_is_registered_or_superseded_and_leaves_the_dead_queue(rig):
     requester = await rig.start()
-    await turned_down(rig, requester, "p", "old p", correlation_id="p", message_id="p")
-    await turned_down(rig, requester, "q", "old q", correlation_id="q", message_id="q")
+    await rig.turn_down("p", "old p", correlation_id="p", message_id="p")
+    await rig.turn_down("q", "old q", correlation_id="q", message_id="q")
     await requester.ask(messenger("q", "new q"))
     ended = await dead_letters(rig, "replay", "--all")
     await until(lambda: len(requester.replies["p"]) == 2 and len(requester.replies["q"]) == 2, "the replies")
@@ -160,8 +160,8 @@ async def test_a_question_is_asked_on_standard_error_and_a_no_is_told(
 
 
 async def test_mended_fields_come_from_the_line_or_a_file(rig, tmp_path):
-    requester = await rig.start()
-    await turned_down(rig, requester, "p", "old")
+    await rig.start()
+    await rig.turn_down("p", "old")
     Path(tmp_path / "secret").write_text("from-a-file\n")
     mended = ["pageName=mended", "applicationSecret=@secret", "isActive=0"]
     given = [f"--set={each}" for each in mended]
@@ -240,9 +240,9 @@ async def test_one_value_for_several_pages_is_refused_unless_it_is_meant(rig, re
 
 
 async def test_many_outcomes_are_told_in_groups_and_one_that_failed_counts(rig):
-    requester = await rig.start()
+    await rig.start()
     for i in range(22):
-        await turned_down(rig, requester, f"p-{i}", "name")
+        await rig.turn_down(f"p-{i}", "name")
     rig.sandbox.faults.add(Status(path="registration", resource_id="p-7", status=403, errorcode=20002))
     ended = await dead_letters(rig, "replay", "--all")
     first, good, bad = ended.out.splitlines()
@@ -284,7 +284,7 @@ async def test_letters_are_looked_at_while_somebody_replays_and_who_that_is_is_t
 async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig, tmp_path):
     requester = await rig.start()
     for name in ("p", "q", "r"):
-        await turned_down(rig, requester, name, f"old {name}", message_id=name)
+        await rig.turn_down(name, f"old {name}", message_id=name)
     file = tmp_path / "letters.csv"
     written = await dead_letters(rig, "export", str(file))
     assert (written.code, written.out) == (0, f"3 dead letters written to {file}.\n")

@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from tests.acceptance.dead_letter_commands import turned_down
 from tests.commands import begin, ott_worker
 from tests.rig import Requester, Rig, messenger
 
@@ -17,7 +16,7 @@ async def requester(rig: Rig) -> Requester:
     requester = await rig.start()
     for i in range(5):
         await requester.ask(messenger(f"page-{i}"), message_id=f"id-{i}")
-    await turned_down(rig, requester, "page-2", "name", message_id="refused")
+    await rig.turn_down("page-2", "name", message_id="refused")
     return requester
 
 

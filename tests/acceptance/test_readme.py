@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.dead_letter_commands import turned_down
 from tests.acceptance.terminal import in_a_terminal
 from tests.faults.node import Node
 from tests.integration.secured.ports import free_port
@@ -99,7 +98,7 @@ def pasted() -> str:
 async def test_each_command_works_and_fits_into_80_columns(rig):
     requester = await rig.start()
     await requester.ask(messenger())
-    await turned_down(rig, requester, "1732555047025799", "name", message_id="a-request-with-a-long-id")
+    await rig.turn_down("1732555047025799", "name", message_id="a-request-with-a-long-id")
     await requester.ask(messenger(endpointUrl="", pageName=""))
     variables = environment(rig.settings())
     variables |= {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}

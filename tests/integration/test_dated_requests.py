@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_replay_history import fail
 from tests.rig import Requester, messenger
 from tests.sandbox_faults import Status
 
@@ -54,7 +53,7 @@ async def test_of_equal_times_the_queues_order_decides(rig, requester):
 
 
 async def test_a_newer_truth_that_was_not_registered_supersedes_nothing(rig, requester):
-    await fail(rig, requester, "p", "newer", headers=as_of(2))
+    await rig.turn_down("p", "newer", headers=as_of(2))
     assert (await ask(requester, "older", 1))["status"] == "registered"
 
 
@@ -71,8 +70,8 @@ async def test_where_the_journal_cannot_tell_it_is_forwarded(rig, loss):
 
 async def test_a_replay_is_judged_by_the_time_at_which_it_was_true(rig, requester):
     await ask(requester, "Wednesday", 2)
-    await fail(rig, requester, "q", "Monday's page", headers=as_of(1))
-    await fail(rig, requester, "p", "Friday", headers=as_of(3))
+    await rig.turn_down("q", "Monday's page", headers=as_of(1))
+    await rig.turn_down("p", "Friday", headers=as_of(3))
     letters = [await requester.take("dead") for _ in range(2)]
     assert [letter.headers["x-ott-as-of"] for letter in letters] == [as_of(n)["x-ott-as-of"] for n in (1, 3)]
     await ask(requester, "Thursday", 2.5)

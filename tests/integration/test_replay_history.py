@@ -11,20 +11,12 @@ import aio_pika
 import pytest
 
 from tests.rig import Requester, Rig, messenger, until
-from tests.sandbox_faults import Latency, Status
+from tests.sandbox_faults import Latency
 from worker.amqp import stream_reader
 from worker.amqp.connection import connect
 from worker.amqp.stream_reader import Entry, StreamReader
 from worker.broker.topology import Topology
 from worker.contract.timestamps import ArrivalClock, now, text_of
-
-
-async def fail(rig: Rig, requester: Requester, page_id: str, name: str, **properties: Any) -> None:
-    """Have a request turned down, so that it lies in the dead queue."""
-    rig.sandbox.faults.add(Status(path="registration", resource_id=page_id, status=403, errorcode=20002))
-    reply = await requester.ask(messenger(page_id, name), **properties)
-    rig.sandbox.heal()
-    assert (reply["status"], reply["errorcode"]) == ("failed", 20002)
 
 
 async def replay(requester: Requester, *, force: bool = False) -> dict[str, Any]:
@@ -40,7 +32,7 @@ async def publish_replay(
 
 
 async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig, requester):
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     await requester.ask(messenger("other", "newer, but another page"))
     await requester.ask(messenger("p", "newer, but another account"), headers={"x-ott-account-id": "7"})
     assert (await replay(requester))["status"] == "registered"
@@ -49,7 +41,7 @@ async def test_a_replay_is_forwarded_where_nothing_newer_was_registered(rig, req
 
 @pytest.mark.parametrize("newer_id", ["the-newer-one", "the-older-one"])
 async def test_a_newer_registration_supersedes_a_replay(rig, requester, newer_id):
-    await fail(rig, requester, "p", "old", message_id="the-older-one")
+    await rig.turn_down("p", "old", message_id="the-older-one")
     newer = await requester.ask(messenger("p", "new"), message_id=newer_id)
     reply = await replay(requester)
     assert (reply["status"], reply["supersededBy"]) == ("superseded", newer["requestId"])
@@ -58,7 +50,7 @@ async def test_a_newer_registration_supersedes_a_replay(rig, requester, newer_id
 
 
 async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_it(rig, requester):
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     letter = await requester.take("dead")
     rig.sandbox.faults.add(Latency(path="registration", resource_id="p", seconds=0.3))
     newer = await requester.publish(messenger("p", "new"))
@@ -70,8 +62,8 @@ async def test_a_newer_request_that_is_still_queued_supersedes_a_replay_behind_i
 
 
 async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_with_the_last(rig, requester):
-    await fail(rig, requester, "p", "first")
-    await fail(rig, requester, "p", "second")
+    await rig.turn_down("p", "first")
+    await rig.turn_down("p", "second")
     first = await requester.take("dead")
     assert (await replay(requester))["status"] == "registered"
     assert (await requester.reply(await publish_replay(requester, first)))["status"] == "superseded"
@@ -79,7 +71,7 @@ async def test_dead_letters_of_one_resource_replayed_the_wrong_way_round_end_wit
 
 
 async def test_a_restarted_worker_knows_what_the_one_before_registered(rig, requester):
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     await requester.ask(messenger("p", "new"))
     await rig.stop_first()
     await rig.start()
@@ -91,9 +83,9 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     """The first worker has the journal in memory, is cut off, and becomes active again."""
     settings = rig.settings()
     first = await rig.start_worker(settings)
-    await fail(rig, requester, "q", "old")
+    await rig.turn_down("q", "old")
     assert (await replay(requester))["status"] == "registered"
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     letter = await requester.take("dead")
     second = next(service for service in rig.services if service is not first)
     active, other = (first, second) if first.tools.replay_guard.has_index else (second, first)
@@ -108,7 +100,7 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
 
 
 async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, requester, monkeypatch):
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     await rig.stop_first()
     service = await rig.start_worker(rig.settings())
     monkeypatch.setattr(service.tools.clock, "_wall_clock", lambda: 1_000_000)
@@ -119,7 +111,7 @@ async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, reque
 
 async def test_without_a_journal_a_replay_is_refused_unless_forced(rig):
     requester = await rig.start(journal=False)
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     letter = await requester.take("dead")
     refused = await requester.reply(await publish_replay(requester, letter))
     assert (refused["status"], refused["attempts"]) == ("failed", 0)
@@ -149,7 +141,7 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(r
     await requester.ask(messenger("first"))
     pages = [f"p{number}" for number in range(12)]
     for page in pages:
-        await fail(rig, requester, page, "old")
+        await rig.turn_down(page, "old")
     monkeypatch.setattr("worker.pipeline.replay_guard.IDLE_TIMEOUT", 0.2)
     assert (await replay(requester))["status"] == "registered"
     guard = service.tools.replay_guard
@@ -175,7 +167,7 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(r
 
 
 async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig, requester):
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     await requester.ask(messenger("p", "new"))
     assert (await replay(requester, force=True))["status"] == "registered"
     assert rig.held("p") == "old"
@@ -183,7 +175,7 @@ async def test_a_forced_replay_is_forwarded_over_a_newer_registration(rig, reque
 
 async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(rig):
     requester = await rig.start(journal_max_bytes=1_000_000)
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     await requester.ask(messenger("p", "new"))
     await trim_journal(rig, requester)
     refused = await replay(requester)
@@ -193,7 +185,7 @@ async def test_a_journal_that_was_trimmed_past_the_request_refuses_its_replay(ri
 
 
 async def test_a_journal_that_is_gone_refuses_a_replay_and_stops_nothing_else(rig, requester):
-    await fail(rig, requester, "p", "old")
+    await rig.turn_down("p", "old")
     await requester.channel.queue_delete(f"{requester.prefix}.journal")
     refused = await replay(requester)
     assert refused["status"] == "failed"
@@ -273,7 +265,7 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
 ):
     await requester.ask(messenger("before the letters", "so that the journal reaches back"))
     for page in ("p", "q"):
-        await fail(rig, requester, page, "old")
+        await rig.turn_down(page, "old")
     await rig.stop_first()
     behind = ArrivalClock(lambda: time.time_ns() // 1000 - 5_000_000)
     monkeypatch.setattr("worker.service.ArrivalClock", lambda: behind)

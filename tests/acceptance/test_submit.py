@@ -9,14 +9,7 @@ import sys
 import aio_pika
 import pytest
 
-from tests.acceptance.submit_command import (
-    Command,
-    ended,
-    lines,
-    pages_called,
-    told,
-    write_pages,
-)
+from tests.acceptance.submit_command import Command, ended, lines, pages_called, told, write_pages
 from tests.acceptance.terminal import in_a_terminal
 from tests.rig import Rig, messenger, until
 from tests.sandbox_faults import Latency, Status

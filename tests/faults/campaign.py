@@ -18,10 +18,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from tests.faults.checker import Findings
 from tests.faults.cluster import Cluster
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_world import ClusterWorld
@@ -62,94 +63,70 @@ def main() -> int:
 
 
 async def _in_a_cluster(arguments: argparse.Namespace, network: Network) -> int:
-    broken = 0
+    broken, lease = 0, {"FAULTS_LEADERS_LEASE": "true"} if arguments.leaders_lease else {}
     async with Cluster(network, arguments.handling) as cluster:
         for name in arguments.faults:
             fault = CLUSTER_FAULTS[name]
-            environment = dict(fault.environment)
-            if arguments.leaders_lease:
-                environment["FAULTS_LEADERS_LEASE"] = "true"
-            with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
-                world = ClusterWorld(
-                    cluster, _prefix(), Path(folder), seed=_seed(arguments, fault), environment=environment
-                )
-                requests = CLUSTER_REQUESTS * arguments.strikes
-                broken |= await _row(world, fault, requests, arguments.strikes, CLUSTER_RATE)
+            make = partial(ClusterWorld, cluster, environment={**fault.environment, **lease})
+            requests, strikes = CLUSTER_REQUESTS * arguments.strikes, arguments.strikes
+            broken |= await _row(make, fault, arguments.seed, requests, strikes, CLUSTER_RATE)
             await cluster.revive()
     return broken
 
 
 async def _alone(fault: Fault, arguments: argparse.Namespace, node: Node) -> int:
     strikes = max(1, arguments.requests // (SLOW_STRIKE_EVERY if fault.slow else STRIKE_EVERY))
-    with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
-        world = World(
-            node.url if fault.own_node else arguments.url,
-            _prefix(),
-            Path(folder),
-            node=node if fault.own_node else None,
-            seed=_seed(arguments, fault),
-            heartbeat=fault.heartbeat,
-            user=fault.user,
-            behind_tls=fault.behind_tls,
-            environment=fault.environment,
-        )
-        return await _row(world, fault, arguments.requests, strikes, arguments.rate)
+    make = partial(
+        World,
+        node.url if fault.own_node else arguments.url,
+        node=node if fault.own_node else None,
+        heartbeat=fault.heartbeat,
+        user=fault.user,
+        behind_tls=fault.behind_tls,
+        environment=fault.environment,
+    )
+    return await _row(make, fault, arguments.seed, arguments.requests, strikes, arguments.rate)
 
 
-async def _row(world: World, fault: Fault, requests: int, strikes: int, rate: float) -> int:
+async def _row(
+    make: Callable[..., World], fault: Fault, seed: int, requests: int, strikes: int, rate: float
+) -> int:
     """Strike, print the row and what is broken; 1 where something is."""
     problems: list[str] = []
-    async with world:
-        telling = asyncio.create_task(progress(world, fault, requests))
-        try:
-            async with fault.around(world) if fault.around else contextlib.nullcontext():
-                await world.start(fault.workers)
-                await endure(world, fault, requests, strikes, rate)
+    own_seed = random.Random(f"{seed} {fault.name}").randrange(2**32)
+    with tempfile.TemporaryDirectory(prefix="ott-campaign-") as folder:
+        async with make(f"campaign.{uuid4().hex[:8]}", Path(folder), seed=own_seed) as world:
+            telling = asyncio.create_task(_progress(world, fault, requests))
+            try:
+                async with fault.around(world) if fault.around else contextlib.nullcontext():
+                    await world.start(fault.workers)
+                    await endure(world, fault, requests, strikes, rate)
+                    findings = await world.findings()
+            except AssertionError as error:
+                problems.append(str(error))
+                await world.heal()
                 findings = await world.findings()
-        except AssertionError as error:
-            problems.append(str(error))
-            await world.heal()
-            findings = await world.findings()
-        finally:
-            telling.cancel()
-        print(line(fault, findings, world), flush=True)
-        problems += findings.broken
-    for problem in problems:
+            finally:
+                telling.cancel()
+            times = world.recoveries or [0.0]
+            cells = (
+                fault.name, findings.operations, world.injected, findings.lost, findings.unexpected,
+                findings.duplicates, findings.order_violations, f"{statistics.median(times):.2f}",
+                f"{max(times):.2f}", findings.peak_memory >> 20,
+            )  # fmt: skip
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    for problem in [*problems, *findings.broken]:
         print(f"  {problem}", file=sys.stderr, flush=True)
-    return int(bool(problems))
+    return int(bool(problems or findings.broken))
 
 
-def _seed(arguments: argparse.Namespace, fault: Fault) -> int:
-    return random.Random(f"{arguments.seed} {fault.name}").randrange(2**32)
-
-
-def _prefix() -> str:
-    return f"campaign.{uuid4().hex[:8]}"
-
-
-def line(fault: Fault, findings: Findings, world: World) -> str:
-    """A row of the table."""
-    times = world.recoveries or [0.0]
-    cells = (
-        fault.name, findings.operations, world.injected, findings.lost, findings.unexpected,
-        findings.duplicates, findings.order_violations, f"{statistics.median(times):.2f}",
-        f"{max(times):.2f}", findings.peak_memory >> 20,
-    )  # fmt: skip
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-async def progress(world: World, fault: Fault, requests: int) -> None:
+async def _progress(world: World, fault: Fault, requests: int) -> None:
     """Tell on standard error how far it is, until cancelled."""
     started = time.monotonic()
     while True:
         await asyncio.sleep(5)
-        spent = time.monotonic() - started
-        answered = len(world.load.answered)
-        print(
-            f"{fault.name}: {answered}/{requests} answered, {world.injected} faults, {spent:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        told = f"{len(world.load.answered)}/{requests} answered, {world.injected} faults"
+        print(f"{fault.name}: {told}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

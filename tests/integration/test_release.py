@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tomllib
-import venv
 from pathlib import Path
 
 import pytest
@@ -41,36 +40,28 @@ async def run(*command: str | Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment with the wheel. Its dependencies are the tests' own."""
+    """A folder with the wheel. Its dependencies are the tests' own."""
     folder = tmp_path_factory.mktemp("release")
     build = [sys.executable, ROOT / "deploy" / "lib" / "release.py", folder / "dist"]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(build, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path})
     assert done.returncode == 0, done.stderr
     built = [Path(line) for line in done.stdout.split()]
-    assert [file.name.removeprefix(f"ott_registration_worker-{VERSION}") for file in built] == [
-        "-py3-none-any.whl",
-        ".tar.gz",
-        ".cdx.json",
-    ]
-    venv.create(folder / "venv", with_pip=True)
-    bin_ = folder / "venv" / "bin"
-    install = [bin_ / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", built[0]]
-    subprocess.run(install, check=True, capture_output=True)
-    (site,) = (folder / "venv").glob("lib/python*/site-packages")
-    ours = next(entry for entry in map(Path, sys.path) if entry.name == "site-packages")
-    (site / "dependencies.pth").write_text(f"{ours}\n")
-    return bin_
+    endings = [file.name.removeprefix(f"ott_registration_worker-{VERSION}") for file in built]
+    assert endings == ["-py3-none-any.whl", ".tar.gz", ".cdx.json"]
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", built[0]]
+    subprocess.run([*install, "--target", folder / "wheel"], check=True, capture_output=True)
+    return folder / "wheel"
 
 
 async def test_the_wheel_is_installed_and_used(rig, installed):
     await rig.start()
-    variables = environment(rig.settings())
-    variables.pop("PYTHONPATH", None)
-    assert await run(installed / "ott-worker", "--version", **variables) == f"ott-worker {VERSION}\n"
-    where = await run(installed / "python", "-c", "import worker; print(worker.__file__)", **variables)
-    assert str(installed.parent) in where
-    asyncapi = json.loads(await run(installed / "ott-worker", "schema", "--asyncapi", **variables))
+    variables = environment(rig.settings()) | {"PYTHONPATH": str(installed)}
+    command = (sys.executable, installed / "bin" / "ott-worker")
+    assert await run(*command, "--version", **variables) == f"ott-worker {VERSION}\n"
+    where = await run(sys.executable, "-c", "import worker; print(worker.__file__)", **variables)
+    assert where.startswith(str(installed))
+    asyncapi = json.loads(await run(*command, "schema", "--asyncapi", **variables))
     assert asyncapi["info"]["version"] == VERSION
-    said = await run(installed / "python", "-c", CLIENT, json.dumps(MESSENGER), **variables)
+    said = await run(sys.executable, "-c", CLIENT, json.dumps(MESSENGER), **variables)
     assert said == "registered\n"

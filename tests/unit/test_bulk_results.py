@@ -121,8 +121,7 @@ def test_a_row_is_needless_when_a_later_one_of_its_resource_is_registered():
 
 
 @pytest.mark.parametrize(
-    ("order", "settled"),
-    [((9, 4), [4, None]), ((9, 4, 9), [4, 9]), ((4, 9), [4, 9]), ((9, 4, 12), [4, 9])],
+    ("order", "settled"), [((9, 4), [4, None]), ((9, 4, 9), [4, 9]), ((4, 9), [4, 9]), ((9, 4, 12), [4, 9])]
 )
 def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_one(order, settled):
     with JobDatabase() as database:

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -23,7 +23,6 @@ from worker.events import EventListeners
 from worker.pipeline import intake
 from worker.service import Service
 from worker.serving import HttpServer
-from worker.settings import Settings
 from worker.telemetry import admin as admin_module
 from worker.telemetry.admin import Admin
 from worker.telemetry.metrics import Metrics
@@ -39,13 +38,9 @@ class Watched:
     service: Service
     requester: Requester
     url: str
-    metrics: Metrics = field(default_factory=Metrics)
 
-    async def get(self, path: str, method: str = "GET", **options: Any) -> tuple[int, str]:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(method, self.url + path, **options) as response,
-        ):
+    async def get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
             return response.status, await response.text()
 
     async def probe(self, path: str) -> tuple[int, dict[str, Any]]:
@@ -71,19 +66,11 @@ class Watched:
 @contextlib.asynccontextmanager
 async def watched(rig: Rig, **overrides: Any) -> AsyncIterator[Watched]:
     metrics, phase = Metrics(), WorkerPhase()
-    settings = rig.settings(**overrides)
+    settings = rig.settings(admin_port=0, **overrides)
     service = await rig.start_worker(settings, EventListeners(metrics, phase))
-    url = settings.amqp_url.get_secret_value()
-    async with (
-        Requester(url, settings.prefix) as requester,
-        Admin(_with_port(settings), service, metrics, phase) as admin,
-    ):
-        assert admin.url is not None
-        yield Watched(service, requester, admin.url, metrics)
-
-
-def _with_port(settings: Settings) -> Settings:
-    return settings.model_copy(update={"admin_port": 0})
+    requester = await rig.requester_for(settings)
+    async with Admin(settings, service, metrics, phase) as admin:
+        yield Watched(service, requester, admin.url or "")
 
 
 @pytest.fixture(autouse=True)

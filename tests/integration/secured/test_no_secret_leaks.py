@@ -19,6 +19,7 @@ import pytest
 
 from tests.faults.proxy import overheard
 from tests.integration.secured.conftest import SecuredBroker
+from tests.integration.secured.ports import free_port
 from tests.rig import LINE, MESSENGER, Requester, until
 from tests.sandbox_faults import Reset, Status
 from worker.marketing_cloud.answer import MESSAGE_LIMIT
@@ -52,28 +53,17 @@ class Stage:
                     texts.append(f"{response.headers} {await response.text()}")
             return texts
 
-    def logged(self, event: str) -> bool:
-        return event in self.log.read_text()
-
-    async def drain(self, queue: str, **arguments: Any) -> list[aio_pika.abc.AbstractIncomingMessage]:
-        """All messages of PREFIX.queue."""
-        return [m async for m in _all(self.requester, queue, arguments)]
-
-
-async def _all(
-    requester: Requester, name: str, arguments: dict[str, Any]
-) -> AsyncIterator[aio_pika.abc.AbstractIncomingMessage]:
-    queue = await requester.channel.get_queue(f"{requester.prefix}.{name}", ensure=False)
-    if not arguments:
-        while (message := await queue.get(fail=False, no_ack=True)) is not None:
-            yield message
-        return
-    await requester.channel.set_qos(100)
-    with contextlib.suppress(TimeoutError):
-        async with queue.iterator(arguments=arguments, timeout=1.0) as messages:
-            async for message in messages:
-                await message.ack()
-                yield message
+    async def journal(self) -> list[aio_pika.abc.AbstractIncomingMessage]:
+        """All its messages. A stream has no end that it would tell of."""
+        found: list[aio_pika.abc.AbstractIncomingMessage] = []
+        queue = await self.requester.channel.get_queue(f"{self.requester.prefix}.journal", ensure=False)
+        await self.requester.channel.set_qos(100)
+        with contextlib.suppress(TimeoutError):
+            async with queue.iterator(arguments={"x-stream-offset": "first"}, timeout=1.0) as messages:
+                async for message in messages:
+                    found.append(message)
+                    await message.ack()
+        return found
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +72,7 @@ async def stage(broker: SecuredBroker, prefix: str, tmp_path: Path, **more: str)
     broker.ctl("add_user", user, PASSWORD)
     broker.ctl("set_permissions", user, ".*", ".*", ".*")
     url = broker.url.replace("guest:guest", f"{user}:{PASSWORD}")
-    log = tmp_path / "log"
+    log, port = tmp_path / "log", free_port()
     sandbox = Sandbox(client_id="sandbox", client_secret=CLIENT_SECRET, account_ids={"100"})
     async with sandbox, overheard(sandbox.url) as (upstream, said), Requester(url, prefix) as requester:
         environment = os.environ | {
@@ -94,7 +84,7 @@ async def stage(broker: SecuredBroker, prefix: str, tmp_path: Path, **more: str)
             "OTT_MC_CLIENT_SECRET": CLIENT_SECRET,
             "OTT_MC_ACCOUNT_ID": "100",
             "OTT_LOG_LEVEL": "debug",
-            "OTT_ADMIN_PORT": "0",
+            "OTT_ADMIN_PORT": str(port),
             "OTT_RETRY_BASE": "0.02",
             "OTT_RETRY_ATTEMPTS": "2",
             "OTT_GATE_AFTER": "50",
@@ -106,19 +96,12 @@ async def stage(broker: SecuredBroker, prefix: str, tmp_path: Path, **more: str)
                 sys.executable, "-m", "worker", "run", env=environment, stdout=output, stderr=output
             )
         try:
-            await until(lambda: "admin server listening" in log.read_text(), "the admin server")
-            address = await until(lambda: _admin_url(log.read_text()), "its address")
             await until(lambda: "subscribed" in log.read_text(), "the subscription")
-            came = Stage(requester, sandbox, log, address, process.pid, said)
-            yield came
+            yield Stage(requester, sandbox, log, f"http://127.0.0.1:{port}", process.pid, said)
         finally:
             process.terminate()
             await process.wait()
             broker.ctl("delete_user", user)
-
-
-def _admin_url(log: str) -> str | None:
-    return next((word.strip('",') for word in log.replace("url=", " ").split() if "http://127" in word), None)
 
 
 async def all_kinds_of_traffic(on: Stage, broker: SecuredBroker, secrets: dict[str, str]) -> list[str]:
@@ -196,9 +179,9 @@ async def test_secrets_stay_where_they_must(secured, prefix, tmp_path, secret_va
         assert resource.prlimit(on.pid, resource.RLIMIT_CORE) == (0, 0)
         replies = [m for same in on.requester.replies.values() for m in same]
         async with Requester(on.requester._url, prefix) as on.requester:
-            dead = await on.drain("dead")
-            own_replies = await on.drain("replies")
-            journal = await on.drain("journal", **{"x-stream-offset": "first"})
+            dead = await on.requester.take_all("dead")
+            own_replies = await on.requester.take_all("replies")
+            journal = await on.journal()
     log = on.log.read_text()
     assert "settled" in log
     assert len(dead) > 10

@@ -82,8 +82,8 @@ BREAKS = [
     Break(
         "standbys renew their lease without a majority",
         "worker/amqp/consumer.py",
-        "            await self._vote(channel, deadline)\n",
-        "            if self._unsettled:\n                await self._vote(channel, deadline)\n",
+        "        await self._vote(channel, deadline)\n",
+        "        if self._unsettled:\n            await self._vote(channel, deadline)\n",
         "integration/test_subscription_ends.py -k standby",
     ),
     Break(

@@ -11,9 +11,9 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiormq.exceptions
 
@@ -68,17 +68,8 @@ class EndReason(Enum):
     def is_healthy(self) -> bool:
         """Whether the worker gives its deliveries back in good health: then they are not suspected of having
         crashed it."""
-        return self in _HEALTHY
-
-
-_HEALTHY = frozenset(
-    {
-        EndReason.PAUSED,
-        EndReason.HELD,
-        EndReason.MEMORY_LIMIT,
-        EndReason.EPOCH_OVER,
-    }
-)
+        kinds = EndReason
+        return self in (kinds.PAUSED, kinds.HELD, kinds.MEMORY_LIMIT, kinds.EPOCH_OVER)
 
 
 class End(NamedTuple):
@@ -93,10 +84,7 @@ class End(NamedTuple):
 
 def lease_clock() -> float:
     """Seconds, in which the time counts that the machine was suspended (contract §6)."""
-    return time.clock_gettime(_LEASE_CLOCK)
-
-
-_LEASE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +125,7 @@ def delivery_of(method: bytes, properties: Properties, body: bytes, dropped: int
     return Delivery(tag, body, properties, redelivered, time.monotonic(), exchange, key, dropped)
 
 
+@dataclass(eq=False)
 class Subscription:
     """Deliveries of one channel. `ended` is done when it is over, with the reason.
 
@@ -146,35 +135,28 @@ class Subscription:
     they were given back. So they come again with the next subscription: end this one when it `is_spent`.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        queue: str,
-        prefetch: int,
-        max_body_bytes: float = math.inf,
-    ) -> None:
-        self.connection = connection
-        self._queue = queue
-        self.prefetch = prefetch
-        self._max_body_bytes = max_body_bytes
-        self._arguments: dict[str, Any] = {"x-consumer-timeout": CONSUMER_TIMEOUT}
-        self._lease = min(LEASE, (connection.heartbeat or math.inf) * LEASE_SHARE)
+    connection: Connection
+    _queue: str
+    prefetch: int
+    _max_body_bytes: float = math.inf
+    held_bytes: int = 0  # of unsettled deliveries in memory
+    _channel: RawChannel | None = None
+    _interceptor: FrameInterceptor | None = None
+    _unsettled: dict[int, Delivery] = field(default_factory=dict)
+    _acknowledged: list[int] = field(default_factory=list)
+    _rejected: list[int] = field(default_factory=list)
+    _inbox: deque[Delivery] = field(default_factory=deque)
+    _is_withholding: bool = False
+    _flushing: bool = False
+    _has_settled: bool = False
+    _lease_renewed_at: float = 0.0
+    _lease_renewed: asyncio.Event = field(default_factory=asyncio.Event)
+    _lease_wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    _lease_task: "asyncio.Task[None] | None" = None
+
+    def __post_init__(self) -> None:
+        self._lease = min(LEASE, (self.connection.heartbeat or math.inf) * LEASE_SHARE)
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-        self._channel: RawChannel | None = None
-        self._interceptor: FrameInterceptor | None = None
-        self._unsettled: dict[int, Delivery] = {}
-        self._acknowledged: list[int] = []
-        self._rejected: list[int] = []
-        self._inbox: deque[Delivery] = deque()
-        self.held_bytes = 0  # of unsettled deliveries in memory
-        self._is_withholding = False
-        self._flushing = False
-        self._has_settled = False
-        self._lease_renewed_at = 0.0
-        self._lease_renewed = asyncio.Event()
-        self._lease_wanted = asyncio.Event()
-        self._renewing = asyncio.Lock()
-        self._lease_task: asyncio.Task[None] | None = None
 
     @property
     def silence(self) -> float:
@@ -235,7 +217,9 @@ class Subscription:
         with broker_errors("The consumer could not start"):
             async with asyncio.timeout(RPC_TIMEOUT * 3):
                 await channel.basic_qos(prefetch_count=self.prefetch)
-                await channel.basic_consume(self._queue, no_callback, arguments=self._arguments)
+                await channel.basic_consume(
+                    self._queue, no_callback, arguments={"x-consumer-timeout": CONSUMER_TIMEOUT}
+                )
         self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
         # Without this task nobody renews the lease, and every call would wait for it.
@@ -260,14 +244,12 @@ class Subscription:
             await self._lease_renewed.wait()
 
     async def renew_lease(self) -> None:
-        """Ask the queue whether this consumer is alive, and return when it says so. Raises
-        BrokerUnreachable: it has ended, or the broker does not answer."""
-        channel = self._channel
-        while channel is not None and not self.ended.done():
-            if await self._renew(channel):
-                return
-            await asyncio.sleep(LEASE_RETRY_INTERVAL)
-        raise BrokerUnreachable("The subscription has ended")
+        """Return when the queue, asked from now on, has said that this consumer is alive. Once the
+        subscription has ended it never does."""
+        asked_at = lease_clock()
+        while self._lease_renewed_at < asked_at:
+            self._lease_wanted.set()
+            await self._lease_renewed.wait()
 
     async def close(self) -> bool:
         """End it: unsettled deliveries go back to the queue in their order. False where the broker did not
@@ -327,22 +309,19 @@ class Subscription:
         self._flushing = False
         if self.ended.done() or self._interceptor is None or not self._interceptor.is_open:
             return
-        if self._acknowledged or self._rejected:
-            self._has_settled = True
-            self.connection.wire.write(self._settlements(self._interceptor.channel))
-
-    def _settlements(self, channel: int) -> bytes:
-        """Acknowledgements last, for a `multiple` takes all that is not settled yet: one up to the lowest
-        unsettled delivery, and one acknowledgement for each beyond it."""
-        acknowledged, self._acknowledged = sorted(self._acknowledged), []
-        rejected, self._rejected = self._rejected, []
+        # Acknowledgements last, for a `multiple` takes all that is not settled yet: one up to the lowest
+        # unsettled delivery, and one for each beyond it.
+        acknowledged, rejected = sorted(self._acknowledged), self._rejected
+        self._acknowledged, self._rejected = [], []
+        channel, lowest = self._interceptor.channel, next(iter(self._unsettled), math.inf)
+        split = bisect_left(acknowledged, lowest)
         settlements = [frames.reject(channel, tag) for tag in rejected]
-        lowest = next(iter(self._unsettled), None)
-        split = len(acknowledged) if lowest is None else bisect_left(acknowledged, lowest)
         if split:
             settlements.append(frames.ack(channel, acknowledged[split - 1], multiple=True))
         settlements += [frames.ack(channel, tag) for tag in acknowledged[split:]]
-        return b"".join(settlements)
+        if settlements:
+            self._has_settled = True
+            self.connection.wire.write(b"".join(settlements))
 
     async def _until_settled(self, channel: RawChannel) -> None:
         """Wait until the queue has taken all acknowledgements. The broker's channel holds some of them back
@@ -378,18 +357,17 @@ class Subscription:
         """Whether the queue's leader counts this consumer as alive. A leader that is cut off from the others
         goes on answering while they give the deliveries to somebody else. So only what most of the queue's
         nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
-        async with self._renewing:
-            asked_at = lease_clock()
-            deadline = asyncio.get_running_loop().time() + LEASE_TIMEOUT
-            with broker_errors("The lease could not be renewed"):
-                async with asyncio.timeout_at(deadline):
-                    if not await self._round_trip(channel):
-                        return False
-            await self._vote(channel, deadline)
-            self._lease_renewed_at = asked_at
-            self._lease_renewed.set()
-            self._lease_renewed.clear()
-            return True
+        asked_at = lease_clock()
+        deadline = asyncio.get_running_loop().time() + LEASE_TIMEOUT
+        with broker_errors("The lease could not be renewed"):
+            async with asyncio.timeout_at(deadline):
+                if not await self._round_trip(channel):
+                    return False
+        await self._vote(channel, deadline)
+        self._lease_renewed_at = asked_at
+        self._lease_renewed.set()
+        self._lease_renewed.clear()
+        return True
 
     async def _vote(self, channel: RawChannel, deadline: float) -> None:
         """Return when most nodes of the queue have agreed to something. Raises BrokerUnreachable. Where they

@@ -5,9 +5,10 @@ import os
 import socket
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Self
 
-from worker.amqp.connection import Connection
+from worker.amqp.connection import Connection, connected
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
 from worker.amqp.reconnect import keep_connected
@@ -102,7 +103,10 @@ class Service:
         at the start, and what ended one of the tasks in the background: none may be missing unnoticed."""
         consuming = asyncio.create_task(
             keep_connected(
-                self.settings, "consumer", self._consume_on, self._connection_failed, until=self._stopping
+                partial(connected, self.settings, "consumer"),
+                self._consume_on,
+                self._connection_failed,
+                until=self._stopping,
             ),
             name="consumer",
         )

@@ -19,7 +19,7 @@ from typing import Final
 import aiormq.exceptions
 
 from worker.amqp.confirm_channel import ConfirmChannel, error_of, is_blame
-from worker.amqp.connection import Connection, connect
+from worker.amqp.connection import Connection, connect, connected
 from worker.amqp.ledger import Message, Publish
 from worker.amqp.lone_channel import Open, Poisonous, publish_apart
 from worker.amqp.reconnect import keep_connected
@@ -222,7 +222,9 @@ class Publisher:
                 raise BrokerUnreachable("connection lost")
             events.publisher_lost("connection lost")  # another at once: what is to blame goes elsewhere
 
-        serve = keep_connected(self._settings, purpose, use, lambda error: events.publisher_lost(str(error)))
+        serve = keep_connected(
+            partial(connected, self._settings, purpose), use, lambda error: events.publisher_lost(str(error))
+        )
         self._tasks[purpose] = asyncio.create_task(serve, name=purpose)
 
 

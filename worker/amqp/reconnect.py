@@ -5,16 +5,13 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TypeVar
 
 from aio_pika.abc import AbstractConnection
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from worker.amqp.connection import Connection, connected
 from worker.backoff import RECONNECT, Backoff
 from worker.errors import BrokerUnreachable, WorkerError
-from worker.settings import Settings
 
 STABLE_AFTER = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
 
@@ -22,20 +19,6 @@ C = TypeVar("C", bound=AbstractConnection)
 
 
 async def keep_connected(
-    settings: Settings,
-    purpose: str,
-    use: Callable[[Connection], Awaitable[None]],
-    on_failure: Callable[[WorkerError], None],
-    *,
-    backoff: Backoff = RECONNECT,
-    until: asyncio.Event | None = None,
-) -> None:
-    """Open a connection and `use` it, again and again, until this is cancelled or `until` is set: see
-    `keep`."""
-    await keep(partial(connected, settings, purpose), use, on_failure, backoff=backoff, until=until)
-
-
-async def keep(
     source: Callable[[], AbstractAsyncContextManager[C]],
     use: Callable[[C], Awaitable[None]],
     on_failure: Callable[[WorkerError], None],

@@ -18,7 +18,7 @@ from yarl import URL
 from worker.amqp.causes import broker_errors, object_errors
 from worker.amqp.connection import Connection, answered, connected, opened
 from worker.amqp.queue import FORBIDDEN, MISSING
-from worker.amqp.reconnect import keep
+from worker.amqp.reconnect import keep_connected
 from worker.backoff import REFUSED
 from worker.broker.topology import NO_DELIVERY_LIMIT, Arguments, Topology
 from worker.contract.words import ACCOUNT_HEADER, AS_OF_HEADER, REQUEST_KEY
@@ -94,7 +94,9 @@ class Requester:
 
     async def __aenter__(self) -> Self:
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._keeping = asyncio.create_task(keep(self._source, self._use, self._failed), name="requester")
+        self._keeping = asyncio.create_task(
+            keep_connected(self._source, self._use, self._failed), name="requester"
+        )
         try:
             await self._opened
         except BaseException:

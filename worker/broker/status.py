@@ -8,6 +8,7 @@ import getpass
 import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import PublishError
@@ -53,7 +54,7 @@ async def publish_status(
                     if not stopping.is_set():
                         await asyncio.sleep(CHANGES_TOGETHER)
 
-    await keep_connected(settings, "status", publish_on, lambda _: None, until=stopping)
+    await keep_connected(partial(connected, settings, "status"), publish_on, lambda _: None, until=stopping)
 
 
 async def read_workers(settings: Settings) -> list[WorkerStatus]:
@@ -140,7 +141,7 @@ class StandingOrders:
 
     async def follow(self) -> None:
         """Read the orders, until cancelled."""
-        await keep_connected(self._settings, "orders", self._follow, self._unreadable)
+        await keep_connected(partial(connected, self._settings, "orders"), self._follow, self._unreadable)
 
     def _unreadable(self, error: WorkerError) -> None:
         if isinstance(error, TopologyError):

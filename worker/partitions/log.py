@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker.amqp.connection import connected
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
@@ -144,8 +146,7 @@ class PartitionLog:
     async def follow(self) -> None:
         """Read the stream, and read on, until cancelled."""
         await keep_connected(
-            self._settings,
-            "partitions",
+            partial(connected, self._settings, "partitions"),
             lambda connection: self._read_on(StreamReader(connection, self._stream, self._events)),
             lambda error: self._events.partition_log_unreadable(str(error)),
             backoff=RECONNECT_SOON,

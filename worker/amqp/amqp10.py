@@ -8,6 +8,7 @@ and in a second or two. Layouts: OASIS AMQP 1.0, parts 1 (types) and 2 (transpor
 
 import asyncio
 import struct
+from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from yarl import URL
@@ -27,12 +28,16 @@ SASL_INIT, SASL_OUTCOME = 0x41, 0x44
 SOURCE, TARGET, MODIFIED = 0x28, 0x29, 0x27
 APPLICATION_PROPERTIES: Final = 0x74
 BODIES: Final = (0x75, 0x76, 0x77)
-UNKNOWN: Final = object()  # a UUID or a character, which AMQP 0-9-1 does not have
-NO_NUMBER: Final = object()  # a decimal, an infinity, or what is not a number
-
+NULL, TRUE, ZERO, PLAIN = b"\x40", b"\x41", b"\x43", b"\xa3\x05PLAIN"
+TEXT, BINARY = b"\xb1", b"\xb0"
 EXPONENTS: Final = {0x72: 0xFF << 23, 0x82: 0x7FF << 52}  # all ones: an infinity or not a number
 
-NULL, TRUE, FALSE, ZERO = b"\x40", b"\x41", b"\x42", b"\x43"
+
+class Unknown(Enum):
+    """A value that AMQP 0-9-1 does not have."""
+
+    KIND = "a UUID or a character"
+    NUMBER = "a decimal, an infinity, or what is not a number"
 
 
 class Frame(NamedTuple):
@@ -49,27 +54,30 @@ async def spend_deliveries(settings: Settings, connection: Connection, queue: st
     Returns how many times. Raises BrokerUnreachable, also where RabbitMQ does not speak AMQP 1.0."""
     try:
         async with asyncio.timeout(TIMEOUT):
-            return await _spend(
-                settings, connection.url, queue, count, _undeliverable(connection.server_version)
+            # Since 4.3 RabbitMQ leaves numbers out that it cannot say.
+            version = tuple(
+                int(part) for part in connection.server_version.split(".")[:2] if part.isdecimal()
             )
+            kinds = {Unknown.KIND} if version >= (4, 3) else {*Unknown}
+            return await _spend(settings, connection.url, queue, count, kinds)
     except (OSError, EOFError, TimeoutError, struct.error, LookupError, TypeError, ValueError) as error:
         raise BrokerUnreachable(f"AMQP 1.0 to {queue}: {type(error).__name__}") from None
 
 
-async def _spend(settings: Settings, url: URL, queue: str, count: int, kinds: frozenset[object]) -> int:
+async def _spend(settings: Settings, url: URL, queue: str, count: int, kinds: set[Unknown]) -> int:
     reader, writer = await asyncio.open_connection(url.host, port_of(url), ssl=tls_context(settings, url))
     try:
         await _shake_hands(reader, writer, b"AMQP\x03\x01\x00\x00")
         await _frame(reader)
-        login = f"\0{url.user or 'guest'}\0{url.password or 'guest'}".encode()
-        writer.write(frame(SASL_INIT, symbol("PLAIN"), binary(login), kind=1))
+        login = f"\0{url.user or 'guest'}\0{url.password or 'guest'}"
+        writer.write(frame(SASL_INIT, PLAIN, sized(login, BINARY), kind=1))
         if (await _next(reader, SASL_OUTCOME)).fields[0] != 0:
             raise BrokerUnreachable("AMQP 1.0: user name or password refused")
         await _shake_hands(reader, writer, b"AMQP\x00\x01\x00\x00")
-        writer.write(frame(OPEN, text("ott-worker undeliverable"), text(f"vhost:{vhost_of(url)}")))
+        writer.write(frame(OPEN, sized("ott-worker undeliverable"), sized(f"vhost:{vhost_of(url)}")))
         writer.write(frame(BEGIN, NULL, ZERO, uint(WINDOW), uint(WINDOW)))
-        source = described(SOURCE, text(f"/queues/{queue}"))
-        writer.write(frame(ATTACH, text("link"), ZERO, TRUE, NULL, NULL, source, described(TARGET)))
+        source = described(SOURCE, sized(f"/queues/{queue}"))
+        writer.write(frame(ATTACH, sized("link"), ZERO, TRUE, NULL, NULL, source, described(TARGET)))
         begun = (await _next(reader, BEGIN)).fields[1]
         attached = (await _next(reader, ATTACH)).fields[9]
         return await _return_as_failed(reader, writer, begun, attached, count, kinds)
@@ -83,7 +91,7 @@ async def _return_as_failed(
     transfers: int,
     deliveries: int,
     count: int,
-    kinds: frozenset[object],
+    kinds: set[Unknown],
 ) -> int:
     """`transfers` and `deliveries` are the peer's counts so far."""
     returned, credit, clock = 0, count, asyncio.get_running_loop().time
@@ -111,13 +119,7 @@ async def _return_as_failed(
     return returned
 
 
-def _undeliverable(broker: str) -> frozenset[object]:
-    """The kinds of values that end a consumer's connection; since 4.3 RabbitMQ leaves some of them out."""
-    version = tuple(int(part) for part in broker.split(".")[:2] if part.isdecimal())
-    return frozenset({UNKNOWN} if version >= (4, 3) else {UNKNOWN, NO_NUMBER})
-
-
-def _holds(message: bytes, kinds: frozenset[object]) -> bool:
+def _holds(message: bytes, kinds: set[Unknown]) -> bool:
     """Whether such a value is in a message's application properties."""
     at = 0
     try:
@@ -131,10 +133,8 @@ def _holds(message: bytes, kinds: frozenset[object]) -> bool:
     return False
 
 
-def _is_in(value: Any, kinds: frozenset[object]) -> bool:
-    if isinstance(value, list):
-        return any(_is_in(item, kinds) for item in value)
-    return (value is UNKNOWN and UNKNOWN in kinds) or (value is NO_NUMBER and NO_NUMBER in kinds)
+def _is_in(value: Any, kinds: set[Unknown]) -> bool:
+    return any(_is_in(item, kinds) for item in value) if isinstance(value, list) else value in kinds
 
 
 async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, header: bytes) -> None:
@@ -188,25 +188,18 @@ def _value(data: bytes, at: int) -> tuple[Any, int]:
     return items, end
 
 
-def _fixed(code: int, number: int) -> object:
+def _fixed(code: int, number: int) -> int | Unknown:
     if code in (0x73, 0x98):
-        return UNKNOWN
+        return Unknown.KIND
     if code in (0x74, 0x84, 0x94) or (code in EXPONENTS and number & EXPONENTS[code] == EXPONENTS[code]):
-        return NO_NUMBER
+        return Unknown.NUMBER
     return number
 
 
-def text(value: str) -> bytes:
+def sized(value: str, code: bytes = TEXT) -> bytes:
+    """A text, or other bytes with their length."""
     encoded = value.encode()
-    return b"\xb1" + struct.pack(">I", len(encoded)) + encoded
-
-
-def symbol(value: str) -> bytes:
-    return b"\xa3" + bytes((len(value),)) + value.encode()
-
-
-def binary(value: bytes) -> bytes:
-    return b"\xb0" + struct.pack(">I", len(value)) + value
+    return code + struct.pack(">I", len(encoded)) + encoded
 
 
 def uint(value: int) -> bytes:
@@ -220,7 +213,7 @@ def described(code: int, *fields: bytes) -> bytes:
     return b"\x00\x53" + bytes((code,)) + b"\xd0" + head + content
 
 
-def frame(code: int, *fields: bytes, kind: int = 0, payload: bytes = b"") -> bytes:
+def frame(code: int, *fields: bytes, kind: int = 0) -> bytes:
     """A frame on channel 0."""
-    content = described(code, *fields) + payload
+    content = described(code, *fields)
     return struct.pack(">IBBH", len(content) + 8, 2, kind, 0) + content

@@ -21,7 +21,7 @@ class Running:
 
     def __init__(self, console: Console, session: aiohttp.ClientSession) -> None:
         self.console = console
-        self.cookie = console.sessions.cookie
+        self.cookie = console.guard.cookie
         self.session = session
 
     async def json(self, path: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pytest
 from tests.console.conftest import Running
 from tests.rig import environment
 from worker.console import server
+from worker.console.security import GUESSES
 from worker.console.server import Console
-from worker.console.session import GUESSES, Sessions
 from worker.errors import SettingsError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -144,7 +144,7 @@ async def test_behind_a_proxy_links_cookies_and_the_origin_follow_its_url(start_
 
 async def test_two_consoles_on_one_host_have_cookies_of_their_own(make_settings):
     places = [{"prefix": "one"}, {"prefix": "two"}, {"prefix": "two", "console_url": "https://ops.example/b"}]
-    names = {Sessions(make_settings().model_copy(update=place)).cookie for place in places}
+    names = {Console(make_settings().model_copy(update=place)).guard.cookie for place in places}
     assert len(names) == 3
 
 

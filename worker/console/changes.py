@@ -9,11 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from worker.broker.status import publish_order, whoami
-from worker.console.forms import Change, form_of, letters_asked_for, patch_of, rate_of, why_of
+from worker.console.forms import LETTER_FILTERS, Change, asked_for, form_of, patch_of, rate_of, why_of
 from worker.console.pages import Pages
-from worker.console.rendering import see, wants_json
+from worker.console.rendering import SESSION, see, wants_json
 from worker.console.runs import ConsoleRun
-from worker.console.session import SESSION
 from worker.console.sources import ANSWER, Sources, refreshed
 from worker.contract.selection import Selection
 from worker.contract.status import Order, OrderKind
@@ -44,35 +43,33 @@ class Changes:
             web.post("/runs/{number}/cancel", self.cancel),
         )
 
-    async def order(self, order: OrderKind, request: web.Request) -> web.StreamResponse:
+    async def order(self, order: OrderKind, request: web.Request) -> web.Response:
         """Order all workers to pause, or to go on."""
         why = why_of(await form_of(request))
         await publish_order(self._sources.settings, Order.now(order, why, by=_by(request)))
         self._sources.expire()
         await refreshed(ANSWER if wants_json(request) else PLAN_PATIENCE, self._sources.state)
         if wants_json(request):
-            pause = self._sources.state.value.pause
-            return web.json_response({"paused": pause and pause.model_dump(mode="json")})
+            return self._pages.answer(request, "overview", self._sources.state.value.document())
         return see("/")
 
-    async def plan(self, request: web.Request) -> web.StreamResponse:
+    async def plan(self, request: web.Request) -> web.Response:
         """Make a plan for the letters of the form: those picked, or all that its page showed."""
         form = await form_of(request)
-        do = form.get("do", "")
+        do, letter, letters = form.get("do", ""), form.get("letter", ""), self._sources.letters
         if do not in ACTIONS:
             raise UsageError(f"do must be one of {', '.join(sorted(ACTIONS))}")
-        letter = form.get("letter", "")
         patch, changes = dict[str, Any](), list[Change]()
         if do.endswith(PICKED):
             keys = form.getall("pick", [])
         elif letter:
             keys = [letter]
         else:
-            await refreshed(ANSWER, self._sources.letters.rows)
-            selection, _ = letters_asked_for(form)
-            keys = self._sources.letters.shown(selection, form.get("version", ""))
+            await refreshed(ANSWER, letters.rows)
+            selection, _ = asked_for(form, *LETTER_FILTERS)
+            keys = letters.shown(selection, form.get("version", ""))
         if do == "correct":
-            found = await self._sources.letters.find(letter) if letter else None
+            found = await letters.find(letter) if letter else None
             if letter and found is None:
                 raise UsageError("The letter is not there any more.")
             patch, changes = patch_of(form, None if found is None else view(found, reveal=False))
@@ -86,39 +83,40 @@ class Changes:
         )
         run = ConsoleRun(self._sources.settings, plan, len(keys), changes)
         self._sources.runs.add(run)
-        await asyncio.wait({run.begin_plan()}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
+        planning = run.begin("planning", run.look())
+        await asyncio.wait({planning}, timeout=ANSWER if wants_json(request) else PLAN_PATIENCE)
         return self._shown(request, run)
 
-    async def start(self, request: web.Request) -> web.StreamResponse:
+    async def start(self, request: web.Request) -> web.Response:
         """Do what was planned."""
         form, run = await form_of(request), self._pages.run_of(request)
+        plan, active = run.plan, self._sources.runs.active
         if run.phase != "planned":
             raise UsageError("This was started already, or its plan failed: make a new one.")
-        if (active := self._sources.runs.active) is not None:
+        if active is not None:
             raise UsageError(f"Another run is under way ({active.stage}): wait until it ends, or cancel it.")
-        why = why_of(form)
-        if run.plan.refusal:
-            raise UsageError(run.plan.refusal)
+        if plan.refusal:
+            raise UsageError(plan.refusal)
         is_counted = form.get("count", "").replace(",", "").strip() == str(run.count)
-        if run.plan.kind == "discard" and not is_counted:
+        if plan.kind == "discard" and not is_counted:
             raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
+        run.by, run.why, rate = _by(request), why_of(form), rate_of(form)
         canary = form.get("canary") == "one"
-        task = run.begin(by=_by(request), why=why, canary=canary, rate=rate_of(form))
+        task = run.begin("running", run.perform(by=run.by, why=run.why, canary=canary, rate=rate))
         task.add_done_callback(lambda _: self._sources.expire())
         return self._shown(request, run)
 
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
+    async def cancel(self, request: web.Request) -> web.Response:
         """End a run after what is under way; the letters that are left stay where they are."""
         run = self._pages.run_of(request)
         run.stop()
         return self._shown(request, run)
 
-    def _shown(self, request: web.Request, run: ConsoleRun) -> web.StreamResponse:
+    def _shown(self, request: web.Request, run: ConsoleRun) -> web.Response:
         if wants_json(request):
-            return self._pages.shown(request, run)
+            return self._pages.answer(request, "run", run.document())
         return see(f"/runs/{run.number}")
 
 
 def _by(request: web.Request) -> str:
-    session = request.get(SESSION)
-    return session.name if session is not None and session.name else whoami()
+    return request.get(SESSION) or whoami()

@@ -1,6 +1,7 @@
 """Reads URLs and forms: filters, and corrections of letters with the differences that they make."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -21,9 +22,9 @@ from worker.dead_letters.patch import flag_of
 from worker.errors import UsageError
 
 # The filters, by their names in a URL.
-LETTER_FILTERS = ("reason", "platform", "resource", "account", "user", "error", "cause", "id")
 JOURNAL_FILTERS = ("id", "resource", "platform", "account", "reason", "status")
 TIMES = ("since", "until")
+LETTER_FILTERS = ("reason", "platform", "resource", "account", "user", "error", "cause", "id", *TIMES)
 
 UNCHANGED = "unchanged"
 MAX_RATE = 1e6  # letters a second
@@ -38,27 +39,15 @@ async def form_of(request: web.Request) -> MultiDict[str]:
     return MultiDict((name, value) for name, value in typed.items() if isinstance(value, str))
 
 
-def given(query: Query, *names: str) -> dict[str, str]:
-    """Those of the names that the query gives a value."""
-    return {name: value for name in names if (value := query.get(name, "").strip())}
-
-
-def letters_asked_for(query: Query) -> tuple[Selection, dict[str, str]]:
-    """The dead letters that a URL or a form names, and its words for that. Raises UsageError where a time is
-    none."""
-    words = given(query, *LETTER_FILTERS, *TIMES)
-    times: dict[str, Any] = {name: moment(words[name], name.capitalize()) for name in TIMES if name in words}
-    return Selection(**_sets(words, LETTER_FILTERS), **times), words
-
-
-def records_asked_for(query: Query) -> tuple[Selection, dict[str, str]]:
-    """The records that a URL names, and its words for that."""
-    words = given(query, *JOURNAL_FILTERS)
-    return Selection(**_sets(words, JOURNAL_FILTERS)), words
-
-
-def _sets(words: Mapping[str, str], filters: Iterable[str]) -> dict[str, Any]:
-    return {name: frozenset({words[name]}) for name in filters if name in words}
+def asked_for(query: Query, *filters: str) -> tuple[Selection, dict[str, str]]:
+    """What a URL or a form selects by these filters, and its words for that. Raises UsageError where a time
+    is none."""
+    words = {name: word for name in filters if (word := query.get(name, "").strip())}
+    values: dict[str, Any] = {
+        name: moment(word, name.capitalize()) if name in TIMES else frozenset({word})
+        for name, word in words.items()
+    }
+    return Selection(**values), words
 
 
 def why_of(form: Query) -> str:
@@ -72,13 +61,12 @@ def why_of(form: Query) -> str:
 def rate_of(form: Query) -> float | None:
     """Letters a second at most, None for no limit. Raises UsageError."""
     text = form.get("rate", "").strip()
-    try:
-        rate = float(text or "inf")
-    except ValueError:
-        rate = 0
-    if text and not 0 < rate < MAX_RATE:
-        raise UsageError("The rate must be a number above 0: letters a second.")
-    return rate if text else None
+    if not text:
+        return None
+    with suppress(ValueError):
+        if 0 < (rate := float(text)) < MAX_RATE:
+            return rate
+    raise UsageError("The rate must be a number above 0: letters a second.")
 
 
 class Field(NamedTuple):
@@ -125,9 +113,9 @@ def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str,
         raise UsageError("The platform is none.")
     values: dict[str, Any] = {}
     changes: list[Change] = []
-    if document is not None and document.get("ottPlatformName") != platform.name:
+    if document is not None and document.get(PLATFORM_NAME) != platform.name:
         values[PLATFORM_NAME] = platform.name
-        changes.append(Change(PLATFORM_NAME, str(document.get("ottPlatformName") or ""), platform.name))
+        changes.append(Change(PLATFORM_NAME, _text(document.get(PLATFORM_NAME)), platform.name))
     for field in fields_of(document, platform):
         # A browser leaves line breaks out of a field.
         unchanged = (UNCHANGED, "") if field.is_secret or field.is_flag else (_one_line(field.shown),)

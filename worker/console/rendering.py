@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
@@ -11,11 +11,17 @@ import jinja2
 from aiohttp import web
 from markupsafe import Markup
 
-from worker.console.session import SESSION
+from worker.broker.situation import advice
+from worker.console.forms import fields_of
+from worker.contract.platforms import PLATFORMS
 from worker.contract.settlement import brief
 from worker.contract.timestamps import how_long, microseconds
+from worker.contract.words import REASONS, STATUSES
 from worker.release import version
 from worker.settings import Settings
+
+SESSION: web.RequestKey[str] = web.RequestKey("session", str)
+"""What those who are logged in call themselves."""
 
 
 class Page(NamedTuple):
@@ -39,9 +45,6 @@ PAGES = (
     Page("/runs/{number}", "run"),
     Page(r"/resources/{platform}/{resource:[\s\S]*}", "resource", True),
 )
-CHART_WIDTH, CHART_HEIGHT = 600, 100
-STACK = ("registered", "superseded", "rejected", "failed")  # from the bottom up
-LEAST_HEIGHT = 1.5  # one failure among thousands must be seen
 _LINK = re.compile(r'\b(href|src|action|formaction|hx-get|hx-post)="/(?!/)')
 
 
@@ -80,66 +83,73 @@ class Renderer:
         self._environment.filters |= {
             "ago": _ago,
             "brief": brief,
+            "moment": _moment,
             "number": _number,
             "pretty": lambda value: json.dumps(value, ensure_ascii=False, indent=2),
             "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-            "resource": _resource_path,
-            "query": _query,
-            "seconds": _seconds,
             "sentence": lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}.",
         }
         self._environment.globals |= {
+            "advice": advice,
+            "fields_of": fields_of,
             "menu": [page for page in PAGES if page.name],
+            "platforms": PLATFORMS,
             "prefix": settings.prefix,
             "read_only": settings.console_read_only,
+            "reasons": REASONS,
+            "resource_path": _resource_path,
+            "statuses": STATUSES,
             "version": version(),
-            "chart_width": CHART_WIDTH,
-            "chart_height": CHART_HEIGHT,
         }
         for name in self._environment.list_templates():
             self._environment.get_template(name)  # compiled now, so that nobody waits for it
 
-    def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """A page. `values` are what its template needs besides what all of them know."""
-        text = self._environment.get_template(f"{template}.html").render(
-            path=local_path(request.path, self._settings),
-            url=local_path(request.path_qs, self._settings),
-            can_log_out=bool(self._settings.console_password) and request.get(SESSION) is not None,
-            **values,
-        )
-        if self._base:
-            text = _LINK.sub(rf'\1="{self._base}/', text)
-        return web.Response(body=_encoded(text), content_type="text/html", charset="utf-8", status=status)
-
     def answer(
-        self, request: web.Request, template: str, document: Mapping[str, Any], **values: Any
+        self,
+        request: web.Request,
+        template: str,
+        document: Mapping[str, Any],
+        *,
+        status: int = 200,
+        **values: Any,
     ) -> web.Response:
-        """The document for those that want JSON, else a page, which is given it as `doc`."""
+        """The document for those that want JSON, else a page, which is given it as `doc`. `values` are what
+        the template needs besides what all of them know."""
         if wants_json(request):
-            text = json.dumps(document, ensure_ascii=False, default=_plain) + "\n"
-            response = web.Response(body=_encoded(text), content_type="application/json", charset="utf-8")
+            kind = "application/json"
+            text = json.dumps(document, ensure_ascii=False, default=datetime.isoformat) + "\n"
         else:
-            response = self.page(request, template, doc=document, **values)
-        response.headers["Vary"] = "Accept"
-        return response
+            kind = "text/html"
+            text = self._environment.get_template(f"{template}.html").render(
+                doc=document,
+                path=local_path(request.path, self._settings),
+                url=local_path(request.path_qs, self._settings),
+                query=request.query,
+                can_log_out=bool(self._settings.console_password) and SESSION in request,
+                **values,
+            )
+            if self._base:
+                text = _LINK.sub(rf'\1="{self._base}/', text)
+        return web.Response(
+            # Ids come from AMQP properties and may hold bytes that are not UTF-8.
+            body=text.encode(errors="replace"),
+            content_type=kind,
+            charset="utf-8",
+            status=status,
+            headers={"Vary": "Accept"},
+        )
 
 
-def _encoded(text: str) -> bytes:
-    """Ids come from AMQP properties and may hold bytes that are not UTF-8."""
-    return text.encode(errors="replace")
+def _resource_path(platform: str, id_: str, account: str | None = None) -> str:
+    """The page of a page or channel."""
+    given = {"account": account} if account else {}
+    if id_ in (".", ".."):  # a browser takes these out of a path
+        given["id"], id_ = id_, ""
+    path = f"/resources/{quote(platform, safe='')}/{quote(id_, safe='')}"
+    return f"{path}?{urlencode(given)}" if given else path
 
 
-def _resource_path(resource: tuple[str, str]) -> str:
-    """The page of a page or channel. A browser takes `.` and `..` out of a path."""
-    platform, id_ = (quote(each, safe="") for each in resource)
-    return f"/resources/{platform}/?id={id_}" if id_ in (".", "..") else f"/resources/{platform}/{id_}"
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def moment_of(value: object) -> datetime | None:
+def _moment(value: object) -> datetime | None:
     """A moment: as it is, in microseconds since the epoch, or as a record's text; None where it is none."""
     if isinstance(value, str):
         value = microseconds(value)
@@ -150,7 +160,7 @@ def moment_of(value: object) -> datetime | None:
 
 def _ago(value: object) -> Markup:
     """How long ago, with the time itself beside it for whoever points at it."""
-    moment = moment_of(value)
+    moment = _moment(value)
     if moment is None:
         return Markup("-")
     iso = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -163,50 +173,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
-
-
-def _seconds(value: float) -> str:
-    if value < 1:
-        return f"{value * 1000:.0f} ms"
-    return f"{value:.1f} s" if value < 60 else f"{value / 60:.0f} min"
-
-
-def _query(given: Mapping[str, str], **changes: object) -> str:
-    """The query of a URL: what is given, with changes."""
-    names = {**given, **{name: str(value) for name, value in changes.items()}}
-    return f"?{urlencode(names)}" if names else ""
-
-
-class Chart(NamedTuple):
-    """Bars of minutes, in numbers that an SVG template draws. `summary` is what a screen reader says; `top`
-    is the number at the upper edge. A bar is its left edge, what it says in words, and its parts: status,
-    upper edge, height."""
-
-    bars: Sequence[tuple[float, str, Sequence[tuple[str, float, float]]]]
-    bar_width: float
-    top: int
-    totals: Mapping[str, int]
-    summary: str
-
-
-def chart_of(minutes: Sequence[tuple[datetime, Mapping[str, int]]]) -> Chart:
-    """The chart of these minutes, the oldest first."""
-    top = max((sum(counts.values()) for _, counts in minutes), default=0) or 1
-    step = CHART_WIDTH / max(1, len(minutes))
-    bars = []
-    for number, (at, counts) in enumerate(minutes):
-        parts, y = [], float(CHART_HEIGHT)
-        for status in STACK:
-            if count := counts.get(status, 0):
-                height = max(LEAST_HEIGHT, count / top * CHART_HEIGHT)
-                y -= height
-                parts.append((status, round(y, 2), round(height, 2)))
-        if parts:
-            bars.append((round(number * step, 2), f"{at:%H:%M} UTC: {_in_words(counts)}", parts))
-    totals = {status: sum(counts.get(status, 0) for _, counts in minutes) for status in STACK}
-    words = f"Requests of the last {len(minutes)} minutes: {_in_words(totals) or 'none'}"
-    return Chart(bars, round(step * 0.8, 2), top, totals, f"{words}; at most {top} a minute")
-
-
-def _in_words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[status]} {status}" for status in STACK if counts.get(status))

@@ -13,6 +13,9 @@ from worker.settings import Settings
 Phase = Literal["planning", "planned", "running", "done", "cancelled", "stopped", "failed"]
 
 LETTERS_SHOWN = 200  # of a run
+RUNS_KEPT = 50
+LETTERS_KEPT = 200_000  # in all plans together
+TOLD = ("status", "message", "httpStatus", "supersededBy", "reason")
 
 
 class ConsoleRun(Run):
@@ -25,7 +28,7 @@ class ConsoleRun(Run):
         self.changes = changes
         self.phase: Phase = "planning"
         self.by = self.why = self.problem = self.notice = ""
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -38,6 +41,7 @@ class ConsoleRun(Run):
 
     def document(self) -> dict[str, Any]:
         """The run as JSON, with the letters that somebody must look at first."""
+        letters = sorted(self.plan.letters, key=self._urgency)[:LETTERS_SHOWN]
         return {
             "run": self.number,
             "kind": self.plan.kind,
@@ -52,22 +56,18 @@ class ConsoleRun(Run):
             "gone": sorted(self.gone),
             "changed": sorted(self.changed),
             "outcomes": dict(self.statuses),
-            "letters": [self._letter(letter) for letter in self._worst_first()[:LETTERS_SHOWN]],
+            "letters": [self._letter(letter) for letter in letters],
         }
 
-    def _worst_first(self) -> list[Planned]:
-        def rank(letter: Planned) -> int:
-            status = self.outcomes.get(letter.key, {}).get("status")
-            if status in BAD or (status is None and letter.outcome in self.plan.staying):
-                return 0
-            return 1 if "superseded" in (letter.outcome, status) else 2
-
-        return sorted(self.plan.letters, key=rank)
+    def _urgency(self, letter: Planned) -> int:
+        status = self.outcomes.get(letter.key, {}).get("status")
+        if status in BAD or (status is None and letter.outcome in self.plan.staying):
+            return 0
+        return 1 if "superseded" in (letter.outcome, status) else 2
 
     def _letter(self, letter: Planned) -> dict[str, Any]:
         """One of its letters: what became of it so far, and the journal's record of its replay."""
         record = self.outcomes.get(letter.key, {})
-        told = ("status", "message", "httpStatus", "supersededBy", "reason")
         return {
             "letter": letter.key,
             "id": letter.facts["id"],
@@ -77,7 +77,7 @@ class ConsoleRun(Run):
             "fate": self._fate(letter),
             "why": letter.why,
             "errors": list(record.get("errors") or ()),
-            **{name: record.get(name) for name in told},
+            **{name: record.get(name) for name in TOLD},
         }
 
     def _fate(self, letter: Planned) -> str:
@@ -91,30 +91,21 @@ class ConsoleRun(Run):
             return "changed, stayed"
         return "-" if self.is_busy else "stayed"
 
-    def begin_plan(self) -> "asyncio.Task[None]":
-        """Begin to find out what it would do."""
-        return self._begin(self._plan())
+    def begin(self, phase: Phase, work: Awaitable[object]) -> "asyncio.Task[None]":
+        """Begin to plan, or to do what was planned."""
+        self.phase = phase
+        self.task = asyncio.create_task(self._work(work))
+        return self.task
 
-    def begin(self, *, by: str, why: str, canary: bool, rate: float | None) -> "asyncio.Task[None]":
-        """Begin to do it."""
-        self.phase, self.by, self.why = "running", by, why
-        return self._begin(self._perform(canary, rate))
-
-    def _begin(self, work: Awaitable[None]) -> "asyncio.Task[None]":
-        self._task = asyncio.create_task(self._guarded(work))
-        return self._task
-
-    async def close(self) -> None:
-        """End it, and wait for that."""
-        if self._task is not None and not self._task.done():
-            self.stop()
-            if self.phase == "planning":
-                self._task.cancel()
-            await asyncio.wait({self._task})
-
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _work(self, work: Awaitable[object]) -> None:
         try:
             await work
+            if self.phase == "planning":
+                self.phase, self.notice = "planned", ""
+            elif self.is_stopping:
+                self.phase = "cancelled"
+            else:
+                self.phase = "stopped" if self.has_bad_canary else "done"
         except WorkerError as error:
             self.phase, self.problem = "failed", str(error)
         except asyncio.CancelledError:
@@ -123,56 +114,36 @@ class ConsoleRun(Run):
             self.phase, self.problem = "failed", "The console failed: its standard error says where."
             raise
 
-    async def _plan(self) -> None:
-        await self.look()
-        self.phase, self.notice = "planned", ""
-
-    async def _perform(self, canary: bool, rate: float | None) -> None:
-        await self.perform(by=self.by, why=self.why, canary=canary, rate=rate)
-        if self.is_stopping:
-            self.phase = "cancelled"
-        else:
-            self.phase = "stopped" if self.has_bad_canary else "done"
+    async def close(self) -> None:
+        """End it, and wait for that."""
+        if self.task is not None and not self.task.done():
+            self.stop()
+            if self.phase == "planning":
+                self.task.cancel()
+            await asyncio.wait({self.task})
 
     def _tell(self, notice: str) -> None:
         self.notice = notice
 
 
-class Runs:
-    """The runs of this console, the newest last."""
-
-    KEPT = 50
-    LETTERS_KEPT = 100_000  # in all plans together
-
-    def __init__(self) -> None:
-        self._runs: dict[str, ConsoleRun] = {}
+class Runs(dict[str, ConsoleRun]):
+    """The runs of this console by their numbers, the newest last."""
 
     def add(self, run: ConsoleRun) -> None:
         """Keep it; the oldest that have ended, and plans that nobody started, are forgotten. Raises
         UsageError where too many are under way."""
-        idle = [each for each in self._runs.values() if not each.is_busy]
-        while idle and (len(self._runs) >= self.KEPT or self._letters + run.asked > self.LETTERS_KEPT):
-            del self._runs[idle.pop(0).number]
-        if len(self._runs) >= self.KEPT:
+        idle = [each for each in self.values() if not each.is_busy]
+        while idle and (len(self) >= RUNS_KEPT or self._letters + run.asked > LETTERS_KEPT):
+            del self[idle.pop(0).number]
+        if len(self) >= RUNS_KEPT:
             raise UsageError("Too many plans are being made: try again when they are done.")
-        self._runs[run.number] = run
+        self[run.number] = run
 
     @property
     def _letters(self) -> int:
-        return sum(each.asked for each in self._runs.values())
-
-    def __contains__(self, number: str) -> bool:
-        return number in self._runs
-
-    def get(self, number: str) -> ConsoleRun | None:
-        return self._runs.get(number)
+        return sum(each.asked for each in self.values())
 
     @property
     def active(self) -> ConsoleRun | None:
         """The one that changes something now."""
-        return next((run for run in self._runs.values() if run.phase == "running"), None)
-
-    async def close(self) -> None:
-        """End all."""
-        for run in self._runs.values():
-            await run.close()
+        return next((run for run in self.values() if run.phase == "running"), None)

@@ -1,22 +1,31 @@
-"""What every request has to pass, the headers that every answer carries, and logging in."""
+"""What every request has to pass, the headers that every answer carries, and who is logged in.
+
+With a password everybody logs in. Without one, on loopback, everybody may look, and a change wants the token
+of the URL that the console printed: so no other program of this machine changes anything.
+"""
 
 import asyncio
-import ipaddress
+import hashlib
+import hmac
+import secrets
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
-from worker.console.rendering import Renderer, local_path, see, wants_json
-from worker.console.session import LIFE, SESSION, Sessions
+from worker.console.rendering import SESSION, Renderer, local_path, see, wants_json
 from worker.errors import SettingsError, UsageError, WorkerError
+from worker.serving import address_of, host_name
 from worker.settings import Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -29,56 +38,62 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Server": "ott-worker",
 }
+LOOKS = ("GET", "HEAD")
 OPEN_TO_ALL = ("/login", "/static/")
 CHANGES_NOTHING = frozenset({"/login", "/logout"})
 NAME_LENGTH = 60
 LONGEST_ANSWER = 60.0  # seconds, the time that the client takes to send its form included
+SESSION_LIFE = 12 * 3600  # seconds
+SESSIONS_KEPT = 1000
+GUESSES = 10  # wrong passwords
+GUESS_WINDOW = 60.0  # seconds in which one client may give these
+CLIENTS_KEPT = 10_000
 FOREIGN = (
     "A change must come from a page of this console. Behind a proxy set OTT_CONSOLE_URL to the address that "
     "people use."
 )
+EMBEDDED = "Another site may not load this page."
 WITHOUT_PROOF = "A change wants the token: open the URL that ott-worker console printed."
 FOREIGN_NAME = "This console does not answer to that host name: set OTT_CONSOLE_URL."
 READ_ONLY = "This console is read-only (OTT_CONSOLE_READ_ONLY=true): it shows and changes nothing."
 
 
-def check_settings(settings: Settings) -> None:
-    """Raise SettingsError where the console would be open to everybody."""
-    if not is_loopback(settings.console_host) and not settings.now("console_password"):
-        raise SettingsError(
-            f"OTT_CONSOLE_PASSWORD must be set (or OTT_CONSOLE_PASSWORD_FILE), since OTT_CONSOLE_HOST="
-            f"{settings.console_host} can be reached from other machines"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
 class Guard:
     """The middleware, and the handlers that log in and out. A page of another site can make a browser send
     requests here: so the name that it asked for is checked (DNS rebinding), and for every change where the
-    request comes from."""
+    request comes from. Sessions end with the process, when somebody logs out, and when the password is
+    changed. Raises SettingsError where the console would be open to everybody."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, render: Renderer) -> None:
+    def __init__(self, settings: Settings, render: Renderer) -> None:
         self._settings = settings
-        self._sessions = sessions
         self._render = render
         self._is_local = is_loopback(settings.console_host)
         self._url = urlsplit(settings.console_url or "")
+        if not self._is_local and not self.wants_password:
+            raise SettingsError(
+                f"OTT_CONSOLE_PASSWORD must be set (or OTT_CONSOLE_PASSWORD_FILE), since OTT_CONSOLE_HOST="
+                f"{settings.console_host} can be reached from other machines"
+            )
         names = [self._url.hostname or ""]
         if not self._is_local:
             names += [settings.console_host, socket.gethostname()]
         self._names = {name.lower() for name in names if name}
+        self._sessions: dict[str, tuple[str, float]] = {}  # by cookie: its owner's name, when it ends
+        self._opened_by = self._password
+        self._guesses: dict[str, tuple[float, int]] = {}  # of a client: since when, and how many
+        self.token = secrets.token_urlsafe(24)
+        # Ports do not keep the cookies of two consoles on one host apart.
+        place = f"{settings.prefix}\0{self._url.path}"
+        self.cookie = f"ott-console-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+    @property
+    def wants_password(self) -> bool:
+        """Whether a password is set."""
+        return bool(self._password)
+
+    @property
+    def _password(self) -> str:
+        return self._settings.now("console_password")
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
         """Where the handlers are."""
@@ -92,19 +107,10 @@ class Guard:
         try:
             async with asyncio.timeout(LONGEST_ANSWER):
                 response = self._refusal(request) or await handler(request)
-        except TimeoutError:
-            response = self._problem(request, 408, "That took too long.")
-        except web.HTTPException as answer:
-            response = answer if answer.status < 400 else self._problem(request, answer.status, answer.reason)
-        except WorkerError as error:
-            status = 400 if isinstance(error, UsageError) else 503
-            response = self._problem(request, status, str(error))
+        except web.HTTPRedirection as redirection:
+            response = redirection
         except Exception as error:
-            # Its text may quote what was typed: where it happened is enough to find it.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            print(f"console: {type(error).__name__} in {where}", file=sys.stderr)  # noqa: T201
-            response = self._problem(request, 500, "The console failed: its standard error says where.")
+            response = self._problem(request, *_told(error))
         for name, value in HEADERS.items():
             response.headers[name] = value
         if not self._path(request).startswith("/static/"):
@@ -117,20 +123,23 @@ class Guard:
         """Without the path under which a proxy serves the console."""
         return local_path(request.path, self._settings)
 
+    def _problem(self, request: web.Request, status: int, text: str) -> web.Response:
+        return self._render.answer(request, "problem", {"problem": text}, status=status, live=False)
+
     def _refusal(self, request: web.Request) -> web.StreamResponse | None:
-        path, sessions = self._path(request), self._sessions
-        is_change = request.method not in ("GET", "HEAD") and path not in CHANGES_NOTHING
+        path = self._path(request)
+        is_change = request.method not in LOOKS and path not in CHANGES_NOTHING
         if refused := self._not_served(request, is_change=is_change):
             return self._problem(request, *refused)
-        cookie = request.cookies.get(sessions.cookie, "")
-        if entered := sessions.admit(request.query.get("token", "")):
-            if request.method == "GET":
-                return self._enter(request, entered)
-            cookie = entered
-        session = sessions.read(cookie)
-        if session is not None:
-            request[SESSION] = session
-        elif sessions.is_required and not path.startswith(OPEN_TO_ALL):
+        cookie = request.cookies.get(self.cookie, "")
+        if not self.wants_password and _is_equal(request.query.get("token", ""), self.token):
+            cookie = self._begin_session("")
+            if request.method == "GET":  # the same page again, without the token in its URL
+                bare = request.rel_url.without_query_params("token").path_qs
+                return self._entered(request, local_path(bare, self._settings), cookie)
+        if (name := self._name_of(cookie)) is not None:
+            request[SESSION] = name
+        elif self.wants_password and not path.startswith(OPEN_TO_ALL):
             return self._ask_for_password(request)
         elif is_change:
             return self._problem(request, 403, WITHOUT_PROOF)
@@ -138,26 +147,24 @@ class Guard:
 
     def _not_served(self, request: web.Request, *, is_change: bool) -> tuple[int, str] | None:
         """The status and text where a request is refused, whoever sent it."""
-        if not self._is_own_name(request.headers.get("Host", "")):
+        if not self._is_own_name(host_name(request.headers.get("Host", ""))):
             return 421, FOREIGN_NAME
-        if request.method not in ("GET", "HEAD") and not self._is_same_origin(request):
+        if request.method not in LOOKS and not self._is_same_origin(request):
             return 403, FOREIGN
-        if request.method in ("GET", "HEAD") and _is_embedded(request):
-            return 403, "Another site may not load this page."
+        if request.method in LOOKS and _is_embedded(request):
+            return 403, EMBEDDED
         return (403, READ_ONLY) if is_change and self._settings.console_read_only else None
 
-    def _enter(self, request: web.Request, entered: str) -> web.Response:
-        """The same page again, without the token in its URL."""
-        bare = request.rel_url.without_query_params("token").path_qs
-        response = see(local_path(bare, self._settings))
-        self._set_cookie(response, request, entered)
-        return response
+    def _is_own_name(self, name: str) -> bool:
+        if is_loopback(name) or name in self._names:
+            return True
+        # An address is no name that somebody could have pointed here.
+        return not self._is_local and address_of(name) is not None
 
     def _is_same_origin(self, request: web.Request) -> bool:
         """Every browser says where a change comes from, by one of these headers; what says nothing is none,
         and carries nobody's cookie."""
-        site = request.headers.get("Sec-Fetch-Site")
-        if site is not None and site != "same-origin":
+        if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             return False
         origin = request.headers.get("Origin")
         if origin is None:
@@ -169,32 +176,9 @@ class Guard:
     def _ask_for_password(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("HX-Request"):
             return web.Response(status=401, headers={"HX-Refresh": "true"})
-        if wants_json(request) or request.method not in ("GET", "HEAD"):
+        if wants_json(request) or request.method not in LOOKS:
             return self._problem(request, 401, "Log in first, at /login.")
         return see(f"/login?next={quote(local_path(request.path_qs, self._settings))}")
-
-    def _is_own_name(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            _ = urlsplit(f"//{host}").port
-        except ValueError:
-            return False
-        if is_loopback(name) or name in self._names:
-            return True
-        # An address is no name that somebody could have pointed here.
-        return not self._is_local and _address(name) is not None
-
-    def _problem(self, request: web.Request, status: int, text: str) -> web.StreamResponse:
-        if wants_json(request):
-            return web.json_response({"problem": text}, status=status)
-        return self._render.page(
-            request,
-            "problem",
-            status=status,
-            live=False,
-            title="Not found" if status == 404 else "That did not work",
-            text=text,
-        )
 
     async def form(self, request: web.Request) -> web.Response:
         """Asks for the password."""
@@ -203,51 +187,90 @@ class Guard:
     async def log_in(self, request: web.Request) -> web.Response:
         """Opens a session for the right password."""
         form = await request.post()
-        following, client = _safe_path(form.get("next")), self._client(request)
-        if wait := self._sessions.wait(client):
-            problem = f"Too many wrong passwords: try again in {wait:.0f} seconds."
+        following, now = str(form.get("next", "/")), time.monotonic()
+        # A proxy that OTT_CONSOLE_URL tells of names its client.
+        passed_on = request.headers.get("X-Forwarded-For", "") if self._settings.console_url else ""
+        client = passed_on.rpartition(",")[2].strip() or request.remote or ""
+        since, guesses = self._guesses.pop(client, (now, 0))
+        if now - since > GUESS_WINDOW:
+            since, guesses = now, 0
+        if guesses >= GUESSES:
+            self._guesses[client] = since, guesses
+            wait = f"{since + GUESS_WINDOW - now:.0f}"
+            problem = f"Too many wrong passwords: try again in {wait} seconds."
             response = self._form(request, following, 429, problem)
-            response.headers["Retry-After"] = f"{wait:.0f}"
+            response.headers["Retry-After"] = wait
             return response
-        name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]
-        cookie = self._sessions.log_in(client, name, str(form.get("password", "")))
-        if cookie is None:
+        if not _is_equal(str(form.get("password", "")), self._password):
+            _keep(self._guesses, client, (since, guesses + 1), CLIENTS_KEPT)
             return self._form(request, following, 401, "That is not the password.")
-        answer = see(following)
-        self._set_cookie(answer, request, cookie)
-        return answer
+        name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]
+        return self._entered(request, _safe_path(following), self._begin_session(name))
 
     async def log_out(self, request: web.Request) -> web.Response:
-        """Ends the session."""
-        self._sessions.end(request.cookies.get(self._sessions.cookie, ""))
+        """Ends the session, everywhere."""
+        self._sessions.pop(request.cookies.get(self.cookie, ""), None)
         answer = see("/login")
-        path = self._url.path or "/"
-        answer.del_cookie(self._sessions.cookie, path=path, httponly=True, samesite="Strict")
+        answer.del_cookie(self.cookie, path=self._url.path or "/", httponly=True, samesite="Strict")
         return answer
-
-    def _client(self, request: web.Request) -> str:
-        """The client's address; a proxy that OTT_CONSOLE_URL tells of names it."""
-        passed_on = request.headers.get("X-Forwarded-For", "") if self._settings.console_url else ""
-        return passed_on.rpartition(",")[2].strip() or request.remote or ""
 
     def _form(
         self, request: web.Request, following: str, status: int = 200, problem: str = ""
     ) -> web.Response:
-        return self._render.page(
-            request, "login", status=status, following=_safe_path(following), problem=problem
-        )
+        document = {"following": _safe_path(following), "problem": problem}
+        return self._render.answer(request, "login", document, status=status)
 
-    def _set_cookie(self, response: web.Response, request: web.Request, value: str) -> None:
-        """For this console alone."""
+    def _begin_session(self, name: str) -> str:
+        """The value of its cookie."""
+        cookie = secrets.token_urlsafe(32)
+        _keep(self._sessions, cookie, (name, time.monotonic() + SESSION_LIFE), SESSIONS_KEPT)
+        return cookie
+
+    def _name_of(self, cookie: str) -> str | None:
+        """What the owner of a session's cookie calls themselves, None where there is none or it has ended."""
+        if self._opened_by != self._password:
+            self._sessions.clear()
+            self._opened_by = self._password
+        name, ends = self._sessions.get(cookie, (None, 0.0))
+        return name if ends > time.monotonic() else None
+
+    def _entered(self, request: web.Request, path: str, cookie: str) -> web.Response:
+        """Leads on to the path, with a cookie for this console alone."""
+        response = see(path)
         response.set_cookie(
-            self._sessions.cookie,
-            value,
-            max_age=LIFE,
+            self.cookie,
+            cookie,
+            max_age=SESSION_LIFE,
             path=self._url.path or "/",
             httponly=True,
             samesite="Strict",
             secure=request.secure or self._url.scheme == "https",
         )
+        return response
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    address = address_of(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """The status and the text that tell of an error."""
+    match error:
+        case web.HTTPException():
+            return error.status, error.reason
+        case UsageError():
+            return 400, str(error)
+        case WorkerError():
+            return 503, str(error)
+        case TimeoutError():
+            return 408, "That took too long."
+    # Its text may quote what was typed: where it happened is enough to find it.
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    print(f"console: {type(error).__name__} in {where}", file=sys.stderr)  # noqa: T201
+    return 500, "The console failed: its standard error says where."
 
 
 def _is_embedded(request: web.Request) -> bool:
@@ -258,8 +281,23 @@ def _is_embedded(request: web.Request) -> bool:
     return not (is_link and request.headers.get("Sec-Fetch-Dest", "document") == "document")
 
 
-def _safe_path(path: object) -> str:
+def _safe_path(path: str) -> str:
     """A path of this console, or its first page."""
-    if not isinstance(path, str) or not path.startswith("/") or path.startswith("//"):
-        return "/"
-    return path if "\\" not in path and path.isprintable() else "/"
+    is_local = path.startswith("/") and not path.startswith("//")
+    return path if is_local and "\\" not in path and path.isprintable() else "/"
+
+
+def _keep(kept: dict[str, T], key: str, value: T, most: int) -> None:
+    """Keep the value; the oldest goes where there are too many."""
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+def _is_equal(given: str, expected: str) -> bool:
+    return hmac.compare_digest(_digest(given), _digest(expected))
+
+
+def _digest(text: str) -> bytes:
+    # Of equal length, whatever was typed: so the time of the comparison tells nothing.
+    return hashlib.sha256(text.encode(errors="replace")).digest()

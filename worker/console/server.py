@@ -9,8 +9,7 @@ from aiohttp import web
 from worker.console.changes import Changes
 from worker.console.pages import Pages
 from worker.console.rendering import Renderer, see
-from worker.console.security import Guard, check_settings
-from worker.console.session import Sessions
+from worker.console.security import Guard
 from worker.console.sources import Sources
 from worker.serving import HttpServer
 from worker.settings import Settings
@@ -25,10 +24,10 @@ class Console:
     """Serves while its context lasts. `url` is where, once it does."""
 
     def __init__(self, settings: Settings) -> None:
-        check_settings(settings)
         self._settings = settings
         self._sources = Sources(settings)
-        self.sessions = Sessions(settings)
+        self._render = Renderer(settings)
+        self.guard = Guard(settings, self._render)
         self._server = HttpServer(
             self._application(),
             CONNECTION_LIMIT,
@@ -38,11 +37,10 @@ class Console:
         self.url = ""
 
     def _application(self) -> web.Application:
-        render = Renderer(self._settings)
-        guard, pages = Guard(self._settings, self.sessions, render), Pages(self._sources, render)
+        pages = Pages(self._sources, self._render)
         changes = Changes(self._sources, pages)
-        routes = [*guard.routes(), *pages.routes(), *changes.routes(), web.static("/static", STATIC)]
-        application = web.Application(middlewares=[web.middleware(guard)])
+        routes = [*self.guard.routes(), *pages.routes(), *changes.routes(), web.static("/static", STATIC)]
+        application = web.Application(middlewares=[web.middleware(self.guard)])
         application.add_routes(routes)
         if base := urlsplit(self._settings.console_url or "").path:
             below = web.Application()  # for a proxy that passes its path on
@@ -61,7 +59,7 @@ class Console:
     def entry(self) -> str:
         """The URL to open: where no password is asked for, with the token that changes want."""
         url = self._settings.console_url or self.url
-        return url if self.sessions.is_required else f"{url}/?token={self.sessions.token}"
+        return url if self.guard.wants_password else f"{url}/?token={self.guard.token}"
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.close()

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ from worker.broker.last_hour import LastHour
 from worker.broker.situation import Overview, read_overview
 from worker.broker.topology import Topology
 from worker.console.rendering import wants_json
-from worker.console.runs import Runs
+from worker.console.runs import ConsoleRun, Runs
 from worker.contract.selection import FIELDS, Selection
 from worker.dead_letters.letter import BY_CAUSE, Facts, Letter, causes_of
 from worker.dead_letters.queue import open_dead_letters
@@ -51,17 +51,18 @@ T = TypeVar("T")
 
 class Cached(Generic[T]):
     """The last value that `read` gave. Those who look at the same time share one reading. `life` is how many
-    seconds a value stays good; `trouble` is why the last reading failed, empty where it did not."""
+    seconds a value stays good; `trouble` is why the last reading failed, empty where it did not; `reading` is
+    the one under way."""
 
     def __init__(self, read: Callable[[], Awaitable[T]], initial: T, life: float = 0.0) -> None:
         self._read = read
-        self._task: asyncio.Task[None] | None = None
         self._ended_at = float("-inf")
         self._is_expired = False
         self.value = initial
         self.life = life
         self.as_of: datetime | None = None
         self.trouble = ""
+        self.reading: asyncio.Task[None] | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -73,16 +74,11 @@ class Cached(Generic[T]):
         """Seconds since it was read, infinite where it was not."""
         return float("inf") if self.as_of is None else (datetime.now(UTC) - self.as_of).total_seconds()
 
-    @property
-    def is_reading(self) -> bool:
-        """Whether a reading is under way."""
-        return self._task is not None
-
     def refresh(self) -> "asyncio.Task[None] | None":
         """The reading under way, a new one where the value is too old, or None where it is good."""
-        if self._task is None and time.monotonic() - self._ended_at >= self.life:
-            self._task = asyncio.create_task(self._reading())
-        return self._task
+        if self.reading is None and time.monotonic() - self._ended_at >= self.life:
+            self.reading = asyncio.create_task(self._reading())
+        return self.reading
 
     def expire(self) -> None:
         """Read anew at the next look; a reading under way is repeated."""
@@ -91,9 +87,9 @@ class Cached(Generic[T]):
 
     async def close(self) -> None:
         """End a reading that is under way."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        if self.reading is not None:
+            self.reading.cancel()
+            await asyncio.wait({self.reading})
 
     async def _reading(self) -> None:
         try:
@@ -105,7 +101,7 @@ class Cached(Generic[T]):
         except WorkerError as error:
             self.trouble = str(error)
         finally:
-            self._task = None
+            self.reading = None
             self._ended_at = time.monotonic()
 
 
@@ -114,28 +110,6 @@ async def refreshed(timeout: float, *cached: Cached[Any]) -> None:
     tasks = {task for each in cached if (task := each.refresh()) is not None}
     if tasks:
         await asyncio.wait(tasks, timeout=max(0, timeout))
-
-
-class _Line:
-    """One connection, opened again when it is lost."""
-
-    def __init__(self, settings: Settings, purpose: str) -> None:
-        self._settings = settings
-        self._purpose = purpose
-        self._connection: Connection | None = None
-        self._opening = asyncio.Lock()
-
-    async def open(self) -> Connection:
-        """The connection. Raises BrokerUnreachable."""
-        async with self._opening:
-            if self._connection is None or not self._connection.is_open:
-                self._connection = None
-                self._connection = await connect(self._settings, self._purpose)
-            return self._connection
-
-    async def close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
 
 
 class LetterCopy:
@@ -169,7 +143,7 @@ class LetterCopy:
 
     def depth_is(self, depth: int | None) -> None:
         """What the queue holds by now: the copy is renewed when it differs."""
-        is_due = not self.rows.is_reading and time.monotonic() > self._renewable_at
+        is_due = self.rows.reading is None and time.monotonic() > self._renewable_at
         if is_due and depth not in (None, self.total):
             self.rows.expire()
 
@@ -234,9 +208,8 @@ def _size(row: Facts) -> int:
 def _choices(rows: Sequence[Facts]) -> dict[str, list[str]]:
     """What the filters can be set to."""
     return {
-        option: sorted({value for row in rows if (value := row[name])})
-        for option, name in FIELDS.items()
-        if option in ("reason", "platform", "account", "user")
+        option: sorted({value for row in rows if (value := row[FIELDS[option]])})
+        for option in ("reason", "platform", "account", "user")
     }
 
 
@@ -249,9 +222,10 @@ class Sources:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.names = Topology(settings.prefix)
-        self._line, self._journal = _Line(settings, "console"), _Line(settings, "journal")
+        self._connections: dict[str, Connection] = {}
+        self._opening = asyncio.Lock()
         self._hour = LastHour()
-        self._searches: OrderedDict[_Search, Cached[JournalPage]] = OrderedDict()
+        self._searches: dict[_Search, Cached[JournalPage]] = {}
         self._turns = asyncio.Semaphore(AT_ONCE)
         self.state = Cached(self._read_state, Overview(settings.prefix), STATE_LIFE)
         self.last_hour = Cached(self._read_hour, self._hour, STATE_LIFE)
@@ -273,15 +247,13 @@ class Sources:
         """The newest `count` records or more, before an offset. A browser is shown what was found before,
         while the search goes on. Raises WorkerError where too many are under way."""
         key = (query, count, before)
-        search = self._searches.get(key)
-        if search is None:
-            if len(self._searches) >= SEARCHES_KEPT:
-                idle = next((name for name, each in self._searches.items() if not each.is_reading), None)
-                if idle is None:
-                    raise WorkerError("Too many searches are under way: try again in a moment.")
-                del self._searches[idle]
-            search = self._searches[key] = Cached(lambda: self._find(key), JournalPage())
-        self._searches.move_to_end(key)
+        search = self._searches.pop(key, None) or Cached(lambda: self._find(key), JournalPage())
+        if len(self._searches) >= SEARCHES_KEPT:
+            idle = next((key for key, each in self._searches.items() if each.reading is None), None)
+            if idle is None:
+                raise WorkerError("Too many searches are under way: try again in a moment.")
+            del self._searches[idle]
+        self._searches[key] = search
         await refreshed(ANSWER if wants_json(request) else PAINT, search)
         return search
 
@@ -292,20 +264,26 @@ class Sources:
 
     async def close(self) -> None:
         """End what is under way."""
-        await self.runs.close()
         kept: list[Cached[Any]] = [self.state, self.last_hour, self.letters.rows, *self._searches.values()]
-        for each in kept:
+        closing: list[ConsoleRun | Cached[Any] | Connection] = [*self.runs.values(), *kept]
+        for each in (*closing, *self._connections.values()):
             await each.close()
-        await self._line.close()
-        await self._journal.close()
+
+    async def _connection(self, purpose: str) -> Connection:
+        """One for each purpose, opened again when it is lost. Raises BrokerUnreachable."""
+        async with self._opening:
+            connection = self._connections.get(purpose)
+            if connection is None or not connection.is_open:
+                connection = self._connections[purpose] = await connect(self.settings, purpose)
+            return connection
 
     async def _read_state(self) -> Overview:
-        return await read_overview(await self._line.open(), self.names)
+        return await read_overview(await self._connection("console"), self.names)
 
     async def _reader(self) -> StreamReader:
         if not self.settings.journal:
             raise WorkerError("There is no journal (OTT_JOURNAL=false).")
-        return StreamReader(await self._journal.open(), self.names.journal)
+        return StreamReader(await self._connection("journal"), self.names.journal)
 
     async def _read_hour(self) -> LastHour:
         await self._hour.read(await self._reader())

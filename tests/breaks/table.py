@@ -266,8 +266,8 @@ BREAKS = [
     Break(
         "false and 0 count as missing",
         "worker/contract/registration.py",
-        'return value is None or value == ""',
-        "return not value",
+        'if value is None or value == "":',
+        "if not value:",
         "unit/test_validation.py",
     ),
     # --- no secret is shown ---

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import PLATFORMS, Attributes, Platform, is_flag
@@ -62,9 +61,9 @@ def parse_registration(
         _check_media_type(content_type, content_encoding)
         return validate(parse_object(body))
     except MalformedBody as problem:
-        return _malformed(str(problem))
+        return Rejection("invalid", str(problem), MALFORMED)
     except Exception:  # a defect of ours or of a parser: the body is rejected all the same
-        return _malformed("The body cannot be read.")
+        return Rejection("invalid", "The body cannot be read.", MALFORMED)
 
 
 def validate(document: Mapping[str, Any]) -> Registration | Rejection:
@@ -78,7 +77,7 @@ def validate(document: Mapping[str, Any]) -> Registration | Rejection:
     if not usable:
         errors.append(FieldError("OttPlatformAttributes is invalid", INVALID_VALUE))
     if platform is None:
-        errors.append(_platform_error(name))
+        errors.append(_error("OttPlatformName", name, INVALID_VALUE))
 
     resource_id = _resource_id(platform, usable)
     if platform is not None and resource_id is not None and not errors:
@@ -97,32 +96,22 @@ def _attribute_errors(platform: Platform | None, attributes: dict[str, Any]) -> 
     else:
         return []
     failed = {detail["loc"][0] for detail in details}
-    return [_field_error(info, attributes) for info in model.model_fields.values() if info.alias in failed]
+    return [
+        _error(info.title, attributes.get(str(info.alias)), INVALID_VALUE if is_flag(info) else WRONG_TYPE)
+        for info in model.model_fields.values()
+        if info.alias in failed
+    ]
 
 
-def _field_error(info: FieldInfo, attributes: dict[str, Any]) -> FieldError:
-    if _is_missing(attributes.get(str(info.alias))):
-        return FieldError(f"{info.title} must be provided", MISSING)
-    return FieldError(f"{info.title} is invalid", INVALID_VALUE if is_flag(info) else WRONG_TYPE)
-
-
-def _platform_error(name: object) -> FieldError:
-    if _is_missing(name):
-        return FieldError("OttPlatformName must be provided", MISSING)
-    return FieldError("OttPlatformName is invalid", INVALID_VALUE)
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or value == ""
+def _error(title: str | None, value: object, code: int) -> FieldError:
+    if value is None or value == "":
+        return FieldError(f"{title} must be provided", MISSING)
+    return FieldError(f"{title} is invalid", code)
 
 
 def _resource_id(platform: Platform | None, attributes: dict[str, Any]) -> str | None:
     value = attributes.get(platform.id_field) if platform else None
     return value if isinstance(value, str) and value else None
-
-
-def _malformed(message: str) -> Rejection:
-    return Rejection("invalid", message, MALFORMED)
 
 
 def _check_media_type(content_type: str | None, content_encoding: str | None) -> None:

@@ -217,7 +217,6 @@ class Http:
         self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
         self._connections: set[_Connection] = set()
         self._idle: dict[URL, list[_Connection]] = {}  # by host
-        self._distrusts_idle = False  # a kept connection brought no byte in time
         self._sweeping: asyncio.TimerHandle | None = None
         self._descriptors = asyncio.Semaphore(_descriptors_for_calls())
 
@@ -268,23 +267,22 @@ class Http:
         """POST and return the response. `ensure_lease` is awaited when the connection stands, right before
         the request is written. Where a kept connection fails before an answer begins, both are done once more
         on a fresh connection. Waits where this process has no descriptor left. Raises NoAnswer."""
-        fresh = False
         async with self._descriptors:
             while True:
                 try:
-                    answer = await self._exchange(endpoint, body, ensure_lease, fresh=fresh)
+                    answer = await self._exchange(endpoint, body, ensure_lease)
                     return _checked(answer, endpoint.proxy)
                 except _Stale:
-                    fresh = True
+                    continue
                 except FAILURES as error:
                     await self._failed(error, endpoint.proxy)
 
     async def _exchange(
-        self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None, *, fresh: bool
+        self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None
     ) -> Response:
         time = self._loop.time
         deadline = time() + self._timeout
-        kept = self._kept(endpoint, fresh=fresh)
+        kept = _kept(endpoint.idle)
         connection = kept or await self._open(endpoint)
         try:
             if ensure_lease is not None:
@@ -294,7 +292,8 @@ class Http:
             reader = await connection.ask(b"%b%d\r\n\r\n%b" % (endpoint.head, len(body), body), deadline)
         except BaseException as error:
             connection.close()
-            self._distrusts_idle |= kept is not None and isinstance(error, TimeoutError)
+            if kept is not None and isinstance(error, _Stale | TimeoutError):
+                self._close(endpoint.idle)  # most likely these have failed too
             raise
         if reader.keeps_connection and connection.is_sent:
             connection.deadline = time() + IDLE_TIMEOUT
@@ -302,20 +301,6 @@ class Http:
         else:
             connection.close()
         return reader.response
-
-    def _kept(self, endpoint: HttpEndpoint, *, fresh: bool) -> _Connection | None:
-        """An idle connection. For a `fresh` one all of the host are closed: the others have most likely
-        failed too."""
-        idle = endpoint.idle
-        if fresh or self._distrusts_idle:
-            self._distrusts_idle = False
-            self._close(idle)
-        while idle:
-            connection = idle.pop()
-            if not connection.is_ended:
-                connection.deadline = math.inf
-                return connection
-        return None
 
     async def _open(self, endpoint: HttpEndpoint) -> _Connection:
         where, proxy = endpoint.url, endpoint.proxy
@@ -383,6 +368,15 @@ class Http:
             case TimeoutError():
                 return f"no answer within {self._timeout:g} s"
         return "the connection was lost before the answer was complete"
+
+
+def _kept(idle: list[_Connection]) -> _Connection | None:
+    while idle:
+        connection = idle.pop()
+        if not connection.is_ended:
+            connection.deadline = math.inf
+            return connection
+    return None
 
 
 async def _body(answer: aiohttp.ClientResponse) -> bytes:

@@ -173,14 +173,13 @@ class Summary(EventListener):
     def __init__(self, logger: Logger, interval: float = SUMMARY_INTERVAL) -> None:
         self._log = logger
         self._interval = interval
-        self._clear()
+        self._begin()
 
-    def _clear(self) -> None:
+    def _begin(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
-        self._statuses: Counter[str] = Counter()
+        self._counts = dict.fromkeys((*STATUSES, "retried"), 0)
         self._reasons: Counter[str] = Counter()
-        self._retried = 0
         self._examples: dict[str, str] = {}
 
     def settled(self, settlement: Settlement, seconds: float) -> None:
@@ -188,8 +187,8 @@ class Summary(EventListener):
             loop = asyncio.get_running_loop()
             self._since = loop.time()
             self._timer = loop.call_later(self._interval, self.tell)
-        self._statuses[settlement.status] += 1
-        self._retried += settlement.attempts > 1
+        self._counts[settlement.status] += 1
+        self._counts["retried"] += settlement.attempts > 1
         if (reason := settlement.reason) is not None:
             self._reasons[reason] += 1
             if reason not in self._examples:
@@ -200,12 +199,9 @@ class Summary(EventListener):
         if self._timer is None:
             return
         self._timer.cancel()
+        seconds = round(asyncio.get_running_loop().time() - self._since, 1)
+        reasons, examples = dict(self._reasons), self._examples
         self._log.info(
-            "requests settled",
-            seconds=round(asyncio.get_running_loop().time() - self._since, 1),
-            **{status: self._statuses[status] for status in STATUSES},
-            retried=self._retried,
-            reasons=dict(self._reasons),
-            examples=self._examples,
+            "requests settled", seconds=seconds, **self._counts, reasons=reasons, examples=examples
         )
-        self._clear()
+        self._begin()

@@ -215,7 +215,7 @@ class Accounts:
         except TokenTrouble as trouble:
             # Wrong credentials look the same as a wrong account, and an outage the same as trouble of one.
             await self._check_credentials(held.is_in_trouble(began))
-            if trouble.is_refused:
+            if trouble.cause.is_refusal:
                 raise held.refuse(f"Marketing Cloud gives no token for this account: {trouble}") from None
             raise AccountTrouble(str(trouble), trouble.retry_after) from None
 
@@ -253,7 +253,7 @@ class Accounts:
             held.token = read_token(response, asked_at, settings.rest_url, (client_id, client_secret))
         except TokenTrouble as trouble:
             held.trouble = str(trouble)
-            if trouble.is_refused:
+            if trouble.cause.is_refusal:
                 held.refused_since = held.refused_since or datetime.now(UTC)
             self._events.token_refused(held.id, trouble.result, held.trouble)
             raise

@@ -31,6 +31,7 @@ _OAUTH_ERRORS = {
 _PASSING = frozenset({408, 425, 429})
 
 
+@dataclass(eq=False)
 class TokenTrouble(WorkerError):
     """There is no token for now, and the default account has this trouble too: an outage.
 
@@ -38,30 +39,20 @@ class TokenTrouble(WorkerError):
     in seconds, or None. `status` is what the endpoint answered, None without an answer.
     """
 
-    def __init__(
-        self,
-        cause: Cause,
-        summary: str,
-        said: str = "",
-        retry_after: float | None = None,
-        status: int | None = None,
-    ) -> None:
-        super().__init__(f"{summary}: {said}" if said else summary)
-        self.cause = cause
-        self.summary = summary
-        self.retry_after = retry_after
-        self.status = status
+    cause: Cause
+    summary: str
+    said: str = ""
+    retry_after: float | None = None
+    status: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.summary}: {self.said}" if self.said else self.summary
 
     @property
     def result(self) -> TokenResult:
         if self.cause is Cause.INVALID_CLIENT:
             return "invalid_client"
-        return "refused" if self.is_refused else "failed"
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the endpoint refuses the credentials or the account (4xx)."""
-        return self.cause.is_refusal
+        return "refused" if self.cause.is_refusal else "failed"
 
 
 class AccountTrouble(WorkerError):

@@ -54,7 +54,7 @@ async def traced(rig: Rig) -> AsyncIterator[Traced]:
                 yield Traced(requester, exporter, said)
             service.stop()
             await running
-        await traces.close()
+        traces.close()
 
 
 def ids(span: ReadableSpan) -> tuple[str, str]:
@@ -116,5 +116,5 @@ async def test_a_collector_that_does_not_answer_delays_the_end_by_3_seconds_at_m
         provider = exporting()
         provider.get_tracer("test").start_span("waiting").end()
         began = time.monotonic()
-        await Traces(provider, "queue").close()
+        Traces(provider, "queue").close()
         assert time.monotonic() - began < 3

@@ -68,7 +68,7 @@ async def _run(settings: Settings) -> None:
     finally:
         summary.tell()
         if traces:
-            await traces.close()
+            traces.close()
         loop.call_later(LAST_GRACE, _end_now, logger, lines)
     logger.info("stopped")
     lines.close()

@@ -24,7 +24,7 @@ from worker.settings.checks import (
     explain,
     tls_context,
 )
-from worker.settings.sources import PREFIX, environment, given_values, is_blank, read_file, variable
+from worker.settings.sources import PREFIX, environment, is_blank, read_file, read_value, variable
 
 Warn = Callable[[str, str], object]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -222,7 +222,11 @@ def _state_of(path: Path | None) -> object:
 def load_settings(**overrides: Any) -> Settings:
     """Read and check all settings. Raises SettingsError: one line, no value of a secret."""
     try:
-        settings = Settings(**given_values(Settings.model_fields) | overrides)
+        given = environment()
+        values = {field: read_value(given, field) for field in Settings.model_fields}
+        settings = Settings(
+            **{name: value for name, value in values.items() if value is not None} | overrides
+        )
         settings._given_in_code = frozenset(overrides)
     except ValidationError as error:
         raise SettingsError(explain(error)) from None

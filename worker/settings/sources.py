@@ -2,9 +2,8 @@
 `VARIABLE_FILE` names (contract §7)."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dotenv import dotenv_values
 
@@ -27,13 +26,6 @@ NEVER_EMPTY = frozenset(
 def variable(field: str) -> str:
     """The environment variable of a field."""
     return PREFIX + field.upper()
-
-
-def given_values(fields: Iterable[str]) -> dict[str, Any]:
-    """All values that are given outside the code, by field. An empty value counts as not given."""
-    given = environment()
-    values = {field: _read(given, variable(field)) for field in fields}
-    return {field: value for field, value in values.items() if value is not None}
 
 
 def environment() -> dict[str, str]:
@@ -70,7 +62,9 @@ def _is_named(name: str, given: Mapping[str, str]) -> bool:
     return name in given or bool(given.get(other))
 
 
-def _read(given: dict[str, str], name: str) -> str | None:
+def read_value(given: Mapping[str, str], field: str) -> str | None:
+    """The value of a field as it is given, in a variable or its file. An empty one counts as not given."""
+    name = variable(field)
     value = given.get(name)
     path = "" if name.endswith("_FILE") else given.get(f"{name}_FILE", "")
     if path and value:

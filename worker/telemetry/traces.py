@@ -5,8 +5,6 @@ Cloud and its reply carry the context on. A replay is a trace of its own, linked
 OpenTelemetry's own variables say where spans are sent. Without the setting this module is not imported.
 """
 
-import asyncio
-import contextlib
 import os
 import threading
 
@@ -98,19 +96,12 @@ class Traces(EventListener):
         if settlement.reason is not None:
             span.set_status(StatusCode.ERROR, settlement.reason)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Export the remaining spans, for a few seconds at most: a collector that does not answer delays the
-        end no longer."""
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-
-        def export() -> None:
-            self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(ended.set)
-
-        threading.Thread(target=export, daemon=True).start()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT)
+        end no longer. Nothing else may run in this process by then."""
+        exporting = threading.Thread(target=self._provider.shutdown, daemon=True)
+        exporting.start()
+        exporting.join(CLOSE_TIMEOUT)
 
 
 def _text(value: str) -> str:

@@ -14,7 +14,6 @@ Held by tests/integration/test_marketing_cloud_http.py ("bytes that nobody asked
 
 import asyncio
 import errno
-import math
 import os
 import resource
 import select
@@ -33,7 +32,6 @@ from worker.settings.checks import parsed_url
 
 IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
-SWEEP_INTERVAL = 0.1  # seconds between looks at the deadlines of all connections
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
 OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
@@ -101,7 +99,9 @@ class _Connection(asyncio.Protocol):
         self._has_served = False
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-        self.deadline = math.inf  # loop time: of the exchange, or of an idle connection
+        self._deadline = 0.0  # loop time
+        self._timer: asyncio.TimerHandle
+        self.idle_until = 0.0  # loop time
         self.is_ended = transport.is_closing()
         transport.set_protocol(self)
 
@@ -118,13 +118,14 @@ class _Connection(asyncio.Protocol):
         if self.is_ended or (self._has_served and self._poll.poll(0)):
             raise stale
         self._reader = reader = ResponseReader()
-        self.deadline = deadline
         self._received = self._loop.create_future()
+        self._deadline, self._timer = deadline, self._loop.call_at(deadline, self._expire)
         self._transport.write(request)
         try:
             await self._received
         finally:
-            self._reader, self.deadline, self._has_served = None, math.inf, True
+            self._timer.cancel()
+            self._reader, self._has_served = None, True
         if not reader.has_head:
             raise aiohttp.ServerDisconnectedError if reader.has_begun else stale
         return reader
@@ -139,19 +140,17 @@ class _Connection(asyncio.Protocol):
         if reader.is_done:
             self._finish()
         elif reader.has_head and not had_head:
-            self.deadline = min(self.deadline, self._loop.time() + BODY_TIMEOUT)
+            self._timer.cancel()
+            body_deadline = min(self._deadline, self._loop.time() + BODY_TIMEOUT)
+            self._timer = self._loop.call_at(body_deadline, self._expire)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.close()
         if self._reader is not None:
             self._finish()
 
-    def expire(self) -> None:
-        """Its deadline has passed."""
-        self.deadline = math.inf
-        if self._reader is None:
-            self.close()
-        elif self._reader.has_head:
+    def _expire(self) -> None:
+        if self._reader is not None and self._reader.has_head:
             self._finish()
         elif not self._received.done():
             self._received.set_exception(TimeoutError())
@@ -205,7 +204,6 @@ class Http:
         self._settings = settings
         self._timeout = settings.http_timeout
         self._loop = asyncio.get_running_loop()
-        self._tls = settings.tls("mc")
         # The session keeps no connection. (`force_close` would ask proxies to close tunnels.)
         self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=0.001)
         self._session = aiohttp.ClientSession(
@@ -217,13 +215,10 @@ class Http:
         self._connecting = aiohttp.ClientTimeout(connect=self._timeout)
         self._connections: set[_Connection] = set()
         self._idle: dict[URL, list[_Connection]] = {}  # by host
-        self._sweeping: asyncio.TimerHandle | None = None
         self._descriptors = asyncio.Semaphore(_descriptors_for_calls())
 
     async def close(self) -> None:
         """Close all connections at once."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
         self._close(self._connections)
         await self._session.close()
 
@@ -282,7 +277,7 @@ class Http:
     ) -> Response:
         time = self._loop.time
         deadline = time() + self._timeout
-        kept = _kept(endpoint.idle)
+        kept = self._kept(endpoint.idle)
         connection = kept or await self._open(endpoint)
         try:
             if ensure_lease is not None:
@@ -296,7 +291,7 @@ class Http:
                 self._close(endpoint.idle)  # most likely these have failed too
             raise
         if reader.keeps_connection and connection.is_sent:
-            connection.deadline = time() + IDLE_TIMEOUT
+            connection.idle_until = time() + IDLE_TIMEOUT
             endpoint.idle.append(connection)
         else:
             connection.close()
@@ -319,21 +314,18 @@ class Http:
             opened.close()
             raise
         self._connections.add(connection)
-        self._sweeping = self._sweeping or self._loop.call_later(SWEEP_INTERVAL, self._sweep)
         return connection
 
-    def _sweep(self) -> None:
-        """End what has passed its deadline. One timer for all: one for each call would cost more."""
-        tls, now = self._settings.tls("mc"), self._loop.time()
-        if tls is not self._tls:
-            self._tls = tls
-            for idle in self._idle.values():
-                self._close(idle)
-        for connection in [each for each in self._connections if each.deadline <= now]:
-            connection.expire()
-        for idle in self._idle.values():
-            idle[:] = [each for each in idle if not each.is_ended]
-        self._sweeping = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if self._connections else None
+    def _kept(self, idle: list[_Connection]) -> _Connection | None:
+        """The connection that has been idle for the shortest time."""
+        now = self._loop.time()
+        while idle and (idle[0].is_ended or idle[0].idle_until < now):
+            idle.pop(0).close()
+        while idle:
+            connection = idle.pop()
+            if not connection.is_ended:
+                return connection
+        return None
 
     @staticmethod
     def _close(connections: "list[_Connection] | set[_Connection]") -> None:
@@ -368,15 +360,6 @@ class Http:
             case TimeoutError():
                 return f"no answer within {self._timeout:g} s"
         return "the connection was lost before the answer was complete"
-
-
-def _kept(idle: list[_Connection]) -> _Connection | None:
-    while idle:
-        connection = idle.pop()
-        if not connection.is_ended:
-            connection.deadline = math.inf
-            return connection
-    return None
 
 
 async def _body(answer: aiohttp.ClientResponse) -> bytes:

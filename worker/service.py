@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Self
 
-from worker.amqp.connection import Connection, connected
+from worker.amqp.connection import Connection, connected, keep_connected
 from worker.amqp.consumer import Subscription
 from worker.amqp.publisher import Publisher
-from worker.amqp.reconnect import keep_connected
 from worker.broker import topology
 from worker.broker.encryption import Encryptor
 from worker.broker.journal import Journal

@@ -16,9 +16,9 @@ import pytest
 
 from tests.rig import LINE, MESSENGER, Requester, messenger, until
 from tests.sandbox_faults import Latency
+from worker.amqp.confirm_channel import LoneChannel
 from worker.amqp.connection import connect
 from worker.amqp.ledger import Message
-from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.properties import build
 from worker.broker import requester as requests
 from worker.client import OutcomeUnknown, RegistrationClient, SyncRegistrationClient, TopologyError

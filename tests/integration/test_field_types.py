@@ -10,10 +10,10 @@ import pytest
 
 from tests.integration import amqp10
 from tests.support.fields import SCALARS, Field, mixture, sized, table
+from worker.amqp.confirm_channel import LoneChannel
 from worker.amqp.connection import Connection, connect
 from worker.amqp.consumer import Delivery, Subscription
 from worker.amqp.ledger import Message
-from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.properties import Properties
 from worker.events import EventListener
 from worker.settings import Settings

@@ -10,7 +10,6 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.rig import messenger, until
 from worker.amqp import connection as amqp_connection
-from worker.amqp import endpoints
 from worker.amqp.connection import connect
 from worker.errors import BrokerUnreachable
 
@@ -19,7 +18,7 @@ ONE_BROKER = "Which node is tried when is decided by the worker alone."
 
 @pytest.fixture(autouse=True)
 def _nothing_has_failed_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "_failed_at", {})
+    monkeypatch.setattr(amqp_connection, "_failed_at", {})
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 
 from tests.rig import messenger
 from worker.amqp import properties
+from worker.amqp.confirm_channel import LoneChannel, Poisonous, publish_apart
 from worker.amqp.connection import Connection, connect
 from worker.amqp.ledger import Message
-from worker.amqp.lone_channel import LoneChannel, Poisonous, publish_apart
 from worker.amqp.properties import Properties, short_string
 from worker.errors import BrokerUnreachable, PublishRefused, Unroutable, WorkerError
 from worker.events import EventListener

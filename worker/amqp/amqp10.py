@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from yarl import URL
 
-from worker.amqp.connection import Connection
-from worker.amqp.endpoints import port_of, tls_context, vhost_of
+from worker.amqp.connection import Connection, port_of, tls_context, vhost_of
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 

@@ -1,11 +1,16 @@
-"""One connection to RabbitMQ. It does not reconnect. Its owner opens the next one, so that no state of a lost
-connection is kept."""
+"""One connection to RabbitMQ, to one of the nodes that OTT_AMQP_URL names. It does not reconnect. Its owner
+opens the next one (`keep_connected`), so that no state of a lost connection is kept."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import math
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import cast
+from typing import TypeVar, cast
 
 import aio_pika
 import aiormq
@@ -13,6 +18,8 @@ import aiormq.channel
 from aio_pika.abc import AbstractChannel, AbstractConnection, ConnectionParameter
 from aio_pika.exceptions import ConnectionClosed
 from aiormq.abc import ExceptionType
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from yarl import URL
 
 from worker.amqp.causes import (
     AMQP_ERRORS,
@@ -22,10 +29,10 @@ from worker.amqp.causes import (
     describe_refusal,
     is_cancelled,
 )
-from worker.amqp.endpoints import Endpoint, node_name, node_urls, resolve, tls_context
 from worker.amqp.transport import FrameInterceptor, InterceptingTransport, KeepsBody, OnConfirm, OnContent
-from worker.errors import BrokerUnreachable
-from worker.settings import Settings
+from worker.backoff import RECONNECT, Backoff
+from worker.errors import BrokerUnreachable, WorkerError
+from worker.settings import Settings, split_urls
 
 CONNECT_TIMEOUT = 15.0  # seconds
 NODE_TIMEOUT = 5.0  # seconds, where there is another address to try
@@ -38,7 +45,78 @@ CONNECTION_FORCED = 320  # reply code: by an operator, or because the node stops
 # that.
 HANDSHAKE_ERRORS = (*AMQP_ERRORS, StopAsyncIteration, EOFError)
 
+STABLE_AFTER = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
+HEARTBEAT = 10  # seconds; a stuck peer is found within 33
+PORTS = {"amqp": 5672, "amqps": 5671}
+
 RawChannel = aiormq.channel.Channel
+C = TypeVar("C", bound=AbstractConnection)
+
+
+# Loop times by address, for all connections of a process.
+_failed_at: dict[tuple[str, int], float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of one node. `url` names the node, and holds user, password and virtual host."""
+
+    url: URL
+    address: str
+    port: int
+
+    def failed(self) -> None:
+        """Try the other addresses first: it cannot be reached, or its connection was lost."""
+        _failed_at[self.address, self.port] = asyncio.get_running_loop().time()
+
+    def succeeded(self) -> None:
+        """Forget that it failed."""
+        _failed_at.pop((self.address, self.port), None)
+
+    @property
+    def failed_at(self) -> float:
+        """Loop time of its last failure, 0 without one."""
+        return _failed_at.get((self.address, self.port), 0.0)
+
+
+def node_urls(settings: Settings) -> list[URL]:
+    """The nodes as OTT_AMQP_URL names them now: its file is read anew each time, so that a rotated password
+    is taken up. Raises BrokerUnreachable where it holds no URL any more."""
+    try:
+        urls = [URL(text) for text in split_urls(settings.now("amqp_url"))]
+    except ValueError:
+        urls = []
+    if not urls or any(url.scheme not in PORTS or not url.host for url in urls):
+        raise BrokerUnreachable("OTT_AMQP_URL_FILE no longer holds an amqp:// or amqps:// URL")
+    return [url.with_query(heartbeat=url.query.get("heartbeat", HEARTBEAT)) for url in urls]
+
+
+def vhost_of(url: URL) -> str:
+    """The virtual host that a URL names."""
+    return url.path[1:].replace("%2F", "/") or "/"
+
+
+def port_of(url: URL) -> int:
+    """The port that a URL names."""
+    return url.port or PORTS[url.scheme]
+
+
+def node_name(url: URL) -> str:
+    """Host and port of a node."""
+    return f"{url.host}:{port_of(url)}"
+
+
+def tls_context(settings: Settings, url: URL) -> ssl.SSLContext | None:
+    """The TLS context for a node with an amqps:// URL. Raises SettingsError."""
+    return settings.tls("amqp") if url.scheme == "amqps" else None
+
+
+async def resolve(url: URL) -> list[Endpoint]:
+    """The addresses of a node, one at least. Raises OSError where its name is not known."""
+    port = port_of(url)
+    found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+    addresses = dict.fromkeys(str(where[0]) for *_, where in found)
+    return [Endpoint(url, address, port) for address in addresses]
 
 
 class Connection(aio_pika.Connection):
@@ -280,3 +358,56 @@ async def _connect_to(endpoint: Endpoint, settings: Settings, purpose: str, time
         )
     endpoint.succeeded()
     return connection
+
+
+async def keep_connected(
+    source: Callable[[], AbstractAsyncContextManager[C]],
+    use: Callable[[C], Awaitable[None]],
+    on_failure: Callable[[WorkerError], None],
+    *,
+    backoff: Backoff = RECONNECT,
+    until: asyncio.Event | None = None,
+) -> None:
+    """Use what `source` gives, again and again. `use` ends when the connection is of no use any more: where
+    it returns, the next one is opened at once. `on_failure` is told each error, and may raise it to end this.
+    A defect is told as BrokerUnreachable: the task must not end unheard."""
+    clock, end = asyncio.get_running_loop().time, until or asyncio.Event()
+
+    async def once() -> None:
+        """Raises WorkerError, unless the connection has lasted: then the next failure is the first one."""
+        opened_at = math.inf
+        try:
+            async with source() as connection:
+                opened_at = clock()
+                await use(connection)
+        except WorkerError as error:
+            if end.is_set() or clock() - opened_at <= STABLE_AFTER:
+                raise
+            on_failure(error)
+        except Exception as error:
+            raise BrokerUnreachable(f"internal error: {type(error).__name__}") from error
+
+    def tell(state: RetryCallState) -> None:
+        if state.outcome is not None and isinstance(error := state.outcome.exception(), WorkerError):
+            on_failure(error)
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(WorkerError),
+        wait=wait_random_exponential(backoff.first, backoff.longest),
+        sleep=lambda seconds: pause(seconds, end),
+        before_sleep=tell,
+        stop=lambda _: end.is_set(),
+        retry_error_callback=lambda _: None,
+    )
+    while True:
+        await retrying(once)
+        if end.is_set():
+            return
+        await pause(backoff.draw(1), end)
+
+
+async def pause(seconds: float, until: asyncio.Event) -> None:
+    """Wait for so many seconds, or until the event is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await until.wait()

@@ -8,7 +8,6 @@ does not take the message within a minute.
 
 import asyncio
 import base64
-import binascii
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,11 +17,9 @@ from typing import Final
 
 import aiormq.exceptions
 
-from worker.amqp.confirm_channel import ConfirmChannel, error_of, is_blame
-from worker.amqp.connection import Connection, connect, connected
+from worker.amqp.confirm_channel import ConfirmChannel, Open, Poisonous, error_of, is_blame, publish_apart
+from worker.amqp.connection import Connection, connect, connected, keep_connected
 from worker.amqp.ledger import Message, Publish
-from worker.amqp.lone_channel import Open, Poisonous, publish_apart
-from worker.amqp.reconnect import keep_connected
 from worker.backoff import REPUBLISH
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
@@ -233,15 +230,10 @@ def is_well_formed(address: str) -> bool:
     PID is an Erlang process id with the name of a node in it (the same on 3.10 and 4.3). Each one that it
     cannot decode costs RabbitMQ 3.10 a connection."""
     parts = address.removeprefix(DIRECT_REPLY_TO).split(".")
-    if len(parts) != 2:
-        return False
     try:
         pid, key = (base64.b64decode(part, validate=True) for part in parts)
-    except (binascii.Error, ValueError):
+        start, end = 3 + _NAMES[pid[2:3]], len(pid) - _PIDS[pid[:2]]
+    except (ValueError, KeyError):
         return False
-    length_bytes = _NAMES.get(pid[2:3])
-    if not key or pid[:2] not in _PIDS or length_bytes is None:
-        return False
-    length = int.from_bytes(pid[3 : 3 + length_bytes], "big")
-    name = pid[3 + length_bytes : 3 + length_bytes + length]
-    return b"@" in name and len(pid) == 3 + length_bytes + length + _PIDS[pid[:2]]
+    name = pid[start:end]
+    return bool(key) and b"@" in name and len(name) == int.from_bytes(pid[3:start])

@@ -16,9 +16,8 @@ from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from yarl import URL
 
 from worker.amqp.causes import broker_errors, object_errors
-from worker.amqp.connection import Connection, answered, connected, opened
+from worker.amqp.connection import Connection, answered, connected, keep_connected, opened
 from worker.amqp.queue import FORBIDDEN, MISSING
-from worker.amqp.reconnect import keep_connected
 from worker.backoff import REFUSED
 from worker.broker.topology import NO_DELIVERY_LIMIT, Arguments, Topology
 from worker.contract.words import ACCOUNT_HEADER, AS_OF_HEADER, REQUEST_KEY

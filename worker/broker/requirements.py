@@ -19,8 +19,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, encode_basic_auth
 from yarl import URL
 
 from worker.amqp.causes import broker_errors
-from worker.amqp.connection import Connection, RawChannel, no_callback
-from worker.amqp.endpoints import port_of, vhost_of
+from worker.amqp.connection import Connection, RawChannel, no_callback, port_of, vhost_of
 from worker.broker.topology import Topology
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings

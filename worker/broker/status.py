@@ -15,8 +15,7 @@ from aio_pika.exceptions import PublishError
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pydantic import ValidationError
 
-from worker.amqp.connection import Connection, answered, connected, opened
-from worker.amqp.reconnect import keep_connected
+from worker.amqp.connection import Connection, answered, connected, keep_connected, opened
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, Order, Pause, WorkerStatus, standing_pause

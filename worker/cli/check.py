@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from yarl import URL
 
-from worker.amqp.connection import Connection, connect
-from worker.amqp.endpoints import node_name, tls_context, vhost_of
+from worker.amqp.connection import Connection, connect, node_name, tls_context, vhost_of
 from worker.broker import topology
 from worker.broker.requirements import (
     lacking,

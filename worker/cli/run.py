@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import uvloop
 from yarl import URL
 
-from worker.amqp.endpoints import node_name
+from worker.amqp.connection import node_name
 from worker.broker.topology import Topology
 from worker.cli.terminal import on_end
 from worker.errors import SettingsError

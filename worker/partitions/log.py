@@ -15,11 +15,10 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from worker.amqp.connection import connected
+from worker.amqp.connection import connected, keep_connected
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
 from worker.amqp.publisher import Publisher
-from worker.amqp.reconnect import keep_connected
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.backoff import RECONNECT_SOON
 from worker.broker.topology import MOST_PARTITIONS, Topology

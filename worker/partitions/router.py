@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
+from worker.amqp.confirm_channel import LoneChannel
 from worker.amqp.connection import connect
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.amqp.lone_channel import LoneChannel
 from worker.amqp.queue import look
 from worker.broker.topology import Topology
 from worker.contract.registration import Rejection

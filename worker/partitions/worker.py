@@ -19,11 +19,10 @@ from hashlib import blake2b
 
 from pydantic import ValidationError
 
-from worker.amqp.connection import Connection
+from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
 from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
-from worker.amqp.reconnect import pause
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology

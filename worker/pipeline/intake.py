@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.amqp.amqp10 import spend_deliveries
-from worker.amqp.connection import Connection
+from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.amqp.reconnect import pause
 from worker.broker.status import StandingOrders
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener

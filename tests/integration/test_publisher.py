@@ -101,7 +101,7 @@ async def test_a_stream_that_confirms_twice_too_late_gets_a_new_channel(declared
     await until(lambda: channel.is_open, "the channel")
     deaf = channel._interceptor
     assert deaf is not None
-    deaf._on_confirm = lambda *_: None
+    deaf.on_confirm = lambda *_: None
     async with asyncio.timeout(10):
         await publisher.send(Message("", journal, build(), b"{}"))
     assert channel._interceptor is not deaf

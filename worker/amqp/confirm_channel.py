@@ -10,12 +10,11 @@ way are published one at a time, on connections that carry nothing else.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import count
-from typing import Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import aiormq.exceptions
@@ -41,6 +40,7 @@ APART_CONNECTIONS: Final = 8  # at a time
 APART_TIMEOUT: Final = 5.0  # seconds for a confirm; then the others for its queue are not tried
 PUBLISH_HEADER: Final = "x-ott-publish"  # tells apart pending publishes of one message id
 
+T = TypeVar("T")
 Open = Callable[[], Awaitable[Connection]]
 Settle = Callable[[Message, WorkerError | None], None]
 
@@ -61,7 +61,7 @@ class ConfirmChannel:
         self._flushing = False
         self._is_stuck = False  # another channel is needed
         self._renew_at = 0.0
-        self._tasks: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         """Publishes without an outcome."""
@@ -81,11 +81,12 @@ class ConfirmChannel:
         self._queue(publish)
         return publish.future
 
-    def abandon(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for future in self._pending:
+    async def close(self) -> None:
+        """Cancel what has no outcome."""
+        tasks = [*self._tasks]
+        for future in (*tasks, *self._pending):
             future.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def serve(self, connection: Connection) -> None:
         """Open a channel on `connection`, and write what is waiting, until it has closed. Raises
@@ -102,20 +103,20 @@ class ConfirmChannel:
                 if not closing.done():
                     self._sweep()
                 if self._is_stuck and asyncio.get_running_loop().time() >= self._renew_at:
-                    await self._renew(channel)
+                    await self._renew(channel, closing)
         finally:
             self._interceptor = None
             is_told = closing.done() and not closing.cancelled()
             self._lost(self._ledger.lost(), closing.exception() if is_told else None)
 
-    async def _renew(self, channel: RawChannel) -> None:
+    async def _renew(self, channel: RawChannel, closing: "asyncio.Future[object]") -> None:
         """Close the channel, for another to be opened. RabbitMQ's channel remembers that a quorum queue was
         full, and goes on refusing when a higher limit has made room (seen on 3.10)."""
         self._renew_at, self._is_stuck = asyncio.get_running_loop().time() + RENEW_INTERVAL, False
         self._interceptor = None  # to write on a channel that is being closed would end the connection
         await close_channel(channel, SWEEP_INTERVAL)
-        await asyncio.wait({channel.closing}, timeout=SWEEP_INTERVAL)
-        if not channel.closing.done() and self._connection is not None:
+        await asyncio.wait({closing}, timeout=SWEEP_INTERVAL)
+        if not closing.done() and self._connection is not None:
             self._connection.abort()
 
     def _sweep(self) -> None:
@@ -162,10 +163,11 @@ class ConfirmChannel:
         await connection.wire.drain()
         self._flush()
 
-    def _run(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _run(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _waiting_frames(self, number: int, frame_max: int) -> bytes:
         """The frames of the waiting publishes, up to WRITE_BYTES. The client's own publish takes a lock,
@@ -187,9 +189,9 @@ class ConfirmChannel:
         """The frames of one publish, each with a payload of at most `limit` bytes."""
         message = publish.message
         body, size = message.body, len(message.body)
-        publish.key = message.properties.message_id or _fresh_id()
+        publish.key = message.properties.message_id or uuid4().hex
         if self._ledger.is_under_way(publish.key):
-            publish.key = _fresh_id()
+            publish.key = uuid4().hex
             properties = message.properties.changed({PUBLISH_HEADER: publish.key})
         else:
             properties = message.properties.with_text("message_id", publish.key)
@@ -268,15 +270,6 @@ def _publish(exchange: str, routing_key: str) -> bytes:
     return frames.PUBLISH + b"\0\0" + short_string(exchange) + short_string(routing_key) + b"\x01"
 
 
-_RUN = uuid4().hex[:20]
-_NUMBERS = count()
-
-
-def _fresh_id() -> str:
-    """A message id that no other publish has: this process's own part, and a number."""
-    return f"{_RUN}{next(_NUMBERS):012x}"
-
-
 class Poisonous(PublishRefused):
     """RabbitMQ closes the channel or the connection on which this message is published."""
 
@@ -293,8 +286,8 @@ class LoneChannel(ConfirmChannel):
         self._source = source
         self._suspects: list[Publish] = []  # under way when it was lost
         self._closed_by: BaseException | None = None
-        self._serving = asyncio.create_task(self._serve(), name=name)
         self._probing: asyncio.Task[set[Message]] | None = None
+        self._run(self._serve())
 
     @classmethod
     async def open(cls, name: str, events: EventListener, source: Open) -> "LoneChannel":
@@ -321,17 +314,13 @@ class LoneChannel(ConfirmChannel):
     async def close(self) -> None:
         """Close the connection."""
         self._lose("closed")
-        tasks = [task for task in (self._serving, self._probing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self.abandon()
+        await super().close()
         await self.connection.close()
 
     async def poisonous(self) -> set[Message]:
         """The messages for which RabbitMQ closed it."""
         if self._probing is None:
-            self._probing = asyncio.create_task(self._probe(), name="probe")
+            self._probing = self._run(self._probe())
         return await asyncio.shield(self._probing)
 
     async def _serve(self) -> None:

@@ -22,33 +22,28 @@ HeaderValue = str | int | bool
 
 
 _SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = "shortstr", "table", "octet", "timestamp"
-_LAYOUT = (
-    ("content_type", 1 << 15, _SHORT_STRING),
-    ("content_encoding", 1 << 14, _SHORT_STRING),
-    ("headers", 1 << 13, _TABLE),
-    ("delivery_mode", 1 << 12, _OCTET),
-    ("priority", 1 << 11, _OCTET),
-    ("correlation_id", 1 << 10, _SHORT_STRING),
-    ("reply_to", 1 << 9, _SHORT_STRING),
-    ("expiration", 1 << 8, _SHORT_STRING),
-    ("message_id", 1 << 7, _SHORT_STRING),
-    ("timestamp", 1 << 6, _TIMESTAMP),
-    ("type", 1 << 5, _SHORT_STRING),
-    ("user_id", 1 << 4, _SHORT_STRING),
-    ("app_id", 1 << 3, _SHORT_STRING),
-    ("cluster_id", 1 << 2, _SHORT_STRING),
-)
-_FLAGS = tuple((name, flag) for name, flag, _ in _LAYOUT)
+# Names and kinds in the order of their flags, of which the first is the highest bit.
+_LAYOUT = {
+    "content_type": _SHORT_STRING,
+    "content_encoding": _SHORT_STRING,
+    "headers": _TABLE,
+    "delivery_mode": _OCTET,
+    "priority": _OCTET,
+    "correlation_id": _SHORT_STRING,
+    "reply_to": _SHORT_STRING,
+    "expiration": _SHORT_STRING,
+    "message_id": _SHORT_STRING,
+    "timestamp": _TIMESTAMP,
+    "type": _SHORT_STRING,
+    "user_id": _SHORT_STRING,
+    "app_id": _SHORT_STRING,
+    "cluster_id": _SHORT_STRING,
+}
+_FLAGS = {name: 1 << 15 - number for number, name in enumerate(_LAYOUT)}
 
 # RabbitMQ's own field types (rabbit_binary_parser), which differ from the specification's.
-_FIXED_SIZE = {
-    **dict.fromkeys(b"tbB", 1),
-    **dict.fromkeys(b"su", 2),
-    **dict.fromkeys(b"Iif", 4),
-    **dict.fromkeys(b"lLdT", 8),
-    **dict.fromkeys(b"D", 5),
-    **dict.fromkeys(b"V", 0),
-}
+_SIZES = {b"V": 0, b"tbB": 1, b"su": 2, b"Iif": 4, b"D": 5, b"lLdT": 8}
+_FIXED_SIZE = {kind: size for kinds, size in _SIZES.items() for kind in kinds}
 _SIZED = frozenset(b"SxAF")
 _UNSIGNED_SHORT = struct.Struct(">H")
 _UNSIGNED_LONG = struct.Struct(">I")
@@ -58,7 +53,7 @@ _TEXT_ERRORS = "surrogateescape"  # so that text which is not UTF-8 is echoed by
 _NESTED = frozenset(b"AF")
 LARGEST_NESTED = 16_384  # bytes; deep ones of 128 kB would hold the event loop for 0.4 s
 _PLAIN = frozenset(b"tIlS")
-_TEXTS = frozenset(name for name, _, kind in _LAYOUT if kind == _SHORT_STRING)
+_TEXTS = frozenset(name for name, kind in _LAYOUT.items() if kind == _SHORT_STRING)
 
 
 class Properties:
@@ -185,7 +180,7 @@ class Properties:
         """Flags and list, as in a content header."""
         flags = 0
         parts = [b""]
-        for name, flag in _FLAGS:
+        for name, flag in _FLAGS.items():
             value = self._raw.get(name)
             if value is not None:
                 flags |= flag
@@ -229,7 +224,7 @@ def _is_utf8(text: bytes) -> bool:
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, str], ...]:
     """Names and kinds of the properties that the flags announce, in their order."""
-    return tuple((name, kind) for name, flag, kind in _LAYOUT if flags & flag)
+    return tuple((name, kind) for name, kind in _LAYOUT.items() if flags & _FLAGS[name])
 
 
 def _size(kind: str, data: bytes, at: int) -> int:
@@ -264,25 +259,15 @@ def _read_table(data: bytes) -> dict[str, bytes]:
     """Name to type-and-value, one level deep: nested tables and arrays are stepped over by their length,
     so depth costs nothing. Reading stops where an entry cannot be taken apart."""
     entries: dict[str, bytes] = {}
-    at, end = 4, len(data)
-    while at < end:
-        start = at + 1 + data[at]
-        if start >= end:
-            break
-        name = data[at + 1 : start].decode("utf-8", _TEXT_ERRORS)
-        size = _value_size(data, start)
-        if size is None or start + size > end:
-            break
-        entries[name] = data[start : start + size]
-        at = start + size
+    at = 4
+    with suppress(struct.error, IndexError, KeyError):
+        while at < len(data):
+            start = at + 1 + data[at]
+            kind = data[start]
+            size = 4 + _UNSIGNED_LONG.unpack_from(data, start + 1)[0] if kind in _SIZED else _FIXED_SIZE[kind]
+            end = start + 1 + size
+            if end > len(data):
+                break
+            entries[data[at + 1 : start].decode("utf-8", _TEXT_ERRORS)] = data[start:end]
+            at = end
     return entries
-
-
-def _value_size(data: bytes, at: int) -> int | None:
-    kind = data[at]
-    if kind in _SIZED:
-        if at + 5 > len(data):
-            return None
-        return 5 + int(_UNSIGNED_LONG.unpack_from(data, at + 1)[0])
-    fixed = _FIXED_SIZE.get(kind)
-    return None if fixed is None else 1 + fixed

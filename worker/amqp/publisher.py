@@ -73,7 +73,7 @@ class KeptChannel(ConfirmChannel):
         self._is_stuck |= self.is_for_stream if is_gone else publish.refusals >= STUCK_AFTER
         self._later(publish, self._queue)
 
-    def _later(self, publish: Publish, again: Callable[[Publish], None]) -> None:
+    def _later(self, publish: Publish, again: Callable[[Publish], object]) -> None:
         wait = REPUBLISH.ceiling(publish.refusals + 1)
         publish.refusals = min(publish.refusals + 1, 10)
 
@@ -188,7 +188,7 @@ class Publisher:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         for channel in (*self._served, self._direct):
-            channel.abandon()
+            await channel.close()
 
     def send(self, message: Message) -> "asyncio.Future[None]":
         """Publish. The future is done once the broker has confirmed; that of an external message may raise

@@ -11,6 +11,7 @@ import contextlib
 import ssl
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final, SupportsIndex
 
 from aiormq.connection import TransportFactory
@@ -34,6 +35,7 @@ class ProtocolViolation(ConnectionError):
     """The peer sent something other than AMQP 0-9-1, or a frame beyond the agreed size."""
 
 
+@dataclass(slots=True)
 class FrameInterceptor:
     """One channel's interceptor.
 
@@ -44,23 +46,16 @@ class FrameInterceptor:
     write on it then ends the connection.
     """
 
-    def __init__(
-        self,
-        channel: int,
-        on_content: OnContent,
-        on_confirm: OnConfirm | None = None,
-        keeps_body: KeepsBody | None = None,
-    ) -> None:
-        self.channel = channel
-        self._on_content = on_content
-        self._on_confirm = on_confirm
-        self._keeps_body = keeps_body
-        self._method: bytes | None = None
-        self._properties = Properties()
-        self._body: list[bytes] = []
-        self._missing = 0
-        self._dropped = 0
-        self.is_open = True
+    channel: int
+    on_content: OnContent
+    on_confirm: OnConfirm | None = None
+    keeps_body: KeepsBody | None = None
+    is_open: bool = True
+    _method: bytes | None = None
+    _properties: Properties = field(default_factory=Properties)
+    _body: list[bytes] = field(default_factory=list)
+    _missing: int = 0
+    _dropped: int = 0
 
     def intercept(self, kind: int, payload: bytes) -> bool:
         """Take one frame of the channel; False leaves it to the client library."""
@@ -71,7 +66,7 @@ class FrameInterceptor:
         if kind == frames.HEADER:
             size = self._missing = frames.body_size(payload)
             self._properties = Properties.parse(payload[12:])
-            keeps = self._keeps_body is None or self._keeps_body(size)
+            keeps = self.keeps_body is None or self.keeps_body(size)
             self._dropped = 0 if keeps else size
         else:
             self._missing -= len(payload)
@@ -86,17 +81,17 @@ class FrameInterceptor:
         if method in (frames.DELIVER, frames.RETURN):
             self._method = payload
             return True
-        if self._on_confirm is None or method not in (frames.ACK, frames.NACK):
+        if self.on_confirm is None or method not in (frames.ACK, frames.NACK):
             self.is_open = self.is_open and method != frames.CHANNEL_CLOSE
             return False
         tag, multiple = frames.confirm(payload)
-        self._on_confirm(tag, multiple, method == frames.ACK)
+        self.on_confirm(tag, multiple, method == frames.ACK)
         return True
 
     def _complete(self, method: bytes) -> None:
         parts, self._body, self._method = self._body, [], None
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._on_content(method, self._properties, body, self._dropped)
+        self.on_content(method, self._properties, body, self._dropped)
 
 
 class InterceptingTransport(asyncio.StreamReader, TransportFactory):

@@ -1,11 +1,9 @@
 """The broker objects of one prefix (contract §1): their names, their arguments and their declaration."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 from typing import Any
-
-from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from worker.amqp.causes import object_errors
 from worker.amqp.connection import Connection
@@ -114,24 +112,18 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
     return names
 
 
+@dataclass(slots=True)
 class Watch:
     """Looks at every object again and again, on the connection that there is at that time: what was deleted
     while the worker runs is declared again. That is the consuming connection, because RabbitMQ goes on
     reading from it during an alarm. `depths` holds the messages that are ready in `requests`, `replies` and
     `dead`; one that RabbitMQ does not tell is left out."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        connection: Callable[[], Connection | None],
-        is_blocked: Callable[[], bool],
-        events: EventListener,
-    ) -> None:
-        self._settings = settings
-        self._connection = connection
-        self._is_blocked = is_blocked
-        self._events = events
-        self.depths: dict[str, int] = {}
+    _settings: Settings
+    _connection: Callable[[], Connection | None]
+    _is_blocked: Callable[[], bool]
+    _events: EventListener
+    depths: dict[str, int] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Look over and over, until cancelled."""
@@ -181,66 +173,56 @@ async def delete(connection: Connection, settings: Settings) -> None:
             await channel.exchange_delete(exchange)
 
 
-Step = Callable[[AbstractChannel], Awaitable[object]]
-
-
-def _steps(names: Topology, settings: Settings, *, passive: bool) -> Iterator[tuple[str, Step]]:
-    """What to declare, in this order; passively, only what can be looked at."""
-
-    def exchange(name: str, kind: str) -> tuple[str, Step]:
-        return f"exchange {name}", lambda channel: channel.declare_exchange(
-            name, kind, durable=True, passive=passive
-        )
-
-    def queue(name: str) -> tuple[str, Step]:
-        arguments = names.arguments(name, settings)
-        kind = "stream" if arguments["x-queue-type"] == "stream" else "queue"
-        return f"{kind} {name}", lambda channel: channel.declare_queue(
-            name, durable=True, passive=passive, arguments=None if passive else arguments
-        )
-
-    def bindings(name: str, source: str, *keys: str) -> Iterator[tuple[str, Step]]:
-        async def bind(channel: AbstractChannel, key: str) -> None:
-            await (await channel.get_queue(name, ensure=False)).bind(source, key)
-
-        for key in () if passive else keys:
-            yield f"binding of {name}", partial(bind, key=key)
-
-    # The dead letter queue stands before the requests queue that dead-letters into it.
-    yield exchange(names.dead, "fanout")
-    yield queue(names.dead)
-    yield from bindings(names.dead, names.dead, "")
-    yield queue(names.replies)
-    if settings.journal:
-        yield queue(names.journal)
-    yield exchange(names.entry, "topic")
-    yield queue(names.requests)
-    yield from bindings(names.requests, names.entry, REQUEST_KEY, REPLAY_KEY)
-    yield queue(names.status)
-    yield queue(names.control)
-    yield from bindings(names.control, names.entry, CONTROL_KEY)
-    yield from map(queue, names.partition_objects(settings.partitions))
+def _objects(names: Topology, settings: Settings) -> list[tuple[str, ...]]:
+    """Kind, name and more of each object, in the order of their declaration: the dead letter queue stands
+    before the requests queue that dead-letters into it."""
+    numbered = [("queue", name) for name in names.partition_objects(settings.partitions)[1:]]
+    return [
+        ("exchange", names.dead, "fanout"),
+        ("queue", names.dead),
+        ("binding of", names.dead, names.dead, ""),
+        ("queue", names.replies),
+        *([("stream", names.journal)] if settings.journal else []),
+        ("exchange", names.entry, "topic"),
+        ("queue", names.requests),
+        ("binding of", names.requests, names.entry, REQUEST_KEY),
+        ("binding of", names.requests, names.entry, REPLAY_KEY),
+        ("stream", names.status),
+        ("stream", names.control),
+        ("binding of", names.control, names.entry, CONTROL_KEY),
+        *([("stream", names.partition_log), *numbered] if numbered else []),
+    ]
 
 
 async def _each(
     connection: Connection, settings: Settings, *, passive: bool
 ) -> AsyncGenerator[tuple[str, TopologyError | None, int]]:
-    """Declare each object, or only look at it: its name, what was wrong, and the messages that are ready in
-    it. Raises BrokerUnreachable."""
+    """Declare each object, or only look at it, which a binding does not allow: its name, what was wrong, and
+    the messages that are ready in it. Raises BrokerUnreachable."""
+    names = Topology(settings.prefix)
     missing = "create it, or let the worker do so with OTT_DECLARE=true"
     forbidden = (
         FORBIDDEN if passive else "may not be declared by this user: grant it, or set OTT_DECLARE=false"
     )
-    for name, step in _steps(Topology(settings.prefix), settings, passive=passive):
-        error, found = None, None
+    for kind, name, *more in _objects(names, settings):
+        error, messages = None, 0
         try:
-            async with connection.asked(f"The {name} could not be declared") as channel:
-                with object_errors(name, missing, forbidden):
-                    found = await step(channel)
+            async with connection.asked(f"The {kind} {name} could not be declared") as channel:
+                with object_errors(f"{kind} {name}", missing, forbidden):
+                    if kind == "exchange":
+                        await channel.declare_exchange(name, *more, durable=True, passive=passive)
+                    elif kind == "binding of":
+                        if not passive:
+                            await (await channel.get_queue(name, ensure=False)).bind(*more)
+                    else:
+                        arguments = None if passive else names.arguments(name, settings)
+                        queue = await channel.declare_queue(
+                            name, durable=True, passive=passive, arguments=arguments
+                        )
+                        messages = queue.declaration_result.message_count or 0
         except TopologyError as wrong:
             error = wrong
-        messages = found.declaration_result.message_count if isinstance(found, AbstractQueue) else 0
-        yield name, error, messages or 0
+        yield f"{kind} {name}", error, messages
 
 
 def _is_optional(name: str, settings: Settings) -> bool:

@@ -68,7 +68,7 @@ class LineAttributes(Attributes):
     channel_name: Text = Field(title="ChannelName", description="LINE channel name.")
     channel_secret: Secret = Field(title="ChannelSecret", description="LINE channel secret.")
     customer_connect_secret: OptionalSecret = Field(
-        default=None,
+        None,
         title="CustomerConnectSecret",
         description="Validates LINE inbound events when the Switcher API is used.",
     )

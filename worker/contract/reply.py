@@ -44,7 +44,7 @@ class _Reply(BaseModel):
     received_at: datetime
     completed_at: datetime
     as_of: datetime | None = Field(
-        default=None, description="When what the request says was true, where its publisher told."
+        None, description="When what the request says was true, where its publisher told."
     )
 
 
@@ -73,7 +73,7 @@ class ErrorEnvelope(_Reply):
     platform: str | None = Field(alias=PLATFORM_NAME)
     resource_id: str | None
     http_status: int | None
-    superseded_by: str | None = Field(default=None, description="The newer request, for `superseded` only.")
+    superseded_by: str | None = Field(None, description="The newer request, for `superseded` only.")
 
     @property
     def messages(self) -> tuple[str, ...]:

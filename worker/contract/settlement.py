@@ -137,7 +137,7 @@ class JournalRecord(BaseModel):
         description=f"The messages of validationErrors, {ERRORS_LENGTH} characters at most together."
     )
     message: str | None = Field(
-        default=None, description="Why it was not registered, where `errors` does not tell; cut likewise."
+        None, description="Why it was not registered, where `errors` does not tell; cut likewise."
     )
     attempts: int
     received_at: datetime
@@ -145,7 +145,7 @@ class JournalRecord(BaseModel):
     superseded_by: str | None
     replay: bool = Field(description="Whether the request was a replay of a dead letter.")
     as_of: datetime | None = Field(
-        default=None, description="When what the request says was true, where its publisher told."
+        None, description="When what the request says was true, where its publisher told."
     )
 
 

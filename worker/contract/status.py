@@ -27,14 +27,12 @@ class Order(_Model):
 
     order: OrderKind
     by: str = Field(description="user@host of the person who gave it.")
-    why: str = Field(default="", description="The reason that was given.")
+    why: str = Field("", description="The reason that was given.")
     at: AwareDatetime
-    count: int | None = Field(default=None, description="Dead letters that were replayed or discarded.")
-    run: str | None = Field(
-        default=None, description="Which change of dead letters, from its begin to its end."
-    )
-    cause: str | None = Field(default=None, description="What the letters died of.")
-    outcome: str | None = Field(default=None, description="What became of the replays.")
+    count: int | None = Field(None, description="Dead letters that were replayed or discarded.")
+    run: str | None = Field(None, description="Which change of dead letters, from its begin to its end.")
+    cause: str | None = Field(None, description="What the letters died of.")
+    outcome: str | None = Field(None, description="What became of the replays.")
 
     @classmethod
     def now(cls, order: OrderKind, why: str, *, by: str, **more: Any) -> Self:
@@ -69,7 +67,7 @@ class GateStatus(_Model):
     state: GateState
     why: str | None = None
     since: AwareDatetime | None = None
-    cause: GateCause | None = Field(default=None, exclude_if=lambda cause: cause is None)
+    cause: GateCause | None = Field(None, exclude_if=lambda cause: cause is None)
 
 
 class Blocked(_Model):
@@ -89,11 +87,11 @@ class WorkerStatus(_Model):
     version: str
     at: AwareDatetime
     state: WorkerState
-    partitions: list[int] = Field(default=[], description="Those it is the active consumer of; none without.")
+    partitions: list[int] = Field([], description="Those it is the active consumer of; none without.")
     gate: GateStatus
-    paused: Pause | None = Field(default=None, description="The pause that was ordered, while it stands.")
-    blocked: list[Blocked] = Field(default=[], description="Its own queues that take nothing.")
-    pace: float | None = Field(default=None, description="Calls a second that a speed limit leaves it.")
+    paused: Pause | None = Field(None, description="The pause that was ordered, while it stands.")
+    blocked: list[Blocked] = Field([], description="Its own queues that take nothing.")
+    pace: float | None = Field(None, description="Calls a second that a speed limit leaves it.")
     in_flight: int = Field(description="Requests that were delivered and are not settled.")
     rate_per_second: float = Field(description="Requests settled a second, lately.")
     reconnects: int = Field(description="Times that the consuming connection was opened again.")

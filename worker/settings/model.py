@@ -4,7 +4,7 @@ import difflib
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, model_validator
@@ -17,9 +17,9 @@ from worker.settings.checks import (
     HttpUrl,
     OptionalPort,
     Port,
+    Positive,
     Prefix,
     SealingKeys,
-    Seconds,
     Subdomain,
     explain,
     tls_context,
@@ -34,84 +34,69 @@ NOT_SETTINGS = frozenset(
 )
 
 
+def _setting(description: str, default: Any = None, **limits: Any) -> Any:
+    return Field(default, description=description, **limits)
+
+
 class Settings(BaseModel):
     """All settings of one process. Read them with `load_settings`, which explains what is wrong."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    amqp_url: AmqpUrls = Field(
-        default=SecretStr("amqp://guest:guest@localhost:5672/"),
-        description="`amqps://` for TLS; several nodes of a cluster separated by commas",
+    amqp_url: AmqpUrls = _setting(
+        "`amqps://` for TLS; several nodes of a cluster separated by commas",
+        SecretStr("amqp://guest:guest@localhost:5672/"),
     )
-    amqp_ca_file: Path | None = Field(
-        default=None, description="CA certificates (PEM) that vouch for the broker"
+    amqp_ca_file: Path | None = _setting("CA certificates (PEM) that vouch for the broker")
+    amqp_cert_file: Path | None = _setting("client certificate (PEM) for the broker")
+    amqp_key_file: Path | None = _setting("key of the client certificate (PEM)")
+    prefix: Prefix = _setting("names every queue and exchange", "ott.registration")
+    declare: bool = _setting("declare what is missing; `false` only checks", True)
+    mc_subdomain: Subdomain | None = _setting("gives both URLs below")
+    mc_auth_url: HttpUrl | None = _setting("overrides the auth URL")
+    mc_rest_url: HttpUrl | None = _setting("overrides the REST URL")
+    mc_insecure_http: bool = _setting("accept `http://` beyond loopback: a sandbox in a container", False)
+    mc_ca_file: Path | None = _setting("CA certificates (PEM) that vouch for Marketing Cloud")
+    mc_client_id: str | None = _setting("required by `run`")
+    mc_client_secret: SecretStr | None = _setting("required by `run`")
+    mc_account_id: AccountId = _setting("default business unit (MID)")
+    prefetch: int = _setting("deliveries in flight", 200, ge=1, le=65535)
+    partitions: int = _setting("queues that share the load; 1 for none", 1, ge=1, le=64)
+    rate_limit: Positive | None = _setting("calls a second; unlimited when empty")
+    coalesce_after: int = _setting(
+        "waiting requests of one page or channel; with more, the newest goes first; 0 never", 16, ge=0
     )
-    amqp_cert_file: Path | None = Field(default=None, description="client certificate (PEM) for the broker")
-    amqp_key_file: Path | None = Field(default=None, description="key of the client certificate (PEM)")
-    prefix: Prefix = Field(default="ott.registration", description="names every queue and exchange")
-    declare: bool = Field(default=True, description="declare what is missing; `false` only checks")
-    mc_subdomain: Subdomain | None = Field(default=None, description="gives both URLs below")
-    mc_auth_url: HttpUrl | None = Field(default=None, description="overrides the auth URL")
-    mc_rest_url: HttpUrl | None = Field(default=None, description="overrides the REST URL")
-    mc_insecure_http: bool = Field(
-        default=False, description="accept `http://` beyond loopback: a sandbox in a container"
+    http_timeout: Positive = _setting("seconds for one whole call", 30)
+    retry_attempts: int = _setting("calls for one request, outages not counted", 6, ge=1)
+    retry_budget: Positive = _setting("seconds for one request, outages not counted", 300)
+    retry_base: Positive = _setting("seconds; first back-off step", 0.5)
+    gate_after: int = _setting("failures in a row that mean an outage", 5, ge=1)
+    hold_limit: Positive = _setting("seconds that a delivery is held before it goes back", 600, le=1500)
+    shutdown_grace: float = _setting("seconds to drain after SIGTERM", 25, ge=0, allow_inf_nan=False)
+    max_body_bytes: int = _setting("larger requests are refused", 1_048_576, ge=1)
+    journal: bool = _setting("keep a record of settled requests; replays need it", True)
+    journal_max_age: Age = _setting("a number and one of `Y M D h m s`", "30D")
+    journal_max_bytes: int = _setting("bytes", 1_000_000_000, ge=1, le=2**63 - 1)
+    dead_letter_keys: SealingKeys | None = _setting(
+        "`ID:KEY` to encrypt dead letters with (32 bytes in base64); further ones only decrypt"
     )
-    mc_ca_file: Path | None = Field(
-        default=None, description="CA certificates (PEM) that vouch for Marketing Cloud"
+    admin_host: str = _setting("address of the admin server", "127.0.0.1")
+    admin_port: OptionalPort = _setting(
+        "`/livez`, `/readyz`, `/metrics`; 0 takes a free port, empty turns it off", 8080
     )
-    mc_client_id: str | None = Field(default=None, description="required by `run`")
-    mc_client_secret: SecretStr | None = Field(default=None, description="required by `run`")
-    mc_account_id: AccountId = Field(default=None, description="default business unit (MID)")
-    prefetch: int = Field(default=200, ge=1, le=65535, description="deliveries in flight")
-    partitions: int = Field(default=1, ge=1, le=64, description="queues that share the load; 1 for none")
-    rate_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="calls a second; unlimited when empty"
+    console_host: str = _setting("address of the console", "127.0.0.1")
+    console_port: Port = _setting("port of the console; 0 takes a free one", 8090)
+    console_password: SecretStr | None = _setting("asked for by the console; required beyond loopback")
+    console_url: HttpUrl | None = _setting(
+        "the address that people use behind a reverse proxy: scheme, host, path"
     )
-    coalesce_after: int = Field(
-        default=16,
-        ge=0,
-        description="waiting requests of one page or channel; with more, the newest goes first; 0 never",
+    console_read_only: bool = _setting("the console shows, and changes nothing", False)
+    traces: bool = _setting("trace with OpenTelemetry (the extra `otel`), set by its own variables", False)
+    log_format: Literal["json", "console"] | None = _setting(
+        "`json` or `console`; by default `json` unless a terminal"
     )
-    http_timeout: Seconds = Field(default=30, description="seconds for one whole call")
-    retry_attempts: int = Field(default=6, ge=1, description="calls for one request, outages not counted")
-    retry_budget: Seconds = Field(default=300, description="seconds for one request, outages not counted")
-    retry_base: Seconds = Field(default=0.5, description="seconds; first back-off step")
-    gate_after: int = Field(default=5, ge=1, description="failures in a row that mean an outage")
-    hold_limit: Annotated[float, Field(gt=0, le=1500)] = Field(
-        default=600, description="seconds that a delivery is held before it goes back"
-    )
-    shutdown_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        default=25, description="seconds to drain after SIGTERM"
-    )
-    max_body_bytes: int = Field(default=1_048_576, ge=1, description="larger requests are refused")
-    journal: bool = Field(default=True, description="keep a record of settled requests; replays need it")
-    journal_max_age: Age = Field(default="30D", description="a number and one of `Y M D h m s`")
-    journal_max_bytes: int = Field(default=1_000_000_000, ge=1, le=2**63 - 1, description="bytes")
-    dead_letter_keys: SealingKeys | None = Field(
-        default=None,
-        description="`ID:KEY` to encrypt dead letters with (32 bytes in base64); further ones only decrypt",
-    )
-    admin_host: str = Field(default="127.0.0.1", description="address of the admin server")
-    admin_port: OptionalPort = Field(
-        default=8080, description="`/livez`, `/readyz`, `/metrics`; 0 takes a free port, empty turns it off"
-    )
-    console_host: str = Field(default="127.0.0.1", description="address of the console")
-    console_port: Port = Field(default=8090, description="port of the console; 0 takes a free one")
-    console_password: SecretStr | None = Field(
-        default=None, description="asked for by the console; required beyond loopback"
-    )
-    console_url: HttpUrl | None = Field(
-        default=None, description="the address that people use behind a reverse proxy: scheme, host, path"
-    )
-    console_read_only: bool = Field(default=False, description="the console shows, and changes nothing")
-    traces: bool = Field(
-        default=False, description="trace with OpenTelemetry (the extra `otel`), set by its own variables"
-    )
-    log_format: Literal["json", "console"] | None = Field(
-        default=None, description="`json` or `console`; by default `json` unless a terminal"
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="`debug`, `info`, `warning` or `error`"
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "`debug`, `info`, `warning` or `error`", "info"
     )
 
     _given_in_code: frozenset[str] = PrivateAttr(default=frozenset())

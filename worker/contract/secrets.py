@@ -47,14 +47,16 @@ _URL_PARTS = re.compile(r"[&;=#?@:]")
 Span = tuple[int, int]
 
 
-def without_query(url: str) -> str:
-    """The URL without its user, query and fragment, which may hold a token. Text that is no URL is masked."""
+def split_url(url: str) -> tuple[str, list[str]]:
+    """The URL without its user, query and fragment, and the pieces of these: they may hold a token. Text that
+    is no URL is masked."""
     try:
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+        user, _, host = parts.netloc.rpartition("@")
+        public = urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
     except ValueError:
-        return MASK
+        return MASK, [url]
+    return public, [piece for part in (user, parts.query, parts.fragment) for piece in _URL_PARTS.split(part)]
 
 
 class SecretMask:
@@ -80,11 +82,12 @@ class SecretMask:
                 del document[PLATFORM_NAME]
             attributes = document.get(ATTRIBUTES)
             if isinstance(attributes, dict):
-                public = {k: v for k, v in attributes.items() if k in PUBLIC_FIELDS and _is_simple(v)}
-                document[ATTRIBUTES] = {k: v for k, v in attributes.items() if k not in public}
+                known = {name: attributes[name] for name in PUBLIC_FIELDS & attributes.keys()}
+                public = {name: value for name, value in known.items() if not isinstance(value, dict | list)}
+                secret = {name: value for name, value in attributes.items() if name not in public}
                 if isinstance(url := public.get(ENDPOINT_URL), str):
-                    public[ENDPOINT_URL] = without_query(url)
-                    document[ATTRIBUTES][ENDPOINT_URL] = _secret_parts(url)
+                    public[ENDPOINT_URL], secret[ENDPOINT_URL] = split_url(url)
+                document[ATTRIBUTES] = secret
         return cls(chain(more, _strings(document)), map(str, public.values()))
 
     def __call__(self, text: str) -> str:
@@ -154,19 +157,6 @@ class SecretMask:
                 for start in range(len(secret) - most + 1):
                     for at in _found(letters, secret[start : start + most]):
                         yield from of[at : at + most]
-
-
-def _is_simple(value: object) -> bool:
-    return not isinstance(value, dict | list)
-
-
-def _secret_parts(url: str) -> list[str]:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return [url]
-    user = parts.netloc.rpartition("@")[0]
-    return [piece for part in (user, parts.query, parts.fragment) for piece in _URL_PARTS.split(part)]
 
 
 def _strings(value: object) -> Iterator[str]:

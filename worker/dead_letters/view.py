@@ -9,7 +9,7 @@ from typing import Any, Final
 from worker.amqp.consumer import COUNTS
 from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.platforms import ATTRIBUTES, ENDPOINT_URL, PLATFORM_NAME, PUBLIC_FIELDS
-from worker.contract.secrets import SecretMask, without_query
+from worker.contract.secrets import SecretMask, split_url
 from worker.contract.words import PUBLIC_HEADERS
 from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
 
@@ -74,7 +74,7 @@ def _hide(document: dict[str, Any], mask: SecretMask) -> None:
         document["body"] = known(body, {PLATFORM_NAME})
         if isinstance(attributes := body.get(ATTRIBUTES), dict):
             if isinstance(url := attributes.get(ENDPOINT_URL), str):
-                attributes[ENDPOINT_URL] = without_query(url)
+                attributes[ENDPOINT_URL] = split_url(url)[0]
             document["body"][ATTRIBUTES] = known(attributes, PUBLIC_FIELDS)
 
 

@@ -19,12 +19,12 @@ from worker.amqp.connection import Connection, answered, connected, keep_connect
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, Order, Pause, WorkerStatus, standing_pause
-from worker.contract.timestamps import SKEW
 from worker.contract.words import CONTROL_KEY, CONTROL_TYPE, STATUS_TYPE
 from worker.errors import PublishRefused, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
+CLOCKS_DIFFER = timedelta(minutes=1)  # the broker's and the reader's; the stream is read from so much earlier
 CHANGES_TOGETHER = 0.25  # seconds in which several changes make one record
 READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders before it begins without them
 
@@ -68,7 +68,7 @@ async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER
     `within` this time and have not stopped."""
     since = datetime.now(UTC) - within
     latest: dict[str, WorkerStatus] = {}
-    async for entry in reader.read(since - timedelta(microseconds=SKEW)):
+    async for entry in reader.read(since - CLOCKS_DIFFER):
         for document in entry.records:
             with contextlib.suppress(ValidationError):
                 record = WorkerStatus.model_validate(document)

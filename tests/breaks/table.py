@@ -352,7 +352,7 @@ BREAKS = [
     ),
     Break(
         "a failed file replaces a foreign one",
-        "worker/files/failed_rows.py",
+        "worker/files/results.py",
         "if path.is_file() and not _is_ours(path):",
         "if False:",
         "acceptance/test_submit_spreadsheets.py -k foreign",

@@ -8,8 +8,8 @@ from rich.console import Console
 from worker.cli.submit.report import show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
+from worker.files.job import MOST_ERRORS, OTHER, Tally
 from worker.files.job_database import JobDatabase, RowResult
-from worker.files.progress import MOST_ERRORS, OTHER, Tally
 from worker.files.results import Results, read_results
 from worker.files.rows import Row
 

@@ -93,7 +93,7 @@ def moment(
         raise UsageError(f"{option} must be a time such as 2026-11-23T12:00:00Z, or 2h, 3d") from None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=UTC)
-    return int(parsed.timestamp() * 1_000_000)
+    return (parsed - _EPOCH) // timedelta(microseconds=1)
 
 
 @lru_cache(maxsize=100)

@@ -9,5 +9,5 @@ rows.py      rows of a job, in whatever format they come
 job_database.py    what only many rows together show, and what earlier runs have settled
 check.py     what is wrong with a row, for the person who corrects it
 outstanding.py, submission.py    rows are sent, and their replies followed
-progress.py, results.py, failed_rows.py    what became of them
+job.py, results.py    how a job stands, and what it writes
 """

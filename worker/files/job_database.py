@@ -13,7 +13,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 from worker.contract.platforms import ID_FIELDS
-from worker.contract.reply import Reply
 from worker.errors import UsageError
 from worker.files.damage import (
     ALL_END_IN_0,
@@ -33,7 +32,6 @@ FEWEST_ROUNDED: Final = 3  # different ids that all end in 0, before that is no 
 INVALID: Final = "invalid"
 SETTLED: Final = ("registered", "superseded")
 
-_REQUEST_ID = re.compile(r"([0-9a-f]{32})-([0-9]+)\Z")
 _URL = re.compile(r"https?://[^\s/?#:@]+(?::\d+)?(?:[/?#]\S*)?\Z", re.IGNORECASE)
 _QUOTES = "\u201c\u201d\u201e\u201f\xab\xbb\u2018\u2019\u201a"
 _TOKEN: Final = "pageAccessToken"  # noqa: S105 (a name)
@@ -42,18 +40,14 @@ _TABLES = """
     PRAGMA journal_mode = OFF;
     CREATE TABLE row (
         place INTEGER, resource TEXT, account TEXT, file TEXT, line INTEGER, shown TEXT, damaged INTEGER,
-        token TEXT, sent INTEGER DEFAULT 0
+        token TEXT, sent INTEGER DEFAULT 0, error TEXT, cells TEXT, body BLOB
     );
     CREATE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
     CREATE TABLE result (
-        place INTEGER UNIQUE, request_id TEXT, status TEXT, platform TEXT, resource_id TEXT, errors TEXT,
-        line INTEGER, file TEXT, resource TEXT, account TEXT
+        place INTEGER UNIQUE, status TEXT, told TEXT, resource TEXT, account TEXT, whole TEXT
     );
     CREATE INDEX result_resource ON result (resource, account, place);
-    CREATE TABLE failed (
-        place INTEGER PRIMARY KEY, file TEXT, line INTEGER, cells TEXT, body BLOB, error TEXT
-    );
     BEGIN;
 """
 # Of a row's resource: the last row that is registered, and when that came among the results.
@@ -84,22 +78,10 @@ class RowResult(NamedTuple):
     file: str | None = None
 
     @classmethod
-    def of(cls, row: int, reply: Reply, line: int | None = None, file: str | None = None) -> Self:
-        """The answer to a row."""
-        about = (reply.request_id, reply.status, reply.platform, reply.resource_id)
-        return cls(row, *about, reply.messages, line, file)
-
-    @classmethod
     def unsent(cls, row: Row, request_id: str | None, status: str, errors: Iterable[object]) -> Self:
         """Why a row was not sent."""
         about = (row.platform, row.shown_id, tuple(map(str, errors)), row.line, row.file)
         return cls(row.place, request_id, status, *about)
-
-
-def parse_request_id(text: str) -> tuple[str, int] | None:
-    """The job and the row that a request id `JOB-ROW` names, or None if it is not of a job."""
-    found = _REQUEST_ID.match(text)
-    return (found[1], int(found[2])) if found else None
 
 
 class JobDatabase:
@@ -142,7 +124,11 @@ class JobDatabase:
         token = None if row.problems else row.attributes.get(_TOKEN)
         about = (row.place, *_resource(row), row.file, row.line, row.where(), bool(row.problems))
         kept = token if isinstance(token, str) and token else None
-        self._database.execute("INSERT INTO row VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", (*about, kept))
+        insert = (
+            "INSERT INTO row (place, resource, account, file, line, shown, damaged, token) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        self._database.execute(insert, (*about, kept))
         for name in ID_FIELDS & row.attributes.keys():
             value = row.attributes[name]
             if not _is_long_id(value):
@@ -234,21 +220,17 @@ class JobDatabase:
     def note(self, result: RowResult) -> None:
         """Take in what became of a row; of several results for one row, the last one counts. Its resource and
         account are those that the input has, where that is known: a spreadsheet may have rounded the id."""
-        if result.request_id and (parts := parse_request_id(result.request_id)):
-            self.job = parts[0]
-        resource, account = self._first(
-            "SELECT resource, account FROM row WHERE place = ?", [result.row]
-        ) or (
-            _named(result.platform, result.resource_id),
-            None,
-        )
-        saved = (*result._replace(errors=json.dumps(result.errors)), resource, account)  # type: ignore[arg-type]
-        self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", saved)
+        if result.request_id:
+            self.job = result.request_id.rpartition("-")[0]
+        told = _named(result.platform, result.resource_id)
+        known = self._first("SELECT resource, account FROM row WHERE place = ?", [result.row])
+        saved = (result.row, result.status, told, *(known or (told, None)), json.dumps(result))
+        self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?)", saved)
 
     def results(self) -> Iterator[RowResult]:
         """One result for each row, the last one, in the order in which they came."""
-        for *about, errors, line, file, _, _ in self._database.execute("SELECT * FROM result ORDER BY rowid"):
-            yield RowResult._make((*about, tuple(json.loads(errors)), line, file))
+        for (whole,) in self._database.execute("SELECT whole FROM result ORDER BY rowid"):
+            yield RowResult(*json.loads(whole))
 
     def where(self, place: int) -> tuple[int | None, str | None]:
         """The line and the file in which a row of the job stands, as far as the input holds it."""
@@ -262,15 +244,15 @@ class JobDatabase:
         """The row of the job that makes this one needless: itself, if it is settled, or a later one that is
         registered for the same resource. None if it has to go out, also where an earlier row of its resource
         went out after it, and would be the last. Raises UsageError if it was about another resource then."""
-        query = "SELECT status, platform, resource_id FROM result WHERE place = ?"
-        status, *saved = self._first(query, [row.place]) or (None, None, None)
-        if status in statuses and not row.problems and not is_same(saved, row):
+        resource, account = _resource(row)
+        found = self._first("SELECT status, told FROM result WHERE place = ?", [row.place])
+        status, told = found or (None, None)
+        if status in statuses and not row.problems and not is_same(told, resource):
             raise UsageError(
                 f"Row {row.place} is about another resource than the results file says, so the input has "
                 "changed: give the whole input, or the file that --failed wrote, or name another "
                 "--results file"
             )
-        resource, account = _resource(row)
         given: dict[str, object] = {"resource": resource, "account": account, "place": row.place}
         newest, given["newest_came"] = self._first(_NEWEST, given) or (0, None)
         if self._first(_OVERTAKEN, given):
@@ -284,27 +266,23 @@ class JobDatabase:
     def give_back(self, row: Row, errors: Iterable[object]) -> None:
         """Keep a row and why it was not registered."""
         cells = None if row.cells is None else json.dumps(row.cells, ensure_ascii=False)
-        body = b"" if row.cells is not None else row.body
-        self._database.execute(
-            "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, ?, ?)",
-            (row.place, row.file, row.line, cells, body, "; ".join(map(str, errors))),
-        )
+        kept = ("; ".join(map(str, errors)), cells, row.body if cells is None else b"", row.place)
+        self._database.execute("UPDATE row SET error = ?, cells = ?, body = ? WHERE place = ?", kept)
 
     def given_back(self) -> Iterator[tuple[str, int, int, str, str | None, bytes]]:
         """Each of them, in the order of the job: its error, line, place and file, and of a table's row the
         cells as JSON, of a row of JSON the body."""
         yield from self._database.execute(
-            "SELECT error, line, place, file, cells, body FROM failed ORDER BY place"
+            "SELECT error, line, place, file, cells, body FROM row WHERE error IS NOT NULL ORDER BY place"
         )
 
 
-def is_same(saved: Iterable[str | None], row: Row) -> bool:
-    """Whether the platform and the id in a results file are those of a row. A spreadsheet that saved the file
-    may have rounded the id."""
-    (platform, written), exact = saved, row.resource_id or ""
-    return platform == row.platform and (
-        one_line(written or "") == one_line(exact) or is_rounded(exact, written or "")
-    )
+def is_same(told: str | None, resource: str | None) -> bool:
+    """Whether a resource of the results is that of the input. A spreadsheet that saved the results may have
+    rounded its id."""
+    told, resource = one_line(told or ""), one_line(resource or "")
+    (platform, _, written), (of, _, exact) = told.partition(" "), resource.partition(" ")
+    return told == resource or (platform == of and is_rounded(exact, written))
 
 
 def one_line(text: str) -> str:

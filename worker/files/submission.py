@@ -13,7 +13,6 @@ import threading
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -26,9 +25,9 @@ from worker.contract.reply import MalformedReply, parse_reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.files.check import findings
-from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult, parse_request_id
+from worker.files.job import Notices, Plan, Tally
+from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult
 from worker.files.outstanding import Outstanding
-from worker.files.progress import Notices, Tally
 from worker.files.results import Results, ResultsFileError
 from worker.files.rows import Reading, Row
 from worker.settings import Settings
@@ -41,30 +40,11 @@ ASK_TIMEOUT: Final = 10.0  # seconds
 BATCH: Final = 100  # rows that are read at once
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionPlan:
-    """What a job does. `outstanding` rows at most wait for their replies, or as many as are settled soon;
-    `rate` is the most rows a second. Without `wait` it follows no replies.
-
-    With `resumed` it is the same job again: rows keep their request ids, and replies that came after the
-    earlier run had ended are taken in. With `gives_back` the database keeps the rows that are not registered.
-    """
-
-    reading: Reading
-    account_id: str | None = None
-    outstanding: int | None = None
-    rate: float | None = None
-    wait: bool = True
-    send_damaged: bool = False
-    resumed: bool = False
-    gives_back: bool = False
-
-
 class Submission:
     """One run of a job. `tally`, `notices` and `out` tell how it stands."""
 
     def __init__(
-        self, settings: Settings, plan: SubmissionPlan, database: JobDatabase, results: Results | None
+        self, settings: Settings, plan: Plan, database: JobDatabase, results: Results | None
     ) -> None:
         self.tally = Tally()
         self.notices = Notices()
@@ -98,7 +78,7 @@ class Submission:
                 await work
             finally:
                 await cancel_all(work, watch, stopped)
-                for row in self.out.rows() if self._plan.gives_back else ():
+                for row in self.out.rows() if self._plan.failed else ():
                     self._database.give_back(row, ["No reply came; it may be registered all the same."])
                 if len(self.out):
                     self._requester.keep_queue()
@@ -132,7 +112,7 @@ class Submission:
         limit = self._settings.max_body_bytes
         found = findings(row, self._database, limit, send_damaged=self._plan.send_damaged)
         if found:
-            self._record_unsent(row, INVALID, *found)
+            self._record(RowResult.unsent(row, self._name(row), INVALID, found), row)
         return bool(found)
 
     def _is_left_out(self, row: Row) -> bool:
@@ -145,17 +125,18 @@ class Submission:
             self.tally.skipped += 1
         elif settled_by is not None:
             error = f"Row {settled_by}, a later one, is registered for the same resource."
-            self._record_unsent(row, "superseded", error)
+            self._record(RowResult.unsent(row, self._name(row), "superseded", [error]), row)
         return settled_by is not None
 
-    def _record_unsent(self, row: Row, status: str, *errors: object) -> None:
-        self._record(RowResult.unsent(row, f"{self._job}-{row.place}", status, errors), row)
+    def _name(self, row: Row) -> str:
+        """The id of the row's request: the same whenever the job is resumed."""
+        return f"{self._job}-{row.place}"
 
     def _at(self, row: Row) -> str:
         return str(row.shown_as) if len(self._plan.reading.paths) == 1 else f"{row.file} {row.shown_as}"
 
     async def _submit(self, row: Row) -> None:
-        name = f"{self._job}-{row.place}"
+        name = self._name(row)
         await self.out.room()
         if self._plan.resumed:
             self._database.goes_out(row)
@@ -181,26 +162,29 @@ class Submission:
             self.out.answered(name)
 
     def _on_reply(self, name: str, body: bytes) -> None:
-        parts = parse_request_id(name)
-        if parts is None or parts[0] != self._job:
+        job, _, number = name.rpartition("-")
+        if job != self._job:
             return
         try:
             reply = parse_reply(body)
         except MalformedReply:
             return
+        place = int(number)
+        about = (reply.request_id, reply.status, reply.platform, reply.resource_id, reply.messages)
+        result = RowResult(place, *about, *self._database.where(place))
         if row := self.out.answered(name):
-            if reply.status == "superseded" and not (reply.superseded_by or "").startswith(self._job):
+            if reply.status == "superseded" and not (reply.superseded_by or "").startswith(job):
                 self.tally.overtaken.add(self._at(row))
-            self._record(RowResult.of(parts[1], reply, row.line, row.file), row)
+            self._record(result, row)
             return
         # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
         self._late += 1
         if self._plan.resumed and reply.status in SETTLED:
-            self._write(RowResult.of(parts[1], reply, *self._database.where(parts[1])))
+            self._write(result)
 
     def _record(self, result: RowResult, row: Row) -> None:
         self.tally.add(result, self._at(row))
-        if self._plan.gives_back and result.status not in SETTLED:
+        if self._plan.failed and result.status not in SETTLED:
             self._database.give_back(row, result.errors)
         self._write(result)
 

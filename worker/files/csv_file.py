@@ -16,7 +16,7 @@ HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20
 
 _IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
-_SPACED_QUOTE = re.compile("[,;\t|] +[\"']")
+_SPACED_QUOTE = re.compile('[,;\t|] +"')
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
 RawRow = tuple[int, int, list[str] | Problem]
@@ -72,12 +72,11 @@ def dialect_of(text: str) -> Dialect:
     """The dialect that a `sep=` line names, else that in which the header names most attributes and the rows
     fit it best."""
     delimiters = _separator_in(text.partition("\n")[0]) or ",;\t|"
-    quotes = '"' if '"' in text else "\"'"
-    escapes = [None, "\\"] if '\\"' in text else [None]
     spaces = [False, True] if _SPACED_QUOTE.search(text) else [False]
-    names = ("delimiter", "quotechar", "escapechar", "skipinitialspace")
-    candidates = product(delimiters, quotes, escapes, spaces)
-    dialects = [dict(zip(names, each, strict=True), strict=True) for each in candidates]
+    dialects: list[Dialect] = [
+        {"delimiter": delimiter, "skipinitialspace": space, "strict": True}
+        for delimiter, space in product(delimiters, spaces)
+    ]
     if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
         dialects += [{"delimiter": each, "strict": True, "in_quotes": True} for each in delimiters]
     return max(dialects, key=lambda dialect: _fitness(text, dialect))
@@ -113,7 +112,5 @@ def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
     at = header_in(rows[:HEADER_WITHIN])
     header, body = rows[at], rows[at + 1 :]
     fitting = sum(len(row) == len(header) for row in body)
-    left_over = sum(
-        cell[:1] in "\"'" and len(cell) > 1 and cell[-1] == cell[0] for row in body for cell in row
-    )
+    left_over = sum(len(cell) > 1 and cell[0] == cell[-1] == '"' for row in body for cell in row)
     return known_in(header), fitting, -left_over

@@ -167,18 +167,15 @@ class Reading:
         beginning = decode_sample(sample, encoding).lstrip("\ufeff \t\r\n")[:1]
         if is_workbook(sample) or ending in (".csv", ".tsv") or beginning not in ("[", "{"):
             yield from self._table_rows(source, numbers)
-        elif beginning == "{":
-            # Bytes that are no text are told as a fault of their row.
-            errors = "surrogateescape"
-            for number, text in enumerate(lines(source.chunks(), encoding, errors), 1):
-                if body := text.strip().encode(errors=errors):
-                    yield self._json_row(number, body, source, next(numbers))
-        else:
-            chunks = source.chunks()
-            if encoding != "utf-8":  # which stays as it is, byte for byte
-                chunks = (text.encode(errors="surrogatepass") for text in lines(chunks, encoding))
-            for number, body in elements(chunks):
-                yield self._json_row(number, body, source, next(numbers))
+            return
+        # Bytes that are no text are told as a fault of their row.
+        errors, chunks = "surrogateescape", source.chunks()
+        texts = (
+            enumerate(lines(chunks, encoding, errors), 1) if beginning == "{" else elements(chunks, encoding)
+        )
+        for line, text in texts:
+            if body := text.strip().encode(errors=errors):
+                yield self._json_row(line, body, source, next(numbers))
 
     def _table_rows(self, source: Source, numbers: Iterator[int]) -> Iterator[Row]:
         table = Table(

@@ -3,6 +3,7 @@
 
 import codecs
 import io
+import json
 import os
 import re
 import stat
@@ -167,47 +168,36 @@ def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Ite
         yield pending
 
 
-# A whole string, a mark of structure, or a quotation mark whose string is not there as a whole. No byte of a
-# longer UTF-8 letter can be one of them.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},"]', re.DOTALL)
-_DEEPER = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+_BEFORE = re.compile(r"\s*[\[,]\s*")
+_AFTER = re.compile(r"\s*[,\]]")
+_END = re.compile(r"\s*\[?\s*\]\s*")
+_decode = json.JSONDecoder().raw_decode
 
 
-def elements(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Each element of a JSON array, with the line on which it begins. They are cut apart without being
-    parsed: one that is broken spoils no other. Raises Unreadable where the input ends early or is
-    unbalanced."""
-    buffer = bytearray()
-    at, line = 0, 1
-    depth = 0  # 1 between two elements
-    is_over = False
-    for chunk in chunks:
-        buffer += chunk
-        while not is_over and (found := _TOKEN.search(buffer, at)):
-            mark, at = found.group(), found.end()
-            if mark == b'"':
-                at = found.start()
-                break
-            depth += _DEEPER.get(mark, 0)
-            is_over = depth == 0
-            if is_over and mark == b"}":
-                raise Unreadable("a closing bracket has no opening one")
-            if not is_over and (depth > 1 or mark not in b"[,"):
-                continue
-            taken = bytes(buffer[:at])
-            del buffer[:at]
-            at, begins = 0, line + taken.count(b"\n", 0, len(taken) - len(taken.lstrip()))
-            line += taken.count(b"\n")
-            element = taken[:-1].strip()
-            if element or mark == b",":
-                yield begins, element
-        else:
-            at = len(buffer)
-        if is_over and buffer.strip():
-            raise Unreadable("there is more after the end of the array: put all rows into one array")
-        if len(buffer) > LONGEST_ROW:
-            raise Unreadable(
-                f"the next row is longer than {LONGEST_ROW:,} bytes: is a quotation mark missing?"
-            )
-    if not is_over:
-        raise Unreadable("the input ends in the middle of the next row: is it complete?")
+def elements(chunks: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str]]:
+    """Each element of a JSON array as it stands there, with the line on which it begins; bytes that are no
+    UTF-8 are surrogates. Raises Unreadable from an element on that is not JSON."""
+    buffer, line = "", 1
+    try:
+        for piece in codecs.iterdecode(chunks, encoding, "surrogateescape"):
+            buffer += piece
+            at = 0
+            while found := _BEFORE.match(buffer, at):
+                begins = found.end()
+                try:
+                    _, ends = _decode(buffer, begins)
+                except (ValueError, RecursionError):
+                    break  # its rest may follow
+                if not _AFTER.match(buffer, ends):
+                    break
+                line += buffer.count("\n", at, begins)
+                yield line, buffer[begins:ends]
+                line += buffer.count("\n", begins, ends)
+                at = ends
+            buffer = buffer[at:]
+            if len(buffer) > LONGEST_ROW:
+                raise Unreadable(f"the next row is not JSON, or longer than {LONGEST_ROW:,} characters")
+    except UnicodeError:
+        raise Unreadable(f"it is not {encoding} text: save the file as UTF-8") from None
+    if not _END.fullmatch(buffer):
+        raise Unreadable("what follows is no JSON, or stands behind the array: is the file complete?")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -75,13 +76,13 @@ async def report(console: Console) -> int:
     return told.code
 
 
+@dataclass
 class _Report:
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self.code = 0
+    console: Console
+    code: int = 0
 
     def add(self, name: str, mark: Mark, text: str, code: int) -> None:
-        self._console.print(Text.assemble((f"{mark:<4}", STYLES[mark]), f"  {name:<11} {text}"))
+        self.console.print(Text.assemble((f"{mark:<4}", STYLES[mark]), f"  {name:<11} {text}"))
         if mark == "FAIL":
             self.code = self.code or code
 

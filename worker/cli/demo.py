@@ -1,7 +1,6 @@
 """`ott-worker demo`: the whole way on this machine, with a real RabbitMQ and the sandbox (contract §8)."""
 
 import asyncio
-import csv
 import json
 import os
 import shlex
@@ -24,7 +23,7 @@ from worker.broker import topology
 from worker.broker.requester import Requester
 from worker.cli.terminal import on_end
 from worker.console.server import Console as OperatorsPage
-from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS
+from worker.contract.platforms import ATTRIBUTES, PLATFORMS
 from worker.contract.reply import Reply, parse_reply
 from worker.contract.settlement import Resource
 from worker.errors import BrokerUnreachable, Interrupted, WorkerError
@@ -34,10 +33,11 @@ from worker.service import Service
 from worker.settings import Settings, environment, load_settings
 from worker.telemetry.status import WorkerPhase
 
+HERE = Path(__file__).parent
 WAIT_TIMEOUT = 60.0  # seconds for each answer
 # The API document's own examples and some bad requests: what is sent, what must come back, and the name that
 # Marketing Cloud must hold then.
-SCENES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("demo.json").read_bytes())
+SCENES: list[dict[str, Any]] = json.loads((HERE / "demo.json").read_bytes())
 # Others are not those of the demonstration, even where the environment sets them.
 NOT_SET = dict.fromkeys(("mc_account_id", "mc_subdomain", "rate_limit", "console_password", "console_url"))
 
@@ -103,7 +103,8 @@ async def _demo(console: Console, settings: Settings, *, serve: bool) -> int:
             if serve:
                 page = await stack.enter_async_context(OperatorsPage(settings))
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ott-demo-"))
-                typer.echo(_things_to_try(settings, sandbox.url, page.entry, _pages(Path(folder))))
+                pages = shutil.copy(HERE / "demo.csv", folder)
+                typer.echo(_things_to_try(settings, sandbox.url, page.entry, pages))
                 is_serving = True
                 await worker
     except asyncio.CancelledError:
@@ -174,24 +175,7 @@ def _held(sandbox: Sandbox, reply: Reply) -> tuple[str, str | None]:
     return platform.noun, sandbox.registrations[resource].body[ATTRIBUTES][platform.name_field]
 
 
-def _pages(folder: Path) -> Path:
-    """A file of twenty pages to submit."""
-    path, example = folder / "pages.csv", SCENES[0]["body"]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [PLATFORM_NAME, *example[ATTRIBUTES]])
-        writer.writeheader()
-        for number in range(1, 21):
-            own = {
-                PLATFORM_NAME: example[PLATFORM_NAME],
-                "pageId": 102030405060 + number,
-                "pageName": f"Page {number}",
-                "pageAccessToken": f"token-of-page-{number}",
-            }
-            writer.writerow(example[ATTRIBUTES] | own)
-    return path
-
-
-def _things_to_try(settings: Settings, sandbox: str, page: str, file: Path) -> str:
+def _things_to_try(settings: Settings, sandbox: str, page: str, file: str) -> str:
     exports = [f"export OTT_PREFIX={settings.prefix}", f"export SANDBOX={sandbox}"]
     url = settings.amqp_url.get_secret_value()
     if "guest:guest@" in url:  # else it holds a secret, and the other terminal must have it too
@@ -199,5 +183,5 @@ def _things_to_try(settings: Settings, sandbox: str, page: str, file: Path) -> s
     if shutil.which("ott-worker") is None:
         exports.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
     setup = "\n  ".join(exports)
-    text = Path(__file__).with_name("demo.txt").read_text(encoding="utf-8")
+    text = (HERE / "demo.txt").read_text(encoding="utf-8")
     return text.format(setup=setup, file=file, page=page)

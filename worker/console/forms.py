@@ -2,19 +2,12 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
 
-from worker.contract.platforms import (
-    ATTRIBUTES,
-    FLAG_FIELDS,
-    PLATFORM_NAME,
-    PLATFORMS,
-    SECRET_FIELDS,
-    Platform,
-)
+from worker.contract.platforms import ATTRIBUTES, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
 from worker.contract.secrets import MASK
 from worker.contract.selection import Selection
 from worker.contract.timestamps import moment
@@ -31,6 +24,8 @@ MAX_RATE = 1e6  # letters a second
 WHY_LENGTH = 200
 
 Query = MultiMapping[str]
+Change = tuple[str, str, str]
+"""One line of the difference, as texts that may be shown: the field, before, after."""
 
 
 async def form_of(request: web.Request) -> MultiDict[str]:
@@ -69,40 +64,11 @@ def rate_of(form: Query) -> float | None:
     raise UsageError("The rate must be a number above 0: letters a second.")
 
 
-class Field(NamedTuple):
-    """A field of the form. `shown` is the value as it is shown, empty for a secret; `is_there` whether the
-    letter has it, None where the form is for several."""
-
-    name: str
-    shown: str
-    is_secret: bool
-    is_flag: bool
-    is_there: bool | None
-
-
-class Change(NamedTuple):
-    """One line of the difference, as texts that may be shown."""
-
-    name: str
-    before: str
-    after: str
-
-
-def fields_of(document: Mapping[str, Any] | None, platform: Platform) -> list[Field]:
-    """The form for a letter as `view` shows it, or for several."""
-    body = (document or {}).get("body")
+def attributes_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a letter as `view` shows it."""
+    body = document.get("body")
     attributes = body.get(ATTRIBUTES) if isinstance(body, dict) else None
-    attributes = attributes if isinstance(attributes, dict) else {}
-    return [
-        Field(
-            name,
-            "" if name in SECRET_FIELDS else _text(attributes.get(name)),
-            name in SECRET_FIELDS,
-            name in FLAG_FIELDS,
-            None if document is None else attributes.get(name) not in (None, ""),
-        )
-        for name in platform.fields
-    ]
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str, Any], list[Change]]:
@@ -113,18 +79,22 @@ def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str,
         raise UsageError("The platform is none.")
     values: dict[str, Any] = {}
     changes: list[Change] = []
+    attributes = attributes_of(document or {})
     if document is not None and document.get(PLATFORM_NAME) != platform.name:
         values[PLATFORM_NAME] = platform.name
-        changes.append(Change(PLATFORM_NAME, _text(document.get(PLATFORM_NAME)), platform.name))
-    for field in fields_of(document, platform):
+        changes.append((PLATFORM_NAME, text_of(document.get(PLATFORM_NAME)), platform.name))
+    for name in platform.fields:
+        is_secret, is_flag, before = name in SECRET_FIELDS, name in FLAG_FIELDS, attributes.get(name)
         # A browser leaves line breaks out of a field.
-        unchanged = (UNCHANGED, "") if field.is_secret or field.is_flag else (_one_line(field.shown),)
-        typed = _one_line(form.get(f"set.{field.name}", unchanged[0]))
+        unchanged = (UNCHANGED, "") if is_secret or is_flag else (_one_line(text_of(before)),)
+        typed = _one_line(form.get(f"set.{name}", unchanged[0]))
         if typed in unchanged:
             continue
-        values[field.name] = flag_of(field.name, typed) if field.is_flag else typed
-        before = MASK if field.is_secret and field.is_there else field.shown
-        changes.append(Change(field.name, before, f"{MASK} (new)" if field.is_secret else typed))
+        values[name] = flag_of(name, typed) if is_flag else typed
+        if is_secret:
+            changes.append((name, MASK if before else "", f"{MASK} (new)"))
+        else:
+            changes.append((name, text_of(before), typed))
     if not changes:
         raise UsageError("Nothing was changed: type a new value, or replay as it is.")
     return values, changes
@@ -134,7 +104,8 @@ def _one_line(text: str) -> str:
     return text.replace("\r", "").replace("\n", "")
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A value in a field of the form."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else str(value)

@@ -12,8 +12,8 @@ from aiohttp import web
 from markupsafe import Markup
 
 from worker.broker.situation import advice
-from worker.console.forms import fields_of
-from worker.contract.platforms import PLATFORMS
+from worker.console.forms import attributes_of, text_of
+from worker.contract.platforms import FLAG_FIELDS, PLATFORMS, SECRET_FIELDS
 from worker.contract.settlement import brief
 from worker.contract.timestamps import how_long, microseconds
 from worker.contract.words import REASONS, STATUSES
@@ -87,17 +87,20 @@ class Renderer:
             "number": _number,
             "pretty": lambda value: json.dumps(value, ensure_ascii=False, indent=2),
             "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+            "text": text_of,
             "sentence": lambda text: f"{text[:1].upper()}{text[1:].rstrip('.')}.",
         }
         self._environment.globals |= {
             "advice": advice,
-            "fields_of": fields_of,
+            "attributes_of": attributes_of,
+            "flags": FLAG_FIELDS,
             "menu": [page for page in PAGES if page.name],
             "platforms": PLATFORMS,
             "prefix": settings.prefix,
             "read_only": settings.console_read_only,
             "reasons": REASONS,
             "resource_path": _resource_path,
+            "secrets": SECRET_FIELDS,
             "statuses": STATUSES,
             "version": version(),
         }

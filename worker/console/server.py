@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from worker.console.changes import Changes
 from worker.console.pages import Pages
 from worker.console.rendering import Renderer, see
 from worker.console.security import Guard
@@ -38,8 +37,7 @@ class Console:
 
     def _application(self) -> web.Application:
         pages = Pages(self._sources, self._render)
-        changes = Changes(self._sources, pages)
-        routes = [*self.guard.routes(), *pages.routes(), *changes.routes(), web.static("/static", STATIC)]
+        routes = [*self.guard.routes(), *pages.routes(), web.static("/static", STATIC)]
         application = web.Application(middlewares=[web.middleware(self.guard)])
         application.add_routes(routes)
         if base := urlsplit(self._settings.console_url or "").path:

@@ -20,7 +20,7 @@ from worker.broker.situation import Overview, read_overview
 from worker.broker.topology import Topology
 from worker.console.rendering import wants_json
 from worker.console.runs import ConsoleRun, Runs
-from worker.contract.selection import FIELDS, Selection
+from worker.contract.selection import Selection
 from worker.dead_letters.letter import BY_CAUSE, Facts, Letter, causes_of
 from worker.dead_letters.queue import open_dead_letters
 from worker.errors import WorkerError
@@ -129,7 +129,6 @@ class LetterCopy:
         self.seen = 0
         self.total = 0
         self.causes: list[dict[str, Any]] = []
-        self.choices: dict[str, list[str]] = _choices([])
 
     @property
     def is_complete(self) -> bool:
@@ -195,7 +194,7 @@ class LetterCopy:
         self.version += 1
         self._first_seen = {row["letter"]: self._first_seen.get(row["letter"], self.version) for row in rows}
         self._opened = {name: each for name, each in self._opened.items() if each.key in self._first_seen}
-        self.causes, self.choices = causes_of(rows, BY_CAUSE), _choices(rows)
+        self.causes = causes_of(rows, BY_CAUSE)
         self._renewable_at = now + max(LEAST_LIFE, SHARE * (now - started))
         self.rows.life = max(LONGEST_LIFE, SHARE * (now - started))
         return tuple(rows)
@@ -203,14 +202,6 @@ class LetterCopy:
 
 def _size(row: Facts) -> int:
     return ROW_BYTES + sum(map(sys.getsizeof, (row["id"], row["error"], row["resourceId"], row["userId"])))
-
-
-def _choices(rows: Sequence[Facts]) -> dict[str, list[str]]:
-    """What the filters can be set to."""
-    return {
-        option: sorted({value for row in rows if (value := row[FIELDS[option]])})
-        for option in ("reason", "platform", "account", "user")
-    }
 
 
 _Search = tuple[Selection, int, int | None]

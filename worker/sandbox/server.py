@@ -28,6 +28,7 @@ REGISTRATION = "/ott/v1/registration"
 CONTROL = "/sandbox/"
 JSON = "application/json"
 MAX_BODY = 16 * 1024 * 1024
+CALLS_KEPT = 100_000
 CALLS_SHOWN = 1000
 CONNECTION_LIMIT = 10_000
 SCOPES = "ott_channels_read ott_channels_write ott_chat_messaging_read ott_chat_messaging_send"
@@ -40,9 +41,9 @@ class Sandbox:
     """A local Marketing Cloud, up while the context lasts.
 
     `port` 0 takes a free one. `account_ids` are the business units that a token may be asked for, None
-    for any. `token_lifetime` is in seconds. `seed` makes random faults repeatable. The newest
-    `history_limit` calls are kept. Entering raises SettingsError if the address cannot be listened on.
-    `url` is where it listens; token and REST URL are the same.
+    for any. `token_lifetime` is in seconds. `seed` makes random faults repeatable. Entering raises
+    SettingsError if the address cannot be listened on. `url` is where it listens; token and REST URL are the
+    same.
 
     `history`, `registrations` (the newest call for each resource) and `faults` may be used directly;
     history and faults over HTTP under `/sandbox` too.
@@ -58,9 +59,8 @@ class Sandbox:
         account_ids: Collection[str] | None = None,
         token_lifetime: float = 1080,
         seed: int = 0,
-        history_limit: int = 100_000,
     ) -> None:
-        self.history = History(maxlen=history_limit)
+        self.history = History(maxlen=CALLS_KEPT)
         self.registrations: dict[Resource, Call] = {}
         self.faults = Faults(seed)
         self.url = ""

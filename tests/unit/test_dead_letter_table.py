@@ -17,7 +17,7 @@ from worker.broker.encryption import Encryptor
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import moment
 from worker.dead_letters.letter import Letter, open_letter
-from worker.dead_letters.patch import COLUMNS, Patches, Unfit, header, parse, read_patches, row
+from worker.dead_letters.patch import COLUMNS, HEADER, Patches, Unfit, parse, read_patches, row
 from worker.errors import UsageError
 from worker.settings import load_settings
 
@@ -29,7 +29,7 @@ def letter(body: bytes, request_id: str = "6f1c0a52-d0b1") -> Letter:
 
 
 def exported(*letters: Letter, reveal: bool = False) -> list[dict[str, str]]:
-    text = (header() + b"".join(row(each, reveal=reveal) for each in letters)).decode("utf-8-sig")
+    text = (HEADER + b"".join(row(each, reveal=reveal) for each in letters)).decode("utf-8-sig")
     return list(csv.DictReader(io.StringIO(text)))
 
 

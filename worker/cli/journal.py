@@ -22,23 +22,16 @@ DEFAULT_LAST = 20
 def journal(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Requests' ids.")] = None,
     last: Annotated[
-        int | None,
-        typer.Option("--last", "-n", min=0, help="Records; by default 20, or all that a filter finds."),
+        int | None, typer.Option("--last", "-n", min=0, help="By default 20, or all that a filter finds.")
     ] = None,
     resource: Resource = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="A request's id.")] = None,
-    status: Annotated[
-        list[str] | None, typer.Option(help="registered, rejected, failed or superseded.")
-    ] = None,
-    reason: Annotated[
-        list[str] | None, typer.Option(help="invalid, rejected, exhausted, forbidden or oversize.")
-    ] = None,
+    status: Annotated[list[str] | None, typer.Option(help=f"{', '.join(STATUSES)}.")] = None,
+    reason: Annotated[list[str] | None, typer.Option(help=f"{', '.join(REASONS)}.")] = None,
     since: Annotated[
-        str | None, typer.Option(help="Settled since a time (UTC), or a while ago: 2h, 3d.")
+        str | None, typer.Option(help="Settled at a time (UTC) or later; or 2h, 3d ago.")
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print further records as they come.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what became of requests, oldest first: registered, rejected, failed or superseded, and why.

@@ -43,8 +43,9 @@ BY_CAUSE: Final = (*BY_ERROR, "ottPlatformName", "accountId", "cause")
 @dataclass(frozen=True, slots=True)
 class Letter:
     """One dead letter, with all that it holds. `facts` are as they came: only what `shown` makes of them may
-    be shown. `id` is the request's. `digest` is of everything. `received_after` is the time that a replay is
-    judged by (microseconds since the epoch): never later than the request was received.
+    be shown. `id` is the request's. `identity`, its own id and a digest of everything, tells it from every
+    other letter, and from what it was before somebody changed it. `received_after` is the time that a replay
+    is judged by (microseconds since the epoch): never later than the request was received.
 
     `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
     the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
@@ -53,7 +54,7 @@ class Letter:
     properties: Properties
     facts: Facts
     id: str
-    digest: str
+    identity: tuple[str, str]
     resource: Resource | None
     received_after: int
     was_sealed: bool
@@ -62,12 +63,7 @@ class Letter:
     @property
     def key(self) -> str:
         """Its own id."""
-        return str(self.facts["letter"])
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """What tells it from every other letter, and from what it was before somebody changed it."""
-        return self.key, self.digest
+        return self.identity[0]
 
     @property
     def true_after(self) -> int:
@@ -77,12 +73,6 @@ class Letter:
         except ValueError:
             moment = None
         return self.received_after if moment is None else max(0, min(moment, self.received_after))
-
-    @property
-    def is_brokers(self) -> bool:
-        """Whether the broker dead-lettered the message itself. It keeps the routing key; the worker publishes
-        its dead letters without one."""
-        return _is_brokers(self.delivery)
 
     def shown(self) -> Facts:
         """The facts as they may be shown: a secret of the body that stands in a public place is masked, and
@@ -133,6 +123,7 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
     are read. Never raises, whatever it holds."""
     was_sealed, closed = looks_encrypted(delivery.body) and _is_workers(delivery), ""
     digest = _digest(delivery)
+    key = _key(delivery) or digest
     if delivery.oversize:
         closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
     try:
@@ -151,7 +142,7 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
     id_ = _text(properties, words.REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties))
     account = account_of(properties) or default_account
     facts = {
-        "letter": _key(delivery) or digest,
+        "letter": key,
         "id": recorded_id(id_),
         "reason": reason or BROKERS_REASONS.get(broker_said, broker_said),
         "error": _text(properties, words.ERROR_HEADER) or "",
@@ -170,7 +161,7 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
         properties=properties,
         facts=facts,
         id=id_,
-        digest=digest,
+        identity=(key, digest),
         resource=Resource.named(account, request.platform, request.resource_id),
         received_after=received_after,
         was_sealed=was_sealed,
@@ -178,13 +169,15 @@ def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str |
     )
 
 
-def _is_brokers(delivery: Delivery) -> bool:
+def is_brokers(delivery: Delivery) -> bool:
+    """Whether the broker dead-lettered the message itself. It keeps the routing key; the worker publishes its
+    dead letters without one."""
     return bool(delivery.exchange and delivery.routing_key)
 
 
 def _key(delivery: Delivery) -> str:
     """The id that the worker has drawn; `""` where RabbitMQ or release 1.1.0 made the letter."""
-    key = "" if _is_brokers(delivery) else _text(delivery.properties, words.LETTER_HEADER) or ""
+    key = "" if is_brokers(delivery) else _text(delivery.properties, words.LETTER_HEADER) or ""
     return key if _KEY.fullmatch(key) else ""
 
 
@@ -202,7 +195,7 @@ def _digest(delivery: Delivery) -> str:
 
 def _is_workers(delivery: Delivery) -> bool:
     """Whether the worker, or an operator, wrote the body. One that a publisher wrote may look sealed."""
-    return not delivery.exchange or delivery.routing_key in ("", words.REPLAY_KEY)
+    return not is_brokers(delivery) or delivery.routing_key == words.REPLAY_KEY
 
 
 def _believed(delivery: Delivery) -> tuple[Properties, int | None]:

@@ -32,9 +32,9 @@ from worker.files.damage import ACCOUNT, is_rounded
 from worker.files.source import Source, Unreadable
 from worker.files.table import Record, Table
 
-LETTER: Final = "letter"
-ABOUT: Final = (LETTER, "id", "reason", "error", "deadAt")
+ABOUT: Final = ("letter", "id", "reason", "error", "deadAt")
 COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
+HEADER: Final = codecs.BOM_UTF8 + line_of(COLUMNS)  # spreadsheets know UTF-8 by the mark
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
 _COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
 _FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1}
@@ -65,7 +65,7 @@ class Patches:
 
     def of(self, letter: Letter) -> Mapping[str, Any]:
         """The letter's new values; none to replay it unchanged. Raises Unfit if cells cannot be trusted."""
-        record = self.rows.get((LETTER, letter.key)) or self.rows.get(("id", letter.facts["id"]))
+        record = self.rows.get(("letter", letter.key)) or self.rows.get(("id", letter.facts["id"]))
         if record is None:
             return self.same
         before, mask = _cells(letter), SecretMask.of_body(letter.delivery.body)
@@ -136,11 +136,6 @@ def flag_of(name: str, text: str) -> bool | int:
     return _FLAGS[text]
 
 
-def header() -> bytes:
-    """The table's beginning: a byte order mark, by which spreadsheets know UTF-8, and the names."""
-    return codecs.BOM_UTF8 + line_of(COLUMNS)
-
-
 def row(letter: Letter, *, reveal: bool) -> bytes:
     """One letter; without `reveal` its secrets are masked."""
     cells = _cells(letter)
@@ -165,7 +160,7 @@ def read_patches(path: str) -> Patches:
 
 
 def _add(rows: dict[tuple[str, str], Record], record: Record) -> None:
-    column = LETTER if record.values.get(LETTER) else "id"
+    column = "letter" if record.values.get("letter") else "id"
     name = str(record.values.get(column) or "")
     if not name:
         raise UsageError(f"line {record.line} names no letter: its column letter is empty or missing")

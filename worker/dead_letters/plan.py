@@ -11,7 +11,7 @@ from worker.broker.journal_index import JournalIndex, read_into
 from worker.contract.registration import Rejection, parse_registration
 from worker.contract.selection import Selection
 from worker.contract.settlement import Resource, brief
-from worker.dead_letters.letter import Facts, Letter
+from worker.dead_letters.letter import Facts, Letter, is_brokers
 from worker.dead_letters.patch import Patches, Unfit
 from worker.dead_letters.queue import DeadLetterQueue
 from worker.errors import TopologyError, UsageError
@@ -193,7 +193,7 @@ class Plan:
         """
         if letter.closed:
             raise Unfit(letter.closed)
-        is_trusted = letter.was_sealed or letter.is_brokers or self.accept_unencrypted
+        is_trusted = letter.was_sealed or is_brokers(letter.delivery) or self.accept_unencrypted
         if settings.dead_letter_keys is not None and not is_trusted:
             raise Unfit(
                 "this dead letter is not encrypted although OTT_DEAD_LETTER_KEYS is set: inspect it with "

@@ -10,7 +10,6 @@ from worker.amqp.connection import Connection, connected
 from worker.amqp.consumer import Delivery
 from worker.amqp.queue import Deliveries, QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
-from worker.broker.status import read_orders
 from worker.broker.topology import Topology
 from worker.contract.selection import Selection
 from worker.dead_letters.letter import Letter, open_letter
@@ -22,9 +21,6 @@ SEAL_BYTES = 1024  # more than encryption adds to a body
 Row = TypeVar("Row")
 OnWait = Callable[[str], None]
 """Called once, with a sentence that says what a command waits for."""
-
-_UNDER_WAY = frozenset({"replaying", "discarding"})
-_CHANGES = _UNDER_WAY | {"replayed", "discarded"}
 
 
 class DeadLetterQueue:
@@ -107,11 +103,12 @@ class DeadLetterQueue:
             yield browser, await self.depth()
 
     async def _tell_who(self) -> None:
+        from worker.broker.status import read_orders  # noqa: PLC0415 # most commands need not wait for it
+
         who = "Another dead-letters command is at work"
         with contextlib.suppress(WorkerError):
-            changes = [each for each in await read_orders(self._settings) if each.order in _CHANGES]
-            if changes and changes[-1].order in _UNDER_WAY:
-                last = changes[-1]
+            changes = [each for each in await read_orders(self._settings) if each.run]
+            if changes and (last := changes[-1]).order in ("replaying", "discarding"):
                 since = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
                 who = f"{last.by} has been {last.order} dead letters since {since}"
         self._on_wait(f"{who}: waiting until that ends")

@@ -18,7 +18,7 @@ from worker.cli.terminal import Json, Say, agreed, letters, on_end
 from worker.contract.selection import Selection
 from worker.contract.settlement import why_unregistered
 from worker.dead_letters.letter import NAMED
-from worker.dead_letters.patch import Patches, header, parse, read_patches, row
+from worker.dead_letters.patch import HEADER, Patches, parse, read_patches, row
 from worker.dead_letters.plan import FORECASTS, Plan
 from worker.dead_letters.queue import open_dead_letters
 from worker.dead_letters.run import BAD, Run
@@ -55,9 +55,7 @@ def replay(
     ] = None,
     patch_file: Annotated[
         str | None,
-        typer.Option(
-            "--patch", metavar="FILE", help="Correct each letter by its row in a file that export wrote."
-        ),
+        typer.Option("--patch", metavar="FILE", help="Correct each letter by its row in an exported file."),
     ] = None,
     same_for_all: Annotated[
         bool, typer.Option("--same-for-all", help="Let --set give several pages or channels the same value.")
@@ -65,18 +63,12 @@ def replay(
     rate: Annotated[float | None, typer.Option(help="Letters a second, at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would happen.")] = False,
     force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Replay even what overwrites a newer registration or would be rejected again."
-        ),
+        bool, typer.Option("--force", help="Replay even what is older than a registration, or rejected.")
     ] = False,
     accept_unencrypted: Annotated[
-        bool,
-        typer.Option("--accept-unencrypted", help="Also replay unencrypted letters although keys are set."),
+        bool, typer.Option("--accept-unencrypted", help="Also replay unencrypted ones although keys are set.")
     ] = False,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Only publish; do not wait for the outcomes.")
-    ] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only publish; follow no outcomes.")] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> int:
@@ -135,7 +127,7 @@ def export(
         # A file that is there already may be open to others.
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
             os.fchmod(opened.fileno(), 0o600)
-            opened.writelines([header(), *rows])
+            opened.writelines([HEADER, *rows])
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from None
     output.line(f"{letters(len(rows))} written to {file}.")

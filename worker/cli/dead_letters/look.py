@@ -61,21 +61,14 @@ def _select(
         list[str] | None,
         typer.Argument(metavar="[LETTER]...", help="Ids of letters; or of requests that one letter bears."),
     ] = None,
-    reason: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="invalid, rejected, exhausted, forbidden, oversize, or the broker's delivery_limit, expired."
-        ),
-    ] = None,
+    reason: Annotated[list[str] | None, typer.Option(help=f"{', '.join(LETTERS_REASONS)}.")] = None,
     error: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The error contains this.")] = None,
     platform: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(PLATFORMS)}.")] = None,
     resource: Resource = None,
     user: Annotated[list[str] | None, typer.Option(help="The RabbitMQ user that published it.")] = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="As a bare id.")] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Died at this time (UTC) or later; or a while ago: 2h, 3d.")
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Died at this time (UTC) or before.")] = None,
+    since: Annotated[str | None, typer.Option(help="Died at a time (UTC) or later; or 2h, 3d ago.")] = None,
+    until: Annotated[str | None, typer.Option(help="Died at a time (UTC) or before.")] = None,
 ) -> Selection:
     return Selection(
         reason=known("--reason", reason, LETTERS_REASONS),
@@ -113,12 +106,8 @@ def filtered(command: Callable[..., int]) -> Callable[..., int]:
 @filtered
 def list_letters(
     selection: Selection,
-    by: Annotated[
-        Literal["error"] | None, typer.Option("--by", help="Group by reason and error, with counts.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Only the oldest N that match.")
-    ] = None,
+    by: Annotated[Literal["error"] | None, typer.Option(help="Group by reason and error.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the oldest N.")] = None,
     as_json: Json = False,
 ) -> int:
     """List dead letters, oldest first. Changes nothing.

@@ -16,7 +16,7 @@ from worker.amqp.properties import build
 from worker.broker.encryption import Encryptor
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import moment
-from worker.dead_letters.letter import Letter, open_letter
+from worker.dead_letters.letter import Letter
 from worker.dead_letters.patch import COLUMNS, HEADER, Patches, Unfit, parse, read_patches, row
 from worker.errors import UsageError
 from worker.settings import load_settings
@@ -25,7 +25,7 @@ from worker.settings import load_settings
 def letter(body: bytes, request_id: str = "6f1c0a52-d0b1") -> Letter:
     properties = build(message_id=request_id, headers={"x-ott-error": "=cmd()", "x-ott-reason": "rejected"})
     delivery = Delivery(1, body, properties, redelivered=False, arrived_at=0.0)
-    return open_letter(delivery, Encryptor(load_settings()), "510000001")
+    return Letter(delivery, Encryptor(load_settings()), "510000001")
 
 
 def exported(*letters: Letter, reveal: bool = False) -> list[dict[str, str]]:

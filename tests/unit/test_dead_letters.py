@@ -16,7 +16,7 @@ from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties, build
 from worker.broker.encryption import Encryptor
 from worker.contract.timestamps import SKEW, text_of
-from worker.dead_letters.letter import Letter, is_brokers, open_letter
+from worker.dead_letters.letter import Letter, is_brokers
 from worker.dead_letters.replay import replayed
 from worker.dead_letters.view import as_text, view
 from worker.partitions.message import as_it_came, routed
@@ -27,7 +27,7 @@ NOON = 1_795_435_200_000_000
 
 
 def letter(properties: Properties, body: bytes = messenger("p")) -> Letter:
-    return open_letter(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), NO_KEYS, None)
+    return Letter(Delivery(1, body, properties, redelivered=False, arrived_at=0.0), NO_KEYS, None)
 
 
 def replay_of(letter: Letter) -> Properties:
@@ -59,7 +59,7 @@ def test_a_body_is_taken_for_encrypted_only_where_no_publisher_wrote_it(key, bel
     delivery = Delivery(
         1, sealed, properties, redelivered=False, arrived_at=0.0, exchange="p.dead", routing_key=key
     )
-    opened = open_letter(delivery, encryptor, None)
+    opened = Letter(delivery, encryptor, None)
     assert (opened.was_sealed, opened.facts["resourceId"], opened.closed) == (
         believed,
         "page" if believed else None,
@@ -83,7 +83,7 @@ FORGED = {
 def brokers_letter(routing_key: str, **headers: str | int | bool) -> Letter:
     properties = build(message_id="the-id", headers=FORGED | headers)
     delivery = Delivery(1, messenger("p"), properties, False, 0.0, "ott.registration.dead", routing_key)
-    return open_letter(delivery, NO_KEYS, None)
+    return Letter(delivery, NO_KEYS, None)
 
 
 @pytest.mark.parametrize("key", ["request", "ott.registration.requests", "any key, with CC"])
@@ -142,7 +142,7 @@ def test_a_letter_has_the_id_that_the_worker_drew_or_a_digest(routing_key, excha
     def opened(body: bytes = b"{}", **headers: str | int) -> Letter:
         properties = build(headers={"x-ott-letter": given, **headers})
         delivery = Delivery(1, body, properties, False, 0.0, exchange, routing_key)
-        return open_letter(delivery, Encryptor(load_settings()), None)
+        return Letter(delivery, Encryptor(load_settings()), None)
 
     letter = opened()
     assert (letter.key == given) is is_believed
@@ -160,7 +160,7 @@ def test_the_publishers_user_is_known_where_it_said_so(partition):
         message = routed(replace(asked, exchange="p", routing_key="request"), "p.requests.2", 1, NOON, "p")
         asked = Delivery(1, b"{}", message.properties, False, 0.0, "p.dead", "p.requests.2")
         assert as_it_came(asked, "p").properties.text("user_id") == "shop"
-    assert open_letter(asked, NO_KEYS, None).facts["userId"] == "shop"
+    assert Letter(asked, NO_KEYS, None).facts["userId"] == "shop"
 
 
 def test_without_any_time_a_replay_counts_as_the_oldest_of_all():
@@ -170,7 +170,7 @@ def test_without_any_time_a_replay_counts_as_the_oldest_of_all():
 
 def shown(body: bytes, properties: Properties | None = None, *, reveal: bool = False) -> dict:
     delivery = Delivery(1, body, properties or Properties(), redelivered=False, arrived_at=0.0)
-    return view(open_letter(delivery, NO_KEYS, None), reveal=reveal)
+    return view(Letter(delivery, NO_KEYS, None), reveal=reveal)
 
 
 def registration(**attributes: object) -> bytes:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -40,25 +40,58 @@ BY_ERROR: Final = ("reason", "error")
 BY_CAUSE: Final = (*BY_ERROR, "ottPlatformName", "accountId", "cause")
 
 
-@dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter, with all that it holds. `facts` are as they came: only what `shown` makes of them may
-    be shown. `id` is the request's. `identity`, its own id and a digest of everything, tells it from every
-    other letter, and from what it was before somebody changed it. `received_after` is the time that a replay
-    is judged by (microseconds since the epoch): never later than the request was received.
+    """One dead letter, parsed, its body decrypted where a key opens it; of one that stays sealed only the
+    headers are read. Making it never raises, whatever it holds.
+
+    `facts` are as they came: only what `shown` makes of them may be shown. `id` is the request's. `identity`,
+    its own id and a digest of everything, tells it from every other letter, and from what it was before
+    somebody changed it. `received_after` is the time that a replay is judged by (microseconds since the
+    epoch): never later than the request was received.
 
     `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
     the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
 
-    delivery: Delivery
-    properties: Properties
-    facts: Facts
-    id: str
-    identity: tuple[str, str]
-    resource: Resource | None
-    received_after: int
-    was_sealed: bool
-    closed: str
+    def __init__(self, delivery: Delivery, encryptor: Encryptor, default_account: str | None) -> None:
+        digest = _digest(delivery)
+        self.delivery = delivery
+        self.identity = (_key(delivery) or digest, digest)
+        self.was_sealed = looks_encrypted(delivery.body) and _is_workers(delivery)
+        self.closed = ""
+        if delivery.oversize:
+            self.closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
+        try:
+            if self.was_sealed:
+                delivery.body = encryptor.decrypt(delivery.properties, delivery.body)
+        except DecryptionError as error:
+            self.closed = str(error)
+        self.properties, arrived_at = _believed(delivery)
+        properties, body = self.properties, delivery.body
+        broker_said, died_at = _newest_death(properties)
+        dead_at, reason = _moment(properties, words.DEAD_AT_HEADER), _text(properties, words.REASON_HEADER)
+        if dead_at is None or reason is None:
+            dead_at = died_at or dead_at
+        received_at, self.received_after = _received(properties, arrived_at, died_at)
+        request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
+        account = account_of(properties) or default_account
+        self.resource = Resource.named(account, request.platform, request.resource_id)
+        given_id = _text(properties, words.REQUEST_ID_HEADER)
+        self.id = given_id or request_id(replace(delivery, properties=properties))
+        self.facts: Facts = {
+            "letter": self.key,
+            "id": recorded_id(self.id),
+            "reason": reason or BROKERS_REASONS.get(broker_said, broker_said),
+            "error": _text(properties, words.ERROR_HEADER) or "",
+            "httpStatus": _integer(properties, words.HTTP_STATUS_HEADER),
+            "attempts": _integer(properties, words.ATTEMPTS_HEADER) or 0,
+            "accountId": account,
+            "userId": _text(properties, words.USER_HEADER) or properties.text("user_id"),
+            "ottPlatformName": request.platform,
+            "resourceId": request.resource_id and recorded_id(request.resource_id),
+            "receivedAt": None if received_at is None else text_of(received_at),
+            "deadAt": None if dead_at is None else text_of(dead_at),
+            "replays": _integer(properties, words.REPLAY_COUNT_HEADER) or 0,
+        }
 
     @property
     def key(self) -> str:
@@ -116,57 +149,6 @@ def few(names: Iterable[str]) -> str:
     """Some of the names, and how many there are besides."""
     names = sorted(names)
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
-def open_letter(delivery: Delivery, encryptor: Encryptor, default_account: str | None) -> Letter:
-    """Parse a dead letter, its body decrypted where a key opens it; of one that stays sealed only the headers
-    are read. Never raises, whatever it holds."""
-    was_sealed, closed = looks_encrypted(delivery.body) and _is_workers(delivery), ""
-    digest = _digest(delivery)
-    key = _key(delivery) or digest
-    if delivery.oversize:
-        closed = f"The body is larger than OTT_MAX_BODY_BYTES allows: {delivery.size} bytes"
-    try:
-        if was_sealed:
-            delivery.body = encryptor.decrypt(delivery.properties, delivery.body)
-    except DecryptionError as error:
-        closed = str(error)
-    properties, arrived_at = _believed(delivery)
-    broker_said, died_at = _newest_death(properties)
-    dead_at, reason = _moment(properties, words.DEAD_AT_HEADER), _text(properties, words.REASON_HEADER)
-    if dead_at is None or reason is None:
-        dead_at = died_at or dead_at
-    body = delivery.body
-    request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
-    received_at, received_after = _received(properties, arrived_at, died_at)
-    id_ = _text(properties, words.REQUEST_ID_HEADER) or request_id(replace(delivery, properties=properties))
-    account = account_of(properties) or default_account
-    facts = {
-        "letter": key,
-        "id": recorded_id(id_),
-        "reason": reason or BROKERS_REASONS.get(broker_said, broker_said),
-        "error": _text(properties, words.ERROR_HEADER) or "",
-        "httpStatus": _integer(properties, words.HTTP_STATUS_HEADER),
-        "attempts": _integer(properties, words.ATTEMPTS_HEADER) or 0,
-        "accountId": account,
-        "userId": _text(properties, words.USER_HEADER) or properties.text("user_id"),
-        "ottPlatformName": request.platform,
-        "resourceId": request.resource_id and recorded_id(request.resource_id),
-        "receivedAt": None if received_at is None else text_of(received_at),
-        "deadAt": None if dead_at is None else text_of(dead_at),
-        "replays": _integer(properties, words.REPLAY_COUNT_HEADER) or 0,
-    }
-    return Letter(
-        delivery=delivery,
-        properties=properties,
-        facts=facts,
-        id=id_,
-        identity=(key, digest),
-        resource=Resource.named(account, request.platform, request.resource_id),
-        received_after=received_after,
-        was_sealed=was_sealed,
-        closed=closed,
-    )
 
 
 def is_brokers(delivery: Delivery) -> bool:

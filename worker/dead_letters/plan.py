@@ -46,26 +46,18 @@ FORECASTS: dict[Outcome, Forecast] = {
 }
 
 
-@dataclass(slots=True, eq=False)
 class Planned:
-    """What the plan says of one letter, whose body it does not keep. `facts` may be shown. `id` is its
-    request's as it came. `why` is the reason, or the newer request's id. `resource` is where the request
-    would be registered, `named_resource` what it names without its patch."""
+    """What the plan says of one letter, whose body it does not keep. `facts` may be shown. `why` is the
+    reason, or the newer request's id. `resource` is where the request would be registered, `named_resource`
+    what it names without its patch."""
 
-    facts: Facts
-    id: str
-    identity: tuple[str, str]
-    named_resource: Resource | None
-    resource: Resource | None
-    received_after: int
-    true_after: int
-    outcome: Outcome = "discarded"
-    why: str = ""
-
-    @property
-    def key(self) -> str:
-        """The letter's own id."""
-        return self.identity[0]
+    def __init__(self, letter: Letter) -> None:
+        self.facts = letter.shown()
+        self.key, self.identity, self.id = letter.key, letter.identity, letter.id
+        self.named_resource = self.resource = letter.resource
+        self.received_after, self.true_after = letter.received_after, letter.true_after
+        self.outcome: Outcome = "discarded"
+        self.why = ""
 
 
 @dataclass(eq=False)
@@ -163,15 +155,7 @@ class Plan:
         self.going = [letter for letter in self.letters if letter.outcome not in self.staying]
 
     def _planned(self, letter: Letter, settings: Settings) -> Planned:
-        planned = Planned(
-            facts=letter.shown(),
-            id=letter.id,
-            identity=letter.identity,
-            named_resource=letter.resource,
-            resource=letter.resource,
-            received_after=letter.received_after,
-            true_after=letter.true_after,
-        )
+        planned = Planned(letter)
         if self.kind == "discard":
             return planned
         try:

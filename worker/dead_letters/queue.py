@@ -12,7 +12,7 @@ from worker.amqp.queue import Deliveries, QueueBrowser, depth, hold, lock
 from worker.broker.encryption import Encryptor
 from worker.broker.topology import Topology
 from worker.contract.selection import Selection
-from worker.dead_letters.letter import Letter, open_letter
+from worker.dead_letters.letter import Letter
 from worker.errors import WorkerError
 from worker.settings import Settings
 
@@ -50,7 +50,7 @@ class DeadLetterQueue:
 
     def open(self, delivery: Delivery) -> Letter:
         """The letter that was delivered."""
-        return open_letter(delivery, self._encryptor, self._settings.mc_account_id)
+        return Letter(delivery, self._encryptor, self._settings.mc_account_id)
 
     async def read(
         self, selection: Selection, row: Callable[[Letter], Row], limit: int | None = None

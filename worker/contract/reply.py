@@ -1,15 +1,13 @@
 """The two replies, result and error envelope: built fast, described for machines, read back (contract §4)."""
 
-from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, TypeAdapter, ValidationError
 
 from worker.contract.json_body import to_json
 from worker.contract.platforms import PLATFORM_NAME
 from worker.contract.registration import FieldError
-from worker.contract.settlement import Settlement
+from worker.contract.settlement import Settled, Settlement
 from worker.contract.timestamps import text_of
 
 
@@ -36,22 +34,11 @@ def reply_body(settlement: Settlement) -> bytes:
     return to_json(envelope)
 
 
-class _Reply(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, frozen=True, hide_input_in_errors=True)
-
-    request_id: str
-    attempts: int
-    received_at: datetime
-    completed_at: datetime
-    as_of: datetime | None = Field(
-        None, description="When what the request says was true, where its publisher told."
-    )
-
-
-class Result(_Reply):
+class Result(Settled):
     """The request is registered. It has no errors."""
 
     status: Literal["registered"]
+    request_id: str
     platform: str = Field(alias=PLATFORM_NAME)
     resource_id: str
     http_status: int
@@ -62,10 +49,11 @@ class Result(_Reply):
     superseded_by: ClassVar[None] = None
 
 
-class ErrorEnvelope(_Reply):
+class ErrorEnvelope(Settled):
     """The request is not registered: the API's error body, with the request's metadata beside it."""
 
     status: Literal["rejected", "failed", "superseded"]
+    request_id: str
     message: str
     errorcode: int
     documentation: str

@@ -118,12 +118,21 @@ def brief(error: str) -> str:
     return error.removeprefix(_BOILERPLATE)
 
 
-class JournalRecord(BaseModel):
-    """One line of a journal message. Of the request's body it holds nothing but the resource's name."""
+class Settled(BaseModel):
+    """What replies and records tell alike."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, frozen=True, extra="forbid", hide_input_in_errors=True
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, hide_input_in_errors=True)
+
+    attempts: int
+    received_at: datetime
+    completed_at: datetime
+    as_of: datetime | None = Field(
+        None, description="When what the request says was true, where its publisher told."
     )
+
+
+class JournalRecord(Settled):
+    """One line of a journal message. Of the request's body it holds nothing but the resource's name."""
 
     id: str = Field(description="The request's id; like every id here cut and marked beyond 255 characters.")
     status: Status
@@ -139,14 +148,8 @@ class JournalRecord(BaseModel):
     message: str | None = Field(
         None, description="Why it was not registered, where `errors` does not tell; cut likewise."
     )
-    attempts: int
-    received_at: datetime
-    completed_at: datetime
     superseded_by: str | None
     replay: bool = Field(description="Whether the request was a replay of a dead letter.")
-    as_of: datetime | None = Field(
-        None, description="When what the request says was true, where its publisher told."
-    )
 
 
 def journal_record(settlement: Settlement) -> dict[str, Any]:

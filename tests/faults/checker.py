@@ -39,17 +39,17 @@ class DeadLetter:
 class Evidence:
     """What was done and what was seen."""
 
-    sent: Sequence[Sent]
-    replies: Sequence[Reply]
-    dead: Sequence[DeadLetter]
-    queued: int
     calls: Sequence[Call]
-    registered: Mapping[str, int]  # resource → version that counts now
-    texts: Iterable[tuple[str, str]]  # where, and what stands there
-    secrets: Iterable[str]
     strikes: int
     prefetch: int
     attempts: int
+    sent: Sequence[Sent] = ()
+    replies: Sequence[Reply] = ()
+    dead: Sequence[DeadLetter] = ()
+    queued: int = 0
+    registered: Mapping[str, int] = field(default_factory=dict)  # resource → version that counts now
+    texts: Iterable[tuple[str, str]] = ()  # where, and what stands there
+    secrets: Iterable[str] = ()
     peak_memory: int = 0
     peak_files: int = 0
     given_up: frozenset[str] = frozenset()  # requests that the fault itself takes away or dead-letters

@@ -56,13 +56,8 @@ async def test_a_request_is_sent_with_its_headers_and_body_and_nothing_else():
     head, body = seen[0]
     lines = head.decode().rstrip().split("\r\n")
     assert lines[0] == "POST /path HTTP/1.1"
-    assert {line.split(":")[0] for line in lines[1:]} == {
-        "Host",
-        "Content-Type",
-        "Authorization",
-        "Content-Length",
-        "Accept-Encoding",
-    }
+    names = "Host Content-Type Authorization Content-Length Accept-Encoding"
+    assert {line.split(":")[0] for line in lines[1:]} == set(names.split())
     assert body == b'{"a":1}'
 
 

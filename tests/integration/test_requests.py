@@ -62,21 +62,11 @@ async def test_an_unroutable_reply_to_is_told_and_not_followed(requester):
     assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "unroutable"
 
 
-@pytest.mark.parametrize(
-    "reply_to",
-    [
-        "{prefix}.requests",
-        "{prefix}.dead",
-        "{prefix}.journal",
-        "{prefix}.replies",
-        "{prefix}.requests.3",
-        "amq.topic",
-        "amq.rabbitmq.trace",
-    ],
-)
-async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(requester, reply_to):
-    await requester.publish(messenger(), reply_to=reply_to.format(prefix=requester.prefix))
-    assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "not-allowed"
+async def test_a_reply_to_that_is_not_allowed_is_told_and_not_followed(requester):
+    own = [f"{requester.prefix}.{name}" for name in ("requests", "dead", "journal", "replies", "requests.3")]
+    for reply_to in (*own, "amq.topic", "amq.rabbitmq.trace"):
+        await requester.publish(messenger(), reply_to=reply_to)
+        assert (await requester.take("replies")).headers["x-ott-reply-refused"] == "not-allowed", reply_to
 
 
 async def test_direct_reply_to_works(rig, requester):
@@ -107,12 +97,8 @@ async def test_a_dead_letter_keeps_body_properties_and_headers_and_says_why(requ
     )
     letter = await requester.take("dead")
     assert letter.body == b"{broken"
-    assert (letter.message_id, letter.correlation_id, letter.app_id, letter.priority) == (
-        "the-id",
-        "the-correlation",
-        "upstream",
-        3,
-    )
+    assert (letter.message_id, letter.correlation_id) == ("the-id", "the-correlation")
+    assert (letter.app_id, letter.priority) == ("upstream", 3)
     assert letter.reply_to == requester.queue.name
     assert letter.headers["tenant"] == "blue"
     assert letter.headers["n"] == 7
@@ -132,11 +118,8 @@ async def test_an_oversize_request_is_answered_and_dead_lettered_by_the_broker(r
     assert (reply["status"], reply["errorcode"], reply["requestId"]) == ("rejected", 10004, "large")
     assert reply["message"] == "The body is larger than 2000 bytes; send a smaller one."
     letter = await requester.take("dead")
-    assert (letter.body, letter.message_id, letter.routing_key) == (
-        body,
-        "large",
-        f"{requester.prefix}.requests",
-    )
+    assert letter.body == body
+    assert (letter.message_id, letter.routing_key) == ("large", f"{requester.prefix}.requests")
     assert letter.headers["x-death"][0]["reason"] == "rejected"
     assert "x-ott-reason" not in letter.headers
     assert await requester.depth("dead") == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.models.partition_protocol import PROTECTIONS, Scenario, search, wander
+from tests.models.partition_protocol import Scenario, search, wander
 
 MOVED = (0, 1)  # the next router has another number of partitions
 LARGE = Scenario(
@@ -50,7 +50,7 @@ def test_take_over_after_take_over_nothing_is_lost_and_the_latest_wins():
     assert result.ends == 500
 
 
-@pytest.mark.parametrize("protection", sorted(PROTECTIONS))
+@pytest.mark.parametrize("protection", VIOLATIONS)
 def test_without_one_of_its_protections_the_protocol_breaks(protection):
     scenario = Scenario(
         homes=MOVED,

@@ -26,17 +26,5 @@ def call(seq: int, version: int) -> Call:
 )
 def test_order_violations(versions, violations):
     calls = [call(seq, version) for seq, version in enumerate(versions)]
-    evidence = Evidence(
-        sent=[],
-        replies=[],
-        dead=[],
-        queued=0,
-        calls=calls,
-        registered={},
-        texts=[],
-        secrets=[],
-        strikes=9,
-        prefetch=200,
-        attempts=9,
-    )
+    evidence = Evidence(calls, strikes=9, prefetch=200, attempts=9)
     assert check(evidence).order_violations == violations

@@ -8,19 +8,7 @@ from worker.cli import output
 from worker.cli.dead_letters.look import LETTER_COLUMNS
 from worker.cli.output import Table
 
-CONTROLS = [
-    "\x00",
-    "\x07",
-    "\x1b",
-    "\x7f",
-    "\x85",
-    "\x9b",
-    "\u202e",
-    "\u2066",
-    "\u200f",
-    "\u2028",
-    "\U000e0041",
-]
+CONTROLS = [*"\x00\x07\x1b\x7f\x85\x9b\u202e\u2066\u200f\u2028\U000e0041"]
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=ascii)

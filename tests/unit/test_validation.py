@@ -19,25 +19,23 @@ from worker.contract.reply import reply_body
 from worker.contract.schema import json_schemas
 from worker.contract.settlement import Settlement, dead_letter_headers, journal_record
 
-MESSENGER_TITLES = {
-    "endpointUrl": "EndpointUrl",
-    "isActive": "IsActive",
-    "applicationId": "ApplicationId",
-    "applicationSecret": "ApplicationSecret",
-    "pageId": "PageId",
-    "pageName": "PageName",
-    "pageAccessToken": "PageAccessToken",
-    "callbackVerifyToken": "CallbackVerifyToken",
-}
-LINE_TITLES = {
-    "endpointUrl": "EndpointUrl",
-    "isActive": "IsActive",
-    "channelId": "ChannelId",
-    "channelName": "ChannelName",
-    "channelSecret": "ChannelSecret",
-    "isTransactional": "isTransactional",
-    "isTestChannel": "isTestChannel",
-}
+
+def titles(*fields: str) -> dict[str, str]:
+    """The API's name in messages for each field, which is no more regular than this."""
+    return {name: name if name.startswith("isT") else name[0].upper() + name[1:] for name in fields}
+
+
+COMMON = ("endpointUrl", "isActive")
+MESSENGER_TITLES = titles(
+    *COMMON,
+    "applicationId",
+    "applicationSecret",
+    "pageId",
+    "pageName",
+    "pageAccessToken",
+    "callbackVerifyToken",
+)
+LINE_TITLES = titles(*COMMON, "channelId", "channelName", "channelSecret", "isTransactional", "isTestChannel")
 FLAGS = {"isActive", "isTransactional", "isTestChannel"}
 
 REQUIRED = [(MESSENGER, *item) for item in MESSENGER_TITLES.items()]

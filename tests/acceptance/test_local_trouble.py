@@ -4,7 +4,6 @@ import contextlib
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.secured.ports import free_port
 from tests.rig import Requester, Rig, environment, messenger, until
 from tests.sandbox_faults import Latency, Status
 
@@ -47,9 +47,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(rig: Rig, stderr: Any = subprocess.DEVNULL, **more: Any) -> AsyncIterator[Running]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     given = environment(rig.settings()) | {"OTT_ADMIN_PORT": str(port), **more.pop("given", {})}
     process = subprocess.Popen([sys.executable, "-m", "worker", "run"], env=given, stderr=stderr, **more)
     worker = Running(process, port)

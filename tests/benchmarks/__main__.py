@@ -23,18 +23,9 @@ from typing import NamedTuple
 
 import aio_pika
 
-from tests.benchmarks.measure import (
-    POLL,
-    QUORUM,
-    WORKER,
-    Program,
-    Upstream,
-    fill,
-    print_head,
-    print_row,
-    variables,
-)
+from tests.benchmarks.measure import POLL, QUORUM, WORKER, Program, Upstream, fill, variables
 from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
+from tests.support.markdown import print_head, print_row
 from worker.amqp.connection import connect
 from worker.settings import load_settings
 

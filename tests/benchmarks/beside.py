@@ -16,8 +16,9 @@ from uuid import uuid4
 
 from tests.acceptance.submit_command import write_pages
 from tests.benchmarks.flow import Upstream
-from tests.benchmarks.measure import WORKER, Program, print_head, print_row, variables
+from tests.benchmarks.measure import WORKER, Program, variables
 from tests.rig import DEFAULT_URL, Requester, delete_objects, messenger, until
+from tests.support.markdown import print_head, print_row
 from tests.support.upstream import Behaviour, failing, limited, upstream
 
 ROWS = 10_000

@@ -124,13 +124,3 @@ async def fill(url: str, queue: str, message: Callable[[int], aio_pika.Message],
         for start in range(0, count, IN_FLIGHT):
             numbers = range(start, min(start + IN_FLIGHT, count))
             await asyncio.gather(*(exchange.publish(message(number), queue) for number in numbers))
-
-
-def print_row(*cells: object) -> None:
-    """A row of a table in Markdown."""
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
-
-
-def print_head(*names: str) -> None:
-    print_row(*names)
-    print(f"|{'---|' * len(names)}", flush=True)

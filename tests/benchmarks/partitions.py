@@ -15,8 +15,9 @@ from pathlib import Path
 
 import aio_pika
 
-from tests.benchmarks.measure import WORKER, Program, Upstream, fill, print_head, print_row, variables
+from tests.benchmarks.measure import WORKER, Program, Upstream, fill, variables
 from tests.rig import DEFAULT_URL, declare, delete_objects, messenger
+from tests.support.markdown import print_head, print_row
 from worker.broker.status import publish_order, read_workers
 from worker.contract.settlement import Resource
 from worker.contract.status import Order

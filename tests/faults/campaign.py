@@ -31,6 +31,7 @@ from tests.faults.network import Network
 from tests.faults.node import Node
 from tests.faults.world import Fault, World, endure
 from tests.rig import DEFAULT_URL
+from tests.support.markdown import print_head, print_row
 
 CLUSTER_REQUESTS = 300  # for each strike
 CLUSTER_RATE = 100.0  # requests a second
@@ -41,7 +42,6 @@ COLUMNS = (
     "fault", "operations", "injected", "lost", "unexpected", "duplicates", "order violations",
     "recovery median s", "worst s", "peak memory MiB",
 )  # fmt: skip
-HEADING = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
     arguments = _arguments()
     logging.disable()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is put away
-    print(HEADING.replace("recovery", "silence") if arguments.cluster else HEADING, flush=True)
+    print_head(*(name.replace("recovery", "silence") if arguments.cluster else name for name in COLUMNS))
     if arguments.cluster:
         with Network() as network:
             return asyncio.run(_in_a_cluster(arguments, network))
@@ -109,12 +109,11 @@ async def _row(
             finally:
                 telling.cancel()
             times = world.recoveries or [0.0]
-            cells = (
+            print_row(
                 fault.name, findings.operations, world.injected, findings.lost, findings.unexpected,
                 findings.duplicates, findings.order_violations, f"{statistics.median(times):.2f}",
                 f"{max(times):.2f}", findings.peak_memory >> 20,
             )  # fmt: skip
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     for problem in [*problems, *findings.broken]:
         print(f"  {problem}", file=sys.stderr, flush=True)
     return int(bool(problems or findings.broken))

@@ -20,6 +20,7 @@ from uuid import uuid4
 from tests.faults.world import World
 from tests.rig import DEFAULT_URL, Requester, messenger
 from tests.support.fields import mixture, sized, table
+from tests.support.markdown import print_head, print_row
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties
 from worker.amqp.publisher import Publisher
@@ -122,8 +123,10 @@ class OrdinaryPublisher(Requester):
             await asyncio.sleep(max(0.0, INTERVAL - (time.monotonic() - self.sent_at[name])))
 
 
-async def row(url: str, messages: int, rate: float, partitions: int, workers: int = 2) -> tuple[str, bool]:
-    """Let both publish; a line that says what came of it, and whether it is as promised."""
+async def row(
+    url: str, messages: int, rate: float, partitions: int, workers: int = 2
+) -> tuple[list[object], bool]:
+    """Let both publish; what came of it, by COLUMNS, and whether it is as promised."""
     prefix = f"hostile.{uuid4().hex[:8]}"
     # The prefetch as shipped. Straight to the broker: the wiretap of the proxy cannot read such frames.
     environment = {"OTT_PARTITIONS": str(partitions), "OTT_PREFETCH": "200", "OTT_AMQP_URL": url}
@@ -143,10 +146,10 @@ async def row(url: str, messages: int, rate: float, partitions: int, workers: in
             missing = max(0, sent - 1 - len(waits))  # the last one may have been cancelled
             soon = sum(wait <= SOON for wait in waits) / max(1, len(waits))
             at_99 = waits[int(len(waits) * 0.99)] if waits else 0.0
-            cells = (partitions, messages, refused, sent, missing, f"{100 * soon:.1f}", f"{at_99:.2f}")
             ended = sum(w.process.returncode != 0 for w in world.workers.all)
-            line = "| " + " | ".join(map(str, (*cells, f"{waits[-1] if waits else 0:.2f}", ended))) + " |"
-            return line, not missing and soon >= WANTED and not ended
+            cells = [partitions, messages, refused, sent, missing, f"{100 * soon:.1f}", f"{at_99:.2f}"]
+            cells += [f"{waits[-1] if waits else 0:.2f}", ended]
+            return cells, not missing and soon >= WANTED and not ended
 
 
 async def _publish(url: str, publisher: HostilePublisher, messages: int, rate: float) -> int:
@@ -166,7 +169,6 @@ COLUMNS = (
     "partitions", "hostile messages", "refused by RabbitMQ", "requests", "without reply", "within 1 s %",
     "99th percentile s", "worst s", "workers that ended",
 )  # fmt: skip
-HEADING = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
 
 
 def main() -> int:
@@ -180,11 +182,11 @@ def main() -> int:
     parser.add_argument("--url", default=os.environ.get("OTT_AMQP_URL", DEFAULT_URL), help="the broker")
     arguments = parser.parse_args()
     logging.disable()
-    print(HEADING, flush=True)
+    print_head(*COLUMNS)
     all_well = True
     for partitions in arguments.partitions:
-        line, is_well = asyncio.run(row(arguments.url, arguments.messages, arguments.rate, partitions))
-        print(line, flush=True)
+        cells, is_well = asyncio.run(row(arguments.url, arguments.messages, arguments.rate, partitions))
+        print_row(*cells)
         all_well = all_well and is_well
     return int(not all_well)
 

@@ -5,8 +5,8 @@ import json
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -212,10 +212,14 @@ class World:
         assert not findings.broken, "\n".join(findings.broken[:20])
         return findings
 
+    @asynccontextmanager
+    async def _channel(self) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
+            yield await connection.channel()
+
     async def depth(self, name: str) -> int:
         """Messages that are ready in PREFIX.name."""
-        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
-            channel = await connection.channel()
+        async with self._channel() as channel:
             queue = await channel.declare_queue(f"{self.prefix}.{name}", passive=True)
             return queue.declaration_result.message_count or 0
 
@@ -226,23 +230,21 @@ class World:
 
     async def delete_reply_queue(self) -> None:
         """Delete the queue that requests name in reply_to."""
-        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
-            channel = await connection.channel()
+        async with self._channel() as channel:
             await channel.queue_delete(self.load.reply_queue)
 
     async def limit(self, name: str, messages: int) -> None:
         """Let PREFIX.name hold no more than so many messages."""
-        pattern = f"^{re.escape(self.prefix)}[.]{name}$"
-        definition = json.dumps({"max-length": messages, "overflow": "reject-publish"})
-        await self.node.ctl("set_policy", "--apply-to", "queues", f"limit-{name}", pattern, definition)
-        self._limits.append(f"limit-{name}")
+        await self._policy(name, {"max-length": messages, "overflow": "reject-publish"})
 
     async def deliver_at_most(self, times: int) -> None:
         """Let the broker dead-letter what is delivered more often."""
-        pattern = f"^{re.escape(self.prefix)}[.]requests$"
-        definition = json.dumps({"delivery-limit": times})
-        await self.node.ctl("set_policy", "--apply-to", "queues", "delivery", pattern, definition)
-        self._limits.append("delivery")
+        await self._policy("requests", {"delivery-limit": times})
+
+    async def _policy(self, name: str, definition: dict[str, object]) -> None:
+        self._limits.append(f"limit-{name}")
+        how = (self._limits[-1], f"^{re.escape(self.prefix)}[.]{name}$", json.dumps(definition))
+        await self.node.ctl("set_policy", "--apply-to", "queues", *how)
 
     async def no_limits(self) -> None:
         """Undo `limit`."""
@@ -256,8 +258,7 @@ class World:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """What the dead queue holds; it is taken out."""
-        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
-            channel = await connection.channel()
+        async with self._channel() as channel:
             queue = await channel.declare_queue(f"{self.prefix}.dead", passive=True)
             while message := await queue.get(fail=False, no_ack=True):
                 self.letters.append(_letter(message))
@@ -266,8 +267,7 @@ class World:
     async def _journal(self) -> list[str]:
         """Every record of the journal, line by line."""
         records: list[str] = []
-        async with await aio_pika.connect(self.url.split(",")[0]) as connection:
-            channel = await connection.channel()
+        async with self._channel() as channel:
             await channel.set_qos(100)
             queue = await channel.declare_queue(f"{self.prefix}.journal", passive=True)
             quiet = time.monotonic()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.faults.proxy import Proxy
+from tests.integration.secured.ports import free_port
 from tests.rig import messenger, until
 from worker.amqp import connection as amqp_connection
 from worker.amqp.connection import connect
@@ -33,13 +34,6 @@ def silent_port() -> Iterator[int]:
     """A port whose owner takes connections and never says anything, as a frozen node does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
-
-
-@pytest.fixture
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return int(port)
 
 
 def at(port: int) -> str:
@@ -73,9 +67,10 @@ async def test_after_a_loss_another_node_is_tried_first(make_settings, proxies):
 
 
 async def test_where_no_node_can_be_reached_each_is_named_with_its_cause(
-    make_settings, closed_port, silent_port, monkeypatch
+    make_settings, silent_port, monkeypatch
 ):
     monkeypatch.setattr(amqp_connection, "NODE_TIMEOUT", 0.5)
+    closed_port = free_port()
     urls = f"{at(closed_port)},amqp://user:secret@no-such-host.invalid,{at(silent_port)}"
     with pytest.raises(BrokerUnreachable) as caught:
         await connect(make_settings(amqp_url=urls), "test")

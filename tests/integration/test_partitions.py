@@ -30,8 +30,6 @@ from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
 from worker.partitions.worker import weight
 from worker.sandbox.faults import CarryOut, Fault
-from worker.service import Service
-from worker.settings import Settings
 
 PARTITIONS = 4
 PAGES = [str(10**9 + number) for number in range(24)]
@@ -61,21 +59,6 @@ def told(rig: Rig) -> dict[str, list[int]]:
 def repeats_no_more_than_it_must(versions: list[int]) -> bool:
     """In order, except that what a worker left unacknowledged may come again, with all that follows it."""
     return all(after <= before + 1 for before, after in pairwise(versions))
-
-
-async def several(rig: Rig, settings: Settings, count: int) -> list[Service]:
-    return list(await asyncio.gather(*(rig.start_worker(settings) for _ in range(count))))
-
-
-async def test_each_resource_is_registered_in_order_by_three_workers(rig):
-    settings = rig.settings(partitions=PARTITIONS)
-    services = await several(rig, settings, 3)
-    requester = await rig.requester_for(settings)
-    rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
-    await requester.all_registered(await publish(requester, range(8)))
-    assert told(rig) == {page: list(range(8)) for page in PAGES}
-    taken = [number for service in services for number in service.partitions.taken]
-    assert sorted(taken) == list(range(1, PARTITIONS + 1))
 
 
 def spread(rig: Rig) -> bool:
@@ -111,20 +94,9 @@ async def test_workers_spread_after_a_start_a_join_an_end_and_a_death(rig):
     assert told(rig) == {page: list(range(12)) for page in PAGES}
 
 
-async def test_a_worker_without_partitions_works_through_those_that_are_there(rig):
-    requester = await rig.start(partitions=PARTITIONS)
-    plain = await rig.start_worker(rig.settings(partitions=1))
-    await requester.all_registered(await publish(requester, range(3)))
-    await rig.stop_first()
-    await requester.all_registered(await publish(requester, range(3, 6)))
-    assert told(rig) == {page: list(range(6)) for page in PAGES}
-    log = Topology(plain.settings.prefix).partition_log
-    assert plain.publisher._streams[log]._ledger.tag  # on its own channel; the reason stands at Publisher
-
-
 async def test_workers_come_and_go_and_the_order_is_kept(rig):
     settings = rig.settings(partitions=PARTITIONS, coalesce_after=0)
-    services = await several(rig, settings, 2)
+    services = [await rig.start_worker(settings) for _ in range(2)]
     requester = await rig.requester_for(settings)
     rig.sandbox.faults.add(Latency(seconds=0.005, up_to=0.02))
     publishing = asyncio.create_task(publish(requester, range(20)))

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -38,24 +39,21 @@ SEEN = """
 TICK = 8  # seconds after which nodes notice that another one is silent; RabbitMQ's default is 60
 
 
+@dataclass
 class ClusterNode:
     """One node; its files are in a folder of its own."""
 
-    def __init__(
-        self, number: int, network: Network, folder: Path, cookie: str, settings: Sequence[str]
-    ) -> None:
-        self.number = number
-        self.address = network.address(number)
-        self.name = f"rabbit@{self.address}"
-        self._network = network
-        self._folder = folder
-        self._cookie = cookie
-        self._settings = settings
-        self._processes: list[subprocess.Popen[bytes]] = []
+    number: int
+    _network: Network
+    _folder: Path
+    _cookie: str
+    _settings: Sequence[str]
 
-    @property
-    def url(self) -> str:
-        return f"amqp://guest:guest@{self.address}:5672/"
+    def __post_init__(self) -> None:
+        self.address = self._network.address(self.number)
+        self.name = f"rabbit@{self.address}"
+        self.url = f"amqp://guest:guest@{self.address}:5672/"
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def runs(self) -> bool:

@@ -31,19 +31,16 @@ class Stop:
     signal: str = "KILL"
 
 
+@dataclass(eq=False)
 class Worker:
     """One `ott-worker run`. Its log goes to a file."""
 
-    def __init__(
-        self, number: int, process: asyncio.subprocess.Process, log: Path, stop: Stop | None
-    ) -> None:
-        self.number = number
-        self.process = process
-        self.log = log
-        self.stop = stop
-        self.peak_memory = 0  # bytes
-        self.peak_files = 0
-        self.killed = False
+    number: int
+    process: asyncio.subprocess.Process
+    log: Path
+    peak_memory: int = 0  # bytes
+    peak_files: int = 0
+    killed: bool = False
 
     @property
     def runs(self) -> bool:
@@ -194,7 +191,7 @@ class Workers:
                 stdout=output,
                 stderr=output,
             )
-        worker = Worker(number, process, log, stop)
+        worker = Worker(number, process, log)
         self.all.append(worker)
         return worker
 

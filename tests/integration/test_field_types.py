@@ -4,6 +4,7 @@ read, and written back as it came."""
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -27,14 +28,14 @@ NESTED: dict[str, Field] = {
 FIELDS = SCALARS | NESTED
 
 
+@dataclass
 class Mirror:
     """A queue: what is published into it byte for byte, as it is delivered."""
 
-    def __init__(self, connection: Connection, publishing: LoneChannel, queue: str) -> None:
-        self.connection = connection
-        self.publishing = publishing
-        self.queue = queue
-        self.arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+    connection: Connection
+    publishing: LoneChannel
+    queue: str
+    arrived: asyncio.Queue[Delivery] = field(default_factory=asyncio.Queue)
 
     async def through(self, properties: Properties) -> Properties:
         message = Message("", self.queue, properties, b"{}", external=True)

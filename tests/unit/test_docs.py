@@ -1,5 +1,6 @@
 """The documents: links lead somewhere, commands exist, tables are the code's, first pages are short."""
 
+import functools
 import re
 import runpy
 import sys
@@ -67,7 +68,13 @@ def test_every_command_that_is_named_exists_with_its_options(page):
         words = [command]
         if command in ("dead-letters", "partitions") and (found := re.match(r" ([a-z]+)", rest)):
             words.append(found[1])
-        result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
-        assert result.exit_code == 0, words
+        known = help_of(*words)
         for option in re.findall(r"(?<=\s)--[a-z-]+", rest):
-            assert option in result.output, (words, option)
+            assert option in known, (words, option)
+
+
+@functools.cache
+def help_of(*words: str) -> str:
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, words
+    return result.output

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,3 +66,11 @@ async def test_the_wheel_is_installed_and_used(rig, installed):
     assert asyncapi["info"]["version"] == VERSION
     said = await run(sys.executable, "-c", CLIENT, json.dumps(MESSENGER), **variables)
     assert said == "registered\n"
+
+
+def test_the_bill_of_materials_lists_what_the_lock_installs(installed):
+    (file,) = (installed.parent / "dist").glob("*.cdx.json")
+    document = json.loads(file.read_text())
+    listed = {(part["name"], part["version"]) for part in document["components"]}
+    lock = (ROOT / "deploy" / "requirements.lock").read_text()
+    assert listed == set(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock, re.MULTILINE))

@@ -22,7 +22,7 @@ from worker.console.server import Console
 from worker.contract.status import Order
 from worker.events import EventListeners
 from worker.service import Service
-from worker.telemetry.admin import Admin
+from worker.telemetry import admin
 from worker.telemetry.log import Log, configure
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.status import WorkerPhase
@@ -45,7 +45,7 @@ class Worker:
         service = Service(self.settings, EventListeners(metrics, phase, log))
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(structlog.reset_defaults)
-            self.admin = await stack.enter_async_context(Admin(self.settings, service, metrics, phase))
+            self.admin_url = await stack.enter_async_context(admin.serve(service, metrics, phase))
             await stack.enter_async_context(phase.publish(service))
             await stack.enter_async_context(service)
             ended = asyncio.create_task(service.run())
@@ -55,7 +55,7 @@ class Worker:
             yield self
 
     async def readyz(self) -> dict[str, Any]:
-        async with aiohttp.ClientSession() as session, session.get(f"{self.admin.url}/readyz") as response:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.admin_url}/readyz") as response:
             return dict(await response.json())
 
 

@@ -24,7 +24,6 @@ from worker.pipeline import intake
 from worker.service import Service
 from worker.serving import HttpServer
 from worker.telemetry import admin as admin_module
-from worker.telemetry.admin import Admin
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.status import WorkerPhase
 
@@ -69,8 +68,8 @@ async def watched(rig: Rig, **overrides: Any) -> AsyncIterator[Watched]:
     settings = rig.settings(admin_port=0, **overrides)
     service = await rig.start_worker(settings, EventListeners(metrics, phase))
     requester = await rig.requester_for(settings)
-    async with Admin(settings, service, metrics, phase) as admin:
-        yield Watched(service, requester, admin.url or "")
+    async with admin_module.serve(service, metrics, phase) as url:
+        yield Watched(service, requester, url or "")
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +163,8 @@ async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig):
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", admin_port=0)
     metrics, phase = Metrics(), WorkerPhase()
     service = Service(settings, EventListeners(metrics, phase))
-    async with service, Admin(settings, service, metrics, phase) as admin:
-        worker = Watched(service, None, admin.url or "")  # type: ignore[arg-type]
+    async with service, admin_module.serve(service, metrics, phase) as url:
+        worker = Watched(service, None, url or "")  # type: ignore[arg-type]
         status, report = await worker.probe("/readyz")
         assert status == 503
         assert report["reasons"] == {"consumer": "not subscribed", "publisher": "not connected"}

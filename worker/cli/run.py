@@ -17,7 +17,7 @@ from worker.events import EventListeners
 from worker.release import version
 from worker.service import Service
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
-from worker.telemetry.admin import Admin
+from worker.telemetry import admin
 from worker.telemetry.log import LineWriter, Log, Logger, Summary, configure, unexpected
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.status import WorkerPhase
@@ -60,9 +60,9 @@ async def _run(settings: Settings) -> None:
 
     on_end(end)
     try:
-        async with Admin(settings, service, metrics, phase) as admin:
-            if admin.url:
-                logger.info("admin server listening", url=admin.url)
+        async with admin.serve(service, metrics, phase) as url:
+            if url:
+                logger.info("admin server listening", url=url)
             async with phase.publish(service), service:
                 await service.run()
     finally:

@@ -8,10 +8,11 @@ It shares the event loop with the requests, so its cost is bounded: a connection
 """
 
 import asyncio
+import contextlib
 import json
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Self
 
 from aiohttp import web
 from prometheus_client import generate_latest
@@ -21,7 +22,6 @@ from worker.amqp.consumer import LEASE
 from worker.broker.situation import of_worker
 from worker.service import Service
 from worker.serving import HttpServer
-from worker.settings import Settings
 from worker.telemetry.metrics import Gauges, Metrics
 from worker.telemetry.status import WorkerPhase, describe
 
@@ -35,54 +35,45 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 Check = tuple[bool, str]  # whether it holds, and what is so
 
 
-class Admin:
-    """Serves while its context lasts, at `url`; serves nothing if the port is empty."""
+@contextlib.asynccontextmanager
+async def serve(service: Service, metrics: Metrics, phase: WorkerPhase) -> AsyncIterator[str | None]:
+    """Serve while the context lasts, at the URL that it gives; None where the port is empty. Raises
+    SettingsError where the address cannot be listened on."""
+    settings, page, page_ends = service.settings, b"", 0.0
+    metrics.registry.register(Gauges(service, phase))
 
-    def __init__(self, settings: Settings, service: Service, metrics: Metrics, phase: WorkerPhase) -> None:
-        self._settings = settings
-        self._service = service
-        self._phase = phase
-        self._registry = metrics.registry
-        self._registry.register(Gauges(service, phase))
-        self._page, self._page_ends = b"", 0.0
-        self._server: HttpServer | None = None
-        self.url: str | None = None
+    async def livez(_: web.Request) -> web.Response:
+        return _probe("live", live(service), [])
 
-    async def __aenter__(self) -> Self:
-        """Raises SettingsError where the address cannot be listened on."""
-        host, port = self._settings.admin_host, self._settings.admin_port
-        if port is None:
-            return self
-        application = web.Application()
-        application.on_response_prepare.append(_add_headers)
-        pages = {"/livez": self._live, "/readyz": self._ready, "/metrics": self._metrics}
-        application.add_routes([web.get(path, page) for path, page in pages.items()])
-        self._server = HttpServer(
-            application,
-            CONNECTION_LIMIT,
-            keepalive_timeout=CONNECTION_LIFE,
-            shutdown_timeout=1.0,
-            max_line_size=HEADER_LIMIT,
-            max_field_size=HEADER_LIMIT,
-        )
-        self.url = await self._server.start(host, port, "OTT_ADMIN_HOST and OTT_ADMIN_PORT")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            await self._server.close()
-
-    async def _live(self, _: web.Request) -> web.Response:
-        return _probe("live", live(self._service), [])
-
-    async def _ready(self, _: web.Request) -> web.Response:
-        service, phase = self._service, self._phase
+    async def readyz(_: web.Request) -> web.Response:
         return _probe("ready", ready(service, phase), situation(service, phase))
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        if time.monotonic() >= self._page_ends:
-            self._page, self._page_ends = generate_latest(self._registry), time.monotonic() + PAGE_LIFE
-        return web.Response(body=self._page, headers={"Content-Type": PROMETHEUS})
+    async def show_metrics(_: web.Request) -> web.Response:
+        nonlocal page, page_ends
+        if time.monotonic() >= page_ends:
+            page, page_ends = generate_latest(metrics.registry), time.monotonic() + PAGE_LIFE
+        return web.Response(body=page, headers={"Content-Type": PROMETHEUS})
+
+    if settings.admin_port is None:
+        yield None
+        return
+    application = web.Application()
+    application.on_response_prepare.append(_add_headers)
+    handlers = {"/livez": livez, "/readyz": readyz, "/metrics": show_metrics}
+    application.add_routes([web.get(path, handler) for path, handler in handlers.items()])
+    server = HttpServer(
+        application,
+        CONNECTION_LIMIT,
+        keepalive_timeout=CONNECTION_LIFE,
+        shutdown_timeout=1.0,
+        max_line_size=HEADER_LIMIT,
+        max_field_size=HEADER_LIMIT,
+    )
+    url = await server.start(settings.admin_host, settings.admin_port, "OTT_ADMIN_HOST and OTT_ADMIN_PORT")
+    try:
+        yield url
+    finally:
+        await server.close()
 
 
 def live(service: Service) -> dict[str, Check]:

@@ -39,9 +39,15 @@ class _Group(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command and exit as contract §8 says."""
+        text = ""
         try:
-            code = self._run(*args, **options)
+            code = super().main(*args, **options | {"standalone_mode": False}) or 0
             output.flush()
+        except WorkerError as error:
+            text, code = str(error), error.exit_code
+        except typer.TyperException as error:
+            message = error.format_message()  # empty where the help itself was the message
+            text, code = message and f"{message} (see --help)", UsageError.exit_code
         except (KeyboardInterrupt, typer.Abort):
             code = Interrupted.exit_code
         except typer.Exit as end:
@@ -49,24 +55,11 @@ class _Group(TyperGroup):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            code = _failed(f"cannot write to standard output: {error.strerror}", WorkerError.exit_code)
+            text, code = f"cannot write to standard output: {error.strerror}", WorkerError.exit_code
             output.abandon()
+        if text:
+            print(f"ott-worker: {text}", file=sys.stderr)  # noqa: T201
         sys.exit(code)
-
-    def _run(self, *args: Any, **options: Any) -> int:
-        try:
-            return super().main(*args, **options | {"standalone_mode": False}) or 0
-        except WorkerError as error:
-            return _failed(str(error), error.exit_code)
-        except typer.TyperException as error:
-            message = error.format_message()  # empty where the help itself was the message
-            return _failed(message and f"{message} (see --help)", UsageError.exit_code)
-
-
-def _failed(text: str, code: int) -> int:
-    if text:
-        print(f"ott-worker: {text}", file=sys.stderr)  # noqa: T201
-    return code
 
 
 def _group(

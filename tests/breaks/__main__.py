@@ -1,8 +1,9 @@
 """Break each promise on purpose, and see which tests notice: `python -m tests.breaks [WORD...] [--list]`.
 
-Each row of table.py is applied to a copy of the checkout, and its tests run there. A break that no test
-notices, or that no longer fits the code, makes the exit code 1. With words only the rows that hold all of
-them run. The tests need a RabbitMQ, as ever (OTT_TEST_AMQP_URLS).
+Each row of table.txt (a promise, a file, what goes out of it and what comes in, and the tests that should
+notice) is applied to a copy of the checkout, and its tests run there. A break that no test notices, or that
+no longer fits the code, makes the exit code 1. With words only the rows that hold all of them run. The tests
+need a RabbitMQ, as ever (OTT_TEST_AMQP_URLS).
 """
 
 import os
@@ -13,37 +14,53 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from tests.breaks.table import BREAKS, Break
+from tests.support.markdown import print_head, print_row
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("worker", "tests", "deploy", "pyproject.toml", "README.md", "docker-compose.yml", ".github", ".ci")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__")
 TIMEOUT = 600  # seconds for the tests of one row
+
+
+class Break(NamedTuple):
+    """A promise that is broken by replacing a text that stands once in a file."""
+
+    promise: str
+    file: str
+    old: str
+    new: str
+    tests: str  # arguments of pytest, files below tests/
+
+
+def _table() -> Iterator[Break]:
+    for block in Path(__file__).with_name("table.txt").read_text("utf-8").split("\n\n"):
+        if not block.startswith("# "):
+            promise, file, *changes, tests = block.strip("\n").split("\n")
+            old, new = ("\n".join(line[1:] for line in changes if line[0] == sign) for sign in "-+")
+            yield Break(promise, file, old, new, tests)
 
 
 def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
-    rows = [row for row in BREAKS if all(word in " ".join(row) for word in words)]
+    rows = [row for row in _table() if all(word in " ".join(row) for word in words)]
     if "--list" in arguments:
         for row in rows:
             print(f"{_fits(ROOT, row)!s:5} {row.promise}: {row.file}")
         return int(not all(_fits(ROOT, row) for row in rows))
-    print("| broken | noticed by | seconds |\n|---|---|---|", flush=True)
+    print_head("broken", "noticed by", "seconds")
     noticed = 0
     with tempfile.TemporaryDirectory(prefix="ott-breaks-") as folder:
         copy = Path(folder)
-        for name in COPIED:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            elif (ROOT / name).exists():
-                shutil.copy(ROOT / name, copy / name)
+        shutil.copytree(ROOT, copy, ignore=NOT_COPIED, dirs_exist_ok=True)
         for row in rows:
             began = time.monotonic()
             failed = _run(copy, row)
             noticed += bool(failed)
             shown = "<br>".join(failed) or "**nothing**"
-            print(f"| {row.promise} | {shown} | {time.monotonic() - began:.0f} |", flush=True)
+            print_row(row.promise, shown, f"{time.monotonic() - began:.0f}")
     print(f"{noticed} of {len(rows)} breaks were noticed.")
     return int(noticed < len(rows))
 

@@ -155,7 +155,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--results", "nowhere/r.jsonl"], "--results nowhere/r.jsonl cannot be written"),
         (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
         (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
-        (["pages.csv", "--failed", "f.jsonl"], "--failed gives rows of a table back as CSV or .xlsx: name"),
+        (["pages.csv", "--failed", "f.jsonl"], "--failed gives rows of a table back as CSV or .xlsx"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
         (
             ["pages.csv", "--failed", "pages.csv"],

@@ -34,6 +34,7 @@ SETTLED: Final = ("registered", "superseded")
 
 _URL = re.compile(r"https?://[^\s/?#:@]+(?::\d+)?(?:[/?#]\S*)?\Z", re.IGNORECASE)
 _QUOTES = "\u201c\u201d\u201e\u201f\xab\xbb\u2018\u2019\u201a"
+_PAGE: Final = "resource || ifnull(' of account ' || account, '')"
 _TOKEN: Final = "pageAccessToken"  # noqa: S105 (a name)
 
 _TABLES = """
@@ -183,37 +184,29 @@ class JobDatabase:
                 yield f"{name}: {note}"
             if table.unknown:
                 yield f"{name}: columns that no attribute has {kept}: {', '.join(table.unknown)}"
-        yield from self._repeated()
-        yield from self._shared_tokens()
+        for page, rows, places in self._shared(_PAGE, "rowid"):
+            if not may_be_rounded(page.split()[1]):  # then these are different ones
+                yield f"{page} stands in {rows:,} rows, and the last one wins: {places}"
+        for _, pages, places in self._shared("token", "resource"):
+            yield f"one {_TOKEN} stands for {pages:,} pages: {places}"
         for what, cases in self._cases.items():
             yield f"{what}: {cases}"
 
-    def _repeated(self) -> Iterator[str]:
+    def _shared(self, column: str, counted: str) -> Iterator[tuple[str, int, str]]:
+        """The first values of a column that several rows share: how many, and the places of the first ones.
+        The last of the values tells how many more there are."""
         query = (
-            "SELECT resource, account, count(*), count(*) OVER () FROM row WHERE resource IS NOT NULL "
-            "AND NOT damaged GROUP BY resource, account HAVING count(*) > 1 ORDER BY min(rowid) LIMIT ?"
+            f"SELECT {column} AS value, count(DISTINCT {counted}) AS times, count(*) OVER () FROM row "  # noqa: S608
+            "WHERE value IS NOT NULL AND NOT damaged GROUP BY value HAVING times > 1 "
+            "ORDER BY min(rowid) LIMIT ?"
         )
-        total = 0
-        for resource, account, rows, pages in self._database.execute(query, (NAMED,)).fetchall():
-            total = pages
-            if not may_be_rounded(resource.partition(" ")[2]):  # then these are different ones
-                named = self._places("resource = ? AND account IS ?", resource, account)
-                yield f"{resource} stands in {rows} rows, and the last one wins: {named}{more(rows, NAMED)}"
-        if total > NAMED:
-            yield f"{total - NAMED:,} more pages or channels stand in several rows; the last one wins"
-
-    def _shared_tokens(self) -> Iterator[str]:
-        query = (
-            "SELECT token, count(DISTINCT resource) FROM row WHERE token IS NOT NULL "
-            "GROUP BY token HAVING count(DISTINCT resource) > 1 ORDER BY min(rowid) LIMIT ?"
-        )
-        for token, pages in self._database.execute(query, (NAMED,)).fetchall():
-            named = self._places("token = ?", token)
-            yield f"one {_TOKEN} stands for {pages:,} pages: {named}{more(pages, NAMED)}"
-
-    def _places(self, where: str, *given: object) -> str:
-        query = f"SELECT shown FROM row WHERE {where} AND NOT damaged ORDER BY rowid LIMIT ?"  # noqa: S608
-        return ", ".join(place for (place,) in self._database.execute(query, (*given, NAMED)))
+        places = f"SELECT shown FROM row WHERE {column} = ? AND NOT damaged ORDER BY rowid LIMIT ?"  # noqa: S608
+        for number, (value, times, values) in enumerate(
+            self._database.execute(query, (NAMED,)).fetchall(), 1
+        ):
+            named = ", ".join(place for (place,) in self._database.execute(places, (value, NAMED)))
+            others = f" ({values - NAMED:,} more such)" if number == NAMED < values else ""
+            yield value, times, f"{named}{more(times, NAMED)}{others}"
 
     # What earlier runs have settled
 

@@ -216,10 +216,9 @@ class FailedRows:
             raise self._refused("its folder does not exist")
         if path.exists() and not path.is_file():  # it is replaced as a whole
             raise self._refused("it is no file")
-        if reading.tables and ending in (".json", ".jsonl", ".ndjson"):
-            raise UsageError("--failed gives rows of a table back as CSV or .xlsx: name such a file")
-        if reading.rereadable and not reading.tables and ending in (".csv", ".tsv", ".xlsx", ".json"):
-            raise UsageError("--failed gives rows of JSON back as JSON lines: name a .jsonl file")
+        is_for_json = ending in (".json", ".jsonl", ".ndjson")
+        if reading.rereadable and is_for_json == bool(reading.tables):
+            raise UsageError("--failed gives rows of a table back as CSV or .xlsx, rows of JSON as .jsonl")
         if path.is_file() and not _is_ours(path):
             raise self._refused("it holds something that --failed did not write; name another file")
 

@@ -18,7 +18,7 @@ from worker.files.cells import printable
 STANDARD_INPUT = "-"
 CHUNK = 65536  # bytes
 SAMPLE = 65536  # bytes; what a format is recognised by
-LONGEST_ROW = 4 * 1024 * 1024  # characters, or bytes of JSON
+LONGEST_ROW = 4 * 1024 * 1024  # characters
 LARGEST_WORKBOOK = 256 * 1024 * 1024  # bytes of the file itself
 
 _GZIP = b"\x1f\x8b"
@@ -37,20 +37,18 @@ class Source:
         self.name = "standard input" if path == STANDARD_INPUT else printable(path)
         self.changed_at: int | None = None  # microseconds since the epoch; of a file
         self._head = b""
-        self._is_packed = False
         self._pieces = self._unpacked()
 
     def __enter__(self) -> Self:
+        is_input = self.path == STANDARD_INPUT
         try:
             # Unbuffered: a buffer's lock, held by a thread that waits for input, would stop the exit.
-            if self.path == STANDARD_INPUT:
-                self._raw: BinaryIO = open(0, "rb", buffering=0, closefd=False)
-            else:
-                self._raw = open(self.path, "rb", buffering=0)
-                state = os.fstat(self._raw.fileno())
-                self.changed_at = state.st_mtime_ns // 1000 if stat.S_ISREG(state.st_mode) else None
+            self._raw = open(0 if is_input else self.path, "rb", buffering=0, closefd=not is_input)
+            state = os.fstat(self._raw.fileno())
         except OSError as error:
             raise UsageError(f"{self.name} cannot be read: {error.strerror}") from None
+        if stat.S_ISREG(state.st_mode) and not is_input:
+            self.changed_at = state.st_mtime_ns // 1000
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,10 +70,8 @@ class Source:
         yield from self._pieces
 
     def seekable(self) -> BinaryIO:
-        """All of it as a file that can be read at any place; a pipe or a packed file is copied to a temporary
-        one. Raises UsageError if it is larger than any workbook that can be read."""
-        if not self._is_packed and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
-            return open(self.path if self.path != STANDARD_INPUT else 0, "rb")
+        """All of it in a temporary file, which can be read at any place. Raises UsageError if it is larger
+        than any workbook that can be read."""
         copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
         for chunk in self.chunks():
             if copy.tell() > LARGEST_WORKBOOK:
@@ -85,16 +81,13 @@ class Source:
         return copy
 
     def _unpacked(self) -> Iterator[bytes]:
-        first = self._read()
-        self._is_packed = first.startswith(_GZIP)
-        if self._is_packed:
-            yield from self._unpack(first)
-        elif first:
-            yield first
-            yield from iter(self._read, b"")
-
-    def _unpack(self, packed: bytes) -> Iterator[bytes]:
-        """What gzip holds, in bounded pieces. Several members may follow one another."""
+        """What gzip holds, in bounded pieces, where it is packed. Several members may follow one another."""
+        packed = self._read()
+        if not packed.startswith(_GZIP):
+            while packed:
+                yield packed
+                packed = self._read()
+            return
         member = zlib.decompressobj(_GZIP_WINDOW)
         try:
             while packed or (packed := self._read()):

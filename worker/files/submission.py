@@ -5,7 +5,7 @@ a row is read, in a thread                      rows.py
 → kept back, if it is damaged or invalid        job_database.py, check.py
 → published, when there is room                 outstanding.py, broker/requester.py
 → answered, on the job's own queue              broker/requester.py
-→ written to the results file, and counted      results.py, progress.py
+→ written to the results file, and counted      results.py, job.py
 """
 
 import asyncio
@@ -163,7 +163,7 @@ class Submission:
 
     def _on_reply(self, name: str, body: bytes) -> None:
         job, _, number = name.rpartition("-")
-        if job != self._job:
+        if job != self._job or not number.isdecimal():
             return
         try:
             reply = parse_reply(body)

@@ -48,8 +48,7 @@ def submit(
         bool, typer.Option("--resume", help="Leave out the rows that --results holds as registered.")
     ] = False,
     failed: Annotated[
-        Path | None,
-        typer.Option(help="Write the rows that were not registered, as they came, with error and line."),
+        Path | None, typer.Option(help="Write the rows that were not registered, with error and line.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only validate; needs no broker.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only publish; follow no replies.")] = False,
@@ -57,8 +56,7 @@ def submit(
         str | None, typer.Option(help=f"For rows that name none: {' or '.join(PLATFORMS)}.")
     ] = None,
     account: Annotated[
-        str | None,
-        typer.Option(help="Business unit (MID) of rows that name none in a column accountId or MID."),
+        str | None, typer.Option(help="Business unit (MID) of rows without accountId or MID.")
     ] = None,
     template: Annotated[
         bool, typer.Option("--template", help="Print the header of a CSV file, for --platform or for all.")
@@ -76,20 +74,11 @@ def submit(
         bool, typer.Option("--send-unknown", help="Also send columns that are not attributes.")
     ] = False,
     outstanding: Annotated[
-        int | None,
-        typer.Option(
-            help="Rows that may wait for their reply at one time. Default: what is settled in two seconds.",
-            min=1,
-            max=100_000,
-        ),
+        int | None, typer.Option(help="Rows out at one time. Default: settled in two seconds.", min=1)
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Rows a second at most.", min=0.01)] = None,
     as_of: Annotated[
-        str | None,
-        typer.Option(
-            help="When the rows were true: a time such as 2026-11-23T12:00:00Z, or now. Nothing newer is "
-            "overwritten. Default: when the file was changed.",
-        ),
+        str | None, typer.Option(help="When the rows were true (or now). Default: the file's last change.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> int:
@@ -100,8 +89,6 @@ def submit(
 
     Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on. It takes the
     corrected input, or only the rows that failed.
-
-    With --resume, --results may hold several lines for one row. The last one counts.
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
     """

@@ -7,7 +7,6 @@ csv_file.py, workbook.py    rows of cells
 table.py     all of it together: one record for each row
 rows.py      rows of a job, in whatever format they come
 job_database.py    what only many rows together show, and what earlier runs have settled
-check.py     what is wrong with a row, for the person who corrects it
 outstanding.py, submission.py    rows are sent, and their replies followed
 job.py, results.py    how a job stands, and what it writes
 """

@@ -16,6 +16,7 @@ from worker.contract.platforms import ID_FIELDS
 from worker.errors import UsageError
 from worker.files.damage import (
     ALL_END_IN_0,
+    CELL_COUNT,
     EXACT_DIGITS,
     RESOURCE_IDS,
     ROUNDED,
@@ -155,6 +156,13 @@ class JobDatabase:
     def _case(self, what: str, row: Row, name: str) -> None:
         case = f"{shown(name, row.attributes[name], row.secrets)} in {row.where(name)}"
         self._cases.setdefault(what, Group(NAMED)).add(case)
+
+    def findings(self, row: Row, max_body_bytes: int, *, send_damaged: bool) -> list[Problem]:
+        """The damage in a row, unless it is to be sent all the same, and what a worker would refuse. Of
+        shifted cells nothing more is said than that they are shifted."""
+        found = [] if send_damaged and row.document is not None else self.problems(row)
+        is_shifted = any(problem.kind is CELL_COUNT for problem in found)
+        return found if is_shifted else [*found, *row.refusals(max_body_bytes)]
 
     def problems(self, row: Row) -> list[Problem]:
         """The damage in a row, as far as the rows that were taken in show it."""

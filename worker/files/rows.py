@@ -9,8 +9,9 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from worker.contract.json_body import MalformedBody, parse_object
-from worker.contract.platforms import ATTRIBUTES, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
+from worker.contract.platforms import ATTRIBUTES, FLAG_FIELDS, PLATFORM_NAME, PLATFORMS, SECRET_FIELDS
 from worker.contract.registration import Registration, Rejection, validate
+from worker.contract.words import MISSING
 from worker.errors import UsageError
 from worker.files.damage import (
     ACCOUNT,
@@ -19,6 +20,7 @@ from worker.files.damage import (
     ROUNDED,
     Kind,
     Problem,
+    shown,
     spreadsheet_marks,
 )
 from worker.files.source import (
@@ -36,6 +38,13 @@ from worker.files.workbook import cell_name
 # Columns that `submit --failed` adds. Together they mark a file that has come back.
 RETURNED: Final = ("error", "line", "row")
 
+_INFOS = [info for platform in PLATFORMS.values() for info in platform.attributes.model_fields.values()]
+_FIELD_OF: Final = {"OttPlatformName": PLATFORM_NAME} | {str(info.title): str(info.alias) for info in _INFOS}
+_ALLOWED: Final = {
+    ATTRIBUTES: "an object with the attributes of the platform",
+    PLATFORM_NAME: " or ".join(PLATFORMS),
+    **dict.fromkeys(FLAG_FIELDS, "true or false, yes or no, y or n, on or off, 1 or 0"),
+}
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -94,6 +103,26 @@ class Row:
         """The registration's attributes, if they are an object."""
         attributes = self.document.get(ATTRIBUTES) if self.document else None
         return attributes if isinstance(attributes, dict) else {}
+
+    def refusals(self, max_body_bytes: int) -> Iterator[Problem]:
+        """What a worker would refuse, for the person who corrects the file."""
+        if self.document is not None and len(self.body) > max_body_bytes:
+            what = f"The row is larger than {max_body_bytes} bytes."
+            kind = Kind(what, "smaller rows", "Look for a cell that does not end.", is_sentence=True)
+            yield Problem(kind)
+        for error in self.parsed.errors if isinstance(self.parsed, Rejection) else ():
+            name = _FIELD_OF.get(error.message.partition(" ")[0], ATTRIBUTES)
+            value, advice = "", "Enter one of the allowed values."
+            if name == ATTRIBUTES:
+                advice = f"Put the attributes into {ATTRIBUTES}, not beside it."
+            elif error.errorcode != MISSING:
+                value = shown(name, {**(self.document or {}), **self.attributes}.get(name), self.secrets)
+            elif self.table and name in self.table.headers:
+                advice = "Fill in the cell."
+            else:
+                advice = f"Add {name}, and fill it in."
+            kind = Kind(error.message, _ALLOWED.get(name, "a text"), advice, is_sentence=True)
+            yield Problem(kind, name, self.header(name), value)
 
     @property
     def platform(self) -> str | None:

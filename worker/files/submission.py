@@ -2,7 +2,7 @@
 
 a row is read, in a thread                      rows.py
 → left out, if an earlier run has settled it    job_database.py
-→ kept back, if it is damaged or invalid        job_database.py, check.py
+→ kept back, if it is damaged or invalid        job_database.py, rows.py
 → published, when there is room                 outstanding.py, broker/requester.py
 → answered, on the job's own queue              broker/requester.py
 → written to the results file, and counted      results.py, job.py
@@ -24,7 +24,6 @@ from worker.broker.status import read_workers
 from worker.contract.reply import MalformedReply, parse_reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
-from worker.files.check import findings
 from worker.files.job import Notices, Plan, Tally
 from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult
 from worker.files.outstanding import Outstanding
@@ -110,7 +109,7 @@ class Submission:
 
     def _is_kept_back(self, row: Row) -> bool:
         limit = self._settings.max_body_bytes
-        found = findings(row, self._database, limit, send_damaged=self._plan.send_damaged)
+        found = self._database.findings(row, limit, send_damaged=self._plan.send_damaged)
         if found:
             self._record(RowResult.unsent(row, self._name(row), INVALID, found), row)
         return bool(found)

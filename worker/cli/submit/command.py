@@ -1,8 +1,6 @@
 """`ott-worker submit`: the rows are checked, or sent, and what became of them is shown and written."""
 
 import asyncio
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,7 +24,6 @@ from worker.contract.platforms import PLATFORM_NAME, PLATFORMS
 from worker.contract.timestamps import moment
 from worker.errors import UsageError
 from worker.files.cells import printable
-from worker.files.check import findings
 from worker.files.damage import Kind
 from worker.files.job import Plan
 from worker.files.job_database import INVALID, JobDatabase, RowResult
@@ -138,7 +135,7 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
             for row in plan.reading.rows():
                 if not plan.reading.rereadable:
                     database.add(row)
-                found = findings(row, database, settings.max_body_bytes, send_damaged=plan.send_damaged)
+                found = database.findings(row, settings.max_body_bytes, send_damaged=plan.send_damaged)
                 for problem in found:
                     group = groups.setdefault((problem.kind, problem.column), Group(MOST_PLACES))
                     group.add(f"{row.where(problem.field)}{problem.about}")
@@ -211,19 +208,10 @@ def _warn(database: JobDatabase, reading: Reading, say: Say) -> None:
 
 def _check_paths(files: list[str], results: Path | None, failed: Path | None) -> None:
     """Raises UsageError where a file has two roles."""
-    roles: dict[object, str] = {}
+    roles: dict[Path, str] = {}
     for option, path in [*(("", name) for name in files), ("--results ", results), ("--failed ", failed)]:
         if path is not None:
-            role, identity = printable(f"{option}{path}"), _identity(str(path))
-            if identity in roles:
-                raise UsageError(f"{role} is given already, as {roles[identity]}: name another file")
-            roles[identity] = role
-
-
-def _identity(path: str) -> object:
-    """What tells a file from others, however it is named."""
-    try:
-        state = os.stat(0 if path == "-" else path)
-    except OSError:
-        return os.path.abspath(path)
-    return (state.st_dev, state.st_ino) if stat.S_ISREG(state.st_mode) else path
+            role, other = printable(f"{option}{path}"), roles.get(Path(path).resolve())
+            if other is not None:
+                raise UsageError(f"{role} is given already, as {other}: name another file")
+            roles[Path(path).resolve()] = role

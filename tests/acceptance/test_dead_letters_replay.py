@@ -88,7 +88,7 @@ async def test_what_does_not_match_keeps_its_place_and_contents(rig, requester):
     ids = await bury(requester, 1200, reasons=("exhausted", "forbidden", "invalid"))
     forbidden = ids[1::3]
     ended = await dead_letters(rig, "replay", "--reason", "forbidden", "--force", "--json")
-    assert ended.documents == [{"replayed": len(forbidden), "left": 0, "unfit": 0}]
+    assert ended.documents == [{"replayed": len(forbidden), "left": 0, "notReplayable": 0}]
     replayed = await requester.take_all("requests", len(forbidden))
     assert [m.message_id for m in replayed] == forbidden
     left = await requester.take_all("dead")
@@ -300,7 +300,7 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig,
         csv.writer(opened, delimiter=";", quoting=csv.QUOTE_ALL).writerows(rows[:3])
     ended = await dead_letters(rig, "replay", "--patch", str(file), "--json")
     assert ended.code == 0, ended.err
-    assert ended.documents[-1] == {"replayed": 2, "left": 0, "unfit": 0}
+    assert ended.documents[-1] == {"replayed": 2, "left": 0, "notReplayable": 0}
     corrected = json.loads(messenger("p", "new; name", pageAccessToken="new-token"))
     bodies = [json.dumps(corrected, separators=(",", ":")).encode(), messenger("q", "old q")]
     calls = rig.sandbox.history.registration_calls[-2:]

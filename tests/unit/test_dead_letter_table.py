@@ -17,7 +17,7 @@ from worker.broker.encryption import Encryptor
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import moment
 from worker.dead_letters.letter import Letter
-from worker.dead_letters.patch import COLUMNS, HEADER, Patches, Unfit, parse, read_patches, row
+from worker.dead_letters.patch import COLUMNS, HEADER, NotReplayable, Patches, parse, read_patches, row
 from worker.errors import UsageError
 from worker.settings import load_settings
 
@@ -115,7 +115,7 @@ def test_a_changed_cell_is_the_patch(changes, fields):
 def test_a_changed_cell_that_cannot_be_trusted_leaves_the_letter_where_it_is(changes, problem):
     (cells,) = exported(PAGE)
     cells.update(changes)
-    with pytest.raises(Unfit, match=f"^line 2: .*{problem}"):
+    with pytest.raises(NotReplayable, match=f"^line 2: .*{problem}"):
         patches(saved([cells])).of(PAGE)
 
 
@@ -191,9 +191,9 @@ def test_a_patch_keeps_unknown_fields_and_the_order_of_the_rest():
     ],
 )
 def test_what_is_still_wrong_is_told_in_the_words_of_the_api(body, problem):
-    with pytest.raises(Unfit) as unfit:
+    with pytest.raises(NotReplayable) as refused:
         Patches(parse(["pageName=new"])).apply(letter(body), 500)
-    assert problem in str(unfit.value)
+    assert problem in str(refused.value)
 
 
 def test_a_value_comes_from_a_file(tmp_path):

@@ -40,7 +40,7 @@ _COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
 _FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1}
 
 
-class Unfit(WorkerError):
+class NotReplayable(WorkerError):
     """Why a letter cannot be replayed: it stays in the queue."""
 
 
@@ -64,7 +64,8 @@ class Patches:
         return [name for name in self.same if name not in _COMMON_FIELDS]
 
     def of(self, letter: Letter) -> Mapping[str, Any]:
-        """The letter's new values; none to replay it unchanged. Raises Unfit if cells cannot be trusted."""
+        """The letter's new values; none to replay it unchanged. Raises NotReplayable where cells cannot be
+        trusted."""
         record = self.rows.get(("letter", letter.key)) or self.rows.get(("id", letter.facts["id"]))
         if record is None:
             return self.same
@@ -78,34 +79,34 @@ class Patches:
         }
         problems = [str(each) for each in record.problems if not each.field or each.field in changed]
         if problems:
-            raise Unfit(f"line {record.line}: {problems[0]}")
+            raise NotReplayable(f"line {record.line}: {problems[0]}")
         if ACCOUNT in changed:
-            raise Unfit(f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter")
+            raise NotReplayable(f"line {record.line}: {ACCOUNT} cannot be changed in a dead letter")
         return changed
 
     def apply(self, letter: Letter, max_bytes: int) -> tuple[bytes, Resource | None]:
         """The letter's body and resource: as they are where nothing changes, else those of the patched
-        request. Raises Unfit with what is wrong with that, in the words of contract §3."""
+        request. Raises NotReplayable with what is wrong with that, in the words of contract §3."""
         fields = self.of(letter)
         if not fields:
             return letter.delivery.body, letter.resource
         try:
             document = parse_object(letter.delivery.body)
         except MalformedBody as problem:
-            raise Unfit(str(problem)) from None
+            raise NotReplayable(str(problem)) from None
         attributes = document.get(ATTRIBUTES)
         document[ATTRIBUTES] = dict(attributes) if isinstance(attributes, dict) else {}
         for name, value in fields.items():
             (document if name == PLATFORM_NAME else document[ATTRIBUTES])[name] = value
         platform = PLATFORMS.get(str(document.get(PLATFORM_NAME)))
         if platform and (strangers := fields.keys() - {PLATFORM_NAME, *platform.fields}):
-            raise Unfit(f"{platform.name} has no {', '.join(sorted(strangers))}")
+            raise NotReplayable(f"{platform.name} has no {', '.join(sorted(strangers))}")
         parsed = validate(document)
         if isinstance(parsed, Rejection):
-            raise Unfit("; ".join(error.message for error in parsed.errors))
+            raise NotReplayable("; ".join(error.message for error in parsed.errors))
         body = to_json(document)
         if len(body) > max_bytes:
-            raise Unfit(f"The body is larger than {max_bytes} bytes")
+            raise NotReplayable(f"The body is larger than {max_bytes} bytes")
         return body, Resource(letter.facts["accountId"], parsed.platform, parsed.resource_id)
 
 

@@ -12,15 +12,15 @@ from worker.contract.registration import Rejection, parse_registration
 from worker.contract.selection import Selection
 from worker.contract.settlement import Resource, brief
 from worker.dead_letters.letter import Facts, Letter, is_brokers
-from worker.dead_letters.patch import Patches, Unfit
+from worker.dead_letters.patch import NotReplayable, Patches
 from worker.dead_letters.queue import DeadLetterQueue
 from worker.errors import TopologyError, UsageError
 from worker.settings import Settings
 
 Kind = Literal["replay", "discard"]
-Outcome = Literal["replayed", "superseded", "rejected", "unproven", "unfit", "discarded"]
-"""`unproven`: the journal cannot rule out a newer registration. `unfit`: cannot be replayed, or is invalid
-after its patch. `rejected`: invalid as it is."""
+Outcome = Literal["replayed", "superseded", "rejected", "unverifiable", "not_replayable", "discarded"]
+"""`unverifiable`: the journal cannot rule out a newer registration. `not_replayable`: it cannot be opened or
+trusted, or is invalid after its patch. `rejected`: invalid as it is."""
 
 
 class Forecast(NamedTuple):
@@ -35,13 +35,13 @@ class Forecast(NamedTuple):
 FORECASTS: dict[Outcome, Forecast] = {
     "replayed": Forecast("replayed", "would be replayed"),
     "superseded": Forecast("superseded", "would be superseded by newer registrations", True),
-    "unproven": Forecast(
+    "unverifiable": Forecast(
         "needs force",
         "could overwrite a newer registration, since the journal does not reach back to them",
         True,
     ),
     "rejected": Forecast("rejected again", "would be rejected again as they are", True),
-    "unfit": Forecast("left where it is", "cannot be replayed"),
+    "not_replayable": Forecast("left where it is", "cannot be replayed"),
     "discarded": Forecast("discarded", "would be removed for good"),
 }
 
@@ -81,7 +81,7 @@ class Plan:
     @property
     def staying(self) -> frozenset[Outcome]:
         """Forecasts of letters that stay where they are."""
-        return frozenset({"unfit"} if self.force else {"unfit", "unproven", "rejected"})
+        return frozenset({"not_replayable"} if self.force else {"not_replayable", "unverifiable", "rejected"})
 
     @property
     def canaries(self) -> list[Planned]:
@@ -160,8 +160,8 @@ class Plan:
             return planned
         try:
             body, planned.resource = self.prepare(letter, settings)
-        except Unfit as problem:
-            planned.outcome, planned.why = "unfit", str(problem)
+        except NotReplayable as problem:
+            planned.outcome, planned.why = "not_replayable", str(problem)
             return planned
         if body is letter.delivery.body:
             planned.why = _refusal(letter, settings)
@@ -169,17 +169,16 @@ class Plan:
         return planned
 
     def prepare(self, letter: Letter, settings: Settings) -> tuple[bytes, Resource | None]:
-        """The body and the resource of the letter's request, as it would be replayed. Raises Unfit where it
-        cannot be.
+        """The body and the resource of the letter's request, as it would be replayed. Raises NotReplayable.
 
         With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the
         broker, or somebody else put it into the queue.
         """
         if letter.closed:
-            raise Unfit(letter.closed)
+            raise NotReplayable(letter.closed)
         is_trusted = letter.was_sealed or is_brokers(letter.delivery) or self.accept_unencrypted
         if settings.dead_letter_keys is not None and not is_trusted:
-            raise Unfit(
+            raise NotReplayable(
                 "this dead letter is not encrypted although OTT_DEAD_LETTER_KEYS is set: inspect it with "
                 "show, then add --accept-unencrypted"
             )
@@ -200,7 +199,7 @@ class Plan:
             if newer is not None:
                 each.outcome, each.why = "superseded", newer
             elif not index.reaches_back_to(each.id, each.resource, each.received_after):
-                each.outcome = "unproven"
+                each.outcome = "unverifiable"
 
 
 def _refusal(letter: Letter, settings: Settings) -> str:

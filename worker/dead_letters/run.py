@@ -23,7 +23,7 @@ from worker.contract.settlement import recorded_id
 from worker.contract.status import Order, OrderKind
 from worker.contract.timestamps import text_of
 from worker.dead_letters.letter import Letter, few
-from worker.dead_letters.patch import Unfit
+from worker.dead_letters.patch import NotReplayable
 from worker.dead_letters.plan import Plan, Planned
 from worker.dead_letters.queue import DeadLetterQueue, open_dead_letters
 from worker.dead_letters.replay import Sweep, replayed
@@ -180,7 +180,7 @@ class Run(EventListener):
     def _publish(self, letter: Letter) -> "asyncio.Future[None] | None":
         try:
             body, resource = self.plan.prepare(letter, self._settings)
-        except Unfit:
+        except NotReplayable:
             return None
         if self.is_followed:
             self._expect(letter, resource and recorded_id(resource.id))

@@ -204,7 +204,8 @@ def _report(run: Run, *, as_json: bool) -> None:
     if as_json:
         for record in run.outcomes.values():
             output.json_line(record)
-        output.json_line({run.participle: run.done, "left": run.left, "unfit": run.plan.counts["unfit"]})
+        not_replayable = run.plan.counts["not_replayable"]
+        output.json_line({run.participle: run.done, "left": run.left, "notReplayable": not_replayable})
         return
     is_unknown = run.plan.kind == "replay" and run.done and not run.is_followed
     hint = " ott-worker journal shows what came of them." if is_unknown else ""

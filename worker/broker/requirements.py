@@ -73,7 +73,19 @@ def operators_rights(settings: Settings) -> list[Right]:
 
 async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right]:
     """The rights that this user lacks. A missing object counts as permitted. Raises BrokerUnreachable."""
-    return [right for right in rights if not await _has(connection, right)]
+    missing = []
+    for right in rights:
+        channel = await connection.raw_channel()
+        with broker_errors(f"Whether this user may {right} could not be found out"):
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    await _try(channel, right)
+                    await channel.close()
+            except aiormq.exceptions.ChannelAccessRefused:
+                missing.append(right)
+            except aiormq.exceptions.AMQPChannelError:
+                pass  # turned down for another reason
+    return missing
 
 
 def patterns(rights: Iterable[Right]) -> str:
@@ -84,20 +96,6 @@ def patterns(rights: Iterable[Right]) -> str:
         if right.key:
             names.setdefault("by the topic permission write", {})[right.key] = None
     return ", ".join(f"{what} ^({'|'.join(map(re.escape, each))})$" for what, each in names.items())
-
-
-async def _has(connection: Connection, right: Right) -> bool:
-    channel = await connection.raw_channel()
-    with broker_errors(f"Whether this user may {right} could not be found out"):
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await _try(channel, right)
-                await channel.close()
-        except aiormq.exceptions.ChannelAccessRefused:
-            return False
-        except aiormq.exceptions.AMQPChannelError:
-            return True  # turned down for another reason
-    return True
 
 
 async def _try(channel: RawChannel, right: Right) -> None:

@@ -70,7 +70,7 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
         found.knows_workers = error.problem is not Problem.FORBIDDEN
         found.problems.append(str(error))
     with _told(found):
-        found.orders = await read_orders_by(StreamReader(connection, names.control))
+        found.orders, _ = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)
     return found
 

@@ -111,13 +111,19 @@ async def read_orders(settings: Settings) -> list[Order]:
     """All orders that are kept, the oldest first. Raises TopologyError (there is no such stream, or it may
     not be read) or BrokerUnreachable."""
     async with open_stream(settings, Topology(settings.prefix).control) as reader:
-        return await read_orders_by(reader)
+        return (await read_orders_by(reader))[0]
 
 
-async def read_orders_by(reader: StreamReader) -> list[Order]:
-    """As `read_orders`, by an open reader of the control stream."""
-    orders, _ = await _read_orders(reader, EventListener())
-    return orders
+async def read_orders_by(
+    reader: StreamReader, events: EventListener | None = None
+) -> tuple[list[Order], int]:
+    """As `read_orders`, by an open reader of the control stream; and the offset that comes next."""
+    orders: list[Order] = []
+    following = 0
+    async for entry in reader.read("first"):
+        orders += _orders(entry, reader.stream, events or EventListener())
+        following = entry.offset + 1
+    return orders, following
 
 
 class StandingOrders:
@@ -152,7 +158,7 @@ class StandingOrders:
     async def _follow(self, connection: Connection) -> None:
         reader = StreamReader(connection, self._stream, self._events)
         try:
-            orders, following = await _read_orders(reader, self._events)
+            orders, following = await read_orders_by(reader, self._events)
             self._stands(standing_pause(orders))
             self._known.set()
             self._has_failed = False
@@ -169,16 +175,6 @@ class StandingOrders:
             self._events.resumed()
         elif pause is not None and pause != before:
             self._events.paused(pause.by, pause.why)
-
-
-async def _read_orders(reader: StreamReader, events: EventListener) -> tuple[list[Order], int]:
-    """The orders so far, and the offset that comes next."""
-    orders: list[Order] = []
-    following = 0
-    async for entry in reader.read("first"):
-        orders += _orders(entry, reader.stream, events)
-        following = entry.offset + 1
-    return orders, following
 
 
 def _orders(entry: Entry, stream: str, events: EventListener) -> Iterator[Order]:

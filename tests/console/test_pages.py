@@ -8,7 +8,7 @@ import pytest
 
 from tests.console.test_changes import dead, listed, post, refusal
 from tests.rig import messenger
-from worker.console.sources import Cached, refreshed
+from worker.console.sources import Cached
 from worker.errors import BrokerUnreachable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -95,17 +95,17 @@ async def test_those_who_look_together_share_a_reading_and_its_trouble_is_told()
         return readings
 
     kept = Cached(read, 0, life=60)
-    await asyncio.gather(refreshed(5, kept), refreshed(5, kept))
+    await asyncio.gather(kept.refreshed(5), kept.refreshed(5))
     assert (kept.value, readings, kept.trouble) == (1, 1, "")
-    await refreshed(5, kept)
+    await kept.refreshed(5)
     assert readings == 1
     kept.expire()
-    await refreshed(5, kept)
+    await kept.refreshed(5)
     assert (kept.value, kept.trouble) == (1, "gone")
     kept.expire()
-    await refreshed(0, kept)
+    await kept.refreshed(0)
     kept.expire()  # something was changed while it is read
-    await refreshed(5, kept)
+    await kept.refreshed(5)
     assert (kept.value, readings, kept.trouble) == (4, 4, "")
 
 
@@ -115,7 +115,7 @@ async def test_what_is_older_than_five_seconds_or_could_not_be_read_again_is_not
 
     kept = Cached(read, 0, life=60)
     assert not kept.is_fresh
-    await refreshed(5, kept)
+    await kept.refreshed(5)
     assert kept.is_fresh
     kept.trouble = "gone"
     assert not kept.is_fresh

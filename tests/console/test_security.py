@@ -67,7 +67,7 @@ async def test_a_password_is_asked_for_and_opens_a_session(start_console):
     console = await start_console(console_password=PASSWORD)
     async with console.session.get("/journal?status=failed", allow_redirects=False) as response:
         assert response.status == 303
-        assert response.headers["Location"] == "/login?next=/journal%3Fstatus%3Dfailed"
+        assert response.headers["Location"] == "/login?next=/journal?status%3Dfailed"
     assert await status(console, "GET", "/", headers={"Accept": "application/json"}) == 401
     assert await status(console, "POST", "/login", data={"password": "wrong"}) == 401
     async with console.session.post(

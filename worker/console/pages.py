@@ -24,9 +24,9 @@ from worker.console.forms import (
     rate_of,
     why_of,
 )
-from worker.console.rendering import PAGES, SESSION, Page, Renderer, see, wants_json
+from worker.console.rendering import PAGES, SESSION, Page, Renderer, wants_json
 from worker.console.runs import ConsoleRun
-from worker.console.sources import ANSWER, Cached, Sources, refreshed
+from worker.console.sources import ANSWER, Cached, Sources
 from worker.contract.selection import AmbiguousId, Selection
 from worker.contract.settlement import JournalRecord
 from worker.contract.status import Order, OrderKind
@@ -206,10 +206,10 @@ class Pages:
         why = why_of(await form_of(request))
         await publish_order(self._sources.settings, Order.now(order, why, by=_by(request)))
         self._sources.expire()
-        await refreshed(ANSWER if wants_json(request) else PLAN_PATIENCE, self._sources.state)
+        await self._sources.state.refreshed(ANSWER if wants_json(request) else PLAN_PATIENCE)
         if wants_json(request):
             return self._answer(request, "overview", self._sources.state.value.document())
-        return see("/")
+        raise web.HTTPSeeOther("/")
 
     async def plan(self, request: web.Request) -> web.Response:
         """Make a plan for the letters of the form: those picked, or all that its page showed."""
@@ -223,7 +223,7 @@ class Pages:
         elif letter:
             keys = [letter]
         else:
-            await refreshed(ANSWER, letters.rows)
+            await letters.rows.refreshed(ANSWER)
             selection, _ = asked_for(form, *LETTER_FILTERS)
             keys = letters.shown(selection, form.get("version", ""))
         if do == "correct":
@@ -273,7 +273,7 @@ class Pages:
     def _shown(self, request: web.Request, run: ConsoleRun) -> web.Response:
         if wants_json(request):
             return self._answer(request, "run", run.document())
-        return see(f"/runs/{run.number}")
+        raise web.HTTPSeeOther(f"/runs/{run.number}")
 
 
 def _records(search: Cached[JournalPage]) -> list[dict[str, Any]]:

@@ -62,11 +62,6 @@ def wants_json(request: web.Request) -> bool:
     return "application/json" in accept and "text/html" not in accept
 
 
-def see(path: str) -> web.Response:
-    """Lead the browser on to a page."""
-    return web.Response(status=303, headers={"Location": path})
-
-
 class Renderer:
     """The templates, with everything that all of them need."""
 

@@ -133,15 +133,13 @@ class Runs(dict[str, ConsoleRun]):
         """Keep it; the oldest that have ended, and plans that nobody started, are forgotten. Raises
         UsageError where too many are under way."""
         idle = [each for each in self.values() if not each.is_busy]
-        while idle and (len(self) >= RUNS_KEPT or self._letters + run.asked > LETTERS_KEPT):
+        while idle and (
+            len(self) >= RUNS_KEPT or sum(each.asked for each in (*self.values(), run)) > LETTERS_KEPT
+        ):
             del self[idle.pop(0).number]
         if len(self) >= RUNS_KEPT:
             raise UsageError("Too many plans are being made: try again when they are done.")
         self[run.number] = run
-
-    @property
-    def _letters(self) -> int:
-        return sum(each.asked for each in self.values())
 
     @property
     def active(self) -> ConsoleRun | None:

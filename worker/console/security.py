@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
-from worker.console.rendering import SESSION, Renderer, local_path, see, wants_json
+from worker.console.rendering import SESSION, Renderer, local_path, wants_json
 from worker.errors import SettingsError, UsageError, WorkerError
 from worker.serving import address_of, host_name
 from worker.settings import Settings
@@ -52,7 +52,6 @@ FOREIGN = (
     "A change must come from a page of this console. Behind a proxy set OTT_CONSOLE_URL to the address that "
     "people use."
 )
-EMBEDDED = "Another site may not load this page."
 WITHOUT_PROOF = "A change wants the token: open the URL that ott-worker console printed."
 FOREIGN_NAME = "This console does not answer to that host name: set OTT_CONSOLE_URL."
 READ_ONLY = "This console is read-only (OTT_CONSOLE_READ_ONLY=true): it shows and changes nothing."
@@ -104,56 +103,58 @@ class Guard:
         )
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        path = local_path(request.path, self._settings)
         try:
             async with asyncio.timeout(LONGEST_ANSWER):
-                response = self._refusal(request) or await handler(request)
+                self._refuse_foreign(request)
+                self._admit(request, path)
+                response = await handler(request)
         except web.HTTPRedirection as redirection:
             response = redirection
         except Exception as error:
-            response = self._problem(request, *_told(error))
-        for name, value in HEADERS.items():
-            response.headers[name] = value
-        if not self._path(request).startswith("/static/"):
+            status, text = _told(error)
+            response = self._render.answer(request, "problem", {"problem": text}, status=status, live=False)
+        response.headers.update(HEADERS)
+        if not path.startswith("/static/"):
             response.headers["Cache-Control"] = "no-store"
+        if response.status == 401 and "HX-Request" in request.headers:
+            response.headers["HX-Refresh"] = "true"
         if response.headers.get("Location", "").startswith("/"):
             response.headers["Location"] = self._url.path + response.headers["Location"]
+        if isinstance(response, web.HTTPException):
+            raise response
         return response
 
-    def _path(self, request: web.Request) -> str:
-        """Without the path under which a proxy serves the console."""
-        return local_path(request.path, self._settings)
+    def _refuse_foreign(self, request: web.Request) -> None:
+        """Raises HTTPException for what a page of another site may have sent."""
+        is_look = request.method in LOOKS
+        if not self._is_own_name(host_name(request.headers.get("Host", ""))):
+            raise web.HTTPMisdirectedRequest(reason=FOREIGN_NAME)
+        if is_look and _is_embedded(request):
+            raise web.HTTPForbidden(reason="Another site may not load this page.")
+        if not is_look and not self._is_same_origin(request):
+            raise web.HTTPForbidden(reason=FOREIGN)
 
-    def _problem(self, request: web.Request, status: int, text: str) -> web.Response:
-        return self._render.answer(request, "problem", {"problem": text}, status=status, live=False)
-
-    def _refusal(self, request: web.Request) -> web.StreamResponse | None:
-        path = self._path(request)
-        is_change = request.method not in LOOKS and path not in CHANGES_NOTHING
-        if refused := self._not_served(request, is_change=is_change):
-            return self._problem(request, *refused)
+    def _admit(self, request: web.Request, path: str) -> None:
+        """Raises HTTPException where whoever asks may not do that, or has to log in first."""
+        is_look = request.method in LOOKS
+        is_change = not is_look and path not in CHANGES_NOTHING
+        if is_change and self._settings.console_read_only:
+            raise web.HTTPForbidden(reason=READ_ONLY)
         cookie = request.cookies.get(self.cookie, "")
         if not self.wants_password and _is_equal(request.query.get("token", ""), self.token):
             cookie = self._begin_session("")
-            if request.method == "GET":  # the same page again, without the token in its URL
+            if is_look:  # the same page again, without the token in its URL
                 bare = request.rel_url.without_query_params("token").path_qs
-                return self._entered(request, local_path(bare, self._settings), cookie)
+                raise self._entered(request, local_path(bare, self._settings), cookie)
         if (name := self._name_of(cookie)) is not None:
             request[SESSION] = name
         elif self.wants_password and not path.startswith(OPEN_TO_ALL):
-            return self._ask_for_password(request)
+            if wants_json(request) or not is_look or "HX-Request" in request.headers:
+                raise web.HTTPUnauthorized(reason="Log in first, at /login.")
+            raise web.HTTPSeeOther(f"/login?next={quote(local_path(request.path_qs, self._settings))}")
         elif is_change:
-            return self._problem(request, 403, WITHOUT_PROOF)
-        return None
-
-    def _not_served(self, request: web.Request, *, is_change: bool) -> tuple[int, str] | None:
-        """The status and text where a request is refused, whoever sent it."""
-        if not self._is_own_name(host_name(request.headers.get("Host", ""))):
-            return 421, FOREIGN_NAME
-        if request.method not in LOOKS and not self._is_same_origin(request):
-            return 403, FOREIGN
-        if request.method in LOOKS and _is_embedded(request):
-            return 403, EMBEDDED
-        return (403, READ_ONLY) if is_change and self._settings.console_read_only else None
+            raise web.HTTPForbidden(reason=WITHOUT_PROOF)
 
     def _is_own_name(self, name: str) -> bool:
         if is_loopback(name) or name in self._names:
@@ -172,13 +173,6 @@ class Guard:
         parts = urlsplit(origin)
         is_named = (parts.scheme, parts.netloc) == (self._url.scheme, self._url.netloc)
         return bool(parts.netloc) and (is_named or parts.netloc == request.headers.get("Host"))
-
-    def _ask_for_password(self, request: web.Request) -> web.StreamResponse:
-        if request.headers.get("HX-Request"):
-            return web.Response(status=401, headers={"HX-Refresh": "true"})
-        if wants_json(request) or request.method not in LOOKS:
-            return self._problem(request, 401, "Log in first, at /login.")
-        return see(f"/login?next={quote(local_path(request.path_qs, self._settings))}")
 
     async def form(self, request: web.Request) -> web.Response:
         """Asks for the password."""
@@ -205,14 +199,14 @@ class Guard:
             _keep(self._guesses, client, (since, guesses + 1), CLIENTS_KEPT)
             return self._form(request, following, 401, "That is not the password.")
         name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]
-        return self._entered(request, _safe_path(following), self._begin_session(name))
+        raise self._entered(request, _safe_path(following), self._begin_session(name))
 
     async def log_out(self, request: web.Request) -> web.Response:
         """Ends the session, everywhere."""
         self._sessions.pop(request.cookies.get(self.cookie, ""), None)
-        answer = see("/login")
+        answer = web.HTTPSeeOther("/login")
         answer.del_cookie(self.cookie, path=self._url.path or "/", httponly=True, samesite="Strict")
-        return answer
+        raise answer
 
     def _form(
         self, request: web.Request, following: str, status: int = 200, problem: str = ""
@@ -234,9 +228,9 @@ class Guard:
         name, ends = self._sessions.get(cookie, (None, 0.0))
         return name if ends > time.monotonic() else None
 
-    def _entered(self, request: web.Request, path: str, cookie: str) -> web.Response:
+    def _entered(self, request: web.Request, path: str, cookie: str) -> web.HTTPSeeOther:
         """Leads on to the path, with a cookie for this console alone."""
-        response = see(path)
+        response = web.HTTPSeeOther(path)
         response.set_cookie(
             self.cookie,
             cookie,

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from worker.console.pages import Pages
-from worker.console.rendering import Renderer, see
+from worker.console.rendering import Renderer
 from worker.console.security import Guard
 from worker.console.sources import Sources
 from worker.serving import HttpServer
@@ -65,4 +65,4 @@ class Console:
 
 
 async def _first_page(_: web.Request) -> web.Response:
-    return see("/")
+    raise web.HTTPSeeOther("/")

@@ -80,6 +80,11 @@ class Cached(Generic[T]):
             self.reading = asyncio.create_task(self._reading())
         return self.reading
 
+    async def refreshed(self, timeout: float) -> None:
+        """Wait until it is as new as it should be, or for `timeout` seconds."""
+        if (reading := self.refresh()) is not None:
+            await asyncio.wait({reading}, timeout=max(0, timeout))
+
     def expire(self) -> None:
         """Read anew at the next look; a reading under way is repeated."""
         self._ended_at = float("-inf")
@@ -103,13 +108,6 @@ class Cached(Generic[T]):
         finally:
             self.reading = None
             self._ended_at = time.monotonic()
-
-
-async def refreshed(timeout: float, *cached: Cached[Any]) -> None:
-    """Wait until these are as new as they should be, or for `timeout` seconds."""
-    tasks = {task for each in cached if (task := each.refresh()) is not None}
-    if tasks:
-        await asyncio.wait(tasks, timeout=max(0, timeout))
 
 
 class LetterCopy:
@@ -227,10 +225,10 @@ class Sources:
         """Make the broker's state as new as it should be, and the copy of the letters; a browser is shown
         what is there in time."""
         patience = ANSWER if wants_json(request) else PAINT
-        await refreshed(patience if self.state.is_fresh else max(patience, FIRST_PAINT), self.state)
+        await self.state.refreshed(patience if self.state.is_fresh else max(patience, FIRST_PAINT))
         if letters:
             self.letters.depth_is(self.state.value.queues.get("dead"))
-            await refreshed(patience, self.letters.rows)
+            await self.letters.rows.refreshed(patience)
 
     async def search(
         self, request: web.Request, query: Selection, count: int, before: int | None = None
@@ -245,7 +243,7 @@ class Sources:
                 raise WorkerError("Too many searches are under way: try again in a moment.")
             del self._searches[idle]
         self._searches[key] = search
-        await refreshed(ANSWER if wants_json(request) else PAINT, search)
+        await search.refreshed(ANSWER if wants_json(request) else PAINT)
         return search
 
     def expire(self) -> None:

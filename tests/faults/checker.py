@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tests.faults.load import Reply, Sent, version_of
-from worker.sandbox.calls import Call
+from worker.sandbox.faults import Call
 
 MEMORY_LIMIT = 250 * 2**20  # bytes
 FILES_LIMIT = 2_000

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.checker import Evidence, check
-from worker.sandbox.calls import Call
+from worker.sandbox.faults import Call
 
 
 def call(seq: int, version: int) -> Call:

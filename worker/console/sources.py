@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -49,20 +50,20 @@ SEARCHES_KEPT = 32
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Cached(Generic[T]):
     """The last value that `read` gave. Those who look at the same time share one reading. `life` is how many
     seconds a value stays good; `trouble` is why the last reading failed, empty where it did not; `reading` is
     the one under way."""
 
-    def __init__(self, read: Callable[[], Awaitable[T]], initial: T, life: float = 0.0) -> None:
-        self._read = read
-        self._ended_at = float("-inf")
-        self._is_expired = False
-        self.value = initial
-        self.life = life
-        self.as_of: datetime | None = None
-        self.trouble = ""
-        self.reading: asyncio.Task[None] | None = None
+    read: Callable[[], Awaitable[T]]
+    value: T
+    life: float = 0.0
+    as_of: datetime | None = None
+    trouble: str = ""
+    reading: asyncio.Task[None] | None = None
+    _ended_at: float = float("-inf")
+    _is_expired: bool = False
 
     @property
     def is_fresh(self) -> bool:
@@ -101,7 +102,7 @@ class Cached(Generic[T]):
             self._is_expired = True
             while self._is_expired:
                 self._is_expired = False
-                self.value = await self._read()
+                self.value = await self.read()
                 self.as_of, self.trouble = datetime.now(UTC), ""
         except WorkerError as error:
             self.trouble = str(error)

@@ -18,8 +18,7 @@ from worker.contract.json_body import MalformedBody, parse_object
 from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.settlement import Resource
 from worker.contract.words import AGGREGATE, MALFORMED
-from worker.sandbox.calls import Call, History, masked
-from worker.sandbox.faults import FAULTS, Faults, json_answer, rest_error
+from worker.sandbox.faults import FAULTS, Call, Faults, History, json_answer, masked, rest_error
 from worker.serving import HttpServer, address_of, host_name
 
 TOKEN = "/v2/token"  # noqa: S105
@@ -224,11 +223,9 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             return rest_error(415, f"Send JSON, with the header Content-Type: {JSON}")
     try:
         return await handler(request)
-    except web.HTTPNotFound:
-        if request.path.startswith(REST):
-            return rest_error(596, "Service Not Found")  # as the gateway before the REST API says
-        return rest_error(404, "Not Found")
     except web.HTTPException as error:
+        if error.status == 404 and request.path.startswith(REST):
+            return rest_error(596, "Service Not Found")  # as the gateway before the REST API says
         return rest_error(error.status, error.reason)
 
 

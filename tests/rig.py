@@ -304,7 +304,7 @@ class Rig:
 
 
 async def _run(service: Service, beside: contextlib.AbstractAsyncContextManager[None]) -> None:
-    async with beside, service:
+    async with beside:
         await service.run()
 
 

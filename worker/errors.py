@@ -23,14 +23,10 @@ class SettingsError(UsageError):
     """A setting is missing or wrong; the text names the variable and what it must be."""
 
 
-class Unreachable(WorkerError):
-    """A system that this one needs does not answer."""
+class BrokerUnreachable(WorkerError):
+    """RabbitMQ does not answer, or turned the connection down."""
 
     exit_code = 3
-
-
-class BrokerUnreachable(Unreachable):
-    """RabbitMQ does not answer, or turned the connection down."""
 
 
 class Problem(Enum):

@@ -59,8 +59,8 @@ class EventListener:
     To add an event: a line here. One that has a level is logged, with its text and its fields."""
 
     consumer_connected: Callable[[], None] = Event("info", "consumer connected", ends="broker_unreachable")
-    subscribed: Callable[[int], None] = Event(
-        "info", "subscribed (standby until the first delivery)", "prefetch"
+    subscribed: Callable[[str, int], None] = Event(
+        "info", "subscribed (standby until the first delivery)", "queue", "prefetch"
     )
     # The first delivery of a subscription: this is the single active consumer.
     active: Callable[[], None] = Event("info", "active: deliveries come to this worker")

@@ -6,7 +6,6 @@ import socket
 import time
 from datetime import UTC, datetime
 from functools import partial
-from typing import Self
 
 from worker.amqp.connection import Connection, connected, keep_connected
 from worker.amqp.consumer import Subscription
@@ -32,7 +31,7 @@ from worker.settings import Settings
 
 
 class Service:
-    """One worker. `run` it inside its context; `stop` drains it."""
+    """One worker: `run` it, and `stop` drains it."""
 
     def __init__(self, settings: Settings, events: EventListener, tracing: Tracing | None = None) -> None:
         settings.require_marketing_cloud()
@@ -44,7 +43,6 @@ class Service:
         self.watch = topology.Watch(
             settings, lambda: self.connection, lambda: bool(self.publisher.blocked), events
         )
-        self._background: list[asyncio.Task[None]] = []
         self.marketing_cloud = MarketingCloud(settings, events, tracing)
         self.flow = Flow(
             time.monotonic,
@@ -58,48 +56,36 @@ class Service:
         self._events = events
         clock = ArrivalClock()
         journal = Journal(self.publisher, names, clock) if settings.journal else None
-        self._replay_guard = ReplayGuard(settings, journal, clock, events)
         encryptor = Encryptor(settings)
+        self.orders = StandingOrders(settings, events)
         self.tools = Tools(
             settings,
             RequestParser(settings, encryptor, events),
             Forwarder(settings, self.marketing_cloud, self.flow),
             Settler(self.publisher, journal, names, encryptor, events, tracing),
-            self._replay_guard,
+            ReplayGuard(settings, journal, clock, events),
             clock,
             events,
+            self.orders,
+            self.publisher,
             tracing,
         )
-        self.orders = StandingOrders(settings, events)
         self._stopping = asyncio.Event()
         self._connection: Connection | None = None
         self._has_started = False
         self.name = f"{socket.gethostname()}:{os.getpid()}:{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        self.partitions = Partitions(self.name, self.tools, self.publisher, self.orders, self._stopping)
-        self.intake = Intake(
-            settings, names.requests, self.partitions.journeys, self.orders, self._stopping, events
-        )
-
-    async def __aenter__(self) -> Self:
-        self.publisher.start()
-        await self.marketing_cloud.__aenter__()
-        self._background = [
-            asyncio.create_task(self.watch.run(), name="watch"),
-            asyncio.create_task(self.orders.follow(), name="orders"),
-            asyncio.create_task(self.marketing_cloud.accounts.keep_default_token(), name="credentials"),
-        ]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._background:
-            task.cancel()
-        await self.publisher.stop()
-        self._replay_guard.close()
-        await self.marketing_cloud.__aexit__()
+        self.partitions = Partitions(self.name, self.tools, self._stopping)
+        self.intake = Intake(self.tools, names.requests, self.partitions.journeys, self._stopping)
 
     async def run(self) -> None:
         """Take requests until `stop`, whatever happens. Raises TopologyError if the broker objects are wrong
         at the start, and what ended one of the tasks in the background: none may be missing unnoticed."""
+        self.publisher.start()
+        background = [
+            asyncio.create_task(self.watch.run(), name="watch"),
+            asyncio.create_task(self.orders.follow(), name="orders"),
+            asyncio.create_task(self.marketing_cloud.accounts.keep_default_token(), name="credentials"),
+        ]
         consuming = asyncio.create_task(
             keep_connected(
                 partial(connected, self.settings, "consumer"),
@@ -110,14 +96,18 @@ class Service:
             name="consumer",
         )
         try:
-            await asyncio.wait([consuming, *self._background], return_when=asyncio.FIRST_COMPLETED)
-            for task in self._background:
+            await asyncio.wait([consuming, *background], return_when=asyncio.FIRST_COMPLETED)
+            for task in background:
                 if task.done():
                     task.result()
             await consuming
         finally:
-            consuming.cancel()
+            for task in (consuming, *background):
+                task.cancel()
             await asyncio.gather(consuming, return_exceptions=True)
+            await self.publisher.stop()
+            self.tools.replay_guard.close()
+            await self.marketing_cloud.__aexit__()
 
     def stop(self) -> None:
         """Drain: finish what is under way, give the rest back, and let `run` return."""

@@ -47,7 +47,6 @@ class Worker:
             stack.callback(structlog.reset_defaults)
             self.admin_url = await stack.enter_async_context(admin.serve(service, metrics, phase))
             await stack.enter_async_context(phase.publish(service))
-            await stack.enter_async_context(service)
             ended = asyncio.create_task(service.run())
             stack.push_async_callback(asyncio.wait, {ended})
             stack.callback(service.stop)

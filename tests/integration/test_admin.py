@@ -163,7 +163,7 @@ async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig):
     settings = rig.settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", admin_port=0)
     metrics, phase = Metrics(), WorkerPhase()
     service = Service(settings, EventListeners(metrics, phase))
-    async with service, admin_module.serve(service, metrics, phase) as url:
+    async with service.marketing_cloud, admin_module.serve(service, metrics, phase) as url:
         worker = Watched(service, None, url or "")  # type: ignore[arg-type]
         status, report = await worker.probe("/readyz")
         assert status == 503

@@ -47,13 +47,12 @@ async def traced(rig: Rig) -> AsyncIterator[Traced]:
         settings = rig.settings(mc_auth_url=url, mc_rest_url=url)
         traces = Traces(provider, f"{settings.prefix}.requests")
         service = Service(settings, EventListeners(traces), traces)
-        async with service:
-            running = asyncio.create_task(service.run())
-            async with Requester(settings.amqp_url.get_secret_value(), settings.prefix) as requester:
-                await until(lambda: service.intake.subscription, "the subscription")
-                yield Traced(requester, exporter, said)
-            service.stop()
-            await running
+        running = asyncio.create_task(service.run())
+        async with Requester(settings.amqp_url.get_secret_value(), settings.prefix) as requester:
+            await until(lambda: service.intake.subscription, "the subscription")
+            yield Traced(requester, exporter, said)
+        service.stop()
+        await running
         traces.close()
 
 

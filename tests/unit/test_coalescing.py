@@ -122,6 +122,7 @@ class World:
                 cast("Any", SimpleNamespace(coalesce_after=self.after)),
                 *(world, world, world, world, world),
                 EventListener(),
+                *(world, world),
             )
             journeys = Journeys(world, tools)
             for request in unsettled:

@@ -213,7 +213,7 @@ class Requester:
             queue = await self._consume(connection, channel) if self.queue else None
             self._connection = connection
             self._connected.set()
-            self._events.subscribed(PREFETCH)
+            self._events.subscribed(self.queue or "", PREFETCH)
             if not self._opened.done():
                 self._opened.set_result(None)
             try:

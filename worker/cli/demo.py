@@ -118,7 +118,7 @@ async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
     """Runs while its context lasts, and drains at the end."""
     phase = WorkerPhase()
     service = Service(settings, phase)
-    async with phase.publish(service), service:
+    async with phase.publish(service):
         running = asyncio.create_task(service.run(), name="worker")
         try:
             yield running

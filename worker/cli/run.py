@@ -63,7 +63,7 @@ async def _run(settings: Settings) -> None:
         async with admin.serve(service, metrics, phase) as url:
             if url:
                 logger.info("admin server listening", url=url)
-            async with phase.publish(service), service:
+            async with phase.publish(service):
                 await service.run()
     finally:
         summary.tell()

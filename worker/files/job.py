@@ -84,7 +84,7 @@ class Notices(EventListener):
         # A paused worker consumes nothing: that no worker takes requests is true then, and not the cause.
         return self.broker or self.workers or self.job
 
-    def subscribed(self, prefetch: int) -> None:
+    def subscribed(self, queue: str, prefetch: int) -> None:
         self.broker = ""
 
     def broker_unreachable(self, why: str) -> None:

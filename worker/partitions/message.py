@@ -62,14 +62,16 @@ def is_barrier(properties: Properties) -> bool:
 
 def epoch_of(properties: Properties) -> int | None:
     """The epoch of a barrier or a routed request, None for any other message."""
-    epoch = properties.header(EPOCH_HEADER)
-    return epoch if isinstance(epoch, int) else None
+    return _number(properties.header(EPOCH_HEADER))
 
 
 def arrival_of(properties: Properties) -> int | None:
     """When the router was given the request, in microseconds since the epoch."""
-    arrived_at = properties.header(ARRIVED_AT_HEADER)
-    return arrived_at if isinstance(arrived_at, int) else None
+    return _number(properties.header(ARRIVED_AT_HEADER))
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def came_from(properties: Properties) -> str | None:

@@ -37,9 +37,6 @@ class PartitionJourneys(Journeys):
         self._is_shared = is_shared
         self._epoch = 0  # of the newest barrier
 
-    def tell_subscribed(self) -> None:
-        """Nothing: only the requests queue tells."""
-
     def tell_ended(self, why: End, unsettled: int) -> None:
         """Tell that the partition is left, if it was taken."""
         if self.is_active:

@@ -59,9 +59,7 @@ class Router(Journeys):
     async def take_over(self) -> None:
         """Begin an epoch, and return when every partition has settled everything that earlier routers put
         there. If that fails, the epoch is over."""
-        started = time.monotonic()
-        await self._until_settled(await self._begin_epoch())
-        self._go_on(started)
+        await self._begin_epoch(is_first=True)
         await super().take_over()
 
     async def cancel(self) -> None:
@@ -70,9 +68,9 @@ class Router(Journeys):
         for channel in self._channels:
             await channel.close()
 
-    async def _begin_epoch(self) -> set[int]:
-        """Claim an epoch on a channel of its own, and send its barrier through the partitions that are
-        returned."""
+    async def _begin_epoch(self, *, is_first: bool) -> None:
+        """Claim an epoch on a channel of its own, and send its barrier through the partitions."""
+        started = time.monotonic()
         channel = await LoneChannel.open("router", self._events, self._source)
         self._channels.append(channel)
         epoch = await self._log.claim(self._partitions)
@@ -89,7 +87,10 @@ class Router(Journeys):
                 raise outcome
         self._epoch, self._channel = epoch, channel
         channel.lost.add_done_callback(lambda _: self._lost(channel))
-        return waiting
+        if is_first:
+            await self._until_settled(waiting)
+        self._routes.set()
+        self._events.epoch_began(epoch, self._partitions, time.monotonic() - started)
 
     async def _until_settled(self, partitions: set[int]) -> None:
         log, epoch = self._log, self._epoch
@@ -98,10 +99,6 @@ class Router(Journeys):
             self._tools.clock.raise_floor(log.barrier(partition).newest_arrival)
         if any(log.barrier(partition).epoch > epoch for partition in partitions):
             raise WorkerError("another worker is the router")
-
-    def _go_on(self, since: float) -> None:
-        self._routes.set()
-        self._events.epoch_began(self._epoch, self._partitions, time.monotonic() - since)
 
     def _lost(self, channel: LoneChannel) -> None:
         if channel is not self._channel:
@@ -116,9 +113,7 @@ class Router(Journeys):
     async def _renew(self, lost: LoneChannel) -> None:
         """Go on in another epoch. All resources stay in their partitions, so nothing of the one before need
         be settled first. What may still come from its channel is behind the barrier, and ignored."""
-        started = time.monotonic()
-        await self._begin_epoch()
-        self._go_on(started)
+        await self._begin_epoch(is_first=False)
         if not await lost.poisonous():
             self._end_epoch(lost.lost.result())
         await lost.close()

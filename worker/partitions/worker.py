@@ -21,10 +21,8 @@ from pydantic import ValidationError
 
 from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.amqp.publisher import Publisher
 from worker.amqp.queue import exists
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.status import StandingOrders
 from worker.broker.topology import Topology
 from worker.contract.status import WorkerStatus
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
@@ -59,22 +57,21 @@ class Members:
     def __init__(self, worker: str, stream: str) -> None:
         self.worker = worker
         self._stream = stream
-        self._joined: dict[str, float] = {}
-        self._heard: dict[str, tuple[float, str]] = {}  # when, and its version
+        # Since when each is known, when it was heard of last (monotonic seconds), and its version.
+        self._others: dict[str, tuple[float, float, str]] = {}
 
     def owner(self, partition: int) -> tuple[str, float]:
         """The worker that is to have a partition, and since when it is known (monotonic seconds)."""
-        silent = time.monotonic() - SILENT_AFTER
-        for name in [name for name, (at, _) in self._heard.items() if at < silent]:
-            self._forget(name)
-        best = max((self.worker, *self._heard), key=lambda worker: (weight(worker, partition), worker))
-        return best, self._joined.get(best, 0.0)
+        silent, others = time.monotonic() - SILENT_AFTER, self._others
+        others = self._others = {name: each for name, each in others.items() if each[1] >= silent}
+        best = max((self.worker, *others), key=lambda worker: (weight(worker, partition), worker))
+        return best, others[best][0] if best in others else 0.0
 
     @property
     def have_priorities(self) -> bool:
         """Whether one of the others may take a partition between two deliveries, and give it back: RabbitMQ
         4 lets a consumer with a priority do so."""
-        return any(version.startswith(WITH_PRIORITIES) for _, version in self._heard.values())
+        return any(version.startswith(WITH_PRIORITIES) for _, _, version in self._others.values())
 
     def hear(self, document: object) -> None:
         """Take in a record of the status stream."""
@@ -83,11 +80,11 @@ class Members:
         except ValidationError:
             return
         if record.state in ("draining", "stopped"):
-            self._forget(record.worker)
+            self._others.pop(record.worker, None)
         elif record.worker != self.worker:
             now = time.monotonic()
-            self._joined.setdefault(record.worker, now)
-            self._heard[record.worker] = (now, record.version)
+            since, *_ = self._others.get(record.worker, (now,))
+            self._others[record.worker] = (since, now, record.version)
 
     async def follow(self, connection: Connection) -> None:
         """Read the records as they come, until cancelled. Without the stream, no other worker is known."""
@@ -100,29 +97,18 @@ class Members:
                             self.hear(document)
             await asyncio.sleep(READ_INTERVAL)
 
-    def _forget(self, worker: str) -> None:
-        self._heard.pop(worker, None)
-        self._joined.pop(worker, None)
-
 
 class _Place(Intake):
     """This worker's place among the consumers of a partition."""
 
     def __init__(
-        self,
-        number: int,
-        tools: Tools,
-        log: PartitionLog,
-        members: Members,
-        orders: StandingOrders,
-        leaving: asyncio.Event,
+        self, number: int, tools: Tools, log: PartitionLog, members: Members, leaving: asyncio.Event
     ) -> None:
         def journeys(subscription: Subscription) -> PartitionJourneys:
             self._subscribed_at = time.monotonic()
             return PartitionJourneys(subscription, tools, number, log, lambda: members.have_priorities)
 
-        queue = Topology(tools.settings.prefix).partition(number)
-        super().__init__(tools.settings, queue, journeys, orders, leaving, tools.events)
+        super().__init__(tools, Topology(tools.settings.prefix).partition(number), journeys, leaving)
         self._is_kept = 1 < tools.settings.partitions >= number  # and not only drained
         # Monotonic seconds:
         self._subscribed_at = self._asked_at = self._since = 0.0
@@ -138,66 +124,46 @@ class _Place(Intake):
         """Consume it, until the connection is lost, the worker leaves, or it was pruned."""
         while connection.is_open and not self.stopping.is_set():
             try:
-                await self.consume_on(connection)
-                if not self._is_kept and connection.is_open and not await exists(connection, self.queue):
+                if not self._is_kept and not await exists(connection, self.queue):
                     return
+                await self.consume_on(connection)
             except Exception as error:
                 if connection.is_open:
                     why = str(error) if isinstance(error, WorkerError) else type(error).__name__
-                    self.events.topology_wrong(f"{self.queue}: {why}")
+                    self.tools.events.topology_wrong(f"{self.queue}: {why}")
             await pause(RETRY_INTERVAL, self.stopping)
 
-    def must_ask(self, owner: str) -> bool:
-        """Whether this worker, the owner, gets nothing and is to find out who has it."""
-        self._learn(owner)
-        waits_since = max(self._subscribed_at, self._since, self._asked_at)
-        return not self.is_active and self._is_out_of_patience(waits_since)
-
-    def step_back(self, owner: str, known_since: float) -> None:
-        """Subscribe anew, behind the owner: once where this worker may be ahead of it, and again each time
-        that it is the active consumer all the same."""
-        self._learn(owner)
-        behind_at = max(self._since, known_since + SUBSCRIBED_WITHIN)
-        if self._subscribed_at < behind_at:
-            is_due = time.monotonic() >= behind_at
-        else:
-            is_due = self.is_active and self._is_out_of_patience(self._subscribed_at)
-        if is_due and self._current is not None and self._current.end is None:
-            self._current.end = STEPS_BACK
-
-    def _learn(self, owner: str) -> None:
-        if owner != self._owner:
-            self._owner, self._since, self._patience = owner, time.monotonic(), PATIENCE[0]
-
-    def _is_out_of_patience(self, since: float) -> bool:
+    def spread(self, owner: str, known_since: float, *, is_own: bool) -> bool:
+        """Subscribe anew behind the owner: once where this worker may be ahead of it, and again each time
+        that it is the active consumer all the same. Returns whether this worker is the owner, gets nothing
+        and is to find out who has it."""
         now = time.monotonic()
-        if now - since < self._patience:
-            return False
-        self._asked_at, self._patience = now, min(self._patience * 2, PATIENCE[1])
-        return True
+        if owner != self._owner:
+            self._owner, self._since, self._patience = owner, now, PATIENCE[0]
+        behind_at = max(self._since, known_since + SUBSCRIBED_WITHIN)
+        if not is_own and self._subscribed_at < behind_at:
+            is_due = now >= behind_at
+        else:
+            acted_at = max(self._subscribed_at, self._since, self._asked_at)
+            is_due = self.is_active is not is_own and now - acted_at >= self._patience
+            if is_due:
+                self._asked_at, self._patience = now, min(self._patience * 2, PATIENCE[1])
+        if is_due and not is_own and self._current is not None:
+            self._current.end = self._current.end or STEPS_BACK
+        return is_due and is_own
 
 
 class Partitions:
     """The partitions of one worker. Without any, it does nothing."""
 
-    def __init__(
-        self,
-        worker: str,
-        tools: Tools,
-        publisher: Publisher,
-        orders: StandingOrders,
-        stopping: asyncio.Event,
-    ) -> None:
-        settings = self._settings = tools.settings
-        self._names = Topology(settings.prefix)
+    def __init__(self, worker: str, tools: Tools, stopping: asyncio.Event) -> None:
         self._tools = tools
-        self._log = PartitionLog(settings, worker, publisher, tools.events)
+        self._names = Topology(tools.settings.prefix)
+        self._log = PartitionLog(tools.settings, worker, tools.publisher, tools.events)
         self._members = Members(worker, self._names.status)
-        self._publisher = publisher
-        self._orders = orders
         self._stopping = stopping
         self._places: dict[int, _Place] = {}
-        self.in_use = settings.partitions > 1
+        self.in_use = tools.settings.partitions > 1
 
     @property
     def taken(self) -> list[int]:
@@ -225,7 +191,9 @@ class Partitions:
     async def consumed(self, connection: Connection) -> AsyncIterator[None]:
         """Consume all partitions within this context. With OTT_PARTITIONS=1 there may be some from before, or
         from workers with a new number. Raises BrokerUnreachable."""
-        self.in_use = self._settings.partitions > 1 or await exists(connection, self._names.partition(1))
+        self.in_use = self._tools.settings.partitions > 1 or await exists(
+            connection, self._names.partition(1)
+        )
         if not self.in_use:
             yield
             return
@@ -239,7 +207,8 @@ class Partitions:
 
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
         """Consume the partitions up to this worker's own number, and every other one that has been used."""
-        places = self._places = {}
+        places: dict[int, _Place] = {}
+        self._places = places
         try:
             async with asyncio.TaskGroup() as group:
                 following = (
@@ -249,9 +218,8 @@ class Partitions:
                 async with asyncio.TaskGroup() as consuming:
                     while not leaving.is_set():
                         for number in sorted(self._log.partitions - places.keys()):
-                            place = places[number] = _Place(
-                                number, self._tools, self._log, self._members, self._orders, leaving
-                            )
+                            place = _Place(number, self._tools, self._log, self._members, leaving)
+                            places[number] = place
                             consuming.create_task(place.consume(connection), name=f"partition {number}")
                         self._spread(consuming)
                         await pause(SPREAD_INTERVAL, leaving)
@@ -269,14 +237,12 @@ class Partitions:
             if place.subscription is None:
                 continue
             owner, known_since = self._members.owner(number)
-            if owner != self._members.worker:
-                place.step_back(owner, known_since)
-            elif place.must_ask(owner):
+            if place.spread(owner, known_since, is_own=owner == self._members.worker):
                 group.create_task(self._ask(number), name=f"ask for partition {number}")
 
     async def _ask(self, number: int) -> None:
         with contextlib.suppress(WorkerError):
-            await self._publisher.send(barrier(self._names.partition(number), 0))
+            await self._tools.publisher.send(barrier(self._names.partition(number), 0))
 
 
 class Undivided(Journeys):

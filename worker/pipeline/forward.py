@@ -117,7 +117,7 @@ class Forwarder:
             settings, failures, answered = self._settings, 0, self._flow.answered
             while True:
                 result = await self._attempt(request, ensure_lease)
-                if result.verdict.is_final:
+                if result.verdict in policy.OUTCOMES:
                     if result.verdict is Verdict.REGISTERED and self._failing:
                         self._failing.pop(request.resource, None)
                         self._failing.pop(_account(request), None)
@@ -219,7 +219,7 @@ class Forwarder:
         if result.verdict is Verdict.CREDENTIALS:
             self._accounts.drop(request.account, result.token)
             return True
-        if result.verdict is Verdict.FORBIDDEN and policy.lacks_scope(result.answer):
+        if result.verdict is Verdict.FORBIDDEN and result.answer.errorcode in policy.AUTHORIZATION:
             return self._accounts.drop_for_scope(request.account, result.token)
         return False
 
@@ -242,7 +242,7 @@ class Forwarder:
         """Tell the flow how a call went. Returns whether the attempt counts: not if an outage, a speed limit
         or the account's token is to blame."""
         verdict, answer, flow = result.verdict, result.answer, self._flow
-        if verdict.is_final:
+        if verdict in policy.OUTCOMES:
             flow.taken(call)
             return True
         if self._is_turned_down(request, result, call):

@@ -15,11 +15,8 @@ from dataclasses import dataclass, field
 from worker.amqp.amqp10 import spend_deliveries
 from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.broker.status import StandingOrders
 from worker.errors import BrokerUnreachable
-from worker.events import EventListener
-from worker.pipeline.journey import Attempts, Journeys
-from worker.settings import Settings
+from worker.pipeline.journey import Attempts, Journeys, Tools
 
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription, or a pause by order
 UNDELIVERABLE_PAUSE = 5.0  # seconds, where what cannot be delivered was not found
@@ -31,12 +28,10 @@ LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that 
 class Intake:
     """Subscribes to one queue, again and again. `journeys` makes those of a subscription."""
 
-    settings: Settings
+    tools: Tools
     queue: str
     journeys: Callable[[Subscription], Journeys]
-    orders: StandingOrders
     stopping: asyncio.Event
-    events: EventListener
     _own_requeues: int = 0  # times that this worker, in good health, gave its deliveries back
     _carried_attempts: Attempts = field(default_factory=dict)  # of the requests in them
     _has_undeliverable: bool = False
@@ -57,7 +52,7 @@ class Intake:
     async def consume_on(self, connection: Connection) -> None:
         """Subscribe on one connection, again and again, as long as it is this worker that ends them."""
         while connection.is_open and not self.stopping.is_set():
-            if self.orders.pause is not None:
+            if self.tools.orders.pause is not None:
                 await pause(POLL_INTERVAL, self.stopping)
             elif self._has_undeliverable:
                 await self._remove_undeliverable(connection)
@@ -70,16 +65,18 @@ class Intake:
         own."""
         self._has_undeliverable, spent = False, 0
         with contextlib.suppress(BrokerUnreachable):
-            spent = await spend_deliveries(self.settings, connection, self.queue, self.settings.prefetch)
+            spent = await spend_deliveries(
+                self.tools.settings, connection, self.queue, self.tools.settings.prefetch
+            )
         if spent:
             self._own_requeues += 1
-            self.events.undeliverable(self.queue, spent)
+            self.tools.events.undeliverable(self.queue, spent)
         else:  # it may be gone; if not, all come nearer to the limit with each subscription
             await pause(UNDELIVERABLE_PAUSE, self.stopping)
 
     async def _consume(self, connection: Connection) -> bool:
         """One subscription. True if the next one may follow on the same connection."""
-        settings = self.settings
+        settings = self.tools.settings
         subscription = Subscription(connection, self.queue, settings.prefetch, settings.max_body_bytes)
         journeys = self._current = self.journeys(subscription)
         journeys.own_requeues = self._own_requeues
@@ -87,7 +84,7 @@ class Intake:
         unsettled = 0
         try:
             await subscription.open(journeys.accept)
-            journeys.tell_subscribed()
+            self.tools.events.subscribed(self.queue, settings.prefetch)
             while (why := self._end(journeys)) is None:
                 unsettled = subscription.unsettled
                 await asyncio.wait({subscription.ended}, timeout=POLL_INTERVAL)
@@ -117,10 +114,10 @@ class Intake:
         oldest = subscription.oldest
         reasons = {
             EndReason.STOPPING: self.stopping.is_set(),
-            EndReason.PAUSED: self.orders.pause is not None,
+            EndReason.PAUSED: self.tools.orders.pause is not None,
             EndReason.MEMORY_LIMIT: subscription.is_spent,
             EndReason.HELD: oldest is not None
-            and time.monotonic() - oldest.arrived_at > self.settings.hold_limit,
+            and time.monotonic() - oldest.arrived_at > self.tools.settings.hold_limit,
         }
         return next((End(why) for why, holds in reasons.items() if holds), None)
 
@@ -136,7 +133,9 @@ class Intake:
         """End a subscription from this side: what is under way ends, the rest goes back in its order."""
         self._own_requeues += why.reason.is_healthy
         self._carried_attempts = journeys.attempts
-        await journeys.drain(min(self.settings.shutdown_grace, LONGEST_HELD - self.settings.hold_limit))
+        await journeys.drain(
+            min(self.tools.settings.shutdown_grace, LONGEST_HELD - self.tools.settings.hold_limit)
+        )
         journeys.tell_ended(why, journeys.subscription.unsettled)
         if not await journeys.subscription.close():
-            self.events.acknowledgements_unheard()
+            self.tools.events.acknowledgements_unheard()

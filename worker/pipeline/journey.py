@@ -20,6 +20,8 @@ from functools import partial
 from typing import Any
 
 from worker.amqp.consumer import Delivery, End, EndReason, Subscription
+from worker.amqp.publisher import Publisher
+from worker.broker.status import StandingOrders
 from worker.contract.registration import Rejection
 from worker.contract.timestamps import ArrivalClock
 from worker.events import EventListener, Tracing
@@ -49,6 +51,8 @@ class Tools:
     replay_guard: ReplayGuard
     clock: ArrivalClock
     events: EventListener
+    orders: StandingOrders
+    publisher: Publisher
     tracing: Tracing | None = None
 
 
@@ -107,10 +111,6 @@ class Journeys:
             request.attempts = self.carried_attempts.pop(_identity(request), 0)
         suspect = request.delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
-
-    def tell_subscribed(self) -> None:
-        """Tell that deliveries may come."""
-        self._events.subscribed(self.subscription.prefetch)
 
     def _tell_active(self) -> None:
         self._events.active()

@@ -11,7 +11,7 @@ BLOCKED_CODE = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
 LONGEST_BACKOFF = 60.0  # seconds
 _AUTHENTICATION = range(40000, 40004)
-_AUTHORIZATION = range(20000, 20003)
+AUTHORIZATION = range(20000, 20003)  # the token lacks a scope, which may be granted while it lives
 
 
 class Verdict(Enum):
@@ -28,10 +28,6 @@ class Verdict(Enum):
     BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while
     CROWDED = auto()  # too many other requests wait for a token of an account of their own
 
-    @property
-    def is_final(self) -> bool:
-        return self in _OUTCOMES
-
 
 # What an answer with this status means, if nothing else in it says more.
 _ROWS = {
@@ -47,7 +43,7 @@ _ROWS = {
 }
 _OTHER_4XX = (Verdict.FAILED, Cause.ERROR)
 _OTHERS = (Verdict.RETRY, Cause.ERROR)  # 5xx; and 1xx and 3xx of a proxy or gateway: this API has none
-_OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
+OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
     Verdict.REGISTERED: ("registered", None),
     Verdict.REJECTED: ("rejected", "rejected"),
     Verdict.FORBIDDEN: ("failed", "forbidden"),
@@ -79,14 +75,9 @@ def why(answer: Answer, cause: Cause) -> str:
     return f"Marketing Cloud answered {answer.status}: {cause.value}"
 
 
-def lacks_scope(answer: Answer) -> bool:
-    """Whether the token lacks a permission, which may be granted while the token lives."""
-    return answer.status == 403 and answer.errorcode in _AUTHORIZATION
-
-
 def outcome(verdict: Verdict, answer: Answer) -> Outcome:
     """The outcome of a request whose last answer this is; attempts or budget are spent if it is not final."""
-    status, reason = _OUTCOMES.get(verdict, ("failed", "exhausted"))
+    status, reason = OUTCOMES.get(verdict, ("failed", "exhausted"))
     return Outcome(
         status=status,
         reason=reason,

@@ -8,7 +8,6 @@ from worker.amqp.consumer import Delivery
 from worker.amqp.properties import Properties
 from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
 from worker.broker.request_message import account_of, as_of, first_received_at, is_from_operator, request_id
-from worker.broker.topology import Topology
 from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
 from worker.contract.settlement import Resource
 from worker.contract.words import ACCOUNT_HEADER, MALFORMED, WRONG_TYPE, Reason, Status
@@ -60,24 +59,22 @@ class Outcome(NamedTuple):
     superseded_by: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class RequestParser:
     """Reads requests from deliveries."""
 
-    def __init__(self, settings: Settings, encryptor: Encryptor, events: EventListener) -> None:
-        self._entry = Topology(settings.prefix).entry
-        self._max_body_bytes = settings.max_body_bytes
-        self._default_account = settings.mc_account_id
-        self._encryptor = encryptor
-        self._events = events
+    settings: Settings
+    encryptor: Encryptor
+    events: EventListener
 
     def parse(self, delivery: Delivery, now: int) -> Request:
         """The request that a delivery holds, received now. Never raises, whatever the message."""
         properties = delivery.properties
-        is_replay = is_from_operator(delivery, self._entry)
+        is_replay = is_from_operator(delivery, self.settings.prefix)
         original = first_received_at(properties) if is_replay else None
         account = account_of(properties)
         parsed = self._parse_body(delivery, account, is_replay=is_replay)
-        account = account or self._default_account
+        account = account or self.settings.mc_account_id
         resource = None
         if isinstance(parsed, Registration):
             resource = Resource(account, parsed.platform, parsed.resource_id)
@@ -98,7 +95,7 @@ class RequestParser:
         try:
             moment = as_of(properties)
         except ValueError as error:
-            self._events.as_of_ignored(given_id, str(error))
+            self.events.as_of_ignored(given_id, str(error))
             return None
         return None if moment is None else max(0, min(moment, received_at))
 
@@ -106,18 +103,18 @@ class RequestParser:
         self, delivery: Delivery, account: str | None, *, is_replay: bool
     ) -> Registration | Rejection:
         if delivery.oversize:
-            return oversize(self._max_body_bytes)
+            return oversize(self.settings.max_body_bytes)
         if account is None:
             return Rejection("invalid", f"{ACCOUNT_HEADER} must be the MID of a business unit.", WRONG_TYPE)
         properties = delivery.properties
         if is_replay and looks_encrypted(delivery.body):
             try:
-                delivery.body = self._encryptor.decrypt(properties, delivery.body)
+                delivery.body = self.encryptor.decrypt(properties, delivery.body)
             except DecryptionError as error:
                 return Rejection("invalid", f"{error}.", MALFORMED)
         return parse_registration(
             delivery.body,
             content_type=properties.text("content_type"),
             content_encoding=properties.text("content_encoding"),
-            max_bytes=self._max_body_bytes,
+            max_bytes=self.settings.max_body_bytes,
         )

@@ -64,12 +64,8 @@ class EventListener:
     )
     # The first delivery of a subscription: this is the single active consumer.
     active: Callable[[], None] = Event("info", "active: deliveries come to this worker")
-    # The connection, channel or consumer is lost; the broker requeues unsettled deliveries.
-    subscription_ended: Callable[[str], None] = Event("warning", "subscription ended", "why")
-    stale_deliveries: Callable[[int], None] = Event(
-        "info", "RabbitMQ redelivers what was in flight on the lost connection", "count"
-    )
-    # On a connection of its own, so that nobody else was held up.
+    # The connection, channel or consumer is lost; the broker requeues so many unsettled deliveries.
+    subscription_ended: Callable[[int, str], None] = Event("warning", "subscription ended", "count", "why")
     undeliverable: Callable[[str, int], None] = Event(
         "warning", "a message that RabbitMQ cannot deliver has used up its deliveries", "queue", "count"
     )
@@ -103,7 +99,6 @@ class EventListener:
     # The deliveries went back during a pause, `seconds` long so far. Another worker may get them, and this
     # one does not know whether the outage goes on.
     gate_left: Callable[[float], None] = Event()
-    # Marketing Cloud answers again: requests go on, few at first.
     gate_opening: Callable[[], None] = Event("info", "Marketing Cloud answers again: calls grow step by step")
     # The outage goes on: a request failed while the gate was opening.
     gate_closed_again: Callable[[str], None] = Event(

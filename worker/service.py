@@ -124,13 +124,13 @@ class Service:
     @property
     def subscriptions(self) -> list[Subscription]:
         """All current subscriptions."""
-        intakes = [self.intake, *self.partitions.intakes]
+        intakes = [self.intake, *self.partitions.places.values()]
         return [subscription for each in intakes if (subscription := each.subscription) is not None]
 
     @property
     def lanes(self) -> int:
         """Resources with a request under way."""
-        return sum(each.lanes for each in (self.intake, *self.partitions.intakes))
+        return sum(each.lanes for each in (self.intake, *self.partitions.places.values()))
 
     @property
     def oldest_age(self) -> float:

@@ -18,12 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from worker.amqp.connection import connected, keep_connected
 from worker.amqp.ledger import Message
 from worker.amqp.properties import build
-from worker.amqp.publisher import Publisher
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.backoff import RECONNECT_SOON
 from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.contract.words import PARTITIONS_TYPE
-from worker.events import EventListener
+from worker.pipeline.journey import Tools
 from worker.settings import Settings
 
 _PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
@@ -89,12 +88,10 @@ class PartitionState:
 class PartitionLog:
     """Follows the stream while it is told to `follow`, and writes into it through a publisher."""
 
-    def __init__(self, settings: Settings, worker: str, publisher: Publisher, events: EventListener) -> None:
+    def __init__(self, worker: str, tools: Tools) -> None:
         self._worker = worker
-        self._settings = settings
-        self._publisher = publisher
-        self._events = events
-        self._stream = Topology(settings.prefix).partition_log
+        self._tools = tools
+        self._stream = Topology(tools.settings.prefix).partition_log
         self._state = PartitionState()
         self._marks: dict[str, asyncio.Future[int]] = {}
         self._changed = asyncio.Event()
@@ -107,7 +104,7 @@ class PartitionLog:
     def partitions(self) -> frozenset[int]:
         """Those that this worker's own number makes, and all into which any router may have put something: a
         barrier at least, and then requests."""
-        most = max(self._settings.partitions, self._state.most_partitions)
+        most = max(self._tools.settings.partitions, self._state.most_partitions)
         return frozenset(self._state.barriers) | frozenset(range(1, most + 1))
 
     async def claim(self, partitions: int) -> int:
@@ -137,7 +134,7 @@ class PartitionLog:
         read: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._marks[mark] = read
         try:
-            await self._publisher.send(Message("", self._stream, _PROPERTIES, body))
+            await self._tools.publisher.send(Message("", self._stream, _PROPERTIES, body))
             return await read
         finally:
             self._marks.pop(mark, None)
@@ -145,9 +142,9 @@ class PartitionLog:
     async def follow(self) -> None:
         """Read the stream, and read on, until cancelled."""
         await keep_connected(
-            partial(connected, self._settings, "partitions"),
-            lambda connection: self._read_on(StreamReader(connection, self._stream, self._events)),
-            lambda error: self._events.partition_log_unreadable(str(error)),
+            partial(connected, self._tools.settings, "partitions"),
+            lambda connection: self._read_on(StreamReader(connection, self._stream, self._tools.events)),
+            lambda error: self._tools.events.partition_log_unreadable(str(error)),
             backoff=RECONNECT_SOON,
         )
 
@@ -158,7 +155,7 @@ class PartitionLog:
         async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
             async for entry in entries:
                 if self._state.read(entry):
-                    self._events.record_skipped(self._stream, entry.offset)
+                    self._tools.events.record_skipped(self._stream, entry.offset)
                 for record in entry.records:
                     waiting = self._marks.get(str(record.get("mark")))
                     if waiting is not None and not waiting.done():

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from worker.amqp.connection import Connection, connected
+from worker.amqp.connection import connected
 from worker.amqp.queue import delete, exists, look
 from worker.broker.status import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
@@ -45,16 +45,14 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
             # Asked last: a router claims its epoch before it puts anything into a partition.
             if not why and await _has_begun(settings, state):
                 why = "a worker has just begun: run this again"
-            yield Pruned(partition, why, "" if why else await _delete(connection, settings, partition, state))
-
-
-async def _delete(connection: Connection, settings: Settings, partition: int, state: PartitionState) -> str:
-    """Delete a partition; what was lost with it, `""` where nothing was. Quorum queues know no `if-empty`: a
-    worker that begins at this very moment may have put requests into it."""
-    lost = await delete(connection, Topology(settings.prefix).partition(partition))
-    if lost or await _has_begun(settings, state):
-        return f"a worker began meanwhile, and {lost or 'some'} messages may be lost: publish them again"
-    return ""
+            lost = ""
+            if not why:
+                messages = await delete(connection, queue)
+                # Quorum queues know no `if-empty`: a worker that begins now may have put requests into it.
+                if messages or await _has_begun(settings, state):
+                    lost = f"a worker began meanwhile, and {messages or 'some'} messages may be lost: "
+                    lost += "publish them again"
+            yield Pruned(partition, why, lost)
 
 
 async def _has_begun(settings: Settings, state: PartitionState) -> bool:

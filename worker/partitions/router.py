@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 
@@ -195,14 +195,14 @@ class Router(Journeys):
             super()._fail(what, error)
 
 
+@dataclass
 class PartitionCapacity:
     """Caps each partition's backlog at the prefetch. The rest waits in PREFIX.requests."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._left = 0
-        self._on_their_way = 0
-        self._looking = asyncio.Lock()
+    limit: int
+    _left: int = 0
+    _on_their_way: int = 0
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextlib.asynccontextmanager
     async def slots(self, wanted: int, channel: LoneChannel, queue: str) -> AsyncIterator[int]:
@@ -212,7 +212,7 @@ class PartitionCapacity:
             async with self._looking:
                 if self._left > 0:
                     break
-                left = self._limit - self._on_their_way  # before the look, which sees what is confirmed
+                left = self.limit - self._on_their_way  # before the look, which sees what is confirmed
                 self._left = left - (await look(channel.connection, queue)).ready
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)

@@ -159,27 +159,22 @@ class Partitions:
     def __init__(self, worker: str, tools: Tools, stopping: asyncio.Event) -> None:
         self._tools = tools
         self._names = Topology(tools.settings.prefix)
-        self._log = PartitionLog(tools.settings, worker, tools.publisher, tools.events)
+        self._log = PartitionLog(worker, tools)
         self._members = Members(worker, self._names.status)
         self._stopping = stopping
-        self._places: dict[int, _Place] = {}
+        self.places: dict[int, _Place] = {}  # by number
         self.in_use = tools.settings.partitions > 1
 
     @property
     def taken(self) -> list[int]:
         """The partitions whose active consumer this worker is, as far as it knows."""
-        return sorted(number for number, place in self._places.items() if place.is_active)
+        return sorted(number for number, place in self.places.items() if place.is_active)
 
     @property
     def share(self) -> float:
         """The share of all partitions that this worker consumes: of a rate that holds for all workers
         together, so much is its own."""
         return max(1, len(self.taken)) / len(self._log.partitions) if self.in_use else 1.0
-
-    @property
-    def intakes(self) -> list[Intake]:
-        """Those of the partitions that this worker consumes, or is behind in."""
-        return list(self._places.values())
 
     def journeys(self, subscription: Subscription) -> Journeys:
         """Those of one subscription to the requests queue."""
@@ -208,7 +203,7 @@ class Partitions:
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
         """Consume the partitions up to this worker's own number, and every other one that has been used."""
         places: dict[int, _Place] = {}
-        self._places = places
+        self.places = places
         try:
             async with asyncio.TaskGroup() as group:
                 following = (
@@ -233,7 +228,7 @@ class Partitions:
             await connection.close()
 
     def _spread(self, group: asyncio.TaskGroup) -> None:
-        for number, place in self._places.items():
+        for number, place in self.places.items():
             if place.subscription is None:
                 continue
             owner, known_since = self._members.owner(number)

@@ -92,29 +92,24 @@ class Forwarder:
         self._settings = settings
         self._marketing_cloud = marketing_cloud
         self._accounts = marketing_cloud.accounts
-        self._flow = flow
+        self.flow = flow
         self._turns = _Turns(flow)
         # Resources and accounts whose last request was given up, the oldest first. Each further request of
         # theirs gets one attempt, so that one page that fails cannot fill the prefetch for long.
         self._failing: dict[Hashable, None] = {}
         self._requests = 0  # that are being forwarded
 
-    @property
-    def is_pausing(self) -> bool:
-        """Whether an outage keeps requests waiting."""
-        return self._flow.is_pausing
-
     def leave(self) -> None:
         """The deliveries of a subscription have gone back to the queue."""
         if not self._requests:
-            self._flow.leave()
+            self.flow.leave()
 
     async def forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
         """The final outcome. `ensure_lease` is awaited before each call: it returns while the delivery is
         still known to be ours. Ends otherwise only by cancellation."""
         self._requests += 1
         try:
-            settings, failures, answered = self._settings, 0, self._flow.answered
+            settings, failures, answered = self._settings, 0, self.flow.answered
             while True:
                 result = await self._attempt(request, ensure_lease)
                 if result.verdict in policy.OUTCOMES:
@@ -127,7 +122,7 @@ class Forwarder:
                 is_failing = request.resource in self._failing or _account(request) in self._failing
                 allowed = 1 if is_failing else settings.retry_attempts
                 if request.attempts >= allowed or remaining <= 0:
-                    if result.verdict is not Verdict.OUTAGE or self._flow.answered > answered:
+                    if result.verdict is not Verdict.OUTAGE or self.flow.answered > answered:
                         self._failing[_account(request) if result.is_account else request.resource] = None
                         if len(self._failing) > KEPT:
                             del self._failing[next(iter(self._failing))]
@@ -175,7 +170,7 @@ class Forwarder:
         outages = 0
         while self._accounts.must_fetch(request.account):
             try:
-                await self._accounts.fetch(request.account, may_refuse=not self._flow.is_pausing)
+                await self._accounts.fetch(request.account, may_refuse=not self.flow.is_pausing)
             except AccountsCrowded as crowded:
                 return _Result(Verdict.CROWDED, Answer(None, f"{crowded}."), is_account=True)
             except AccountRefused as refused:
@@ -186,7 +181,7 @@ class Forwarder:
                 return _Result(Verdict.RETRY, answer, is_account=True)
             except TokenTrouble as trouble:
                 outages += 1
-                self._flow.close(trouble.cause, trouble.summary)
+                self.flow.close(trouble.cause, trouble.summary)
                 await asyncio.sleep(Backoff(self._settings.retry_base, LONGEST_PROBE_WAIT).draw(outages))
         return None
 
@@ -203,7 +198,7 @@ class Forwarder:
         except AccountTrouble:
             return None  # its token has expired just now
         await ensure_lease()
-        if not self._flow.allows(call):
+        if not self.flow.allows(call):
             return None
         request.attempts += 1
         request.phase = "calling"
@@ -233,15 +228,15 @@ class Forwarder:
         try:
             await self._accounts.refuse(request.account, result.answer.status)
         except TokenTrouble as trouble:
-            self._flow.close(trouble.cause, trouble.summary)
-        if self._flow.state is FlowState.CLOSED:
+            self.flow.close(trouble.cause, trouble.summary)
+        if self.flow.state is FlowState.CLOSED:
             return None
         return _Result(Verdict.FORBIDDEN, result.answer, is_account=True)
 
     def _counts(self, request: Request, result: _Result, call: Call) -> bool:
         """Tell the flow how a call went. Returns whether the attempt counts: not if an outage, a speed limit
         or the account's token is to blame."""
-        verdict, answer, flow = result.verdict, result.answer, self._flow
+        verdict, answer, flow = result.verdict, result.answer, self.flow
         if verdict in policy.OUTCOMES:
             flow.taken(call)
             return True

@@ -24,7 +24,7 @@ PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before th
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
 
-@dataclass
+@dataclass(eq=False)
 class Intake:
     """Subscribes to one queue, again and again. `journeys` makes those of a subscription."""
 

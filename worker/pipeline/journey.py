@@ -117,11 +117,8 @@ class Journeys:
 
     def tell_ended(self, why: End, unsettled: int) -> None:
         """Tell why the subscription ends, with so many deliveries that come again."""
-        if self.subscription.ended.done():
-            self._events.stale_deliveries(unsettled)
-            self._events.subscription_ended(str(why))
-        else:
-            self._events.returned(unsettled, str(why))
+        events, has_ended = self._events, self.subscription.ended.done()
+        (events.subscription_ended if has_ended else events.returned)(unsettled, str(why))
 
     def _run(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the journeys. The subscription ends where it fails."""
@@ -148,7 +145,7 @@ class Journeys:
     def attempts(self) -> Attempts:
         """The attempts made so far, as `carried_attempts` of the next subscription. None during a pause:
         they failed because of the outage, which must not cost the requests anything."""
-        if self._tools.forwarder.is_pausing:
+        if self._tools.forwarder.flow.is_pausing:
             return {}
         return {_identity(request): request.attempts for request in self._lanes.items if request.attempts}
 

@@ -111,9 +111,8 @@ class ReplayGuard:
         the journal's time."""
         if self._catching_up is not None:
             await asyncio.shield(self._catching_up)
-        if received_at in self._doubtful:
-            return "it was received while the clocks of two workers differed"
-        return ""
+        differed = received_at in self._doubtful
+        return "it was received while the clocks of two workers differed" if differed else ""
 
     def settled(self, settlement: Settlement) -> None:
         """A request's record is confirmed, and the next one of its resource has not begun."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from worker.amqp.consumer import Delivery
-from worker.amqp.properties import Properties
 from worker.broker.encryption import DecryptionError, Encryptor, looks_encrypted
 from worker.broker.request_message import account_of, as_of, first_received_at, is_from_operator, request_id
 from worker.contract.registration import FieldError, Registration, Rejection, oversize, parse_registration
@@ -80,6 +79,11 @@ class RequestParser:
             resource = Resource(account, parsed.platform, parsed.resource_id)
         given_id = request_id(delivery, from_operator=is_replay)
         received_at = now if original is None else min(original, now)
+        try:
+            true_at = as_of(properties)
+        except ValueError as error:
+            self.events.as_of_ignored(given_id, str(error))
+            true_at = None
         return Request(
             id=given_id,
             delivery=delivery,
@@ -88,16 +92,8 @@ class RequestParser:
             parsed=parsed,
             resource=resource,
             is_replay=is_replay,
-            as_of=self._as_of(properties, given_id, received_at),
+            as_of=None if true_at is None else max(0, min(true_at, received_at)),
         )
-
-    def _as_of(self, properties: Properties, given_id: str, received_at: int) -> int | None:
-        try:
-            moment = as_of(properties)
-        except ValueError as error:
-            self.events.as_of_ignored(given_id, str(error))
-            return None
-        return None if moment is None else max(0, min(moment, received_at))
 
     def _parse_body(
         self, delivery: Delivery, account: str | None, *, is_replay: bool

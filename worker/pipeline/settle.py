@@ -115,10 +115,7 @@ class Settler:
             headers[USER_HEADER] = user
         # RabbitMQ refuses a user id that is not the worker's own.
         properties = properties.changed(headers, without=without, user_id=None, expiration=None).persistent()
-        if (
-            not properties.text("message_id")
-            and request.id.isascii()
-            and len(request.id) <= MESSAGE_ID_LENGTH
-        ):
+        has_id = bool(properties.text("message_id"))
+        if not has_id and request.id.isascii() and len(request.id) <= MESSAGE_ID_LENGTH:
             properties = properties.with_text("message_id", request.id)
         return Message(self.topology.dead, "", *self.encryptor.encrypt(properties, request.delivery.body))

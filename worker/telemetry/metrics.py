@@ -92,7 +92,7 @@ class Metrics(EventListener):
             publisher_connected=lambda: self._connect("publisher"),
             reply_refused=lambda why: refused.labels(why).inc(),
             token_fetched=lambda account: self._tokens.labels("ok").inc(),
-            stale_deliveries=stale.inc,
+            subscription_ended=lambda count, why: stale.inc(count),
             returned=lambda count, why: returned.inc(count),
             publish_turned_down=lambda queue, why: turned_down.labels(queue.rpartition(".")[2]).inc(),
             routed=lambda partition: routed.labels(partition).inc(),

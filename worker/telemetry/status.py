@@ -40,7 +40,7 @@ class WorkerPhase(EventListener):
     def active(self) -> None:
         self.is_active = True
 
-    def subscription_ended(self, why: str) -> None:
+    def subscription_ended(self, count: int, why: str) -> None:
         self.is_active = False
 
     def returned(self, count: int, why: str) -> None:

@@ -69,15 +69,14 @@ async def test_a_worker_that_starts_during_a_pause_is_paused(rig):
     await rig.stop_worker(first)
     sent = await requester.publish(messenger())
     second = Service(rig.settings(), EventListener())
-    async with second:
-        running = asyncio.create_task(second.run())
-        await until(lambda: second.orders.pause, "the pause that stands")
-        await asyncio.sleep(0.3)
-        assert (second.intake.subscription, rig.names_called) == (None, [])
-        await order(rig, "resume")
-        assert (await requester.reply(sent))["status"] == "registered"
-        second.stop()
-        await running
+    running = asyncio.create_task(second.run())
+    await until(lambda: second.orders.pause, "the pause that stands")
+    await asyncio.sleep(0.3)
+    assert (second.intake.subscription, rig.names_called) == (None, [])
+    await order(rig, "resume")
+    assert (await requester.reply(sent))["status"] == "registered"
+    second.stop()
+    await running
 
 
 async def test_a_paused_worker_stops_when_it_is_told_to(rig):

@@ -24,26 +24,23 @@ trusted, or is invalid after its patch. `rejected`: invalid as it is."""
 
 
 class Forecast(NamedTuple):
-    """An outcome in words: in a column of a table, and behind a number of letters. `hopeless`: nothing is
-    registered."""
+    """An outcome in words: in a column of a table, and behind a number of letters."""
 
     label: str
     words: str
-    hopeless: bool = False
 
 
 FORECASTS: dict[Outcome, Forecast] = {
     "replayed": Forecast("replayed", "would be replayed"),
-    "superseded": Forecast("superseded", "would be superseded by newer registrations", True),
+    "superseded": Forecast("superseded", "would be superseded by newer registrations"),
     "unverifiable": Forecast(
-        "needs force",
-        "could overwrite a newer registration, since the journal does not reach back to them",
-        True,
+        "needs force", "could overwrite a newer registration, since the journal does not reach back to them"
     ),
-    "rejected": Forecast("rejected again", "would be rejected again as they are", True),
+    "rejected": Forecast("rejected again", "would be rejected again as they are"),
     "not_replayable": Forecast("left where it is", "cannot be replayed"),
     "discarded": Forecast("discarded", "would be removed for good"),
 }
+HOPELESS: tuple[Outcome, ...] = ("superseded", "unverifiable", "rejected")  # nothing is registered
 
 
 class Planned:
@@ -106,7 +103,7 @@ class Plan:
     @property
     def refusal(self) -> str:
         """Why this is not done: nothing would be registered. `""` where it is forced."""
-        hopeless = self._in_words(outcome for outcome, forecast in FORECASTS.items() if forecast.hopeless)
+        hopeless = self._in_words(HOPELESS)
         if self.force or self.counts["replayed"] or not hopeless:
             return ""
         return f"Nothing would be registered: {hopeless}"

@@ -13,15 +13,8 @@ from worker.contract.secrets import SecretMask, split_url
 from worker.contract.words import PUBLIC_HEADERS
 from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
 
-PUBLIC_PROPERTIES: Final = (
-    "message_id",
-    "correlation_id",
-    "reply_to",
-    "content_type",
-    "content_encoding",
-    "user_id",
-)
-OTHER_PROPERTIES: Final = ("type", "app_id")
+PUBLIC: Final = ("message_id", "correlation_id", "reply_to", "content_type", "content_encoding", "user_id")
+PROPERTIES: Final = (*PUBLIC, "type", "app_id")
 SHOWN_HEADERS: Final = PUBLIC_HEADERS | BROKERS_WORDS | COUNTS | {BROKERS_HEADER}
 DEATH_FIELDS: Final = frozenset(
     {"count", "exchange", "original-expiration", "queue", "reason", "routing-keys", "time"}
@@ -33,7 +26,7 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
     """The facts, and all properties, headers and the body: plain JSON values."""
     properties = letter.delivery.properties
     body = b"" if letter.closed else letter.delivery.body
-    texts = {name: properties.text(name) for name in (*PUBLIC_PROPERTIES, *OTHER_PROPERTIES)}
+    texts = {name: properties.text(name) for name in PROPERTIES}
     document: dict[str, Any] = letter.shown() | {
         "properties": {name: text for name, text in texts.items() if text},
         "headers": {name: properties.header(name) for name in properties.header_names()},
@@ -65,7 +58,7 @@ def _hide(document: dict[str, Any], mask: SecretMask) -> None:
             return mask(str(value))
         return value if isinstance(value, bool | int | float) else describe(value)
 
-    document["properties"] = known(document["properties"], PUBLIC_PROPERTIES)
+    document["properties"] = known(document["properties"], PUBLIC)
     document["headers"] = {
         name: known(value, DEATH_FIELDS) if name in SHOWN_HEADERS else describe(value)
         for name, value in document["headers"].items()

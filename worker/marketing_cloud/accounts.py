@@ -144,21 +144,17 @@ class Accounts:
                     await self.get(None)
             await asyncio.sleep(REFRESH_PAUSE)
 
-    def drop(self, account: str | None, token: Token) -> None:
-        """Forget a token that Marketing Cloud turned down, unless it has been replaced already."""
+    def drop(self, account: str | None, token: Token, *, lacks_scope: bool = False) -> bool:
+        """Forget a token that Marketing Cloud turned down, unless it has been replaced already. Returns
+        whether another token is worth a try. A scope may have been granted since: one that `lacks_scope` is
+        dropped once a minute at most."""
         held = self._account(account)
         if held.token is token:
-            held.token = None
-
-    def drop_for_scope(self, account: str | None, token: Token) -> bool:
-        """Forget a token that lacks a permission: it may have been granted since. Returns whether another
-        token is worth a try; at most one is fetched in a minute."""
-        held = self._account(account)
-        if held.token is token:
-            now = time.monotonic()
-            if now - held.scope_dropped_at < SCOPE_PAUSE:
-                return False
-            held.scope_dropped_at = now
+            if lacks_scope:
+                now = time.monotonic()
+                if now - held.scope_dropped_at < SCOPE_PAUSE:
+                    return False
+                held.scope_dropped_at = now
             held.token = None
         return True
 

@@ -212,10 +212,9 @@ class Forwarder:
         if result.token is None:
             return False
         if result.verdict is Verdict.CREDENTIALS:
-            self._accounts.drop(request.account, result.token)
-            return True
+            return self._accounts.drop(request.account, result.token)
         if result.verdict is Verdict.FORBIDDEN and result.answer.errorcode in policy.AUTHORIZATION:
-            return self._accounts.drop_for_scope(request.account, result.token)
+            return self._accounts.drop(request.account, result.token, lacks_scope=True)
         return False
 
     def _is_turned_down(self, request: Request, result: _Result, call: Call) -> bool:

@@ -29,7 +29,6 @@ REPEAT_INTERVAL = 60.0  # seconds before the same failure is logged again
 FAILURES_KEPT = 1000
 LONGEST_TEXT = 500  # characters
 SUMMARY_INTERVAL = 60.0  # seconds
-EXAMPLE_LENGTH = 200  # characters
 SETTLED_FIELDS = (
     *("request_id", "status", "reason", "platform", "resource_id", "account"),
     *("attempts", "http_status"),
@@ -192,7 +191,7 @@ class Summary(EventListener):
         if (reason := settlement.reason) is not None:
             self._reasons[reason] += 1
             if reason not in self._examples:
-                self._examples[reason] = brief(error_text(settlement))[:EXAMPLE_LENGTH]
+                self._examples[reason] = brief(error_text(settlement))
 
     def tell(self) -> None:
         """Log the counts that have not been logged yet."""

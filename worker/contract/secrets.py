@@ -139,21 +139,24 @@ class SecretMask:
         return {_lower(form) for secret in self._secrets for form in _forms(secret)} - {""}
 
     def _spans(self, text: str) -> Iterator[Span]:
-        """Where secrets stand, and the words that hold the most of one."""
+        """Where secrets stand, words that are a part of one and not plain, and words that hold the most of
+        one."""
         lower = _lower(text)
         for form in self._forms:
             for at in _found(lower, form):
                 end = at + len(form)
-                if len(form) >= SHORT or not re.search(
-                    r"\w", text[max(0, at - 1) : at] + text[end : end + 1]
-                ):
+                beside = text[max(0, at - 1) : at] + text[end : end + 1]
+                if len(form) >= SHORT or not re.search(r"\w", beside):
                     yield at, end
         words = [(word.span(), _letters(word[0])) for word in _WORD.finditer(text)]
         letters = "".join(part for _, part in words)
         of = [span for span, part in words for _ in part]  # the word that each letter stands in
+        for span, part in words:
+            if len(part) >= SHORT and part in self._all_letters and not self._is_plain(text[slice(*span)]):
+                yield span
         for secret in self._all_letters.split("\0"):
-            most = math.ceil(MOST * len(secret))
-            if SHORT <= most <= len(letters):
+            most = max(SHORT, math.ceil(MOST * len(secret)))
+            if most <= len(letters):
                 for start in range(len(secret) - most + 1):
                     for at in _found(letters, secret[start : start + most]):
                         yield from of[at : at + most]

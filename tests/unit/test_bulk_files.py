@@ -30,8 +30,8 @@ from worker.files.damage import (
     Kind,
     SpoiltCell,
 )
+from worker.files.job import Pacer
 from worker.files.job_database import JobDatabase
-from worker.files.outstanding import Pacer
 from worker.files.rows import Reading, Row
 from worker.files.workbook import Workbook, is_ours, write
 

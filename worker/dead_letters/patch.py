@@ -27,10 +27,9 @@ from worker.contract.settlement import Resource, brief
 from worker.dead_letters.letter import Letter
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, flag, guard
-from worker.files.csv_file import line_of
 from worker.files.damage import ACCOUNT, is_rounded
 from worker.files.source import Source, Unreadable
-from worker.files.table import Record, Table
+from worker.files.table import Record, Table, line_of
 
 ABOUT: Final = ("letter", "id", "reason", "error", "deadAt")
 COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)

@@ -3,10 +3,9 @@
 source.py    the bytes, unpacked where they are compressed, and their lines of text or elements of JSON
 cells.py     what a cell says, and which attribute its column holds
 damage.py    what a spreadsheet or a shifted row has spoilt
-csv_file.py, workbook.py    rows of cells
-table.py     all of it together: one record for each row
-rows.py      rows of a job, in whatever format they come
+workbook.py, table.py    rows of cells, and a record for each row of a table
+rows.py      rows of a job, in whatever format they come, and what a worker would refuse in them
 job_database.py    what only many rows together show, and what earlier runs have settled
-outstanding.py, submission.py    rows are sent, and their replies followed
-job.py, results.py    how a job stands, and what it writes
+job.py, submission.py    rows are sent, and their replies followed
+results.py   what a job writes
 """

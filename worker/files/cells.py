@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME
-from worker.files.damage import ACCOUNT
+from worker.files.damage import ACCOUNT, Problem
 
 # White space of every kind, the zero-width kinds, byte order marks and zero bytes among them.
 WHITE: Final = (
@@ -68,6 +68,10 @@ def printable(text: str) -> str:
     escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return "".join(escaped).replace("\\udc", "\\x")
 
+
+RawRow = tuple[int, int, list[str] | Problem]
+"""The row's number as a spreadsheet shows it, the line on which it begins, and its cells as they came or what
+keeps them from being read."""
 
 KNOWN: Final[Mapping[str, str]] = {
     **{plain(name): name for name in (PLATFORM_NAME, *FIELDS, ACCOUNT)},

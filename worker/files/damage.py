@@ -47,9 +47,7 @@ CELL_COUNT: Final = Kind(
     "Look for a cell that was split in two or lost. A value that holds the delimiter needs quotation marks.",
 )
 SECRET_AS_ID: Final = Kind(
-    "is the same as one of its row's secrets",
-    _DIGITS,
-    "Look for cells that were shifted into another column.",
+    "is the same as one of its row's secrets", _DIGITS, "Look for cells that slid into another column."
 )
 QUOTING: Final = Kind(
     "has broken quotation marks",
@@ -57,16 +55,9 @@ QUOTING: Final = Kind(
     "Save the file again from the spreadsheet.",
 )
 
-NUMBER: Final = Kind(
-    "is a number with more digits than a spreadsheet keeps",
-    "the value as text",
-    "Format the column as Text, then enter the value again as its source has it.",
-)
-DATE: Final = Kind(
-    "is a date to the spreadsheet",
-    "the value as text",
-    "Format the column as Text, then enter the value again.",
-)
+_TEXT = ("the value as text", "Format the column as Text, then enter the value again as its source has it.")
+NUMBER: Final = Kind("is a number with more digits than a spreadsheet keeps", *_TEXT)
+DATE: Final = Kind("is a date to the spreadsheet", *_TEXT)
 
 
 class SpoiltCell(str):  # noqa: SLOT000 (it has an attribute)
@@ -84,9 +75,7 @@ PLACEHOLDER: Final = Kind(
     "is a mask or a placeholder, not a value", "the value itself", "Enter the value as its source has it."
 )
 LOST: Final = Kind(
-    "has lost characters (\ufffd)",
-    "the value itself",
-    "Save the file as UTF-8 from its source, or enter it again.",
+    "has lost characters (\ufffd)", "the value itself", "Save the file as UTF-8 from its source."
 )
 ALL_END_IN_0: Final = Kind(
     "ends in 0, as every id of 16 and more digits in its column does: a spreadsheet has rounded them",
@@ -130,6 +119,11 @@ class Problem:
         subject = f"{self.column} {self.value}".strip() or "The row"
         remark = f" ({self.remark})" if self.remark else ""
         return f"{subject} {self.kind.what}{remark}; allowed: {self.kind.allowed}"
+
+    @property
+    def spoils_id(self) -> bool:
+        """Whether the row's resource may be another one, or a secret in the wrong place."""
+        return self.kind is CELL_COUNT or (self.field in RESOURCE_IDS and self.kind is not ROUNDED)
 
     @property
     def about(self) -> str:
@@ -183,10 +177,14 @@ def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
     return [problem for problem in damaged_values(texts, {}) if problem.kind in EVERYWHERE]
 
 
+def is_long_id(value: object) -> bool:
+    """Whether it has more digits than a spreadsheet keeps."""
+    return isinstance(value, str) and len(value) > EXACT_DIGITS and value.isdigit()
+
+
 def may_be_rounded(resource_id: str) -> bool:
     """Whether an id has no more digits than a spreadsheet keeps, and zeros after them."""
-    beyond = len(resource_id) - EXACT_DIGITS
-    return beyond > 0 and resource_id.isdigit() and resource_id.endswith("0" * beyond)
+    return is_long_id(resource_id) and not resource_id[EXACT_DIGITS:].strip("0")
 
 
 def is_rounded(digits: str, value: str) -> bool:

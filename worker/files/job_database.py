@@ -14,17 +14,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from worker.contract.platforms import ID_FIELDS
 from worker.errors import UsageError
-from worker.files.damage import (
-    ALL_END_IN_0,
-    CELL_COUNT,
-    EXACT_DIGITS,
-    RESOURCE_IDS,
-    ROUNDED,
-    Problem,
-    is_rounded,
-    may_be_rounded,
-    shown,
-)
+from worker.files import damage
+from worker.files.damage import Problem, is_long_id, is_rounded, may_be_rounded, shown
 from worker.files.rows import Group, Reading, Row, more
 from worker.files.source import Unreadable
 
@@ -133,7 +124,7 @@ class JobDatabase:
         self._database.execute(insert, (*about, kept))
         for name in ID_FIELDS & row.attributes.keys():
             value = row.attributes[name]
-            if not _is_long_id(value):
+            if not is_long_id(value):
                 continue
             if not value.endswith("0"):
                 self._exact.add(name)
@@ -161,7 +152,7 @@ class JobDatabase:
         """The damage in a row, unless it is to be sent all the same, and what a worker would refuse. Of
         shifted cells nothing more is said than that they are shifted."""
         found = [] if send_damaged and row.document is not None else self.problems(row)
-        is_shifted = any(problem.kind is CELL_COUNT for problem in found)
+        is_shifted = any(problem.kind is damage.CELL_COUNT for problem in found)
         return found if is_shifted else [*found, *row.refusals(max_body_bytes)]
 
     def problems(self, row: Row) -> list[Problem]:
@@ -169,12 +160,12 @@ class JobDatabase:
         found = list(row.problems)
         for name in ID_FIELDS & row.attributes.keys() - {problem.field for problem in found}:
             value = row.attributes[name]
-            if not _is_long_id(value) or not value.endswith("0"):
+            if not is_long_id(value) or not value.endswith("0"):
                 continue
-            if name in RESOURCE_IDS and may_be_rounded(value) and self._is_repeated(row):
-                kind = ROUNDED
+            if name in damage.RESOURCE_IDS and may_be_rounded(value) and self._is_repeated(row):
+                kind = damage.ROUNDED
             elif name not in self._exact and len(self._rounded.get(name, ())) == FEWEST_ROUNDED:
-                kind = ALL_END_IN_0
+                kind = damage.ALL_END_IN_0
             else:
                 continue
             found.append(Problem(kind, name, row.header(name), shown(name, value)))
@@ -289,11 +280,6 @@ def is_same(told: str | None, resource: str | None) -> bool:
 def one_line(text: str) -> str:
     """A cell that does not break a line of CSV."""
     return re.sub(r"[\r\n]", " ", text)
-
-
-def _is_long_id(value: object) -> bool:
-    """Whether it has more digits than a spreadsheet keeps."""
-    return isinstance(value, str) and len(value) > EXACT_DIGITS and value.isdigit()
 
 
 def _is_decoded_wrongly(text: str) -> bool:

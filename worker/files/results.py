@@ -15,11 +15,10 @@ from typing import IO, Any, Final, Self
 
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, guard, unguard
-from worker.files.csv_file import dialect_of, line_of, reader_of
 from worker.files.job_database import INVALID, JobDatabase, RowResult, one_line
 from worker.files.rows import RETURNED, Reading
-from worker.files.source import Source, Unreadable, decode_sample, encoding_of, lines
-from worker.files.table import Table
+from worker.files.source import Source, Unreadable, encoding_of, lines
+from worker.files.table import Table, dialect_of, line_of, reader_of
 from worker.files.workbook import is_ours, write
 
 # The fields of a RowResult, in their order.
@@ -135,8 +134,8 @@ def read_results(path: Path) -> Iterator[RowResult]:
     with Source(str(path)) as source:
         sample = source.sample()
         encoding = encoding_of(sample)
-        text = decode_sample(sample, encoding)
-        parse = _csv_parser(text) if path.suffix.lower() == ".csv" else _parse_json
+        is_csv = path.suffix.lower() == ".csv"
+        parse = _csv_parser(sample.decode(encoding, "replace")) if is_csv else _parse_json
         number, line = 0, "\n"
         try:
             for line in lines(source.chunks(), encoding, "replace"):

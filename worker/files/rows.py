@@ -13,25 +13,8 @@ from worker.contract.platforms import ATTRIBUTES, FLAG_FIELDS, PLATFORM_NAME, PL
 from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.words import MISSING
 from worker.errors import UsageError
-from worker.files.damage import (
-    ACCOUNT,
-    CELL_COUNT,
-    RESOURCE_IDS,
-    ROUNDED,
-    Kind,
-    Problem,
-    shown,
-    spreadsheet_marks,
-)
-from worker.files.source import (
-    STANDARD_INPUT,
-    Source,
-    Unreadable,
-    decode_sample,
-    elements,
-    encoding_of,
-    lines,
-)
+from worker.files.damage import ACCOUNT, Kind, Problem, shown, spreadsheet_marks
+from worker.files.source import STANDARD_INPUT, Source, Unreadable, elements, encoding_of, lines
 from worker.files.table import Record, Table, is_workbook
 from worker.files.workbook import cell_name
 
@@ -142,11 +125,7 @@ class Row:
     @property
     def shown_id(self) -> str | None:
         """The resource's id, unless it is damaged: then it may as well be a secret in the wrong place."""
-        doubtful = any(
-            problem.kind is CELL_COUNT or (problem.field in RESOURCE_IDS and problem.kind is not ROUNDED)
-            for problem in self.problems
-        )
-        return None if doubtful else self.resource_id
+        return None if any(problem.spoils_id for problem in self.problems) else self.resource_id
 
 
 @dataclass(frozen=True)
@@ -193,7 +172,7 @@ class Reading:
             return
         encoding = self.encoding or encoding_of(sample)
         ending = PurePath(source.path.lower().removesuffix(".gz")).suffix
-        beginning = decode_sample(sample, encoding).lstrip("\ufeff \t\r\n")[:1]
+        beginning = sample.decode(encoding, "replace").lstrip("\ufeff \t\r\n")[:1]
         if is_workbook(sample) or ending in (".csv", ".tsv") or beginning not in ("[", "{"):
             yield from self._table_rows(source, numbers)
             return

@@ -128,15 +128,6 @@ def encoding_of(sample: bytes) -> str:
     return "utf-8"
 
 
-def decode_sample(sample: bytes, encoding: str) -> str:
-    """The sample with replacement characters where it is not in this encoding; its last character may be
-    missing."""
-    try:
-        return codecs.getincrementaldecoder(encoding)(errors="replace").decode(sample)
-    except UnicodeError:  # of UTF-16 and UTF-32 without a mark; reading reports it
-        return ""
-
-
 def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Iterator[str]:
     """Each line with its end, which is always a line feed. Raises Unreadable for text in another encoding,
     and for an endless line."""

@@ -3,7 +3,7 @@
 a row is read, in a thread                      rows.py
 → left out, if an earlier run has settled it    job_database.py
 → kept back, if it is damaged or invalid        job_database.py, rows.py
-→ published, when there is room                 outstanding.py, broker/requester.py
+→ published, when there is room                 job.py, broker/requester.py
 → answered, on the job's own queue              broker/requester.py
 → written to the results file, and counted      results.py, job.py
 """
@@ -24,9 +24,8 @@ from worker.broker.status import read_workers
 from worker.contract.reply import MalformedReply, parse_reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
-from worker.files.job import Notices, Plan, Tally
+from worker.files.job import Notices, Outstanding, Plan, Tally
 from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult
-from worker.files.outstanding import Outstanding
 from worker.files.results import Results, ResultsFileError
 from worker.files.rows import Reading, Row
 from worker.settings import Settings

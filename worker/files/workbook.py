@@ -21,7 +21,7 @@ import xlsxwriter  # type: ignore[import-untyped]
 
 from worker.contract.timestamps import microseconds
 from worker.errors import UsageError
-from worker.files.csv_file import RawRow
+from worker.files.cells import RawRow
 from worker.files.damage import DATE, EXACT_DIGITS, NUMBER, SpoiltCell
 from worker.files.source import Unreadable
 
@@ -40,17 +40,8 @@ _WHOLE: Final = frozenset({"c", "si", "cellXfs"})  # elements of which the child
 _DATE_FORMATS: Final = frozenset([*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)])
 _NOT_IN_A_DATE = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]|general', re.IGNORECASE)
 # What a damaged archive makes its readers raise.
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    SyntaxError,  # of XML
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    OverflowError,
-    RuntimeError,
-)
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)
+_BROKEN = (*_BROKEN_ZIP, SyntaxError, ValueError, LookupError, ArithmeticError)  # SyntaxError: of XML
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _OURS: Final = b"ott-worker submit --failed"
 _COLUMN = re.compile(r"([A-Z]{1,3})[0-9]{1,10}\Z")

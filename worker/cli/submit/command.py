@@ -11,14 +11,7 @@ import uvloop
 from rich.console import Console
 
 from worker.cli import output
-from worker.cli.submit.report import (
-    console_for_results,
-    print_line,
-    rows,
-    show_findings,
-    show_summary,
-    shown,
-)
+from worker.cli.submit import report
 from worker.cli.terminal import Say, known, on_end
 from worker.contract.platforms import PLATFORM_NAME, PLATFORMS
 from worker.contract.timestamps import moment
@@ -102,7 +95,7 @@ def submit(
     if resume and (not results or check):
         raise UsageError("--resume goes on from a results file: name it with --results, without --check")
     try:
-        bytes(4).decode(encoding or "utf-8")
+        b"pageId".decode(encoding or "utf-8", "replace")
     except (LookupError, UnicodeError):
         raise UsageError("--encoding must be the name of a text encoding, such as cp1252") from None
     _check_paths(files, results, failed)
@@ -146,11 +139,13 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
                 if found and plan.failed:
                     database.give_back(row, found)
         if not quiet:
-            console = console_for_results()
-            show_findings(console, groups)
+            console = report.console_for_results()
+            report.show_findings(console, groups)
             for warning in database.warnings(plan.reading):
-                print_line(console, f"Warning: {warning}")
-            print_line(console, f"{rows(total)}: {total - invalid:,} valid, {invalid:,} invalid.")
+                report.print_line(console, f"Warning: {warning}")
+            report.print_line(
+                console, f"{report.rows(total)}: {total - invalid:,} valid, {invalid:,} invalid."
+            )
     return 1 if invalid else 0
 
 
@@ -176,14 +171,16 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
             started = asyncio.get_running_loop().time()
             try:
                 console = Console(stderr=True, highlight=False, quiet=quiet)
-                async with shown(console, job.tally, job.notices, wait=plan.wait):
+                async with report.shown(console, job.tally, job.notices, wait=plan.wait):
                     await job.run(stop)
             finally:
                 if not reading.rereadable:
                     _warn(database, reading, say)
                 if job.tally.read and not quiet:
                     seconds = asyncio.get_running_loop().time() - started
-                    show_summary(console_for_results(), job.tally, len(job.out), seconds, wait=plan.wait)
+                    report.show_summary(
+                        report.console_for_results(), job.tally, len(job.out), seconds, wait=plan.wait
+                    )
     return 0 if job.tally.all_well else 1
 
 

@@ -6,11 +6,11 @@ itself, because a cluster must go on without the node that was lost.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from tests.faults.cluster import TICK, TREE, ClusterNode
 from tests.faults.cluster_world import ClusterWorld
-from tests.faults.faults import PARTITIONED
-from tests.faults.load import wait_for
+from tests.faults.faults import PARTITIONED, active
 from tests.faults.network import HOSTS, HUB
 from tests.faults.world import Fault
 
@@ -107,8 +107,7 @@ _fault("kill -9 of the leader of the journal")(_leader(_crash, "journal"))
 @_fault("8 partitions: kill -9 of the router's node", **PARTITIONED)
 @_fault("kill -9 of the active worker's node")
 async def kill_workers_node(world: ClusterWorld) -> float:
-    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
-    return await _crash(world, world.node_of(world.workers.active or world.workers.running[0]))
+    return await _crash(world, world.node_of(await active(world, 60)))
 
 
 @_fault("kill -9 of a follower")
@@ -130,14 +129,8 @@ async def rolling_restart(world: ClusterWorld) -> float:
     return await _goes_on(world, begun_at)
 
 
-@_fault("leader frozen for 5 s")
-async def freeze_briefly(world: ClusterWorld) -> float:
-    return await _freeze(world, 5)
-
-
-@_fault("leader frozen for 40 s")
-async def freeze_long(world: ClusterWorld) -> float:
-    return await _freeze(world, 40)
+_fault("leader frozen for 5 s")(partial(_freeze, seconds=5))
+_fault("leader frozen for 40 s")(partial(_freeze, seconds=40))
 
 
 @_fault("leader transfer")
@@ -158,16 +151,14 @@ async def part_leader(world: ClusterWorld) -> float:
 @_fault("8 partitions: router on the minority's side", **PARTITIONED)
 @_fault("partition: worker on the minority's side")
 async def part_worker(world: ClusterWorld) -> float:
-    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
-    node = world.node_of(world.workers.active or world.workers.running[0])
+    node = world.node_of(await active(world, 60))
     return await _part(world, [node.number], _others(node))
 
 
 @_fault("partition: leader and worker | rest, Marketing Cloud back first")
 async def part_from_all(world: ClusterWorld) -> None:
     """When the worker can make its calls again, others have registered newer versions."""
-    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 60)
-    node = world.node_of(world.workers.active or world.workers.running[0])
+    node = world.node_of(await active(world, 60))
     queue = f"{world.prefix}.requests"
     if await world.cluster.leader(queue) is not node:
         await world.cluster.transfer(queue, node)

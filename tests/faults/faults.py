@@ -56,9 +56,9 @@ def _lasting(begin: Act, end: Act, seconds: tuple[float, float] = (0.5, 2.0)) ->
     return strike
 
 
-async def _active(world: World) -> Worker:
+async def active(world: World, timeout: float = 30.0) -> Worker:
     """The active worker; where all is answered and none has become active, any."""
-    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", 30)
+    await wait_for(lambda: world.workers.active or not world.load.unanswered(), "an active worker", timeout)
     return world.workers.active or world.workers.running[0]
 
 
@@ -74,9 +74,9 @@ async def _standby(world: World) -> None:
 
 
 async def _kill(world: World) -> None:
-    active = await _active(world)
+    worker = await active(world)
     await _standby(world)
-    active.kill()
+    worker.kill()
 
 
 @asynccontextmanager
@@ -112,7 +112,7 @@ async def _crash_loop(world: World) -> None:
 
 def _ended_by(number: signal.Signals) -> Strike:
     async def strike(world: World) -> float:
-        worker = await _active(world)
+        worker = await active(world)
         await _standby(world)
         worker.interrupt(number)
         told_at = time.time()
@@ -124,7 +124,7 @@ def _ended_by(number: signal.Signals) -> Strike:
 
 async def _freeze(world: World) -> None:
     """Freeze the active worker until another one has taken over, and wake it up."""
-    zombie = await _active(world)
+    zombie = await active(world)
     zombie.freeze()
     frozen_at = time.time()
     others = [worker for worker in world.workers.running if worker is not zombie]
@@ -170,7 +170,7 @@ async def _others(world: World, than: Worker) -> list[Worker]:
 
 
 async def _kill_partitions_worker(world: World) -> Worker:
-    router = await _active(world)
+    router = await active(world)
     await _standby(world)
     world.rng.choice(await _others(world, router)).kill()
     return router

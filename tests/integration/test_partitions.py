@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.rig import Events, Requester, Rig, messenger, until
-from tests.sandbox_faults import Hang, Latency
+from tests.sandbox_faults import Latency
 from worker.amqp.connection import Connection
 from worker.amqp.queue import QueueState
 from worker.broker.topology import Topology
@@ -265,8 +265,8 @@ async def test_a_record_that_no_worker_wrote_is_skipped(rig):
 
 
 async def test_the_backlog_stays_in_the_requests_queue(rig):
-    rig.sandbox.faults.add(Hang(path="registration"))
-    requester = await rig.start(partitions=2, prefetch=5, http_timeout=3)
+    rig.sandbox.faults.add(Latency(path="registration", seconds=4))
+    requester = await rig.start(partitions=2, prefetch=5)
     pages = [str(10**9 + number) for number in range(60)]
     ids = await publish(requester, range(1), pages)
 

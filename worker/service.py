@@ -55,7 +55,7 @@ class Service:
         )
         self._events = events
         clock = ArrivalClock()
-        journal = Journal(self.publisher, names, clock) if settings.journal else None
+        journal = Journal(self.publisher, names.journal, lambda: clock.latest) if settings.journal else None
         encryptor = Encryptor(settings)
         self.orders = StandingOrders(settings, events)
         self.tools = Tools(

@@ -229,30 +229,35 @@ class QueueBrowser:
                     await self._channel.close()
                     await _until_unused(self._connection, self._queue)  # and the rest is back
 
-    async def look(self, count: int) -> Deliveries:
+    def look(self, count: int) -> Deliveries:
         """The oldest `count` messages in their order, or fewer if there are fewer."""
-        seen = windows = 0
-        while seen < count:
-            if not self._credit and not self._arrived:
-                if windows == WINDOWS:
-                    raise QueueInUse(f"{self._queue} holds more than the {seen} messages that were looked at")
-                await self._consume(windows, min(LARGEST_PREFETCH, self.window << windows))
-                windows += 1
-            if not await self._more():
-                return
-            while self._arrived and seen < count:
-                yield self._next()
-                seen += 1
+        return self._read(count, [min(LARGEST_PREFETCH, self.window << number) for number in range(WINDOWS)])
 
-    async def take(self, count: int, held: int) -> Deliveries:
+    def take(self, count: int, held: int) -> Deliveries:
         """As `look`, for a caller that removes all but `held` messages on the way. It uses one consumer:
         between two, order would be lost as removals make room. It takes all messages at once if it may,
         because messages that come back go behind those that were looked at before."""
-        await self._consume(0, min(LARGEST_PREFETCH, max(count, held) + TAKE_WINDOW))
+        return self._read(count, [min(LARGEST_PREFETCH, max(count, held) + TAKE_WINDOW)])
+
+    async def _read(self, count: int, prefetches: list[int]) -> Deliveries:
+        """By one consumer after the other, with these prefetches."""
+        consumers = enumerate(prefetches)
         for _ in range(count):
+            if not self._arrived and not self._credit:
+                number, prefetch = next(consumers, (0, 0))
+                if not prefetch:
+                    raise QueueInUse(
+                        f"The {self._seen} oldest messages of {self._queue} do not match: handle those first"
+                    )
+                await self._consume(number, prefetch)
             if not await self._more():
                 return
-            yield self._next()
+            delivery = self._arrived.popleft()
+            self._seen += 1
+            self._arrived_bytes -= len(delivery.body)
+            if self._arrived_bytes <= HELD_BYTES:
+                self._connection.wire.resume_reading()
+            yield delivery
 
     async def remove(self, delivery: Delivery) -> None:
         """Remove a message that was looked at from the queue, for good."""
@@ -312,24 +317,12 @@ class QueueBrowser:
             self._connection.wire.pause_reading()
         self._news.set()
 
-    def _next(self) -> Delivery:
-        delivery = self._arrived.popleft()
-        self._seen += 1
-        self._arrived_bytes -= len(delivery.body)
-        if self._arrived_bytes <= HELD_BYTES:
-            self._connection.wire.resume_reading()
-        return delivery
-
     async def _more(self) -> bool:
         """Wait for a delivery. False if the queue has no more."""
         quiet = 0
         while not self._arrived:
             self.check()
             self._news.clear()
-            if not self._credit:
-                raise QueueInUse(
-                    f"{LARGEST_PREFETCH} oldest messages of {self._queue} do not match: handle those first"
-                )
             try:
                 async with asyncio.timeout(QUIET):
                     await self._news.wait()

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from worker.amqp.ledger import Message
@@ -38,25 +38,18 @@ RECONNECT_INTERVAL = 1.0  # seconds
 Record = Mapping[str, Any]
 
 
-class Clock(Protocol):
-    """Times of arrival."""
-
-    @property
-    def latest(self) -> int:
-        """The newest time given out, in microseconds since the epoch."""
-
-
+@dataclass(slots=True)
 class Journal:
-    """Writes records through a publisher."""
+    """Writes records through a publisher. `latest` tells the newest time of arrival that was given out, in
+    microseconds since the epoch."""
 
-    def __init__(self, publisher: Publisher, topology: Topology, clock: Clock) -> None:
-        self._publisher = publisher
-        self._clock = clock
-        self._stream = topology.journal
-        self._lines: list[bytes] = []
-        self._size = 0
-        self._next: list[asyncio.Future[None]] = []
-        self._on_its_way = 0
+    _publisher: Publisher
+    _stream: str
+    _latest: Callable[[], int]
+    _lines: list[bytes] = field(default_factory=list)
+    _size: int = 0
+    _next: "list[asyncio.Future[None]]" = field(default_factory=list)
+    _on_its_way: int = 0
 
     def append(self, record: Record) -> "asyncio.Future[None]":
         """Write one record. The future is done when the broker has confirmed it."""
@@ -90,17 +83,16 @@ class Journal:
             content_type=CONTENT_TYPE,
             type=JOURNAL_TYPE,
             message_id=message_id,
-            headers={CLOCK_HEADER: self._clock.latest},
+            headers={CLOCK_HEADER: self._latest()},
         )
         return self._publisher.send(Message("", self._stream, properties, body))
 
     def _sent(self, sent: "asyncio.Future[None]", batch: "list[asyncio.Future[None]]") -> None:
         self._on_its_way -= 1
-        error = None if sent.cancelled() else sent.exception()
         for written in (each for each in batch if not each.done()):
             if sent.cancelled():
                 written.cancel()
-            elif error is not None:
+            elif (error := sent.exception()) is not None:
                 written.set_exception(error)
             else:
                 written.set_result(None)

@@ -8,9 +8,8 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import aio_pika
 import aiormq
@@ -53,30 +52,21 @@ RawChannel = aiormq.channel.Channel
 C = TypeVar("C", bound=AbstractConnection)
 
 
-# Loop times by address, for all connections of a process.
-_failed_at: dict[tuple[str, int], float] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One address of one node. `url` names the node, and holds user, password and virtual host."""
 
     url: URL
     address: str
     port: int
 
-    def failed(self) -> None:
-        """Try the other addresses first: it cannot be reached, or its connection was lost."""
-        _failed_at[self.address, self.port] = asyncio.get_running_loop().time()
 
-    def succeeded(self) -> None:
-        """Forget that it failed."""
-        _failed_at.pop((self.address, self.port), None)
+# Loop times, for all connections of a process: it could not be reached, or its connection was lost.
+_failed_at: dict[tuple[str, int], float] = {}
 
-    @property
-    def failed_at(self) -> float:
-        """Loop time of its last failure, 0 without one."""
-        return _failed_at.get((self.address, self.port), 0.0)
+
+def _failed(endpoint: Endpoint) -> None:
+    """Try the other addresses first."""
+    _failed_at[endpoint[1:]] = asyncio.get_running_loop().time()
 
 
 def node_urls(settings: Settings) -> list[URL]:
@@ -109,14 +99,6 @@ def node_name(url: URL) -> str:
 def tls_context(settings: Settings, url: URL) -> ssl.SSLContext | None:
     """The TLS context for a node with an amqps:// URL. Raises SettingsError."""
     return settings.tls("amqp") if url.scheme == "amqps" else None
-
-
-async def resolve(url: URL) -> list[Endpoint]:
-    """The addresses of a node, one at least. Raises OSError where its name is not known."""
-    port = port_of(url)
-    found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-    addresses = dict.fromkeys(str(where[0]) for *_, where in found)
-    return [Endpoint(url, address, port) for address in addresses]
 
 
 class Connection(aio_pika.Connection):
@@ -170,7 +152,7 @@ class Connection(aio_pika.Connection):
         if not self.lost.done():
             self.lost.set_result(None)
             if not self._ends_here:
-                self._endpoint.failed()
+                _failed(self._endpoint)
 
     @property
     def is_open(self) -> bool:
@@ -237,7 +219,7 @@ class Connection(aio_pika.Connection):
 
     def abort(self) -> None:
         """End it at once, as if the peer had gone."""
-        self._endpoint.failed()
+        _failed(self._endpoint)
         self.wire.abort()
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
@@ -317,11 +299,15 @@ async def connect(settings: Settings, purpose: str) -> Connection:
     for url in node_urls(settings):
         try:
             async with asyncio.timeout(NODE_TIMEOUT):
-                endpoints += await resolve(url)
+                found = await asyncio.get_running_loop().getaddrinfo(
+                    url.host, port_of(url), type=socket.SOCK_STREAM
+                )
+            addresses = dict.fromkeys(str(where[0]) for *_, where in found)
+            endpoints += [Endpoint(url, address, port_of(url)) for address in addresses]
         except (OSError, TimeoutError) as error:
             problems[node_name(url)] = describe(error)
     timeout = CONNECT_TIMEOUT if len(endpoints) == 1 else NODE_TIMEOUT
-    for endpoint in sorted(endpoints, key=lambda each: each.failed_at):
+    for endpoint in sorted(endpoints, key=lambda each: _failed_at.get(each[1:], 0.0)):
         try:
             return await _connect_to(endpoint, settings, purpose, timeout)
         except BrokerUnreachable as error:
@@ -346,7 +332,7 @@ async def _connect_to(endpoint: Endpoint, settings: Settings, purpose: str, time
         wire.abort()
         if is_cancelled():
             raise asyncio.CancelledError from None
-        endpoint.failed()
+        _failed(endpoint)
         why = describe(error) if wire.close_reason is None else describe_refusal(*wire.close_reason)
         if tls is not None and why is Cause.RESET:
             why += " (if it wants a client certificate, set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
@@ -356,7 +342,7 @@ async def _connect_to(endpoint: Endpoint, settings: Settings, purpose: str, time
         raise BrokerUnreachable(
             f"aio-pika {version('aio-pika')} does not use its transport_factory: install the locked version"
         )
-    endpoint.succeeded()
+    _failed_at.pop(endpoint[1:], None)
     return connection
 
 

@@ -29,7 +29,7 @@ def read(*entries: Entry, since: int = 0, first: Entry | None = None) -> Journal
     newest = JournalIndex(since)
     for entry in entries:
         newest.read(entry, first or entries[0])
-    newest.complete(first or entries[0])
+    newest.first = first or entries[0]
     return newest
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from worker.amqp.stream_reader import Entry, Start, StreamReader
 from worker.contract.settlement import Resource, Settlement, recorded_id
@@ -39,7 +39,8 @@ class JournalIndex:
         self.since = since
         self.next_offset = 0
         self.began_at: Entry | None = None  # the first entry that was read
-        self._first: Entry | None = None
+        # The stream's first entry after the last reading: what was trimmed meanwhile counts as not read.
+        self.first: Entry | None = None
         self._own: dict[tuple[str, int], tuple[int, int]] = {}
         self._hash_key = os.urandom(16)  # nobody can choose an id whose hash is another's
         self._newest = sqlite3.connect(":memory:", isolation_level=None)
@@ -68,7 +69,7 @@ class JournalIndex:
         resource, request_id = settlement.resource, _as_recorded(settlement.request_id)
         if settlement.status == "registered" and resource is not None:
             self._keep([(self._key(resource), settlement.true_at, request_id)])
-        first = self._first
+        first = self.first
         begins_late = first is None or settlement.received_at <= (first.clock or 0)
         if begins_late and not settlement.is_replay:
             self._own[request_id, settlement.received_at] = (self.next_offset, self._key(resource))
@@ -87,18 +88,12 @@ class JournalIndex:
         found = self._newest.execute(
             "SELECT true_at, id FROM newest WHERE resource = ?", (self._key(resource),)
         )
-        newest: tuple[int, str] | None = found.fetchone()
-        return newest
+        return cast(tuple[int, str] | None, found.fetchone())
 
     def newer_than(self, resource: Resource, true_at: int) -> str | None:
         """The id of the newest registered request, if it was true later than `true_at`."""
         newest = self._newest_of(resource)
         return newest[1] if newest is not None and newest[0] > true_at else None
-
-    def complete(self, first: Entry | None) -> None:
-        """Everything has been read. `first` is the stream's first entry afterwards: entries that were trimmed
-        during the reading count as not read."""
-        self._first = first
 
     @property
     def is_empty(self) -> bool:
@@ -108,7 +103,7 @@ class JournalIndex:
     def continues(self, first: Entry | None) -> bool:
         """Whether reading can go on where it ended, now that the stream begins with `first`: nothing was
         trimmed in between, and it is not another stream of the same name."""
-        known = self._first
+        known = self.first
         if first is None or known is None or first.offset > self.next_offset:
             return False
         return first.offset > known.offset or first.clock == known.clock
@@ -120,7 +115,7 @@ class JournalIndex:
         record proves it, because the journal was kept at that time: if nothing was ever trimmed, or if the
         record names this resource, since later requests for it were settled after it.
         """
-        first = self._first
+        first = self.first
         if first is None or first.clock is None or received_at < self.since:
             return False
         if self.is_full and self._newest_of(resource) is None:
@@ -145,37 +140,28 @@ async def read_into(
     """Read on, to the end of the journal, whose first entry is `first`; and further back, to `since`, where
     that is earlier than before. Raises as StreamReader does. What has been read by then counts."""
     last = await reader.last()
-    reach = -1 if last is None else last.offset
     since = index.since if since is None else min(since, index.since)
+
+    async def read_from(start: Start, end: int | None = None) -> Entry | None:
+        """To the offset `end`, or to the end; the first entry. Between two entries others have as much time
+        as reading one took."""
+        began_at, begun = None, time.monotonic()
+        async for entry in reader.read(start, end, reach=-1 if last is None else last.offset):
+            began_at = began_at or entry
+            index.read(entry, first)
+            await asyncio.sleep(time.monotonic() - begun)
+            begun = time.monotonic()
+        return began_at
+
     if index.began_at is not None:
-        await _read_from(index.next_offset, index, reader, first, reach)
+        await read_from(index.next_offset)
     # The broker's clock may be far from ours: then its times do not help to find the place.
     for start in (around(since), "first"):
         if not covers(index.began_at, first, since):
             end = None if index.began_at is None else index.began_at.offset
-            began_at = await _read_from(start, index, reader, first, reach, end)
-            index.began_at = began_at or index.began_at
+            index.began_at = await read_from(start, end) or index.began_at
     index.since = since
-    index.complete(await reader.first())
-
-
-async def _read_from(
-    start: Start,
-    index: JournalIndex,
-    reader: StreamReader,
-    first: Entry | None,
-    reach: int,
-    end: int | None = None,
-) -> Entry | None:
-    """Read from `start` to the offset `end`, or to the end, and return the first entry. Between two entries
-    others have as much time as reading one took."""
-    began_at, begun = None, time.monotonic()
-    async for entry in reader.read(start, end, reach=reach):
-        began_at = began_at or entry
-        index.read(entry, first)
-        await asyncio.sleep(time.monotonic() - begun)
-        begun = time.monotonic()
-    return began_at
+    index.first = await reader.first()
 
 
 def covers(began_at: Entry | None, first: Entry | None, since: int) -> bool:

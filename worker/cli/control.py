@@ -25,7 +25,7 @@ def pause(why: Annotated[str, typer.Option("--why", help="The reason, which `sta
     """
     if not why.strip():
         raise UsageError("--why must say why: others will read it")
-    output.line(f"Paused: {asyncio.run(_order('pause', why))} Go on with: ott-worker resume")
+    output.line(f"Paused: {asyncio.run(_order('pause', why))}")
 
 
 def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")] = "") -> None:
@@ -55,7 +55,7 @@ async def _order(kind: OrderKind, why: str) -> str:
     count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
     if obeying < len(workers):
         return f"{obeying} of {count} obey so far: look at ott-worker status."
-    return f"{count}."
+    return f"{count}." + (" Go on with: ott-worker resume" if kind == "pause" else "")
 
 
 def prune() -> int:

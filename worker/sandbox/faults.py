@@ -151,14 +151,6 @@ class Fault(BaseModel):
     body: str | None = None
     content_type: str = "text/plain"
 
-    def matches(self, call: Call) -> bool:
-        """Whether the fault is about this call at all."""
-        return (
-            self.path in (None, call.endpoint)
-            and self.account in (None, call.account)
-            and self.resource_id in (None, call.resource_id)
-        )
-
     async def answer(self, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
         """What a call gets for its answer. A handler is cancelled when its connection is lost: a call that
         gets none waits for that."""
@@ -216,10 +208,10 @@ class Faults(list[Fault]):
 
     def hits(self, call: Call, *kinds: str) -> Iterator[Fault]:
         """The faults of these kinds that hit the call: each counts when it is taken."""
+        about = {"path": call.endpoint, "account": call.account, "resource_id": call.resource_id}
         for fault in tuple(self):
-            if fault.kind not in kinds or not fault.matches(call):
-                continue
-            if fault.rate < 1 and self._random.random() >= fault.rate:
+            matches = all(getattr(fault, name) in (None, value) for name, value in about.items())
+            if fault.kind not in kinds or not matches or self._random.random() >= fault.rate:
                 continue
             fault.hits += 1
             if fault.hits == fault.count:

@@ -14,6 +14,7 @@ from tests.rig import LINE, MESSENGER, messenger
 from worker.amqp.consumer import Delivery
 from worker.amqp.properties import build
 from worker.broker.encryption import Encryptor
+from worker.contract.selection import Selection
 from worker.contract.settlement import Resource
 from worker.contract.timestamps import moment
 from worker.dead_letters.letter import Letter
@@ -117,6 +118,15 @@ def test_a_changed_cell_that_cannot_be_trusted_leaves_the_letter_where_it_is(cha
     cells.update(changes)
     with pytest.raises(NotReplayable, match=f"^line 2: .*{problem}"):
         patches(saved([cells])).of(PAGE)
+
+
+def test_a_request_that_bears_the_id_of_another_letter_gets_nothing_of_its_row():
+    (cells,) = exported(PAGE)
+    cells["pageName"] = "new"
+    table, forged = patches(saved([cells])), letter(messenger("2"), PAGE.key)
+    assert (table.of(PAGE), table.of(forged)) == ({"pageName": "new"}, {})
+    selection = Selection(id=table.names)
+    assert selection.keys([PAGE.facts, forged.facts]) == {PAGE.key}
 
 
 def test_rows_that_contradict_each_other_or_name_no_letter_are_told():

@@ -111,6 +111,11 @@ def test_a_letter_from_a_partition_has_the_time_of_its_router_unless_it_was_a_re
     assert not [name for name in routed if replay_of(found).has_header(name)]
 
 
+def test_a_time_of_arrival_that_no_clock_can_tell_is_none():
+    found = brokers_letter("ott.registration.requests.2", **{"x-ott-arrived-at": 2**62})
+    assert (found.facts["receivedAt"], found.received_after) == (None, 0)
+
+
 def test_an_id_that_a_router_made_up_is_not_the_requests():
     first, second = (
         brokers_letter(

@@ -109,7 +109,7 @@ READ: dict[str, Expected] = {
 }
 
 REFUSED = {
-    "archive_named.xlsx": "it is a ZIP archive and no workbook: unpack it, or save the workbook as .xlsx",
+    "archive_named.xlsx": "it is an archive and no workbook: unpack it, or save the workbook as .xlsx",
     "cp1252.csv": "line 2 is not utf-8 text: save the file as UTF-8, or name its --encoding",
     "c_mixed_encoding.csv": "line 3 is not utf-8 text: save the file as UTF-8, or name its --encoding",
     "cp932.csv": "line 2 is not utf-8 text: save the file as UTF-8, or name its --encoding",
@@ -118,7 +118,7 @@ REFUSED = {
     "no_header.csv": "no column has the name of an attribute (such as pageId): is the header line missing?",
     "old_workbook.xls": "it is an old or protected workbook: save it as .xlsx, without a password",
     "old_workbook_named.csv": "it is an old or protected workbook: save it as .xlsx, without a password",
-    "open_document.ods": "it is an OpenDocument file: save it as .xlsx or CSV",
+    "open_document.ods": "it is an archive and no workbook: unpack it, or save the workbook as .xlsx",
     "open_quote.csv": "after row 1: a cell in lines 3 to 4 does not end: is a quotation mark missing?",
     "packed_half.csv.gz": "the compressed file ends too early: is it complete?",
     "page_saved_as.xls": "it is a web page that is named like a spreadsheet: open it and save it as .xlsx",

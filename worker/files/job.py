@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -147,52 +147,46 @@ class Pacer:
 
 
 class Outstanding:
-    """Rows by their request id. One task at a time may wait."""
+    """The rows that have been sent and not answered, by their request ids, and when each was sent. One task
+    at a time may wait."""
 
     def __init__(self, limit: int | None = None, rate: float | None = None) -> None:
         self._pacer = Pacer(limit)
         self._limiter = AsyncLimiter(1, 1 / rate) if rate else None
-        self._rows: dict[str, tuple[Row, float]] = {}  # and when each was sent
+        self.rows: dict[str, tuple[Row, float]] = {}
         self._bytes = 0
         self._changed = asyncio.Event()
         self._moved_at = 0.0
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     @property
     def idle(self) -> float:
         """Seconds since a row was answered, or the first one sent, while rows are out."""
-        return asyncio.get_running_loop().time() - self._moved_at if self._rows else 0.0
+        return asyncio.get_running_loop().time() - self._moved_at if self.rows else 0.0
 
     def add(self, request_id: str, row: Row) -> None:
         """A row goes out."""
         now = asyncio.get_running_loop().time()
-        if not self._rows:
+        if not self.rows:
             self._moved_at = now
-        self._rows[request_id] = row, now
+        self.rows[request_id] = row, now
         self._bytes += len(row.body)
 
     def answered(self, request_id: str) -> Row | None:
         """A row has come back; None if it was not out."""
         self._moved_at = asyncio.get_running_loop().time()
         self._changed.set()
-        row, sent_at = self._rows.pop(request_id, (None, 0.0))
+        row, sent_at = self.rows.pop(request_id, (None, 0.0))
         if row is not None:
             self._bytes -= len(row.body)
-            self._pacer.answered(self._moved_at, self._moved_at - sent_at, len(self._rows))
+            self._pacer.answered(self._moved_at, self._moved_at - sent_at, len(self.rows))
         return row
-
-    def rows(self) -> Iterable[Row]:
-        """The rows that have been sent and not answered."""
-        return (row for row, _ in self._rows.values())
 
     async def room(self) -> None:
         """Wait until one more row may go out."""
         if self._limiter:
             await self._limiter.acquire()
         clock = asyncio.get_running_loop().time
-        await self.until(lambda: len(self._rows) < self._pacer.limit(clock()) and self._bytes < MOST_BYTES)
+        await self.until(lambda: len(self.rows) < self._pacer.limit(clock()) and self._bytes < MOST_BYTES)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition that an answer brings about."""

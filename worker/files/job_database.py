@@ -100,9 +100,11 @@ class JobDatabase:
 
     # What many rows together show
 
-    def take(self, reading: Reading, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Take in every row of a reading, as far as it can be read; how many those are. Raises UsageError for
-        an input that is of no use."""
+    def take(self, reading: Reading, stopped: Callable[[], bool] = lambda: False) -> int | None:
+        """Take in every row of a reading that can be read again, as far as it can be read; how many those
+        are. Raises UsageError for an input that is of no use."""
+        if not reading.rereadable:
+            return None
         taken = 0
         with contextlib.suppress(Unreadable):
             for row in reading.rows():

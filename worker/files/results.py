@@ -30,10 +30,6 @@ _HEADER = codecs.BOM_UTF8 + line_of(COLUMNS)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-class ResultsFileError(WorkerError):
-    """The results file takes no more lines."""
-
-
 class Results:
     """Appends lines to a file, JSON lines or CSV by its ending; each one is with the operating system when
     `write` returns. Use as a context manager; one job at a time may write.
@@ -94,7 +90,7 @@ class Results:
             self._file.truncate(0)
 
     def write(self, result: RowResult) -> None:
-        """Add a line. Raises ResultsFileError."""
+        """Add a line. Raises WorkerError."""
         if self._database is not None:
             self._database.note(result)
         line = self._line(result)
@@ -103,10 +99,10 @@ class Results:
         except OSError as error:
             raise self._refused(error) from None
         if written != len(line):
-            raise ResultsFileError(f"{self._path} takes no more: is the disk full?")
+            raise WorkerError(f"{self._path} takes no more: is the disk full?")
 
-    def _refused(self, error: OSError) -> ResultsFileError:
-        return ResultsFileError(f"{self._path} cannot be written: {error.strerror}")
+    def _refused(self, error: OSError) -> WorkerError:
+        return WorkerError(f"{self._path} cannot be written: {error.strerror}")
 
     def _keep_last_lines(self, database: JobDatabase) -> None:
         with replacing(self._path) as file:
@@ -142,15 +138,13 @@ def read_results(path: Path) -> Iterator[RowResult]:
                 number += 1
                 if result := parse(line):
                     yield result
-        except Unreadable:
-            raise _something_else(path, number + 1) from None
-        except (ValueError, TypeError, KeyError, csv.Error):
-            if number == 1 or line.endswith("\n"):
-                raise _something_else(path, number) from None
-
-
-def _something_else(path: Path, number: int) -> UsageError:
-    return UsageError(f"--results {path} holds something else in line {number}: name another file")
+        except (Unreadable, ValueError, TypeError, KeyError, csv.Error) as error:
+            is_endless = isinstance(error, Unreadable)
+            if is_endless or number == 1 or line.endswith("\n"):
+                where = f"line {number + is_endless}"
+                raise UsageError(
+                    f"--results {path} holds something else in {where}: name another file"
+                ) from None
 
 
 def _parse_json(line: str) -> RowResult | None:

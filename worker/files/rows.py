@@ -236,14 +236,13 @@ class Reading:
             advice = "Correct the JSON, or export the row again."
             kind = Kind(fault, "one JSON object for each row", advice, is_sentence=True)
             return replace(row, problems=(Problem(kind),))
-        returned_as = None
+        place = number
         if document.keys() >= {"error", "line"}:
-            returned_as = document.get("row")
+            place = document["row"] if type(document.get("row")) is int else number
             body, document = b"", {k: v for k, v in document.items() if k not in RETURNED}
         if self.platform and document.get(PLATFORM_NAME) in (None, ""):
             others = {k: v for k, v in document.items() if k != PLATFORM_NAME}
             body, document = b"", {PLATFORM_NAME: self.platform, **others}
-        place = returned_as if type(returned_as) is int else number
         row = replace(row, place=place, document=document, raw=body)
         return replace(row, problems=tuple(spreadsheet_marks(row.attributes)))
 

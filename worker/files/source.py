@@ -110,18 +110,12 @@ class Source:
             raise Unreadable(f"{self.name} cannot be read any further: {error.strerror}") from None
 
 
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
 def encoding_of(sample: bytes) -> str:
     """The encoding that the byte order mark tells, or the zero bytes of UTF-16 without a mark, else UTF-8."""
-    for mark, name in _BYTE_ORDER_MARKS:
-        if sample.startswith(mark):
-            return name
+    if sample.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     zeros = (sample[0::2].count(0), sample[1::2].count(0))
     if max(zeros) * 5 > len(sample) > 1:
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"

@@ -26,7 +26,7 @@ from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.files.job import Notices, Outstanding, Plan, Tally
 from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult
-from worker.files.results import Results, ResultsFileError
+from worker.files.results import Results
 from worker.files.rows import Reading, Row
 from worker.settings import Settings
 
@@ -57,8 +57,8 @@ class Submission:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Submit all rows and follow their replies; `stop` ends it early. Raises Interrupted, or what ended
-        the job: BrokerUnreachable, TopologyError, PublishRefused, UsageError, Unreadable or
-        ResultsFileError."""
+        the job: BrokerUnreachable, TopologyError, PublishRefused, UsageError, Unreadable, or a WorkerError
+        where the results file takes no more."""
         on_reply = self._on_reply if self._plan.wait else None
         async with Requester(
             self._settings, self._job, on_reply, expires=QUEUE_EXPIRES, events=self.notices
@@ -76,13 +76,17 @@ class Submission:
                 await work
             finally:
                 await cancel_all(work, watch, stopped)
-                for row in self.out.rows() if self._plan.failed else ():
+                for row, _ in self.out.rows.values() if self._plan.failed else ():
                     self._database.give_back(row, ["No reply came; it may be registered all the same."])
-                if len(self.out):
+                if self.out.rows:
                     self._requester.keep_queue()
 
     async def _work(self) -> None:
-        await self._take_late_replies()
+        # Replies that arrived after the earlier run had ended.
+        waiting = self._requester.waiting_at_start if self._plan.resumed else 0
+        with suppress(TimeoutError):  # the connection is lost again; they are taken in later
+            async with asyncio.timeout(COLLECT):
+                await self.out.until(lambda: self._late >= waiting)
         problem = None
         try:
             async with aclosing(read_ahead(self._plan.reading)) as rows:
@@ -95,16 +99,9 @@ class Submission:
         except WorkerError as error:
             problem = error
         self.tally.total = self.tally.read
-        await self.out.until(lambda: not len(self.out))
+        await self.out.until(lambda: not self.out.rows)
         if problem is not None:
             raise problem
-
-    async def _take_late_replies(self) -> None:
-        """Process the replies that arrived after the previous run ended."""
-        waiting = self._requester.waiting_at_start if self._plan.resumed else 0
-        with suppress(TimeoutError):  # the connection is lost again; they are taken in later
-            async with asyncio.timeout(COLLECT):
-                await self.out.until(lambda: self._late >= waiting)
 
     def _is_kept_back(self, row: Row) -> bool:
         limit = self._settings.max_body_bytes
@@ -190,7 +187,7 @@ class Submission:
         try:
             if self._results is not None:
                 self._results.write(result)
-        except ResultsFileError as error:
+        except WorkerError as error:
             self._fail(error)
             raise
 
@@ -223,9 +220,9 @@ class Submission:
         self.notices.job = "Stopping: waiting for the last replies."
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_REPLIES):
-                await self.out.until(lambda: not len(self.out))
+                await self.out.until(lambda: not self.out.rows)
         missing = "published and not answered" if self._plan.wait else "not confirmed by the broker"
-        out = f"{len(self.out):,} rows are {missing}" if len(self.out) else "Nothing is out"
+        out = f"{len(self.out.rows):,} rows are {missing}" if self.out.rows else "Nothing is out"
         resume = "go on with --resume" if self._results else "with --results, --resume could go on from here"
         raise Interrupted(f"Interrupted after row {self.tally.read}. {out}; {resume}")
 

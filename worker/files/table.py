@@ -20,7 +20,6 @@ HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
 SAMPLE_ROWS: Final = 20
 
 _IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
-_SPACED_QUOTE = re.compile('[,;\t|] +"')
 _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|meta|table|\?xml|!--)", re.IGNORECASE)
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
@@ -31,11 +30,8 @@ quotation marks as a whole, `in_quotes`."""
 
 class Record(NamedTuple):
     """One row: its number as a spreadsheet shows it, and the line on which it begins in the file (of a
-    workbook, the same); `cells` are as they came.
-
-    `values` are clean and by attribute, with flags as JSON has them and without empty cells. With `problems`
-    they must not be trusted.
-    """
+    workbook, the same). `cells` are as they came; `values` are clean and by attribute, with flags as JSON has
+    them and without empty cells. With `problems` they must not be trusted."""
 
     row: int
     line: int
@@ -134,11 +130,13 @@ def _find_header(rows: Iterator[RawRow]) -> tuple[list[str], list[RawRow]]:
     first = []
     for row in islice(filter(_is_not_blank, rows), HEADER_WITHIN):
         first.append(row)
-        if is_header(_cells(row)):
-            return _cells(row), []
+        cells = _cells(row)
+        known = known_in(cells)
+        if known > 1 or (known == 1 and len(list(filter(clean, cells))) == 1):  # it can be nothing else
+            return cells, []
     if not first:
         return [], []
-    at = header_in(list(map(_cells, first)))
+    at = _header_in(list(map(_cells, first)))
     header = _cells(first[at])
     if not known_in(header):
         raise UsageError(
@@ -198,10 +196,9 @@ def dialect_of(text: str) -> Dialect:
     """The dialect that a `sep=` line names, else that in which the header names most attributes and the rows
     fit it best."""
     delimiters = _separator_in(text.partition("\n")[0]) or ",;\t|"
-    spaces = [False, True] if _SPACED_QUOTE.search(text) else [False]
     dialects: list[Dialect] = [
         {"delimiter": delimiter, "skipinitialspace": space, "strict": True}
-        for delimiter, space in product(delimiters, spaces)
+        for delimiter, space in product(delimiters, (False, True))
     ]
     if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
         dialects += [{"delimiter": each, "strict": True, "in_quotes": True} for each in delimiters]
@@ -214,13 +211,7 @@ def _separator_in(line: str) -> str | None:
     return found and found[1]
 
 
-def is_header(cells: Sequence[str]) -> bool:
-    """Whether this can be nothing else than the header."""
-    known = known_in(cells)
-    return known > 1 or (known == 1 and sum(map(bool, map(clean, cells))) == 1)
-
-
-def header_in(rows: Sequence[Sequence[str]]) -> int:
+def _header_in(rows: Sequence[Sequence[str]]) -> int:
     """Which of the first rows is the header: the one that names most attributes."""
     return max(range(len(rows)), key=lambda at: known_in(rows[at]), default=0)
 
@@ -235,7 +226,7 @@ def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
         rows.extend(islice(filter(any, reader), HEADER_WITHIN + SAMPLE_ROWS))
     if not rows:
         return 0, 0, 0
-    at = header_in(rows[:HEADER_WITHIN])
+    at = _header_in(rows[:HEADER_WITHIN])
     header, body = rows[at], rows[at + 1 :]
     fitting = sum(len(row) == len(header) for row in body)
     left_over = sum(len(cell) > 1 and cell[0] == cell[-1] == '"' for row in body for cell in row)

@@ -28,7 +28,6 @@ from worker.files.source import Unreadable
 SIGNATURE: Final = b"PK\x03\x04"
 OLD_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # .xls, and every workbook with a password
 DAMAGED: Final = "the workbook is damaged: open it in a spreadsheet and save it again"
-TOO_LARGE: Final = "the workbook is too large: save the sheet as CSV"
 LARGEST_UNPACKED: Final = 1024 * 1024 * 1024  # bytes; a million rows of registrations take less than half
 DENSE: Final = 16 * 1024 * 1024  # bytes; a larger part that was packed more than this many times is no table:
 DENSEST: Final = 150
@@ -178,7 +177,8 @@ class Workbook:
                     path[-1].remove(element)
 
     def _text(self, cell: Element, texts: sqlite3.Connection) -> str:
-        kind, value = cell.get("t", "n"), _value(cell)
+        kind, inline = cell.get("t", "n"), cell.find("is")
+        value = cell.findtext("v", "") if inline is None else _plain_text(inline)
         if kind == "n" and value:
             text = _number(value)
             if int(cell.get("s", 0)) in self._dates:
@@ -203,19 +203,12 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
     except _BROKEN:
         raise UsageError(DAMAGED) from None
     parts = archive.infolist()
-    if any(part.filename == "mimetype" for part in parts):
-        raise UsageError("it is an OpenDocument file: save it as .xlsx or CSV")
     if not any(part.filename.lower().startswith(("xl/", "xl\\")) for part in parts):
-        raise UsageError("it is a ZIP archive and no workbook: unpack it, or save the workbook as .xlsx")
+        raise UsageError("it is an archive and no workbook: unpack it, or save the workbook as .xlsx")
     dense = any(part.file_size > max(DENSE, DENSEST * part.compress_size) for part in parts)
     if dense or sum(part.file_size for part in parts) > LARGEST_UNPACKED:
-        raise UsageError(TOO_LARGE)
+        raise UsageError("the workbook is too large: save the sheet as CSV")
     return archive
-
-
-def _value(cell: Element) -> str:
-    text = cell.find("is")
-    return cell.findtext("v", "") if text is None else _plain_text(text)
 
 
 def _plain_text(element: Element) -> str:

@@ -122,8 +122,7 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     groups: dict[tuple[Kind, str], Group] = {}
     total = invalid = 0
     with JobDatabase() as database:
-        if plan.reading.rereadable:
-            database.take(plan.reading)
+        database.take(plan.reading)
         with _outputs(plan, database) as results:
             for row in plan.reading.rows():
                 if not plan.reading.rereadable:
@@ -143,9 +142,8 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
             report.show_findings(console, groups)
             for warning in database.warnings(plan.reading):
                 report.print_line(console, f"Warning: {warning}")
-            report.print_line(
-                console, f"{report.rows(total)}: {total - invalid:,} valid, {invalid:,} invalid."
-            )
+            counts = f"{total - invalid:,} valid, {invalid:,} invalid"
+            report.print_line(console, f"{report.rows(total)}: {counts}.")
     return 1 if invalid else 0
 
 
@@ -157,12 +155,9 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     stop, say, reading = asyncio.Event(), Say(is_quiet=quiet), plan.reading
     on_end(stop.set)
     with JobDatabase() as database:
-        total = None
-        if reading.rereadable:
-            total = await asyncio.to_thread(database.take, reading, stop.is_set)
+        total = await asyncio.to_thread(database.take, reading, stop.is_set)
         with _outputs(plan, database) as results:
-            if reading.rereadable:
-                _warn(database, reading, say)
+            _warn(database, reading, say)
             if plan.resumed and database.job is None:
                 # Its answers would tell which job it was; without any, what it had out is sent once more.
                 say(f"{plan.results} holds no answer of an earlier run: every row is sent, as a new job")
@@ -174,13 +169,11 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
                 async with report.shown(console, job.tally, job.notices, wait=plan.wait):
                     await job.run(stop)
             finally:
-                if not reading.rereadable:
-                    _warn(database, reading, say)
+                _warn(database, reading, say)  # once each: of standard input all is known only now
                 if job.tally.read and not quiet:
                     seconds = asyncio.get_running_loop().time() - started
-                    report.show_summary(
-                        report.console_for_results(), job.tally, len(job.out), seconds, wait=plan.wait
-                    )
+                    console, out = report.console_for_results(), len(job.out.rows)
+                    report.show_summary(console, job.tally, out, seconds, wait=plan.wait)
     return 0 if job.tally.all_well else 1
 
 
@@ -189,8 +182,8 @@ def _outputs(plan: Plan, database: JobDatabase) -> Iterator[Results | None]:
     """The results file, while the context lasts; at its end the failed rows are written. Raises UsageError
     for a file that may not be replaced."""
     failed = FailedRows(plan.failed, plan.reading) if plan.failed else None
-    resumed = database if plan.resumed else None
-    with Results(plan.results, resumed) if plan.results else nullcontext() as results:
+    kept = database if plan.resumed else None
+    with Results(plan.results, kept) if plan.results else nullcontext() as results:
         try:
             yield results
         finally:

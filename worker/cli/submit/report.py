@@ -57,13 +57,11 @@ class _Bar(Progress):
         yield from super().get_renderables()
         for line in self._lines():
             yield Text(line, no_wrap=True, overflow="ellipsis")
-        if self._notices.current:
-            yield Text(self._notices.current, style="yellow")
 
     def line(self) -> str:
         """The same in one line, without the bar."""
-        counts, *errors = self._lines()
-        return "; ".join([f"{counts}, {self.tasks[0].description}", *errors])
+        counts, *others = self._lines()
+        return "; ".join([f"{counts}, {self.tasks[0].description}", *others])
 
     def _lines(self) -> list[str]:
         tally = self._tally
@@ -72,13 +70,13 @@ class _Bar(Progress):
         always = ("read", "published", "rejected", *(("registered", "failed") if self._wait else ()))
         told = [f"{number:,} {name}" for name, number in counts.items() if number or name in always]
         errors = [f"{group.count:,} times: {error}" for _, error, group in tally.errors()[:SHOWN_ERRORS]]
-        return [", ".join(told), *errors]
+        return [", ".join(told), *errors, *filter(None, [self._notices.current])]
 
 
 @asynccontextmanager
 async def shown(console: Console, tally: Tally, notices: Notices, *, wait: bool) -> AsyncIterator[None]:
     """Show how a job stands on this console while the context lasts."""
-    task = asyncio.create_task(_show(_Bar(console, tally, notices, wait=wait), notices), name="progress")
+    task = asyncio.create_task(_show(_Bar(console, tally, notices, wait=wait)), name="progress")
     try:
         yield
     finally:
@@ -86,16 +84,13 @@ async def shown(console: Console, tally: Tally, notices: Notices, *, wait: bool)
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _show(bar: _Bar, notices: Notices) -> None:
-    said, due = "", time.monotonic() + LINE_INTERVAL
+async def _show(bar: _Bar) -> None:
+    due = time.monotonic() + LINE_INTERVAL
     with bar:
         while True:
             bar.take_in()
             bar.refresh()
             await asyncio.sleep(REFRESH)
-            if bar.disable and notices.current not in ("", said):
-                print_line(bar.console, notices.current)
-            said = notices.current
             if bar.disable and time.monotonic() >= due:
                 due += LINE_INTERVAL
                 print_line(bar.console, bar.line())

@@ -172,6 +172,6 @@ async def test_a_reader_that_goes_away_ends_the_list_quietly(rig, requester):
     process = await begin(rig.settings(), "dead-letters", "list")
     assert process.stdout is not None
     await process.stdout.readline()
-    process.stdout._transport.close()  # type: ignore[attr-defined]
+    process.stdout._transport.close()
     _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")

@@ -157,10 +157,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
         (["pages.csv", "--failed", "f.jsonl"], "--failed gives rows of a table back as CSV or .xlsx"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
-        (
-            ["pages.csv", "--failed", "pages.csv"],
-            "--failed pages.csv is given already, as pages.csv: name",
-        ),
+        (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv is given already, as pages.csv: name"),
         (["pages.csv", "--sheet", "Pages"], "pages.csv: it has no sheets, being CSV: leave out --sheet"),
         (["-", "-"], "- is given already, as -: name another file"),
         (["pages.csv", "--encoding", "klingon"], "--encoding must be the name of a text encoding"),

@@ -22,7 +22,7 @@ FORM = {"why": "a test"}
 
 
 async def status(running: Running, method: str, path: str, **request: object) -> int:
-    async with running.session.request(method, path, allow_redirects=False, **request) as response:  # type: ignore[arg-type]
+    async with running.session.request(method, path, allow_redirects=False, **request) as response:
         return response.status
 
 

@@ -32,7 +32,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def _fault(name: str, strike: Strike, **needs: object) -> None:
-    FAULTS[name] = Fault(name, strike, **needs)  # type: ignore[arg-type]
+    FAULTS[name] = Fault(name, strike, **needs)
 
 
 async def _do(act: Act, world: World) -> None:
@@ -227,7 +227,7 @@ async def _change_the_number(world: World) -> None:
 
 
 def _partitioned(name: str, strike: Strike, **needs: object) -> None:
-    _fault(name, strike, **{"workers": 3, "environment": PARTITIONED, **needs})  # type: ignore
+    _fault(name, strike, **{"workers": 3, "environment": PARTITIONED, **needs})
 
 
 _partitioned("partitions: kill -9 of the router", _kill)
@@ -379,7 +379,7 @@ def _upstream(name: str, fault: UpstreamFault, **more: str) -> None:
 
 
 def _registration(status: int, **more: object) -> UpstreamFault:
-    return Status(path="registration", status=status, **more)  # type: ignore[arg-type]
+    return Status(path="registration", status=status, **more)
 
 
 _upstream("500 storm", _registration(500))

@@ -109,7 +109,7 @@ class OrdinaryPublisher(Requester):
         self.sent_at: dict[str, float] = {}
         self.waited: dict[str, float] = {}
 
-    async def _take(self, message):  # type: ignore[no-untyped-def]
+    async def _take(self, message):
         self.waited.setdefault(
             message.correlation_id, time.monotonic() - self.sent_at[message.correlation_id]
         )

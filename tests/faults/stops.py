@@ -101,14 +101,14 @@ def lose_names(flag: Path) -> None:
     """Make every host name unknown while the file is there, also those that were known a moment ago."""
     original = aiohttp.resolver.ThreadedResolver.resolve
     connector = aiohttp.TCPConnector
-    connector.__init__ = functools.partialmethod(connector.__init__, use_dns_cache=False)  # type: ignore
+    connector.__init__ = functools.partialmethod(connector.__init__, use_dns_cache=False)
 
     async def resolve(self: Any, host: str, *args: Any, **kwargs: Any) -> Any:
         if flag.exists():
             raise OSError("name not known")
         return await original(self, host, *args, **kwargs)
 
-    aiohttp.resolver.ThreadedResolver.resolve = resolve  # type: ignore[method-assign]
+    aiohttp.resolver.ThreadedResolver.resolve = resolve
 
 
 def poison(prefix: str) -> None:
@@ -120,7 +120,7 @@ def poison(prefix: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return await original(self, request, ensure_lease)
 
-    forward.Forwarder.forward = forward_or_die  # type: ignore[method-assign]
+    forward.Forwarder.forward = forward_or_die
 
 
 def set_clocks(clocks: str) -> None:
@@ -139,7 +139,7 @@ def believe_the_leader() -> None:
         pass
 
     assert hasattr(Subscription, "_pass_through_queue")
-    Subscription._pass_through_queue = nothing  # type: ignore[method-assign]
+    Subscription._pass_through_queue = nothing
 
 
 def stay_deaf() -> None:
@@ -150,8 +150,8 @@ def stay_deaf() -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
 
-    StandingOrders.follow = follow  # type: ignore[method-assign]
-    StandingOrders.until_known = lambda _: asyncio.sleep(0)  # type: ignore[method-assign]
+    StandingOrders.follow = follow
+    StandingOrders.until_known = lambda _: asyncio.sleep(0)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ async def test_a_worker_without_a_broker_is_alive_and_not_ready(rig):
     metrics, phase = Metrics(), WorkerPhase()
     service = Service(settings, EventListeners(metrics, phase))
     async with service.marketing_cloud, admin_module.serve(service, metrics, phase) as url:
-        worker = Watched(service, None, url or "")  # type: ignore[arg-type]
+        worker = Watched(service, None, url or "")
         status, report = await worker.probe("/readyz")
         assert status == 503
         assert report["reasons"] == {"consumer": "not subscribed", "publisher": "not connected"}

@@ -82,7 +82,7 @@ async def test_an_id_that_the_protocol_would_cut_is_refused(client):
 async def test_a_misspelt_option_is_refused(client):
     for call in (client.register, client.publish):
         with pytest.raises(TypeError, match="acount_id"):
-            await call(MESSENGER, acount_id="510002")  # type: ignore[call-arg]
+            await call(MESSENGER, acount_id="510002")
 
 
 async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_shared_queue(

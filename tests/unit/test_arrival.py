@@ -124,7 +124,7 @@ def test_a_request_tells_when_it_was_true(given, true_at):
 def test_a_time_that_cannot_be_read_is_ignored_and_told(given):
     told: list[str] = []
     events = EventListener()
-    events.as_of_ignored = lambda request_id, _: told.append(request_id)  # type: ignore[method-assign]
+    events.as_of_ignored = lambda request_id, _: told.append(request_id)
     message = delivery(properties=build(message_id="m", headers={"x-ott-as-of": given}))
     request = received(message, events=events)
     assert (request.as_of, request.true_at, told) == (None, NOW, ["m"])

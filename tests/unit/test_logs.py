@@ -73,7 +73,7 @@ async def test_a_minute_of_requests_is_one_line_with_an_example_of_each_error(li
     told = {name: line[name] for name in ("registered", "rejected", "failed", "superseded", "retried")}
     assert told == {"registered": 4, "rejected": 2, "failed": 1, "superseded": 0, "retried": 2}
     assert line["reasons"] == {"invalid": 2, "exhausted": 1}
-    assert line["examples"]["invalid"] == "EndpointUrl must be provided"  # type: ignore[index]
+    assert line["examples"]["invalid"] == "EndpointUrl must be provided"
     await asyncio.sleep(0.4)
     assert lines() == []
 

@@ -113,7 +113,7 @@ def test_the_compose_files_commands_exist():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].values()
     for service in (service for service in services if "build" in service):  # which run our image
         command, *arguments = service["command"]
-        found: Any = get_command(app).get_command(None, command)  # type: ignore
+        found: Any = get_command(app).get_command(None, command)
         options = {name for option in found.params for name in option.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= options
 

@@ -15,7 +15,7 @@ PAUSE = Pause(by="ann@host", why="rotating", since=SINCE)
 
 
 def gate(cause: str, state: str = "closed") -> GateStatus:
-    return GateStatus(state=state, why="why it is", since=SINCE, cause=cause)  # type: ignore[arg-type]
+    return GateStatus(state=state, why="why it is", since=SINCE, cause=cause)
 
 
 def worker(**more: Any) -> WorkerStatus:

@@ -3,8 +3,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Hashable
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, Self
 from weakref import WeakValueDictionary
@@ -35,13 +35,6 @@ REFUSALS: Final = (DeliveryError, AMQPChannelError)  # RabbitMQ has something ag
 OnReply = Callable[[str, bytes], None]
 
 
-def job_queue(prefix: str, user: str | None, job: str) -> str:
-    """The name of a job's reply queue: `PREFIX.job.USER.JOB`, so that permissions can keep the publishers'
-    queues apart (deploy/rabbitmq/definitions --publisher), and `PREFIX.job.JOB` for RabbitMQ's user guest."""
-    own = f"{user}." if user and user != "guest" else ""
-    return f"{prefix}.job.{own}{job}"
-
-
 class Requester:
     """Sends and receives while its context lasts, over as many connections as it takes.
 
@@ -67,14 +60,15 @@ class Requester:
         first, *others = split_urls(settings.now("amqp_url"))
         self._other_nodes = len(others) if connection is None else 0  # to try before entering fails
         url = URL(first) if connection is None else getattr(connection, "url", URL())
-        self.queue: Final = job_queue(settings.prefix, url.user, job) if on_reply else None
+        # With the user's name in it, so that permissions can keep the publishers' queues apart.
+        own = f"{url.user}.{job}" if url.user not in (None, "", "guest") else job
+        self.queue: Final = f"{settings.prefix}.job.{own}" if on_reply else None
         self.waiting_at_start = 0
         self._names = Topology(settings.prefix)
-        self._source = (
-            partial(connected, settings, f"requests {job}")
-            if connection is None
-            else partial(_given, connection)
-        )
+        self._source: Callable[[], AbstractAsyncContextManager[AbstractConnection]]
+        self._source = partial(connected, settings, f"requests {job}")
+        if connection is not None:
+            self._source = lambda: nullcontext(connection)
         self._on_reply = on_reply
         self._expires = int(expires * 1000)
         self._events = events
@@ -289,14 +283,6 @@ class Requester:
             else:
                 self._opened.set_exception(error)
         self._events.broker_unreachable(str(error))
-
-
-@asynccontextmanager
-async def _given(connection: AbstractConnection) -> AsyncIterator[AbstractConnection]:
-    """A connection that is somebody else's."""
-    if connection.is_closed:
-        raise BrokerUnreachable("The connection that was given is closed")
-    yield connection
 
 
 async def cancel_all(*tasks: "asyncio.Task[Any]") -> None:

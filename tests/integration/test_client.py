@@ -94,6 +94,31 @@ async def test_publish_returns_when_the_broker_has_it_and_the_reply_goes_to_the_
     assert json.loads(reply.body)["resourceId"] == "77"
 
 
+async def test_of_many_each_outcome_comes_as_it_is_known_and_few_are_under_way(rig, client):
+    rig.sandbox.faults.add(Latency(path="registration", seconds=0.05))
+    documents: list[dict[str, Any]] = [page(str(number)) for number in range(1, 31)]
+    documents[7:9] = {"ottPlatformName": "telegram"}, {"not": {"json"}}
+    outcomes, most = [], 0
+    async for document, outcome in client.register_many(documents, window=10):
+        outcomes.append((documents.index(document), outcome))
+        most = max(most, len(rig.sandbox.history.registration_calls) - len(outcomes))
+    by_number = dict(outcomes)
+    assert [*sorted(by_number)] == [*range(30)]
+    assert most <= 10
+    assert isinstance(by_number.pop(8), TypeError)
+    assert by_number.pop(7).status == "rejected"
+    assert {reply.status for reply in by_number.values()} == {"registered"}
+
+
+async def test_of_many_those_under_way_are_given_up_when_the_iteration_is_left(rig, client):
+    rig.sandbox.faults.add(Latency(path="registration", resource_id="2", seconds=30))
+    outcomes = client.register_many([page("1"), page("2")])
+    _, reply = await anext(outcomes)
+    await outcomes.aclose()
+    assert reply.resource_id == "1"
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "register"]
+
+
 async def test_a_lost_connection_is_ridden_out(requester, rig, proxy, prefix):
     rig.sandbox.faults.add(Latency(path="registration", seconds=0.5))
     async with RegistrationClient(proxy.url, prefix=prefix) as client:
@@ -200,6 +225,8 @@ async def test_threads_share_a_client_that_blocks(requester, broker_url, prefix)
         with SyncRegistrationClient(broker_url, prefix=prefix) as client, ThreadPoolExecutor(8) as threads:
             replies = list(threads.map(client.register, [page(str(number)) for number in range(1, 25)]))
             assert client.publish(page("25"), request_id="the-id") == "the-id"
+            first, *_ = client.register_many(page(str(number)) for number in range(1, 25))
+            assert first[1].status == "registered"
         assert [reply.resource_id for reply in replies] == [str(number) for number in range(1, 25)]
         return [reply.status for reply in replies]
 

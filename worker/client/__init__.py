@@ -15,7 +15,12 @@ calls that block:
     with SyncRegistrationClient("amqp://user:password@broker/") as client:
         reply = client.register({"ottPlatformName": "messenger", "ottPlatformAttributes": {...}})
 
-Many calls may be under way at once, on one client. A file of registrations is for `ott-worker submit`.
+Many at once, each with its reply, or with the error, as it comes:
+
+    async for registration, outcome in client.register_many(registrations):
+        print(outcome)
+
+A file of registrations is for `ott-worker submit`.
 
 An application that has a connection of aio-pika gives it: RegistrationClient(connection=...). The types
 MessengerRegistration and LineRegistration tell a type checker what a registration holds.

@@ -6,25 +6,27 @@ import concurrent.futures
 import json
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, Self, TypeVar, Unpack
 from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
 
-from worker.broker.requester import Requester
+from worker.broker.requester import Requester, cancel_all
 from worker.client.types import Registration, RequestOptions
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply, parse_reply
-from worker.errors import OutcomeUnknown
+from worker.errors import OutcomeUnknown, WorkerError
 from worker.events import EventListener
 from worker.settings import load_settings
 
 T = TypeVar("T")
 
+WINDOW = 100  # requests of register_many at once
 TIMEOUT = 60.0  # seconds
 QUEUE_EXPIRES = 600.0  # seconds
 ID_LENGTH = 255  # bytes of an AMQP short string
@@ -110,6 +112,36 @@ class RegistrationClient:
         _, reply = await self._send(registration, replies=True, **options)
         assert reply is not None
         return reply
+
+    async def register_many(
+        self,
+        registrations: Iterable[Registration],
+        *,
+        window: int = WINDOW,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncGenerator[tuple[Registration, Reply | Exception], None]:
+        """Register them all, at most `window` at once. Yields each, with its reply or with what `register`
+        raised for it, as soon as that is known; the others go on. Those under way when the iteration is left
+        are given up."""
+
+        async def outcome(registration: Registration) -> tuple[Registration, Reply | Exception]:
+            try:
+                return registration, await self.register(registration, **options)
+            except (WorkerError, TypeError, ValueError) as error:
+                return registration, error
+
+        waiting, under_way = iter(registrations), set[asyncio.Task[tuple[Registration, Reply | Exception]]]()
+        try:
+            while True:
+                following = islice(waiting, window - len(under_way))
+                under_way |= {asyncio.create_task(outcome(each), name="register") for each in following}
+                if not under_way:
+                    return
+                done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            await cancel_all(*under_way)
 
     async def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
         """Send one registration and return its request id once the broker has it safe. The reply goes to the
@@ -244,6 +276,23 @@ class SyncRegistrationClient:
         """Send one registration and wait for its reply: see RegistrationClient.register."""
         return self._run(self._client.register, registration, **options)
 
+    def register_many(
+        self,
+        registrations: Iterable[Registration],
+        *,
+        window: int = WINDOW,
+        **options: Unpack[RequestOptions],
+    ) -> Iterator[tuple[Registration, Reply | Exception]]:
+        """Register them all, and yield each as soon as its outcome is known: see
+        RegistrationClient.register_many."""
+        outcomes = self._client.register_many(registrations, window=window, **options)
+        try:
+            while (found := self._run(_next, outcomes)) is not None:
+                yield found
+        finally:
+            with suppress(RuntimeError):  # the client is closed
+                self._run(_close, outcomes)
+
     def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
         """Send one registration and return its request id: see RegistrationClient.publish."""
         return self._run(self._client.publish, registration, **options)
@@ -269,3 +318,11 @@ class SyncRegistrationClient:
         except BaseException:
             future.cancel()
             raise
+
+
+async def _next(outcomes: AsyncGenerator[T, None]) -> T | None:
+    return await anext(outcomes, None)
+
+
+async def _close(outcomes: AsyncGenerator[Any, None]) -> None:
+    await outcomes.aclose()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path, PurePath
@@ -228,23 +228,25 @@ class Reading:
         )
 
     def _json_row(self, line: int, body: bytes, source: Source, number: int) -> Row:
-        row = Row(number, source.name, line, line, raw=body, true_at=self._true_at(source))
+        place, raw, document = number, body, None
         try:
             document = parse_object(body)
         except MalformedBody as error:
             fault = str(error).replace("The body", "The row")
             advice = "Correct the JSON, or export the row again."
             kind = Kind(fault, "one JSON object for each row", advice, is_sentence=True)
-            return replace(row, problems=(Problem(kind),))
-        place = number
-        if document.keys() >= {"error", "line"}:
-            place = document["row"] if type(document.get("row")) is int else number
-            body, document = b"", {k: v for k, v in document.items() if k not in RETURNED}
-        if self.platform and document.get(PLATFORM_NAME) in (None, ""):
-            others = {k: v for k, v in document.items() if k != PLATFORM_NAME}
-            body, document = b"", {PLATFORM_NAME: self.platform, **others}
-        row = replace(row, place=place, document=document, raw=body)
-        return replace(row, problems=tuple(spreadsheet_marks(row.attributes)))
+            problems = [Problem(kind)]
+        else:
+            if document.keys() >= {"error", "line"}:
+                place = document["row"] if type(document.get("row")) is int else number
+                raw, document = b"", {k: v for k, v in document.items() if k not in RETURNED}
+            if self.platform and document.get(PLATFORM_NAME) in (None, ""):
+                others = {k: v for k, v in document.items() if k != PLATFORM_NAME}
+                raw, document = b"", {PLATFORM_NAME: self.platform, **others}
+            attributes = document.get(ATTRIBUTES)
+            problems = spreadsheet_marks(attributes) if isinstance(attributes, dict) else []
+        about = (place, source.name, line, line, document, raw)
+        return Row(*about, problems=tuple(problems), true_at=self._true_at(source))
 
     def _true_at(self, source: Source) -> int | None:
         return source.changed_at if self.as_of is None else self.as_of or None

@@ -260,14 +260,16 @@ async def trim_journal(rig: Rig, requester: Requester) -> None:
         await connection.close()
 
 
+@pytest.mark.parametrize("seconds_later", [5, 0], ids=["it stays behind", "it has caught up meanwhile"])
 async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answered_rolls_nothing_back(
-    rig, requester, monkeypatch
+    rig, requester, monkeypatch, seconds_later
 ):
     await requester.ask(messenger("before the letters", "so that the journal reaches back"))
     for page in ("p", "q"):
         await rig.turn_down(page, "old")
     await rig.stop_first()
-    behind = ArrivalClock(lambda: time.time_ns() // 1000 - 5_000_000)
+    seconds = [5]
+    behind = ArrivalClock(lambda: time.time_ns() // 1000 - seconds[0] * 1_000_000)
     monkeypatch.setattr("worker.service.ArrivalClock", lambda: behind)
     monkeypatch.setattr("worker.pipeline.replay_guard.CATCH_UP_TIMEOUT", 0.01)
     monkeypatch.setattr("worker.pipeline.replay_guard.RETRY_INTERVAL", 0.01)
@@ -276,6 +278,7 @@ async def test_what_a_clock_that_is_behind_has_stamped_before_the_journal_answer
         silent.setattr("worker.pipeline.replay_guard.READ_TIMEOUT", 0.05)
         service = await rig.start_worker(rig.settings())
         assert (await requester.ask(messenger("p", "new")))["status"] == "registered"
+        seconds[0] = seconds_later
         waiting = asyncio.create_task(replay(requester))
         await until(lambda: service.lanes == 1, "the replay, which waits for the journal")
     for refused in (await waiting, await replay(requester)):

@@ -38,11 +38,12 @@ Start = Literal["first", "last", "next"] | int | datetime
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One message of the stream. No record in it or before it was received later than `clock`
-    (microseconds since the epoch), None where the message does not say."""
+    (microseconds since the epoch), None where the message does not say. `writer` is the message's app id."""
 
     offset: int
     clock: int | None
     records: list[dict[str, Any]]
+    writer: str = ""
 
 
 Entries = AsyncGenerator[Entry, None]
@@ -142,7 +143,7 @@ class StreamReader:
         records = [record for line in lines if (record := _record(line)) is not None]
         if len(records) < len(lines):
             self._events.record_skipped(self.stream, at)  # once, however many lines there are
-        return Entry(at, clock if isinstance(clock, int) else None, records)
+        return Entry(at, clock if isinstance(clock, int) else None, records, message.app_id or "")
 
 
 @contextlib.asynccontextmanager

@@ -41,7 +41,7 @@ Record = Mapping[str, Any]
 @dataclass(slots=True)
 class Journal:
     """Writes records through a publisher. `latest` tells the newest time of arrival that was given out, in
-    microseconds since the epoch."""
+    microseconds since the epoch. `writer` tells its messages from those of other workers."""
 
     _publisher: Publisher
     _stream: str
@@ -50,6 +50,7 @@ class Journal:
     _size: int = 0
     _next: "list[asyncio.Future[None]]" = field(default_factory=list)
     _on_its_way: int = 0
+    writer: str = field(default_factory=lambda: uuid4().hex)
 
     def append(self, record: Record) -> "asyncio.Future[None]":
         """Write one record. The future is done when the broker has confirmed it."""
@@ -83,6 +84,7 @@ class Journal:
             content_type=CONTENT_TYPE,
             type=JOURNAL_TYPE,
             message_id=message_id,
+            app_id=self.writer,
             headers={CLOCK_HEADER: self._latest()},
         )
         return self._publisher.send(Message("", self._stream, properties, body))

@@ -167,22 +167,25 @@ class ReplayGuard:
         return index
 
     async def _catch_up(self, begun: int) -> None:
+        journal = self._journal
+        assert journal is not None, "without a journal nothing is read"
+
         async def newest(reader: StreamReader) -> int:
             if not self._has_timed_out:
                 last = await reader.last()
                 return 0 if last is None else last.clock or 0
-            # Since requests are let in, the newest entry shows this worker's own clock.
+            # Since requests are let in, this worker writes too.
             async with contextlib.aclosing(reader.read(around(begun))) as entries:
-                clocks = [entry.clock or 0 async for entry in entries]
-            return max((clock for clock in clocks if clock < YEAR_2100), default=0)
+                others = [entry.clock or 0 async for entry in entries if entry.writer != journal.writer]
+            return max((clock for clock in others if clock < YEAR_2100), default=0)
 
         try:
             latest = await self._until_read(newest, READ_TIMEOUT)
         except TopologyError as error:
             self._events.journal_unreadable(str(error))
             return
-        if self._has_timed_out and latest > self._clock.latest:
-            # Requests received meanwhile were stamped by a clock that was behind.
+        if self._has_timed_out:
+            # Requests received meanwhile may have been stamped by a clock that was behind the other worker's.
             self._doubtful = range(begun, latest + 1)
         self._has_timed_out = False
         self._clock.raise_floor(latest)

@@ -6,6 +6,7 @@ no longer fits the code, makes the exit code 1. With words only the rows that ho
 need a RabbitMQ, as ever (OTT_TEST_AMQP_URLS).
 """
 
+import argparse
 import os
 import re
 import shlex
@@ -43,10 +44,13 @@ def _table() -> Iterator[Break]:
             yield Break(promise, file, old, new, tests)
 
 
-def main(arguments: list[str]) -> int:
-    words = [word for word in arguments if not word.startswith("-")]
-    rows = [row for row in _table() if all(word in " ".join(row) for word in words)]
-    if "--list" in arguments:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.breaks", description=__doc__)
+    parser.add_argument("words", metavar="WORD", nargs="*", help="only the rows that hold all of them")
+    parser.add_argument("--list", action="store_true", help="only tell whether the rows fit the code")
+    given = parser.parse_args()
+    rows = [row for row in _table() if all(word in " ".join(row) for word in given.words)]
+    if given.list:
         for row in rows:
             print(f"{_fits(ROOT, row)!s:5} {row.promise}: {row.file}")
         return int(not all(_fits(ROOT, row) for row in rows))
@@ -96,4 +100,4 @@ def _run(copy: Path, row: Break) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -7,18 +7,20 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 NULL, TRUE, FALSE, ZERO = b"\x40", b"\x41", b"\x42", b"\x43"
+UUID_7 = b"\x98" + UUID(int=7).bytes
 
 
 def publish_with_uuid(url: str, queue: str, body: bytes) -> None:
     """Publish one message with a UUID in an application property, which AMQP 0-9-1 does not have."""
-    publish(url, queue, body, {"u": b"\x98" + UUID(int=7).bytes})
+    publish(url, queue, body, {"u": UUID_7})
 
 
-def publish(url: str, queue: str, body: bytes, application: dict[str, bytes]) -> None:
-    """Publish one message with these application properties, and wait until it is taken."""
+def publish(url: str, queue: str, body: bytes, application: dict[str, bytes], sections: bytes = b"") -> None:
+    """Publish one message with these application properties, and with other sections before them, and wait
+    until it is taken."""
     entries = (part for name, value in application.items() for part in (_text(name), value))
     properties = b"\x00\x53\x74" + _map(*entries)
-    message = properties + b"\x00\x53\x75" + _binary(body)
+    message = sections + properties + b"\x00\x53\x75" + _binary(body)
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672), timeout=10) as wire:
         stream = wire.makefile("rwb")
@@ -79,6 +81,14 @@ def _read(stream: BinaryIO) -> bytes:
     (size,) = struct.unpack(">I", stream.read(4))
     return bytes(stream.read(size - 4)[4:])
 
+
+# Sections of messages that RabbitMQ cannot deliver over AMQP 0-9-1.
+UNDELIVERABLE = {
+    "a UUID in an annotation": b"\x00\x53\x72" + _map(b"\xa3\x05x-key", UUID_7),
+    "an array of UUIDs": b"\x00\x53\x72" + _map(b"\xa3\x05x-key", b"\xe0\x12\x01" + UUID_7),
+    "a content type of 300 bytes": _described(0x73, *[NULL] * 6, b"\xb3\x00\x00\x01\x2c" + b"t" * 300),
+    "a content encoding of 300 bytes": _described(0x73, *[NULL] * 7, b"\xb3\x00\x00\x01\x2c" + b"e" * 300),
+}
 
 # Application properties of each type that RabbitMQ can deliver over AMQP 0-9-1.
 DELIVERABLE = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.amqp10 import publish_with_uuid
+from tests.integration.amqp10 import UNDELIVERABLE, publish, publish_with_uuid
 from tests.rig import declare, messenger, until
 from worker.amqp.connection import connect
 from worker.amqp.queue import QueueBrowser
@@ -57,6 +57,20 @@ async def test_nobody_waits_long_for_messages_that_cannot_be_delivered(rig, part
         await requester.all_registered(wanted)
         await until(lambda: requester.holds("dead", [3]), "the dead letters")
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("sections", UNDELIVERABLE.values(), ids=UNDELIVERABLE)
+async def test_whatever_keeps_a_message_from_being_delivered_is_found(rig, sections):
+    requester = await rig.requester_for(rig.settings())
+    await declare(rig.settings())
+    url, queue = rig.settings().amqp_url.get_secret_value(), f"{requester.prefix}.requests"
+    await asyncio.to_thread(publish, url, queue, b"{}", {}, sections)
+    wanted = [await requester.publish(messenger(str(number))) for number in range(3)]
+    await asyncio.to_thread(publish, url, queue, b"{}", {}, sections)
+    async with asyncio.timeout(20):
+        await rig.start_worker(rig.settings())
+        await requester.all_registered(wanted)
+        await until(lambda: requester.holds("dead", [2]), "the dead letters")
 
 
 async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before_it(

@@ -25,7 +25,9 @@ WINDOW: Final = 2**31 - 1
 OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, CLOSE = 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x18
 SASL_INIT, SASL_OUTCOME = 0x41, 0x44
 SOURCE, TARGET, MODIFIED = 0x28, 0x29, 0x27
-APPLICATION_PROPERTIES: Final = 0x74
+ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = 0x72, 0x73, 0x74
+CONTENT_TYPE_AND_ENCODING: Final = slice(6, 8)  # of the properties
+SHORT_STRING: Final = 255  # bytes that AMQP 0-9-1 has for one
 BODIES: Final = (0x75, 0x76, 0x77)
 NULL, TRUE, ZERO, PLAIN = b"\x40", b"\x41", b"\x43", b"\xa3\x05PLAIN"
 TEXT, BINARY = b"\xb1", b"\xb0"
@@ -119,14 +121,19 @@ async def _return_as_failed(
 
 
 def _holds(message: bytes, kinds: set[Unknown]) -> bool:
-    """Whether such a value is in a message's application properties."""
+    """Whether such a value is in a message's annotations or application properties, or its content type or
+    encoding is too long."""
     at = 0
     try:
-        while message[at + 2] not in BODIES:
-            section, end = _value(message, at)
-            if message[at + 2] == APPLICATION_PROPERTIES:
-                return _is_in(section, kinds)
-            at = end
+        while (kind := message[at + 2]) not in BODIES:
+            section, at = _value(message, at)
+            if kind in (ANNOTATIONS, APPLICATION_PROPERTIES) and _is_in(section, kinds):
+                return True
+            if kind == PROPERTIES and any(
+                isinstance(value, bytes) and len(value) > SHORT_STRING
+                for value in section[CONTENT_TYPE_AND_ENCODING]
+            ):
+                return True
     except (IndexError, RecursionError):
         pass
     return False
@@ -163,9 +170,12 @@ async def _frame(reader: asyncio.StreamReader) -> Frame:
 
 
 def _value(data: bytes, at: int) -> tuple[Any, int]:
-    """The value that begins there, and where it ends: numbers as unsigned, maps as lists, and bytes of all
-    others."""
-    code, at = data[at], at + 1
+    """The value that begins there, and where it ends: numbers as unsigned, maps and arrays as lists, and
+    bytes of all others."""
+    return _content(data[at], data, at + 1)
+
+
+def _content(code: int, data: bytes, at: int) -> tuple[Any, int]:
     kind = code >> 4
     if kind == 0:  # described: the descriptor goes before
         _, at = _value(data, at)
@@ -178,12 +188,20 @@ def _value(data: bytes, at: int) -> tuple[Any, int]:
     wide = 4 if kind % 2 else 1
     start = at + wide
     end = start + int.from_bytes(data[at:start])
-    if kind not in (12, 13):
+    if kind < 12:
         return data[start:end], end
     items, at = [], start + wide
-    for _ in range(int.from_bytes(data[start:at])):
-        item, at = _value(data, at)
-        items.append(item)
+    count, code = int.from_bytes(data[start:at]), data[at]
+    if kind < 14:
+        for _ in range(count):
+            item, at = _value(data, at)
+            items.append(item)
+    else:  # an array: all of one kind, of which some have no bytes
+        at += 1
+        while at < end and len(items) < count:
+            item, after = _content(code, data, at)
+            items.append(item)
+            at = max(after, at + 1)
     return items, end
 
 

@@ -4,13 +4,15 @@ import asyncio
 import time
 from typing import Any
 
-from tests.rig import WAIT_TIMEOUT, messenger, until
+from tests.rig import WAIT_TIMEOUT, declare, messenger, until
 from tests.sandbox_faults import Latency
 from worker.amqp import consumer
 from worker.amqp.connection import RawChannel
 from worker.amqp.consumer import Delivery, EndReason, Subscription
 from worker.amqp.queue import depth
 from worker.broker.topology import Topology
+from worker.errors import BrokerUnreachable
+from worker.partitions import worker as partitions
 from worker.pipeline.journey import Journeys
 
 SOON = 10  # seconds; the grace of a drain is 25
@@ -52,6 +54,24 @@ async def test_a_defect_while_the_lease_is_renewed_holds_nobody_up(rig, monkeypa
     await until(lambda: time.monotonic() - subscription._lease_renewed_at > 0.5, "the end of the lease")
     async with asyncio.timeout(SOON):
         assert (await requester.ask(messenger()))["status"] == "registered"
+
+
+async def test_a_broker_that_does_not_answer_at_a_take_over_is_no_defect(rig, monkeypatch):
+    answers = iter([True, False])  # while connecting, and before the first request
+
+    async def sometimes(*_: object) -> bool:
+        if not next(answers, True):
+            raise BrokerUnreachable("RabbitMQ does not answer")
+        return False
+
+    monkeypatch.setattr(partitions, "exists", sometimes)
+    requester = await rig.requester_for(rig.settings())
+    await declare(rig.settings())
+    wanted = await requester.publish(messenger())
+    await rig.start_worker(rig.settings())
+    assert (await requester.reply(wanted))["status"] == "registered"
+    assert [why for _, why in rig.events.of("returned")] == ["RabbitMQ does not answer"]
+    assert not rig.events.of("processing_failed")
 
 
 async def test_what_a_subscription_held_that_has_ended_by_itself_comes_again_on_the_same_connection(

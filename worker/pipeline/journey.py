@@ -24,6 +24,7 @@ from worker.amqp.publisher import Publisher
 from worker.broker.status import StandingOrders
 from worker.contract.registration import Rejection
 from worker.contract.timestamps import ArrivalClock
+from worker.errors import BrokerUnreachable
 from worker.events import EventListener, Tracing
 from worker.pipeline.forward import Forwarder
 from worker.pipeline.lanes import Lanes
@@ -132,9 +133,12 @@ class Journeys:
             self._fail(task.get_name(), error)
 
     def _fail(self, what: str, error: BaseException) -> None:
-        """A defect of the worker: the intake gives everything back."""
-        self._events.processing_failed(what, type(error).__name__)
-        self.end = End(EndReason.FAILED)
+        """A defect of the worker, unless the broker does not answer: the intake gives everything back."""
+        if isinstance(error, BrokerUnreachable):
+            self.end = End(EndReason.FAILED, str(error))
+        else:
+            self._events.processing_failed(what, type(error).__name__)
+            self.end = End(EndReason.FAILED)
 
     @property
     def lanes(self) -> int:

@@ -291,6 +291,9 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig,
     assert file.stat().st_mode & 0o777 == 0o600
     secrets = [MESSENGER["ottPlatformAttributes"][name] for name in ("applicationSecret", "pageAccessToken")]
     assert not [secret for secret in secrets if secret in file.read_text()]
+    some = await dead_letters(rig, "export", str(tmp_path / "some.csv"), "p", "nobody")
+    assert (some.code, some.out.startswith("1 dead letter written")) == (1, True)
+    assert some.err == "ott-worker: no dead letter matches nobody\n"
 
     # As a spreadsheet saves it: another delimiter, quoted cells; one row corrected, one taken out.
     rows = list(csv.reader(file.read_text(encoding="utf-8-sig").splitlines()))
@@ -301,6 +304,7 @@ async def test_letters_are_exported_corrected_in_a_spreadsheet_and_replayed(rig,
     ended = await dead_letters(rig, "replay", "--patch", str(file), "--json")
     assert ended.code == 0, ended.err
     assert ended.documents[-1] == {"replayed": 2, "left": 0, "notReplayable": 0}
+    assert {each["letter"] for each in ended.documents[:-1]} == {row[0] for row in rows[1:3]}
     corrected = json.loads(messenger("p", "new; name", pageAccessToken="new-token"))
     bodies = [json.dumps(corrected, separators=(",", ":")).encode(), messenger("q", "old q")]
     calls = rig.sandbox.history.registration_calls[-2:]

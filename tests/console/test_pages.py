@@ -8,7 +8,9 @@ import pytest
 
 from tests.console.test_changes import dead, listed, post, refusal
 from tests.rig import messenger
+from worker.broker.status import publish_order
 from worker.console.sources import Cached
+from worker.contract.status import Order
 from worker.errors import BrokerUnreachable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,6 +29,18 @@ async def test_the_overview_counts_what_was_settled_and_says_what_to_do(requeste
     assert document["latencySeconds"]["median"] > 0
     assert [cause["count"] for cause in document["deadLetters"]] == [1]
     assert len(document["lastHour"]) == 60
+
+
+async def test_a_pause_stands_out_where_no_worker_runs_and_nothing_waits(rig, requester, console):
+    await rig.stop_first()
+    await publish_order(rig.settings(), Order.now("pause", "maintenance", by="ann@host"))
+
+    def is_told(page: dict[str, Any]) -> bool:
+        return [each["state"] for each in page["situation"]] == ["no_worker", "paused"]
+
+    document = await console.becomes("/", is_told)
+    assert [each["stops"] for each in document["situation"]] == [False, True]
+    assert 'class="banner bad"' in await console.html("/")
 
 
 async def test_letters_are_filtered_by_the_url(rig, requester, console):

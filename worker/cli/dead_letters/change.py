@@ -117,12 +117,12 @@ def export(
     Example: ott-worker dead-letters export letters.csv --reason rejected
     """
 
-    async def look() -> list[bytes]:
-        async with open_dead_letters(load_settings(), Say()) as queue:
-            found, _ = await queue.find(selection, partial(row, reveal=reveal))
-        return found
+    async def look() -> tuple[list[bytes], frozenset[str]]:
+        async with open_dead_letters(load_settings(), say) as queue:
+            return await queue.find(selection, partial(row, reveal=reveal))
 
-    rows = asyncio.run(look())
+    say = Say()
+    rows, missing = asyncio.run(look())
     try:
         # A file that is there already may be open to others.
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
@@ -131,7 +131,8 @@ def export(
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from None
     output.line(f"{letters(len(rows))} written to {file}.")
-    return 1 if selection.id and not rows else 0
+    tell_missing(say, missing, rows)
+    return 1 if missing else 0
 
 
 def _change(
@@ -202,8 +203,8 @@ async def _perform(run: Run, rate: float | None, *, follow: bool) -> None:
 
 def _report(run: Run, *, as_json: bool) -> None:
     if as_json:
-        for record in run.outcomes.values():
-            output.json_line(record)
+        for key, record in run.outcomes.items():
+            output.json_line({"letter": key, **record})
         not_replayable = run.plan.counts["not_replayable"]
         output.json_line({run.participle: run.done, "left": run.left, "notReplayable": not_replayable})
         return

@@ -17,6 +17,7 @@ import errno
 import os
 import resource
 import select
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.request import getproxies, proxy_bypass
@@ -30,7 +31,7 @@ from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
 from worker.settings.checks import parsed_url
 
-IDLE_TIMEOUT = 30.0  # seconds that an idle connection is kept
+IDLE_TIMEOUT = 30.0  # seconds for which an idle connection may be used again
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
@@ -86,12 +87,15 @@ class _Connection(asyncio.Protocol):
     """One connection, taken over from aiohttp, for one exchange at a time. Outside of an exchange every byte
     ends it."""
 
-    def __init__(self, opened: Connection, ended: "Callable[[_Connection], None]") -> None:
+    def __init__(
+        self, opened: Connection, tls: ssl.SSLContext, ended: "Callable[[_Connection], None]"
+    ) -> None:
         protocol, transport = opened.protocol, opened.transport
         if protocol is None or transport is None or protocol.should_close:
             raise aiohttp.ServerDisconnectedError
         self._opened = opened
         self._transport = transport
+        self.tls = tls
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._reader: ResponseReader | None = None
@@ -298,18 +302,18 @@ class Http:
         return reader.response
 
     async def _open(self, endpoint: HttpEndpoint) -> _Connection:
-        where, proxy = endpoint.url, endpoint.proxy
+        where, proxy, tls = endpoint.url, endpoint.proxy, self._settings.tls("mc")
         request = aiohttp.ClientRequest(
             "POST",
             where,
             loop=self._loop,
-            ssl=self._settings.tls("mc"),
+            ssl=tls,
             proxy=proxy.url if proxy else None,
             proxy_headers={"Host": where.host_port_subcomponent or "", **(proxy.headers if proxy else {})},
         )
         opened = await self._connector.connect(request, [], self._connecting)
         try:
-            connection = _Connection(opened, self._connections.discard)
+            connection = _Connection(opened, tls, self._connections.discard)
         except BaseException:
             opened.close()
             raise
@@ -317,14 +321,16 @@ class Http:
         return connection
 
     def _kept(self, idle: list[_Connection]) -> _Connection | None:
-        """The connection that has been idle for the shortest time."""
-        now = self._loop.time()
+        """The connection that has been idle for the shortest time. One that was verified by certificates that
+        have been replaced since is closed."""
+        now, tls = self._loop.time(), self._settings.tls("mc")
         while idle and (idle[0].is_ended or idle[0].idle_until < now):
             idle.pop(0).close()
         while idle:
             connection = idle.pop()
-            if not connection.is_ended:
+            if not connection.is_ended and connection.tls is tls:
                 return connection
+            connection.close()
         return None
 
     @staticmethod

@@ -104,6 +104,21 @@ async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
 
 
+async def test_replaced_certificates_end_the_connections_that_the_old_ones_vouch_for(
+    tls_sandbox, authority, stranger, tmp_path
+):
+    ca = tmp_path / "replaced.pem"
+    ca.write_bytes(authority.ca.read_bytes())
+    async with MarketingCloud(upstream_settings(tls_sandbox, ca), EventListener()) as cloud:
+        token = await cloud.accounts.get(None)
+        assert (await cloud.register(messenger(), token, _at_once)).status == 201
+        ca.write_bytes(stranger.ca.read_bytes())
+        answer = await cloud.register(messenger(), token, _at_once)
+        assert "the TLS certificate was not accepted" in answer.message
+        ca.write_bytes(authority.ca.read_bytes() + stranger.ca.read_bytes())
+        assert (await cloud.register(messenger(), token, _at_once)).status == 201
+
+
 async def _at_once() -> None:
     """Nothing has to be ensure_lease first."""
 

@@ -258,7 +258,8 @@ async def test_kept_connections_that_swallow_everything_cost_one_time_out_and_no
             assert (await post(client, url, b"x", HEADERS)).status == 201
 
 
-async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun():
+@pytest.mark.parametrize("beginning", [CREATED[:10], b"\r\n" + CREATED[:10]])
+async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun(beginning):
     calls = 0
 
     async def handle(reader, writer):
@@ -269,7 +270,7 @@ async def test_a_call_is_repeated_only_once_and_never_after_an_answer_has_begun(
             if calls == 1:
                 writer.write(CREATED)
             elif calls == 2:
-                writer.write(CREATED[:10])
+                writer.write(beginning)
                 return
             else:
                 return

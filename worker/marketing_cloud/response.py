@@ -50,7 +50,7 @@ class ResponseReader:
     @property
     def has_begun(self) -> bool:
         """Whether the beginning of a response has come."""
-        return self.has_head or self._data.startswith(_START)
+        return self.has_head or self._data.lstrip(b"\r\n").startswith(_START)
 
     @property
     def response(self) -> Response:

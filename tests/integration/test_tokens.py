@@ -1,6 +1,7 @@
 """Tokens against the sandbox: cached by account, refreshed ahead, by one caller (contract §6)."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -55,6 +56,32 @@ async def test_each_account_has_its_own(sandbox, settings):
     assert default is first
     assert first is not second
     assert [call.account for call in sandbox.history.token_calls] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("instance", "url"),
+    [
+        ("MC1.rest.marketingcloudapis.com/", "https://mc1.rest.marketingcloudapis.com"),
+        ("https://mc1.rest.marketingcloudapis.com/a?b", "https://mc1.rest.marketingcloudapis.com"),
+        ("http://mc1.rest.marketingcloudapis.com", None),
+        ("https://u@mc1.rest.marketingcloudapis.com", None),
+        ("https://mc1.rest.marketingcloudapis.com:443", None),
+        ("https://marketingcloudapis.com.example", None),
+        ("x y.marketingcloudapis.com", None),
+        ("a..marketingcloudapis.com", None),
+        ("xn--a.marketingcloudapis.com", None),
+        ("a\\b.marketingcloudapis.com", None),
+    ],
+)
+async def test_a_token_may_name_a_host_of_marketing_cloud_and_nothing_else(sandbox, settings, instance, url):
+    body = json.dumps({"access_token": "t", "rest_instance_url": instance})
+    sandbox.faults.add(Status(path="token", status=200, body=body))
+    async with MarketingCloud(settings(mc_rest_url=None), EventListener()) as cloud:
+        if url:
+            assert (await cloud.accounts.get(None)).rest_url == url
+        else:
+            with pytest.raises(TokenTrouble, match="set OTT_MC_REST_URL"):
+                await cloud.accounts.get(None)
 
 
 async def test_a_token_is_refreshed_ahead_while_the_old_one_is_used(sandbox, cloud):

@@ -5,13 +5,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from worker.contract.secrets import SecretMask
 from worker.errors import WorkerError
 from worker.events import TokenResult
 from worker.marketing_cloud.answer import Cause, json_object, read_answer
 from worker.marketing_cloud.response import Response
+from worker.settings.checks import parsed_url
 
 REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetched
 REFRESH_SHARE = 0.25  # of a short token's life, instead
@@ -153,10 +153,10 @@ def _instance_url(value: object) -> str:
     """`rest_instance_url`, with or without a scheme, and only below Marketing Cloud's own domain."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            parts = urlsplit(value if "://" in value else f"https://{value}")
-            host = parts.hostname or ""
-            if parts.scheme == "https" and host.endswith(REST_DOMAIN) and parts.netloc.lower() == host:
-                return f"https://{host}"
+            url = parsed_url(value if "://" in value else f"https://{value}", "https")
+            is_host_alone = url.user is None and url.explicit_port is None
+            if is_host_alone and str(url.raw_host).endswith(REST_DOMAIN):
+                return f"https://{url.raw_host}"
     raise TokenTrouble(
         Cause.NO_TOKEN, "the token names no REST URL under marketingcloudapis.com: set OTT_MC_REST_URL"
     )

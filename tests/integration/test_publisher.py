@@ -4,16 +4,20 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.faults.proxy import Proxy
 from tests.rig import Events, declare, messenger, until
 from worker.amqp import confirm_channel
+from worker.amqp import publisher as publisher_module
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, build
 from worker.amqp.publisher import DIRECT_REPLY_TO, Publisher, is_well_formed
 from worker.broker.topology import Topology
+from worker.errors import BrokerUnreachable
 from worker.events import EventListener
 from worker.settings import Settings
 
@@ -44,6 +48,28 @@ async def test_a_broken_reply_address_disturbs_no_other_reply(rig, requester):
     assert not rig.events.of("publisher_lost")
     # It is a label of a metric, for the worker's own queues alone.
     assert not rig.events.of("publish_turned_down")
+
+
+async def test_a_connection_that_is_closed_with_nothing_under_way_is_not_opened_at_once(
+    make_settings, monkeypatch
+):
+    """As where a user may open no more channels: nothing goes elsewhere, and the next one ends like it."""
+    failed = asyncio.get_running_loop().create_future()
+
+    async def once(_source: object, use: Callable[..., Any], _on_failure: object) -> None:
+        lost = asyncio.get_running_loop().create_future()
+        lost.set_result(None)
+        try:
+            await use(SimpleNamespace(lost=lost, is_open=False, was_closed_for_cause=True))
+            failed.set_result(None)
+        except BrokerUnreachable as error:
+            failed.set_result(error)
+
+    monkeypatch.setattr(publisher_module, "keep_connected", once)
+    publisher = Publisher(make_settings(), EventListener())
+    publisher.start()
+    assert isinstance(await failed, BrokerUnreachable)
+    await publisher.stop()
 
 
 def test_a_malformed_reply_address_is_known_without_a_connection():

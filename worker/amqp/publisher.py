@@ -44,9 +44,11 @@ class KeptChannel(ConfirmChannel):
         """`apart` opens a connection for publishes of which one has ended its own."""
         super().__init__(name, events, is_for_stream=is_for_stream)
         self._apart = apart
+        self.had_suspects = False  # when it closed last
 
     async def keep(self, connection: Connection) -> None:
         """Keep a channel open on `connection` and write what is waiting, until cancelled."""
+        self.had_suspects = False
         while connection.is_open:
             with contextlib.suppress(BrokerUnreachable):
                 await self.serve(connection)
@@ -90,7 +92,9 @@ class KeptChannel(ConfirmChannel):
             told = " ".join(str(part) for part in reason.args if part is not None)
             self.events.channel_closed(self.name, " ".join(told.split())[:200] or "no reason was given")
         is_for_cause = self._connection is not None and self._connection.was_closed_for_cause
-        if (is_for_cause or is_blame(reason)) and not self.is_for_stream:
+        is_blamed = is_for_cause or is_blame(reason)
+        self.had_suspects = is_blamed and not self.is_for_stream and bool(under_way)
+        if self.had_suspects:
             self._run(self._publish_apart(under_way))
             return
         if (error := error_of(reason)) is not None:
@@ -215,7 +219,7 @@ class Publisher:
                 await connection.lost
                 for task in kept:
                     task.cancel()
-            if not connection.was_closed_for_cause:
+            if not (connection.was_closed_for_cause and any(each.had_suspects for each in channels)):
                 raise BrokerUnreachable("connection lost")
             events.publisher_lost("connection lost")  # another at once: what is to blame goes elsewhere
 

@@ -67,7 +67,7 @@ def host_name(host: str) -> str:
 
 
 def address_of(name: str) -> IPv4Address | IPv6Address | None:
-    """The address that a name is, None where it is no address."""
+    """The name as an IP address, or None if it is none."""
     try:
         return ip_address(name)
     except ValueError:

@@ -27,7 +27,7 @@ SASL_INIT, SASL_OUTCOME = 0x41, 0x44
 SOURCE, TARGET, MODIFIED = 0x28, 0x29, 0x27
 ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = 0x72, 0x73, 0x74
 CONTENT_TYPE_AND_ENCODING: Final = slice(6, 8)  # of the properties
-SHORT_STRING: Final = 255  # bytes that AMQP 0-9-1 has for one
+SHORT_STRING: Final = 255  # bytes of a short string in AMQP 0-9-1, at most
 BODIES: Final = (0x75, 0x76, 0x77)
 NULL, TRUE, ZERO, PLAIN = b"\x40", b"\x41", b"\x43", b"\xa3\x05PLAIN"
 TEXT, BINARY = b"\xb1", b"\xb0"
@@ -55,7 +55,7 @@ async def spend_deliveries(settings: Settings, connection: Connection, queue: st
     Returns how many times. Raises BrokerUnreachable, also where RabbitMQ does not speak AMQP 1.0."""
     try:
         async with asyncio.timeout(TIMEOUT):
-            # Since 4.3 RabbitMQ leaves numbers out that it cannot say.
+            # Since 4.3 RabbitMQ leaves out numbers that AMQP 0-9-1 cannot hold.
             version = tuple(
                 int(part) for part in connection.server_version.split(".")[:2] if part.isdecimal()
             )
@@ -196,7 +196,7 @@ def _content(code: int, data: bytes, at: int) -> tuple[Any, int]:
         for _ in range(count):
             item, at = _value(data, at)
             items.append(item)
-    else:  # an array: all of one kind, of which some have no bytes
+    else:  # an array: one type for all its values, which may take no bytes
         at += 1
         while at < end and len(items) < count:
             item, after = _content(code, data, at)

@@ -82,7 +82,7 @@ class ConfirmChannel:
         return publish.future
 
     async def close(self) -> None:
-        """Cancel what has no outcome."""
+        """Cancel all publishes without an outcome."""
         tasks = [*self._tasks]
         for future in (*tasks, *self._pending):
             future.cancel()
@@ -284,7 +284,7 @@ class LoneChannel(ConfirmChannel):
         self.connection = connection
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._source = source
-        self._suspects: list[Publish] = []  # under way when it was lost
+        self._suspects: list[Publish] = []  # publishes under way when the channel was lost
         self._closed_by: BaseException | None = None
         self._probing: asyncio.Task[set[Message]] | None = None
         self._run(self._serve())

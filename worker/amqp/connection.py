@@ -60,7 +60,7 @@ class Endpoint(NamedTuple):
     port: int
 
 
-# Loop times, for all connections of a process: it could not be reached, or its connection was lost.
+# Loop times at which a node could not be reached or its connection was lost, for the whole process.
 _failed_at: dict[tuple[str, int], float] = {}
 
 
@@ -312,7 +312,7 @@ async def connect(settings: Settings, purpose: str) -> Connection:
             return await _connect_to(endpoint, settings, purpose, timeout)
         except BrokerUnreachable as error:
             node, problem = node_name(endpoint.url), error.args[0]
-            # Another address of the node that answered has the better error.
+            # Prefer the error of an address that answered.
             if problem is not Cause.REFUSED or node not in problems:
                 problems[node] = problem
     raise BrokerUnreachable(

@@ -42,7 +42,7 @@ class Publish:
     overdue: int = 0
 
     def fail(self, error: WorkerError) -> None:
-        """End it in an error, if it has no outcome yet."""
+        """End this publish in an error, unless it has an outcome."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -72,7 +72,7 @@ class Ledger:
         self._waiting.append(publish)
 
     def put_back(self, publishes: Iterable[Publish]) -> None:
-        """Queue some before those that wait."""
+        """Queue publishes ahead of those that wait."""
         self._waiting.extendleft(reversed([*publishes]))
 
     def next(self) -> Publish | None:
@@ -121,7 +121,7 @@ class Ledger:
             publish.sent_at = now
 
     def lost(self) -> list[Publish]:
-        """The channel is gone: take out what was under way on it and has no outcome."""
+        """The channel is gone: take out the publishes that were under way on it, without an outcome."""
         under_way = [publish for publish in self._sent.values() if not publish.future.done()]
         self._sent.clear()
         self._tags.clear()

@@ -221,7 +221,7 @@ class Publisher:
                     task.cancel()
             if not (connection.was_closed_for_cause and any(each.had_suspects for each in channels)):
                 raise BrokerUnreachable("connection lost")
-            events.publisher_lost("connection lost")  # another at once: what is to blame goes elsewhere
+            events.publisher_lost("connection lost")  # reconnect at once: suspects go by other connections
 
         serve = keep_connected(
             partial(connected, self._settings, purpose), use, lambda error: events.publisher_lost(str(error))

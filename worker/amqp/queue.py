@@ -240,7 +240,7 @@ class QueueBrowser:
         return self._read(count, [min(LARGEST_PREFETCH, max(count, held) + TAKE_WINDOW)])
 
     async def _read(self, count: int, prefetches: list[int]) -> Deliveries:
-        """By one consumer after the other, with these prefetches."""
+        """Read by one consumer after the other, with these prefetches."""
         consumers = enumerate(prefetches)
         for _ in range(count):
             if not self._arrived and not self._credit:

@@ -157,7 +157,7 @@ async def open_stream(
 
 @dataclass(slots=True)
 class _Consumer:
-    """What a channel delivers of one stream: its messages, and None behind the last one."""
+    """The messages that a channel delivers from one stream, then None."""
 
     connection: Connection
     channel: AbstractChannel

@@ -39,7 +39,7 @@ class JournalIndex:
         self.since = since
         self.next_offset = 0
         self.began_at: Entry | None = None  # the first entry that was read
-        # The stream's first entry after the last reading: what was trimmed meanwhile counts as not read.
+        # The stream's first entry after the last reading: entries that were trimmed meanwhile were not read.
         self.first: Entry | None = None
         self._own: dict[tuple[str, int], tuple[int, int]] = {}
         self._hash_key = os.urandom(16)  # nobody can choose an id whose hash is another's

@@ -30,7 +30,7 @@ MISSING_FOR: Final = 30.0  # seconds that a missing requests queue may take to c
 CHECK_INTERVAL: Final = 5.0  # seconds of silence, before RabbitMQ is asked whether it still works
 CONFIRM_TIMEOUT: Final = 20.0  # seconds without a confirm, while one is waited for
 LOST: Final = "The connection to RabbitMQ was lost"
-REFUSALS: Final = (DeliveryError, AMQPChannelError)  # RabbitMQ has something against the message
+REFUSALS: Final = (DeliveryError, AMQPChannelError)  # RabbitMQ refuses the message
 
 OnReply = Callable[[str, bytes], None]
 
@@ -60,7 +60,7 @@ class Requester:
         first, *others = split_urls(settings.now("amqp_url"))
         self._other_nodes = len(others) if connection is None else 0  # to try before entering fails
         url = URL(first) if connection is None else getattr(connection, "url", URL())
-        # With the user's name in it, so that permissions can keep the publishers' queues apart.
+        # The name holds the user's, so that permissions can separate the publishers' queues.
         own = f"{url.user}.{job}" if url.user not in (None, "", "guest") else job
         self.queue: Final = f"{settings.prefix}.job.{own}" if on_reply else None
         self.waiting_at_start = 0

@@ -257,7 +257,7 @@ def _of_workers(workers: Iterable[WorkerStatus], pause: Pause | None = None) -> 
         for each in of_worker(worker):
             cause = f"{worker.place}, which stands by: {each.cause}"
             conditions.append(replace(each, stops=False, cause=cause) if is_idle else each)
-    # The first of several with one headline.
+    # Of conditions with the same headline, the first.
     return {each.headline: each for each in reversed(conditions)}.values()
 
 

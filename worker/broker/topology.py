@@ -126,7 +126,7 @@ class Watch:
     depths: dict[str, int] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Look over and over, until cancelled."""
+        """Check the objects at intervals, until cancelled."""
         known = None
         while True:
             current = self._connection()
@@ -143,7 +143,7 @@ class Watch:
             await asyncio.sleep(CHECK_INTERVAL / 10 if current is None else CHECK_INTERVAL)
 
     async def _look(self, connection: Connection) -> list[str]:
-        """What is missing."""
+        """Names of missing objects."""
         gone, depths = [], {}
         async for name, error, messages in _each(connection, self._settings, passive=True):
             if error is not None and error.problem is Problem.MISSING:

@@ -32,10 +32,10 @@ from worker.marketing_cloud.token import TokenTrouble
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 
 Mark = Literal["ok", "note", "FAIL"]
-# What a step has found. A `note` is no failure: it says why nothing happens.
+# What a step has found. A `note` is no failure, only something to know.
 Findings = AsyncIterator[tuple[Mark, str]]
 STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
-CODES = {"workers": 1}  # exit codes of steps whose failure is none of the broker or of Marketing Cloud
+CODES = {"workers": 1}  # exit codes of steps; 3 for all others
 NEEDED_SCOPE = "ott_channels_write"
 MARKETING_CLOUD = ("mc_subdomain", "mc_auth_url", "mc_rest_url", "mc_client_id", "mc_client_secret")
 
@@ -87,7 +87,7 @@ class _Report:
             self.code = self.code or code
 
     async def step(self, name: str, findings: Findings) -> bool:
-        """Print what it finds; whether there was no failure."""
+        """Print the findings of a step. Returns whether none is a failure."""
         try:
             is_well = True
             async for mark, text in findings:
@@ -156,7 +156,7 @@ async def _policies(settings: Settings, url: URL) -> Findings:
     for queue in (names.requests, *map(names.partition, partitions)):
         limits = await limits_of(url, queue, tls)
         if limits is None:
-            return  # neither there nor elsewhere
+            return  # nor can the limits of the other queues be read
         for warning in policy_warnings(queue, limits, settings.hold_limit):
             yield "note", warning
 

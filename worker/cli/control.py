@@ -37,7 +37,7 @@ def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")
 
 
 async def _order(kind: OrderKind, why: str) -> str:
-    """Give the order; how many workers obey."""
+    """Publish the order. Returns how many workers obey."""
     settings = load_settings()
     await publish_order(settings, Order.now(kind, why.strip(), by=whoami()))
     deadline = asyncio.get_running_loop().time() + OBEY_TIMEOUT

@@ -38,7 +38,7 @@ WAIT_TIMEOUT = 60.0  # seconds for each answer
 # The API document's own examples and some bad requests: what is sent, what must come back, and the name that
 # Marketing Cloud must hold then.
 SCENES: list[dict[str, Any]] = json.loads((HERE / "demo.json").read_bytes())
-# Others are not those of the demonstration, even where the environment sets them.
+# These settings stay unset, whatever the environment says.
 NOT_SET = dict.fromkeys(("mc_account_id", "mc_subdomain", "rate_limit", "console_password", "console_url"))
 
 
@@ -80,7 +80,7 @@ def demo(
 async def _demo(console: Console, settings: Settings, *, serve: bool) -> int:
     task, is_serving = asyncio.current_task(), False
     assert task is not None
-    # Once: what is deleted then must not be left half done.
+    # Only the first signal counts: a second one must not interrupt the deletion.
     on_end(lambda: task.cancelling() or task.cancel())
     try:
         async with AsyncExitStack() as stack:

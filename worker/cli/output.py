@@ -62,7 +62,7 @@ def flush() -> None:
 
 @contextlib.contextmanager
 def _for_a_reader() -> Iterator[None]:
-    """One that has gone away, such as `head`, ends the command quietly."""
+    """A reader that has gone away, such as `head`, ends the command without an error."""
     try:
         yield
     except BrokenPipeError:

@@ -71,7 +71,7 @@ async def _status(screen: "Screen", *, watch: bool, as_json: bool) -> None:
 
 
 class Screen:
-    """What the last look has shown."""
+    """The status of the last look."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -81,7 +81,7 @@ class Screen:
         self._letters_seen = (0, float("-inf"))  # how many there were, and when
 
     async def read(self) -> None:
-        """Look. Raises BrokerUnreachable."""
+        """Read the status. Raises BrokerUnreachable."""
         async with connected(self._settings, "status") as connection:
             names = Topology(self._settings.prefix)
             overview, rates = await read_overview(connection, names), {}
@@ -99,7 +99,7 @@ class Screen:
         self._situation = judge(overview, Counter(letter["reason"] for letter in self._letters))
 
     async def _read_letters(self, count: int) -> None:
-        """Look at them again when their number has changed, or now and then."""
+        """Read the dead letters again when their number has changed, or after a while."""
         before, at = self._letters_seen
         if count == before and time.monotonic() - at < LETTERS_INTERVAL:
             return

@@ -14,7 +14,7 @@ from worker.contract.timestamps import moment
 from worker.dead_letters.patch import flag_of
 from worker.errors import UsageError
 
-# The filters, by their names in a URL.
+# The filters by their names in the URL.
 JOURNAL_FILTERS = ("id", "resource", "platform", "account", "reason", "status")
 TIMES = ("since", "until")
 LETTER_FILTERS = ("reason", "platform", "resource", "account", "user", "error", "cause", "id", *TIMES)

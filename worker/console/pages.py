@@ -281,7 +281,7 @@ def _records(search: Cached[JournalPage]) -> list[dict[str, Any]]:
 
 
 def _searched(search: Cached[JournalPage]) -> dict[str, Any]:
-    """How far a search has come."""
+    """The progress of a search."""
     page = search.value
     return {
         "asOf": search.as_of,

@@ -21,7 +21,7 @@ from worker.release import version
 from worker.settings import Settings
 
 SESSION: web.RequestKey[str] = web.RequestKey("session", str)
-"""What those who are logged in call themselves."""
+"""The name that the person who is logged in has given."""
 
 
 class Page(NamedTuple):

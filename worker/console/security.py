@@ -77,9 +77,9 @@ class Guard:
         if not self._is_local:
             names += [settings.console_host, socket.gethostname()]
         self._names = {name.lower() for name in names if name}
-        self._sessions: dict[str, tuple[str, float]] = {}  # by cookie: its owner's name, when it ends
+        self._sessions: dict[str, tuple[str, float]] = {}  # by cookie: the name, when the session ends
         self._opened_by = self._password
-        self._guesses: dict[str, tuple[float, int]] = {}  # of a client: since when, and how many
+        self._guesses: dict[str, tuple[float, int]] = {}  # wrong ones of a client: since when, how many
         self.token = secrets.token_urlsafe(24)
         # Ports do not keep the cookies of two consoles on one host apart.
         place = f"{settings.prefix}\0{self._url.path}"
@@ -144,7 +144,7 @@ class Guard:
         cookie = request.cookies.get(self.cookie, "")
         if not self.wants_password and _is_equal(request.query.get("token", ""), self.token):
             cookie = self._begin_session("")
-            if is_look:  # the same page again, without the token in its URL
+            if is_look:  # redirect to the same page without the token in its URL
                 bare = request.rel_url.without_query_params("token").path_qs
                 raise self._entered(request, local_path(bare, self._settings), cookie)
         if (name := self._name_of(cookie)) is not None:
@@ -182,7 +182,7 @@ class Guard:
         """Opens a session for the right password."""
         form = await request.post()
         following, now = str(form.get("next", "/")), time.monotonic()
-        # A proxy that OTT_CONSOLE_URL tells of names its client.
+        # Behind the proxy of OTT_CONSOLE_URL, the proxy names the client.
         passed_on = request.headers.get("X-Forwarded-For", "") if self._settings.console_url else ""
         client = passed_on.rpartition(",")[2].strip() or request.remote or ""
         since, guesses = self._guesses.pop(client, (now, 0))
@@ -215,7 +215,7 @@ class Guard:
         return self._render.answer(request, "login", document, status=status)
 
     def _begin_session(self, name: str) -> str:
-        """The value of its cookie."""
+        """The value of the session cookie."""
         cookie = secrets.token_urlsafe(32)
         _keep(self._sessions, cookie, (name, time.monotonic() + SESSION_LIFE), SESSIONS_KEPT)
         return cookie
@@ -250,7 +250,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _told(error: Exception) -> tuple[int, str]:
-    """The status and the text that tell of an error."""
+    """The HTTP status and the text for an error."""
     match error:
         case web.HTTPException():
             return error.status, error.reason

@@ -82,7 +82,7 @@ class Cached(Generic[T]):
         return self.reading
 
     async def refreshed(self, timeout: float) -> None:
-        """Wait until it is as new as it should be, or for `timeout` seconds."""
+        """Wait until the value is new enough, `timeout` seconds at most."""
         if (reading := self.refresh()) is not None:
             await asyncio.wait({reading}, timeout=max(0, timeout))
 

@@ -119,7 +119,7 @@ def brief(error: str) -> str:
 
 
 class Settled(BaseModel):
-    """What replies and records tell alike."""
+    """The fields that replies and journal records have in common."""
 
     model_config = ConfigDict(alias_generator=to_camel, frozen=True, hide_input_in_errors=True)
 

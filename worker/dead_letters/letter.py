@@ -95,7 +95,7 @@ class Letter:
 
     @property
     def key(self) -> str:
-        """Its own id."""
+        """The letter's own id."""
         return self.identity[0]
 
     @property

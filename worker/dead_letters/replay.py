@@ -49,13 +49,13 @@ class Sweep:
     _due: float = 0.0  # when the next one may go
 
     async def run(self) -> None:
-        """Do it. Raises as DeadLetterQueue does."""
+        """Remove the letters. Raises as DeadLetterQueue does."""
         planned = frozenset(self.wanted)
         while await self._turn(planned):
             await self._pause(BETWEEN_TURNS)
 
     async def _turn(self, planned: frozenset[tuple[str, str]]) -> bool:
-        """Whether another turn is needed."""
+        """Whether the queue must be read once more."""
         ends_at = time.monotonic() + TURN
         keys = {key for key, _ in planned}
         left = self.wanted.total()
@@ -108,7 +108,7 @@ class Sweep:
                 ends_at = min(ends_at, time.monotonic() + STOP_TIMEOUT)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, unless it is stopped."""
+        """Wait, unless the replay is stopped."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.stop.wait()

@@ -71,7 +71,7 @@ class Run(EventListener):
 
     @property
     def participle(self) -> Literal["replayed", "discarded"]:
-        """What has happened to the letters that are done."""
+        """What became of the letters that are done."""
         return "replayed" if self.plan.kind == "replay" else "discarded"
 
     @property

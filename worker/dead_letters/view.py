@@ -48,7 +48,7 @@ def _hide(document: dict[str, Any], mask: SecretMask) -> None:
     """Mask the secrets of the body in what is known to hold none, and describe everything else."""
 
     def known(value: object, names: Collection[str] = ()) -> Any:
-        """A value that may be shown; of a table the fields of these names."""
+        """A value that may be shown; of an object only the fields `names`."""
         if isinstance(value, list) and names:
             return [known(each, names) for each in value]
         if isinstance(value, dict) and names:

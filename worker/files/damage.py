@@ -144,7 +144,7 @@ def damaged_values(values: Mapping[str, Any], headers: Mapping[str, str]) -> lis
         if kind is SECRET_AS_ID:
             visible, remark = MASK, headers.get(secrets[value], secrets[value])
         elif kind is ERROR_VALUE or (kind is PLACEHOLDER and not value.endswith("…")):
-            visible = f'"{value[:LONGEST_SHOWN]}"'  # no secret, whatever the column
+            visible = f'"{value[:LONGEST_SHOWN]}"'  # an error value or a placeholder is no secret
         elif kind is NOT_DIGITS:
             digits = unicodedata.normalize("NFKC", value)
             remark = f"write {digits}" if _is_digits(digits) else ""

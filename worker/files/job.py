@@ -93,7 +93,7 @@ class Notices(EventListener):
 
     @property
     def current(self) -> str:
-        """The one to show."""
+        """The notice to show."""
         # A paused worker consumes nothing: that no worker takes requests is true then, and not the cause.
         return self.broker or self.workers or self.job
 

@@ -82,7 +82,7 @@ class JobDatabase:
 
     def __init__(self) -> None:
         self.job: str | None = None
-        self._cases: dict[str, Group] = {}  # by what is warned of
+        self._cases: dict[str, Group] = {}  # by warning
         self._rounded: dict[str, set[str]] = {}  # by field, the first different long ids that end in 0
         self._exact: set[str] = set()  # fields with a long id that does not
 
@@ -186,7 +186,7 @@ class JobDatabase:
             if table.unknown:
                 yield f"{name}: columns that no attribute has {kept}: {', '.join(table.unknown)}"
         for page, rows, places in self._shared(_PAGE, "rowid"):
-            if not may_be_rounded(page.split()[1]):  # then these are different ones
+            if not may_be_rounded(page.split()[1]):  # then the ids differ
                 yield f"{page} stands in {rows:,} rows, and the last one wins: {places}"
         for _, pages, places in self._shared("token", "resource"):
             yield f"one {_TOKEN} stands for {pages:,} pages: {places}"

@@ -18,7 +18,7 @@ from worker.files.source import STANDARD_INPUT, Source, Unreadable, elements, en
 from worker.files.table import Record, Table, is_workbook
 from worker.files.workbook import cell_name
 
-# Columns that `submit --failed` adds. Together they mark a file that has come back.
+# Columns that `submit --failed` adds. A file with all of them was written by `--failed`.
 RETURNED: Final = ("error", "line", "row")
 
 _INFOS = [info for platform in PLATFORMS.values() for info in platform.attributes.model_fields.values()]

@@ -165,7 +165,7 @@ def elements(chunks: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str]
                 try:
                     _, ends = _decode(buffer, begins)
                 except (ValueError, RecursionError):
-                    break  # its rest may follow
+                    break  # the rest of it may be in the next chunk
                 if not _AFTER.match(buffer, ends):
                     break
                 line += buffer.count("\n", at, begins)

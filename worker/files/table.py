@@ -132,7 +132,7 @@ def _find_header(rows: Iterator[RawRow]) -> tuple[list[str], list[RawRow]]:
         first.append(row)
         cells = _cells(row)
         known = known_in(cells)
-        if known > 1 or (known == 1 and len(list(filter(clean, cells))) == 1):  # it can be nothing else
+        if known > 1 or (known == 1 and len(list(filter(clean, cells))) == 1):  # no other explanation is left
             return cells, []
     if not first:
         return [], []
@@ -157,7 +157,7 @@ def csv_rows(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterat
     """Each row of the file. Raises Unreadable where the text stops being readable."""
     text = lines(chunks, encoding)
     first = next(text, "")
-    above = int(_separator_in(first) is not None)  # a line that a spreadsheet does not show
+    above = int(_separator_in(first) is not None)  # the line `sep=;`, which a spreadsheet does not show
     reader = reader_of(text if above else chain([first], text), **dialect)
     for number in count(1):
         begins = above + reader.line_num + 1
@@ -206,7 +206,7 @@ def dialect_of(text: str) -> Dialect:
 
 
 def _separator_in(line: str) -> str | None:
-    """The delimiter, if this is the line that tells it to a spreadsheet: `sep=;`."""
+    """The delimiter, if this is a line such as `sep=;`, which tells it to a spreadsheet."""
     found = _SEPARATOR_LINE.match(line.lstrip("\ufeff"))
     return found and found[1]
 

@@ -99,7 +99,7 @@ class _Connection(asyncio.Protocol):
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._reader: ResponseReader | None = None
-        self._received: asyncio.Future[None]  # nothing more of the response comes
+        self._received: asyncio.Future[None]  # done when nothing more of the response comes
         self._has_served = False
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -292,7 +292,7 @@ class Http:
         except BaseException as error:
             connection.close()
             if kept is not None and isinstance(error, _Stale | TimeoutError):
-                self._close(endpoint.idle)  # most likely these have failed too
+                self._close(endpoint.idle)  # the idle ones have probably failed too
             raise
         if reader.keeps_connection and connection.is_sent:
             connection.idle_until = time() + IDLE_TIMEOUT

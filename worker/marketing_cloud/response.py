@@ -57,7 +57,7 @@ class ResponseReader:
         """The response. Ask for it only if `has_head`."""
         body = self._data[self._position :] if self._chunks is None else b"".join(self._chunks)
         if body and "content-encoding" in self.headers:
-            with suppress(zlib.error):  # another encoding
+            with suppress(zlib.error):  # it is encoded in another way
                 body = zlib.decompressobj(_ANY_FORMAT).decompress(body, BODY_LIMIT)
         return Response(self.status, self.headers, body[:BODY_LIMIT])
 

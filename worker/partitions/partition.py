@@ -38,7 +38,7 @@ class PartitionJourneys(Journeys):
         self._epoch = 0  # of the newest barrier
 
     def tell_ended(self, why: End, unsettled: int) -> None:
-        """Tell that the partition is left, if it was taken."""
+        """Report that this worker has left the partition, if it had taken it."""
         if self.is_active:
             self._events.partition_left(self._partition, str(why))
 

@@ -212,7 +212,7 @@ class PartitionCapacity:
             async with self._looking:
                 if self._left > 0:
                     break
-                left = self.limit - self._on_their_way  # before the look, which sees what is confirmed
+                left = self.limit - self._on_their_way  # before the look: confirmed meanwhile counts twice
                 self._left = left - (await look(channel.connection, queue)).ready
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)

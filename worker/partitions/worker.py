@@ -109,10 +109,10 @@ class _Place(Intake):
             return PartitionJourneys(subscription, tools, number, log, lambda: members.have_priorities)
 
         super().__init__(tools, Topology(tools.settings.prefix).partition(number), journeys, leaving)
-        self._is_kept = 1 < tools.settings.partitions >= number  # and not only drained
+        self._is_kept = 1 < tools.settings.partitions >= number  # else it is only drained
         # Monotonic seconds:
         self._subscribed_at = self._asked_at = self._since = 0.0
-        self._owner = ""  # who is to have it, since then
+        self._owner = ""  # the worker that is to have the partition, since then
         self._patience = PATIENCE[0]
 
     @property

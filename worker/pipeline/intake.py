@@ -19,7 +19,7 @@ from worker.errors import BrokerUnreachable
 from worker.pipeline.journey import Attempts, Journeys, Tools
 
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription, or a pause by order
-UNDELIVERABLE_PAUSE = 5.0  # seconds, where what cannot be delivered was not found
+UNDELIVERABLE_PAUSE = 5.0  # seconds, if no undeliverable message was found
 PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before the next subscription
 LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
 
@@ -71,7 +71,7 @@ class Intake:
         if spent:
             self._own_requeues += 1
             self.tools.events.undeliverable(self.queue, spent)
-        else:  # it may be gone; if not, all come nearer to the limit with each subscription
+        else:  # the message may be gone; if not, each subscription brings all nearer to the limit
             await pause(UNDELIVERABLE_PAUSE, self.stopping)
 
     async def _consume(self, connection: Connection) -> bool:

@@ -37,7 +37,7 @@ from worker.settings import Settings
 # ones reach the delivery limit too. One that came back this often is a suspect (lanes.py).
 SUSPECT_AFTER = 3
 
-Identity = tuple[str, int]  # shared by a redelivery and the delivery before it
+Identity = tuple[str, int]  # the same for a message and its redeliveries
 Attempts = dict[Identity, int]
 
 
@@ -67,7 +67,7 @@ class Journeys:
         process = partial(tools.tracing.process, self._process) if tools.tracing else self._process
         self._lanes: Lanes[Request] = Lanes(process, self._pick)
         self._held: list[Delivery] | None = []  # until this worker has taken over
-        self._tasks: set[asyncio.Task[None]] = set()  # beside the lanes
+        self._tasks: set[asyncio.Task[None]] = set()  # tasks besides the lanes
         self.is_active = False  # whether anything was delivered
         self.end: End | None = None  # why the subscription must end
         # For requests that come again because this worker, in good health, gave them back:
@@ -78,7 +78,7 @@ class Journeys:
         """Take in a delivery that has arrived. The first ones are held back, in their order, until this
         worker has taken over."""
         if self._lanes.is_stopped:
-            return  # it goes back to the queue with the rest
+            return  # it is returned to the queue with all others
         if not self.is_active:
             self.is_active = True
             self._tell_active()

@@ -79,7 +79,7 @@ class Sandbox:
         self.faults.clear()
 
     def revoke_tokens(self) -> None:
-        """End all tokens at once."""
+        """Invalidate all tokens."""
         self._tokens.clear()
 
     async def __aenter__(self) -> Self:

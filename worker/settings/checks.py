@@ -14,7 +14,7 @@ from yarl import URL
 from worker.settings.sources import variable
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
-# How pydantic's own errors are told.
+# Our words for pydantic's errors.
 _KINDS = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",

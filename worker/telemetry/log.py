@@ -43,7 +43,7 @@ class LineWriter:
     dropped."""
 
     def __init__(self, descriptor: int, dropped: Callable[[], object]) -> None:
-        """`dropped` is called for each line that is."""
+        """`dropped` is called for each line that is dropped."""
         self._descriptor = descriptor
         self._dropped = dropped
         self._lines: queue.Queue[bytes | threading.Event] = queue.Queue(LINES_KEPT)

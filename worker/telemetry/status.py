@@ -28,10 +28,10 @@ class WorkerPhase(EventListener):
         self.is_active = False
         self.is_draining = False
         self.gate_since: datetime | None = None
-        self.paused_for = 0.0  # seconds, by outages that have ended
+        self.paused_for = 0.0  # seconds of the outages that have ended
         self.connects = 0
         self._settled = 0
-        self._marks = [(time.monotonic(), 0)] * 2  # times and requests settled by then, for the rate
+        self._marks = [(time.monotonic(), 0)] * 2  # (time, requests settled by then), for the rate
         self._has_changed, self.stopping = asyncio.Event(), asyncio.Event()
         told = [name for name, event in EVENTS.items() if event.level not in (None, "debug")]
         self.hear(**{name: partial(self._changed, getattr(self, name)) for name in told})
@@ -67,7 +67,7 @@ class WorkerPhase(EventListener):
         self._has_changed.set()
 
     def rate(self) -> float:
-        """Requests settled a second, lately."""
+        """Recent rate of settled requests, per second."""
         now, (_, last) = time.monotonic(), self._marks
         if now - last[0] >= RATE_WINDOW:
             self._marks = [last, (now, self._settled)]

@@ -211,7 +211,7 @@ def _report(run: Run, *, as_json: bool) -> None:
     is_unknown = run.plan.kind == "replay" and run.done and not run.is_followed
     hint = " ott-worker journal shows what came of them." if is_unknown else ""
     output.line(f"{letters(run.done)} {run.participle}, {run.left} left.{hint}")
-    # Each letter, or groups of them where there are many.
+    # A line for each letter; where there are many, one for each group.
     became = {key: _became(record) for key, record in run.outcomes.items()}
     if len(became) <= NAMED:
         for key, record in run.outcomes.items():

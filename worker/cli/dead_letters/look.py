@@ -96,7 +96,7 @@ def filtered(command: Callable[..., int]) -> Callable[..., int]:
             list_letters(bare_ids=ambiguous.keys, as_json=given.get("as_json", False))
             raise
 
-    # Those that are required go first.
+    # Required arguments go first.
     parameters = sorted([*filters.values(), *own], key=lambda each: each.default is not each.empty)
     with_selection.__dict__["__signature__"] = inspect.Signature(parameters, return_annotation=int)
     with_selection.__annotations__ = {each.name: each.annotation for each in parameters}

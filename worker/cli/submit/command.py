@@ -24,7 +24,7 @@ from worker.files.results import FailedRows, Results
 from worker.files.rows import Group, Reading
 from worker.settings import Settings, load_settings
 
-MOST_PLACES = 1000  # of one kind of problem that are named one by one
+MOST_PLACES = 1000  # places that are listed for one kind of problem
 
 
 def submit(
@@ -169,7 +169,7 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
                 async with report.shown(console, job.tally, job.notices, wait=plan.wait):
                     await job.run(stop)
             finally:
-                _warn(database, reading, say)  # once each: of standard input all is known only now
+                _warn(database, reading, say)  # once each: standard input is known only when all is read
                 if job.tally.read and not quiet:
                     seconds = asyncio.get_running_loop().time() - started
                     console, out = report.console_for_results(), len(job.out.rows)

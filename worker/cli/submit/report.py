@@ -59,7 +59,7 @@ class _Bar(Progress):
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
-        """The same in one line, without the bar."""
+        """The same as one line, without the bar."""
         counts, *others = self._lines()
         return "; ".join([f"{counts}, {self.tasks[0].description}", *others])
 

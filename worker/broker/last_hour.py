@@ -101,5 +101,6 @@ class LastHour:
         self._oldest = min(self._oldest, at)
         self._counts.setdefault(at, Counter())[status] += 1
         latencies = self._latencies.setdefault(at, [])
-        if received is not None and len(latencies) < LATENCIES_KEPT:
+        is_first = not record.get("replay")  # a replay's request was received long before
+        if received is not None and is_first and len(latencies) < LATENCIES_KEPT:
             latencies.append(max(0, completed - received) / 1_000_000)

@@ -9,7 +9,7 @@ from worker.errors import SettingsError
 from worker.settings import load_settings, split_urls, unknown_variables
 
 WRONG = [
-    ("OTT_AMQP_URL", "http://user:s3cret@host", "must be an amqp:// URL"),
+    ("OTT_AMQP_URL", "amqs://user:s3cret@host", "must be an amqp:// or amqps:// URL"),
     (
         "OTT_AMQP_URL",
         "amqp://user:s3cret@host:port/",

@@ -58,7 +58,7 @@ def parsed_url(text: str, *schemes: str) -> URL:
     except ValueError:
         raise ValueError(unreadable) from None
     if url.scheme not in schemes or not name:
-        raise ValueError(f"must be an {schemes[-1]}:// URL")
+        raise ValueError(f"must be an {' or '.join(f'{each}://' for each in reversed(schemes))} URL")
     if not _is_host(name):
         raise ValueError(unreadable)
     return url

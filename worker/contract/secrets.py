@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, takewhile
 from typing import Any, Final, Self
 from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
 
@@ -38,9 +38,10 @@ LONGEST_CHANCE: Final = 3  # digits that may stand in a secret by chance
 _KNOWN_WORDS = frozenset(map(str.casefold, (*PLATFORMS, PLATFORM_NAME, ATTRIBUTES, *FIELDS)))
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL_CASE = re.compile(r"[A-Z]{0,2}[a-z]+(?:[A-Z][a-z]{2,})*")
-# So many numbers or letters in a row may be a secret, as bytes or spelled out.
-_PART = r"(?:\d++|[^\W_]{1,2})(?![^\W_])"
-_SPELLED = re.compile(rf"(?<![^\W_]){_PART}(?:[\W_]++{_PART}){{7,}}")
+# So many numbers or letters in a row may be a secret, as bytes or spelled out, or as hexadecimal in groups.
+_PART = r"(?:\d++|x?[^\W_]{1,2})(?![^\W_])"
+_GROUP = r"[0-9A-Fa-f]{4,}+(?![^\W_])"
+_SPELLED = re.compile(rf"(?<![^\W_])(?:{_PART}(?:[\W_]++{_PART}){{7,}}|{_GROUP}(?:[\W_]++{_GROUP}){{2,}})")
 _APART = re.compile(r"[^\W_]|\s")
 _URL_PARTS = re.compile(r"[&;=#?@:]")
 
@@ -138,9 +139,14 @@ class SecretMask:
     def _forms(self) -> set[str]:
         return {_lower(form) for secret in self._secrets for form in _forms(secret)} - {""}
 
+    @cached_property
+    def _written(self) -> set[str]:
+        """The letters and digits of all forms."""
+        return set(map(_letters, self._forms))
+
     def _spans(self, text: str) -> Iterator[Span]:
         """Where secrets stand, words that are a part of one and not plain, and words that hold the most of
-        one."""
+        one, whatever stands between them."""
         lower = _lower(text)
         for form in self._forms:
             for at in _found(lower, form):
@@ -154,12 +160,18 @@ class SecretMask:
         for span, part in words:
             if len(part) >= SHORT and part in self._all_letters and not self._is_plain(text[slice(*span)]):
                 yield span
-        for secret in self._all_letters.split("\0"):
-            most = max(SHORT, math.ceil(MOST * len(secret)))
-            if most <= len(letters):
-                for start in range(len(secret) - most + 1):
-                    for at in _found(letters, secret[start : start + most]):
-                        yield from of[at : at + most]
+        for form in self._written:
+            most = max(SHORT, math.ceil(MOST * len(form)))
+            if most > len(form):
+                continue
+            # Whatever holds the most of it holds its middle.
+            head, middle, tail = form[:-most], form[len(form) - most : most], form[most:]
+            for at in _found(letters, middle):
+                end = at + len(middle)
+                start = at - _alike(head[::-1], letters[max(0, at - len(head)) : at][::-1])
+                end += _alike(tail, letters[end : end + len(tail)])
+                if end - start >= most:
+                    yield of[start][0], of[end - 1][1]
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -189,6 +201,11 @@ def _found(text: str, wanted: str) -> Iterator[int]:
         at = text.find(wanted, at + len(wanted))
 
 
+def _alike(one: str, other: str) -> int:
+    """How many characters they begin with in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
 def _forms(secret: str) -> Iterator[str]:
     """A secret as it is quoted."""
     data, escaped = secret.encode(errors="replace"), json.dumps(secret)[1:-1]
@@ -197,13 +214,13 @@ def _forms(secret: str) -> Iterator[str]:
         yield from (escaped, json.dumps(escaped)[1:-1], quote(escaped), escaped.replace("/", "\\/"))
         yield from (json.dumps(secret, ensure_ascii=False)[1:-1], html.escape(secret), repr(data)[2:-1])
         yield from (quote(secret, errors="replace"), quote_plus(secret, errors="replace"))
-        yield quote(secret, safe="", errors="replace")
+        yield from (once := quote(secret, safe="", errors="replace"), quote(once))
     for offset in range(3):
         # Characters at both ends depend on what stands beside the secret.
         encoded = base64.b64encode(b"\0" * offset + data + b"\0" * (-(len(data) + offset) % 3))
         middle = encoded[-(-offset * 8 // 6) : len(encoded) - 1 - (-(len(data) + offset) % 3)].decode()
         yield from (middle, middle.translate({ord("+"): "-", ord("/"): "_"}))
-    yield from (data.hex(), "".join(f"&#{ord(char)};" for char in secret))
+    yield from (data.hex(), str(list(data))[1:-1], "".join(f"&#{ord(char)};" for char in secret))
 
 
 def _masked(text: str, spans: Iterable[Span], limit: int | None = None) -> str:

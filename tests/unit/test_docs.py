@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from worker.cli.app import app
+from worker.telemetry.log import SETTLED_FIELDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -58,6 +59,13 @@ def test_the_version_is_the_one_of_the_newest_release_notes_and_of_the_pages():
     assert f"newTag: {version}" in overlay.read_text(encoding="utf-8")
     named = {found for page in PAGES for found in re.findall(r"worker-([\d.]+)-py3", page.read_text("utf-8"))}
     assert named <= {version}
+
+
+def test_the_page_on_logs_names_fields_that_a_settled_line_has():
+    page = (DEPLOY / "docs" / "monitoring.md").read_text("utf-8")
+    found = re.search(r"`settled` event for each request, with ([^.]*)\.", page)
+    assert found
+    assert set(re.findall(r"`(\w+)`", found[1])) <= set(SETTLED_FIELDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

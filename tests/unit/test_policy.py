@@ -144,6 +144,11 @@ def test_the_ceiling_doubles_with_each_failure_up_to_the_longest_wait():
     assert [Backoff(0.5, 30).ceiling(failures) for failures in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
+def test_no_back_off_between_calls_is_longer_than_a_minute():
+    waits = [retry_wait(30, 0.5, None, 300) for _ in range(200)]
+    assert 30 < max(waits) <= 60
+
+
 def test_waits_spread_over_the_whole_time_so_that_many_do_not_come_back_at_once():
     waits = [Backoff(1, 30).draw(3) for _ in range(100)]
     assert min(waits) < 1 < 3 < max(waits)

@@ -48,7 +48,7 @@ REDUCED_HEADER: Final = "x-ott-reduced"
 CLOCK_HEADER: Final = "x-ott-clock"
 
 OWN_HEADERS: Final = "x-ott-"  # the beginning of every header of ours
-# All of them may be shown.
+# Every header named above may be shown. Name one that may hold a secret below.
 PUBLIC_HEADERS: Final = frozenset(value for name, value in vars().items() if name.endswith("_HEADER"))
 
 # Headers that the router adds to a message for a partition: its epoch; when the request arrived, in

@@ -6,6 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aio_pika
@@ -15,7 +16,7 @@ import structlog
 
 from tests.acceptance.test_check import check
 from tests.commands import begin, end, ott_worker
-from tests.rig import Requester, Rig, messenger, until
+from tests.rig import Requester, Rig, messenger, until, worker_status
 from tests.sandbox_faults import Status
 from worker.broker.status import publish_order, read_workers
 from worker.console.server import Console
@@ -186,6 +187,17 @@ async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig):
     assert "killed" not in said
     checked = await check(worker.settings)
     assert (checked.code, "NO WORKER RUNS: 1 request waits" in checked.out) == (1, True)
+
+
+async def test_without_a_worker_what_waits_in_partitions_is_told(rig):
+    requester = await rig.start(partitions=2)
+    await rig.stop_first()
+    exchange, prefix = requester.channel.default_exchange, requester.prefix
+    silent = worker_status(partitions=[1, 2], at=datetime.now(UTC) - timedelta(minutes=1))
+    await exchange.publish(aio_pika.Message(silent.to_json()), f"{prefix}.status")
+    await exchange.publish(aio_pika.Message(messenger()), f"{prefix}.requests.2")
+    checked = await check(rig.settings())
+    assert (checked.code, "1 request waits; host:7 fell silent" in checked.out) == (1, True), checked.out
 
 
 async def _names(worker: Worker) -> list[str]:

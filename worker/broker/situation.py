@@ -69,6 +69,12 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
     except TopologyError as error:
         found.knows_workers = error.problem is not Problem.FORBIDDEN
         found.problems.append(str(error))
+    if not found.workers:
+        # What the router had passed on waits in the partitions of those that fell silent.
+        for number in {number for each in found.lost for number in each.partitions}:
+            with contextlib.suppress(TopologyError):
+                passed_on, _ = await look(connection, names.partition(number))
+                found.queues["requests"] = found.queues.get("requests", 0) + passed_on
     with _told(found):
         found.orders, _ = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)

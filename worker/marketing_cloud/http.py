@@ -32,6 +32,7 @@ from worker.settings import Settings
 from worker.settings.checks import parsed_url
 
 IDLE_TIMEOUT = 30.0  # seconds for which an idle connection may be used again
+TLS_LIFE = 1.0  # seconds between looks at the files of certificates: each look costs 20 µs of CPU
 BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
@@ -206,6 +207,7 @@ class Http:
                 proxy_for(URL(url or REST_HOST).with_scheme(scheme))
         self._on_shortage = on_shortage
         self._settings = settings
+        self._tls, self._tls_ends = settings.tls("mc"), 0.0
         self._timeout = settings.http_timeout
         self._loop = asyncio.get_running_loop()
         # The session keeps no connection. (`force_close` would ask proxies to close tunnels.)
@@ -301,8 +303,14 @@ class Http:
             connection.close()
         return reader.response
 
+    def _current_tls(self) -> ssl.SSLContext:
+        now = self._loop.time()
+        if now >= self._tls_ends:
+            self._tls, self._tls_ends = self._settings.tls("mc"), now + TLS_LIFE
+        return self._tls
+
     async def _open(self, endpoint: HttpEndpoint) -> _Connection:
-        where, proxy, tls = endpoint.url, endpoint.proxy, self._settings.tls("mc")
+        where, proxy, tls = endpoint.url, endpoint.proxy, self._current_tls()
         request = aiohttp.ClientRequest(
             "POST",
             where,
@@ -323,7 +331,7 @@ class Http:
     def _kept(self, idle: list[_Connection]) -> _Connection | None:
         """The connection that has been idle for the shortest time. One that was verified by certificates that
         have been replaced since is closed."""
-        now, tls = self._loop.time(), self._settings.tls("mc")
+        now, tls = self._loop.time(), self._current_tls()
         while idle and (idle[0].is_ended or idle[0].idle_until < now):
             idle.pop(0).close()
         while idle:

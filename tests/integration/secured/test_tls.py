@@ -13,6 +13,7 @@ from tests.rig import Requester, Rig, messenger
 from worker.amqp.connection import connect
 from worker.errors import BrokerUnreachable
 from worker.events import EventListener
+from worker.marketing_cloud import http
 from worker.marketing_cloud.client import MarketingCloud
 from worker.marketing_cloud.token import TokenTrouble
 from worker.sandbox import Sandbox
@@ -105,8 +106,9 @@ async def test_marketing_cloud_is_called_over_tls_with_an_authority_of_ones_own(
 
 
 async def test_replaced_certificates_end_the_connections_that_the_old_ones_vouch_for(
-    tls_sandbox, authority, stranger, tmp_path
+    tls_sandbox, authority, stranger, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(http, "TLS_LIFE", 0.0)
     ca = tmp_path / "replaced.pem"
     ca.write_bytes(authority.ca.read_bytes())
     async with MarketingCloud(upstream_settings(tls_sandbox, ca), EventListener()) as cloud:

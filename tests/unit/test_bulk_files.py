@@ -33,7 +33,7 @@ from worker.files.damage import (
 from worker.files.job import Pacer
 from worker.files.job_database import JobDatabase
 from worker.files.rows import Reading, Row
-from worker.files.workbook import Workbook, is_ours, write
+from worker.files.workbook import Workbook, _unescaped, is_ours, write
 
 FILES = Path(__file__).parents[1] / "examples" / "files"
 FIRST, SECOND = "1732555047025799", "1732555047025800"
@@ -307,6 +307,14 @@ def test_what_is_written_as_a_workbook_is_read_back_as_text(tmp_path):
         read_back = [row for _, _, row in Workbook(file).rows()]
     assert read_back == [cells, ["pageId", *cells]]
     assert not any(isinstance(cell, SpoiltCell) for row in read_back for cell in row)
+
+
+def test_a_workbook_takes_a_cell_that_is_too_long_as_damaged_and_half_a_pair_as_lost(tmp_path):
+    with (tmp_path / "out.xlsx").open("w+b") as file:
+        write(file, [["a" * 40_000, "_xD800_"]])
+        ((_, _, row),) = Workbook(file).rows()
+    assert row == ["a" * 32_766 + "…", "_xD800_"]
+    assert _unescaped("_xD800_ _xD83D__xDE00_") == "\ufffd \U0001f600"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ TEXTS: dict[str, tuple[str | bytes, list[dict[str, Any]]]] = {
     "prefixes": ("ottPlatformAttributes.pageId,Owner\n1,a@example.com\n", [{"pageId": "1"}]),
     "comma": ('pageId,pageName\n1,"a,b;c"\n', [NAMED]),
     "semicolon": ('pageId;pageName\n1;"a,b;c"\n', [NAMED]),
+    "apostrophes": ("pageId,pageName\n1,'a,b;c'\n", [NAMED]),
+    "quotes after a backslash": (
+        'pageId,pageName\n1,"say \\"hi\\", you"\n',
+        [{"pageId": "1", "pageName": 'say "hi", you'}],
+    ),
     "tab": ("pageId\tpageName\r\n1\ta,b;c\r\n", [NAMED]),
     "bar": ("pageId|pageName\n1|a,b;c", [NAMED]),
     "a space before quotes": ('pageId, pageName\n1, "a,b;c"\n', [NAMED]),
@@ -99,17 +104,20 @@ def test_json_rows_are_sent_byte_for_byte(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_json_row_that_is_broken_spoils_no_other(tmp_path, name):
-    bodies = ['{"a": 1}', '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"b": 2}']
-    bodies += ["nonsense"] if name == "a.jsonl" else []
+    bodies = ['{"a": 1}', '{"a": NaN}', '{"a": 1, "a": 2}', "[]", '{"a": "a\tb"}', '{"b": 2}']
+    bodies.insert(4, '{"a": ' + "9" * 5000 + "}")
+    bodies[:0] = ["nonsense"] if name == "a.jsonl" else []
     content = "\n".join(bodies) if name == "a.jsonl" else f"[{','.join(bodies)}]"
     rows = read(tmp_path, name, content)
     assert [list(map(str, row.problems)) for row in rows] == [
+        *([["The row is not valid JSON."]] if name == "a.jsonl" else []),
         [],
         ["The row holds NaN or Infinity, which are not JSON."],
         ["The row holds an object with a duplicate key."],
         ["The row is not a JSON object."],
+        ["The row holds a number that is too long or too large."],
+        ["The row is not valid JSON."],
         [],
-        *([["The row is not valid JSON."]] if name == "a.jsonl" else []),
     ]
 
 

@@ -173,13 +173,14 @@ class Reading:
         encoding = self.encoding or encoding_of(sample)
         ending = PurePath(source.path.lower().removesuffix(".gz")).suffix
         beginning = sample.decode(encoding, "replace").lstrip("\ufeff \t\r\n")[:1]
-        if is_workbook(sample) or ending in (".csv", ".tsv") or beginning not in ("[", "{"):
+        is_json = beginning in ("[", "{") or ending in (".jsonl", ".ndjson")
+        if is_workbook(sample) or ending in (".csv", ".tsv") or not is_json:
             yield from self._table_rows(source, numbers)
             return
         # Bytes that are no text are told as a fault of their row.
         errors, chunks = "surrogateescape", source.chunks()
         texts = (
-            enumerate(lines(chunks, encoding, errors), 1) if beginning == "{" else elements(chunks, encoding)
+            elements(chunks, encoding) if beginning == "[" else enumerate(lines(chunks, encoding, errors), 1)
         )
         for line, text in texts:
             if body := text.strip().encode(errors=errors):

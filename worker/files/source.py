@@ -149,7 +149,8 @@ def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Ite
 _BEFORE = re.compile(r"\s*[\[,]\s*")
 _AFTER = re.compile(r"\s*[,\]]")
 _END = re.compile(r"\s*\[?\s*\]\s*")
-_decode = json.JSONDecoder().raw_decode
+# Of a row only its end is looked for: what is wrong within it is told of the row.
+_decode = json.JSONDecoder(parse_int=str, parse_float=str, strict=False).raw_decode
 
 
 def elements(chunks: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str]]:

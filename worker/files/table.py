@@ -196,10 +196,11 @@ def dialect_of(text: str) -> Dialect:
     """The dialect that a `sep=` line names, else that in which the header names most attributes and the rows
     fit it best."""
     delimiters = _separator_in(text.partition("\n")[0]) or ",;\t|"
-    dialects: list[Dialect] = [
-        {"delimiter": delimiter, "skipinitialspace": space, "strict": True}
-        for delimiter, space in product(delimiters, (False, True))
-    ]
+    quotes = '"' if '"' in text else "\"'"
+    escapes = (None, "\\") if '\\"' in text else (None,)
+    names = ("delimiter", "quotechar", "escapechar", "skipinitialspace")
+    candidates = product(delimiters, quotes, escapes, (False, True))
+    dialects: list[Dialect] = [dict(zip(names, each, strict=True), strict=True) for each in candidates]
     if all(map(_IN_QUOTES.match, text.lstrip("\ufeff").splitlines()[:-1])):
         dialects += [{"delimiter": each, "strict": True, "in_quotes": True} for each in delimiters]
     return max(dialects, key=lambda dialect: _fitness(text, dialect))
@@ -229,5 +230,5 @@ def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
     at = _header_in(rows[:HEADER_WITHIN])
     header, body = rows[at], rows[at + 1 :]
     fitting = sum(len(row) == len(header) for row in body)
-    left_over = sum(len(cell) > 1 and cell[0] == cell[-1] == '"' for row in body for cell in row)
+    left_over = sum(len(cell) > 1 and cell[0] == cell[-1] in "\"'" for row in body for cell in row)
     return known_in(header), fitting, -left_over

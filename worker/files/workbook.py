@@ -32,6 +32,7 @@ LARGEST_UNPACKED: Final = 1024 * 1024 * 1024  # bytes; a million rows of registr
 DENSE: Final = 16 * 1024 * 1024  # bytes; a larger part that was packed more than this many times is no table:
 DENSEST: Final = 150
 LAST_ROW: Final = 1_048_576
+LONGEST_CELL: Final = 32_767  # characters
 COLUMNS: Final = 1000  # all that stands further right counts as one cell too many
 TRUSTED_SINCE: Final = microseconds("2016-01-01T00:00:00Z") or 0  # tools write a fixed date before
 
@@ -227,7 +228,10 @@ def _number(value: str) -> str:
 
 def _unescaped(text: str) -> str:
     """`_x000D_` is how a workbook writes a character that XML cannot hold."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text) if "_x" in text else text
+    if "_x" not in text:
+        return text
+    unescaped = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    return unescaped.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair is no text
 
 
 def _number_of(letters: str) -> int:
@@ -243,10 +247,10 @@ def write(file: IO[bytes], rows: Iterable[Sequence[str]]) -> None:
         sheet.set_column(0, COLUMNS, 24, text)
         for number, row in enumerate(rows):
             for column, cell in enumerate(row):
-                if sheet.write_string(number, column, cell, text):
-                    raise UsageError(
-                        "a workbook cannot hold a value or a row of the failed ones: name a .csv"
-                    )
+                # What is cut off is damage to its reader: it is not sent as it stands.
+                held = cell if len(cell) <= LONGEST_CELL else cell[: LONGEST_CELL - 1] + "…"
+                if sheet.write_string(number, column, held, text):
+                    raise UsageError("a workbook cannot hold all failed rows: name a .csv")
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = _OURS
 

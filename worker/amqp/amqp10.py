@@ -134,8 +134,8 @@ def _holds(message: bytes, kinds: set[Unknown]) -> bool:
                 for value in section[CONTENT_TYPE_AND_ENCODING]
             ):
                 return True
-    except (IndexError, RecursionError):
-        pass
+    except (IndexError, RecursionError, TypeError, ValueError):
+        pass  # it is no message of AMQP 1.0
     return False
 
 
@@ -191,17 +191,16 @@ def _content(code: int, data: bytes, at: int) -> tuple[Any, int]:
     if kind < 12:
         return data[start:end], end
     items, at = [], start + wide
-    count, code = int.from_bytes(data[start:at]), data[at]
+    count = int.from_bytes(data[start:at])
     if kind < 14:
         for _ in range(count):
             item, at = _value(data, at)
             items.append(item)
-    else:  # an array: one type for all its values, which may take no bytes
+    elif count and (code := data[at]) >> 4 != 4:  # an array: one type for all its values, which take bytes
         at += 1
-        while at < end and len(items) < count:
-            item, after = _content(code, data, at)
+        while at < min(end, len(data)) and len(items) < count:
+            item, at = _content(code, data, at)
             items.append(item)
-            at = max(after, at + 1)
     return items, end
 
 

@@ -113,9 +113,11 @@ class Letter:
         account."""
         mask = SecretMask.of_body(b"" if self.closed else self.delivery.body)
         shown = dict(self.facts)
+        ids = {"id": self.id, "resourceId": self.resource and self.resource.id}  # whole: cut when masked
         for name in ("id", "reason", "error", "accountId", "userId", "resourceId"):
-            if text := shown[name]:
-                shown[name] = mask(text).encode(errors="backslashreplace").decode()
+            if text := ids.get(name) or shown[name]:
+                text = mask(text).encode(errors="backslashreplace").decode()
+                shown[name] = recorded_id(text) if name in ids else text
         shown["cause"] = _cause_key(*(shown[name] for name in BY_CAUSE[:-1]))
         return shown
 

@@ -225,7 +225,7 @@ def test_a_secret_of_the_body_is_masked_where_a_public_field_repeats_it():
 
 def test_a_secret_is_masked_also_where_an_id_is_cut_behind_its_beginning():
     secret = "8f3kd92hx7q0"
-    body = registration(pageId="1" * 230 + secret, pageAccessToken=secret)
+    body = registration(pageId="1" * 230 + secret + "1" * 30, pageAccessToken=secret)
     shown_id = letter(build(), body).shown()["resourceId"]
     assert secret[:4] not in shown_id
 

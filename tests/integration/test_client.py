@@ -111,7 +111,7 @@ async def test_of_many_each_outcome_comes_as_it_is_known_and_few_are_under_way(r
 
 
 async def test_of_many_those_under_way_are_given_up_when_the_iteration_is_left(rig, client):
-    rig.sandbox.faults.add(Latency(path="registration", resource_id="2", seconds=30))
+    rig.sandbox.faults.add(Latency(path="registration", resource_id="2", seconds=5))
     outcomes = client.register_many([page("1"), page("2")])
     _, reply = await anext(outcomes)
     await outcomes.aclose()

@@ -48,7 +48,7 @@ class TopologyError(WorkerError):
 
 
 class QueueInUse(WorkerError):
-    """Somebody else works on a queue that only one at a time may work on."""
+    """Another consumer or command uses a queue that allows one at a time."""
 
 
 class OutcomeUnknown(WorkerError, TimeoutError):

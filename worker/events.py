@@ -38,7 +38,7 @@ class Tracing(Protocol):
 class Event:
     """How an event is logged, if it is. `fields` name its parameters. One that `repeats` is logged once a
     minute while nothing of it changes; the event that it `ends` is logged anew when it comes again. To call
-    it does nothing: nobody hears it."""
+    it does nothing: it has no listener."""
 
     def __init__(
         self, level: Level | None = None, text: str = "", *fields: str, repeats: bool = False, ends: str = ""

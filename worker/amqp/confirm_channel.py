@@ -327,7 +327,7 @@ class LoneChannel(ConfirmChannel):
         try:
             with contextlib.suppress(BrokerUnreachable):
                 await self.serve(self.connection)
-        finally:  # also after a defect: nobody may wait for confirms that never come
+        finally:  # also after a defect: else publishes wait for confirms that never come
             self._lose(LOST)
 
     def _late(self, publish: Publish) -> None:

@@ -222,7 +222,7 @@ class Subscription:
                 )
         self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
-        # Without this task nobody renews the lease, and every call would wait for it.
+        # Without this task the lease is not renewed, and every call would wait for it.
         self._lease_task.add_done_callback(lambda _: self._end(EndReason.NOT_RENEWED))
 
     def ack(self, delivery: Delivery) -> None:
@@ -355,8 +355,8 @@ class Subscription:
 
     async def _renew(self, channel: RawChannel) -> bool:
         """Whether the queue's leader counts this consumer as alive. A leader that is cut off from the others
-        goes on answering while they give the deliveries to somebody else. So only what most of the queue's
-        nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
+        goes on answering while they give the deliveries to another consumer. So only what most of the
+        queue's nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
         asked_at = lease_clock()
         deadline = asyncio.get_running_loop().time() + LEASE_TIMEOUT
         with broker_errors("The lease could not be renewed"):

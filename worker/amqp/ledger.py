@@ -21,7 +21,7 @@ class Message:
     routing_key: str
     properties: Properties
     body: bytes
-    external: bool = False  # to a queue that somebody else named: may end in Unroutable or PublishRefused
+    external: bool = False  # to a queue that a `reply_to` names: may end in Unroutable or PublishRefused
     reduced: Properties | None = None
 
     @property

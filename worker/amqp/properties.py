@@ -2,8 +2,8 @@
 
 pamqp decodes every property of every message and lets one that it cannot decode (a correlation id that is not
 UTF-8, a timestamp beyond the year 9999, headers nested a thousand deep) end the connection; the message comes
-back, ends the next connection, and no other message passes. Here a property is read when somebody asks for
-it, one that cannot be read counts as absent, and all are passed on byte for byte. Layout: AMQP 0-9-1 §4.2.5
+back, ends the next connection, and no other message passes. Here a property is decoded on first
+use, one that cannot be read counts as absent, and all are passed on byte for byte. Layout: AMQP 0-9-1 §4.2.5
 (tables) and §4.2.6.1 (property flags).
 """
 

@@ -2,7 +2,7 @@
 
 Each publish is a future, done when the broker has confirmed the message. Where the connection is lost, the
 queue is full or a confirm never comes, the message is published again, so it may arrive twice and is never
-lost. Only an external publish, to a queue that somebody else named, can fail: the queue does not exist, or
+lost. Only an external publish, to a queue that a `reply_to` names, can fail: the queue does not exist, or
 does not take the message within a minute.
 """
 
@@ -25,7 +25,7 @@ from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutab
 from worker.events import EventListener
 from worker.settings import Settings
 
-GIVE_UP_AFTER: Final = 2  # overdue confirms of one message to a queue that somebody else named
+GIVE_UP_AFTER: Final = 2  # overdue confirms of one external message
 RENEW_STREAM_AFTER: Final = 2  # overdue confirms of one record: 4.3 confirms on a new channel at once
 STUCK_AFTER: Final = 6  # refusals in a row of one message, about 6 s
 DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to."

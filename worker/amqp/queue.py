@@ -169,7 +169,7 @@ async def _state(connection: Connection, queue: str) -> QueueState:
 
 
 async def _is_empty(connection: Connection, queue: str) -> bool:
-    """Get a message. It is back in its place when this ends, since nobody else consumes meanwhile."""
+    """Get a message. It is back in its place when this ends, since there is no other consumer meanwhile."""
     async with connection.asked(LOST) as channel:
         with object_errors(f"queue {queue}", MISSING, "may not be read by this user"):
             message = await (await channel.get_queue(queue, ensure=False)).get(fail=False)

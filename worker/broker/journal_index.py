@@ -42,7 +42,7 @@ class JournalIndex:
         # The stream's first entry after the last reading: entries that were trimmed meanwhile were not read.
         self.first: Entry | None = None
         self._own: dict[tuple[str, int], tuple[int, int]] = {}
-        self._hash_key = os.urandom(16)  # nobody can choose an id whose hash is another's
+        self._hash_key = os.urandom(16)  # secret, so that no publisher can choose colliding ids
         self._newest = sqlite3.connect(":memory:", isolation_level=None)
         self._newest.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         self._newest.execute("CREATE TABLE newest (resource INTEGER PRIMARY KEY, true_at INTEGER, id TEXT)")

@@ -102,7 +102,7 @@ class Requester:
         await cancel_all(*self._tasks, self._keeping)
 
     def keep_queue(self) -> None:
-        """Leave the queue to expire instead of deleting it at the end: somebody may come back for it."""
+        """Leave the queue to expire instead of deleting it at the end, so that a job can be resumed."""
         self._keeps_queue = True
 
     def send(

@@ -158,7 +158,7 @@ async def limits_of(url: URL, queue: str, context: ssl.SSLContext | None) -> Map
     tls, user = context or True, encode_basic_auth(url.user or "guest", url.password or "guest")
     with contextlib.suppress(ClientError, TimeoutError, ValueError, LookupError):
         async with ClientSession(timeout=ClientTimeout(MANAGEMENT_TIMEOUT)) as session:
-            # Whoever does not ask for it in RabbitMQ's name gets no password.
+            # Only a server that asks in RabbitMQ's realm is sent the password.
             async with session.get(where, ssl=tls, allow_redirects=False) as asked:
                 if REALM not in asked.headers.get("WWW-Authenticate", ""):
                     return None

@@ -20,7 +20,7 @@ from worker.errors import Interrupted, UsageError, WorkerError
 
 
 class _Group(TyperGroup):
-    """Commands that are imported when somebody asks for them: one command needs a part of the libraries only,
+    """Commands that are imported when they are called: one command needs a part of the libraries only,
     and all of them together take most of a second. `places` says of each command in which module which
     function it is (`module:function`), or which group. The group's help imports all of them."""
 

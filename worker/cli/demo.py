@@ -167,7 +167,7 @@ async def _answer(replies: asyncio.Queue[Reply], worker: "asyncio.Task[None]") -
 
 
 def _held(sandbox: Sandbox, reply: Reply) -> tuple[str, str | None]:
-    """What is registered, a page or a channel, and the name that Marketing Cloud holds of it."""
+    """The noun of the registered resource (page or channel), and the name that Marketing Cloud holds."""
     resource = Resource.named(None, reply.platform, reply.resource_id)
     if resource is None or resource not in sandbox.registrations:
         return "", None

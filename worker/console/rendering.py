@@ -100,7 +100,7 @@ class Renderer:
             "version": version(),
         }
         for name in self._environment.list_templates():
-            self._environment.get_template(name)  # compiled now, so that nobody waits for it
+            self._environment.get_template(name)  # compiled at the start, not at the first request
 
     def answer(
         self,

@@ -40,7 +40,7 @@ class ConsoleRun(Run):
         return len(self.plan.going)
 
     def document(self) -> dict[str, Any]:
-        """The run as JSON, with the letters that somebody must look at first."""
+        """The run as JSON, with the letters that need a look first."""
         letters = sorted(self.plan.letters, key=self._urgency)[:LETTERS_SHOWN]
         return {
             "run": self.number,

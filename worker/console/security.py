@@ -136,7 +136,7 @@ class Guard:
             raise web.HTTPForbidden(reason=FOREIGN)
 
     def _admit(self, request: web.Request, path: str) -> None:
-        """Raises HTTPException where whoever asks may not do that, or has to log in first."""
+        """Raises HTTPException where the client may not do that, or has to log in first."""
         is_look = request.method in LOOKS
         is_change = not is_look and path not in CHANGES_NOTHING
         if is_change and self._settings.console_read_only:
@@ -159,7 +159,7 @@ class Guard:
     def _is_own_name(self, name: str) -> bool:
         if is_loopback(name) or name in self._names:
             return True
-        # An address is no name that somebody could have pointed here.
+        # DNS rebinding needs a name: an address is safe.
         return not self._is_local and address_of(name) is not None
 
     def _is_same_origin(self, request: web.Request) -> bool:

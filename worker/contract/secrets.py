@@ -164,7 +164,7 @@ class SecretMask:
             most = max(SHORT, math.ceil(MOST * len(form)))
             if most > len(form):
                 continue
-            # Whatever holds the most of it holds its middle.
+            # A text that quotes this much of the form quotes its middle too.
             head, middle, tail = form[:-most], form[len(form) - most : most], form[most:]
             for at in _found(letters, middle):
                 end = at + len(middle)

@@ -36,7 +36,7 @@ class Sweep:
     """Goes through the queue, in turns, to remove the `wanted` letters and no other. With `publish` each is
     published again first, where that does not return None, at no more than `rate` a second. `stop` ends it
     after what is under way. Those that are left in `wanted` were not there as they were planned; `changed`
-    are those of them that somebody has changed."""
+    are those of them that were changed since."""
 
     queue: DeadLetterQueue
     wanted: Counter[tuple[str, str]]

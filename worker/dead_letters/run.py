@@ -2,8 +2,8 @@
 and for the console.
 
 A run acts on the letters that its plan found, and on no other: one that came since stays, one that has gone
-or was changed is told. What becomes of replays is read in the journal, since their replies go to whoever sent
-the requests.
+or was changed is told. The outcomes of replays are read in the journal, since their replies go to the
+publishers of the requests.
 """
 
 import asyncio
@@ -233,7 +233,7 @@ class Run(EventListener):
         self.progressed()
 
     async def _outcomes_are_known(self) -> bool:
-        """Wait for the outcomes of what was replayed so far; False where nobody will tell them."""
+        """Wait for the outcomes of what was replayed so far; False where no worker would record them."""
         stage, absent = self.stage, 0
         self.stage = f"{stage}: waiting for what becomes of them"
         while self.missing and not self.is_stopping and absent < ABSENT_LOOKS:

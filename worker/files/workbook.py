@@ -247,7 +247,7 @@ def write(file: IO[bytes], rows: Iterable[Sequence[str]]) -> None:
         sheet.set_column(0, COLUMNS, 24, text)
         for number, row in enumerate(rows):
             for column, cell in enumerate(row):
-                # What is cut off is damage to its reader: it is not sent as it stands.
+                # The ellipsis marks the cell as damaged, so `submit` does not send the cut value.
                 held = cell if len(cell) <= LONGEST_CELL else cell[: LONGEST_CELL - 1] + "…"
                 if sheet.write_string(number, column, held, text):
                     raise UsageError("a workbook cannot hold all failed rows: name a .csv")

@@ -64,7 +64,7 @@ class ResponseReader:
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
         if self.is_done:
-            self.keeps_connection = False  # nobody asked for these
+            self.keeps_connection = False  # unsolicited bytes
             return
         self._data = self._data + data if self._data else data
         if not self.has_head:
@@ -73,7 +73,7 @@ class ResponseReader:
             self._read_body()
 
     def end(self) -> None:
-        """No more bytes come: the connection is gone, or nobody waits any longer."""
+        """No more bytes come: the connection is gone, or the caller has stopped waiting."""
         self.is_done = True
         self.keeps_connection = False
 

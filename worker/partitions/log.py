@@ -78,7 +78,7 @@ class PartitionState:
                 self.epoch = max(self.epoch, barrier.epoch)
             if record.claim is not None and record.mark != self._claimed_by:  # published again by its writer
                 self._claimed_by = record.mark
-                # The offset grows from claim to claim, unless somebody has deleted the stream.
+                # The offset grows from claim to claim, unless the stream was deleted.
                 self.epoch = max(self.epoch + 1, entry.offset + 1)
                 self.partitions = record.claim
                 self.most_partitions = max(self.most_partitions, record.claim)

@@ -82,7 +82,7 @@ class PartitionJourneys(Journeys):
             self._enqueue(self._tools.parser.parse(came, arrived_at))
 
     async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
-        while self.subscription.oldest is not delivery:  # noqa: ASYNC110 - it is known to nobody else
+        while self.subscription.oldest is not delivery:  # noqa: ASYNC110 - the subscription has no event for it
             await asyncio.sleep(POLL_INTERVAL)
         # A barrier older than the newest one is recorded too, so that its router learns that it has lost its
         # role.

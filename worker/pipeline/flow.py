@@ -6,7 +6,7 @@
     CLOSED   | the probe fails                             | CLOSED, the next probe after a longer wait
     CLOSED   | the probe succeeds                          | OPENING with two calls at a time
     OPENING  | a call succeeds, or fails                   | OPENING with twice or half as many at a time
-    OPENING  | all may go, or nobody waits                 | OPEN
+    OPENING  | all may go, or no request waits             | OPEN
     CLOSED,  | the deliveries go back to the queue         | UNKNOWN: another worker may have them next
     OPENING  |                                             |
     UNKNOWN  | a request comes                             | CLOSED, with this request as the probe

@@ -52,7 +52,7 @@ class Pace:
     def restart(self, since: float) -> None:
         """Measure what is taken from then on."""
         self.since = since
-        self.idle = 0.0  # seconds in which nobody called
+        self.idle = 0.0  # seconds without calls
         self.limit = max(SLOWEST, self.limit)
         self._taken = self._calls = 0  # that began and ended since then
 

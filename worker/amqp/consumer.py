@@ -5,7 +5,6 @@ subscription has ended, the broker has the delivery back, and settling it does n
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from bisect import bisect_left
@@ -19,7 +18,7 @@ import aiormq.exceptions
 
 from worker.amqp import frames
 from worker.amqp.causes import Cause, broker_errors, describe
-from worker.amqp.connection import Connection, RawChannel, close_channel, no_callback
+from worker.amqp.connection import Connection, RawChannel, close_channel, no_callback, pause
 from worker.amqp.properties import Properties
 from worker.amqp.transport import FrameInterceptor
 from worker.errors import BrokerUnreachable
@@ -344,9 +343,7 @@ class Subscription:
                 self._end(EndReason.LOST, str(error))
                 return
             if heard:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LEASE_RENEWAL_INTERVAL * self._lease / LEASE):
-                        await self._lease_wanted.wait()
+                await pause(LEASE_RENEWAL_INTERVAL * self._lease / LEASE, self._lease_wanted)
             elif self.silence > LEASE_TIMEOUT:
                 self._end(EndReason.SILENT)
                 return

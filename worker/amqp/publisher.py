@@ -18,7 +18,7 @@ from typing import Final
 import aiormq.exceptions
 
 from worker.amqp.confirm_channel import ConfirmChannel, Open, Poisonous, error_of, is_blame, publish_apart
-from worker.amqp.connection import Connection, connect, connected, keep_connected
+from worker.amqp.connection import Connection, cancel_all, connect, connected, keep_connected
 from worker.amqp.ledger import Message, Publish
 from worker.backoff import REPUBLISH
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
@@ -188,9 +188,7 @@ class Publisher:
 
     async def stop(self) -> None:
         """Close the connections and cancel what is not confirmed."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await cancel_all(*self._tasks.values())
         for channel in (*self._served, self._direct):
             await channel.close()
 

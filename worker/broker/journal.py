@@ -158,13 +158,11 @@ async def matching(reader: StreamReader, query: Selection, start: Start, last: i
     return records[::-1]
 
 
-async def follow(
-    settings: Settings, start: int, say: Callable[[str], None] = lambda _: None
-) -> AsyncGenerator[Entry, None]:
-    """The entries from the offset `start` on, as they come and for as long as this is iterated. `say` is told
-    why the journal cannot be read for a while."""
+async def follow(settings: Settings, start: int) -> AsyncGenerator[Entry, None]:
+    """The entries from the offset `start` on, as they come and for as long as this is iterated. Where the
+    journal cannot be read for a while, it is read on later."""
     while True:
-        try:
+        with contextlib.suppress(WorkerError, ConnectionError):
             async with (
                 open_journal(settings) as reader,
                 contextlib.aclosing(reader.follow(start)) as entries,
@@ -172,6 +170,4 @@ async def follow(
                 async for entry in entries:
                     start = entry.offset + 1
                     yield entry
-        except (WorkerError, ConnectionError) as error:
-            say(f"{error}: trying again")
         await asyncio.sleep(RECONNECT_INTERVAL)

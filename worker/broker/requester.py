@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
-from typing import Any, Final, Self
+from typing import Final, Self
 from weakref import WeakValueDictionary
 
 from aio_pika import DeliveryMode, Message
@@ -16,7 +16,7 @@ from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from yarl import URL
 
 from worker.amqp.causes import broker_errors, object_errors
-from worker.amqp.connection import Connection, answered, connected, keep_connected, opened
+from worker.amqp.connection import Connection, answered, cancel_all, connected, keep_connected, opened
 from worker.amqp.queue import FORBIDDEN, MISSING
 from worker.backoff import REFUSED
 from worker.broker.topology import NO_DELIVERY_LIMIT, Arguments, Topology
@@ -283,13 +283,6 @@ class Requester:
             else:
                 self._opened.set_exception(error)
         self._events.broker_unreachable(str(error))
-
-
-async def cancel_all(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancel tasks, and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def look_for_workers(settings: Settings) -> int:

@@ -15,7 +15,7 @@ from aio_pika.exceptions import PublishError
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pydantic import ValidationError
 
-from worker.amqp.connection import Connection, answered, connected, keep_connected, opened
+from worker.amqp.connection import Connection, answered, connected, keep_connected, opened, pause
 from worker.amqp.stream_reader import Entry, StreamReader, open_stream
 from worker.broker.topology import Topology
 from worker.contract.status import SILENT_AFTER, STATUS_INTERVAL, Order, Pause, WorkerStatus, standing_pause
@@ -140,9 +140,7 @@ class StandingOrders:
 
     async def until_known(self) -> None:
         """Return when the orders in force are known, or cannot be read for now."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READ_TIMEOUT):
-                await self._known.wait()
+        await pause(READ_TIMEOUT, self._known)
 
     async def follow(self) -> None:
         """Read the orders, until cancelled."""

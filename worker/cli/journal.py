@@ -48,7 +48,6 @@ def journal(
     if last is None and selection.is_everything:
         last = DEFAULT_LAST
     asyncio.run(_journal(selection, last, is_following=follow, as_json=as_json))
-    output.flush()
 
 
 async def _journal(selection: Selection, last: int | None, *, is_following: bool, as_json: bool) -> None:

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
 
-from worker.broker.requester import Requester, cancel_all
+from worker.amqp.connection import cancel_all
+from worker.broker.requester import Requester
 from worker.client.types import Registration, RequestOptions
 from worker.contract.registration import validate
 from worker.contract.reply import MalformedReply, Reply, parse_reply

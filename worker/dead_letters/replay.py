@@ -6,12 +6,12 @@ so that their order is kept even if the broker refuses one for a while.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from worker.amqp.connection import pause
 from worker.amqp.consumer import COUNTS
 from worker.amqp.ledger import Message
 from worker.amqp.queue import QueueBrowser
@@ -52,7 +52,7 @@ class Sweep:
         """Remove the letters. Raises as DeadLetterQueue does."""
         planned = frozenset(self.wanted)
         while await self._turn(planned):
-            await self._pause(BETWEEN_TURNS)
+            await pause(BETWEEN_TURNS, self.stop)
 
     async def _turn(self, planned: frozenset[tuple[str, str]]) -> bool:
         """Whether the queue must be read once more."""
@@ -88,7 +88,7 @@ class Sweep:
             self._due = max(self._due + 1 / self.rate, time.monotonic())
             if self._due > time.monotonic():
                 await self._settle(browser)
-            await self._pause(self._due - time.monotonic())
+            await pause(self._due - time.monotonic(), self.stop)
         if not self.stop.is_set() and (confirmed := self.publish(letter)) is not None:
             self._open[confirmed] = letter
 
@@ -106,12 +106,6 @@ class Sweep:
                 await self._remove(browser, self._open.pop(future))
             if self.stop.is_set():
                 ends_at = min(ends_at, time.monotonic() + STOP_TIMEOUT)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, unless the replay is stopped."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.stop.wait()
 
     async def _remove(self, browser: QueueBrowser, letter: Letter) -> None:
         await browser.remove(letter.delivery)

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from worker.amqp.connection import cancel_all
 from worker.amqp.publisher import Publisher
 from worker.broker.journal import follow, open_journal
-from worker.broker.requester import cancel_all, look_for_workers
+from worker.broker.requester import look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status import publish_order, read_workers, whoami
 from worker.broker.topology import Topology

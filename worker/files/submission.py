@@ -18,7 +18,8 @@ from itertools import islice
 from typing import Any, Final
 from uuid import uuid4
 
-from worker.broker.requester import Requester, cancel_all, look_for_workers
+from worker.amqp.connection import cancel_all
+from worker.broker.requester import Requester, look_for_workers
 from worker.broker.situation import obstacle
 from worker.broker.status import read_workers
 from worker.contract.reply import MalformedReply, parse_reply
@@ -67,10 +68,11 @@ class Submission:
             watch = asyncio.create_task(self._watch(), name="watch")
             stopped = asyncio.create_task(stop.wait(), name="stop")
             try:
-                ends: list[asyncio.Future[Any]] = [work, stopped, self._failed]
+                ends: list[asyncio.Future[Any]] = [work, watch, stopped, self._failed]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                if self._failed.done():
-                    self._failed.result()
+                for ended in (self._failed, watch):
+                    if ended.done():
+                        ended.result()
                 if not work.done():
                     await self._end_early(work)
                 await work

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 
+from worker.amqp.connection import cancel_all
 from worker.broker.status import publish_status
 from worker.contract.settlement import Settlement
 from worker.contract.status import Blocked, GateState, GateStatus, WorkerState, WorkerStatus
@@ -89,8 +90,7 @@ class WorkerPhase(EventListener):
             self.stopping.set()
             self._has_changed.set()
             await asyncio.wait({publishing}, timeout=STOP_TIMEOUT)
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            await cancel_all(publishing)
 
 
 def describe(service: Service, phase: WorkerPhase) -> WorkerStatus:

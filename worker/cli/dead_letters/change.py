@@ -239,7 +239,6 @@ def _print_plan(plan: Plan, *, as_json: bool) -> int:
         if rows:
             Table(FORECAST_COLUMNS, rows, output.width()).print()
         output.line(_matching(plan))
-    output.flush()
     return 1 if plan.refusal or len(plan.going) < len(plan.letters) else 0
 
 

@@ -132,7 +132,6 @@ def list_letters(
         output.line(f"{'The first ' if is_cut else ''}{letters(len(found))}: {counts}")
     else:
         output.line("No dead letter matches." if total else "No dead letters.")
-    output.flush()
     return 0
 
 
@@ -169,7 +168,6 @@ def show(
         reason = letter.facts["reason"]
         output.line(f"next: {advice(reason)}")
         output.line(f"  ott-worker dead-letters {NEXT.get(reason, 'replay {}').format(letter.key)}")
-    output.flush()
     return 0 if found and not missing else 1
 
 

@@ -108,6 +108,8 @@ async def test_a_change_on_loopback_wants_the_token_of_the_printed_url(console):
     assert await status(console, "GET", "/") == 200
     assert await status(console, "POST", "/resume", data=FORM) == 403
     assert await status(console, "POST", "/resume?token=wrong", data=FORM) == 403
+    assert await status(console, "POST", "/login", data={"password": ""}) == 401
+    assert await status(console, "POST", "/resume", data=FORM) == 403
     async with console.session.get(f"/journal?token={token}&status=failed", allow_redirects=False) as entered:
         assert (entered.status, entered.headers["Location"]) == (303, "/journal?status=failed")
     assert await status(console, "POST", "/resume", data=FORM) != 403

@@ -195,7 +195,8 @@ class Guard:
             response = self._form(request, following, 429, problem)
             response.headers["Retry-After"] = wait
             return response
-        if not _is_equal(str(form.get("password", "")), self._password):
+        # Without a password set there is none to give: the empty one would stand in for the token.
+        if not self.wants_password or not _is_equal(str(form.get("password", "")), self._password):
             _keep(self._guesses, client, (since, guesses + 1), CLIENTS_KEPT)
             return self._form(request, following, 401, "That is not the password.")
         name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]

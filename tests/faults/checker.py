@@ -6,7 +6,8 @@ I3  acknowledged only after a positive confirm without a return, as the wire sho
 I4  repeated replies stay within the number of faults times the prefetch
 I5  the last registration that counts at Marketing Cloud is, for every resource, the last one enqueued; and
     versions are registered one by one, or a redelivered run is repeated whole: after a step back the newest
-    one follows again, or is superseded
+    one follows again, or is superseded. Where RabbitMQ enqueues a copy of an unconfirmed publish behind newer
+    requests, that copy is the last one enqueued, unless `x-ott-as-of` tells that it is older
 I6  never two calls in flight for one resource
 I7  after healing everything drains, and nothing stays unacknowledged
 I8  no planted secret stands in a log, reply, header, metric or journal record
@@ -138,15 +139,25 @@ def _latest_wins(evidence: Evidence, findings: Findings) -> None:
     for request in evidence.sent:
         if request.resource and request.version and request.confirmed:
             last[request.resource] = max(last.get(request.resource, 0), request.version)
+    late = _late_copies(evidence)
     for resource, version in last.items():
-        if resource not in evidence.unfinished and evidence.registered.get(resource) != version:
+        right = {version, *late[resource]}
+        if resource not in evidence.unfinished and evidence.registered.get(resource) not in right:
             findings.order_violations += 1
             findings.broken.append(
                 f"I5: {resource} holds version {evidence.registered.get(resource)}, the last is {version}"
             )
-    for calls in _by_resource(evidence.calls).values():
+    _one_by_one(evidence, late, findings)
+
+
+def _one_by_one(evidence: Evidence, late: Mapping[str, set[int]], findings: Findings) -> None:
+    for resource, calls in _by_resource(evidence.calls).items():
         done = [call for call in calls if _is_registered(call)]
         versions = [version_of(call.body) for call in done]
+        for version in late.get(resource, set()) & {*versions}:
+            versions.reverse()
+            versions.remove(version)
+            versions.reverse()
         for at, (before, after) in enumerate(pairwise(versions)):
             if after < before:
                 findings.steps_back += 1
@@ -158,6 +169,27 @@ def _latest_wins(evidence: Evidence, findings: Findings) -> None:
             elif after > before + 1 and not _is_given_up(evidence, done[0], range(before + 1, after)):
                 findings.order_violations += 1
                 findings.broken.append(f"I5: version {after} was registered straight after {before}")
+
+
+def _late_copies(evidence: Evidence) -> dict[str, set[int]]:
+    """The versions that RabbitMQ enqueued once more behind newer ones, by resource. When the nodes of a
+    cluster have found each other again, it may do so with a publish whose confirm never came."""
+    received: dict[str, list[str]] = defaultdict(list)
+    for reply in evidence.replies:
+        received[reply.request_id].append(reply.received_at)
+    late: dict[str, set[int]] = defaultdict(set)
+    for request in evidence.sent:
+        if request.publishes < 2 or request.is_dated or not request.resource or not request.version:
+            continue
+        newer = (s for s in evidence.sent if s.resource == request.resource and s.id in received)
+        first = min((min(received[s.id]) for s in newer if (s.version or 0) > request.version), default=None)
+        if (
+            first is not None
+            and request.id in received
+            and min(received[request.id]) < first < max(received[request.id])
+        ):
+            late[request.resource].add(request.version)
+    return late
 
 
 def _is_repeated_whole(evidence: Evidence, call: Call, following: Sequence[int], newest: int) -> bool:

@@ -62,6 +62,7 @@ class ClusterWorld(World):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
+        self.load.dates_half = True
         async with await self.load.connect() as connection:
             channel = await connection.channel()
             await channel.declare_queue(self._replayed, durable=True, arguments=QUORUM)

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from yarl import URL
 from tests.rig import LINE, MESSENGER
 from worker.amqp.causes import is_cancelled
 from worker.contract.platforms import SECRET_FIELDS
+from worker.contract.words import AS_OF_HEADER
 
 IN_FLIGHT = 100  # publishes
 CONFIRM_TIMEOUT = 15.0  # seconds; then it is unknown, and published again
@@ -50,6 +51,7 @@ class Sent:
     confirmed: bool = False
     publishes: int = 0
     sent_at: float = 0.0  # seconds since the epoch
+    is_dated: bool = False
 
     @property
     def is_valid(self) -> bool:
@@ -63,6 +65,7 @@ class Reply:
     request_id: str
     message_id: str
     at: float  # seconds since the epoch, when it was read
+    received_at: str  # the worker's own word: in the order of the queue
     completed_at: float  # the worker's own word for when
     status: str
     attempts: int
@@ -126,6 +129,7 @@ class Load:
     url: str  # several addresses, separated by commas, are taken in turn
     prefix: str
     elsewhere: str | None = None  # where replies are wanted instead of in `reply_queue`
+    dates_half: bool = False  # give the requests of every other pair of resources `x-ott-as-of`
     sent: list[Sent] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
@@ -165,6 +169,7 @@ class Load:
                 await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
             await gate.acquire()
             request.sent_at = time.time()
+            request.is_dated = self.dates_half and int(request.resource or 0) % 4 > 1
             self.sent.append(request)
             before = self._tails.get(request.resource or "")
             task = asyncio.create_task(self._publish_after(before, request, reply_to))
@@ -219,8 +224,10 @@ class Load:
     ) -> None:
         if before is not None:
             await before
+        as_of = datetime.fromtimestamp(request.sent_at, UTC).isoformat()
         message = aio_pika.Message(
             request.body,
+            headers={AS_OF_HEADER: as_of} if request.is_dated else {},
             message_id=request.id,
             correlation_id=request.id,
             reply_to=reply_to or self.elsewhere or self.reply_queue,
@@ -291,6 +298,7 @@ class Load:
             request_id=document["requestId"],
             message_id=message.message_id or "",
             at=time.time(),
+            received_at=document["receivedAt"],
             completed_at=datetime.fromisoformat(document["completedAt"]).timestamp(),
             status=document["status"],
             attempts=document["attempts"],

@@ -53,7 +53,8 @@ Registration = MessengerRegistration | LineRegistration | Mapping[str, Any]
 class RequestOptions(TypedDict, total=False):
     """What the clients' methods take besides: the request's id (a fresh one where none is given), the
     business unit (MID), when what the registration says was true, with its time zone (nothing newer is
-    undone, contract §2), and seconds to wait."""
+    undone, contract §2, not even by a copy that was published again and that RabbitMQ enqueues late; give it
+    with all requests for a resource, or with none), and seconds to wait."""
 
     request_id: str | None
     account_id: str | None

@@ -27,7 +27,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 # Tests mostly wait; a file keeps to one process, for the brokers of its own that it may have started. In the
 # order of the folders the files of short tests (unit) come last: no process is left alone with a long one.
-SIDE_BY_SIDE = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
+SIDE_BY_SIDE = ("-n", "8", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def checks(environment: Mapping[str, str]) -> int:

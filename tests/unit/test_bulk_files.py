@@ -352,6 +352,7 @@ CELLS = {
     ),
     "a shared text in runs": ('<c r="A2" t="s"><v>0</v></c>', ["a b"]),
     "a style that is not there": ('<c r="A2" s="99"><v>0</v></c>', ["0"]),
+    "a text whose type is left out": ('<c r="A2"><v>a text</v></c>', ["a text"]),
     "an error": ('<c r="A2" t="e"><v>#N/A</v></c>', ["#N/A"]),
     "a number that XML writes with an exponent": ('<c r="A2"><v>1.23456789E8</v></c>', ["123456789"]),
     "a fraction of binary numbers": ('<c r="A2"><v>0.10000000000000001</v></c>', ["0.1"]),

@@ -222,7 +222,10 @@ def _number(value: str) -> str:
     """A number as a cell shows it: whole ones without a fraction or an exponent."""
     if value.isdigit():
         return value
-    number = float(value)
+    try:
+        number = float(value)
+    except ValueError:  # a text whose type the writer left out
+        return value
     return str(int(Decimal(repr(number)))) if number.is_integer() else repr(number)
 
 

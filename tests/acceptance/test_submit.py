@@ -155,7 +155,8 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--results", "nowhere/r.jsonl"], "--results nowhere/r.jsonl cannot be written"),
         (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
         (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
-        (["pages.csv", "--failed", "f.jsonl"], "--failed gives rows of a table back as CSV or .xlsx"),
+        (["pages.csv", "--failed", "f.jsonl"], "pages.csv: --failed gives rows of a table back as CSV or"),
+        (["pages.csv", "p.jsonl", "--failed", "f.csv"], "p.jsonl: --failed gives rows of a table back as"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv is given already, as pages.csv: name"),
         (["pages.csv", "--sheet", "Pages"], "pages.csv: it has no sheets, being CSV: leave out --sheet"),
@@ -169,6 +170,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
 def test_wrong_usage_ends_with_2_and_one_line(arguments, error, tmp_path, monkeypatch, capsys):
     write_pages(tmp_path / "pages.csv", [1])
     (tmp_path / "headless.csv").write_text("messenger,1\nmessenger,2\n")
+    (tmp_path / "p.jsonl").write_bytes(messenger("1"))
     monkeypatch.setattr(sys, "argv", ["ott-worker", "submit", *arguments])
     with pytest.raises(SystemExit) as end:
         main()

@@ -1,6 +1,7 @@
 """`ott-worker submit` with files that come from spreadsheets, are corrected there, and come back."""
 
 import csv
+import gzip
 import os
 import stat
 from datetime import UTC, datetime
@@ -174,6 +175,19 @@ Warning: pages.csv: columns that no attribute has are left out (--send-unknown s
 """
     )
     assert [row["line"] for row in rows_of(tmp_path / "failed.csv", ";")] == ["3", "4", "5"]
+
+
+@pytest.mark.parametrize(("part", "rows"), [(0.5, 400), (0.001, 0)])
+async def test_check_tells_what_it_has_found_before_a_file_cannot_be_read_any_further(tmp_path, part, rows):
+    packed = gzip.compress(write_pages(tmp_path / "pages.csv", range(1000), pageName="").read_bytes())
+    (tmp_path / "pages.csv.gz").write_bytes(packed[: int(len(packed) * part)])
+    end = await Command(OFFLINE)("pages.csv.gz", "--check", "--failed", "failed.csv")
+    assert (end.code, end.err.count("\n")) == (1, 1)
+    assert ": the compressed file ends too early: is it complete?" in end.err
+    found = int(end.out.splitlines()[-1].split()[0])
+    assert found >= rows
+    assert end.out.count("PageName must be provided") == bool(rows)
+    assert len(rows_of(tmp_path / "failed.csv")) == found
 
 
 @pytest.mark.parametrize("more", [["--check"], []])

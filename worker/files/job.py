@@ -31,7 +31,7 @@ class Plan:
     """What a job does. `outstanding` rows at most wait for their replies, or as many as are settled soon;
     `rate` is the most rows a second. Without `wait` it follows no replies.
 
-    `results` and `failed` are where results and failed rows go. With `resumed` it is the same job again: rows
+    `results` is where results go. With `resumed` it is the same job again: rows
     keep their request ids, and replies that came after the earlier run had ended are taken in.
     """
 
@@ -42,7 +42,6 @@ class Plan:
     wait: bool = True
     send_damaged: bool = False
     results: Path | None = None
-    failed: Path | None = None
     resumed: bool = False
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Final, Self
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, guard, unguard
 from worker.files.job_database import INVALID, JobDatabase, RowResult, one_line
-from worker.files.rows import RETURNED, Reading
+from worker.files.rows import RETURNED
 from worker.files.source import Source, Unreadable, encoding_of, lines
 from worker.files.table import Table, dialect_of, line_of, reader_of
 from worker.files.workbook import is_ours, write
@@ -201,17 +201,12 @@ class FailedRows:
     """Writes one file when the job ends: CSV with the header of the input or a workbook, or JSON lines for an
     input of JSON. Raises UsageError for a path that cannot be written, or that holds something else."""
 
-    def __init__(self, path: Path, reading: Reading) -> None:
-        self._path, self._reading = path, reading
-        ending = path.suffix.lower()
-        self._is_workbook = ending == ".xlsx"
+    def __init__(self, path: Path, tables: Mapping[str, Table]) -> None:
+        self._path, self._tables = path, tables
         if not path.resolve().parent.is_dir():
             raise self._refused("its folder does not exist")
         if path.exists() and not path.is_file():  # it is replaced as a whole
             raise self._refused("it is no file")
-        is_for_json = ending in (".json", ".jsonl", ".ndjson")
-        if reading.rereadable and is_for_json == bool(reading.tables):
-            raise UsageError("--failed gives rows of a table back as CSV or .xlsx, rows of JSON as .jsonl")
         if path.is_file() and not _is_ours(path):
             raise self._refused("it holds something that --failed did not write; name another file")
 
@@ -221,13 +216,12 @@ class FailedRows:
     def write(self, database: JobDatabase) -> None:
         """Write the file as a whole; it holds secrets, so that only its owner may read it. Raises
         UsageError."""
-        tables = self._reading.tables
         try:
             with replacing(self._path) as file:
-                if self._is_workbook:
+                if self._path.suffix.lower() == ".xlsx":
                     write(file, self._cells(database))
-                elif tables:
-                    delimiter = next(iter(tables.values())).delimiter
+                elif self._tables:
+                    delimiter = next(iter(self._tables.values())).delimiter
                     file.write(codecs.BOM_UTF8)
                     file.writelines(
                         line_of(cells, delimiter, "\r\n") for cells in self._cells(database, guard)
@@ -241,11 +235,11 @@ class FailedRows:
     def _cells(self, database: JobDatabase, guarded: Callable[[str], str] = str) -> Iterator[Sequence[str]]:
         """The added columns stand in front: a row with a cell too many or too few keeps them in their
         places."""
-        tables = self._reading.tables
-        header = list(dict.fromkeys(name for table in tables.values() for name in _own(table, table.header)))
+        tables = self._tables.values()
+        header = list(dict.fromkeys(name for table in tables for name in _own(table, table.header)))
         yield [*RETURNED, *header]
         for error, line, place, file, cells, _ in database.given_back():
-            table = tables[file]
+            table = self._tables[file]
             names, own = _own(table, table.header), _own(table, json.loads(cells or "[]"))
             if names != header:
                 given = dict(zip(names, own, strict=False))

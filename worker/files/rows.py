@@ -28,6 +28,7 @@ _ALLOWED: Final = {
     PLATFORM_NAME: " or ".join(PLATFORMS),
     **dict.fromkeys(FLAG_FIELDS, "true or false, yes or no, y or n, on or off, 1 or 0"),
 }
+_JSON_ENDINGS: Final = (".json", ".jsonl", ".ndjson")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -132,7 +133,7 @@ class Row:
 class Reading:
     """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
     out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the epoch), 0 for rows
-    that do not tell, None for the time of the file itself."""
+    that do not tell, None for the time of the file itself. `failed` is where rows that fail are given back."""
 
     paths: tuple[str, ...]
     platform: str | None = None
@@ -140,6 +141,7 @@ class Reading:
     sheet: str | None = None
     send_unknown: bool = False
     as_of: int | None = None
+    failed: Path | None = None
     tables: dict[str, Table] = field(default_factory=dict, compare=False)
     """Each table that has been opened, by the name of its file: its columns and its delimiter."""
 
@@ -174,7 +176,10 @@ class Reading:
         ending = PurePath(source.path.lower().removesuffix(".gz")).suffix
         beginning = sample.decode(encoding, "replace").lstrip("\ufeff \t\r\n")[:1]
         is_json = beginning in ("[", "{") or ending in (".jsonl", ".ndjson")
-        if is_workbook(sample) or ending in (".csv", ".tsv") or not is_json:
+        is_table = is_workbook(sample) or ending in (".csv", ".tsv") or not is_json
+        if self.failed and is_table == (self.failed.suffix.lower() in _JSON_ENDINGS):
+            raise UsageError("--failed gives rows of a table back as CSV or .xlsx, rows of JSON as .jsonl")
+        if is_table:
             yield from self._table_rows(source, numbers)
             return
         # Bytes that are no text are told as a fault of their row.

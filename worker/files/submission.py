@@ -78,7 +78,7 @@ class Submission:
                 await work
             finally:
                 await cancel_all(work, watch, stopped)
-                for row, _ in self.out.rows.values() if self._plan.failed else ():
+                for row, _ in self.out.rows.values() if self._plan.reading.failed else ():
                     self._database.give_back(row, ["No reply came; it may be registered all the same."])
                 if self.out.rows:
                     self._requester.keep_queue()
@@ -181,7 +181,7 @@ class Submission:
 
     def _record(self, result: RowResult, row: Row) -> None:
         self.tally.add(result, self._at(row))
-        if self._plan.failed and result.status not in SETTLED:
+        if self._plan.reading.failed and result.status not in SETTLED:
             self._database.give_back(row, result.errors)
         self._write(result)
 

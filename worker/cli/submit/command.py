@@ -101,14 +101,13 @@ def submit(
     _check_paths(files, results, failed)
     true_at = 0 if as_of == "now" else moment(as_of, "--as-of")
     plan = Plan(
-        Reading(tuple(files), platform, encoding, sheet, send_unknown, true_at),
+        Reading(tuple(files), platform, encoding, sheet, send_unknown, true_at, failed),
         account_id=account,
         outstanding=outstanding,
         rate=rate,
         wait=not no_wait,
         send_damaged=send_damaged,
         results=results,
-        failed=failed,
         resumed=resume,
     )
     settings = load_settings()
@@ -124,26 +123,28 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     with JobDatabase() as database:
         database.take(plan.reading)
         with _outputs(plan, database) as results:
-            for row in plan.reading.rows():
-                if not plan.reading.rereadable:
-                    database.add(row)
-                found = database.findings(row, settings.max_body_bytes, send_damaged=plan.send_damaged)
-                for problem in found:
-                    group = groups.setdefault((problem.kind, problem.column), Group(MOST_PLACES))
-                    group.add(f"{row.where(problem.field)}{problem.about}")
-                total += 1
-                invalid += bool(found)
-                if found and results:
-                    results.write(RowResult.unsent(row, None, INVALID, found))
-                if found and plan.failed:
-                    database.give_back(row, found)
-        if not quiet:
-            console = report.console_for_results()
-            report.show_findings(console, groups)
-            for warning in database.warnings(plan.reading):
-                report.print_line(console, f"Warning: {warning}")
-            counts = f"{total - invalid:,} valid, {invalid:,} invalid"
-            report.print_line(console, f"{report.rows(total)}: {counts}.")
+            try:
+                for row in plan.reading.rows():
+                    if not plan.reading.rereadable:
+                        database.add(row)
+                    found = database.findings(row, settings.max_body_bytes, send_damaged=plan.send_damaged)
+                    for problem in found:
+                        group = groups.setdefault((problem.kind, problem.column), Group(MOST_PLACES))
+                        group.add(f"{row.where(problem.field)}{problem.about}")
+                    total += 1
+                    invalid += bool(found)
+                    if found and results:
+                        results.write(RowResult.unsent(row, None, INVALID, found))
+                    if found and plan.reading.failed:
+                        database.give_back(row, found)
+            finally:  # also where the input cannot be read any further
+                if not quiet:
+                    console = report.console_for_results()
+                    report.show_findings(console, groups)
+                    for warning in database.warnings(plan.reading):
+                        report.print_line(console, f"Warning: {warning}")
+                    counts = f"{total - invalid:,} valid, {invalid:,} invalid"
+                    report.print_line(console, f"{report.rows(total)}: {counts}.")
     return 1 if invalid else 0
 
 
@@ -181,7 +182,8 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
 def _outputs(plan: Plan, database: JobDatabase) -> Iterator[Results | None]:
     """The results file, while the context lasts; at its end the failed rows are written. Raises UsageError
     for a file that may not be replaced."""
-    failed = FailedRows(plan.failed, plan.reading) if plan.failed else None
+    reading = plan.reading
+    failed = FailedRows(reading.failed, reading.tables) if reading.failed else None
     kept = database if plan.resumed else None
     with Results(plan.results, kept) if plan.results else nullcontext() as results:
         try:

@@ -100,6 +100,18 @@ async def test_thousands_of_messages_with_one_message_id_are_published_at_once(p
     assert time.monotonic() - began < 20  # seconds; 200 where each waits for the one before
 
 
+async def test_a_letter_of_a_replay_is_not_lost_where_its_queue_is_missing(rig):
+    """Two letters with one message id were replayed at once, and one of them still has the header by which
+    the publisher told them apart."""
+    await declare(rig.settings())
+    requester = await rig.start(declare=False)
+    await requester.channel.queue_delete(f"{requester.prefix}.dead")
+    await requester.publish(b"", key="replay", message_id="one", headers={confirm_channel.PUBLISH_HEADER: "-"})
+    await until(lambda: rig.events.of("publish_turned_down"), "the return")
+    await declare(rig.settings())
+    assert (await requester.take("dead")).message_id == "one"
+
+
 async def test_a_peer_that_swallows_everything_is_left_also_without_heartbeats(declared, events, monkeypatch):
     monkeypatch.setattr(confirm_channel, "CONFIRM_TIMEOUT", 1.5)
     async with Proxy.to(declared.amqp_url.get_secret_value()) as proxy:

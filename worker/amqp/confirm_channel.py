@@ -212,10 +212,10 @@ class ConfirmChannel:
 
     def _returned(self, _method: bytes, properties: Properties, _body: bytes, _dropped: int) -> None:
         # A returned message is confirmed too, and the confirm comes after the return.
-        header = properties.header(PUBLISH_HEADER)
-        for publish in self._ledger.returned(
-            header if isinstance(header, str) else properties.message_id or ""
-        ):
+        # A dead letter of a replay still has the header that the replay was published with.
+        header, message_id = properties.header(PUBLISH_HEADER), properties.message_id or ""
+        is_known = isinstance(header, str) and self._ledger.is_under_way(header)
+        for publish in self._ledger.returned(str(header) if is_known else message_id):
             self.confirmed(publish, Unroutable("no queue took the message"))
 
     def confirmed(self, publish: Publish, error: WorkerError | None) -> None:

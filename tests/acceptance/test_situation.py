@@ -6,7 +6,6 @@ import contextlib
 import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aio_pika
@@ -190,14 +189,27 @@ async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig):
 
 
 async def test_without_a_worker_what_waits_in_partitions_is_told(rig):
-    requester = await rig.start(partitions=2)
+    requester = await rig.start(partitions=3)
     await rig.stop_first()
     exchange, prefix = requester.channel.default_exchange, requester.prefix
-    silent = worker_status(partitions=[1, 2], at=datetime.now(UTC) - timedelta(minutes=1))
-    await exchange.publish(aio_pika.Message(silent.to_json()), f"{prefix}.status")
     await exchange.publish(aio_pika.Message(messenger()), f"{prefix}.requests.2")
+    await until(lambda: requester.holds("requests.2", {1}), "the request")
     checked = await check(rig.settings())
-    assert (checked.code, "1 request waits; host:7 fell silent" in checked.out) == (1, True), checked.out
+    assert (checked.code, "NO WORKER RUNS: 1 request waits." in checked.out) == (1, True), checked.out
+    killed = worker_status(partitions=[1, 2, 3])  # it is listed as active for a while
+    await exchange.publish(aio_pika.Message(killed.to_json()), f"{prefix}.status")
+    checked = await check(rig.settings())
+    assert (checked.code, "has no consumer, and 1 request waits" in checked.out) == (1, True), checked.out
+
+
+async def test_a_worker_whose_status_is_not_known_is_not_called_gone(rig):
+    requester = await rig.start()
+    await rig.stop_first()
+    async with Worker(rig, declare=False).running() as worker:
+        await requester.channel.queue_delete(f"{requester.prefix}.status")
+        said = (await ott_worker(worker.settings, "status")).out
+        assert f"{requester.prefix}.status is missing" in " ".join(said.split())
+        assert "NO WORKER RUNS" not in said
 
 
 async def _names(worker: Worker) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -111,6 +112,18 @@ async def test_the_metrics_tell_what_is_in_flight_and_for_how_long(rig):
         for correlation_id in sent:
             await worker.requester.reply(correlation_id)
         await worker.until_sample("ott_oldest_unsettled_request_age_seconds", value=0)
+
+
+async def test_a_worker_with_partitions_is_active_though_another_one_routes(rig):
+    requester = await rig.start(partitions=2)
+    await rig.stop_first()
+    queue = await requester.channel.get_queue(f"{requester.prefix}.requests", ensure=False)
+    await queue.consume(AsyncMock())  # so that this worker is not the router
+    async with watched(rig, partitions=2) as worker:
+        await worker.until_sample("ott_partition_active", "1", value=1)
+        await worker.until_sample("ott_consumer_active", value=1)
+        _, report = await worker.probe("/readyz")
+        assert report["checks"]["consumer"] == "active"
 
 
 async def test_a_pause_is_told_by_metrics_and_probe_and_leaves_the_worker_ready(rig):

@@ -52,6 +52,8 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
             "3 requests wait",
         ),
         (found(worker(state="standby"), requests=3), State.NOT_CONSUMING, True, "consumed by something else"),
+        (found(worker(), consumers=0, requests=3), State.NOT_CONSUMING, True, "has no consumer, and 3 requests"),
+        (found(worker(), consumers=0), State.WELL, False, "ALL IS WELL"),  # the queue's leader may be slow
         (
             found(worker(paused=PAUSE), pause=PAUSE),
             State.PAUSED,

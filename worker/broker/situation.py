@@ -14,7 +14,7 @@ from worker.amqp.connection import Connection
 from worker.amqp.queue import look
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.status import read_orders_by, read_workers_by
-from worker.broker.topology import Topology
+from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.contract.status import Order, Pause, WorkerStatus, standing_pause
 from worker.contract.timestamps import how_long, span
 from worker.errors import Problem, TopologyError
@@ -58,7 +58,8 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
             found.queues[name], consumers = await look(connection, getattr(names, name))
             if name == "requests":
                 found.consumers = consumers
-    found.knows_workers = True  # without the stream no worker has ever run
+    # Without the stream no worker has ever run, or it was deleted, and one goes on.
+    found.knows_workers = True
     try:
         now = datetime.now(UTC)
         for each in await read_workers_by(StreamReader(connection, names.status), REMEMBERED):
@@ -67,14 +68,15 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
             elif each.state != "draining":
                 found.lost.append(each)
     except TopologyError as error:
-        found.knows_workers = error.problem is not Problem.FORBIDDEN
+        found.knows_workers = error.problem is not Problem.FORBIDDEN and not found.consumers
         found.problems.append(str(error))
-    if not found.workers:
-        # What the router had passed on waits in the partitions of those that fell silent.
-        for number in {number for each in found.lost for number in each.partitions}:
-            with contextlib.suppress(TopologyError):
-                passed_on, _ = await look(connection, names.partition(number))
-                found.queues["requests"] = found.queues.get("requests", 0) + passed_on
+    if not found.consumers:
+        # What a router has passed on waits in partitions, which nobody consumes either.
+        with contextlib.suppress(TopologyError):
+            for number in range(1, MOST_PARTITIONS + 1):
+                passed_on, consumers = await look(connection, names.partition(number))
+                waiting = 0 if consumers else passed_on
+                found.queues["requests"] = found.queues.get("requests", 0) + waiting
     with _told(found):
         found.orders, _ = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)
@@ -241,13 +243,16 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         since = found.lost[-1].at if found.lost and not found.workers else None
         cause = f"{wait}{lost}{ending}"
         yield Condition(State.NO_WORKER, cause, since=since, stops=waiting > 0)
-    elif found.pause is None and not any(worker.state == "active" for worker in running):
-        takes = found.consumers if found.consumers is not None else 1
-        if takes and not waiting:
-            return
+        return
+    is_active = any(worker.state == "active" for worker in running)
+    has_consumer = found.consumers != 0  # or it is not known
+    if found.pause is not None or (is_active and has_consumer):
+        return
+    # A worker that was killed is listed for a while. That nothing consumes what waits tells it at once.
+    if waiting or not (is_active or has_consumer):
         which = ", ".join(worker.place for worker in running[:3])
-        has = "has no consumer" if not takes else "is consumed by something else"
-        cause = f"{which}: connected to RabbitMQ, but {found.prefix}.requests {has}, and {wait}"
+        has = "is consumed by something else" if has_consumer else "has no consumer"
+        cause = f"{which}: heard of lately, but {found.prefix}.requests {has}, and {wait}"
         yield Condition(State.NOT_CONSUMING, cause, stops=waiting > 0)
 
 

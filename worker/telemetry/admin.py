@@ -23,7 +23,7 @@ from worker.broker.situation import of_worker
 from worker.service import Service
 from worker.serving import HttpServer
 from worker.telemetry.metrics import Gauges, Metrics
-from worker.telemetry.status import WorkerPhase, describe
+from worker.telemetry.status import WorkerPhase, describe, gets_deliveries
 
 CONNECTION_LIMIT = 64
 CONNECTION_LIFE = 5.0  # seconds
@@ -128,7 +128,8 @@ def _consumer(service: Service, phase: WorkerPhase) -> Check:
         return False, "not subscribed"
     if subscription.silence > LEASE:
         return False, f"the broker has not answered for {subscription.silence:.0f} s"
-    return True, "active" if phase.is_active else "subscribed, no delivery yet: idle or standing by"
+    is_active = gets_deliveries(service, phase)
+    return True, "active" if is_active else "subscribed, no delivery yet: idle or standing by"
 
 
 def _publisher(service: Service) -> Check:

@@ -23,7 +23,7 @@ from worker.contract.words import NOT_ALLOWED, REASONS, STATUSES, UNROUTABLE
 from worker.events import EventListener, TokenResult
 from worker.release import version
 from worker.service import Service
-from worker.telemetry.status import WorkerPhase
+from worker.telemetry.status import WorkerPhase, gets_deliveries
 
 CALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)  # seconds
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)  # seconds
@@ -139,7 +139,7 @@ class Gauges(Collector):
         """All of them, as they are now."""
         service, flow = self._service, self._service.flow
         subscription, publisher = service.intake.subscription, service.publisher
-        is_active = subscription is not None and self._phase.is_active
+        is_active = subscription is not None and gets_deliveries(service, self._phase)
         in_flight = sum(each.unsettled for each in service.subscriptions)
         pace = -1 if flow.pace is None else flow.pace
         has_token = service.marketing_cloud.accounts.default.has_token

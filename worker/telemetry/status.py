@@ -116,7 +116,12 @@ def _state(service: Service, phase: WorkerPhase) -> WorkerState:
         return "stopped"
     if phase.is_draining:
         return "draining"
-    return "active" if phase.is_active or service.partitions.taken else "standby"
+    return "active" if gets_deliveries(service, phase) else "standby"
+
+
+def gets_deliveries(service: Service, phase: WorkerPhase) -> bool:
+    """Whether deliveries come to this worker, from the requests queue or from a partition."""
+    return phase.is_active or bool(service.partitions.taken)
 
 
 def _gate(service: Service, phase: WorkerPhase) -> GateStatus:

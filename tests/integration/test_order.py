@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -169,3 +170,23 @@ async def test_attempts_are_spent_though_the_delivery_goes_back_between(rig):
     reply = await requester.reply(bad)
     assert (reply["status"], reply["attempts"]) == ("failed", 4)
     assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_request_that_comes_again_is_no_newer_than_at_its_first_arrival(rig, proxy, is_lost):
+    """The second one was true after the first had arrived, and before that came again."""
+    requester = await rig.requester_for(rig.settings())
+    await rig.start_worker(rig.settings(amqp_url=proxy.url, hold_limit=60 if is_lost else 1, gate_after=2))
+    rig.sandbox.faults.add(Status(path="registration", status=503))
+    first = await requester.publish(messenger("p", "first"))
+    await until(lambda: rig.names_called, "the first call")
+    true_at = {"x-ott-as-of": datetime.now(UTC).isoformat()}
+    second = await requester.publish(messenger("p", "second"), headers=true_at)
+    subscription = rig.services[0].intake.subscription
+    await until(lambda: subscription.unsettled == 2, "both")
+    if is_lost:
+        proxy.reset()
+    await until(lambda: rig.events.of("subscription_ended" if is_lost else "returned"), "the end")
+    rig.sandbox.heal()
+    await requester.all_registered([first, second])
+    assert rig.held("p") == "second"

@@ -106,7 +106,8 @@ async def test_a_letter_of_a_replay_is_not_lost_where_its_queue_is_missing(rig):
     await declare(rig.settings())
     requester = await rig.start(declare=False)
     await requester.channel.queue_delete(f"{requester.prefix}.dead")
-    await requester.publish(b"", key="replay", message_id="one", headers={confirm_channel.PUBLISH_HEADER: "-"})
+    earlier = {confirm_channel.PUBLISH_HEADER: "earlier"}
+    await requester.publish(b"", key="replay", message_id="one", headers=earlier)
     await until(lambda: rig.events.of("publish_turned_down"), "the return")
     await declare(rig.settings())
     assert (await requester.take("dead")).message_id == "one"

@@ -16,7 +16,7 @@ from worker.amqp.amqp10 import spend_deliveries
 from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
 from worker.errors import BrokerUnreachable
-from worker.pipeline.journey import Attempts, Journeys, Tools
+from worker.pipeline.journey import Carried, Journeys, Tools
 
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription, or a pause by order
 UNDELIVERABLE_PAUSE = 5.0  # seconds, if no undeliverable message was found
@@ -33,7 +33,7 @@ class Intake:
     journeys: Callable[[Subscription], Journeys]
     stopping: asyncio.Event
     _own_requeues: int = 0  # times that this worker, in good health, gave its deliveries back
-    _carried_attempts: Attempts = field(default_factory=dict)  # of the requests in them
+    _carried: Carried = field(default_factory=dict)  # of the requests that come again
     _has_undeliverable: bool = False
     _current: Journeys | None = None
 
@@ -80,7 +80,7 @@ class Intake:
         subscription = Subscription(connection, self.queue, settings.prefetch, settings.max_body_bytes)
         journeys = self._current = self.journeys(subscription)
         journeys.own_requeues = self._own_requeues
-        journeys.carried_attempts = self._carried_attempts
+        journeys.carried_in = self._carried
         unsettled = 0
         try:
             await subscription.open(journeys.accept)
@@ -97,6 +97,7 @@ class Intake:
                 self._lost(journeys, unsettled)
             raise
         finally:
+            self._carried = journeys.carried_out
             # Calls of a lost connection end at once: a late one could overwrite a newer registration.
             await journeys.cancel()
             await subscription.close()
@@ -132,7 +133,6 @@ class Intake:
     async def _give_back(self, journeys: Journeys, why: End) -> None:
         """End a subscription from this side: what is under way ends, the rest goes back in its order."""
         self._own_requeues += why.reason.is_healthy
-        self._carried_attempts = journeys.attempts
         await journeys.drain(
             min(self.tools.settings.shutdown_grace, LONGEST_HELD - self.tools.settings.hold_limit)
         )

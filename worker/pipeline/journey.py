@@ -38,7 +38,7 @@ from worker.settings import Settings
 SUSPECT_AFTER = 3
 
 Identity = tuple[str, int]  # the same for a message and its redeliveries
-Attempts = dict[Identity, int]
+Carried = dict[Identity, tuple[int, int]]  # attempts made, and the time of the first arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,8 @@ class Journeys:
         self._tasks: set[asyncio.Task[None]] = set()  # tasks besides the lanes
         self.is_active = False  # whether anything was delivered
         self.end: End | None = None  # why the subscription must end
-        # For requests that come again because this worker, in good health, gave them back:
-        self.own_requeues = 0  # the number of times it did so
-        self.carried_attempts: Attempts = {}  # the attempts that they had made by then
+        self.own_requeues = 0  # times that this worker, in good health, gave its deliveries back
+        self.carried_in: Carried = {}  # of the requests that the subscription before had, and that come again
 
     def accept(self, delivery: Delivery) -> None:
         """Take in a delivery that has arrived. The first ones are held back, in their order, until this
@@ -108,8 +107,10 @@ class Journeys:
 
     def _enqueue(self, request: Request) -> None:
         """Let a request wait for its turn."""
-        if self.carried_attempts:
-            request.attempts = self.carried_attempts.pop(_identity(request), 0)
+        if self.carried_in and request.delivery.redelivered:
+            known = self.carried_in.pop(_identity(request), (0, request.received_at))
+            request.attempts, request.received_at = known
+            request.as_of = request.as_of and min(request.as_of, request.received_at)
         suspect = request.delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
 
@@ -146,12 +147,16 @@ class Journeys:
         return len(self._lanes)
 
     @property
-    def attempts(self) -> Attempts:
-        """The attempts made so far, as `carried_attempts` of the next subscription. None during a pause:
-        they failed because of the outage, which must not cost the requests anything."""
-        if self._tools.forwarder.flow.is_pausing:
-            return {}
-        return {_identity(request): request.attempts for request in self._lanes.items if request.attempts}
+    def carried_out(self) -> Carried:
+        """The `carried_in` of the next subscription. A request without `x-ott-as-of` must not count as newer
+        because it comes again. Attempts during a pause failed because of the outage, and do not count."""
+        if self._held is not None:
+            return self.carried_in
+        is_pausing = self._tools.forwarder.flow.is_pausing
+        return {
+            _identity(each): (0 if is_pausing else each.attempts, each.received_at)
+            for each in reversed(self._lanes.items)  # of two that are the same, the first comes first again
+        }
 
     async def drain(self, grace: float) -> None:
         """Start nothing more. Requests that are being called or settled get `grace` seconds to end; those

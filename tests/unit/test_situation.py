@@ -51,8 +51,12 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
             True,
             "3 requests wait",
         ),
+        (found(lost=[worker()], consumers=1), State.NO_WORKER, True, "p.requests has a consumer"),
+        (found(worker(state="draining")), State.NO_WORKER, False, "drain"),
+        (Overview("p", knows_workers=True), State.NO_WORKER, False, "how many requests wait is not known"),
         (found(worker(state="standby"), requests=3), State.NOT_CONSUMING, True, "consumed by something else"),
-        (found(worker(), consumers=0, requests=3), State.NOT_CONSUMING, True, "has no consumer, and 3 requests"),
+        (found(worker(state="standby"), requests=3), State.NOT_CONSUMING, True, "rabbitmqctl list_consumers"),
+        (found(worker(), consumers=0, requests=3), State.NOT_CONSUMING, True, "has no consumer, and 3"),
         (found(worker(), consumers=0), State.WELL, False, "ALL IS WELL"),  # the queue's leader may be slow
         (
             found(worker(paused=PAUSE), pause=PAUSE),
@@ -63,6 +67,7 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
         (found(worker(paused=PAUSE)), State.PAUSED, True, "rotating"),
         (found(REFUSED), State.CREDENTIALS, True, "does not heal by itself"),
         (found(REFUSED), State.CREDENTIALS, True, "OTT_MC_CLIENT_SECRET"),
+        (found(REFUSED), State.CREDENTIALS, True, "compare OTT_MC_ACCOUNT_ID and OTT_MC_REST_URL"),
         (found(AWAY), State.OUTAGE, True, "resumes by itself"),
         (found(worker(gate=gate("outage", "opening"))), State.OUTAGE, False, "answers again"),
         (found(worker(), worker(state="standby", gate=gate("outage"))), State.OUTAGE, False, "stands by"),

@@ -111,7 +111,8 @@ class State(Enum):
     CREDENTIALS = (
         "Credentials refused",
         "It does not heal by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET, or what "
-        "ott-worker check names.",
+        "ott-worker check names. Where a token is given and then turned down, compare OTT_MC_ACCOUNT_ID "
+        "and OTT_MC_REST_URL with the package, and grant what it lacks.",
     )
     OUTAGE = (
         "Outage",
@@ -236,13 +237,18 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         return
     waiting = found.queues.get("requests", 0)
     wait = f"{waiting:,} requests wait" if waiting != 1 else "1 request waits"
+    if "requests" not in found.queues:
+        wait = "how many requests wait is not known"
     running = [worker for worker in found.workers if worker.state != "draining"]
     if not running:
         lost = f"; {found.lost[-1].place} fell silent: killed, or cut off from RabbitMQ" if found.lost else ""
         ending = "; those that run drain and end" if found.workers else ""
         since = found.lost[-1].at if found.lost and not found.workers else None
-        cause = f"{wait}{lost}{ending}"
-        yield Condition(State.NO_WORKER, cause, since=since, stops=waiting > 0)
+        # A process that is suspended holds what it was given, and a consumer of others takes it.
+        is_held = not found.workers and bool(found.consumers)
+        held = f"; {found.prefix}.requests has a consumer all the same" if is_held else ""
+        cause = f"{wait}{lost}{ending}{held}"
+        yield Condition(State.NO_WORKER, cause, since=since, stops=is_held or waiting > 0)
         return
     is_active = any(worker.state == "active" for worker in running)
     has_consumer = found.consumers != 0  # or it is not known
@@ -253,7 +259,8 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         which = ", ".join(worker.place for worker in running[:3])
         has = "is consumed by something else" if has_consumer else "has no consumer"
         cause = f"{which}: heard of lately, but {found.prefix}.requests {has}, and {wait}"
-        yield Condition(State.NOT_CONSUMING, cause, stops=waiting > 0)
+        advice = "Find it by rabbitmqctl list_consumers, and end it unless it is a worker."
+        yield Condition(State.NOT_CONSUMING, cause, advice if has_consumer else "", stops=waiting > 0)
 
 
 def _of_workers(workers: Iterable[WorkerStatus], pause: Pause | None = None) -> Iterable[Condition]:

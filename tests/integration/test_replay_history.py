@@ -99,9 +99,13 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     assert rig.held("p") == "new"
 
 
-async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, requester, monkeypatch):
+@pytest.mark.parametrize("has_other", [False, True])
+async def test_times_go_on_growing_on_a_machine_whose_clock_is_behind(rig, requester, monkeypatch, has_other):
     await rig.turn_down("p", "old")
     await rig.stop_first()
+    if has_other:  # the last message of the journal is no worker's
+        other = aio_pika.Message(b"", headers={"CC": [f"{requester.prefix}.journal"]})
+        await requester.channel.default_exchange.publish(other, requester.queue.name)
     service = await rig.start_worker(rig.settings())
     monkeypatch.setattr(service.tools.clock, "_wall_clock", lambda: 1_000_000)
     newer = await requester.ask(messenger("p", "new"))

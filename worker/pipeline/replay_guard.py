@@ -173,7 +173,9 @@ class ReplayGuard:
         async def newest(reader: StreamReader) -> int:
             if not self._has_timed_out:
                 last = await reader.last()
-                return 0 if last is None else last.clock or 0
+                if last is None or last.clock is not None:
+                    return last.clock or 0 if last else 0
+                # No worker wrote it; look at those before it. A publisher's CC header can do that.
             # Since requests are let in, this worker writes too.
             async with contextlib.aclosing(reader.read(around(begun))) as entries:
                 others = [entry.clock or 0 async for entry in entries if entry.writer != journal.writer]

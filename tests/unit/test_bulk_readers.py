@@ -95,6 +95,13 @@ def test_a_csv_row_that_is_broken_spoils_no_other(tmp_path):
     ]
 
 
+def test_a_cell_that_has_swallowed_whole_rows_is_damage_and_one_with_a_line_end_is_none(tmp_path):
+    text = 'pageId,pageName,isActive\n1,a,1\n2,"b,1\n3,c,1\n4,d",0\n5,"two\nlines, say",1\n'
+    rows = read(tmp_path, "a.csv", text)
+    found = [(row.line, row.shown_id, [problem.kind for problem in row.problems]) for row in rows]
+    assert found == [(2, "1", []), (3, None, [QUOTING]), (6, "5", [])]
+
+
 def test_json_rows_are_sent_byte_for_byte(tmp_path):
     bodies = [b'{"ottPlatformName" : "line",  "x": "\\u00e4"}', b'{"b": [1, {"c": "]}\\\\"}]}']
     as_lines = read(tmp_path, "a.jsonl", b"\r\n\n".join(bodies))

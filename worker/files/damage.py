@@ -82,6 +82,7 @@ ALL_END_IN_0: Final = Kind(
     "the exact id",
     _AS_TEXT,
 )
+SHIFTED: Final = (CELL_COUNT, QUOTING)  # no value of the row stands where it belongs
 # These count as damage in every file format.
 EVERYWHERE: Final = frozenset({SCIENTIFIC, DECIMAL, ERROR_VALUE, SECRET_AS_ID, PLACEHOLDER, LOST})
 
@@ -123,7 +124,7 @@ class Problem:
     @property
     def spoils_id(self) -> bool:
         """Whether the row's resource may be another one, or a secret in the wrong place."""
-        return self.kind is CELL_COUNT or (self.field in RESOURCE_IDS and self.kind is not ROUNDED)
+        return self.kind in SHIFTED or (self.field in RESOURCE_IDS and self.kind is not ROUNDED)
 
     @property
     def about(self) -> str:

@@ -154,7 +154,7 @@ class JobDatabase:
         """The damage in a row, unless it is to be sent all the same, and what a worker would refuse. Of
         shifted cells nothing more is said than that they are shifted."""
         found = [] if send_damaged and row.document is not None else self.problems(row)
-        is_shifted = any(problem.kind is damage.CELL_COUNT for problem in found)
+        is_shifted = any(problem.kind in damage.SHIFTED for problem in found)
         return found if is_shifted else [*found, *row.refusals(max_body_bytes)]
 
     def problems(self, row: Row) -> list[Problem]:

@@ -109,6 +109,10 @@ class Table:
             if surplus or (len(cells) < width and self.workbook is None):
                 # In a shifted row no cell can be assigned to an attribute, and no value may be shown.
                 problems = [Problem(CELL_COUNT, remark=f"{len(cells)} cells, the header {width}")]
+            elif self.workbook is None and any(
+                "\n" in cell and cell.count(self.delimiter) >= width - 1 for cell in cells
+            ):  # what follows it in the row belongs to another one
+                problems = [Problem(QUOTING, remark="a cell holds whole rows")]
             else:
                 problems = damaged_values(values, self.headers)
             yield Record(row, line, cells, values, tuple(problems))

@@ -190,6 +190,28 @@ async def test_check_tells_what_it_has_found_before_a_file_cannot_be_read_any_fu
     assert len(rows_of(tmp_path / "failed.csv")) == found
 
 
+def with_another_checksum(path: Path) -> None:
+    """As a disk or a transfer damages a file: what it holds is read, and then found not to be what was
+    written."""
+    content = bytearray(path.read_bytes())
+    of_sheet = content.rfind(b"xl/worksheets/sheet1.xml") - 30  # in the directory of the archive
+    content[-8 if path.suffix == ".gz" else of_sheet] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["pages.csv.gz", "pages.xlsx"])
+async def test_of_a_damaged_file_nothing_is_sent_and_check_tells_what_it_has_found(tmp_path, name):
+    pages = write_pages(tmp_path / "pages.csv", range(1000), pageName="")
+    (tmp_path / "pages.csv.gz").write_bytes(gzip.compress(pages.read_bytes(), 0))
+    with (tmp_path / "pages.xlsx").open("w+b") as file:
+        write(file, csv.reader(pages.open()))
+    with_another_checksum(tmp_path / name)
+    command = Command(OFFLINE)
+    for end in (await command(name), await command(name, "--check")):
+        assert (end.code, end.err.count("\n"), "is damaged: " in end.err) == (1, 1, True)
+    assert end.out.count("PageName must be provided") == 1
+
+
 @pytest.mark.parametrize("more", [["--check"], []])
 async def test_a_file_whose_rows_name_no_platform_is_told_what_is_missing(more):
     end = await Command(OFFLINE)(EXAMPLES / "pages.csv", *more)

@@ -1,6 +1,7 @@
 """Rows from files of every kind, and what is said of those that cannot be read."""
 
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from worker.files.damage import CELL_COUNT, QUOTING
 from worker.files.rows import Reading, Row
-from worker.files.source import Unreadable, elements
+from worker.files.source import Corrupt, Unreadable, elements
 
 
 def read(tmp_path: Path, name: str, content: str | bytes, **how: Any) -> list[Row]:
@@ -151,6 +152,21 @@ def test_the_platform_given_for_all_rows_is_for_those_that_name_none(tmp_path):
     ]
     (row,) = read(tmp_path, "a.csv", "ottPlatformName,pageId\n,1\n", platform="messenger")
     assert row.platform == "messenger"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_file_that_changes_while_a_job_reads_it_is_told(tmp_path, *, at_once):
+    path = tmp_path / "a.csv"
+    path.write_text("pageId,pageName\n1,a\n2,b")
+    reading = Reading((str(path),), "messenger")
+    rows = reading.rows()
+    complete = [row.attributes["pageName"] for row in ([next(rows)] if at_once else rows)]
+    with path.open("a") as file:
+        file.write("cde\n3,f\n")
+    os.utime(path, (1, 1))
+    with pytest.raises(Corrupt, match=r"a.csv cannot be read .*: it has changed meanwhile"):
+        list(rows if at_once else reading.rows())
+    assert complete == ["a", "b"][: 2 - at_once]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])

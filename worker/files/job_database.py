@@ -17,7 +17,7 @@ from worker.errors import UsageError
 from worker.files import damage
 from worker.files.damage import Problem, is_long_id, is_rounded, may_be_rounded, shown
 from worker.files.rows import Group, Reading, Row, more
-from worker.files.source import Unreadable
+from worker.files.source import Corrupt, Unreadable
 
 NAMED: Final = 5  # cases of one kind that a warning names
 FEWEST_ROUNDED: Final = 3  # different ids that all end in 0, before that is no chance
@@ -102,16 +102,20 @@ class JobDatabase:
 
     def take(self, reading: Reading, stopped: Callable[[], bool] = lambda: False) -> int | None:
         """Take in every row of a reading that can be read again, as far as it can be read; how many those
-        are. Raises UsageError for an input that is of no use."""
+        are. Raises UsageError for an input that is of no use, or Corrupt."""
         if not reading.rereadable:
             return None
         taken = 0
-        with contextlib.suppress(Unreadable):
+        try:
             for row in reading.rows():
                 if stopped():
                     break
                 self.add(row)
                 taken += 1
+        except Corrupt:
+            raise
+        except Unreadable:  # the rows before that place are of use
+            pass
         return taken
 
     def add(self, row: Row) -> None:

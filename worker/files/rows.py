@@ -14,7 +14,16 @@ from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.words import MISSING
 from worker.errors import UsageError
 from worker.files.damage import ACCOUNT, Kind, Problem, shown, spreadsheet_marks
-from worker.files.source import STANDARD_INPUT, Source, Unreadable, elements, encoding_of, lines
+from worker.files.source import (
+    CHANGED,
+    STANDARD_INPUT,
+    Corrupt,
+    Source,
+    Unreadable,
+    elements,
+    encoding_of,
+    lines,
+)
 from worker.files.table import Record, Table, is_workbook
 from worker.files.workbook import cell_name
 
@@ -133,7 +142,8 @@ class Row:
 class Reading:
     """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
     out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the epoch), 0 for rows
-    that do not tell, None for the time of the file itself. `failed` is where rows that fail are given back."""
+    that do not tell, None for the time of the file itself. `failed` is where those that fail are given
+    back."""
 
     paths: tuple[str, ...]
     platform: str | None = None
@@ -144,6 +154,8 @@ class Reading:
     failed: Path | None = None
     tables: dict[str, Table] = field(default_factory=dict, compare=False)
     """Each table that has been opened, by the name of its file: its columns and its delimiter."""
+    opened: dict[str, int | None] = field(default_factory=dict, compare=False)
+    """When each file had changed last as it was opened first: what it held then is what a job knows of it."""
 
     @cached_property
     def rereadable(self) -> bool:
@@ -153,18 +165,20 @@ class Reading:
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order, one held at a time. Raises UsageError for an unusable input, and
-        Unreadable for one that breaks off."""
+        Unreadable for one that breaks off, or Corrupt."""
         numbers = count(1)
         for path in self.paths:
             place = 0
             with Source(path) as source:
                 try:
+                    if self.opened.setdefault(path, source.changed_at) != source.changed_at:
+                        raise Corrupt(CHANGED)
                     for row in self._rows(source, numbers):
                         place = row.place
                         yield row
                 except Unreadable as error:
                     where = f"after row {place}" if place else "at its beginning"
-                    raise Unreadable(f"{source.name} cannot be read {where}: {error}") from None
+                    raise type(error)(f"{source.name} cannot be read {where}: {error}") from None
                 except UsageError as error:
                     raise UsageError(f"{source.name}: {error}") from None
 

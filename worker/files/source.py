@@ -20,6 +20,7 @@ CHUNK = 65536  # bytes
 SAMPLE = 65536  # bytes; what a format is recognised by
 LONGEST_ROW = 4 * 1024 * 1024  # characters
 LARGEST_WORKBOOK = 256 * 1024 * 1024  # bytes of the file itself
+CHANGED = "it has changed meanwhile: submit it again when it is complete"
 
 _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's way to ask for the gzip header
@@ -27,6 +28,10 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's way to ask for the gzip header
 
 class Unreadable(WorkerError):
     """The input stops being readable at some row."""
+
+
+class Corrupt(Unreadable):
+    """The input is not as it was written, so that rows before this place may be wrong too."""
 
 
 class Source:
@@ -47,6 +52,7 @@ class Source:
             state = os.fstat(self._raw.fileno())
         except OSError as error:
             raise UsageError(f"{self.name} cannot be read: {error.strerror}") from None
+        self._opened = state
         if stat.S_ISREG(state.st_mode) and not is_input:
             self.changed_at = state.st_mtime_ns // 1000
         return self
@@ -100,14 +106,19 @@ class Source:
                         return
                     member = zlib.decompressobj(_GZIP_WINDOW)
         except zlib.error:
-            raise Unreadable("the compressed file is damaged: pack it again") from None
+            raise Corrupt("the compressed file is damaged: pack it again") from None
         raise Unreadable("the compressed file ends too early: is it complete?")
 
     def _read(self) -> bytes:
         try:
-            return self._raw.read(CHUNK) or b""
+            if chunk := self._raw.read(CHUNK) or b"":
+                return chunk
+            state = os.fstat(self._raw.fileno())
         except OSError as error:
             raise Unreadable(f"{self.name} cannot be read any further: {error.strerror}") from None
+        if stat.S_ISREG(state.st_mode) and state.st_mtime_ns != self._opened.st_mtime_ns:
+            raise Corrupt(CHANGED)  # the last row may be half of one
+        return b""
 
 
 def encoding_of(sample: bytes) -> str:

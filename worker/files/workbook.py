@@ -23,7 +23,7 @@ from worker.contract.timestamps import microseconds
 from worker.errors import UsageError
 from worker.files.cells import RawRow
 from worker.files.damage import DATE, EXACT_DIGITS, NUMBER, SpoiltCell
-from worker.files.source import Unreadable
+from worker.files.source import Corrupt
 
 SIGNATURE: Final = b"PK\x03\x04"
 OLD_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # .xls, and every workbook with a password
@@ -67,7 +67,7 @@ class Workbook:
             raise UsageError(DAMAGED) from None
 
     def rows(self) -> Iterator[RawRow]:
-        """Each row that has cells, with its number. Raises Unreadable where the sheet is damaged."""
+        """Each row that has cells, with its number. Raises Corrupt where the sheet is damaged."""
         number, column = 0, 0
         cells: list[str] = []
         hidden = []
@@ -90,7 +90,7 @@ class Workbook:
                     yield number, number, cells
                     cells, column = [], 0
         except _BROKEN:
-            raise Unreadable(DAMAGED) from None
+            raise Corrupt(DAMAGED) from None
         if hidden:
             some = ", ".join(map(str, hidden[:5])) + (" …" if len(hidden) > 5 else "")
             self.notes.append(f"hidden rows ({len(hidden):,}) are read like the others: row {some}")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +22,7 @@ from worker.files.job import Plan
 from worker.files.job_database import INVALID, JobDatabase, RowResult
 from worker.files.results import FailedRows, Results
 from worker.files.rows import Group, Reading
+from worker.files.source import Corrupt
 from worker.settings import Settings, load_settings
 
 MOST_PLACES = 1000  # places that are listed for one kind of problem
@@ -121,7 +122,8 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     groups: dict[tuple[Kind, str], Group] = {}
     total = invalid = 0
     with JobDatabase() as database:
-        database.take(plan.reading)
+        with suppress(Corrupt):  # it is told below, after what is found before that place
+            database.take(plan.reading)
         with _outputs(plan, database) as results:
             try:
                 for row in plan.reading.rows():

@@ -18,6 +18,7 @@ from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
+    AS_OF_HEADER,
     BARRIER_TYPE,
     CAME_BY_HEADER,
     EPOCH_HEADER,
@@ -25,6 +26,7 @@ from worker.contract.words import (
     ROUTED_HEADERS,
 )
 from worker.partitions import pruning
+from worker.partitions import worker as members
 from worker.partitions.log import read_partition_state
 from worker.partitions.pruning import prune
 from worker.partitions.router import partition_of
@@ -173,6 +175,31 @@ async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig):
     released.set()
     await requester.all_registered(ids)
     assert (told(rig), routes) == ({page: [0, 1]}, [])
+
+
+async def test_a_dated_request_in_its_new_partition_undoes_nothing_newer(rig, monkeypatch):
+    """The worker there has read the journal before the newer one was registered, in the old partition."""
+    owners: dict[int, str] = {}
+    monkeypatch.setattr(members, "weight", lambda worker, partition: owners.get(partition) == worker)
+
+    def home(page: str, partitions: int) -> int:
+        return partition_of(Resource(None, "messenger", page), partitions)
+
+    moves = next(page for page in PAGES if (home(page, 2), home(page, 3)) == (1, 2))
+    stays = next(page for page in PAGES if (home(page, 2), home(page, 3)) == (2, 2))
+    requester = await rig.requester_for(rig.settings(partitions=2))
+    router = await rig.start_worker(rig.settings(partitions=2), tells_status=True)
+    old, new = [await rig.start_worker(rig.settings(partitions=3), tells_status=True) for _ in range(2)]
+    owners |= {1: old.name, 2: new.name, 3: old.name}
+    await requester.all_registered(await publish(requester, range(1), [stays]))
+    await until(lambda: new.partitions.taken == [2] and 1 in old.partitions.taken, "the spread")
+    dated = {AS_OF_HEADER: "2026-11-01T00:00:00Z"}
+    assert (await requester.ask(messenger(stays), headers=dated))["status"] == "superseded"
+    newer = await requester.ask(messenger(moves, "newer"))
+    await rig.stop_worker(router)
+    reply = await requester.ask(messenger(moves, "older"), headers=dated)
+    assert (reply["status"], reply.get("supersededBy")) == ("superseded", newer["requestId"])
+    assert rig.held(moves) == "newer"
 
 
 async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig):

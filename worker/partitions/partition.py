@@ -36,6 +36,7 @@ class PartitionJourneys(Journeys):
         self._log = log
         self._is_shared = is_shared
         self._epoch = 0  # of the newest barrier
+        self._routed_in = 0  # the epoch of the newest request
 
     def tell_ended(self, why: End, unsettled: int) -> None:
         """Report that this worker has left the partition, if it had taken it."""
@@ -74,6 +75,10 @@ class PartitionJourneys(Journeys):
             self._events.late_request_ignored(self._partition)
             self.subscription.ack(delivery)
         else:
+            if epoch > self._routed_in:
+                # A resource may have come from another partition, with what another worker settled there.
+                self._routed_in = epoch
+                self._tools.replay_guard.subscription_began()
             arrived_at = arrival_of(properties)
             if arrived_at is None:
                 arrived_at = self._tools.clock.stamp()

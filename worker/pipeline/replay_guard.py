@@ -78,7 +78,8 @@ class ReplayGuard:
             self._events.journal_unreadable("no answer in time")
 
     def subscription_began(self) -> None:
-        """Another worker may have settled requests since the subscription before."""
+        """Another worker may have settled requests since the subscription before, or since the epoch before
+        (contract §10)."""
         self._subscriptions += 1
 
     async def judge(self, request: Request) -> Outcome | None:

@@ -52,6 +52,7 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
             "3 requests wait",
         ),
         (found(lost=[worker()], consumers=1), State.NO_WORKER, True, "p.requests has a consumer"),
+        (found(consumers=1), State.NO_WORKER, False, "p.requests has a consumer"),
         (found(worker(state="draining")), State.NO_WORKER, False, "drain"),
         (Overview("p", knows_workers=True), State.NO_WORKER, False, "how many requests wait is not known"),
         (found(worker(state="standby"), requests=3), State.NOT_CONSUMING, True, "consumed by something else"),

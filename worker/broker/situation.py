@@ -247,8 +247,8 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         # A process that is suspended holds what it was given, and a consumer of others takes it.
         is_held = not found.workers and bool(found.consumers)
         held = f"; {found.prefix}.requests has a consumer all the same" if is_held else ""
-        cause = f"{wait}{lost}{ending}{held}"
-        yield Condition(State.NO_WORKER, cause, since=since, stops=is_held or waiting > 0)
+        stops = waiting > 0 or (is_held and bool(found.lost))
+        yield Condition(State.NO_WORKER, f"{wait}{lost}{ending}{held}", since=since, stops=stops)
         return
     is_active = any(worker.state == "active" for worker in running)
     has_consumer = found.consumers != 0  # or it is not known

@@ -16,7 +16,7 @@ import pytest
 from tests.acceptance.terminal import in_a_terminal
 from tests.faults.node import Node
 from tests.integration.secured.ports import free_port
-from tests.rig import MESSENGER, Rig, environment, messenger, until
+from tests.rig import Rig, environment, messenger, until
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,8 @@ def block(language: str, words: str) -> str:
 
 
 def run(command: list[str], folder: Path, **variables: str) -> str:
-    (folder / "page.json").write_text(json.dumps(MESSENGER))
+    page = block("sh", "> page.json").replace("> page.json", f"> {folder / 'page.json'}")
+    subprocess.run(["sh", "-c", page], cwd=ROOT, check=True)
     done = subprocess.run(
         command,
         cwd=folder,
@@ -49,7 +50,7 @@ async def test_from_python(rig, broker_url, prefix, tmp_path):
     await rig.start()
     program = block("python", "RegistrationClient").replace(URL, broker_url)
     said = await asyncio.to_thread(run, [sys.executable, "-c", program], tmp_path, OTT_PREFIX=prefix)
-    assert said == "registered 1732555047025799\n"
+    assert said == "registered 23493453984234345\n"
 
 
 async def test_from_node(rig, broker_url, prefix, tmp_path):
@@ -57,9 +58,10 @@ async def test_from_node(rig, broker_url, prefix, tmp_path):
     if shutil.which("npm") is None or await asyncio.to_thread(subprocess.call, install):
         warnings.warn("npm cannot install amqplib: the README's Node example did not run", stacklevel=1)
         return
-    program = block("js", "amqplib").replace(URL, broker_url).replace("ott.registration", prefix)
+    program = block("js", "amqplib").replace(URL, broker_url)
     await rig.start()
-    assert await asyncio.to_thread(run, ["node", "-e", program], tmp_path) == "registered\n"
+    said = await asyncio.to_thread(run, ["node", "-e", program], tmp_path, OTT_PREFIX=prefix)
+    assert said == "registered\n"
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,9 @@ async def beside(managed: tuple[str, int], make_settings: Callable[..., Settings
 
 async def test_with_curl(beside, managed, prefix, tmp_path):
     await beside.start()
-    program = block("sh", "/publish").replace("15672", str(managed[1])).replace("ott.registration", prefix)
-    assert json.loads(await asyncio.to_thread(run, ["bash", "-c", program], tmp_path)) == {"routed": True}
+    program = block("sh", "/publish").replace("15672", str(managed[1]))
+    said = await asyncio.to_thread(run, ["bash", "-c", program], tmp_path, OTT_PREFIX=prefix)
+    assert json.loads(said) == {"routed": True}
     await until(lambda: beside.sandbox.registrations, "the registration")
 
 

@@ -173,7 +173,7 @@ class Events(EventListener):
 
     def __init__(self) -> None:
         self._told: list[tuple[str, tuple[Any, ...]]] = []
-        self.hear(**{name: functools.partial(self._remember, name) for name in EVENTS})
+        self.listen(**{name: functools.partial(self._remember, name) for name in EVENTS})
 
     def _remember(self, name: str, *arguments: Any) -> None:
         self._told.append((name, arguments))

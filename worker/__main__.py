@@ -8,10 +8,10 @@ from worker.errors import Interrupted
 
 def main() -> None:
     """Run a command. Exit codes as in contract §8."""
-    # Else the first model searches all installed packages for plugins of pydantic, which takes a moment.
+    # Without this, pydantic searches all installed packages for plugins, which slows down the start.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        # Late, for it takes a moment in which Ctrl-C is heard already.
+        # The import is slow. Inside the `try`, Ctrl-C ends it with the right exit code.
         from worker.cli.app import main as run  # noqa: PLC0415
     except KeyboardInterrupt:
         sys.exit(Interrupted.exit_code)

@@ -1,4 +1,4 @@
-"""Exponential back-off with full jitter, and the waits that are named."""
+"""Exponential back-off with full jitter."""
 
 import random
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Seconds to wait after failures in a row: `first` at most after one, twice as much after two, never more
-    than `longest`."""
+    """Seconds to wait after consecutive failures: at most `first` after one, twice that after two, and never
+    more than `longest`."""
 
     first: float
     longest: float
 
     def ceiling(self, failures: int) -> float:
-        """The most that is waited after so many failures."""
+        """The longest wait after this many failures."""
         return min(self.longest, self.first * 2.0 ** min(max(failures - 1, 0), 60))
 
     def draw(self, failures: int) -> float:
@@ -23,6 +23,6 @@ class Backoff:
 
 
 RECONNECT: Final = Backoff(0.1, 5.0)  # to RabbitMQ
-RECONNECT_SOON: Final = Backoff(0.1, 1.0)  # where requests wait for nothing else
-REPUBLISH: Final = Backoff(0.1, 5.0)  # to our own queues, what they turned down
-REFUSED: Final = Backoff(0.1, 2.0)  # what a full requests queue turned down, by its publisher
+RECONNECT_SOON: Final = Backoff(0.1, 1.0)  # to RabbitMQ, if requests wait for this connection alone
+REPUBLISH: Final = Backoff(0.1, 5.0)  # what a queue of the worker rejected
+REFUSED: Final = Backoff(0.1, 2.0)  # what a full requests queue rejected

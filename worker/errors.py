@@ -1,14 +1,13 @@
-"""The errors that people see. Every text is one line that says what to do and holds no secret.
+"""The errors that users see. Every text is one line that says what to do and holds no secret.
 
-Errors of the libraries below are translated where they arise, in `amqp` and `marketing_cloud`, and travel no
-further.
+`amqp` and `marketing_cloud` translate the errors of their client libraries. No other package sees those.
 """
 
 from enum import Enum
 
 
 class WorkerError(Exception):
-    """An error that the person at the terminal can act on."""
+    """An error that the user can act on."""
 
     exit_code = 1
 
@@ -24,7 +23,7 @@ class SettingsError(UsageError):
 
 
 class BrokerUnreachable(WorkerError):
-    """RabbitMQ does not answer, or turned the connection down."""
+    """RabbitMQ does not answer, or refused the connection."""
 
     exit_code = 3
 
@@ -33,12 +32,12 @@ class Problem(Enum):
     """A fault of a broker object."""
 
     MISSING = "missing"
-    FORBIDDEN = "forbidden"  # this user may not use it so
+    FORBIDDEN = "forbidden"  # this user lacks the permission
     DIFFERS = "differs"  # it has other arguments
 
 
 class TopologyError(WorkerError):
-    """A queue or exchange is missing, may not be used, or exists with other arguments: `problem`."""
+    """A queue, exchange or stream is missing, forbidden, or exists with other arguments: see `problem`."""
 
     exit_code = 3
 
@@ -48,7 +47,7 @@ class TopologyError(WorkerError):
 
 
 class QueueInUse(WorkerError):
-    """Another consumer or command uses a queue that allows one at a time."""
+    """Another consumer or command uses a queue that allows only one at a time."""
 
 
 class OutcomeUnknown(WorkerError, TimeoutError):
@@ -62,7 +61,7 @@ class OutcomeUnknown(WorkerError, TimeoutError):
 
 
 class Unroutable(WorkerError):
-    """The broker returned a mandatory message: no queue took it."""
+    """The broker returned a mandatory message: it was routed to no queue."""
 
 
 class PublishRefused(WorkerError):
@@ -70,10 +69,10 @@ class PublishRefused(WorkerError):
 
 
 class QueueFull(PublishRefused):
-    """The queue takes no more messages."""
+    """The queue rejects publishes because it is full."""
 
 
 class Interrupted(WorkerError):
-    """Ended by the user."""
+    """The user interrupted the command."""
 
     exit_code = 130

@@ -1,7 +1,6 @@
-"""Events: what happens in the worker. Logs, metrics and traces listen; nothing else depends on events.
+"""Events: what happens in the worker. Logs, metrics and the status listen; nothing else depends on events.
 
-A listener must be quick. One that raises holds up neither the others nor the work. No argument ever holds a
-secret.
+A listener must be quick. If one raises, the other listeners and the work go on. No argument holds a secret.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ class Tracing(Protocol):
         """Process a request, traced."""
 
     async def call(self, call: Call, url: str) -> Called:
-        """Make a call, traced. `call` takes the headers to send."""
+        """Make a call, traced. The argument of `call` is the headers to send."""
         ...
 
     def headers(self) -> dict[str, str]:
@@ -36,9 +35,9 @@ class Tracing(Protocol):
 
 
 class Event:
-    """How an event is logged, if it is. `fields` name its parameters. One that `repeats` is logged once a
-    minute while nothing of it changes; the event that it `ends` is logged anew when it comes again. To call
-    it does nothing: it has no listener."""
+    """How an event is logged; without a level it is not. `fields` name its parameters. One that `repeats` is
+    logged once a minute while its fields stay the same. The event that it `ends` is logged again at its next
+    occurrence. Calling it does nothing: it stands for "no listener"."""
 
     def __init__(
         self, level: Level | None = None, text: str = "", *fields: str, repeats: bool = False, ends: str = ""
@@ -54,25 +53,25 @@ class Event:
 
 
 class EventListener:
-    """Hears every event and does nothing. Override the events of interest.
+    """Ignores every event. Override the events of interest.
 
-    To add an event: a line here. One that has a level is logged, with its text and its fields."""
+    To add an event, add a line here. An event with a level is logged, with its text and its fields."""
 
     consumer_connected: Callable[[], None] = Event("info", "consumer connected", ends="broker_unreachable")
     subscribed: Callable[[str, int], None] = Event(
         "info", "subscribed (standby until the first delivery)", "queue", "prefetch"
     )
     # The first delivery of a subscription: this is the single active consumer.
-    active: Callable[[], None] = Event("info", "active: deliveries come to this worker")
-    # The connection, channel or consumer is lost; the broker requeues so many unsettled deliveries.
+    active: Callable[[], None] = Event("info", "active: this worker receives deliveries")
+    # The connection, channel or consumer is lost; the broker requeues `count` unsettled deliveries.
     subscription_ended: Callable[[int, str], None] = Event("warning", "subscription ended", "count", "why")
     undeliverable: Callable[[str, int], None] = Event(
-        "warning", "a message that RabbitMQ cannot deliver has used up its deliveries", "queue", "count"
+        "warning", "a message that RabbitMQ cannot deliver has reached its delivery limit", "queue", "count"
     )
-    acknowledgements_unheard: Callable[[], None] = Event(
-        "warning", "the broker did not answer: what was acknowledged last may be delivered again"
+    acknowledgements_unconfirmed: Callable[[], None] = Event(
+        "warning", "the broker did not answer: the last acknowledged requests may be delivered again"
     )
-    returned: Callable[[int, str], None] = Event("info", "deliveries go back to the queue", "count", "why")
+    returned: Callable[[int, str], None] = Event("info", "deliveries requeued", "count", "why")
     broker_unreachable: Callable[[str], None] = Event("warning", "broker unreachable", "why", repeats=True)
     topology_wrong: Callable[[str], None] = Event("error", "topology wrong", "why", repeats=True)
     publisher_connected: Callable[[], None] = Event("info", "publisher connected", ends="publisher_lost")
@@ -80,86 +79,86 @@ class EventListener:
     channel_closed: Callable[[str, str], None] = Event(
         "warning", "publishing channel closed", "queue", "why", repeats=True
     )
-    # One of our own queues did not take a message; it is tried again.
+    # The publish is repeated.
     publish_turned_down: Callable[[str, str], None] = Event(
         "error", "a queue of the worker rejects publishes", "queue", "why", repeats=True
     )
     reply_refused: Callable[[str], None] = Event("debug", "a reply_to was not followed", "why")
-    # A registration call ended with an HTTP status, or with none.
+    # A registration call ended with an HTTP status or None, after so many seconds.
     call_ended: Callable[[int | None, float], None] = Event()
-    # Marketing Cloud gave a token, for an account or the default one.
+    # For an account; None is the default account.
     token_fetched: Callable[[str | None], None] = Event(
         "info", "token fetched", "account", ends="token_refused"
     )
-    # A token request brought none; `why` quotes the endpoint, without the credentials.
+    # `why` quotes the token endpoint, without the credentials.
     token_refused: Callable[[str | None, TokenResult, str], None] = Event(
         "warning", "no token", "account", "result", "why", repeats=True
     )
-    gate_closed: Callable[[str], None] = Event("warning", "paused: Marketing Cloud takes no calls", "why")
-    # The deliveries went back during a pause, `seconds` long so far. Another worker may get them, and this
-    # one does not know whether the outage goes on.
-    gate_left: Callable[[float], None] = Event()
-    gate_opening: Callable[[], None] = Event("info", "Marketing Cloud answers again: calls grow step by step")
-    # The outage goes on: a request failed while the gate was opening.
+    gate_closed: Callable[[str], None] = Event("warning", "paused: Marketing Cloud is unavailable", "why")
+    # The deliveries were requeued during an outage that has lasted `seconds`. Another worker may receive
+    # them, so this worker no longer knows whether the outage continues.
+    gate_reset: Callable[[float], None] = Event()
+    gate_opening: Callable[[], None] = Event("info", "Marketing Cloud answers again: concurrency increases")
+    # A request failed while the gate was opening.
     gate_closed_again: Callable[[str], None] = Event(
         "info", "still paused: Marketing Cloud failed again", "why"
     )
     gate_opened: Callable[[float], None] = Event("info", "resumed: Marketing Cloud is available", "seconds")
     pace_began: Callable[[float, str], None] = Event("warning", "throttled: calls are spaced", "pace", "why")
-    pace_ended: Callable[[], None] = Event("info", "no longer throttled: calls go freely")
+    pace_ended: Callable[[], None] = Event("info", "no longer throttled")
     paused: Callable[[str, str], None] = Event(
-        "warning", "paused by order: no calls until somebody resumes", "by", "why"
+        "warning", "paused by order: no calls until an operator resumes", "by", "why"
     )
     resumed: Callable[[], None] = Event("info", "resumed by order")
     control_unreadable: Callable[[str], None] = Event(
         "warning", "orders cannot be read: pause and resume do not reach this worker", "why", repeats=True
     )
-    # A request has left the requests queue, `seconds` after its delivery arrived.
+    # A request was settled, so many seconds after its delivery arrived.
     settled: Callable[[Settlement, float], None] = Event()
-    # This worker routes requests into so many partitions; the barrier took so many seconds.
+    # `seconds` is how long the barrier took.
     epoch_began: Callable[[int, int, float], None] = Event(
-        "info", "router: requests go into partitions", "epoch", "partitions", "seconds"
+        "info", "router: routing requests into partitions", "epoch", "partitions", "seconds"
     )
-    # This worker stops routing, and begins anew if it is still the router.
-    epoch_ended: Callable[[str], None] = Event("warning", "router: begins anew", "why")
-    # A partition has taken a request.
+    # This worker stops routing. If it is still the router, it begins a new epoch.
+    epoch_ended: Callable[[str], None] = Event("warning", "router: the epoch has ended", "why")
+    # A partition has confirmed a request.
     routed: Callable[[int], None] = Event()
     partition_taken: Callable[[int], None] = Event("info", "partition taken", "partition")
     partition_left: Callable[[int, str], None] = Event("info", "partition left", "partition", "why")
     late_request_ignored: Callable[[int], None] = Event(
-        "warning", "a request of an earlier router ignored: the present router has it too", "partition"
+        "warning", "ignored a request of an earlier router: the present router has it too", "partition"
     )
     partition_log_unreadable: Callable[[str], None] = Event(
         "warning", "partition log unreadable: no partition can be taken over", "why", repeats=True
     )
     record_skipped: Callable[[str, int], None] = Event(
-        "warning", "a record in a stream cannot be read: skipped", "stream", "offset", repeats=True
+        "warning", "skipped an unreadable record of a stream", "stream", "offset", repeats=True
     )
     journal_unreadable: Callable[[str], None] = Event(
         "warning", "the journal cannot be read", "why", repeats=True
     )
-    # A request's `x-ott-as-of` could not be read; the request goes on without.
+    # The header is unreadable; the request is processed without it.
     as_of_ignored: Callable[[str, str], None] = Event("warning", "x-ott-as-of ignored", "request_id", "why")
     processing_failed: Callable[[str, str], None] = Event(
         "error", "internal error; request requeued", "request_id", "error"
     )
-    # A file that was replaced holds nothing that can be used; the last good value stays.
+    # A file that was replaced holds no valid value; the last valid value stays.
     setting_ignored: Callable[[str, str], None] = Event(
         "warning", "a setting's file cannot be used", "variable", "why", repeats=True
     )
-    # Calls wait. It is this worker's own trouble, and no outage.
+    # Calls wait. This does not count as an outage of Marketing Cloud.
     descriptors_short: Callable[[str], None] = Event(
         "error",
-        "no descriptor is left for a call: raise this process's limit of open files",
+        "no file descriptor is free for a call: raise this process's limit of open files",
         "why",
         repeats=True,
     )
     draining: Callable[[], None] = Event("info", "draining")
 
-    def hear(self, **handlers: Callable[..., object]) -> None:
-        """Call these for the events that they are named after."""
+    def listen(self, **handlers: Callable[..., object]) -> None:
+        """Call each handler for the event that it is named after."""
         for name, handler in handlers.items():
-            getattr(EventListener, name)  # there is such an event
+            getattr(EventListener, name)  # raises if there is no such event
             setattr(self, name, handler)
 
 
@@ -171,17 +170,17 @@ class EventListeners(EventListener):
 
     def __init__(self, *listeners: EventListener) -> None:
         for name in EVENTS:
-            hearing = [listener for listener in listeners if _hears(listener, name)]
-            setattr(self, name, _fan_out([getattr(listener, name) for listener in hearing]))
+            concerned = [listener for listener in listeners if _overrides(listener, name)]
+            setattr(self, name, _fan_out([getattr(listener, name) for listener in concerned]))
 
 
-def _hears(listener: EventListener, name: str) -> bool:
+def _overrides(listener: EventListener, name: str) -> bool:
     method = getattr(listener, name)
     return getattr(method, "__func__", method) is not getattr(EventListener, name)
 
 
 def _fan_out(methods: list[Callable[..., None]]) -> Callable[..., None]:
-    def tell(*args: object) -> None:
+    def call_all(*args: object) -> None:
         for method in methods:
             try:
                 method(*args)
@@ -189,4 +188,4 @@ def _fan_out(methods: list[Callable[..., None]]) -> Callable[..., None]:
                 context = {"message": "a listener failed", "exception": error}
                 asyncio.get_running_loop().call_exception_handler(context)
 
-    return tell
+    return call_all

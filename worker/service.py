@@ -1,4 +1,4 @@
-"""The worker, put together: what `ott-worker run` runs."""
+"""The worker as a whole: what `ott-worker run` runs."""
 
 import asyncio
 import os
@@ -31,13 +31,13 @@ from worker.settings import Settings
 
 
 class Service:
-    """One worker: `run` it, and `stop` drains it."""
+    """One worker. `run` runs it until `stop` has drained it."""
 
     def __init__(self, settings: Settings, events: EventListener, tracing: Tracing | None = None) -> None:
         settings.require_marketing_cloud()
         names = Topology(settings.prefix)
         self.settings = settings
-        # Without partitions of its own it may still work through those that are there.
+        # A worker without OTT_PARTITIONS also drains partitions that an earlier setting left behind.
         streams = (names.journal, names.partition_log)
         self.publisher = Publisher(settings, events, streams)
         self.watch = topology.Watch(
@@ -78,8 +78,9 @@ class Service:
         self.intake = Intake(self.tools, names.requests, self.partitions.journeys, self._stopping)
 
     async def run(self) -> None:
-        """Take requests until `stop`, whatever happens. Raises TopologyError if the broker objects are wrong
-        at the start, and what ended one of the tasks in the background: none may be missing unnoticed."""
+        """Process requests until `stop`; reconnects after every loss. Raises TopologyError if the broker
+        objects are wrong at the start, and the error of a background task that ends: none may end
+        unnoticed."""
         self.publisher.start()
         background = [
             asyncio.create_task(self.watch.run(), name="watch"),
@@ -110,14 +111,14 @@ class Service:
             await self.marketing_cloud.__aexit__()
 
     def stop(self) -> None:
-        """Drain: finish what is under way, give the rest back, and let `run` return."""
+        """Drain: finish the requests in progress, requeue the others, and let `run` return."""
         if not self._stopping.is_set():
             self._events.draining()
             self._stopping.set()
 
     @property
     def connection(self) -> Connection | None:
-        """The consuming connection, while it is open: also during a pause, when there is no subscription."""
+        """The consuming connection while it is open, also without a subscription (during a pause)."""
         current = self._connection
         return current if current is not None and current.is_open else None
 
@@ -129,12 +130,12 @@ class Service:
 
     @property
     def lanes(self) -> int:
-        """Resources with a request under way."""
+        """Resources with a request in progress."""
         return sum(each.lanes for each in (self.intake, *self.partitions.places.values()))
 
     @property
     def oldest_age(self) -> float:
-        """Seconds that the oldest request in flight has been held, 0 without one."""
+        """Seconds since the oldest unsettled delivery arrived; 0 if there is none."""
         arrived = [oldest.arrived_at for each in self.subscriptions if (oldest := each.oldest) is not None]
         return time.monotonic() - min(arrived) if arrived else 0.0
 

@@ -15,8 +15,8 @@ BACKLOG = 1024  # connections that wait to be accepted
 
 
 class HttpServer:
-    """Serves an application. A connection that sends no whole request is idle: it is closed after the time
-    that one may rest (`keepalive_timeout`). The oldest one is closed where there are more than `limit`."""
+    """Serves an application. A connection without a complete request is idle and is closed after
+    `keepalive_timeout`. If there are more than `limit` connections, the oldest one is closed."""
 
     def __init__(self, application: web.Application, limit: int, **options: Any) -> None:
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, **options)
@@ -24,8 +24,8 @@ class HttpServer:
         self._listener: asyncio.Server | None = None
 
     async def start(self, host: str, port: int, named: str) -> str:
-        """Listen on this address, and return the URL. Raises SettingsError where that cannot be: `named` are
-        the settings that give the address."""
+        """Listen on this address, and return the URL. Raises SettingsError if the address cannot be used;
+        `named` are the settings that configure it."""
         await self._runner.setup()
         try:
             self._listener = await asyncio.get_running_loop().create_server(
@@ -47,7 +47,7 @@ class HttpServer:
     def _protocol(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None, "the runner is set up"
-        # Just before this connection is made: others that are accepted in the same turn are made by then.
+        # Runs just before this connection is made. By then, those accepted in the same turn are made.
         asyncio.get_running_loop().call_soon(self._make_room, server)
         return server()
 
@@ -58,16 +58,16 @@ class HttpServer:
 
 
 def host_name(host: str) -> str:
-    """The name or address in a Host header, empty where it holds none."""
+    """The name or address in a Host header; empty if it has none."""
     with suppress(ValueError):
         parts = urlsplit(f"//{host}")
-        if parts.port != 0:  # reading it raises where it is no number
+        if parts.port != 0:  # raises ValueError if the port is not a number
             return parts.hostname or ""
     return ""
 
 
 def address_of(name: str) -> IPv4Address | IPv6Address | None:
-    """The name as an IP address, or None if it is none."""
+    """The name as an IP address, or None if it is not one."""
     try:
         return ip_address(name)
     except ValueError:

@@ -41,7 +41,7 @@ async def test_before_the_first_start_nothing_is_wrong(rig):
     checked = await check(rig.settings())
     assert checked.code == 0, checked.out
     assert "the worker will declare it" in checked.line("topology")
-    assert "NO WORKER RUNS" in checked.line("workers")
+    assert "NO WORKER IS RUNNING" in checked.line("workers")
     strict = await check(rig.settings(declare=False))
     assert "is missing: create it" in strict.failure("topology")
 

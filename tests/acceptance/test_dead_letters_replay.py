@@ -179,7 +179,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig, request
     command = ("dead-letters", "replay", "--all", "--force", "--same-for-all", "--set", "pageName=")
     ended = await ott_worker(rig.settings(), *command, "--dry-run")
     assert ended.code == 1
-    assert "left where it is: PageName must be provided" in ended.out
+    assert "stays: PageName must be provided" in ended.out
     ended = await ott_worker(rig.settings(), *command)
     assert (ended.code, ended.out) == (1, "0 dead letters replayed, 2 left.\n")
     assert ended.err.startswith("ott-worker: 2 dead letters cannot be replayed: PageName must be provided\n")
@@ -326,7 +326,7 @@ async def test_letters_that_bear_one_request_id_are_told_apart(rig, requester, t
         refused = await ott_worker(settings, "dead-letters", command, *more, *["1"])
         assert refused.code == 1, command
         assert all(key in refused.out for key in keys.values()), command
-        assert "3 dead letters bear the request id 1" in refused.err
+        assert "3 dead letters have the request id 1" in refused.err
     assert await requester.depth("dead") == 3
 
     shown = await ott_worker(settings, "dead-letters", "show", keys["c"])

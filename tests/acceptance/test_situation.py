@@ -114,20 +114,20 @@ Fault = Callable[[Rig, Requester], Awaitable[None]]
 CASES: list[tuple[str, Fault, dict[str, Any], int, str, str, str]] = [
     # state, fault, settings, exit code of check, on the screens, in /readyz, in the log
     ("paused", paused, {}, 1, "by ann@host", "PAUSED by ann@host", "paused by order"),
-    ("outage", outage, {}, 1, "takes no calls", "OUTAGE", "paused: Marketing Cloud takes no calls"),
+    ("outage", outage, {}, 1, "is unavailable", "OUTAGE", "paused: Marketing Cloud is unavailable"),
     (
         "credentials",
         nothing,
         {"mc_client_secret": "wrong"},
         1,
-        "does not heal by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET",
+        "does not end by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET",
         "CREDENTIALS REFUSED",
         "invalid_client",
     ),
     ("blocked", full_replies, {"declare": False}, 1, "Make room", "BLOCKED by", "rejects publishes"),
-    ("not_consuming", foreign_consumer, {}, 1, "is consumed by something else", "", "standby"),
+    ("not_consuming", foreign_consumer, {}, 1, "has another consumer", "", "standby"),
     ("dead_letters", dead_letters, {}, 0, "(invalid)", "", "active"),
-    ("well", nothing, {}, 0, "requests are settled as they come", "", "active"),
+    ("well", nothing, {}, 0, "requests are settled as they arrive", "", "active"),
 ]
 
 
@@ -182,10 +182,10 @@ async def test_without_a_worker_what_waits_is_told_and_nobody_was_killed(rig):
         document = await page(console)
     assert (document["lost"], document["situation"][0]["cause"]) == ([], "1 request waits")
     said = (await ott_worker(worker.settings, "status")).out
-    assert "NO WORKER RUNS: 1 request waits" in said
+    assert "NO WORKER IS RUNNING: 1 request waits" in said
     assert "killed" not in said
     checked = await check(worker.settings)
-    assert (checked.code, "NO WORKER RUNS: 1 request waits" in checked.out) == (1, True)
+    assert (checked.code, "NO WORKER IS RUNNING: 1 request waits" in checked.out) == (1, True)
 
 
 async def test_without_a_worker_what_waits_in_partitions_is_told(rig):
@@ -195,7 +195,7 @@ async def test_without_a_worker_what_waits_in_partitions_is_told(rig):
     await exchange.publish(aio_pika.Message(messenger()), f"{prefix}.requests.2")
     await until(lambda: requester.holds("requests.2", {1}), "the request")
     checked = await check(rig.settings())
-    assert (checked.code, "NO WORKER RUNS: 1 request waits." in checked.out) == (1, True), checked.out
+    assert (checked.code, "NO WORKER IS RUNNING: 1 request waits." in checked.out) == (1, True), checked.out
     killed = worker_status(partitions=[1, 2, 3])  # it is listed as active for a while
     await exchange.publish(aio_pika.Message(killed.to_json()), f"{prefix}.status")
     checked = await check(rig.settings())
@@ -209,7 +209,7 @@ async def test_a_worker_whose_status_is_not_known_is_not_called_gone(rig):
         await requester.channel.queue_delete(f"{requester.prefix}.status")
         said = (await ott_worker(worker.settings, "status")).out
         assert f"{requester.prefix}.status is missing" in " ".join(said.split())
-        assert "NO WORKER RUNS" not in said
+        assert "NO WORKER IS RUNNING" not in said
 
 
 async def _names(worker: Worker) -> list[str]:

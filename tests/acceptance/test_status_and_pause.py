@@ -69,7 +69,7 @@ async def test_status_tells_of_workers_queues_rates_and_dead_letters(rig, reques
 
 async def test_a_pause_is_obeyed_told_and_ended(rig, requester):
     paused = await ott_worker(rig.settings(), "pause", "--why", "rotating the secret")
-    assert (paused.code, paused.out) == (0, "Paused: 1 worker. Go on with: ott-worker resume\n")
+    assert (paused.code, paused.out) == (0, "Paused: 1 worker. Resume with: ott-worker resume\n")
     sent = await requester.publish(messenger())
     document = await _status(rig)
     assert document["paused"]["why"] == "rotating the secret"
@@ -77,7 +77,9 @@ async def test_a_pause_is_obeyed_told_and_ended(rig, requester):
     assert document["workers"][0]["paused"] == document["paused"]
     assert document["queues"]["requests"] == 1
     said = await ott_worker(rig.settings(), "status")
-    assert re.search(r"PAUSED by \S+, since .*: rotating the secret\nGo on with: ott-worker resume", said.out)
+    assert re.search(
+        r"PAUSED by \S+, since .*: rotating the secret\nResume with: ott-worker resume", said.out
+    )
     assert rig.sandbox.history.registration_calls == []
     resumed = await ott_worker(rig.settings(), "resume")
     assert (resumed.code, resumed.out) == (0, "Resumed: 1 worker.\n")

@@ -153,13 +153,16 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--no-wait", "--results", "r.jsonl"], "--no-wait follows no replies"),
         (["headless.csv"], "headless.csv: no column has the name of an attribute (such as pageId)"),
         (["pages.csv", "--results", "nowhere/r.jsonl"], "--results nowhere/r.jsonl cannot be written"),
-        (["pages.csv", "--results", "headless.csv"], "--results headless.csv holds something else in line"),
-        (["pages.csv", "--failed", "/dev/null"], "--failed /dev/null cannot be written: it is no file"),
+        (["pages.csv", "--results", "headless.csv"], "--results headless.csv is not a results file in line"),
+        (
+            ["pages.csv", "--failed", "/dev/null"],
+            "--failed /dev/null cannot be written: it is not a regular file",
+        ),
         (["pages.csv", "--failed", "f.jsonl"], "pages.csv: --failed gives rows of a table back as CSV or"),
         (["pages.csv", "p.jsonl", "--failed", "f.csv"], "p.jsonl: --failed gives rows of a table back as"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv is given already, as pages.csv: name"),
-        (["pages.csv", "--sheet", "Pages"], "pages.csv: it has no sheets, being CSV: leave out --sheet"),
+        (["pages.csv", "--sheet", "Pages"], "pages.csv: a CSV file has no sheets: leave out --sheet"),
         (["-", "-"], "- is given already, as -: name another file"),
         (["pages.csv", "--encoding", "klingon"], "--encoding must be the name of a text encoding"),
         (["pages.csv", "--encoding", "undefined"], "--encoding must be the name of a text encoding"),
@@ -186,7 +189,7 @@ async def test_results_of_an_earlier_run_are_not_overwritten(submit, tmp_path):
     before = (tmp_path / "r.jsonl").read_text()
     end = await submit("pages.csv", "--results", "r.jsonl")
     assert end.code == 2
-    assert "holds the results of an earlier run: add --resume to go on with it" in end.err
+    assert "holds the results of an earlier run: add --resume to continue it" in end.err
     assert (tmp_path / "r.jsonl").read_text() == before
 
 
@@ -219,7 +222,7 @@ async def test_a_signal_ends_it_while_it_waits_for_standard_input(submit, tmp_pa
     await until(lambda: (tmp_path / "r.jsonl").exists() and lines(tmp_path / "r.jsonl"))
     process.send_signal(sign)
     assert await asyncio.wait_for(process.wait(), 30) == 130
-    assert "Interrupted after row 1. Nothing is out" in (await ended(process)).err
+    assert "Interrupted after row 1. No row is outstanding" in (await ended(process)).err
 
 
 async def test_ctrl_c_stops_and_resume_goes_on_without_sending_again_what_was_registered(
@@ -234,7 +237,7 @@ async def test_ctrl_c_stops_and_resume_goes_on_without_sending_again_what_was_re
     end = await ended(process)
     assert end.code == 130
     assert "ott-worker: Interrupted after row" in end.err
-    assert "Nothing is out; go on with --resume" in end.err
+    assert "No row is outstanding; continue with --resume" in end.err
     first = {line["resourceId"] for line in lines(results)}
     assert 40 <= len(first) < 400
     assert sorted(pages_called(rig)) == sorted(first)
@@ -314,7 +317,7 @@ async def test_resume_notices_that_the_input_is_another_one(submit, rig, tmp_pat
     write_pages(tmp_path / "pages.csv", [3, 1, 2])
     end = await submit("pages.csv", "--results", "r.jsonl", "--resume")
     assert end.code == 2
-    assert "Row 1 is about another resource than the results file says, so the input has changed" in end.err
+    assert "Row 1 has another resource than in the results file, so the input has changed" in end.err
     assert sorted(pages_called(rig)) == ["1", "2"]
 
 
@@ -322,7 +325,7 @@ async def test_without_a_worker_it_says_so_and_tells_at_its_end_what_is_out(subm
     await rig.stop_first()
     write_pages(tmp_path / "pages.csv", [1, 2])
     process = await submit.start("pages.csv")
-    await told(process, f"No worker takes requests from {prefix}.requests: start one.")
+    await told(process, f"No worker consumes requests from {prefix}.requests: start one.")
     process.send_signal(signal.SIGINT)
     end = await ended(process)
     assert end.code == 130

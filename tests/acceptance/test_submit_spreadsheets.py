@@ -130,11 +130,10 @@ async def test_it_warns_once_of_what_the_author_may_not_expect(submit, tmp_path)
     end = await submit("pages.csv", "--platform", "messenger")
     assert end.code == 0
     assert end.err.splitlines() == [
-        "ott-worker: pages.csv: columns that no attribute has are left out "
-        "(--send-unknown sends them): Notes",
-        "ott-worker: messenger 1 stands in 2 rows, and the last one wins: pages.csv row 2 (line 2), "
+        "ott-worker: pages.csv: columns without an attribute are left out (--send-unknown sends them): Notes",
+        "ott-worker: messenger 1 is in 2 rows, and the last one wins: pages.csv row 2 (line 2), "
         "pages.csv row 3 (line 3)",
-        'ott-worker: endpointUrl is no URL (http:// or https://): "none" in pages.csv row 3 (line 3)',
+        'ott-worker: endpointUrl is not a URL (http:// or https://): "none" in pages.csv row 3 (line 3)',
     ]
 
 
@@ -170,7 +169,7 @@ pageId is in scientific notation, which has lost digits: 1 row
   To do: Format the column as Text, then enter the id again as its source has it.
     pages.csv row 4 (line 4), column pageId: "1.73256E+15"
 
-Warning: pages.csv: columns that no attribute has are left out (--send-unknown sends them): Notes
+Warning: pages.csv: columns without an attribute are left out (--send-unknown sends them): Notes
 4 rows: 1 valid, 3 invalid.
 """
     )
@@ -216,7 +215,7 @@ async def test_of_a_damaged_file_nothing_is_sent_and_check_tells_what_it_has_fou
 async def test_a_file_whose_rows_name_no_platform_is_told_what_is_missing(more):
     end = await Command(OFFLINE)(EXAMPLES / "pages.csv", *more)
     assert (end.code, end.out) == (2, "")
-    assert "no column ottPlatformName tells the platform of its rows: give --platform messenger" in end.err
+    assert "the column ottPlatformName is missing: use --platform messenger" in end.err
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,9 @@ async def test_an_exchange_that_goes_away_fails_what_is_sent_there(
     monkeypatch.setattr(requests, "MISSING_FOR", 0.5)
     async with RegistrationClient(broker_url, prefix=prefix) as client:
         await requester.channel.exchange_delete(prefix)
-        with pytest.raises(TopologyError, match=f"No queue takes requests at {prefix}: start the worker"):
+        with pytest.raises(
+            TopologyError, match=f"No queue receives requests from the exchange {prefix}: start the worker"
+        ):
             await client.register(page("1"))
 
 
@@ -179,7 +181,9 @@ def test_the_amqp_library_logs_no_message_that_surprises_it(monkeypatch):
 
 
 async def test_without_a_worker_s_queues_the_client_says_so_at_once(broker_url, prefix):
-    with pytest.raises(TopologyError, match=f"Nothing takes requests at {prefix}: start the worker once"):
+    with pytest.raises(
+        TopologyError, match=f"The worker.s queues are missing at {prefix}: start the worker once"
+    ):
         await RegistrationClient(broker_url, prefix=prefix).__aenter__()
 
 

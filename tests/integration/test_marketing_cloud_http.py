@@ -335,7 +335,7 @@ async def test_a_proxy_that_is_none_ends_the_start_with_a_line_that_names_its_va
 
 @both_ways
 @pytest.mark.parametrize(
-    ("status", "told"), [(407, "answered 407: give it a user and password"), (502, "answered 502")]
+    ("status", "told"), [(407, "answered 407: set its user and password"), (502, "answered 502")]
 )
 async def test_what_a_proxy_answers_to_connect_is_told_as_the_proxys(ask, monkeypatch, status, told):
     async def handle(reader, writer):

@@ -138,7 +138,7 @@ async def test_a_defect_gives_everything_back_and_nothing_overtakes(rig, request
     monkeypatch.setattr(service.tools.forwarder, "forward", sometimes)
     ids = [await requester.publish(messenger("p", f"v{i}")) for i in range(5)]
     await requester.all_registered(ids)
-    assert why_returned(rig.events) == ["a journey failed"]
+    assert why_returned(rig.events) == ["processing failed"]
     assert rig.held("p") == "v4"
 
 

@@ -359,7 +359,7 @@ async def test_without_the_routers_claim_no_partition_is_pruned(rig):
     await requester.channel.queue_delete(f"{requester.prefix}.partitions")
     pruned = [each async for each in prune(rig.settings(partitions=1))]
     assert [each.partition for each in pruned] == [2, 1]
-    assert all("does not tell whether a worker uses it" in each.kept_because for each in pruned)
+    assert all("does not show whether a worker uses it" in each.kept_because for each in pruned)
 
 
 async def test_a_rate_limit_is_for_all_workers_together_while_the_number_changes(rig):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.rig import messenger
 from worker.amqp import properties
-from worker.amqp.confirm_channel import LoneChannel, Poisonous, publish_apart
+from worker.amqp.confirm_channel import LoneChannel, Poisonous, publish_isolated
 from worker.amqp.connection import Connection, connect
 from worker.amqp.ledger import Message
 from worker.amqp.properties import Properties, short_string
@@ -75,7 +75,7 @@ async def test_published_to_no_queue_it_is_found_too(make_settings):
     good = [Message("", "test.nowhere", Properties(), b"") for _ in range(50)]
     bad = Message("", "test.nowhere", Properties(dict(BROKEN)), b"")
     settings = make_settings()
-    await publish_apart(lambda: connect(settings, "test"), [*good, bad], outcomes.__setitem__)
+    await publish_isolated(lambda: connect(settings, "test"), [*good, bad], outcomes.__setitem__)
     assert isinstance(outcomes.pop(bad), Poisonous)
     assert set(outcomes) == set(good)
     assert all(isinstance(outcome, Unroutable) for outcome in outcomes.values())

@@ -76,7 +76,7 @@ async def test_only_one_may_look(connection, queue, make_settings, monkeypatch):
     other = await connect(make_settings(), "test")
     try:
         async with lock(connection, queue):
-            with pytest.raises(QueueInUse, match="Another dead-letters command is at work"):
+            with pytest.raises(QueueInUse, match="Another dead-letters command is running"):
                 async with lock(other, queue, timeout=0.5):
                     pass
         async with lock(other, queue), QueueBrowser(other, queue) as browser:
@@ -94,7 +94,7 @@ async def test_a_foreign_consumer_keeps_lookers_out(connection, queue, clean_bro
         channel = await client.channel()
         foreign = await channel.get_queue(queue, ensure=False)
         await foreign.consume(_leave)
-        with pytest.raises(QueueInUse, match="Something else consumes"):
+        with pytest.raises(QueueInUse, match="Another consumer uses"):
             async with lock(connection, queue):
                 pass
 

@@ -122,7 +122,7 @@ async def test_only_what_was_published_with_the_key_control_is_an_order(settings
 
 
 async def test_an_order_without_a_control_stream_says_what_to_do(make_settings):
-    with pytest.raises(TopologyError, match=r"Nothing takes orders: .* Start a worker once"):
+    with pytest.raises(TopologyError, match=r"No stream receives orders: .* Start a worker once"):
         await publish_order(make_settings(), Order.now("pause", "why", by="ann@host"))
 
 

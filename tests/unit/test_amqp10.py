@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from tests.integration.amqp10 import UNDELIVERABLE
-from worker.amqp.amqp10 import Unknown, _holds, _value
+from worker.amqp.amqp10 import Unknown, _is_undeliverable, _value
 
 BODY = b"\x00\x53\x75\xa0\x02{}"
 
@@ -18,8 +18,8 @@ def test_an_empty_list_may_be_the_last_of_a_frame(empty):
 
 @pytest.mark.parametrize("sections", UNDELIVERABLE.values(), ids=UNDELIVERABLE)
 def test_what_cannot_be_delivered_is_known(sections):
-    assert _holds(sections + BODY, {Unknown.KIND})
-    assert not _holds(BODY + sections, {Unknown.KIND})
+    assert _is_undeliverable(sections + BODY, {Unknown.KIND})
+    assert not _is_undeliverable(BODY + sections, {Unknown.KIND})
 
 
 def test_nothing_that_is_no_message_stops_the_search():
@@ -28,6 +28,6 @@ def test_nothing_that_is_no_message_stops_the_search():
         section = (
             b"\x00\x53" + bytes((chosen.randrange(0x70, 0x75),)) + chosen.randbytes(chosen.randrange(1, 60))
         )
-        _holds(section + BODY, {*Unknown})
+        _is_undeliverable(section + BODY, {*Unknown})
     endless = b"\xf0" + struct.pack(">II", 5, 2**32 - 1) + b"\x40"  # so many that have no bytes
-    assert not _holds(b"\x00\x53\x72" + endless + BODY, {*Unknown})
+    assert not _is_undeliverable(b"\x00\x53\x72" + endless + BODY, {*Unknown})

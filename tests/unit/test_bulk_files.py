@@ -109,7 +109,7 @@ READ: dict[str, Expected] = {
 }
 
 REFUSED = {
-    "archive_named.xlsx": "it is an archive and no workbook: unpack it, or save the workbook as .xlsx",
+    "archive_named.xlsx": "it is an archive, not a workbook: unpack it, or save the workbook as .xlsx",
     "cp1252.csv": "line 2 is not utf-8 text: save the file as UTF-8, or name its --encoding",
     "c_mixed_encoding.csv": "line 3 is not utf-8 text: save the file as UTF-8, or name its --encoding",
     "cp932.csv": "line 2 is not utf-8 text: save the file as UTF-8, or name its --encoding",
@@ -118,7 +118,7 @@ REFUSED = {
     "no_header.csv": "no column has the name of an attribute (such as pageId): is the header line missing?",
     "old_workbook.xls": "it is an old or protected workbook: save it as .xlsx, without a password",
     "old_workbook_named.csv": "it is an old or protected workbook: save it as .xlsx, without a password",
-    "open_document.ods": "it is an archive and no workbook: unpack it, or save the workbook as .xlsx",
+    "open_document.ods": "it is an archive, not a workbook: unpack it, or save the workbook as .xlsx",
     "open_quote.csv": "after row 1: a cell in lines 3 to 4 does not end: is a quotation mark missing?",
     "packed_half.csv.gz": "the compressed file ends too early: is it complete?",
     "page_saved_as.xls": "it is a web page that is named like a spreadsheet: open it and save it as .xlsx",
@@ -198,26 +198,24 @@ def test_a_secret_that_slid_into_another_column_is_not_shown(name):
     assert [row.shown_id for row, kinds in rows if kinds] == [None] * sum(bool(kinds) for _, kinds in rows)
 
 
-TOKEN = "one pageAccessToken stands for 2 pages"
+TOKEN = "2 pages have the same pageAccessToken"
 WARNINGS = {
     "bad_colour.xlsx": [],
-    "c_smart_quotes_values.csv": [
-        "curly quotes stand around a value, and are sent: *** in {} row 2 (line 2), "
-    ],
+    "c_smart_quotes_values.csv": ["curly quotes surround a value, and are sent: *** in {} row 2 (line 2), "],
     "hidden_rows.xlsx": ["{}: hidden rows (1) are read like the others: row 3"],
     "hidden_sheet_first.xlsx": [
-        "{}: the sheet Sheet2 is read; --sheet NAME takes another one: Sheet1 (hidden)"
+        "{}: the sheet Sheet2 is read; --sheet NAME selects another one: Sheet1 (hidden)"
     ],
     "not_urls.csv": [
         TOKEN,
-        'endpointUrl is no URL (http:// or https://): "graph.facebook.com/v2.6" in {} row 2 (line 2), "http',
+        'endpointUrl is not a URL (http:// or https://): "graph.facebook.com/v2.6" in {} row 2 (line 2), "',
     ],
     "repeated_page.csv": [
-        f"messenger {FIRST} stands in 2 rows, and the last one wins: {{}} row 2 (line 2), {{}} row 4",
+        f"messenger {FIRST} is in 2 rows, and the last one wins: {{}} row 2 (line 2), {{}} row 4",
         TOKEN,
     ],
     "unknown_columns.csv": [
-        "{}: columns that no attribute has are left out (--send-unknown sends them): Notes, Page Nmae"
+        "{}: columns without an attribute are left out (--send-unknown sends them): Notes, Page Nmae"
     ],
 }
 

@@ -132,11 +132,11 @@ def test_a_json_row_that_is_broken_spoils_no_other(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ('[{"a": 1}, {"b": "', "after row 1: what follows is no JSON, or stands behind the array"),
-        ('[{"a": 1}', "at its beginning: what follows is no JSON, or stands behind the array"),
-        ('[{"a": 1}] {"b": 2}', "after row 1: what follows is no JSON, or stands behind the array"),
-        ("[1}", "at its beginning: what follows is no JSON, or stands behind the array"),
-        ('[{"a": 1}, nonsense, {"b": 2}]', "after row 1: what follows is no JSON"),
+        ('[{"a": 1}, {"b": "', "after row 1: what follows is not JSON, or is after the array"),
+        ('[{"a": 1}', "at its beginning: what follows is not JSON, or is after the array"),
+        ('[{"a": 1}] {"b": 2}', "after row 1: what follows is not JSON, or is after the array"),
+        ("[1}", "at its beginning: what follows is not JSON, or is after the array"),
+        ('[{"a": 1}, nonsense, {"b": 2}]', "after row 1: what follows is not JSON"),
     ],
 )
 def test_json_that_cannot_be_read_on_is_told(tmp_path, content, why):
@@ -164,7 +164,7 @@ def test_a_file_that_changes_while_a_job_reads_it_is_told(tmp_path, *, at_once):
     with path.open("a") as file:
         file.write("cde\n3,f\n")
     os.utime(path, (1, 1))
-    with pytest.raises(Corrupt, match=r"a.csv cannot be read .*: it has changed meanwhile"):
+    with pytest.raises(Corrupt, match=r"a.csv cannot be read .*: it changed while it was read"):
         list(rows if at_once else reading.rows())
     assert complete == ["a", "b"][: 2 - at_once]
 

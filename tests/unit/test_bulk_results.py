@@ -82,12 +82,12 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(tmp_
 @pytest.mark.parametrize("content", ['{"ottPlatformName": "line"}', "pageId,pageName", "pageId\n", "17"])
 def test_what_is_no_results_file_is_neither_read_nor_cut(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UsageError, match="holds something else in line 1"):
+    with pytest.raises(UsageError, match="is not a results file in line 1"):
         list(read_results(tmp_path / name))
     if not content.endswith("\n"):
         with (
             JobDatabase() as database,
-            pytest.raises(UsageError, match="holds something else"),
+            pytest.raises(UsageError, match="is not a results file"),
             Results(tmp_path / name, database),
         ):
             pass
@@ -133,7 +133,7 @@ def test_a_row_follows_an_earlier_one_that_goes_out_again():
     with JobDatabase() as database:
         database.add(row("line", "a", 4))
         take_in(database, registered(4), registered(9))
-        database.goes_out(row("line", "a", 4))
+        database.mark_sent(row("line", "a", 4))
         take_in(database, registered(4), registered(9))
         assert database.settled_by(row("line", "a", 9)) is None
 
@@ -141,7 +141,7 @@ def test_a_row_follows_an_earlier_one_that_goes_out_again():
 def test_a_row_that_was_about_another_resource_is_told():
     with JobDatabase() as database:
         take_in(database, registered(1))
-        with pytest.raises(UsageError, match="Row 1 is about another resource"):
+        with pytest.raises(UsageError, match="Row 1 has another resource"):
             database.settled_by(row("line", "b", 1))
 
 

@@ -135,7 +135,7 @@ def test_rows_that_contradict_each_other_or_name_no_letter_are_told():
     with pytest.raises(UsageError, match=r"lines 2 and 3 are both about the letter [abcdf]"):
         patches(saved([first, second]))
     first["letter"] = first["id"] = ""
-    with pytest.raises(UsageError, match=r"^letters.csv: line 2 names no letter"):
+    with pytest.raises(UsageError, match=r"^letters.csv: line 2 has no letter id"):
         patches(saved([first]))
     with pytest.raises(UsageError, match=r"^nowhere.csv"):
         read_patches("nowhere.csv")

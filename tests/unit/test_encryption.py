@@ -78,7 +78,7 @@ WHY = {
     "account": "does not belong here",
     "time of arrival": "does not belong here",
     "queue": "does not belong here",
-    "key": "another key of the name one",
+    "key": "another key one",
     "text": "damaged: its encrypted body was changed",
     "cut": "damaged",
     "head only": "damaged: its encrypted body was cut off",

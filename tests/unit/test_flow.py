@@ -29,12 +29,12 @@ class NoGate:
     def wait(self) -> float:
         return 0.0
 
-    def taken(self, call: object) -> None:
+    def accepted(self, call: object) -> None:
         self.answered += 1
 
     def begin(self) -> None: ...
     def throttled(self, *args: object) -> None: ...
-    def nobody_waits(self) -> None: ...
+    def no_request_waits(self) -> None: ...
 
     def failed(self, *args: object, **more: object) -> bool:
         return False
@@ -87,7 +87,7 @@ class World:
                 ready.extend([request] if request >= 0 else [])
                 continue
             if status == 200:
-                flow.taken(call)
+                flow.accepted(call)
                 self.answers.append(self.now)
                 tries[request] = 0
                 ready.append(request)
@@ -108,7 +108,7 @@ class World:
                 step = min(60.0, 0.5 * 2 ** max(0, tries[request] - 1))
                 later(max(hint, random.uniform(0, step)), 0, request, None, 0.0)
             if not ready:
-                flow.nobody_waits()
+                flow.no_request_waits()
 
 
 CAUSES = {503: Cause.NOT_AVAILABLE}
@@ -188,12 +188,12 @@ def test_idle_time_allows_no_burst(more):
     flow = new_flow(clock, **more)
     for _ in range(4):
         clock.now += flow.wait() or 0.0
-        flow.taken(flow.begin())
+        flow.accepted(flow.begin())
     if not more:
         flow.throttled(flow.begin(), "429", 0)
     for _ in range(20):
         clock.now += flow.wait() or 0.0
-        flow.taken(flow.begin())
+        flow.accepted(flow.begin())
     clock.now += 8
     burst = 0
     while flow.wait() == 0:
@@ -307,7 +307,7 @@ def test_there_is_never_a_second_probe_beside_one_and_one_told_nothing_leaves_it
 def test_it_opens_with_two_calls_and_doubles_and_halves():
     clock, heard = Clock(), Events()
     flow = closed(clock, heard)
-    flow.taken(probe(flow, clock))
+    flow.accepted(probe(flow, clock))
     levels, calls = [], list[Call]()
     for outcome in (True, True, False, True, True):
         calls = []
@@ -315,13 +315,13 @@ def test_it_opens_with_two_calls_and_doubles_and_halves():
             calls.append(flow.begin())
         levels.append(len(calls))
         if outcome:
-            flow.taken(calls[0])
+            flow.accepted(calls[0])
         else:
             fail(flow, calls[0])
         for call in calls[1:]:
             flow.abandoned(call)
     assert levels == [2, 4, 8, 4, 8]
-    flow.nobody_waits()
+    flow.no_request_waits()
     assert flow.state is FlowState.OPEN
     assert heard.names[:2] == ["gate_closed", "gate_opening"]
 
@@ -333,14 +333,14 @@ def test_a_call_from_before_the_pause_neither_opens_nor_closes_it_and_may_not_go
     while not fail(flow, flow.begin()):
         pass
     assert not flow.allows(before)
-    flow.taken(before)
+    flow.accepted(before)
     assert flow.state is FlowState.CLOSED
-    flow.taken(probe(flow, clock))
+    flow.accepted(probe(flow, clock))
     assert fail(flow, other)
     assert flow.state is FlowState.OPENING
 
 
-@pytest.mark.parametrize("ends", ["failed", "taken", "abandoned"])
+@pytest.mark.parametrize("ends", ["failed", "accepted", "abandoned"])
 def test_a_pause_that_was_asked_for_is_kept_whatever_becomes_of_the_probe(ends):
     clock = Clock()
     flow = new_flow(clock)
@@ -369,13 +369,13 @@ def test_retry_after_of_a_throttled_call_is_a_pause_of_all():
 def test_when_the_requests_have_gone_back_it_pauses_nobody_and_the_next_one_is_a_probe():
     clock, heard = Clock(), Events()
     flow = closed(clock, heard)
-    flow.leave()
+    flow.reset()
     assert (flow.state, flow.is_pausing, flow.wait()) == (FlowState.UNKNOWN, False, 0)
     call = flow.begin()
     assert call.is_probe
-    flow.taken(call)
-    flow.nobody_waits()
-    assert heard.names == ["gate_closed", "gate_left", "gate_closed", "gate_opening", "gate_opened"]
+    flow.accepted(call)
+    flow.no_request_waits()
+    assert heard.names == ["gate_closed", "gate_reset", "gate_closed", "gate_opening", "gate_opened"]
 
 
 def test_a_rate_limit_is_for_all_workers_together_also_while_shares_change():
@@ -389,7 +389,7 @@ def test_a_rate_limit_is_for_all_workers_together_also_while_shares_change():
             wait = flow.wait()
             assert wait is not None
             clock.now += wait
-            flow.taken(flow.begin())
+            flow.accepted(flow.begin())
             made += 1
         return made
 

@@ -151,7 +151,7 @@ async def test_frames_are_bounded_whatever_the_broker_offers(offered):
     ("answer", "words"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP server"),
-        (b"\x15\x03\x03\x00\x02\x02\x46", "TLS is spoken there"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "the server speaks TLS on this port"),
         (b"AMQP\x00\x01\x00\x00", "another version of AMQP"),
         (b"220 mail.example ESMTP\r\n", "does not speak AMQP"),
         (b"\x08\0\0\0\0\0\0\0", "without its end"),

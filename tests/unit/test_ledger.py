@@ -62,8 +62,8 @@ def test_a_returned_message_is_known_by_its_key_and_its_confirm_finds_nothing(lo
     sent(ledger)
     assert names(ledger.returned("b")) == "b"
     assert ledger.returned("b") == ledger.returned("x") == ledger.answered(2) == []
-    assert ledger.is_under_way("a")
-    assert not ledger.is_under_way("b")
+    assert ledger.is_in_flight("a")
+    assert not ledger.is_in_flight("b")
 
 
 def test_what_was_under_way_goes_first_on_the_next_channel_in_its_order(loop):

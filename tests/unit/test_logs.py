@@ -47,7 +47,7 @@ def test_a_state_change_is_one_json_line_with_time_and_level(lines):
     logger = configure(load_settings(log_format="json"))
     Log(logger, debug=False).gate_closed("Down for repair")
     (line,) = lines()
-    assert line["event"] == "paused: Marketing Cloud takes no calls"
+    assert line["event"] == "paused: Marketing Cloud is unavailable"
     assert (line["level"], line["why"]) == ("warning", "Down for repair")
     assert str(line["timestamp"]).endswith("Z")
 

@@ -108,7 +108,7 @@ def test_digits_of_a_secret_are_masked_though_they_are_few():
 
 
 def test_our_own_text_is_only_searched_for_secrets():
-    text = "Marketing Cloud gave no answer: mc9f3k2.rest.example.com:41234 refused the connection."
+    text = "Marketing Cloud did not answer: mc9f3k2.rest.example.com:41234 refused the connection."
     assert masked(Answer(None, text), SecretMask.of_body(messenger())).message == text
 
 

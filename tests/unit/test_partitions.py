@@ -49,7 +49,7 @@ def test_the_workers_that_are_heard_of_agree_on_the_owners():
     workers = [Members(name, "status") for name in names]
     for each in workers:
         for name in names:
-            each.hear(record(name))
+            each.observe(record(name))
     for partition in PARTITIONS:
         assert {each.owner(partition)[0] for each in workers} == {owners(names)[partition]}
 
@@ -57,24 +57,24 @@ def test_the_workers_that_are_heard_of_agree_on_the_owners():
 @pytest.mark.parametrize("state", ["draining", "stopped"])
 def test_a_worker_that_leaves_owns_nothing_at_once(state):
     workers = Members("a", "status")
-    workers.hear(record("b"))
+    workers.observe(record("b"))
     assert {workers.owner(partition)[0] for partition in PARTITIONS} == {"a", "b"}
-    workers.hear(record("b", state=state))
+    workers.observe(record("b", state=state))
     assert {workers.owner(partition)[0] for partition in PARTITIONS} == {"a"}
 
 
 def test_a_worker_that_is_silent_owns_nothing_after_a_while(monkeypatch):
     workers = Members("a", "status")
-    workers.hear(record("b"))
+    workers.observe(record("b"))
     monkeypatch.setattr(members, "SILENT_AFTER", -1.0)
     assert {workers.owner(partition)[0] for partition in PARTITIONS} == {"a"}
 
 
 def test_consumers_of_earlier_releases_have_priorities():
     workers = Members("a", "status")
-    workers.hear(record("b"))
+    workers.observe(record("b"))
     assert not workers.have_priorities
-    workers.hear(record("c", version="1.1.0"))
+    workers.observe(record("c", version="1.1.0"))
     assert workers.have_priorities
 
 

@@ -1,1 +1,2 @@
-"""AMQP 0-9-1: connections of aio-pika, our two hot ways beside it, streams, and looks at queues."""
+"""AMQP: connections of aio-pika, our own consumer and publisher on them, stream readers and queue
+browsers."""

@@ -1,9 +1,9 @@
-"""As much of AMQP 1.0 as it takes to get rid of a message that RabbitMQ cannot deliver by AMQP 0-9-1.
+"""A minimal AMQP 1.0 consumer that removes messages which RabbitMQ cannot deliver over AMQP 0-9-1.
 
-From 4.0 on, publishers can speak AMQP 1.0. For a message with a property of a type that AMQP 0-9-1 does not
-have, RabbitMQ ends the connection of the consumer, and delivers it again, up to the delivery limit. To a
-consumer of AMQP 1.0 it delivers it. That one gives it back as failed as often as it takes, on one connection
-and in a second or two. Layouts: OASIS AMQP 1.0, parts 1 (types) and 2 (transport).
+From 4.0 on, publishers can speak AMQP 1.0. If a message has a property of a type that AMQP 0-9-1 lacks,
+RabbitMQ closes the consumer's connection and redelivers the message, up to the delivery limit. An AMQP 1.0
+consumer does receive it. This one returns it as failed until the limit is reached, on one connection, in a
+second or two. Layouts: OASIS AMQP 1.0, parts 1 (types) and 2 (transport).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ SASL_INIT, SASL_OUTCOME = 0x41, 0x44
 SOURCE, TARGET, MODIFIED = 0x28, 0x29, 0x27
 ANNOTATIONS, PROPERTIES, APPLICATION_PROPERTIES = 0x72, 0x73, 0x74
 CONTENT_TYPE_AND_ENCODING: Final = slice(6, 8)  # of the properties
-SHORT_STRING: Final = 255  # bytes of a short string in AMQP 0-9-1, at most
+SHORT_STRING: Final = 255  # bytes; the longest short string of AMQP 0-9-1
 BODIES: Final = (0x75, 0x76, 0x77)
 NULL, TRUE, ZERO, PLAIN = b"\x40", b"\x41", b"\x43", b"\xa3\x05PLAIN"
 TEXT, BINARY = b"\xb1", b"\xb0"
@@ -38,11 +38,11 @@ class Unknown(Enum):
     """A value that AMQP 0-9-1 does not have."""
 
     KIND = "a UUID or a character"
-    NUMBER = "a decimal, an infinity, or what is not a number"
+    NUMBER = "a decimal, an infinity or NaN"
 
 
 class Frame(NamedTuple):
-    """A performative, and a transfer's piece of the message."""
+    """A performative. `payload` is a transfer's part of the message."""
 
     code: int
     fields: list[Any]
@@ -50,9 +50,9 @@ class Frame(NamedTuple):
 
 
 async def spend_deliveries(settings: Settings, connection: Connection, queue: str, count: int) -> int:
-    """Give the messages among the first `count` of a queue that the node of this connection cannot deliver by
-    AMQP 0-9-1 back as failed, until each has reached the delivery limit; the others go back in their order.
-    Returns how many times. Raises BrokerUnreachable, also where RabbitMQ does not speak AMQP 1.0."""
+    """Among the first `count` messages of a queue, return those as failed that this node cannot deliver over
+    AMQP 0-9-1, until each has reached the delivery limit. The others are requeued in their order. Returns the
+    number of failed deliveries. Raises BrokerUnreachable, also if RabbitMQ does not speak AMQP 1.0."""
     try:
         async with asyncio.timeout(TIMEOUT):
             # Since 4.3 RabbitMQ leaves out numbers that AMQP 0-9-1 cannot hold.
@@ -94,7 +94,7 @@ async def _return_as_failed(
     count: int,
     kinds: set[Unknown],
 ) -> int:
-    """`transfers` and `deliveries` are the peer's counts so far."""
+    """`transfers` and `deliveries` are what the peer has counted so far."""
     returned, credit, clock = 0, count, asyncio.get_running_loop().time
     until = clock() + QUIET_AFTER
     while True:
@@ -110,19 +110,19 @@ async def _return_as_failed(
             part = await _next(reader, TRANSFER)
             message, transfers = message + part.payload, transfers + 1
         deliveries += 1
-        if await asyncio.to_thread(_holds, message, kinds):
+        if await asyncio.to_thread(_is_undeliverable, message, kinds):
             writer.write(frame(DISPOSITION, TRUE, uint(delivery), NULL, TRUE, described(MODIFIED, TRUE)))
             returned, until = returned + 1, clock() + QUIET_AFTER
         else:
             credit -= 1
     writer.write(frame(CLOSE))
-    await _next(reader, CLOSE)  # then the others have gone back
+    await _next(reader, CLOSE)  # then the others are requeued
     return returned
 
 
-def _holds(message: bytes, kinds: set[Unknown]) -> bool:
-    """Whether such a value is in a message's annotations or application properties, or its content type or
-    encoding is too long."""
+def _is_undeliverable(message: bytes, kinds: set[Unknown]) -> bool:
+    """Whether a value of these kinds is in a message's annotations or application properties, or its content
+    type or encoding is too long."""
     at = 0
     try:
         while (kind := message[at + 2]) not in BODIES:
@@ -135,7 +135,7 @@ def _holds(message: bytes, kinds: set[Unknown]) -> bool:
             ):
                 return True
     except (IndexError, RecursionError, TypeError, ValueError):
-        pass  # it is no message of AMQP 1.0
+        pass  # it is not an AMQP 1.0 message
     return False
 
 
@@ -170,14 +170,14 @@ async def _frame(reader: asyncio.StreamReader) -> Frame:
 
 
 def _value(data: bytes, at: int) -> tuple[Any, int]:
-    """The value that begins there, and where it ends: numbers as unsigned, maps and arrays as lists, and
-    bytes of all others."""
+    """The value at this offset, and the offset where it ends. Numbers are read as unsigned, maps and arrays
+    as lists, and strings as bytes."""
     return _content(data[at], data, at + 1)
 
 
 def _content(code: int, data: bytes, at: int) -> tuple[Any, int]:
     kind = code >> 4
-    if kind == 0:  # described: the descriptor goes before
+    if kind == 0:  # described: the descriptor comes first
         _, at = _value(data, at)
         return _value(data, at)
     if kind == 4:
@@ -196,7 +196,7 @@ def _content(code: int, data: bytes, at: int) -> tuple[Any, int]:
         for _ in range(count):
             item, at = _value(data, at)
             items.append(item)
-    elif count and (code := data[at]) >> 4 != 4:  # an array: one type for all its values, which take bytes
+    elif count and (code := data[at]) >> 4 != 4:  # an array: one type for all values, none of them empty
         at += 1
         while at < min(end, len(data)) and len(items) < count:
             item, at = _content(code, data, at)
@@ -213,7 +213,7 @@ def _fixed(code: int, number: int) -> int | Unknown:
 
 
 def sized(value: str, code: bytes = TEXT) -> bytes:
-    """A text, or other bytes with their length."""
+    """A string or binary value with its length."""
     encoded = value.encode()
     return code + struct.pack(">I", len(encoded)) + encoded
 
@@ -223,7 +223,7 @@ def uint(value: int) -> bytes:
 
 
 def described(code: int, *fields: bytes) -> bytes:
-    """A list with its descriptor."""
+    """A list preceded by its descriptor."""
     content = b"".join(fields)
     head = struct.pack(">II", len(content) + 4, len(fields))
     return b"\x00\x53" + bytes((code,)) + b"\xd0" + head + content

@@ -1,4 +1,4 @@
-"""Why RabbitMQ could not be reached or what ended a connection, in a few words and without a secret."""
+"""Why RabbitMQ cannot be reached or why a connection ended, in a few words and without a secret."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,11 @@ ACCESS_REFUSED = 403  # reply code
 
 
 class Cause(StrEnum):
-    """Causes that code tells apart, each with its text."""
+    """The causes that code distinguishes, each with its text."""
 
     REFUSED = "connection refused"
     RESET = "the connection was reset"
-    # From RabbitMQ 4.0 on, publishers can speak AMQP 1.0. Properties of a type that AMQP 0-9-1 does not have
-    # (a UUID, a decimal, a single character) end the connection of the consumer that such a message is
-    # delivered to.
+    # amqp10.py explains it.
     UNDELIVERABLE = (
         "RabbitMQ ended the connection with an internal error, as it does for a message of an AMQP 1.0 "
         "publisher with a property that AMQP 0-9-1 does not have, such as a UUID"
@@ -36,16 +34,16 @@ AMQP_ERRORS = (
     pamqp.exceptions.PAMQPException,
     ConnectionError,
     OSError,
-    RuntimeError,  # aiormq's word for "the connection is closed already"
+    RuntimeError,  # from aiormq, if the connection is already closed
 )
 
 
 @contextlib.contextmanager
 def broker_errors(what: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Translate what the client raises, but what it `passes`, into BrokerUnreachable, which begins with
-    `what`. The client library cancels its own calls when their connection ends, and such a cancellation is
-    translated. One of this task is not: aiormq puts the connection's error in its place where both come at
-    once, and it would be lost."""
+    """Translate the client library's errors, except those in `passes`, into BrokerUnreachable; its text
+    begins with `what`. The library cancels its own calls when their connection ends; that cancellation is
+    translated too. A cancellation of this task is raised again, even if aiormq has replaced it by the
+    connection's error."""
     try:
         yield
     except passes:
@@ -55,21 +53,21 @@ def broker_errors(what: str, passes: tuple[type[Exception], ...] = ()) -> Iterat
             raise asyncio.CancelledError from None
         raise BrokerUnreachable(f"{what}: {describe(error)}") from None
     except Exception as error:
-        if type(error) is Exception:  # aiormq's word for a connection that ended without a reason
+        if type(error) is Exception:  # from aiormq, if a connection ended without a reason
             raise BrokerUnreachable(f"{what}: the connection was lost") from None
         raise
 
 
 @contextlib.contextmanager
 def object_errors(name: str, missing: str, forbidden: str) -> Iterator[None]:
-    """Translate why the broker closed a channel over the object `name` into TopologyError. The last two say
-    what to do."""
+    """Translate the error by which the broker closed a channel over the object `name` into TopologyError.
+    `missing` and `forbidden` say what to do."""
     try:
         yield
     except aiormq.exceptions.ChannelNotFoundEntity as error:
-        if "home node" in str(error):  # RabbitMQ's words for a queue that exists and cannot be reached
+        if "home node" in str(error):  # the queue exists, but its node is down
             raise BrokerUnreachable(
-                f"The {name} is there, but its node in RabbitMQ is down: see rabbitmq-diagnostics"
+                f"The {name} exists, but its RabbitMQ node is down: see rabbitmq-diagnostics"
             ) from None
         raise TopologyError(f"The {name} is missing: {missing}") from None
     except aiormq.exceptions.ChannelAccessRefused:

@@ -1,10 +1,9 @@
 """One channel in confirm mode: it writes publishes, keeps each until it is confirmed (ledger.py), and watches
-for confirms that do not come.
+for confirms that do not arrive.
 
-When RabbitMQ cannot take a publish, it closes the channel or the whole connection without saying which one it
-was, and drops all that were under way. What becomes of them is decided by the kind of channel: a KeptChannel
-(publisher.py) publishes them again, a LoneChannel ends them. To find the one to blame, those that were under
-way are published one at a time, on connections that carry nothing else.
+When RabbitMQ cannot accept a publish, it closes the channel or the connection without naming the publish, and
+drops all unconfirmed ones. A KeptChannel (publisher.py) then publishes those again; a LoneChannel fails them.
+To find the poisonous one, they are published one at a time, on connections that carry nothing else.
 """
 
 import asyncio
@@ -27,18 +26,18 @@ from worker.amqp.transport import FrameInterceptor
 from worker.errors import BrokerUnreachable, PublishRefused, QueueFull, Unroutable, WorkerError
 from worker.events import EventListener
 
-CONFIRM_TIMEOUT: Final = 30.0  # seconds; then what happened is unknown
-# After a stream's leader has died, RabbitMQ 3.x may go on sending to it until the next publish; records that
-# are published twice do no harm.
+CONFIRM_TIMEOUT: Final = 30.0  # seconds; then the outcome is unknown
+# After a stream's leader has died, RabbitMQ 3.x may keep sending to it until the next publish. Duplicate
+# records are harmless.
 STREAM_CONFIRM_TIMEOUT: Final = 3.0  # seconds
 SWEEP_INTERVAL: Final = 1.0  # seconds between checks for overdue confirms
-SILENT_AFTER: Final = 5.0  # seconds without a confirm; then a queue of ours counts as blocked
-RENEW_INTERVAL: Final = 10.0  # seconds; what is unconfirmed on a channel that closes is published twice
+SILENT_AFTER: Final = 5.0  # seconds without a confirm; then a queue of the worker counts as blocked
+RENEW_INTERVAL: Final = 10.0  # seconds; each renewal publishes the unconfirmed messages twice
 WRITE_BYTES: Final = 1_048_576  # bytes in one write; the next one waits until most are sent
 LOST: Final = "the connection to RabbitMQ was lost"
-APART_CONNECTIONS: Final = 8  # at a time
-APART_TIMEOUT: Final = 5.0  # seconds for a confirm; then the others for its queue are not tried
-PUBLISH_HEADER: Final = "x-ott-publish"  # tells apart pending publishes of one message id
+ISOLATED_CONNECTIONS: Final = 8  # at a time
+ISOLATED_TIMEOUT: Final = 5.0  # seconds for a confirm; then the others for its queue are not tried
+PUBLISH_HEADER: Final = "x-ott-publish"  # distinguishes pending publishes with the same message id
 
 T = TypeVar("T")
 Open = Callable[[], Awaitable[Connection]]
@@ -46,14 +45,14 @@ Settle = Callable[[Message, WorkerError | None], None]
 
 
 class ConfirmChannel:
-    """Publishes, and takes in the confirms, on one channel after the other."""
+    """Publishes and receives the confirms, on one channel after the other."""
 
     def __init__(self, name: str, events: EventListener, *, is_for_stream: bool = False) -> None:
         self.name = name
         self.events = events
         self.is_for_stream = is_for_stream
         self.confirmed_at = 0.0
-        self.blocked: dict[str, tuple[str, datetime]] = {}  # queues of ours: why, since when
+        self.blocked: dict[str, tuple[str, datetime]] = {}  # queues of the worker: why, since when
         self._pending: dict[asyncio.Future[None], Publish] = {}  # without an outcome
         self._ledger = Ledger()
         self._connection: Connection | None = None
@@ -74,7 +73,7 @@ class ConfirmChannel:
     def send(self, message: Message) -> "asyncio.Future[None]":
         loop = asyncio.get_running_loop()
         if not len(self):
-            self.confirmed_at = loop.time()  # no publish was waiting for a confirm until now
+            self.confirmed_at = loop.time()  # silence counts from the first pending publish
         publish = Publish(message, loop.create_future())
         self._pending[publish.future] = publish
         publish.future.add_done_callback(self._pending.pop)
@@ -89,14 +88,14 @@ class ConfirmChannel:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def serve(self, connection: Connection) -> None:
-        """Open a channel on `connection`, and write what is waiting, until it has closed. Raises
-        BrokerUnreachable where it does not open."""
+        """Open a channel on `connection`, and write waiting publishes until it has closed. Raises
+        BrokerUnreachable if it does not open."""
         channel = await connection.raw_channel(confirms=True)
         self._connection = connection
         self._interceptor = connection.intercept(channel, self._returned, self._answered)
         self.confirmed_at = asyncio.get_running_loop().time()
         self._flush_soon()
-        closing = channel.closing  # once: aiormq keeps each future that it gives
+        closing = channel.closing  # read once: aiormq keeps every future that it returns
         try:
             while not closing.done():
                 await asyncio.wait({closing}, timeout=SWEEP_INTERVAL)
@@ -106,14 +105,14 @@ class ConfirmChannel:
                     await self._renew(channel, closing)
         finally:
             self._interceptor = None
-            is_told = closing.done() and not closing.cancelled()
-            self._lost(self._ledger.lost(), closing.exception() if is_told else None)
+            has_reason = closing.done() and not closing.cancelled()
+            self._lost(self._ledger.lost(), closing.exception() if has_reason else None)
 
     async def _renew(self, channel: RawChannel, closing: "asyncio.Future[object]") -> None:
-        """Close the channel, for another to be opened. RabbitMQ's channel remembers that a quorum queue was
-        full, and goes on refusing when a higher limit has made room (seen on 3.10)."""
+        """Close the channel, so that the next one is opened. RabbitMQ's channel remembers that a quorum queue
+        was full, and keeps rejecting after the limit is raised (seen on 3.10)."""
         self._renew_at, self._is_stuck = asyncio.get_running_loop().time() + RENEW_INTERVAL, False
-        self._interceptor = None  # to write on a channel that is being closed would end the connection
+        self._interceptor = None  # writing on a channel that is closing would end the connection
         await close_channel(channel, SWEEP_INTERVAL)
         await asyncio.wait({closing}, timeout=SWEEP_INTERVAL)
         if not closing.done() and self._connection is not None:
@@ -125,11 +124,11 @@ class ConfirmChannel:
         if oldest is None or self._connection is None:
             return
         if self._connection.wire.is_blocked:
-            # The publishes wait in the connection. The broker reads them when its alarm has ended.
+            # The broker reads the publishes when its alarm has ended.
             self._ledger.put_off(now)
-            self._is_blocked(oldest.message, "RabbitMQ takes no messages: an alarm of memory or disk")
+            self._is_blocked(oldest.message, "RabbitMQ accepts no messages: a memory or disk alarm")
         elif self._connection.wire.heard_at < oldest.sent_at <= now - CONFIRM_TIMEOUT:
-            # The peer is gone. Without heartbeats nothing else would show it.
+            # The peer is gone. Without heartbeats nothing else shows it.
             self._connection.abort()
         else:
             if oldest.sent_at <= now - SILENT_AFTER or oldest.overdue:
@@ -143,8 +142,7 @@ class ConfirmChannel:
             self.blocked.setdefault(message.queue, (why, datetime.now(UTC)))
 
     def _flush_soon(self) -> None:
-        """Write at the end of this turn of the loop, so that all publishes of the turn go out in one
-        write."""
+        """Write at the end of this turn of the loop: all publishes of the turn share one write."""
         if self._ledger.is_waiting and not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -170,8 +168,8 @@ class ConfirmChannel:
         return task
 
     def _waiting_frames(self, number: int, frame_max: int) -> bytes:
-        """The frames of the waiting publishes, up to WRITE_BYTES. The client's own publish takes a lock,
-        futures and a time-out for each message, and writes them one by one."""
+        """The frames of the waiting publishes, up to WRITE_BYTES. The client library needs a lock, futures, a
+        time-out and a write for each message."""
         now, written = asyncio.get_running_loop().time(), 0
         parts: list[bytes] = []
         while written < WRITE_BYTES and (publish := self._ledger.next()) is not None:
@@ -190,7 +188,7 @@ class ConfirmChannel:
         message = publish.message
         body, size = message.body, len(message.body)
         publish.key = message.properties.message_id or uuid4().hex
-        if self._ledger.is_under_way(publish.key):
+        if self._ledger.is_in_flight(publish.key):
             publish.key = uuid4().hex
             properties = message.properties.changed({PUBLISH_HEADER: publish.key})
         else:
@@ -205,18 +203,18 @@ class ConfirmChannel:
         parts += [frames.frame(frames.BODY, number, body[at : at + limit]) for at in range(0, size, limit)]
         return b"".join(parts)
 
-    def _answered(self, tag: int, multiple: bool, taken: bool) -> None:
-        error = None if taken else QueueFull("the queue is full")
+    def _answered(self, tag: int, multiple: bool, accepted: bool) -> None:
+        error = None if accepted else QueueFull("the queue is full")
         for publish in self._ledger.answered(tag, multiple=multiple):
             self.confirmed(publish, error)
 
     def _returned(self, _method: bytes, properties: Properties, _body: bytes, _dropped: int) -> None:
-        # A returned message is confirmed too, and the confirm comes after the return.
-        # A dead letter of a replay still has the header that the replay was published with.
+        # The broker confirms a returned message too, after the return. A dead letter of a replay still has
+        # the header of the replay's publish.
         header, message_id = properties.header(PUBLISH_HEADER), properties.message_id or ""
-        is_known = isinstance(header, str) and self._ledger.is_under_way(header)
+        is_known = isinstance(header, str) and self._ledger.is_in_flight(header)
         for publish in self._ledger.returned(str(header) if is_known else message_id):
-            self.confirmed(publish, Unroutable("no queue took the message"))
+            self.confirmed(publish, Unroutable("the message was routed to no queue"))
 
     def confirmed(self, publish: Publish, error: WorkerError | None) -> None:
         """The broker has answered for one publish."""
@@ -231,15 +229,15 @@ class ConfirmChannel:
             self._turned_down(publish, error)
 
     def _turned_down(self, publish: Publish, error: WorkerError) -> None:
-        """The broker has not taken a publish."""
+        """The broker has rejected or returned a publish."""
         publish.fail(error)
 
     def _late(self, publish: Publish) -> None:
-        """No confirm has come in time: whether the broker took the publish is unknown."""
+        """No confirm has arrived in time: whether the broker has the message is unknown."""
         raise NotImplementedError
 
-    def _lost(self, under_way: list[Publish], reason: BaseException | None) -> None:
-        """The channel has closed, for a reason that the broker gave or none, with some under way."""
+    def _lost(self, in_flight: list[Publish], reason: BaseException | None) -> None:
+        """The channel has closed with these publishes in flight; `reason` is the broker's, if it gave one."""
         raise NotImplementedError
 
     def _queue(self, publish: Publish) -> None:
@@ -248,7 +246,7 @@ class ConfirmChannel:
 
 
 def is_blame(reason: BaseException | None) -> bool:
-    """Whether the broker closed a channel for what a message holds."""
+    """Whether the broker closed a channel because of a message's content."""
     kinds = aiormq.exceptions
     return isinstance(reason, kinds.AMQPChannelError) and not isinstance(
         reason, kinds.ChannelNotFoundEntity | kinds.ChannelAccessRefused
@@ -256,28 +254,28 @@ def is_blame(reason: BaseException | None) -> bool:
 
 
 def error_of(reason: BaseException | None) -> WorkerError | None:
-    """What to tell the senders of publishes on whose channel the broker gave this reason, if it tells."""
+    """The outcome of the publishes on a channel that the broker closed for this reason, if it is known."""
     if isinstance(reason, aiormq.exceptions.ChannelNotFoundEntity):
         return Unroutable("the exchange is missing")
     if isinstance(reason, aiormq.exceptions.ChannelAccessRefused):
-        return PublishRefused("the broker does not take this message")
+        return PublishRefused("the broker does not accept this message")
     return None
 
 
 @lru_cache(maxsize=1000)
 def _publish(exchange: str, routing_key: str) -> bytes:
-    """The frame of a mandatory Basic.Publish. All messages to one queue share it."""
+    """The payload of a mandatory Basic.Publish. All messages to one queue share it."""
     return frames.PUBLISH + b"\0\0" + short_string(exchange) + short_string(routing_key) + b"\x01"
 
 
 class Poisonous(PublishRefused):
-    """RabbitMQ closes the channel or the connection on which this message is published."""
+    """RabbitMQ closes the channel or connection on which this message is published."""
 
 
 class LoneChannel(ConfirmChannel):
-    """A channel that is opened once, on a connection of its own: no second copy may follow its publishes.
-    `lost` is done, with the reason, when nothing can be published by it any more. Publishes that have no
-    outcome then end in BrokerUnreachable: whether the broker took them is unknown."""
+    """A channel that is opened once, on a connection of its own, and publishes nothing twice. `lost` is done,
+    with the reason, when the channel can no longer publish. Pending publishes then end in BrokerUnreachable:
+    whether the broker has them is unknown."""
 
     def __init__(self, name: str, events: EventListener, connection: Connection, source: Open) -> None:
         super().__init__(name, events)
@@ -300,12 +298,12 @@ class LoneChannel(ConfirmChannel):
 
     @property
     def was_closed_for_cause(self) -> bool:
-        """Whether RabbitMQ closed it for a message."""
+        """Whether RabbitMQ closed it because of a message."""
         return self.connection.was_closed_for_cause or is_blame(self._closed_by)
 
     def send(self, message: Message) -> "asyncio.Future[None]":
-        """Publish. The future raises BrokerUnreachable where the outcome is unknown, or nothing can be
-        published any more; else Unroutable, QueueFull or PublishRefused."""
+        """Publish. The future raises BrokerUnreachable if the outcome is unknown or the channel is lost; else
+        Unroutable, QueueFull or PublishRefused."""
         sent = super().send(message)
         if self.lost.done():
             self._end(BrokerUnreachable(self.lost.result()))
@@ -318,7 +316,7 @@ class LoneChannel(ConfirmChannel):
         await self.connection.close()
 
     async def poisonous(self) -> set[Message]:
-        """The messages for which RabbitMQ closed it."""
+        """The messages because of which RabbitMQ closed it."""
         if self._probing is None:
             self._probing = self._run(self._probe())
         return await asyncio.shield(self._probing)
@@ -327,14 +325,14 @@ class LoneChannel(ConfirmChannel):
         try:
             with contextlib.suppress(BrokerUnreachable):
                 await self.serve(self.connection)
-        finally:  # also after a defect: else publishes wait for confirms that never come
+        finally:  # also after a defect: else publishes wait forever
             self._lose(LOST)
 
     def _late(self, publish: Publish) -> None:
         self._lose("RabbitMQ did not confirm in time")
 
-    def _lost(self, under_way: list[Publish], reason: BaseException | None) -> None:
-        self._suspects, self._closed_by = under_way, reason
+    def _lost(self, in_flight: list[Publish], reason: BaseException | None) -> None:
+        self._suspects, self._closed_by = in_flight, reason
         self._lose(LOST)
 
     def _lose(self, why: str) -> None:
@@ -347,7 +345,7 @@ class LoneChannel(ConfirmChannel):
             publish.fail(error)
 
     async def _probe(self) -> set[Message]:
-        """Publish the suspects apart, to a queue that does not exist: no queue gets a second copy."""
+        """Publish the suspects again, to a queue that does not exist: no queue receives a second copy."""
         found: set[Message] = set()
         if not self.was_closed_for_cause:
             return found
@@ -360,20 +358,20 @@ class LoneChannel(ConfirmChannel):
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                await publish_apart(self._source, probes, settle)
+                await publish_isolated(self._source, probes, settle)
         return found
 
 
-async def publish_apart(source: Open, messages: Iterable[Message], settle: Settle) -> None:
-    """Publish messages of which one has ended its connection, and `settle` each as soon as its outcome is
-    known: None where it is confirmed, Poisonous where it ended its connection twice, else what the broker has
-    against it. One of which nothing is known is not settled."""
+async def publish_isolated(source: Open, messages: Iterable[Message], settle: Settle) -> None:
+    """Publish messages one at a time, because one of them has ended its connection. Calls `settle` for each
+    as soon as its outcome is known: None if it is confirmed, Poisonous if it ended its connection twice, else
+    the broker's error. A message of unknown outcome is not settled."""
     left, blamed, silent = deque(messages), set[Message](), set[str]()
 
     async def publish_in_turn() -> None:
         with contextlib.suppress(BrokerUnreachable):
             while left:
-                channel = await LoneChannel.open("apart", EventListener(), source)
+                channel = await LoneChannel.open("isolated", EventListener(), source)
                 try:
                     while left and not channel.lost.done():
                         await publish(channel, left.popleft())
@@ -393,13 +391,13 @@ async def publish_apart(source: Open, messages: Iterable[Message], settle: Settl
             settle(message, outcome)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(min(APART_CONNECTIONS, len(left))):
-            group.create_task(publish_in_turn(), name="publish apart")
+        for _ in range(min(ISOLATED_CONNECTIONS, len(left))):
+            group.create_task(publish_in_turn(), name="publish isolated")
 
 
 async def _outcome(channel: LoneChannel, message: Message) -> WorkerError | None:
     try:
-        async with asyncio.timeout(APART_TIMEOUT):
+        async with asyncio.timeout(ISOLATED_TIMEOUT):
             await channel.send(message)
     except TimeoutError:
         return BrokerUnreachable("RabbitMQ did not confirm in time")

@@ -1,5 +1,5 @@
-"""One connection to RabbitMQ, to one of the nodes that OTT_AMQP_URL names. It does not reconnect. Its owner
-opens the next one (`keep_connected`), so that no state of a lost connection is kept."""
+"""One connection to one of the RabbitMQ nodes in OTT_AMQP_URL. It does not reconnect. Its owner opens the
+next one (`keep_connected`), so that no state of a lost connection is kept."""
 
 import asyncio
 import contextlib
@@ -34,18 +34,17 @@ from worker.errors import BrokerUnreachable, WorkerError
 from worker.settings import Settings, split_urls
 
 CONNECT_TIMEOUT = 15.0  # seconds
-NODE_TIMEOUT = 5.0  # seconds, where there is another address to try
+NODE_TIMEOUT = 5.0  # seconds, if there is another address to try
 CLOSE_TIMEOUT = 5.0  # seconds
-ANSWER_TIMEOUT = 20.0  # seconds; readers notice within 30 that their node is cut off (contract §1)
+ANSWER_TIMEOUT = 20.0  # seconds; readers detect within 30 that their node is cut off (contract §1)
 
 CONNECTION_FORCED = 320  # reply code: by an operator, or because the node stops
 
-# aiormq lets the last two escape when the peer closes during the handshake. A broker that is starting does
-# that.
+# aiormq raises the last two if the peer closes during the handshake, as a starting broker does.
 HANDSHAKE_ERRORS = (*AMQP_ERRORS, StopAsyncIteration, EOFError)
 
-STABLE_AFTER = 5.0  # seconds; the loss of a connection that lasted longer counts as the first one
-HEARTBEAT = 10  # seconds; a stuck peer is found within 33
+STABLE_AFTER = 5.0  # seconds; after a connection that lasted longer, the back-off begins again
+HEARTBEAT = 10  # seconds; a stuck peer is detected within 33
 PORTS = {"amqp": 5672, "amqps": 5671}
 
 RawChannel = aiormq.channel.Channel
@@ -70,8 +69,8 @@ def _failed(endpoint: Endpoint) -> None:
 
 
 def node_urls(settings: Settings) -> list[URL]:
-    """The nodes as OTT_AMQP_URL names them now: its file is read anew each time, so that a rotated password
-    is taken up. Raises BrokerUnreachable where it holds no URL any more."""
+    """The nodes of OTT_AMQP_URL. Its file is read each time, so that a rotated password takes effect. Raises
+    BrokerUnreachable if it no longer holds a URL."""
     try:
         urls = [URL(text) for text in split_urls(settings.now("amqp_url"))]
     except ValueError:
@@ -82,12 +81,12 @@ def node_urls(settings: Settings) -> list[URL]:
 
 
 def vhost_of(url: URL) -> str:
-    """The virtual host that a URL names."""
+    """The virtual host in a URL."""
     return url.path[1:].replace("%2F", "/") or "/"
 
 
 def port_of(url: URL) -> int:
-    """The port that a URL names."""
+    """The port in a URL, or the default port of its scheme."""
     return url.port or PORTS[url.scheme]
 
 
@@ -102,18 +101,17 @@ def tls_context(settings: Settings, url: URL) -> ssl.SSLContext | None:
 
 
 class Connection(aio_pika.Connection):
-    """aio-pika's connection, on our own transport (transport.py). `lost` is done (with None) when it has
-    ended, on either side.
+    """aio-pika's connection, on our own transport (transport.py). `lost` is done (with None) when either side
+    has ended it.
 
-    aio-pika is the client for all that is neither hostile nor hot: topology, streams, replies, orders. Two
-    ways bypass it, by `raw_channel` and `intercept`: taking requests and dead letters (consumer.py,
-    queue.py), and the worker's confirmed publishing (publisher.py).
-    - What a publisher wrote must come through. A property that pamqp cannot decode ends aio-pika's
-      connection, and the message comes again on the next one. On aio-pika's channels the transport leaves
-      such properties out, but a dead letter must keep them.
-    - With aio-pika they would cost as much as the rest of the worker: 60 µs of CPU for a delivery instead of
-      13, 200 for a confirmed publish instead of 30. The whole worker takes 0.27 of the CPU of a bare loop of
-      aio-pika and aiohttp (tests/benchmarks).
+    Topology, streams, replies and orders use aio-pika. Two paths bypass it, by `raw_channel` and `intercept`:
+    consuming requests and dead letters (consumer.py, queue.py), and the worker's confirmed publishing
+    (publisher.py).
+    - A property that pamqp cannot decode ends aio-pika's connection, and the message returns on the next one.
+      On aio-pika's channels the transport removes such properties, but a dead letter must keep them.
+    - aio-pika would double the worker's CPU time: 60 µs for a delivery instead of 13, 200 for a confirmed
+      publish instead of 30. The whole worker uses 0.27 of the CPU of a bare loop of aio-pika and aiohttp
+      (tests/benchmarks).
     """
 
     PARAMETERS = (
@@ -138,7 +136,8 @@ class Connection(aio_pika.Connection):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __del__(self) -> None:
-        """Nothing: the owner closes it. aio-pika starts a task here, also after the loop has ended."""
+        """Do nothing: the owner closes it. aio-pika would start a task here, even after the loop has
+        ended."""
 
     async def connect(self, timeout: float | None = None) -> None:
         await super().connect(timeout)
@@ -160,12 +159,12 @@ class Connection(aio_pika.Connection):
 
     @property
     def heartbeat(self) -> float:
-        """Seconds of silence after which the broker may give this client up; 0 means never."""
+        """Seconds of silence after which the broker may close the connection; 0 means never."""
         return float(self._raw.connection_tune.heartbeat or 0)
 
     @property
     def frame_max(self) -> int:
-        """The largest frame, in bytes, that may travel."""
+        """The negotiated largest frame, in bytes."""
         return int(self._raw.connection_tune.frame_max)
 
     @property
@@ -173,16 +172,16 @@ class Connection(aio_pika.Connection):
         return str((self._raw.server_properties or {}).get("version", "unknown"))
 
     async def raw_channel(self, *, confirms: bool = False) -> RawChannel:
-        """Open a channel of aiormq, aio-pika's engine. Raises BrokerUnreachable."""
-        with broker_errors("RabbitMQ gave no channel"):
+        """Open a channel of aiormq, on which aio-pika is built. Raises BrokerUnreachable."""
+        with broker_errors("RabbitMQ opened no channel"):
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return cast(RawChannel, await self._raw.channel(publisher_confirms=confirms))
 
     @contextlib.asynccontextmanager
     async def asked(self, what: str) -> AsyncIterator[AbstractChannel]:
-        """The channel for questions to the broker, one at a time and within the limit of `answered`. It is
-        kept, since aio-pika holds 4 kB of each channel until its connection ends. Raises BrokerUnreachable,
-        which begins with `what`."""
+        """The channel for requests to the broker, one at a time and within the limit of `answered`. It is
+        reused, because aio-pika keeps 4 kB for each channel until the connection ends. Raises
+        BrokerUnreachable; its text begins with `what`."""
         with broker_errors(what):
             async with answered(self, what), self._asking:
                 channel, self._questions = self._questions, None
@@ -198,7 +197,7 @@ class Connection(aio_pika.Connection):
         on_confirm: OnConfirm | None = None,
         keeps_body: KeepsBody | None = None,
     ) -> FrameInterceptor:
-        """Have the frames of messages on `channel` handed to the callbacks at once (transport.py), until it
+        """Pass the frames of messages on `channel` to the callbacks as they arrive (transport.py), until it
         closes. The callbacks must be quick and must not raise."""
         interceptors, number = self.wire.interceptors, channel.number
         interceptor = interceptors[number] = FrameInterceptor(number, on_content, on_confirm, keeps_body)
@@ -213,7 +212,7 @@ class Connection(aio_pika.Connection):
 
     @property
     def was_closed_for_cause(self) -> bool:
-        """Whether the broker closed it for something that this client sent."""
+        """Whether the broker closed it because of something that this client sent."""
         reason = self.wire.close_reason
         return reason is not None and reason[0] != CONNECTION_FORCED
 
@@ -223,13 +222,13 @@ class Connection(aio_pika.Connection):
         self.wire.abort()
 
     async def close(self, exc: ExceptionType | None = ConnectionClosed) -> None:
-        """Close it; never raises, and gives up after a few seconds on a peer that is stuck."""
+        """Close it. Never raises, and does not wait for a stuck peer for more than CLOSE_TIMEOUT."""
         self._ends_here = True
         self.wire.resume_reading()
         with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                # First the client's inner connection: the outer one waits in a `finally` for a callback. It
-                # never runs if its task is cancelled, and only a second cancellation ends that wait.
+                # First aiormq's connection: aio-pika's waits in a `finally` for a callback, which never runs
+                # if its task is cancelled; only a second cancellation would end that wait.
                 await self._raw.close(exc)
                 await super().close(exc)
         if not self._raw.closing.done():
@@ -238,13 +237,13 @@ class Connection(aio_pika.Connection):
 
 
 async def no_callback(_: object) -> None:
-    """A callback that the client library demands, where deliveries go elsewhere or nowhere."""
+    """A callback for the client library, if it is to deliver nothing."""
 
 
 @contextlib.asynccontextmanager
 async def answered(connection: AbstractConnection, what: str) -> AsyncIterator[None]:
-    """Limit the wait for answers of the broker. One that does not come ends a connection of ours, so that the
-    next one goes to another node. Raises BrokerUnreachable, which begins with `what`."""
+    """Limit the wait for the broker's answers. A missing answer aborts a Connection, so that the next one
+    goes to another node. Raises BrokerUnreachable; its text begins with `what`."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             yield
@@ -262,8 +261,8 @@ async def opened(
     confirms: bool = False,
     passes: tuple[type[Exception], ...] = (),
 ) -> AsyncIterator[AbstractChannel]:
-    """A channel of aio-pika, to do `what`, which is closed at the end. Raises BrokerUnreachable, which begins
-    with `what`, for all errors of the client but those that it `passes`."""
+    """An aio-pika channel that is closed at the end. Raises BrokerUnreachable, with a text that begins with
+    `what`, for all errors of the client library except those in `passes`."""
     with broker_errors(what, passes):
         async with answered(connection, what):
             channel = await connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
@@ -274,8 +273,8 @@ async def opened(
 
 
 async def close_channel(channel: RawChannel | AbstractChannel, timeout: float) -> None:
-    """Close it within so many seconds; never raises. Where the broker does not answer, the connection is
-    lost and the channel with it."""
+    """Close it within so many seconds. Never raises: if the broker does not answer, the connection is lost,
+    and the channel with it."""
     with contextlib.suppress(BrokerUnreachable), broker_errors("closing"):
         async with asyncio.timeout(timeout):
             await channel.close()
@@ -283,7 +282,7 @@ async def close_channel(channel: RawChannel | AbstractChannel, timeout: float) -
 
 @contextlib.asynccontextmanager
 async def connected(settings: Settings, purpose: str) -> AsyncIterator[Connection]:
-    """A connection as `connect` opens it, which is closed at the end."""
+    """A connection of `connect` that is closed at the end."""
     connection = await connect(settings, purpose)
     try:
         yield connection
@@ -292,8 +291,8 @@ async def connected(settings: Settings, purpose: str) -> AsyncIterator[Connectio
 
 
 async def connect(settings: Settings, purpose: str) -> Connection:
-    """Open a connection named after its `purpose`, to the first node of OTT_AMQP_URL that takes it. An
-    address that failed lately is tried last. Raises BrokerUnreachable, in one line without a password."""
+    """Open a connection, named after its `purpose`, to the first node of OTT_AMQP_URL that accepts it.
+    Addresses that failed last are tried last. Raises BrokerUnreachable, in one line without a password."""
     problems: dict[str, str] = {}
     endpoints: list[Endpoint] = []
     for url in node_urls(settings):
@@ -312,7 +311,7 @@ async def connect(settings: Settings, purpose: str) -> Connection:
             return await _connect_to(endpoint, settings, purpose, timeout)
         except BrokerUnreachable as error:
             node, problem = node_name(endpoint.url), error.args[0]
-            # Prefer the error of an address that answered.
+            # The error of an address that answered says more than "connection refused".
             if problem is not Cause.REFUSED or node not in problems:
                 problems[node] = problem
     raise BrokerUnreachable(
@@ -321,7 +320,7 @@ async def connect(settings: Settings, purpose: str) -> Connection:
 
 
 async def _connect_to(endpoint: Endpoint, settings: Settings, purpose: str, timeout: float) -> Connection:
-    """Raises BrokerUnreachable, which says only why."""
+    """Raises BrokerUnreachable; its text is only the cause."""
     tls = tls_context(settings, endpoint.url)
     wire = InterceptingTransport(endpoint.address, endpoint.port, tls)
     connection = Connection(endpoint, wire, f"ott-worker {purpose}")
@@ -354,13 +353,14 @@ async def keep_connected(
     backoff: Backoff = RECONNECT,
     until: asyncio.Event | None = None,
 ) -> None:
-    """Use what `source` gives, again and again. `use` ends when the connection is of no use any more: where
-    it returns, the next one is opened at once. `on_failure` is told each error, and may raise it to end this.
-    A defect is told as BrokerUnreachable: the task must not end unheard."""
+    """Open a connection from `source` and `use` it, again and again. If `use` returns, the next connection is
+    opened almost at once; if it raises, after a back-off. `on_failure` receives each error, and may raise it
+    to end the loop. A defect is reported as BrokerUnreachable, so that the task goes on."""
     clock, end = asyncio.get_running_loop().time, until or asyncio.Event()
 
     async def once() -> None:
-        """Raises WorkerError, unless the connection has lasted: then the next failure is the first one."""
+        """Raises WorkerError. After a connection that has lasted it returns, so that the back-off
+        restarts."""
         opened_at = math.inf
         try:
             async with source() as connection:
@@ -373,7 +373,7 @@ async def keep_connected(
         except Exception as error:
             raise BrokerUnreachable(f"internal error: {type(error).__name__}") from error
 
-    def tell(state: RetryCallState) -> None:
+    def report(state: RetryCallState) -> None:
         if state.outcome is not None and isinstance(error := state.outcome.exception(), WorkerError):
             on_failure(error)
 
@@ -381,7 +381,7 @@ async def keep_connected(
         retry=retry_if_exception_type(WorkerError),
         wait=wait_random_exponential(backoff.first, backoff.longest),
         sleep=lambda seconds: pause(seconds, end),
-        before_sleep=tell,
+        before_sleep=report,
         stop=lambda _: end.is_set(),
         retry_error_callback=lambda _: None,
     )

@@ -1,7 +1,7 @@
-"""The consumer of a queue: one subscription, from its channel's opening to its end.
+"""The consumer of a queue: one subscription, from the opening of its channel to its end.
 
-A delivery belongs to the subscription that it came in. There it is settled once, or not at all: when the
-subscription has ended, the broker has the delivery back, and settling it does nothing.
+A delivery belongs to its subscription and is settled there at most once. When the subscription has ended, the
+broker has requeued the delivery, and settling it does nothing.
 """
 
 import asyncio
@@ -24,40 +24,40 @@ from worker.amqp.transport import FrameInterceptor
 from worker.errors import BrokerUnreachable
 
 HELD_BYTES = 64 * 2**20  # bytes of unsettled deliveries in memory; further bodies are withheld
-TURN_BYTES = 256 * 2**10  # bytes of deliveries that are handed over in one turn of the event loop
+TURN_BYTES = 256 * 2**10  # bytes of deliveries that are passed on in one turn of the event loop
 RPC_TIMEOUT = 5.0  # seconds
 # Longer than a busy broker needs (a time-out closes the channel and requeues everything), shorter than the
 # 45 s after which partitioned nodes hand deliveries to another consumer.
 LEASE_TIMEOUT = 30.0  # seconds
-LEASE_RETRY_INTERVAL = 0.5  # seconds, where the queue's leader did not answer
+LEASE_RETRY_INTERVAL = 0.5  # seconds, if the queue's leader did not answer
 LEASE_RENEWAL_INTERVAL = 3.0  # seconds, with the longest lease
-# The lease counts from when the broker was asked. RabbitMQ gives a silent client up after one heartbeat at
-# the earliest, so within this share of it no other consumer can have been given the deliveries.
+# A lease begins when the broker is asked. RabbitMQ drops a silent client after one heartbeat at the earliest,
+# so within LEASE_SHARE of a heartbeat no other consumer can have received the deliveries.
 LEASE = 8.0  # seconds; the longest
-LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than usual
+LEASE_SHARE = 0.8  # of a heartbeat that the URL makes shorter than the default
 
 FLUSH, VOTE = "flush", "vote"  # consumer tags
-# Asked for on consuming, so that no policy shortens it unnoticed (contract §6).
-CONSUMER_TIMEOUT = 1_800_000  # milliseconds that the broker lets a consumer hold a delivery
+# Set on Basic.Consume, so that no policy can shorten it (contract §6).
+CONSUMER_TIMEOUT = 1_800_000  # milliseconds that a consumer may hold a delivery
 
 DELIVERY_COUNT = "x-delivery-count"
 COUNTS = frozenset({DELIVERY_COUNT, "x-acquired-count"})  # the queue's own headers; the second since 4.3
 
 
 class EndReason(Enum):
-    """Why a subscription ends, with its text for people."""
+    """Why a subscription ends, with its text."""
 
-    # On the broker's side, or by a loss:
+    # By the broker, or by a loss:
     LOST = "the connection or the channel was lost"
-    CANCELLED = "the broker cancelled the consumer (the queue is gone, or the consumer time-out is over)"
+    CANCELLED = "the broker cancelled the consumer (the queue was deleted, or the consumer timeout expired)"
     SILENT = "the queue's leader does not answer"
     NO_MAJORITY = "most nodes of the queue do not answer, as in a network partition"
     UNDELIVERABLE = Cause.UNDELIVERABLE.value
-    NOT_RENEWED = "the lease is not renewed any more"
-    # By this worker, which gives its deliveries back:
+    NOT_RENEWED = "the lease is no longer renewed"
+    # By this worker, which requeues its deliveries:
     CLOSED = "closed"
     STOPPING = "stopping"
-    FAILED = "a journey failed"
+    FAILED = "processing failed"
     PAUSED = "paused by order"
     HELD = "held for too long"
     MEMORY_LIMIT = "memory limit for unsettled deliveries reached"
@@ -65,14 +65,14 @@ class EndReason(Enum):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the worker gives its deliveries back in good health: then they are not suspected of having
-        crashed it."""
+        """Whether the worker requeues its deliveries for a reason that is not their fault: then they are not
+        suspected of having crashed it."""
         kinds = EndReason
         return self in (kinds.PAUSED, kinds.HELD, kinds.MEMORY_LIMIT, kinds.EPOCH_OVER)
 
 
 class End(NamedTuple):
-    """The end of a subscription, with the broker's or the client's own words where it has some."""
+    """The end of a subscription. `detail` is the broker's or the client library's text, if there is one."""
 
     reason: EndReason
     detail: str = ""
@@ -82,13 +82,13 @@ class End(NamedTuple):
 
 
 def lease_clock() -> float:
-    """Seconds, in which the time counts that the machine was suspended (contract §6)."""
+    """Seconds, including the time during which the machine was suspended (contract §6)."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One delivered message, as plain data. `tag` means something to its subscription only."""
+    """One delivered message, as plain data. `tag` is valid in its subscription only."""
 
     tag: int
     body: bytes
@@ -102,7 +102,7 @@ class Delivery:
 
     @property
     def oversize(self) -> bool:
-        """Whether its body is beyond what the subscription keeps."""
+        """Whether its body was too large to be kept."""
         return self.dropped > 0
 
     @property
@@ -112,7 +112,7 @@ class Delivery:
 
     @property
     def times_returned(self) -> int:
-        """How often it was delivered before and not settled."""
+        """How often it was delivered before without being settled."""
         count = self.properties.header(DELIVERY_COUNT) if self.redelivered else 0
         return count if isinstance(count, int) else 0
 
@@ -126,12 +126,12 @@ def delivery_of(method: bytes, properties: Properties, body: bytes, dropped: int
 
 @dataclass(eq=False)
 class Subscription:
-    """Deliveries of one channel. `ended` is done when it is over, with the reason.
+    """The deliveries of one channel. `ended` is done, with the reason, when the subscription ends.
 
-    Memory is bounded whatever the messages. A body larger than `max_body_bytes` is dropped while it arrives
-    (`Delivery.oversize`). When what is unsettled comes to HELD_BYTES, further deliveries are withheld: they
-    stay unsettled, without their bodies, and are not handed over. Newer messages would overtake them if only
-    they were given back. So they come again with the next subscription: end this one when it `is_spent`.
+    Memory is bounded. A body larger than `max_body_bytes` is dropped while it arrives (`Delivery.oversize`).
+    When unsettled deliveries reach HELD_BYTES, further ones are withheld: they stay unsettled, lose their
+    bodies and are not passed on. Requeueing them alone would let newer messages overtake them. So they arrive
+    again with the next subscription: close this one when it `is_spent`.
     """
 
     connection: Connection
@@ -159,7 +159,7 @@ class Subscription:
 
     @property
     def silence(self) -> float:
-        """Seconds since the queue's leader was last known to count this consumer as alive."""
+        """Seconds since the last lease began: then the queue counted this consumer as alive."""
         return lease_clock() - self._lease_renewed_at
 
     @property
@@ -174,11 +174,11 @@ class Subscription:
 
     @property
     def oldest(self) -> Delivery | None:
-        """The unsettled delivery that is held longest."""
+        """The unsettled delivery that arrived first."""
         return next(iter(self._unsettled.values()), None)
 
     async def open(self, on_delivery: Callable[[Delivery], None]) -> None:
-        """Begin to consume. Raises BrokerUnreachable."""
+        """Start consuming. Raises BrokerUnreachable."""
         channel = self._channel = await self.connection.raw_channel()
         channel.closing.add_done_callback(self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled)
@@ -199,8 +199,8 @@ class Subscription:
             self._inbox.append(delivery)
 
         def hand_over() -> None:
-            """Hand over so many that the loop gets its turn. Not called by the interceptor: an error with one
-            delivery must not end the connection, and not hold back the others."""
+            """Pass on TURN_BYTES, then let the loop run. The interceptor does not call this directly: an
+            error with one delivery must neither end the connection nor hold up the others."""
             handed = 0
             try:
                 while self._inbox and handed < TURN_BYTES and not self.ended.done():
@@ -221,39 +221,38 @@ class Subscription:
                 )
         self._lease_renewed_at = asked_at
         self._lease_task = asyncio.create_task(self._keep_lease(), name="subscription-lease")
-        # Without this task the lease is not renewed, and every call would wait for it.
+        # Without this task every call would wait for a lease that is never renewed.
         self._lease_task.add_done_callback(lambda _: self._end(EndReason.NOT_RENEWED))
 
     def ack(self, delivery: Delivery) -> None:
-        """Acknowledge, once; nothing where the delivery is settled or the subscription has ended.
-        Acknowledgements of one turn of the loop travel together."""
+        """Acknowledge. Does nothing if the delivery is settled or the subscription has ended. The
+        acknowledgements of one turn of the loop are sent together."""
         self._settle(delivery, self._acknowledged)
 
     def reject(self, delivery: Delivery) -> None:
-        """Reject, once, without requeueing: the broker dead-letters the message. Nothing where the delivery
-        is settled or the subscription has ended."""
+        """Reject without requeueing: the broker dead-letters the message. Does nothing if the delivery is
+        settled or the subscription has ended."""
         self._settle(delivery, self._rejected)
 
     async def ensure_lease(self) -> None:
-        """Return at once while the queue is known to count this consumer as alive, else when that is
-        confirmed. A worker that was frozen, or is cut off with a few of the broker's nodes, must not make a
-        call for deliveries that it has lost."""
+        """Return at once while the lease is valid, else when it is renewed. A worker that was frozen, or is
+        cut off with a minority of the nodes, must not make a call for deliveries that it has lost."""
         while lease_clock() - self._lease_renewed_at > self._lease:
             self._lease_wanted.set()
             await self._lease_renewed.wait()
 
     async def renew_lease(self) -> None:
-        """Return when the queue, asked from now on, has said that this consumer is alive. Once the
-        subscription has ended it never does."""
+        """Return when a lease that begins from now on is granted. Never returns once the subscription has
+        ended."""
         asked_at = lease_clock()
         while self._lease_renewed_at < asked_at:
             self._lease_wanted.set()
             await self._lease_renewed.wait()
 
     async def close(self) -> bool:
-        """End it: unsettled deliveries go back to the queue in their order. False where the broker did not
-        answer: then requests that were acknowledged may be delivered, and answered, again. Never raises."""
-        heard = True
+        """End it: the broker requeues unsettled deliveries in their order. False if the broker did not
+        answer: then acknowledged requests may be delivered, and answered, again. Never raises."""
+        is_confirmed = True
         channel = self._channel
         if channel is not None and not self.ended.done():
             try:
@@ -262,12 +261,12 @@ class Subscription:
                         self._flush()
                         await self._until_settled(channel)
             except BrokerUnreachable:
-                heard = False
+                is_confirmed = False
         self._end(EndReason.CLOSED)
         if channel is not None and self.connection.is_open:
-            await close_channel(channel, RPC_TIMEOUT)  # where it ended by itself, its consumer may stand yet
+            await close_channel(channel, RPC_TIMEOUT)  # the consumer may exist even if the subscription ended
         self.connection.open_votes.discard(self)
-        return heard
+        return is_confirmed
 
     def _keeps_body(self, size: int) -> bool:
         if size > self._max_body_bytes:
@@ -288,7 +287,7 @@ class Subscription:
     def _on_closed(self, closing: "asyncio.Future[object]") -> None:
         reason = None if closing.cancelled() else closing.exception()
         if isinstance(reason, aiormq.exceptions.ConnectionInternalError):
-            # RabbitMQ says the same of both.
+            # RabbitMQ gives the same error for both.
             self._end(EndReason.NO_MAJORITY if self.connection.open_votes else EndReason.UNDELIVERABLE)
         else:
             self._end(EndReason.LOST, describe(reason) if reason else "")
@@ -308,8 +307,8 @@ class Subscription:
         self._flushing = False
         if self.ended.done() or self._interceptor is None or not self._interceptor.is_open:
             return
-        # Acknowledgements last, for a `multiple` takes all that is not settled yet: one up to the lowest
-        # unsettled delivery, and one for each beyond it.
+        # Rejections first, because a `multiple` acknowledges everything before it. One `multiple` covers all
+        # up to the lowest unsettled delivery; each one beyond it is acknowledged on its own.
         acknowledged, rejected = sorted(self._acknowledged), self._rejected
         self._acknowledged, self._rejected = [], []
         channel, lowest = self._interceptor.channel, next(iter(self._unsettled), math.inf)
@@ -323,26 +322,27 @@ class Subscription:
             self.connection.wire.write(b"".join(settlements))
 
     async def _until_settled(self, channel: RawChannel) -> None:
-        """Wait until the queue has taken all acknowledgements. The broker's channel holds some of them back
-        until the queue has taken the first ones, and drops them if the channel is closed meanwhile. What
-        passes through the queue goes behind the first ones, and the others follow."""
+        """Wait until the queue has processed all acknowledgements. The broker's channel holds some of them
+        back until the queue has processed the first ones, and drops them if it is closed meanwhile. A
+        consumer that passes through the queue goes behind the first ones; the round trip follows the
+        others."""
         if self._has_settled:
             await self._pass_through_queue(channel, FLUSH)
             await self._round_trip(channel)
 
     async def _keep_lease(self) -> None:
-        """Renew the lease, also without deliveries: after a network partition, RabbitMQ
-        4.3 hands to a standby that was cut off what others have settled since."""
+        """Renew the lease, also without deliveries: after a network partition, RabbitMQ 4.3 delivers messages
+        that others have settled to a standby that was cut off."""
         channel = self._channel
         assert channel is not None
         while True:
             self._lease_wanted.clear()
             try:
-                heard = await self._renew(channel)
+                is_renewed = await self._renew(channel)
             except BrokerUnreachable as error:
                 self._end(EndReason.LOST, str(error))
                 return
-            if heard:
+            if is_renewed:
                 await pause(LEASE_RENEWAL_INTERVAL * self._lease / LEASE, self._lease_wanted)
             elif self.silence > LEASE_TIMEOUT:
                 self._end(EndReason.SILENT)
@@ -351,9 +351,10 @@ class Subscription:
                 await asyncio.sleep(LEASE_RETRY_INTERVAL)
 
     async def _renew(self, channel: RawChannel) -> bool:
-        """Whether the queue's leader counts this consumer as alive. A leader that is cut off from the others
-        goes on answering while they give the deliveries to another consumer. So only what most of the
-        queue's nodes have agreed to renews the lease. Raises BrokerUnreachable if there is no answer."""
+        """Renew the lease; False if the queue's leader does not answer. A leader that is cut off keeps
+        answering while the other nodes deliver to another consumer. So only a command that most of the
+        queue's nodes have agreed to renews the lease. Raises BrokerUnreachable if the broker does not
+        answer."""
         asked_at = lease_clock()
         deadline = asyncio.get_running_loop().time() + LEASE_TIMEOUT
         with broker_errors("The lease could not be renewed"):
@@ -367,8 +368,8 @@ class Subscription:
         return True
 
     async def _vote(self, channel: RawChannel, deadline: float) -> None:
-        """Return when most nodes of the queue have agreed to something. Raises BrokerUnreachable. Where they
-        do not, RabbitMQ ends the whole connection after a while, with an internal error."""
+        """Return when most nodes of the queue have agreed to a command. Raises BrokerUnreachable. If they do
+        not, RabbitMQ closes the whole connection after a while, with an internal error."""
         votes = self.connection.open_votes
         votes.add(self)
         with broker_errors("The lease could not be renewed"):
@@ -380,9 +381,9 @@ class Subscription:
         votes.discard(self)
 
     async def _pass_through_queue(self, channel: RawChannel, tag: str) -> None:
-        """Add and cancel a throw-away consumer: both go through the quorum queue's log, so most of its nodes
-        have agreed when this returns. Cancelling the real consumer would activate a standby behind our
-        unsettled deliveries."""
+        """Add and cancel a second consumer. Both go through the quorum queue's log, so most of its nodes have
+        agreed when this returns. Cancelling the real consumer would activate a standby while our deliveries
+        are unsettled."""
         await channel.basic_consume(self._queue, no_callback, consumer_tag=tag)
         await channel.basic_cancel(tag)
 

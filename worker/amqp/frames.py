@@ -1,5 +1,5 @@
-"""The frames that are read and written here instead of by the client library: those of every message and its
-confirm. Layouts: AMQP 0-9-1 §4.2, and the methods of class 60."""
+"""The frames of messages and confirms, which we read and write without the client library. Layouts: AMQP
+0-9-1 §4.2, and the methods of class 60."""
 
 import struct
 from functools import lru_cache
@@ -8,7 +8,7 @@ from typing import Final
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 END: Final = 0xCE
 OVERHEAD: Final = 8  # bytes of a frame around its payload
-LARGEST: Final = 131_072  # bytes of a frame, which a broker may lower; RabbitMQ's own default
+LARGEST: Final = 131_072  # bytes of a frame; RabbitMQ's default. A broker may lower it
 
 TUNE = struct.pack(">HH", 10, 30)
 CONNECTION_CLOSE = struct.pack(">HH", 10, 50)
@@ -78,8 +78,8 @@ def _route(names: bytes) -> tuple[str, str]:
 
 
 def with_readable_key(method: bytes) -> bytes:
-    """A method in which a routing key that is not UTF-8 has question marks: a publisher chooses it, and pamqp
-    ends the connection where it cannot decode it."""
+    """The method, with question marks for bytes of the routing key that are not UTF-8. A publisher chooses
+    the key, and pamqp ends the connection if it cannot decode it."""
     kind = method[:4]
     if kind == DELIVER:
         at = 14 + method[4]
@@ -87,7 +87,7 @@ def with_readable_key(method: bytes) -> bytes:
         at = 13 if kind == GET_OK else 7 + method[6]
     else:
         return method
-    at += 1 + method[at]  # behind the exchange's name
+    at += 1 + method[at]  # after the exchange's name
     end = at + 1 + method[at]
     key = method[at + 1 : end].decode("utf-8", "surrogateescape").encode("utf-8", "replace")
     return method[: at + 1] + key + method[end:]
@@ -100,8 +100,8 @@ def close_reason(method: bytes) -> tuple[int, str]:
 
 
 def with_frame_max(tune: bytes, largest: int) -> bytes:
-    """A Connection.Tune whose frames are no larger than `largest`; 0 in it means that there is no limit."""
-    (given,) = _FRAME_MAX.unpack_from(tune)
-    if 0 < given <= largest:
+    """The Connection.Tune, with frames no larger than `largest`. A frame-max of 0 means no limit."""
+    (frame_max,) = _FRAME_MAX.unpack_from(tune)
+    if 0 < frame_max <= largest:
         return tune
     return tune[:6] + struct.pack(">I", largest) + tune[10:]

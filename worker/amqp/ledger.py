@@ -1,5 +1,5 @@
-"""The publishes of one channel that are not confirmed: which are waiting, which are under way, and in which
-order they go. No I/O and no clock."""
+"""The unconfirmed publishes of one channel: which are waiting, which are in flight, and in which order they
+are sent. No I/O and no clock."""
 
 import asyncio
 from collections import deque
@@ -13,9 +13,9 @@ from worker.errors import WorkerError
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One message to publish. Without a `message_id` of its own it gets a fresh one. If RabbitMQ turns it
-    down whatever the queue, it is published once more with the properties `reduced`, or with its headers of
-    ours alone (contract §2)."""
+    """One message to publish. Without a `message_id` it gets a new one. If RabbitMQ closes the connection for
+    it, it is published once more with the properties `reduced`, or with only the worker's headers (contract
+    §2)."""
 
     exchange: str
     routing_key: str
@@ -26,7 +26,7 @@ class Message:
 
     @property
     def queue(self) -> str:
-        """The queue that it goes to; an exchange of ours is named as its queue."""
+        """The queue that it goes to; the worker's exchanges are named like their queues."""
         return self.routing_key or self.exchange
 
 
@@ -48,8 +48,8 @@ class Publish:
 
 
 class Ledger:
-    """Unconfirmed publishes: those that wait, in the order in which they go out, and those that are under
-    way, by delivery tag."""
+    """Unconfirmed publishes: those that wait, in the order in which they are sent, and those in flight, by
+    delivery tag."""
 
     def __init__(self) -> None:
         self.tag = 0  # of the last publish on the channel
@@ -64,7 +64,7 @@ class Ledger:
 
     @property
     def oldest(self) -> Publish | None:
-        """The oldest that is under way."""
+        """The oldest publish in flight."""
         return next(iter(self._sent.values()), None)
 
     def add(self, publish: Publish) -> None:
@@ -76,25 +76,25 @@ class Ledger:
         self._waiting.extendleft(reversed([*publishes]))
 
     def next(self) -> Publish | None:
-        """Take the next one that waits and has no outcome: what was given up or refused is not sent."""
+        """Remove and return the next waiting publish without an outcome: a cancelled one is not sent."""
         while self._waiting:
             publish = self._waiting.popleft()
             if not publish.future.done():
                 return publish
         return None
 
-    def is_under_way(self, key: str) -> bool:
+    def is_in_flight(self, key: str) -> bool:
         return key in self._tags
 
     def sent(self, publish: Publish, now: float) -> None:
-        """It has gone out, and has the next tag."""
+        """Record that it was sent; it has the next delivery tag."""
         self.tag += 1
         self._tags[publish.key] = self.tag
         self._sent[self.tag] = publish
         publish.sent_at = now
 
     def answered(self, tag: int, *, multiple: bool = False) -> list[Publish]:
-        """Take out those that the broker has answered for: one, or all up to it."""
+        """Remove and return what the broker has confirmed: one publish, or all up to it."""
         tags = [sent for sent in self._sent if sent <= tag] if multiple else [tag]
         publishes = [self._sent.pop(sent) for sent in tags if sent in self._sent]
         for publish in publishes:
@@ -102,11 +102,11 @@ class Ledger:
         return publishes
 
     def returned(self, key: str) -> list[Publish]:
-        """Take out the one that the broker has returned. Its confirm, which follows, finds nothing."""
+        """Remove what the broker has returned, so that the confirm that follows matches nothing."""
         return self.answered(self._tags.get(key, 0))
 
     def overdue(self, now: float, first: float, longest: float) -> list[Publish]:
-        """Take out those that have waited too long for their confirm; the time doubles with each attempt."""
+        """Remove and return those whose confirm is late; the time allowed doubles with each attempt."""
         late = []
         for tag, publish in list(self._sent.items()):
             if publish.sent_at + Backoff(first, longest).ceiling(publish.overdue + 1) > now:
@@ -116,14 +116,14 @@ class Ledger:
         return late
 
     def put_off(self, now: float) -> None:
-        """The broker reads nothing for now: count the wait from this moment."""
+        """Restart the wait for confirms: the broker is not reading at present."""
         for publish in self._sent.values():
             publish.sent_at = now
 
     def lost(self) -> list[Publish]:
-        """The channel is gone: take out the publishes that were under way on it, without an outcome."""
-        under_way = [publish for publish in self._sent.values() if not publish.future.done()]
+        """The channel is lost: remove everything in flight, and return what has no outcome."""
+        in_flight = [publish for publish in self._sent.values() if not publish.future.done()]
         self._sent.clear()
         self._tags.clear()
         self.tag = 0
-        return under_way
+        return in_flight

@@ -1,9 +1,9 @@
 """The properties of a message, kept as the bytes that arrived.
 
-pamqp decodes every property of every message and lets one that it cannot decode (a correlation id that is not
-UTF-8, a timestamp beyond the year 9999, headers nested a thousand deep) end the connection; the message comes
-back, ends the next connection, and no other message passes. Here a property is decoded on first
-use, one that cannot be read counts as absent, and all are passed on byte for byte. Layout: AMQP 0-9-1 §4.2.5
+pamqp decodes every property of every message. One that it cannot decode (a correlation id that is not UTF-8,
+a timestamp beyond the year 9999, headers nested a thousand deep) ends the connection; the message is
+redelivered, ends the next connection, and no other message passes. Here a property is decoded when it is
+read, an unreadable one counts as absent, and all are passed on byte for byte. Layout: AMQP 0-9-1 §4.2.5
 (tables) and §4.2.6.1 (property flags).
 """
 
@@ -22,7 +22,7 @@ HeaderValue = str | int | bool
 
 
 _SHORT_STRING, _TABLE, _OCTET, _TIMESTAMP = "shortstr", "table", "octet", "timestamp"
-# Names and kinds in the order of their flags, of which the first is the highest bit.
+# Names and kinds in the order of their flags; the first flag is the highest bit.
 _LAYOUT = {
     "content_type": _SHORT_STRING,
     "content_encoding": _SHORT_STRING,
@@ -47,7 +47,7 @@ _FIXED_SIZE = {kind: size for kinds, size in _SIZES.items() for kind in kinds}
 _SIZED = frozenset(b"SxAF")
 _UNSIGNED_SHORT = struct.Struct(">H")
 _UNSIGNED_LONG = struct.Struct(">I")
-_TEXT_ERRORS = "surrogateescape"  # so that text which is not UTF-8 is echoed byte for byte
+_TEXT_ERRORS = "surrogateescape"  # echoes text that is not UTF-8 byte for byte
 
 
 _NESTED = frozenset(b"AF")
@@ -57,7 +57,7 @@ _TEXTS = frozenset(name for name, kind in _LAYOUT.items() if kind == _SHORT_STRI
 
 
 class Properties:
-    """Basic properties (contract §2). Reading never raises: what is not readable is None."""
+    """Basic properties (contract §2). Reading never raises: an unreadable value is None."""
 
     __slots__ = ("_headers", "_raw")
 
@@ -67,8 +67,8 @@ class Properties:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Take apart the property flags and list of a content header. Where the list is cut short, which
-        only a broken broker sends, the properties end there."""
+        """Split the property flags and list of a content header. A list that is cut short, as only a broken
+        broker sends it, is read as far as it goes."""
         raw: dict[str, bytes] = {}
         with suppress(struct.error, IndexError):
             (flags,) = _UNSIGNED_SHORT.unpack_from(data)
@@ -82,7 +82,8 @@ class Properties:
         return cls(raw)
 
     def text(self, name: str) -> str | None:
-        """A short string; bytes that are not UTF-8 become lone surrogates and are echoed as they came."""
+        """A short string. Bytes that are not UTF-8 become lone surrogates, so that they are echoed
+        unchanged."""
         raw = self._raw.get(name)
         return raw[1:].decode("utf-8", _TEXT_ERRORS) if raw is not None else None
 
@@ -91,11 +92,11 @@ class Properties:
         return self.text("message_id")
 
     def raw(self, name: str) -> bytes:
-        """The encoded property, `b""` where absent: for comparing and hashing."""
+        """The encoded property, `b""` if absent."""
         return self._raw.get(name, b"")
 
     def header(self, name: str) -> object:
-        """A header's value, or None where it is absent or cannot be read."""
+        """A header's value, or None if it is absent or unreadable."""
         entry = self._entries().get(name)
         if entry is None or (entry[0] in _NESTED and len(entry) > LARGEST_NESTED):
             return None
@@ -105,11 +106,11 @@ class Properties:
             return None
 
     def has_header(self, name: str) -> bool:
-        """Whether the header is there, readable or not."""
+        """Whether the header is present, readable or not."""
         return name in self._entries()
 
     def header_names(self) -> Iterator[str]:
-        """The names of all headers, in their order."""
+        """The names of all headers, in order."""
         return iter(self._entries())
 
     def changed(
@@ -119,8 +120,8 @@ class Properties:
         without: frozenset[str] = frozenset(),
         **texts: str | None,
     ) -> "Properties":
-        """A copy with other headers and short strings; `without` names headers to leave out, and a
-        text of None removes that property. All else is passed on byte for byte."""
+        """A copy with these headers and short strings. `without` names headers to remove, and a text of None
+        removes that property. The rest is passed on byte for byte."""
         raw = dict(self._raw)
         for name, value in texts.items():
             if value is None:
@@ -136,14 +137,14 @@ class Properties:
         return Properties(raw)
 
     def without_large_headers(self, limit: int) -> "Properties":
-        """A copy whose encoding fits in `limit` bytes: a content header is one frame and cannot be
-        split, so the largest headers of others go first."""
+        """A copy whose encoding fits in `limit` bytes, because a content header cannot be split into several
+        frames. The publisher's largest headers are removed first."""
         excess = len(self.encoded()) - limit
         if excess <= 0:
             return self
         entries = self._entries()
         dropped = set()
-        # The worker's own go last: a sealed body does not open without its request id.
+        # The worker's own headers last: an encrypted body needs its request id.
         for name in sorted(entries, key=lambda name: (name.startswith(OWN_HEADERS), -len(entries[name]))):
             if excess <= 0:
                 break
@@ -152,7 +153,7 @@ class Properties:
         return self.changed(without=frozenset(dropped))
 
     def reduced(self) -> "Properties":
-        """Our own headers alone, encoded anew (contract §2)."""
+        """Only the worker's own headers, encoded anew (contract §2)."""
         own = ((name, self.header(name)) for name in self._entries() if name.startswith(OWN_HEADERS))
         kept = {name: value for name, value in own if isinstance(value, str | int)}
         return build(headers=kept | {REDUCED_HEADER: True})
@@ -166,8 +167,7 @@ class Properties:
         return Properties({**self._raw, "delivery_mode": b"\x02"})
 
     def plain(self) -> "Properties":
-        """A copy with what every client can decode: text in UTF-8, and headers that are numbers, booleans or
-        text."""
+        """A copy that every client can decode: UTF-8 text, and headers that are numbers, booleans or text."""
         entries = {
             name: value
             for name, value in self._entries().items()
@@ -189,8 +189,8 @@ class Properties:
         return b"".join(parts)
 
     def canonical(self, without: frozenset[str]) -> bytes:
-        """The encoding without these headers, and with the others in the order of their names: RabbitMQ sorts
-        them when it adds one."""
+        """The encoding without these headers, the others sorted by name: RabbitMQ sorts them when it adds
+        one."""
         kept = {name: value for name, value in sorted(self._entries().items()) if name not in without}
         return Properties({**self._raw, "headers": _table(kept)}).encoded()
 
@@ -206,7 +206,7 @@ def build(
     timestamp: datetime | None = None,
     **texts: str | None,
 ) -> Properties:
-    """Properties of a persistent message of our own. Texts are cut at 255 bytes, as AMQP demands."""
+    """Properties of a new persistent message. Texts are cut at 255 bytes, AMQP's limit."""
     raw = {"delivery_mode": b"\x02"}
     if timestamp is not None:
         raw["timestamp"] = encode.timestamp(timestamp)
@@ -223,7 +223,7 @@ def _is_utf8(text: bytes) -> bool:
 
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, str], ...]:
-    """Names and kinds of the properties that the flags announce, in their order."""
+    """Names and kinds of the properties that the flags announce, in order."""
     return tuple((name, kind) for name, kind in _LAYOUT.items() if flags & _FLAGS[name])
 
 
@@ -256,8 +256,8 @@ def _table(entries: Mapping[str, bytes]) -> bytes:
 
 
 def _read_table(data: bytes) -> dict[str, bytes]:
-    """Name to type-and-value, one level deep: nested tables and arrays are stepped over by their length,
-    so depth costs nothing. Reading stops where an entry cannot be taken apart."""
+    """Header names to encoded types and values, one level deep: nested tables and arrays are skipped by their
+    length, whatever their depth. Reading stops at a malformed entry."""
     entries: dict[str, bytes] = {}
     at = 4
     with suppress(struct.error, IndexError, KeyError):

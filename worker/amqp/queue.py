@@ -1,10 +1,9 @@
-"""One look at a queue (what waits in it, and who consumes it), looking through it without changing it, and
-removing some of its messages.
+"""Looking at a queue's counts, browsing its messages without changing it, and removing some of them.
 
-A quorum queue takes unacknowledged deliveries back in their order when the channel closes, however it closes.
-So a browser consumes everything, acknowledges nothing and closes the channel. That order holds for one
-consumer. With two consumers each requeues its share in turn, which reorders the queue. So a lock keeps others
-out, and a browser waits until the messages of a killed process are back.
+When a channel closes, for whatever reason, a quorum queue requeues unacknowledged deliveries in their order.
+So a browser consumes everything, acknowledges nothing and closes the channel. The order holds for one
+consumer: of two, each requeues its share in turn, which reorders the queue. So a lock excludes other
+browsers, and a browser waits until the deliveries of a killed process are requeued.
 """
 
 import asyncio
@@ -25,24 +24,24 @@ from worker.errors import BrokerUnreachable, Problem, QueueInUse, TopologyError,
 
 MISSING = "start the worker once, or check OTT_PREFIX and the virtual host in OTT_AMQP_URL"
 FORBIDDEN = (
-    "may not be looked at by this user: from RabbitMQ 4.3 on that needs a permission on it. "
-    "Grant write, which is the least"
+    "may not be looked at by this user: from RabbitMQ 4.3 on this needs a permission. Grant write on it, "
+    "the smallest one"
 )
 RPC_TIMEOUT = 30.0  # seconds
-LOCK_TIMEOUT = 3.0  # seconds; a killed process's connection takes a moment to end
-LOOK_TIMEOUT = 60.0  # seconds that a look waits for another one
+LOCK_TIMEOUT = 3.0  # seconds; longer than a killed process's connection needs to end
+LOOK_TIMEOUT = 60.0  # seconds that a browser waits for another one
 POLL_INTERVAL = 0.1  # seconds
-QUIET = 1.0  # seconds without a delivery, then the queue is asked whether there is more
-QUIET_ROUNDS = 2  # empty answers before the queue counts as empty; deliveries may be on their way
+QUIET = 1.0  # seconds without a delivery before the queue's depth is checked
+QUIET_ROUNDS = 2  # checks that find nothing before the queue counts as empty; deliveries may be in transit
 WAIT_TIMEOUT = 30.0  # seconds for a queue whose leader does not answer
 LARGEST_PREFETCH = 65_535
-# A look acknowledges nothing, so a consumer gets no more messages once its prefetch is used up. The next
-# consumer of the channel goes on. When the channel closes, its consumers return their messages in the order
-# of their tags. (The broker keeps them in a small map, which is sorted up to 32 keys.)
+# A browser acknowledges nothing, so a consumer receives no more messages once its prefetch is used up. The
+# next consumer of the channel continues. When the channel closes, its consumers requeue in the order of their
+# tags. (The broker keeps the consumers in a small map, which is sorted up to 32 keys.)
 FIRST_WINDOW = 2_000
 WINDOWS = 32
-TAKE_WINDOW = 100  # deliveries asked for beyond the number that is known
-HELD_BYTES = 16 * 2**20  # bytes of deliveries that have arrived and were not looked at yet
+TAKE_WINDOW = 100  # deliveries requested beyond the known number
+HELD_BYTES = 16 * 2**20  # bytes of deliveries that have arrived and are not read yet
 LOST = "The connection to RabbitMQ was lost"
 BARRIER = "browse-barrier"  # consumer tag
 
@@ -53,16 +52,15 @@ OnWait = Callable[[], Awaitable[None]]
 
 
 class QueueState(NamedTuple):
-    """Messages that are ready, and consumers; of a single active consumer queue the active one only. RabbitMQ
-    reports zero for both if the queue's leader does not answer within a quarter of a second."""
+    """Ready messages, and consumers (with a single active consumer, only the active one). RabbitMQ reports
+    zero for both if the queue's leader does not answer within a quarter of a second."""
 
     ready: int
     consumers: int
 
 
 async def look(connection: Connection, queue: str) -> QueueState:
-    """Look at a queue; changes nothing. Raises TopologyError (it is missing, or may not be looked at) or
-    BrokerUnreachable."""
+    """A queue's counts; changes nothing. Raises TopologyError (missing or forbidden) or BrokerUnreachable."""
     async with connection.asked(f"{queue} could not be looked at") as channel:
         with object_errors(f"queue {queue}", MISSING, FORBIDDEN):
             declared = (await channel.declare_queue(queue, passive=True)).declaration_result
@@ -70,7 +68,7 @@ async def look(connection: Connection, queue: str) -> QueueState:
 
 
 async def exists(connection: Connection, queue: str) -> bool:
-    """Whether there is such a queue; also one that this user may not look at. Raises BrokerUnreachable."""
+    """Whether a queue exists, even if this user may not look at it. Raises BrokerUnreachable."""
     try:
         await look(connection, queue)
     except TopologyError as error:
@@ -79,9 +77,11 @@ async def exists(connection: Connection, queue: str) -> bool:
 
 
 async def delete(connection: Connection, queue: str) -> int:
-    """Delete a queue; the number of messages that were in it. Raises TopologyError where this user may not,
-    or BrokerUnreachable."""
-    forbidden = "may not be deleted by this user: it needs the right to configure it, as the provisioner has"
+    """Delete a queue, and return the number of messages in it. Raises TopologyError (missing or forbidden) or
+    BrokerUnreachable."""
+    forbidden = (
+        "may not be deleted by this user: use one with the configure permission, as the provisioner has"
+    )
     async with connection.asked(f"{queue} could not be deleted") as channel:
         with object_errors(f"queue {queue}", MISSING, forbidden):
             return (await channel.queue_delete(queue)).message_count or 0
@@ -95,11 +95,11 @@ async def _silently() -> None:
 async def lock(
     connection: Connection, queue: str, on_wait: OnWait = _silently, *, timeout: float = LOOK_TIMEOUT
 ) -> AsyncIterator[None]:
-    """Keep other browsers of the queue out, for as long as this connection lives. Waits for the one that is
-    there, and calls `on_wait` where that takes a while. Raises QueueInUse (it lasts too long), TopologyError
-    (there is no such queue) or BrokerUnreachable.
+    """Exclude other browsers of the queue while this connection lives. Waits for the present one, and calls
+    `on_wait` once if that takes a while. Raises QueueInUse (it waited too long), TopologyError (the queue is
+    missing) or BrokerUnreachable.
 
-    Where the user may not declare the lock (an exclusive queue), only the queue's consumers are looked at.
+    If the user may not declare the lock (an exclusive queue), only the queue's consumers are checked.
     """
     async with hold(connection, f"{queue}.lock", on_wait, timeout=timeout):
         await _until_unused(connection, queue)
@@ -111,14 +111,14 @@ async def hold(
     connection: Connection, name: str, on_wait: OnWait, *, timeout: float = math.inf
 ) -> AsyncIterator[None]:
     """Hold the exclusive queue `name`. While another connection holds it this waits, at most `timeout`
-    seconds, and calls `on_wait` once. Where the user may not declare the queue, nothing is held."""
+    seconds, and calls `on_wait` once. If the user may not declare the queue, nothing is held."""
     clock = asyncio.get_running_loop().time
-    tell_at, give_up_at = clock() + LOCK_TIMEOUT, clock() + timeout
+    report_at, give_up_at = clock() + LOCK_TIMEOUT, clock() + timeout
     while (is_held := await _claim(connection, name)) is False:
         if clock() > give_up_at:
-            raise QueueInUse("Another dead-letters command is at work: wait until it ends")
-        if clock() > tell_at:
-            tell_at = math.inf
+            raise QueueInUse("Another dead-letters command is running: wait until it ends")
+        if clock() > report_at:
+            report_at = math.inf
             await on_wait()
         await asyncio.sleep(POLL_INTERVAL)
     try:
@@ -131,7 +131,7 @@ async def hold(
 
 
 async def _claim(connection: Connection, name: str) -> bool | None:
-    """Whether the exclusive queue is ours now; None where this user may not declare it."""
+    """Whether this connection holds the exclusive queue now; None if the user may not declare it."""
     async with connection.asked(LOST) as channel:
         try:
             await channel.declare_queue(name, exclusive=True)
@@ -143,22 +143,24 @@ async def _claim(connection: Connection, name: str) -> bool | None:
 
 
 async def _until_unused(connection: Connection, queue: str) -> None:
-    """Wait until the queue has no consumer: only then has it back what its last consumer held."""
+    """Wait until the queue has no consumer: only then are the deliveries of its last consumer requeued."""
     deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT
     while (await _state(connection, queue)).consumers:
         if asyncio.get_running_loop().time() > deadline:
-            raise QueueInUse(f"Something else consumes from {queue}: end it first, or the order is lost")
+            raise QueueInUse(
+                f"Another consumer uses {queue}: stop it first, or the messages lose their order"
+            )
         await asyncio.sleep(POLL_INTERVAL)
 
 
 async def depth(connection: Connection, queue: str) -> int:
-    """Messages that are ready in the queue. Raises TopologyError or BrokerUnreachable."""
+    """The queue's ready messages. Raises TopologyError or BrokerUnreachable."""
     return (await _state(connection, queue)).ready
 
 
 async def _state(connection: Connection, queue: str) -> QueueState:
-    """RabbitMQ reports zero for both if the queue's leader does not answer within a quarter of a second.
-    Basic.Get waits for the leader, so it tells an empty queue from a silent leader."""
+    """As `look`, but zeros are true: Basic.Get waits for the queue's leader, so it distinguishes an empty
+    queue from a silent leader."""
     deadline = asyncio.get_running_loop().time() + WAIT_TIMEOUT
     while True:
         state = await look(connection, queue)
@@ -169,7 +171,8 @@ async def _state(connection: Connection, queue: str) -> QueueState:
 
 
 async def _is_empty(connection: Connection, queue: str) -> bool:
-    """Get a message. It is back in its place when this ends, since there is no other consumer meanwhile."""
+    """Whether Basic.Get returns no message. A message is back in its position when this returns, because the
+    queue has no other consumer."""
     async with connection.asked(LOST) as channel:
         with object_errors(f"queue {queue}", MISSING, "may not be read by this user"):
             message = await (await channel.get_queue(queue, ensure=False)).get(fail=False)
@@ -185,10 +188,9 @@ async def _is_empty(connection: Connection, queue: str) -> bool:
 
 @dataclass(slots=True)
 class QueueBrowser:
-    """The deliveries of one look, on a channel of its own. Everything that was not removed goes back to its
-    place when the context ends. Raises TopologyError or BrokerUnreachable, also at the end: then it is
-    unknown whether the removed messages are gone. A body larger than `max_body_bytes` is not kept:
-    `Delivery.oversize`."""
+    """Browses a queue on a channel of its own. Everything that was not removed is back in its position when
+    the context ends. Raises TopologyError or BrokerUnreachable, also at the end: then it is unknown whether
+    the removed messages are gone. A body larger than `max_body_bytes` is not kept (`Delivery.oversize`)."""
 
     _connection: Connection
     _queue: str
@@ -211,7 +213,7 @@ class QueueBrowser:
         return self
 
     async def __aexit__(self, error: object, *_: object) -> None:
-        self._max_body_bytes = -1  # what arrives from now on goes back unseen
+        self._max_body_bytes = -1  # keep no body that arrives from now on
         self._connection.wire.resume_reading()
         try:
             if self._has_removed:
@@ -221,26 +223,26 @@ class QueueBrowser:
         except WorkerError:
             if error is None:
                 raise BrokerUnreachable(
-                    "The connection to RabbitMQ was lost at the end: what was removed last may be there again"
+                    "The connection to RabbitMQ was lost at the end: the last removed messages may be back"
                 ) from None
         finally:
             with contextlib.suppress(WorkerError), broker_errors(LOST):
                 async with asyncio.timeout(RPC_TIMEOUT):
                     await self._channel.close()
-                    await _until_unused(self._connection, self._queue)  # and the rest is back
+                    await _until_unused(self._connection, self._queue)  # then the rest is requeued
 
     def look(self, count: int) -> Deliveries:
-        """The oldest `count` messages in their order, or fewer if there are fewer."""
+        """The oldest `count` messages in their order; fewer if the queue has fewer."""
         return self._read(count, [min(LARGEST_PREFETCH, self.window << number) for number in range(WINDOWS)])
 
     def take(self, count: int, held: int) -> Deliveries:
-        """As `look`, for a caller that removes all but `held` messages on the way. It uses one consumer:
-        between two, order would be lost as removals make room. It takes all messages at once if it may,
-        because messages that come back go behind those that were looked at before."""
+        """As `look`, for a caller that removes all but `held` messages meanwhile. It uses one consumer,
+        because with two, removals would mix their deliveries. Its prefetch covers all messages if it can,
+        because a requeued message goes behind those that were read before."""
         return self._read(count, [min(LARGEST_PREFETCH, max(count, held) + TAKE_WINDOW)])
 
     async def _read(self, count: int, prefetches: list[int]) -> Deliveries:
-        """Read by one consumer after the other, with these prefetches."""
+        """Read with one consumer after the other, which have these prefetches."""
         consumers = enumerate(prefetches)
         for _ in range(count):
             if not self._arrived and not self._credit:
@@ -260,32 +262,32 @@ class QueueBrowser:
             yield delivery
 
     async def remove(self, delivery: Delivery) -> None:
-        """Remove a message that was looked at from the queue, for good."""
+        """Remove a message that was read from the queue for good."""
         with broker_errors(LOST):
             await self._channel.basic_ack(delivery.tag)
         self._credit += 1
         self._has_removed = True
 
     def check(self) -> None:
-        """Raise BrokerUnreachable if the deliveries are the broker's again."""
+        """Raise BrokerUnreachable if the broker has requeued the deliveries."""
         if not self._channel.is_closed:
             return
         closing = self._channel.closing
         reason = None if closing.cancelled() else closing.exception()
         if isinstance(reason, aiormq.exceptions.ConnectionInternalError):
             raise BrokerUnreachable(
-                f"Message {self._seen + 1} of {self._queue} cannot be looked at, nor can those behind it: "
-                f"{Cause.UNDELIVERABLE}. An AMQP 1.0 client can take it out"
+                f"Message {self._seen + 1} of {self._queue} and those behind it cannot be read: "
+                f"{Cause.UNDELIVERABLE}. An AMQP 1.0 client can remove it"
             )
         raise BrokerUnreachable("The connection to RabbitMQ was lost: run the command again")
 
     async def _until_removed(self) -> None:
-        """Wait until the queue has taken every acknowledgement. The broker's channel holds some of them back
-        until the queue has taken the first ones, and drops them if the channel is closed meanwhile.
+        """Wait until the queue has processed every acknowledgement. The broker's channel holds some of them
+        back until the queue has processed the first ones, and drops them if it is closed meanwhile.
 
-        The queue has taken them all when it has delivered a message for each of them. If it has nothing left
-        to deliver, adding a consumer does the same: that command passes through the queue behind the
-        acknowledgements. The consumer has a lower priority, so it is never given a message."""
+        All are processed when the queue has delivered a message for each of them. If it has nothing left to
+        deliver, a new consumer proves the same: that command goes through the queue behind the
+        acknowledgements. Its priority is lower, so it receives no message."""
         while self._credit and await depth(self._connection, self._queue):
             self.check()
             await asyncio.sleep(POLL_INTERVAL)
@@ -307,7 +309,7 @@ class QueueBrowser:
         except BrokerUnreachable:
             if not self._channel.is_closed:
                 raise
-            # The first deliveries can end the connection before it answers: `check` tells why, behind them.
+            # The first deliveries can end the connection before it answers. `check` then raises the cause.
 
     def _take(self, method: bytes, properties: Properties, body: bytes, dropped: int) -> None:
         self._credit -= 1
@@ -318,7 +320,7 @@ class QueueBrowser:
         self._news.set()
 
     async def _more(self) -> bool:
-        """Wait for a delivery. False if the queue has no more."""
+        """Wait for a delivery; False if the queue has no more."""
         quiet = 0
         while not self._arrived:
             self.check()

@@ -1,7 +1,7 @@
-"""Reading a stream: from any place to its end, only its first or last entry, or on and on as it grows.
+"""Reading a stream: from any offset to its end, only its first or last entry, or continuously.
 
-Anybody whom the broker lets write may have written there. What is not a record is skipped and told to the
-listener; it never ends the reading (transport.py sees to its properties).
+Any user with the permission can write to it. What is not a record is skipped and reported to the listener; it
+never ends the reading (transport.py removes properties that the client library cannot decode).
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from worker.events import EventListener
 from worker.settings import Settings
 
 PREFETCH = 500  # messages
-CHECK_INTERVAL = 8.0  # seconds of silence, after which RabbitMQ is asked whether it still works
-POLL_INTERVAL = 0.05  # seconds to wait for entries that a replica of the stream does not show yet
-MOST_LINES = 1_000  # of one message, more than a worker writes; reading more would hold up the others
-LOOKS = 6  # at a stream that shows nothing, until it counts as empty: a busy one may show the first late
+CHECK_INTERVAL = 8.0  # seconds of silence before RabbitMQ is checked
+POLL_INTERVAL = 0.05  # seconds to wait for entries that a replica of the stream does not have yet
+MOST_LINES = 1_000  # of one message; more than a worker writes. Reading more would block the event loop
+LOOKS = 6  # empty reads before a stream counts as empty: a busy broker may deliver the first entry late
 OFFSET_HEADER = "x-stream-offset"
 
 Start = Literal["first", "last", "next"] | int | datetime
-"""Where to begin: the oldest message, the last chunk, the end, an offset, or a broker's time (roughly)."""
+"""Where to start: the oldest message, the last chunk, the end, an offset, or a broker's time (roughly)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message of the stream. No record in it or before it was received later than `clock`
-    (microseconds since the epoch), None where the message does not say. `writer` is the message's app id."""
+    """One message of the stream. No record in it or before it was received later than `clock` (microseconds
+    since the epoch; None if the message does not say). `writer` is the message's app id."""
 
     offset: int
     clock: int | None
@@ -50,16 +50,17 @@ Entries = AsyncGenerator[Entry, None]
 
 
 class StreamReader:
-    """Reads one stream. Every method raises TopologyError (there is no such stream, or it may not be read)
-    or BrokerUnreachable."""
+    """Reads one stream. Every method raises TopologyError (the stream is missing, or may not be read) or
+    BrokerUnreachable."""
 
     def __init__(self, connection: Connection, stream: str, events: EventListener | None = None) -> None:
         self._connection = connection
         self.stream = stream
-        # A CC or BCC header of a publisher puts its message into any of our streams, but keeps its own key.
+        # A CC or BCC header can route a publisher's message into any stream, but the message keeps its own
+        # key.
         self._key = CONTROL_KEY if stream.endswith(".control") else stream
         self._events = events or EventListener()
-        self._reach = -1  # the offset up to which reading must show the stream, as far as is known
+        self._reach = -1  # the offset that reading must reach, as far as it is known
 
     async def first(self) -> Entry | None:
         """The oldest entry that is kept."""
@@ -74,8 +75,8 @@ class StreamReader:
         return newest
 
     async def catch_up(self, mark: Callable[[], Awaitable[str]]) -> None:
-        """From then on reading shows all that was confirmed before this call. A replica of the stream lags
-        behind when its node has just come back. `mark` writes a message and returns its id."""
+        """After this, reading returns everything that was confirmed before the call. A replica of the stream
+        lags behind when its node has just returned. `mark` writes a message and returns its id."""
         async with self._consumer("last", PREFETCH) as consumer, asyncio.timeout(ANSWER_TIMEOUT):
             written, reach = await mark(), -1
             while reach < 0:
@@ -88,9 +89,9 @@ class StreamReader:
     async def read(
         self, start: Start, end: int | None = None, *, reach: int = -1, prefetch: int = PREFETCH
     ) -> Entries:
-        """The entries from `start` to before the offset `end`; without it to all that was confirmed when this
-        began, and at least to the offset `reach`. A start beyond the end gives none. A time begins a little
-        early, or nowhere."""
+        """The entries from `start` up to, not including, the offset `end`. Without `end`: all that were
+        confirmed when the call began, at least up to the offset `reach`. A start beyond the end of the stream
+        yields nothing. A time starts a little early."""
         reach = max(reach, self._reach) if end is None else end - 1
         async with self._consumer(start, prefetch) as consumer:
             at, looks = start - 1 if isinstance(start, int) else -1, LOOKS
@@ -103,7 +104,7 @@ class StreamReader:
                     at, looks = entry.offset, 1
                     yield entry
                     shown_at = time.monotonic()
-                # The broker delivers up to the new credit before it answers a request that follows the acks.
+                # The broker delivers up to the new credit before it answers a request after the acks.
                 await consumer.round_trip()
                 if consumer.messages:
                     continue
@@ -114,7 +115,7 @@ class StreamReader:
                     return
                 if time.monotonic() - shown_at > ANSWER_TIMEOUT:
                     self._connection.abort()  # so that the next one goes to another node
-                    raise BrokerUnreachable(f"The stream {self.stream} is not shown to its end")
+                    raise BrokerUnreachable(f"The stream {self.stream} cannot be read to its end")
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def follow(self, start: Start) -> Entries:
@@ -183,8 +184,8 @@ class _Consumer:
                 await queue.cancel(tag)
 
     async def arrived(self) -> AsyncIterator[AbstractIncomingMessage]:
-        """The messages that have been delivered so far. Each is acknowledged as it is taken, because a stream
-        never delivers further ahead than the prefetch."""
+        """The messages that have been delivered so far, acknowledged in batches: a stream never delivers
+        further ahead than the prefetch."""
         taken = 0
         while self.messages:
             message = self.messages.popleft()
@@ -201,8 +202,8 @@ class _Consumer:
             await self.channel.set_qos(self.prefetch)
 
     async def more(self, *, asks: bool = False) -> None:
-        """Wait for a delivery. With `asks`, RabbitMQ is asked now and then: a node that is cut off from the
-        others keeps its clients and delivers nothing, but cannot add a consumer."""
+        """Wait for a delivery. With `asks`, RabbitMQ is checked every CHECK_INTERVAL: a node that is cut off
+        keeps its clients and delivers nothing, but cannot add a consumer."""
         while not self.messages:
             self.news.clear()
             with contextlib.suppress(TimeoutError):
@@ -223,7 +224,7 @@ class _Consumer:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A record, or None for anything in the stream that the worker did not write."""
+    """A record, or None if the line is not a JSON object."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

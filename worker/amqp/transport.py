@@ -1,9 +1,9 @@
 """The connection's transport: frames are split where they arrive, before aiormq reads them.
 
-aiormq passes each frame through two queues, makes a task for each delivery, and decodes every property, where
-one that it cannot decode ends the connection. So on the hot and hostile channels the frames of every message
-(deliveries, confirms, returns) go to the interceptor of their channel, at once and in order. All others go to
-aiormq, made such that it can decode them. aiormq's `transport_factory` lets us supply the stream.
+aiormq passes each frame through two queues, creates a task for each delivery, and ends the connection if it
+cannot decode a property. So on intercepted channels the frames of messages (deliveries, confirms, returns) go
+to the interceptor of their channel, at once and in order. All others go to aiormq, without what it cannot
+decode. aiormq's `transport_factory` lets us supply the stream.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ class FrameInterceptor:
     """One channel's interceptor.
 
     `on_content(method, properties, body, dropped)` gets each Basic.Deliver and Basic.Return with its content,
-    `on_confirm(tag, multiple, taken)` each Basic.Ack and, with `taken` False, each Basic.Nack.
-    `keeps_body(size)` is asked before a body arrives. One that it declines is dropped frame by frame: `body`
-    is empty then, and `dropped` is its size. `is_open` is False once the broker has closed the channel: to
-    write on it then ends the connection.
+    `on_confirm(tag, multiple, accepted)` each Basic.Ack and, with `accepted` False, each Basic.Nack.
+    `keeps_body(size)` is called before a body arrives. If it returns False, the body is dropped frame by
+    frame: `body` is empty then, and `dropped` is its size. `is_open` is False once the broker has closed the
+    channel: writing on it then ends the connection.
     """
 
     channel: int
@@ -58,7 +58,7 @@ class FrameInterceptor:
     _dropped: int = 0
 
     def intercept(self, kind: int, payload: bytes) -> bool:
-        """Take one frame of the channel; False leaves it to the client library."""
+        """Process one frame of the channel; False leaves it to the client library."""
         if kind == frames.METHOD:
             return self._intercept_method(payload)
         if self._method is None:
@@ -95,11 +95,11 @@ class FrameInterceptor:
 
 
 class InterceptingTransport(asyncio.StreamReader, TransportFactory):
-    """Opens the socket for one connection of aiormq, to one address, and is the stream that aiormq reads.
-    Only the TLS context and the host name in the URL decide which peer it trusts.
+    """Opens the socket for one aiormq connection, to one address, and is the stream that aiormq reads. Only
+    the TLS context and the host name in the URL decide which peer it trusts.
 
-    It hands the frames of intercepted channels over as they arrive, and holds the others for aiormq. An
-    incomplete frame is kept apart, so that it is not copied again with each piece.
+    It passes the frames of intercepted channels on as they arrive, and keeps the others for aiormq. An
+    incomplete frame has its own buffer, so that it is not copied again with each part.
     """
 
     def __init__(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
@@ -112,16 +112,15 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
         self._socket: asyncio.Transport | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._partial = bytearray()
-        self._missing = 0  # bytes until more of `_partial` can be read
+        self._missing = 0  # bytes until the frame in `_partial` is complete
         self._alive_at = 0.0
         self._has_failed = False
         self._without_body: set[int] = set()  # channels
         self.interceptors: dict[int, FrameInterceptor] = {}  # by channel
-        self.is_blocked = False  # the broker stops reading for now: an alarm of memory or disk
-        # Reply code and text by which the broker closed the connection. aiormq loses those of a connection
-        # that is turned down.
+        self.is_blocked = False  # by a memory or disk alarm of the broker, which does not read meanwhile
+        # Reply code and text of the broker's Connection.Close. aiormq loses those of a refused connection.
         self.close_reason: tuple[int, str] | None = None
-        self.heard_at = loop.time()  # loop time of the last bytes that came
+        self.heard_at = loop.time()  # loop time at which bytes last arrived
 
     @property
     def is_used(self) -> bool:
@@ -129,24 +128,23 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
         return self._writer is not None
 
     async def drain(self) -> None:
-        """Wait until the socket has taken most of what was written, or the stream has ended."""
+        """Wait until most of what was written is sent, or the stream has ended."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 await self._writer.drain()
 
     def write(self, frames: bytes) -> None:
-        """Write whole frames now, ahead of what aiormq has queued. Nothing where the stream is closing."""
+        """Write whole frames now, ahead of what aiormq has queued. Does nothing if the stream is closing."""
         if self._socket is not None and not self._socket.is_closing():
             self._socket.write(frames)
 
     def pause_reading(self) -> None:
-        """Leave what arrives in the socket, so that it does not fill the memory. The broker drops a client
-        that does not read for 15 s."""
+        """Stop reading, so that arriving frames do not fill the memory. The broker drops a client that does
+        not read for 15 s."""
         if self._socket is not None and not self._socket.is_closing():
             self._socket.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on."""
         if self._socket is not None and not self._socket.is_closing():
             self._socket.resume_reading()
 
@@ -183,7 +181,7 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
         try:
             passed = self._split(received)
         except (struct.error, IndexError):
-            self._fail("a frame that cannot be taken apart")
+            self._fail("a malformed frame")
         except ProtocolViolation as error:
             self._fail(str(error))
         else:
@@ -191,7 +189,7 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
                 super().feed_data(passed)
 
     def _split(self, buffer: bytes) -> bytes:
-        """Hand over the complete frames in `buffer`, keep the rest, and return the frames for aiormq."""
+        """Intercept the complete frames in `buffer`, keep the rest, and return the frames for aiormq."""
         interceptors, passed, intercepted = self.interceptors, [], False
         self._missing = 0
         at, size = 0, len(buffer)
@@ -224,7 +222,7 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
         return b"".join(passed)
 
     def _for_the_client(self, kind: int, channel: int, payload: bytes) -> bytes:
-        """The frame as aiormq may have it."""
+        """The frame, without what aiormq cannot decode."""
         if kind == frames.METHOD:
             if channel == 0:
                 payload = self._on_connection_method(payload)
@@ -257,11 +255,11 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
 
 
 def _foreign(head: bytes) -> str:
-    """Which protocol the peer speaks instead, judged by its first bytes."""
+    """Which protocol the peer speaks instead, by its first bytes."""
     if head.startswith(b"HTTP/"):
-        return "an HTTP server answers there (AMQP has another port, usually 5672 or 5671)"
+        return "an HTTP server answers on this port (AMQP usually uses 5672 or 5671)"
     if head[0] in (0x15, 0x16):
-        return "TLS is spoken there (begin OTT_AMQP_URL with amqps)"
+        return "the server speaks TLS on this port (begin OTT_AMQP_URL with amqps)"
     if head.startswith(b"AMQP"):
-        return "it speaks another version of AMQP"
-    return "it does not speak AMQP"
+        return "the server speaks another version of AMQP"
+    return "the server does not speak AMQP"

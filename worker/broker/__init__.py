@@ -1,1 +1,1 @@
-"""Our queues and streams on RabbitMQ."""
+"""The worker's queues and streams on RabbitMQ."""

@@ -1,8 +1,8 @@
-"""Encryption at rest of dead letters, because a request carries secrets (`OTT_DEAD_LETTER_KEYS`).
+"""Encryption of dead letters at rest (`OTT_DEAD_LETTER_KEYS`), because requests contain secrets.
 
-An encrypted body is a mark, the id of its key, a check of the key, a check of where it belongs, a nonce and
-the AES-256-GCM text. It is bound to the request's id, account and time of arrival and to the queue, and
-cannot be decrypted anywhere else. Headers and properties hold no secret and stay readable.
+An encrypted body consists of a mark, the key's name, a check of the key, a check of the context, a nonce and
+the AES-256-GCM ciphertext. The context is the request's id, account and time of arrival, and the queue: with
+another one it cannot be decrypted. Headers and properties hold no secret and stay readable.
 """
 
 import hashlib
@@ -31,35 +31,35 @@ _NONCE = 12  # bytes
 
 
 class DecryptionError(WorkerError):
-    """An encrypted body that cannot be read; the text says why and what helps."""
+    """An encrypted body cannot be read; the text says why and what to do."""
 
 
 class Encryptor:
-    """Encrypts with the newest key, decrypts with all of them. The keys' file is read anew each time."""
+    """Encrypts with the first key, decrypts with all. The keys' file is read each time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._queue = Topology(settings.prefix).dead
 
     def encrypt(self, properties: Properties, body: bytes) -> tuple[Properties, bytes]:
-        """The dead letter's properties and body as they are to be kept; without keys, as they are. A body
-        that merely looks encrypted is encrypted again: publishers can forge the mark."""
+        """The dead letter's properties and body, encrypted if there are keys. A body that merely looks
+        encrypted is encrypted again: publishers can forge the mark."""
         keys = self._keys()
         if not keys:
             return properties, body
         name, key = next(iter(keys.items()))
-        nonce, place = os.urandom(_NONCE), self._place(properties)
-        text = _cipher(key).encrypt(nonce, body, place)
-        head = _MARK + bytes((len(name),)) + name.encode() + _check(key, b"") + _check(key, place)
+        nonce, context = os.urandom(_NONCE), self._context(properties)
+        text = _cipher(key).encrypt(nonce, body, context)
+        head = _MARK + bytes((len(name),)) + name.encode() + _check(key, b"") + _check(key, context)
         return properties.changed({ENCRYPTION_KEY_HEADER: name}), head + nonce + text
 
     def decrypt(self, properties: Properties, body: bytes) -> bytes:
-        """The request's body, of a dead letter that is encrypted or not. Raises DecryptionError."""
+        """The request's body, from an encrypted or plain dead letter. Raises DecryptionError."""
         if not looks_encrypted(body):
             return body
         sealed = BytesIO(body.removeprefix(_MARK))
         name = sealed.read(int.from_bytes(sealed.read(1))).decode(errors="replace")
-        key_check, place_check, nonce = (sealed.read(size) for size in (_CHECK, _CHECK, _NONCE))
+        key_check, context_check, nonce = (sealed.read(size) for size in (_CHECK, _CHECK, _NONCE))
         text = sealed.read()
         if not text:
             raise DecryptionError("The dead letter is damaged: its encrypted body was cut off")
@@ -70,11 +70,11 @@ class Encryptor:
             )
         if key_check != _check(key, b""):
             raise DecryptionError(
-                f"The dead letter is encrypted with another key of the name {name} than the one in "
+                f"The dead letter is encrypted with another key {name} than that in "
                 "OTT_DEAD_LETTER_KEYS: restore the key that it was encrypted with"
             )
-        place = self._place(properties)
-        if place_check != _check(key, place):
+        context = self._context(properties)
+        if context_check != _check(key, context):
             raise DecryptionError(
                 "The dead letter does not belong here: it was encrypted for another request, account, time "
                 "of arrival or queue"
@@ -82,32 +82,32 @@ class Encryptor:
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 # as for _cipher
 
         try:
-            return _cipher(key).decrypt(nonce, text, place)
+            return _cipher(key).decrypt(nonce, text, context)
         except InvalidTag:
             raise DecryptionError("The dead letter is damaged: its encrypted body was changed") from None
 
     def _keys(self) -> dict[str, bytes]:
         return parse_keys(self._settings.now("dead_letter_keys"))
 
-    def _place(self, properties: Properties) -> bytes:
-        """The place that a letter is bound to."""
+    def _context(self, properties: Properties) -> bytes:
+        """The associated data that binds a letter to its request and queue."""
         headers = (REQUEST_ID_HEADER, ACCOUNT_HEADER, RECEIVED_AT_HEADER)
         return json.dumps([self._queue, *(str(properties.header(name)) for name in headers)]).encode()
 
 
 def _cipher(key: bytes) -> "AESGCM":
-    """Imported where there are keys: the library takes a moment, which commands need not wait for."""
+    """Imported only if there are keys, because importing the library is slow."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
     return AESGCM(key)
 
 
 def looks_encrypted(body: bytes) -> bool:
-    """Whether a body bears the mark. Publishers can forge it: it counts only in a letter of the worker's own,
-    or in an operator's replay."""
+    """Whether a body has the mark. Publishers can forge it, so trust it only in the worker's own letters and
+    in operators' replays."""
     return body.startswith(_MARK)
 
 
 def _check(key: bytes, what: bytes) -> bytes:
-    """A digest that shows whether two keys or places are the same, and nothing else."""
+    """A keyed digest, by which keys and contexts can be compared."""
     return hashlib.blake2b(what, digest_size=_CHECK, key=key, person=b"ott-seal-check").digest()

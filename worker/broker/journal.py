@@ -1,11 +1,9 @@
 """The journal: a stream with one secret-free record for each settled request (contract §1).
 
-Records that settle while a batch is on its way form the next batch, so the journal costs one publish
-for many requests under load, and none waits for a timer. A message holds one record a line, and in a
-header how far the worker's clock had come: no record up to here was received later than that. A message
-without a record is a mark: whoever reads it has read all that was confirmed before it was written.
-
-Records are looked for from the newest back, or as they come.
+Records that are appended while a batch is in flight form the next batch. So under load many requests share
+one publish, and no record waits for a timer. A message has one record per line; its header CLOCK_HEADER is
+the worker's clock: no record in or before the message was received later. A message without a record is a
+mark: a reader that has reached it has read everything that was confirmed before.
 """
 
 import asyncio
@@ -32,7 +30,7 @@ from worker.settings import Settings
 BATCH_BYTES = 64_000  # of one message
 CONTENT_TYPE = "application/x-ndjson"
 FIRST_STEP = 500  # messages; each further step back is ten times as long
-CLOCKS_DIFFER = timedelta(minutes=5)  # the broker's and the workers'; the stream is read from so much earlier
+CLOCKS_DIFFER = timedelta(minutes=5)  # tolerated skew of clocks: the stream is read from so much earlier
 RECONNECT_INTERVAL = 1.0  # seconds
 
 Record = Mapping[str, Any]
@@ -40,8 +38,8 @@ Record = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Journal:
-    """Writes records through a publisher. `latest` tells the newest time of arrival that was given out, in
-    microseconds since the epoch. `writer` tells its messages from those of other workers."""
+    """Writes records through a publisher. `latest` returns the latest arrival time that was stamped
+    (microseconds since the epoch). `writer` identifies this worker's messages."""
 
     _publisher: Publisher
     _stream: str
@@ -49,14 +47,14 @@ class Journal:
     _lines: list[bytes] = field(default_factory=list)
     _size: int = 0
     _next: "list[asyncio.Future[None]]" = field(default_factory=list)
-    _on_its_way: int = 0
+    _in_flight: int = 0
     writer: str = field(default_factory=lambda: uuid4().hex)
 
     def append(self, record: Record) -> "asyncio.Future[None]":
         """Write one record. The future is done when the broker has confirmed it."""
         loop = asyncio.get_running_loop()
         line, written = to_json(record), loop.create_future()
-        if not self._next and not self._on_its_way:
+        if not self._next and not self._in_flight:
             loop.call_soon(self._send)
         self._next.append(written)
         self._lines.append(line)
@@ -76,7 +74,7 @@ class Journal:
             return
         batch, body = self._next, b"\n".join(self._lines)
         self._lines, self._size, self._next = [], 0, []
-        self._on_its_way += 1
+        self._in_flight += 1
         self._publish(body).add_done_callback(lambda sent: self._sent(sent, batch))
 
     def _publish(self, body: bytes, message_id: str | None = None) -> "asyncio.Future[None]":
@@ -90,7 +88,7 @@ class Journal:
         return self._publisher.send(Message("", self._stream, properties, body))
 
     def _sent(self, sent: "asyncio.Future[None]", batch: "list[asyncio.Future[None]]") -> None:
-        self._on_its_way -= 1
+        self._in_flight -= 1
         for written in (each for each in batch if not each.done()):
             if sent.cancelled():
                 written.cancel()
@@ -98,7 +96,7 @@ class Journal:
                 written.set_exception(error)
             else:
                 written.set_result(None)
-        if not self._on_its_way:
+        if not self._in_flight:
             self._send()
 
 
@@ -111,8 +109,8 @@ def open_journal(
 
 @dataclass(slots=True)
 class JournalPage:
-    """Matching records, the newest first, in all messages from the offset `back_to` on; `is_all` where the
-    journal keeps nothing older. `following` is the offset behind the last message."""
+    """Matching records, newest first, of all messages from the offset `back_to` on. `is_all`: the journal
+    holds nothing older. `following` is the offset after the last message."""
 
     records: list[Record] = field(default_factory=list)
     back_to: int = 0
@@ -128,8 +126,8 @@ async def newest_first(
     before: int | None = None,
     at_most: int | None = None,
 ) -> JournalPage:
-    """The newest `count` records or a few more, all where that is None. Begins before the offset `before`,
-    and goes back over `at_most` messages. Raises as StreamReader does."""
+    """The newest `count` matching records or a few more; all if `count` is None. Reads backwards from the
+    offset `before`, over about `at_most` messages. Raises as StreamReader does."""
     newest, first = await reader.last(), await reader.first()
     if newest is None or first is None:
         return JournalPage()
@@ -152,15 +150,15 @@ async def newest_first(
 
 
 async def matching(reader: StreamReader, query: Selection, start: Start, last: int) -> list[Record]:
-    """The matching records from `start` to the offset `last`, the newest first."""
+    """The matching records from `start` to the offset `last`, newest first."""
     entries = reader.read(start, last + 1)
     records: list[Record] = [record async for entry in entries for record in entry.records if record in query]
     return records[::-1]
 
 
 async def follow(settings: Settings, start: int) -> AsyncGenerator[Entry, None]:
-    """The entries from the offset `start` on, as they come and for as long as this is iterated. Where the
-    journal cannot be read for a while, it is read on later."""
+    """The entries from the offset `start` on, as they arrive. Never ends: if the journal cannot be read, this
+    retries."""
     while True:
         with contextlib.suppress(WorkerError, ConnectionError):
             async with (

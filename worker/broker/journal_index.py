@@ -1,4 +1,4 @@
-"""The newest registration of each resource according to the journal, and how far back that is known."""
+"""The newest registration of each resource in the journal, and how far back it is known."""
 
 import asyncio
 import hashlib
@@ -26,20 +26,20 @@ Row = tuple[int, int, str]
 
 
 class JournalIndex:
-    """The newest registered request of each resource, among those that were true after `since`.
+    """The newest registered request of each resource, among those with a time after `since`.
 
     Times are microseconds since the epoch: a request's `x-ott-as-of`, else its arrival by the workers' clock,
-    which never goes back, not even at a fail-over. No comparison here depends on the broker's clock.
+    which never goes back, not even at a fail-over. No comparison depends on the broker's clock.
 
-    It takes `LIMIT` bytes of memory at most. When they are used up, resources that are known stay up to date,
-    and nothing is known of others.
+    The index uses at most LIMIT bytes of memory. When it is full, known resources are still updated, and
+    others are unknown.
     """
 
     def __init__(self, since: int) -> None:
         self.since = since
         self.next_offset = 0
         self.began_at: Entry | None = None  # the first entry that was read
-        # The stream's first entry after the last reading: entries that were trimmed meanwhile were not read.
+        # The stream's first entry after the last reading; entries trimmed during it were not read.
         self.first: Entry | None = None
         self._own: dict[tuple[str, int], tuple[int, int]] = {}
         self._hash_key = os.urandom(16)  # secret, so that no publisher can choose colliding ids
@@ -48,7 +48,7 @@ class JournalIndex:
         self._newest.execute("CREATE TABLE newest (resource INTEGER PRIMARY KEY, true_at INTEGER, id TEXT)")
 
     def read(self, entry: Entry, oldest: Entry | None) -> None:
-        """Add an entry. `oldest` is the stream's first entry, as far as is known."""
+        """Add an entry. `oldest` is the stream's first entry, if it is known."""
         self.began_at = self.began_at or entry
         self.next_offset = max(self.next_offset, entry.offset + 1)
         registered: list[Row] = []
@@ -65,7 +65,7 @@ class JournalIndex:
         self._keep(registered)
 
     def settled(self, settlement: Settlement) -> None:
-        """Add the records that this worker has written since it began to read the journal."""
+        """Add a record that this worker has written since the journal was read."""
         resource, request_id = settlement.resource, _as_recorded(settlement.request_id)
         if settlement.status == "registered" and resource is not None:
             self._keep([(self._key(resource), settlement.true_at, request_id)])
@@ -80,7 +80,7 @@ class JournalIndex:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for more resources."""
+        """Whether no further resource fits."""
         (pages,) = self._newest.execute("PRAGMA page_count").fetchone()
         return bool(pages * PAGE_SIZE >= LIMIT)
 
@@ -91,29 +91,30 @@ class JournalIndex:
         return cast(tuple[int, str] | None, found.fetchone())
 
     def newer_than(self, resource: Resource, true_at: int) -> str | None:
-        """The id of the newest registered request, if it was true later than `true_at`."""
+        """The id of the newest registered request, if its time is later than `true_at`."""
         newest = self._newest_of(resource)
         return newest[1] if newest is not None and newest[0] > true_at else None
 
     @property
     def is_empty(self) -> bool:
-        """Whether the journal held nothing."""
+        """Whether the journal was empty."""
         return self.began_at is None
 
     def continues(self, first: Entry | None) -> bool:
-        """Whether reading can go on where it ended, now that the stream begins with `first`: nothing was
-        trimmed in between, and it is not another stream of the same name."""
+        """Whether reading can continue where it ended if the stream now begins with `first`: no unread entry
+        was trimmed, and it is not another stream of the same name."""
         known = self.first
         if first is None or known is None or first.offset > self.next_offset:
             return False
         return first.offset > known.offset or first.clock == known.clock
 
     def reaches_back_to(self, request_id: str, resource: Resource, received_at: int) -> bool:
-        """Whether every newer registration of the resource is sure to be known (contract §4).
+        """Whether every newer registration of the resource is known (contract §4).
 
-        They are, if the oldest entry was written before the request was received. Otherwise the request's own
-        record proves it, because the journal was kept at that time: if nothing was ever trimmed, or if the
-        record names this resource, since later requests for it were settled after it.
+        They are known if the oldest entry was written before the request was received. Otherwise the
+        request's own record proves it, because it shows that the journal was kept then: if nothing was ever
+        trimmed, or if the record is of this resource, because later requests for the resource were settled
+        after it.
         """
         first = self.first
         if first is None or first.clock is None or received_at < self.since:
@@ -137,14 +138,14 @@ class JournalIndex:
 async def read_into(
     index: JournalIndex, reader: StreamReader, first: Entry | None, since: int | None = None
 ) -> None:
-    """Read on, to the end of the journal, whose first entry is `first`; and further back, to `since`, where
-    that is earlier than before. Raises as StreamReader does. What has been read by then counts."""
+    """Read further, to the end of the journal, whose first entry is `first`; and further back, if `since` is
+    earlier than before. Raises as StreamReader does; what was read until then stays in the index."""
     last = await reader.last()
     since = index.since if since is None else min(since, index.since)
 
     async def read_from(start: Start, end: int | None = None) -> Entry | None:
-        """To the offset `end`, or to the end; the first entry. Between two entries others have as much time
-        as reading one took."""
+        """Read to the offset `end`, or to the end, and return the first entry. After each entry other tasks
+        get as much time as it took."""
         began_at, begun = None, time.monotonic()
         async for entry in reader.read(start, end, reach=-1 if last is None else last.offset):
             began_at = began_at or entry
@@ -155,7 +156,7 @@ async def read_into(
 
     if index.began_at is not None:
         await read_from(index.next_offset)
-    # The broker's clock may be far from ours: then its times do not help to find the place.
+    # If the broker's clock differs too much, reading from a time begins too late. Then read from the first.
     for start in (around(since), "first"):
         if not covers(index.began_at, first, since):
             end = None if index.began_at is None else index.began_at.offset
@@ -165,14 +166,14 @@ async def read_into(
 
 
 def covers(began_at: Entry | None, first: Entry | None, since: int) -> bool:
-    """Whether reading began early enough: at the stream's beginning, or before `since`."""
+    """Whether reading began early enough: at the stream's first entry, or before `since`."""
     if first is None or began_at is None:
         return first is None
     return began_at.offset <= first.offset or (began_at.clock is not None and began_at.clock <= since)
 
 
 def around(moment: int) -> datetime:
-    """Where to begin reading to find everything written since `moment` (microseconds)."""
+    """The broker's time from which to read everything written since `moment` (microseconds)."""
     return datetime.fromtimestamp(max(0, moment - SKEW) / 1_000_000, UTC)
 
 
@@ -184,8 +185,8 @@ def _resource(record: dict[str, Any]) -> Resource | None:
 
 
 def _as_recorded(request_id: str) -> str:
-    """Ids come from AMQP properties and may hold characters that UTF-8 cannot encode. The journal replaces
-    them."""
+    """The id as the journal holds it: characters that UTF-8 cannot encode, from AMQP properties, are
+    replaced."""
     return _utf8(recorded_id(request_id))
 
 

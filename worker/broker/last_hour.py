@@ -1,4 +1,4 @@
-"""The last hour as the journal tells it: what was settled in each second, and how long that took."""
+"""The last hour of the journal: what was settled in each second, and how long that took."""
 
 import asyncio
 import statistics
@@ -14,29 +14,29 @@ from worker.contract.words import STATUSES
 HOUR = 3600  # seconds
 MINUTE = 60  # seconds
 LATENCY_SPAN = 5 * MINUTE  # seconds
-LATENCIES_KEPT = 20  # of a second
-BREATH = 50  # messages between two pauses for other tasks
-WINDOW = 500  # messages that are read at first; the next windows are twice as large each
+LATENCIES_KEPT = 20  # per second
+BREATH = 50  # messages between yields to other tasks
+WINDOW = 500  # messages in the first window; each further window is twice as large
 
 
 class LastHour:
-    """Requests settled in the last hour. `read` reads an hour at first, and then what has come since."""
+    """Requests settled in the last hour. The first `read` reads an hour, the next ones what is new."""
 
     def __init__(self) -> None:
         self._counts: dict[int, Counter[str]] = {}  # by second and status
-        self._latencies: dict[int, list[float]] = {}  # some of each second
-        self._back = 0  # the offset from which on everything was read
-        self._next = -1  # the offset behind that, -1 before the first reading
+        self._latencies: dict[int, list[float]] = {}  # a sample of each second
+        self._back = 0  # the first offset that was read
+        self._next = -1  # the offset after the last that was read; -1 before the first reading
         self._oldest = time.time()
         self.is_complete = False
 
     async def read(self, reader: StreamReader, budget: float = float("inf")) -> None:
-        """Read the journal. Where an hour of it takes longer than `budget` seconds, the oldest part is left
-        for the next reading. Raises TopologyError or BrokerUnreachable."""
+        """Read the journal. If that takes longer than `budget` seconds, the oldest part is left for the next
+        reading. Raises TopologyError or BrokerUnreachable."""
         deadline, now = time.monotonic() + budget, time.time()
         newest, first = await reader.last(), await reader.first()
         end = 0 if newest is None else newest.offset + 1
-        if not 0 <= self._next <= end:  # the first reading, or the stream was made anew
+        if not 0 <= self._next <= end:  # the first reading, or another stream of the same name
             self._counts, self._latencies, self._oldest = {}, {}, now
             self._next = self._back = end
         if end > self._next:
@@ -53,8 +53,8 @@ class LastHour:
             del self._counts[second], self._latencies[second]
 
     def settled(self, seconds: int) -> dict[str, int]:
-        """The requests settled in the last `seconds`, by status; `seconds` is less where only that is known
-        yet."""
+        """The requests settled in the last `seconds`, by status. `seconds` in the result is smaller if less
+        is known yet."""
         now = time.time()
         counts: Counter[str] = Counter()
         for second, known in self._counts.items():
@@ -64,7 +64,7 @@ class LastHour:
         return {"seconds": known_for, **{status: counts[status] for status in STATUSES}}
 
     def minutes(self) -> list[tuple[datetime, Mapping[str, int]]]:
-        """The same for each minute of the last hour, the oldest first."""
+        """The requests settled in each minute of the last hour, by status, oldest first."""
         newest = int(time.time() // MINUTE)
         counts: dict[int, Counter[str]] = {minute: Counter() for minute in range(newest - 59, newest + 1)}
         for second, known in self._counts.items():
@@ -73,8 +73,8 @@ class LastHour:
         return [(datetime.fromtimestamp(minute * MINUTE, UTC), each) for minute, each in counts.items()]
 
     def latency(self) -> dict[str, float] | None:
-        """Seconds from a request's arrival to its outcome, over the last minutes: `median` and `p95`. None
-        where nothing was settled."""
+        """Seconds from a request's arrival to its outcome, in the last five minutes: `median` and `p95`. None
+        if nothing was settled."""
         since = time.time() - LATENCY_SPAN
         recent = sorted(each for at, known in self._latencies.items() if at >= since for each in known)
         if not recent:
@@ -101,6 +101,6 @@ class LastHour:
         self._oldest = min(self._oldest, at)
         self._counts.setdefault(at, Counter())[status] += 1
         latencies = self._latencies.setdefault(at, [])
-        is_first = not record.get("replay")  # a replay's request was received long before
+        is_first = not record.get("replay")  # the request of a replay was received long before
         if received is not None and is_first and len(latencies) < LATENCIES_KEPT:
             latencies.append(max(0, completed - received) / 1_000_000)

@@ -1,4 +1,4 @@
-"""The data of a request outside its body: id, account and time (contract §2)."""
+"""The data of a request outside its body: id, account and times (contract §2)."""
 
 import hashlib
 
@@ -19,8 +19,8 @@ ACCOUNT_LENGTH = 64  # characters
 
 
 def is_from_operator(delivery: Delivery, entry: str) -> bool:
-    """Whether it came on the routing key of replays, on which only operators may publish. On any other,
-    headers that only an operator may set mean nothing, and are not passed on."""
+    """Whether it has the routing key of replays, with which only operators may publish. With any other key,
+    operators' headers are ignored and not passed on."""
     return delivery.routing_key == REPLAY_KEY and delivery.exchange == entry
 
 
@@ -31,13 +31,13 @@ def operator_headers(properties: Properties) -> frozenset[str]:
 
 
 def request_id(delivery: Delivery, *, from_operator: bool = False) -> str:
-    """The message id; without one, the id that a replayed dead letter had; else a digest that a redelivery
-    has too."""
+    """The message id; without one, the request id of a replayed dead letter; else a digest of the message,
+    the same for a redelivery."""
     properties = delivery.properties
     earlier = properties.header(REQUEST_ID_HEADER) if from_operator else None
-    given = properties.text("message_id") or (earlier if isinstance(earlier, str) else None)
-    if given:
-        return given
+    own_id = properties.text("message_id") or (earlier if isinstance(earlier, str) else None)
+    if own_id:
+        return own_id
     digest = hashlib.blake2b(delivery.body, digest_size=16, person=b"ott-request-id")
     if delivery.oversize:
         digest.update(b"%d" % delivery.size)
@@ -48,7 +48,7 @@ def request_id(delivery: Delivery, *, from_operator: bool = False) -> str:
 
 
 def account_of(properties: Properties) -> str | None:
-    """The account that the header names, `""` where there is none, None where it is no account id."""
+    """The account in the header; `""` without a header, None if it is not an account id."""
     if not properties.has_header(ACCOUNT_HEADER):
         return ""
     value = properties.header(ACCOUNT_HEADER)
@@ -61,19 +61,18 @@ def account_of(properties: Properties) -> str | None:
 
 
 def as_of(properties: Properties) -> int | None:
-    """When what the request says was true, in microseconds since the epoch, or None where the header is
-    absent. Raises ValueError where it holds no time with an offset."""
+    """When the request's data was true, in microseconds since the epoch; None without the header. Raises
+    ValueError if the header is not a time with an offset."""
     if not properties.has_header(AS_OF_HEADER):
         return None
     value = properties.header(AS_OF_HEADER)
     moment = microseconds(value.strip().upper()) if isinstance(value, str) else None
     if moment is None:
-        raise ValueError(f"{AS_OF_HEADER} is no time with an offset")
+        raise ValueError(f"{AS_OF_HEADER} is not a time with an offset")
     return moment
 
 
 def first_received_at(properties: Properties) -> int | None:
-    """When the original of a replay was received, in microseconds since the epoch, or None where it does not
-    say."""
+    """When the original of a replay was received, in microseconds since the epoch; None if it is unknown."""
     value = properties.header(RECEIVED_AT_HEADER)
     return microseconds(value) if isinstance(value, str) else None

@@ -1,5 +1,5 @@
-"""A requester: it sends requests to the worker, and receives the replies on a queue of its own (contract §2,
-§4). The Python client, `submit` and `demo` are made of it. It takes any connection of aio-pika."""
+"""A requester sends requests to the worker, and receives the replies on its own queue (contract §2, §4). The
+Python client, `submit` and `demo` use it. It works on any aio-pika connection."""
 
 import asyncio
 import math
@@ -26,24 +26,24 @@ from worker.events import EventListener
 from worker.settings import Settings, split_urls
 
 PREFETCH: Final = 500
-MISSING_FOR: Final = 30.0  # seconds that a missing requests queue may take to come back
-CHECK_INTERVAL: Final = 5.0  # seconds of silence, before RabbitMQ is asked whether it still works
-CONFIRM_TIMEOUT: Final = 20.0  # seconds without a confirm, while one is waited for
+MISSING_FOR: Final = 30.0  # seconds that the requests queue may be missing
+CHECK_INTERVAL: Final = 5.0  # seconds of silence before RabbitMQ is checked
+CONFIRM_TIMEOUT: Final = 20.0  # seconds without a confirm, while one is pending
 LOST: Final = "The connection to RabbitMQ was lost"
-REFUSALS: Final = (DeliveryError, AMQPChannelError)  # RabbitMQ refuses the message
+REFUSALS: Final = (DeliveryError, AMQPChannelError)  # RabbitMQ rejects or refuses the message
 
 OnReply = Callable[[str, bytes], None]
 
 
 class Requester:
-    """Sends and receives while its context lasts, over as many connections as it takes.
+    """Sends and receives within its context, and reconnects as needed.
 
-    Entering raises BrokerUnreachable, or TopologyError: no worker has declared its queues there, or the reply
-    queue may not be declared. `on_reply` gets the correlation id and the body of each reply, and may get one
-    twice. The reply is acknowledged when it has returned, and left with the broker if it raises a
-    WorkerError. The queue is durable and not exclusive, because an exclusive one would end with its
-    connection; it expires `expires` seconds after its last consumer. Without `on_reply` there is none, and
-    the worker's shared one gets the replies.
+    Entering raises BrokerUnreachable, or TopologyError: the worker's queues are missing, or the reply queue
+    may not be declared. `on_reply` is called with the correlation id and body of each reply, possibly twice.
+    The reply is acknowledged when `on_reply` returns, and not if it raises a WorkerError. The reply queue is
+    durable and not exclusive, because an exclusive queue would be deleted with its connection; it expires
+    `expires` seconds after its last consumer. Without `on_reply` there is no such queue, and replies go to
+    the shared one.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Requester:
         events: EventListener,
         connection: AbstractConnection | None = None,
     ) -> None:
-        """A `connection` that is given stays open at the end."""
+        """A `connection` of the caller stays open at the end."""
         first, *others = split_urls(settings.now("amqp_url"))
         self._other_nodes = len(others) if connection is None else 0  # to try before entering fails
         url = URL(first) if connection is None else getattr(connection, "url", URL())
-        # The name holds the user's, so that permissions can separate the publishers' queues.
+        # The queue's name contains the user's, so that permissions can separate publishers.
         own = f"{url.user}.{job}" if url.user not in (None, "", "guest") else job
         self.queue: Final = f"{settings.prefix}.job.{own}" if on_reply else None
         self.waiting_at_start = 0
@@ -102,7 +102,7 @@ class Requester:
         await cancel_all(*self._tasks, self._keeping)
 
     def keep_queue(self) -> None:
-        """Leave the queue to expire instead of deleting it at the end, so that a job can be resumed."""
+        """Let the queue expire instead of deleting it at the end, so that a job can be resumed."""
         self._keeps_queue = True
 
     def send(
@@ -115,11 +115,11 @@ class Requester:
         replies: bool = True,
         lane: Hashable = None,
     ) -> "asyncio.Task[None]":
-        """Publish one request, to be answered on the reply queue or, without `replies`, on the shared one.
-        The task is done when the broker has it, or raises PublishRefused, or TopologyError if no queue takes
-        requests. Requests of one lane keep their order: each waits until the one before it is confirmed. A
-        full queue is waited for. Cancel the task to give the request up; one that is already on the wire
-        arrives all the same."""
+        """Publish one request. Its reply goes to the reply queue or, without `replies`, to the shared one.
+        The task is done when the broker has confirmed; it raises PublishRefused, or TopologyError if there is
+        no requests queue. While the queue is full, it retries. Requests of one lane keep their order: each
+        waits for the confirm of the one before. Cancel the task to abandon the request; one that was sent
+        still arrives."""
         headers = {ACCOUNT_HEADER: account_id, AS_OF_HEADER: as_of}
         message = Message(
             body,
@@ -138,7 +138,7 @@ class Requester:
     async def _send(self, message: Message, lane: Hashable) -> None:
         refusals, missing_since = 0, math.inf
         clock = asyncio.get_running_loop().time
-        # A lock is fair, so each one waits for all earlier ones of its lane.
+        # Locks are fair, so each request waits for all earlier ones of its lane.
         turn = asyncio.Lock() if lane is None else self._lanes.setdefault(lane, asyncio.Lock())
         async with turn:
             while True:
@@ -147,17 +147,17 @@ class Requester:
                 except BrokerUnreachable:
                     await asyncio.sleep(REFUSED.first)
                     continue
-                except (PublishError, ChannelNotFoundEntity):  # no queue took it
+                except (PublishError, ChannelNotFoundEntity):  # it was routed to no queue
                     missing_since = min(missing_since, clock())
                     if clock() - missing_since > MISSING_FOR:
                         raise TopologyError(
-                            f"No queue takes requests at {self._names.entry}: "
+                            f"No queue receives requests from the exchange {self._names.entry}: "
                             "start the worker, which declares it"
                         ) from None
                 except AMQPChannelError:
                     raise PublishRefused(
-                        f"The broker does not take requests at the exchange {self._names.entry}: "
-                        "this user may not write to it, or the message is larger than the broker takes"
+                        f"The broker refuses requests to the exchange {self._names.entry}: "
+                        "this user may not write to it, or the message is larger than the broker accepts"
                     ) from None
                 except DeliveryError:  # the queue is full
                     pass
@@ -165,9 +165,9 @@ class Requester:
                 await asyncio.sleep(REFUSED.ceiling(refusals))
 
     async def _publish(self, message: Message) -> None:
-        """Raises BrokerUnreachable, or what RabbitMQ has against the message. A channel that RabbitMQ closes
-        does not tell which of the messages on it is to blame, so each is published again on a channel of its
-        own."""
+        """Publish, and wait for the confirm. Raises BrokerUnreachable, or RabbitMQ's error for the message.
+        When RabbitMQ closes a channel without naming the message, each one is published again on its own
+        channel."""
         async with self._reopening:
             await self._connected.wait()
             connection, channel = self._connection, self._publishing
@@ -244,9 +244,9 @@ class Requester:
         return queue
 
     async def _until_lost(self, connection: AbstractConnection, queue: AbstractQueue | None) -> None:
-        """Raises BrokerUnreachable when the connection is of no use any more. A node that is cut off from the
-        others keeps its clients: then RabbitMQ confirms nothing, and a consumer that is added and cancelled,
-        for which most nodes of the queue must agree, is not answered."""
+        """Raise BrokerUnreachable when the connection is no longer usable. A node that is cut off keeps its
+        clients. It then confirms nothing and cannot add a consumer, because most nodes of the queue must
+        agree."""
         while True:
             replies = self._replies
             with suppress(TimeoutError):
@@ -255,7 +255,7 @@ class Requester:
                 raise BrokerUnreachable(LOST)
             now = asyncio.get_running_loop().time()
             if isinstance(connection, Connection):
-                if connection.wire.is_blocked:  # by an alarm; what waits is confirmed when it has ended
+                if connection.wire.is_blocked:  # by an alarm; confirms follow when it has ended
                     self._confirmed_at = now
                 if self._unconfirmed and now - self._confirmed_at > CONFIRM_TIMEOUT:
                     connection.abort()
@@ -277,7 +277,7 @@ class Requester:
     def _failed(self, error: Exception) -> None:
         has_connected, self._has_connected = self._has_connected, False
         if not self._opened.done():
-            # A node that is cut off from the others takes connections, and answers nothing.
+            # A node that is cut off accepts connections and answers nothing.
             if has_connected and self._other_nodes > 0 and isinstance(error, BrokerUnreachable):
                 self._other_nodes -= 1
             else:
@@ -286,8 +286,8 @@ class Requester:
 
 
 async def look_for_workers(settings: Settings) -> int:
-    """How many consumers the requests queue has; changes nothing. Raises TopologyError where the queue or
-    the exchange is missing, or BrokerUnreachable."""
+    """The number of consumers of the requests queue; changes nothing. Raises TopologyError (the queue or the
+    exchange is missing or forbidden) or BrokerUnreachable."""
     async with connected(settings, "look") as connection:
         return await count_workers(connection, Topology(settings.prefix))
 
@@ -304,5 +304,5 @@ async def count_workers(connection: AbstractConnection, names: Topology) -> int:
     except TopologyError as error:
         if error.problem is not Problem.MISSING:
             raise
-        raise TopologyError(f"Nothing takes requests at {names.entry}: {MISSING}") from None
+        raise TopologyError(f"The worker's queues are missing at {names.entry}: {MISSING}") from None
     return requests.declaration_result.consumer_count or 0

@@ -1,8 +1,8 @@
-"""What the worker requires of a RabbitMQ (contract §1): rights of its user, a version, and limits of queues.
+"""What the worker requires of RabbitMQ (contract §1): its user's permissions, the version, and queue limits.
 
-Rights are found out by trying. Nothing is changed, and nothing is published. RabbitMQ checks permissions
-before all else, so each attempt is invalid for another reason too (a nonsensical argument, a transaction that
-is rolled back). The error shows whether the permission was missing.
+Permissions are tested by trying, without a change or a publish. RabbitMQ checks permissions first, so each
+attempt is also invalid for another reason (an invalid argument, a transaction that is rolled back). The error
+shows whether the permission is missing.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from worker.contract.words import CONTROL_KEY, REPLAY_KEY
 from worker.settings import Settings
 
 ANSWER_TIMEOUT = 15.0  # seconds
-DEFAULT_EXCHANGE = "amq.default"  # its name in permissions
+DEFAULT_EXCHANGE = "amq.default"  # the default exchange in permissions
 
 Verb = Literal["configure", "write", "read"]
 TESTED = ((3, 10), (4, 0), (4, 3))
 REALM = "RabbitMQ Management"
 MANAGEMENT_TIMEOUT = 3.0  # seconds
-MANAGEMENT = 10_000  # its usual port is so much above that of AMQP
+MANAGEMENT = 10_000  # difference between the usual ports of the management plugin and of AMQP
 
 
 class Right(NamedTuple):
-    """To do something with one object; with a routing key, to publish by it to a topic exchange."""
+    """A permission on one object; with a routing key, to publish with it to a topic exchange."""
 
     verb: Verb
     name: str
@@ -46,12 +46,12 @@ class Right(NamedTuple):
 
 
 def workers_rights(settings: Settings) -> list[Right]:
-    """What the worker does."""
+    """The permissions that the worker needs."""
     names = Topology(settings.prefix)
     streams = [names.control] + [names.journal] * settings.journal
     partitions = names.partition_objects(settings.partitions)
     if partitions:
-        partitions.append(names.status)  # by which it knows of the other workers
+        partitions.append(names.status)  # to discover the other workers
     rights = [Right("read", name) for name in (names.requests, *streams, *partitions)]
     rights += [Right("write", DEFAULT_EXCHANGE), Right("write", names.dead)]
     if settings.declare:
@@ -61,7 +61,7 @@ def workers_rights(settings: Settings) -> list[Right]:
 
 
 def operators_rights(settings: Settings) -> list[Right]:
-    """What the commands of an operator do."""
+    """The permissions that an operator's commands need."""
     names = Topology(settings.prefix)
     streams = [names.status, names.control] + [names.journal] * settings.journal
     return [
@@ -72,11 +72,12 @@ def operators_rights(settings: Settings) -> list[Right]:
 
 
 async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right]:
-    """The rights that this user lacks. A missing object counts as permitted. Raises BrokerUnreachable."""
+    """The permissions that this user lacks. A missing object counts as permitted. Raises
+    BrokerUnreachable."""
     missing = []
     for right in rights:
         channel = await connection.raw_channel()
-        with broker_errors(f"Whether this user may {right} could not be found out"):
+        with broker_errors(f"The permission to {right} could not be checked"):
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await _try(channel, right)
@@ -84,12 +85,12 @@ async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right
             except aiormq.exceptions.ChannelAccessRefused:
                 missing.append(right)
             except aiormq.exceptions.AMQPChannelError:
-                pass  # turned down for another reason
+                pass  # the attempt failed for the other reason
     return missing
 
 
 def patterns(rights: Iterable[Right]) -> str:
-    """What to grant, as regular expressions of RabbitMQ's permissions."""
+    """What to grant, as the regular expressions of RabbitMQ's permissions."""
     names: dict[str, dict[str, None]] = {}  # of objects by verb, and of routing keys
     for right in rights:
         names.setdefault(right.verb, {})[right.name] = None
@@ -112,7 +113,7 @@ async def _try(channel: RawChannel, right: Right) -> None:
 
 
 def version_warnings(version: str) -> list[str]:
-    """What a version of RabbitMQ does not keep."""
+    """Warnings about a version of RabbitMQ."""
     numbers = version.split(".")[:2]
     if not all(part.isdecimal() for part in numbers) or len(numbers) < 2:
         return []
@@ -129,25 +130,24 @@ def version_warnings(version: str) -> list[str]:
 
 
 def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) -> list[str]:
-    """What the policy of a queue breaks."""
+    """Warnings about a queue's policy."""
     warnings = []
     if policy.get("delayed-retry-type", "disabled") != "disabled":
         warnings.append(
-            f"{queue}: a policy sets delayed-retry-type, so returned requests come back out of their order: "
-            "take it off"
+            f"{queue}: a policy sets delayed-retry-type, so requeued requests lose their order: remove it"
         )
     timeout = policy.get("consumer-timeout")
     if isinstance(timeout, int | float) and timeout < hold_limit * 1000:
         warnings.append(
             f"{queue}: a policy sets consumer-timeout to {timeout / 1000:g} s, below OTT_HOLD_LIMIT "
-            f"({hold_limit:g} s): RabbitMQ takes requests back that are still being worked on"
+            f"({hold_limit:g} s): RabbitMQ requeues requests that are still being processed"
         )
     return warnings
 
 
 async def limits_of(url: URL, queue: str, context: ssl.SSLContext | None) -> Mapping[str, Any] | None:
-    """What a queue's policy and its arguments set, as RabbitMQ's management tells it; None where it does not:
-    it is not there, or does not answer this user. `context` is for `amqps`."""
+    """The limits that a queue's policy and arguments set, from RabbitMQ's management API; None if it is not
+    available to this user. `context` is for `amqps`."""
     where = URL.build(
         scheme="https" if url.scheme == "amqps" else "http",
         host=url.host or "",
@@ -158,7 +158,7 @@ async def limits_of(url: URL, queue: str, context: ssl.SSLContext | None) -> Map
     tls, user = context or True, encode_basic_auth(url.user or "guest", url.password or "guest")
     with contextlib.suppress(ClientError, TimeoutError, ValueError, LookupError):
         async with ClientSession(timeout=ClientTimeout(MANAGEMENT_TIMEOUT)) as session:
-            # Only a server that asks in RabbitMQ's realm is sent the password.
+            # Send the password only to a server that asks for it in RabbitMQ's realm.
             async with session.get(where, ssl=tls, allow_redirects=False) as asked:
                 if REALM not in asked.headers.get("WWW-Authenticate", ""):
                     return None

@@ -1,5 +1,5 @@
-"""How a deployment is doing (contract §9), in the same words for `status`, `check`, `/readyz`, the console
-and everybody who waits for a worker: what the broker knows of it, and what follows from that.
+"""The state of a deployment (contract §9): what the broker shows, and the conditions that follow from it.
+`status`, `check`, `/readyz`, the console and waiting commands all use these texts.
 """
 
 import contextlib
@@ -19,15 +19,16 @@ from worker.contract.status import Order, Pause, WorkerStatus, standing_pause
 from worker.contract.timestamps import how_long, span
 from worker.errors import Problem, TopologyError
 
-REMEMBERED = timedelta(minutes=10)  # how long a worker that vanished without draining is listed
-LONG_WAIT = 60  # seconds that the backlog takes; longer is told
+REMEMBERED = timedelta(minutes=10)  # how long a worker that stopped without draining is listed
+LONG_WAIT = 60  # seconds of work; a longer backlog is reported
 
 
 @dataclass(slots=True)
 class Overview:
-    """`queues` holds the messages that wait in `requests`, `replies` and `dead`, `consumers` how many take
-    requests. `workers` are those that run; `lost` are those that fell silent without having stopped. `orders`
-    are all that are kept, the oldest first. `problems` has a line for each thing that could not be read."""
+    """What the broker shows. `queues` holds the ready messages of `requests`, `replies` and `dead`;
+    `consumers` is the number of consumers of `requests`. `workers` are running; `lost` stopped reporting
+    without draining. `orders` are oldest first. `problems` has a line for each object that could not be
+    read."""
 
     prefix: str
     workers: list[WorkerStatus] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Overview:
     problems: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """Workers, pause and queues as JSON."""
+        """Workers, pause and queues as a JSON document."""
         return {
             "paused": self.pause and self.pause.model_dump(mode="json"),
             "workers": [worker.model_dump(mode="json", by_alias=True) for worker in self.workers],
@@ -50,15 +51,15 @@ class Overview:
 
 
 async def read_overview(connection: Connection, names: Topology) -> Overview:
-    """Read the overview. What this user may not read is left out and named in `problems`. Raises
+    """Read the overview. Objects that are missing or forbidden are left out and named in `problems`. Raises
     BrokerUnreachable."""
     found = Overview(names.prefix)
     for name in ("requests", "replies", "dead"):
-        with _told(found):
+        with _recorded(found):
             found.queues[name], consumers = await look(connection, getattr(names, name))
             if name == "requests":
                 found.consumers = consumers
-    # Without the stream no worker has ever run, or it was deleted, and one goes on.
+    # Without the stream no worker has ever run, or it was deleted and a worker is running.
     found.knows_workers = True
     try:
         now = datetime.now(UTC)
@@ -71,20 +72,20 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
         found.knows_workers = error.problem is not Problem.FORBIDDEN and not found.consumers
         found.problems.append(str(error))
     if not found.consumers:
-        # What a router has passed on waits in partitions, which nobody consumes either.
+        # Requests that were routed wait in the partitions without a consumer.
         with contextlib.suppress(TopologyError):
             for number in range(1, MOST_PARTITIONS + 1):
-                passed_on, consumers = await look(connection, names.partition(number))
-                waiting = 0 if consumers else passed_on
+                routed, consumers = await look(connection, names.partition(number))
+                waiting = 0 if consumers else routed
                 found.queues["requests"] = found.queues.get("requests", 0) + waiting
-    with _told(found):
+    with _recorded(found):
         found.orders, _ = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)
     return found
 
 
 @contextlib.contextmanager
-def _told(found: Overview) -> Iterator[None]:
+def _recorded(found: Overview) -> Iterator[None]:
     try:
         yield
     except TopologyError as error:
@@ -92,41 +93,41 @@ def _told(found: Overview) -> Iterator[None]:
 
 
 class State(Enum):
-    """The states, the most urgent first: what each is called, and what to do next."""
+    """The states, most urgent first, with their titles and advice."""
 
     UNREACHABLE = (
         "RabbitMQ cannot be reached",
-        "Look at RabbitMQ and at OTT_AMQP_URL. Workers connect again by themselves.",
+        "Check RabbitMQ and OTT_AMQP_URL. Workers reconnect by themselves.",
     )
     UNKNOWN = ("Nothing is known yet", "This takes a moment.")
     NO_WORKER = (
-        "No worker runs",
-        "Start one with ott-worker run. If one runs, compare its OTT_PREFIX with yours.",
+        "No worker is running",
+        "Start one with ott-worker run. If one is running, compare its OTT_PREFIX with yours.",
     )
     NOT_CONSUMING = (
-        "No worker takes requests",
-        "Look at the worker's log and /readyz; restart it if this lasts.",
+        "No worker consumes requests",
+        "Read the worker's log and /readyz; restart it if this lasts.",
     )
-    PAUSED = ("Paused", "Go on with: ott-worker resume")
+    PAUSED = ("Paused", "Resume with: ott-worker resume")
     CREDENTIALS = (
         "Credentials refused",
-        "It does not heal by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET, or what "
-        "ott-worker check names. Where a token is given and then turned down, compare OTT_MC_ACCOUNT_ID "
+        "This does not end by itself: replace OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET, or what "
+        "ott-worker check names. If a token is issued but rejected, compare OTT_MC_ACCOUNT_ID "
         "and OTT_MC_REST_URL with the package, and grant what it lacks.",
     )
     OUTAGE = (
         "Outage",
-        "Requests wait, none is lost, and all resumes by itself. If it lasts, run ott-worker check.",
+        "Requests wait and none is lost. Work resumes by itself. If this lasts, run ott-worker check.",
     )
-    BLOCKED = ("Blocked", "Look at it in RabbitMQ: its limits, its leader, the disk.")
+    BLOCKED = ("Blocked", "Check the queue in RabbitMQ: its limits, its leader, the disk.")
     INCOMPLETE = ("Not everything is known", "See ott-worker check.")
     PACE = (
         "Speed limit",
-        "They are sent as fast as it takes them. Ask Marketing Cloud for a higher limit, or send fewer.",
+        "Calls use the whole limit. Ask Marketing Cloud for a higher one, or send fewer requests.",
     )
     BACKLOG = (
         "Backlog",
-        "They are settled in order. If more come in, see the time of a call and OTT_PREFETCH.",
+        "Requests are settled in order. If the backlog grows, check the call latency and OTT_PREFETCH.",
     )
     DEAD_LETTERS = ("Dead letters", "See ott-worker dead-letters list --by error.")
     WELL = ("All is well", "Nothing to do.")
@@ -138,8 +139,8 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Condition:
-    """One state with its cause, since when, and what to do next. `stops`: while it lasts, requests are not
-    settled. `subject` follows the state's title: `by …`."""
+    """One state with its cause, its start and advice. `stops`: requests are not settled while it lasts.
+    `subject` follows the title: `by …`."""
 
     state: State
     cause: str
@@ -153,22 +154,22 @@ class Condition:
 
     @property
     def level(self) -> str:
-        """How bad it is: `bad`, `notice` or `good`."""
+        """The severity: `bad`, `notice` or `good`."""
         return "bad" if self.stops else "good" if self.state is State.WELL else "notice"
 
     @property
     def headline(self) -> str:
-        """The state, with its subject."""
+        """The title with its subject."""
         return f"{self.state.title} {self.subject}".rstrip()
 
     def line(self, now: datetime) -> str:
-        """The state, since when, and its cause, in a line."""
+        """The title, the start and the cause in one line."""
         title = f"{self.state.title.upper()} {self.subject}".rstrip()
         since = f", since {self.since:%H:%M} UTC ({how_long(self.since, now)})" if self.since else ""
         return f"{title}{since}: {self.cause.rstrip('.')}"
 
     def document(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """The condition as a JSON document."""
         return {
             "state": self.state.name.lower(),
             "headline": self.headline,
@@ -180,8 +181,8 @@ class Condition:
 
 
 def judge(found: Overview, dead: Mapping[str, int] = MappingProxyType({})) -> list[Condition]:
-    """The conditions of a deployment, the most urgent first; State.WELL where there is none. `dead` counts
-    the dead letters by reason."""
+    """The conditions of a deployment, most urgent first; State.WELL if there is none. `dead` counts dead
+    letters by reason."""
     conditions = [
         *([Condition(State.INCOMPLETE, "; ".join(found.problems))] if found.problems else []),
         *_of_consumers(found),
@@ -189,38 +190,39 @@ def judge(found: Overview, dead: Mapping[str, int] = MappingProxyType({})) -> li
         *_of_backlog(found),
         *_of_dead_letters(found.queues.get("dead", 0) or sum(dead.values()), dead),
     ]
-    return sorted(conditions, key=_urgency) or [Condition(State.WELL, "requests are settled as they come")]
+    return sorted(conditions, key=_urgency) or [Condition(State.WELL, "requests are settled as they arrive")]
 
 
 def of_worker(worker: WorkerStatus) -> list[Condition]:
-    """What keeps one worker from settling requests, or slows it down; the most urgent first."""
+    """What stops or slows one worker."""
     gate, conditions = worker.gate, []
     if worker.paused is not None:
         conditions.append(_paused(worker.paused))
     if gate.state == "opening":
-        cause = f"Marketing Cloud answers again, and calls grow step by step: {gate.why or 'an outage ends'}"
+        cause = f"Marketing Cloud answers again, and concurrency increases: {gate.why or 'an outage ends'}"
         conditions.append(Condition(State.OUTAGE, cause, "Nothing to do.", gate.since))
     elif gate.state == "closed":
         is_refused = gate.cause == "credentials"
-        cause = "Marketing Cloud refuses this worker" if is_refused else "Marketing Cloud takes no calls"
+        cause = "Marketing Cloud refuses this worker" if is_refused else "Marketing Cloud is unavailable"
         state = State.CREDENTIALS if is_refused else State.OUTAGE
         cause += f": {gate.why or 'no reason given'}"
         conditions.append(Condition(state, cause, since=gate.since, stops=True))
     for blocked in worker.blocked:
-        cause, advice = f"the queue takes nothing: {blocked.why}", _ROOM.get(blocked.queue.rpartition(".")[2])
+        cause = f"the queue accepts no messages: {blocked.why}"
+        advice = _ROOM.get(blocked.queue.rpartition(".")[2])
         subject = f"by {blocked.queue}"
         conditions.append(Condition(State.BLOCKED, cause, advice or "", blocked.since, True, subject))
     return conditions
 
 
 _ROOM = {
-    "replies": "Make room: have its replies consumed or deleted, or raise its max-length.",
+    "replies": "Make room: consume or delete its replies, or raise its max-length.",
     "dead": "Make room: replay or discard dead letters, or raise its max-length.",
 }
 
 
 def obstacle(workers: Iterable[WorkerStatus]) -> str:
-    """Why those who wait for the workers wait, in a sentence; empty where nothing is in the way."""
+    """Why the workers settle no requests, in a sentence; empty if they do."""
     stopping = [each for each in _of_workers(workers) if each.stops]
     if not stopping:
         return ""
@@ -241,31 +243,31 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         wait = "how many requests wait is not known"
     running = [worker for worker in found.workers if worker.state != "draining"]
     if not running:
-        lost = f"; {found.lost[-1].place} fell silent: killed, or cut off from RabbitMQ" if found.lost else ""
-        ending = "; those that run drain and end" if found.workers else ""
+        lost = f"; {found.lost[-1].place} stopped reporting: killed or cut off" if found.lost else ""
+        ending = "; the running ones are draining" if found.workers else ""
         since = found.lost[-1].at if found.lost and not found.workers else None
-        # A process that is suspended holds what it was given, and a consumer of others takes it.
+        # A suspended worker keeps its deliveries, and another program's consumer receives the requests.
         is_held = not found.workers and bool(found.consumers)
-        held = f"; {found.prefix}.requests has a consumer all the same" if is_held else ""
+        held = f"; {found.prefix}.requests has a consumer nevertheless" if is_held else ""
         stops = waiting > 0 or (is_held and bool(found.lost))
         yield Condition(State.NO_WORKER, f"{wait}{lost}{ending}{held}", since=since, stops=stops)
         return
     is_active = any(worker.state == "active" for worker in running)
-    has_consumer = found.consumers != 0  # or it is not known
+    has_consumer = found.consumers != 0  # or that is unknown
     if found.pause is not None or (is_active and has_consumer):
         return
-    # A worker that was killed is listed for a while. That nothing consumes what waits tells it at once.
+    # A killed worker is listed for a while. Waiting requests without a consumer show it at once.
     if waiting or not (is_active or has_consumer):
         which = ", ".join(worker.place for worker in running[:3])
-        has = "is consumed by something else" if has_consumer else "has no consumer"
-        cause = f"{which}: heard of lately, but {found.prefix}.requests {has}, and {wait}"
-        advice = "Find it by rabbitmqctl list_consumers, and end it unless it is a worker."
+        has = "has another consumer" if has_consumer else "has no consumer"
+        cause = f"{which}: reported recently, but {found.prefix}.requests {has}, and {wait}"
+        advice = "Find it with rabbitmqctl list_consumers, and stop it unless it is a worker."
         yield Condition(State.NOT_CONSUMING, cause, advice if has_consumer else "", stops=waiting > 0)
 
 
 def _of_workers(workers: Iterable[WorkerStatus], pause: Pause | None = None) -> Iterable[Condition]:
-    """The pause, and the conditions that workers report, each once. While a worker is active, those that only
-    a standby reports do not count as stopping."""
+    """The pause, and the conditions that workers report, each once. While a worker is active, conditions of a
+    standby do not count as stopping."""
     conditions = [] if pause is None else [_paused(pause)]
     running = sorted(
         (worker for worker in workers if worker.state != "draining"), key=lambda each: each.state != "active"
@@ -273,7 +275,7 @@ def _of_workers(workers: Iterable[WorkerStatus], pause: Pause | None = None) -> 
     for worker in running:
         is_idle = worker.state != "active" and running[0].state == "active"
         for each in of_worker(worker):
-            cause = f"{worker.place}, which stands by: {each.cause}"
+            cause = f"{worker.place} (standby): {each.cause}"
             conditions.append(replace(each, stops=False, cause=cause) if is_idle else each)
     # Of conditions with the same headline, the first.
     return {each.headline: each for each in reversed(conditions)}.values()
@@ -289,7 +291,7 @@ def _of_backlog(found: Overview) -> Iterator[Condition]:
     pace = sum(worker.pace or 0 for worker in found.workers)
     rate = sum(worker.rate_per_second for worker in found.workers)
     if pace and waiting > LONG_WAIT * pace:
-        cause = f"Marketing Cloud takes {pace:,.1f} calls a second; {waiting:,} requests wait"
+        cause = f"Marketing Cloud accepts {pace:,.1f} calls a second; {waiting:,} requests wait"
         yield Condition(State.PACE, cause)
     elif rate and waiting / rate > LONG_WAIT:
         cause = f"{waiting:,} requests wait, about {span(waiting / rate)} at {rate:,.1f} a second"
@@ -307,10 +309,10 @@ def _of_dead_letters(total: int, reasons: Mapping[str, int]) -> Iterator[Conditi
 
 _ADVICE = {
     "invalid": "The sender must correct them: the error names the field. Or correct and replay them here.",
-    "rejected": "Marketing Cloud turned them down: the error says why. Correct and replay them.",
+    "rejected": "Marketing Cloud rejected them: the error says why. Correct and replay them.",
     "exhausted": "Their calls failed while others succeeded: replay one, then the rest.",
     "forbidden": "Grant the scope or the business unit in Marketing Cloud, then replay them.",
-    "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must send less. Discard them.",
+    "oversize": "They are larger than OTT_MAX_BODY_BYTES: the sender must reduce them. Discard them.",
     "delivery_limit": "Redelivered too often, probably because they crash the worker: read its log before "
     "replaying.",
     "expired": "They expired unread: the sender must send them again.",
@@ -319,5 +321,5 @@ _ADVICE = {
 
 
 def advice(reason: str) -> str:
-    """What to do about dead letters with this reason, in a sentence or two."""
+    """What to do about dead letters with this reason."""
     return _ADVICE.get(reason, "Look at one of them: ott-worker dead-letters show LETTER.")

@@ -1,5 +1,5 @@
-"""The streams of status and of orders (contract §9): what each worker is doing, written by the workers and
-read by everybody, and what operators order and have changed.
+"""The status stream (what each worker is doing) and the control stream (operators' orders and changes;
+contract §9).
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from worker.errors import PublishRefused, TopologyError, WorkerError
 from worker.events import EventListener
 from worker.settings import Settings
 
-CLOCKS_DIFFER = timedelta(minutes=1)  # the broker's and the reader's; the stream is read from so much earlier
-CHANGES_TOGETHER = 0.25  # seconds in which several changes make one record
-READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders before it begins without them
+CLOCKS_DIFFER = timedelta(minutes=1)  # tolerated skew of clocks: the stream is read from so much earlier
+CHANGES_TOGETHER = 0.25  # seconds; changes within them share one record
+READ_TIMEOUT = 5.0  # seconds that a worker waits for the orders at the start
 
 
 async def publish_status(
     settings: Settings, describe: Callable[[], WorkerStatus], changed: asyncio.Event, stopping: asyncio.Event
 ) -> None:
-    """Publish one worker's record whenever `changed` is set and every few seconds, until `stopping` is set as
-    well: then a last one, if there is a connection. The connection is its own, so that its failures never
-    hold up requests. A record that is lost is not repeated, since the next one follows soon."""
+    """Publish one worker's record whenever `changed` is set and every STATUS_INTERVAL. When `stopping` and
+    `changed` are set, publish the last one, if connected, and return. It has its own connection, so that
+    failures do not hold up requests. A lost record is not repeated, because the next one follows soon."""
     stream, what = Topology(settings.prefix).status, "The status could not be published"
 
     async def publish_on(connection: Connection) -> None:
@@ -57,15 +57,15 @@ async def publish_status(
 
 
 async def read_workers(settings: Settings) -> list[WorkerStatus]:
-    """The newest record of each worker that has published one lately. Raises TopologyError (there is no such
-    stream, or it may not be read) or BrokerUnreachable."""
+    """The newest record of each running worker. Raises TopologyError (the stream is missing, or may not be
+    read) or BrokerUnreachable."""
     async with open_stream(settings, Topology(settings.prefix).status) as reader:
         return await read_workers_by(reader)
 
 
 async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER) -> list[WorkerStatus]:
-    """As `read_workers`, by an open reader of the status stream; of the workers that have said something
-    `within` this time and have not stopped."""
+    """As `read_workers`, with an open reader; of the workers that published a record `within` this time and
+    have not stopped."""
     since = datetime.now(UTC) - within
     latest: dict[str, WorkerStatus] = {}
     async for entry in reader.read(since - CLOCKS_DIFFER):
@@ -81,8 +81,8 @@ async def read_workers_by(reader: StreamReader, within: timedelta = SILENT_AFTER
 
 
 async def publish_order(settings: Settings, order: Order) -> None:
-    """Give an order; it is confirmed by the broker when this returns. Raises PublishRefused (this user may
-    give none), TopologyError (there is no control stream) or BrokerUnreachable."""
+    """Publish an order, and return when the broker has confirmed it. Raises PublishRefused (this user may not
+    give orders), TopologyError (the control stream is missing) or BrokerUnreachable."""
     names = Topology(settings.prefix)
     what = "The order could not be published"
     async with (
@@ -90,26 +90,26 @@ async def publish_order(settings: Settings, order: Order) -> None:
         opened(connection, what, confirms=True) as channel,
         answered(connection, what),
     ):
-        # Through the entry exchange, whose topic permissions tell operators from publishers.
+        # Through the entry exchange, whose topic permissions separate operators from publishers.
         exchange = await channel.get_exchange(names.entry, ensure=False)
         try:
             await exchange.publish(_message(order.to_json(), CONTROL_TYPE), CONTROL_KEY)
         except (PublishError, ChannelNotFoundEntity):
             raise TopologyError(
-                f"Nothing takes orders: the stream {names.control} or its binding to the exchange "
+                f"No stream receives orders: {names.control} or its binding to the exchange "
                 f"{names.entry} is missing. Start a worker once with OTT_DECLARE=true, or import the "
                 "definitions again"
             ) from None
         except ChannelAccessRefused:
             raise PublishRefused(
-                f"This user may give no orders: it needs to write to the exchange {names.entry} with the "
-                f"routing key {CONTROL_KEY}, which is an operator's right"
+                f"This user may not give orders: that needs write on the exchange {names.entry} with the "
+                f"routing key {CONTROL_KEY}, a permission of operators"
             ) from None
 
 
 async def read_orders(settings: Settings) -> list[Order]:
-    """All orders that are kept, the oldest first. Raises TopologyError (there is no such stream, or it may
-    not be read) or BrokerUnreachable."""
+    """All orders in the stream, oldest first. Raises TopologyError (the stream is missing, or may not be
+    read) or BrokerUnreachable."""
     async with open_stream(settings, Topology(settings.prefix).control) as reader:
         return (await read_orders_by(reader))[0]
 
@@ -117,7 +117,7 @@ async def read_orders(settings: Settings) -> list[Order]:
 async def read_orders_by(
     reader: StreamReader, events: EventListener | None = None
 ) -> tuple[list[Order], int]:
-    """As `read_orders`, by an open reader of the control stream; and the offset that comes next."""
+    """As `read_orders`, with an open reader; and the offset after the last order."""
     orders: list[Order] = []
     following = 0
     async for entry in reader.read("first"):
@@ -127,8 +127,8 @@ async def read_orders_by(
 
 
 class StandingOrders:
-    """The pause that is in force, as a worker knows it. It is read on a connection of its own, before the
-    worker takes requests. If the stream is missing or forbidden, no pause is in force."""
+    """The pause in force. A worker reads it on a separate connection, before it consumes requests. If the
+    stream is missing or forbidden, no pause is in force."""
 
     def __init__(self, settings: Settings, events: EventListener) -> None:
         self._settings = settings
@@ -139,7 +139,7 @@ class StandingOrders:
         self.pause: Pause | None = None
 
     async def until_known(self) -> None:
-        """Return when the orders in force are known, or cannot be read for now."""
+        """Return when the orders are known, or after READ_TIMEOUT."""
         await pause(READ_TIMEOUT, self._known)
 
     async def follow(self) -> None:
@@ -149,7 +149,7 @@ class StandingOrders:
     def _unreadable(self, error: WorkerError) -> None:
         if isinstance(error, TopologyError):
             self._known.set()
-        if self._has_failed:  # the first time the worker may not have declared it yet
+        if self._has_failed:  # at the first failure, the worker may not have declared the stream yet
             self._events.control_unreadable(str(error))
         self._has_failed = True
 

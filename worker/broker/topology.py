@@ -16,12 +16,12 @@ from worker.settings import Settings
 MOST_PARTITIONS = 64
 CHECK_INTERVAL = 5.0  # seconds
 
-# A request counts one delivery for each lost connection and each return to the queue. The limit stops a
-# message that crashes the worker. Its neighbours are settled meanwhile (pipeline/lanes.py), so the limit
-# can be far above the number of returns in an outage of days.
+# Each lost connection and each requeue counts as one delivery of a request. The limit stops a message that
+# crashes the worker. The other requests are settled meanwhile (pipeline/lanes.py), so the limit can be far
+# above the number of requeues in an outage of days.
 DELIVERY_LIMIT = 1000
-# Looking at dead letters counts as deliveries too, and must never use a limit up. -1 would mean
-# unlimited on 4.x and loses messages on 3.10.
+# Browsing dead letters counts as deliveries too, and must never reach a limit. -1 means unlimited on 4.x, but
+# loses messages on 3.10.
 NO_DELIVERY_LIMIT = 2**31 - 1
 
 Arguments = dict[str, Any]
@@ -40,20 +40,20 @@ class Topology:
         self.control = f"{prefix}.control"
         self.partition_log = f"{prefix}.partitions"
         streams = (self.journal, self.status, self.control, self.partition_log)
-        self.own_queues = frozenset((self.requests, self.replies, self.dead, *streams))  # but the partitions
+        self.own_queues = frozenset((self.requests, self.replies, self.dead, *streams))  # without partitions
 
     def partition(self, number: int) -> str:
         """The queue of a partition, counted from 1."""
         return f"{self.requests}.{number}"
 
     def partition_objects(self, partitions: int) -> list[str]:
-        """The queues and the stream that there are for so many partitions; none for one."""
+        """The queues and the stream for so many partitions; none for one."""
         if partitions == 1:
             return []
         return [self.partition_log, *(self.partition(number) for number in range(1, partitions + 1))]
 
     def is_own(self, queue: str) -> bool:
-        """Whether it is one of our own queues, which a `reply_to` may not name (contract §4)."""
+        """Whether it is a queue of the worker, which a `reply_to` may not name (contract §4)."""
         number = queue.removeprefix(f"{self.requests}.")
         return queue in self.own_queues or (number != queue and number.isdecimal())
 
@@ -65,9 +65,9 @@ class Topology:
                 "x-overflow": "reject-publish",
                 "x-delivery-limit": NO_DELIVERY_LIMIT,
             }
-        # Age, bytes and bytes of a segment. A stream is trimmed by whole segments, so the limits hold only if
-        # several fit into them. Without an age: a pause stands until somebody ends it, and each record of the
-        # partitions states all that its writer knows.
+        # Age, bytes and segment bytes. RabbitMQ removes whole segments, so several must fit into the limits.
+        # The control stream has no age, because a pause holds until an operator resumes; the partition log
+        # needs none, because each record states everything that its writer knows.
         journal_bytes = settings.journal_max_bytes
         segment = max(1_000_000, min(100_000_000, journal_bytes // 10))
         streams = {
@@ -91,18 +91,18 @@ class Topology:
 
 
 async def ensure(connection: Connection, settings: Settings) -> None:
-    """Make sure that every object is there: declare what is missing, or with `OTT_DECLARE=false` only
-    check. Raises TopologyError (one is missing, differs or may not be declared) or BrokerUnreachable."""
+    """Declare every object, or with `OTT_DECLARE=false` only check that it exists. Raises TopologyError (one
+    is missing, differs or may not be declared) or BrokerUnreachable."""
     async for name, error, _ in _each(connection, settings, passive=not settings.declare):
-        # A stream's limits cannot be declared anew: it keeps the ones that it was made with.
+        # A stream keeps the limits with which it was first declared.
         keeps_limits = error is not None and error.problem is Problem.DIFFERS and name.startswith("stream ")
         if error is not None and not keeps_limits and not _is_optional(name, settings):
             raise error
 
 
 async def missing(connection: Connection, settings: Settings) -> list[str]:
-    """The objects that are not there and that the worker would declare; changes nothing. Raises
-    TopologyError where one is missing and `OTT_DECLARE=false`, or BrokerUnreachable."""
+    """The missing objects, which the worker would declare; changes nothing. Raises TopologyError if one is
+    missing and `OTT_DECLARE=false`, or BrokerUnreachable."""
     names = []
     async for name, error, _ in _each(connection, settings, passive=True):
         if error is not None and not settings.declare and not _is_optional(name, settings):
@@ -114,10 +114,9 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at every object again and again, on the connection that there is at that time: what was deleted
-    while the worker runs is declared again. That is the consuming connection, because RabbitMQ goes on
-    reading from it during an alarm. `depths` holds the messages that are ready in `requests`, `replies` and
-    `dead`; one that RabbitMQ does not tell is left out."""
+    """Checks every object at intervals, and declares again what was deleted. It uses the consuming
+    connection, because RabbitMQ keeps reading from that one during an alarm. `depths` holds the ready
+    messages of `requests`, `replies` and `dead`, as far as they are known."""
 
     _settings: Settings
     _connection: Callable[[], Connection | None]
@@ -155,8 +154,8 @@ class Watch:
         return gone
 
     async def _declare(self, connection: Connection, gone: list[str]) -> None:
-        """Where a queue of ours takes nothing, its binding may be gone, and RabbitMQ does not tell: so all is
-        declared again."""
+        """Declare everything again if an object is missing, or if a queue accepts no messages: then its
+        binding may be missing, which RabbitMQ does not show."""
         if gone:
             self._events.topology_wrong(f"deleted, and declared again: {', '.join(gone)}")
         if gone or self._is_blocked():
@@ -164,7 +163,7 @@ class Watch:
 
 
 async def delete(connection: Connection, settings: Settings) -> None:
-    """Delete every object of the prefix, and all that is in it. Raises BrokerUnreachable."""
+    """Delete every object of the prefix, with its messages. Raises BrokerUnreachable."""
     names = Topology(settings.prefix)
     async with connection.asked(f"{names.prefix} could not be deleted") as channel:
         for queue in (*names.own_queues, *map(names.partition, range(1, MOST_PARTITIONS + 1))):
@@ -174,7 +173,7 @@ async def delete(connection: Connection, settings: Settings) -> None:
 
 
 def _objects(names: Topology, settings: Settings) -> list[tuple[str, ...]]:
-    """Kind, name and more of each object, in the order of their declaration: the dead letter queue stands
+    """Kind, name and arguments of each object, in the order of declaration: the dead letter queue comes
     before the requests queue that dead-letters into it."""
     numbered = [("queue", name) for name in names.partition_objects(settings.partitions)[1:]]
     return [
@@ -197,8 +196,8 @@ def _objects(names: Topology, settings: Settings) -> list[tuple[str, ...]]:
 async def _each(
     connection: Connection, settings: Settings, *, passive: bool
 ) -> AsyncGenerator[tuple[str, TopologyError | None, int]]:
-    """Declare each object, or only look at it, which a binding does not allow: its name, what was wrong, and
-    the messages that are ready in it. Raises BrokerUnreachable."""
+    """Declare each object, with `passive` only check it (a binding cannot be checked). Yields its name, its
+    error and its ready messages. Raises BrokerUnreachable."""
     names = Topology(settings.prefix)
     missing = "create it, or let the worker do so with OTT_DECLARE=true"
     forbidden = (
@@ -226,6 +225,6 @@ async def _each(
 
 
 def _is_optional(name: str, settings: Settings) -> bool:
-    """Whether a worker can do without it: it then publishes no status and takes no orders."""
+    """Whether a worker can run without it: it then publishes no status or obeys no orders."""
     names = Topology(settings.prefix)
     return name in (f"stream {names.status}", f"stream {names.control}", f"binding of {names.control}")

@@ -51,11 +51,11 @@ async def _order(kind: OrderKind, why: str) -> str:
             break
         await asyncio.sleep(POLL_INTERVAL)
     if not workers:
-        return "no worker runs now; the order stands for those that start."
+        return "no worker is running now; the order also applies to workers that start later."
     count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
     if obeying < len(workers):
         return f"{obeying} of {count} obey so far: look at ott-worker status."
-    return f"{count}." + (" Go on with: ott-worker resume" if kind == "pause" else "")
+    return f"{count}." + (" Resume with: ott-worker resume" if kind == "pause" else "")
 
 
 def prune() -> int:

@@ -229,7 +229,7 @@ class Pages:
         if do == "correct":
             found = await letters.find(letter) if letter else None
             if letter and found is None:
-                raise UsageError("The letter is not there any more.")
+                raise UsageError("The letter is not in the queue any more.")
             patch, changes = patch_of(form, None if found is None else view(found, reveal=False))
         if not keys:
             raise UsageError("No dead letter was selected, or none matches any more.")

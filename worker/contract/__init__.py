@@ -1,1 +1,1 @@
-"""The contract (README.md) as code: requests, their validation, replies, records. Pure data, no I/O."""
+"""The contract (README.md) as code: requests, their validation, replies and records. No network I/O."""

@@ -1,5 +1,5 @@
-"""JSON of messages: a strict reader and a fast writer (contract §3). The reader judges a body in the same
-way on every interpreter, and quotes nothing of it."""
+"""JSON of messages: a strict reader and a fast writer (contract §3). The reader gives the same result on
+every interpreter, and quotes nothing from a body."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from typing import Any, NoReturn
 import pydantic_core
 
 _SHALLOW = 128
-"""Brackets that cannot nest past what either parser takes, so that most bodies need no depth check."""
+"""Brackets; so few cannot exceed either parser's depth limit, so most bodies need no depth check."""
 
 _LONGEST_NUMBER = 1000
-"""Characters; below the digits that any interpreter refuses to convert."""
+"""Characters; below the number of digits that an interpreter refuses to convert."""
 
 
 MOST_VALUES = 10_000
-"""JSON values of one body (contract §2): 1 MiB of small ones would hold the event loop for half a second."""
+"""JSON values of one body (contract §2): 1 MiB of small ones would block the event loop for half a second."""
 
 
 class MalformedBody(ValueError):
-    """The body is not acceptable JSON; the text says why in one line and holds nothing of the body."""
+    """The body is not acceptable JSON. The text says why in one line and quotes nothing from the body."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _count_values(body: bytes) -> int:
-    """The number of values in well-formed JSON, found without parsing it."""
+    """The number of values in well-formed JSON, without parsing it."""
     quotes = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if quotes.count(b'"') > 4 * MOST_VALUES:  # each value has two strings at most: itself and its key
+    if quotes.count(b'"') > 4 * MOST_VALUES:  # each value has at most two strings: itself and its key
         return MOST_VALUES + 1
     outside = b"0".join(quotes.split(b'"')[::2]).translate(None, b" \t\r\n")
     containers = outside.count(b"[") + outside.count(b"{") - outside.count(b"[]") - outside.count(b"{}")
@@ -111,8 +111,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=as
 
 
 def to_json(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    """A document, which may hold dataclasses, as UTF-8 without spaces. Lone surrogates, which UTF-8 cannot
-    hold, become question marks: ids come from AMQP properties, where a hostile sender can place them."""
+    """A document, which may contain dataclasses, as UTF-8 without spaces. Lone surrogates become question
+    marks, because UTF-8 cannot encode them: a hostile sender can place them in AMQP properties, such as
+    ids."""
     try:
         return pydantic_core.to_json(document)
     except pydantic_core.PydanticSerializationError:

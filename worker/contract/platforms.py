@@ -1,5 +1,5 @@
-"""The platforms that can be registered, and their attributes (contract §3). All that differs between them is
-told by the table `PLATFORMS`."""
+"""The platforms and their attributes (contract §3). The table `PLATFORMS` holds everything in which they
+differ."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -14,7 +14,7 @@ _SECRET = Field(repr=False, json_schema_extra=_WRITE_ONLY)
 _FLAG_SCHEMA = WithJsonSchema({"enum": [True, False, 0, 1]})
 
 Text = Annotated[str, Field(min_length=1)]
-"""A required string; whitespace counts, since no format is checked beyond the type."""
+"""A required string. Whitespace counts as content: only the type is checked, not the format."""
 
 Secret = Annotated[str, Field(min_length=1), _SECRET]
 """A required string that may never be shown."""
@@ -23,14 +23,14 @@ OptionalSecret = Annotated[str | None, _SECRET]
 """A string that may be absent, null or empty, and may never be shown."""
 
 Flag = Annotated[bool | Annotated[int, Field(ge=0, le=1)], _FLAG_SCHEMA]
-"""Exactly `true`, `false`, `0` or `1`; forwarded as it came."""
+"""Exactly `true`, `false`, `0` or `1`; forwarded unchanged."""
 
 
 class Attributes(BaseModel):
-    """What every platform's `ottPlatformAttributes` holds.
+    """The attributes common to all platforms.
 
-    A field's title is the name that the API gives it in error messages. The order of the fields is the
-    order of the errors: the common ones first, then the platform's own as in the API's table.
+    A field's title is its name in the API's error messages. The order of the fields is the order of the
+    errors: the common ones first, then the platform's own as in the API's table.
     """
 
     model_config = ConfigDict(
@@ -42,7 +42,7 @@ class Attributes(BaseModel):
 
 
 def is_flag(info: FieldInfo) -> bool:
-    """Whether the field is one of the true/false/0/1 kind."""
+    """Whether the field is a Flag."""
     return _FLAG_SCHEMA in info.metadata
 
 
@@ -81,10 +81,10 @@ class LineAttributes(Attributes):
 
 
 class Platform:
-    """One row of the platform table.
+    """One row of `PLATFORMS`.
 
-    `id_field` names the attribute that identifies a resource. `fields` lists every attribute as named in the
-    body, in the order of the errors. `noun` is what people call a resource, `name_field` holds its name.
+    `id_field` is the attribute that identifies a resource, and `name_field` the one with its name. `fields`
+    lists every attribute as named in the body, in the order of the errors. `noun` is "page" or "channel".
     """
 
     def __init__(self, name: str, attributes: type[Attributes], *, id_field: str) -> None:
@@ -118,7 +118,7 @@ ID_FIELDS = frozenset(name for name in FIELDS if name.endswith("Id"))
 NAME_FIELDS = frozenset(platform.name_field for platform in PLATFORMS.values())
 
 SECRET_FIELDS = frozenset(name for name, info in _INFOS.items() if info.json_schema_extra == _WRITE_ONLY)
-"""The attributes, as named in the body, that no log, reply, header or metric may ever show."""
+"""The attributes, as named in the body, that no log, reply, header or metric may show."""
 
 PUBLIC_FIELDS = frozenset(FIELDS) - SECRET_FIELDS
 """The attributes that may be shown: names, ids, flags, and the endpoint URL without its query."""

@@ -15,7 +15,7 @@ PLEASE_FIX = "Please fix the following errors"
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One entry of `validationErrors`: one problem with the request, as the API words it."""
+    """One entry of `validationErrors`, in the API's words."""
 
     message: str
     errorcode: int
@@ -32,10 +32,10 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A request that cannot be forwarded, and why, as the error envelope says it.
+    """Why a request cannot be forwarded, as in the error envelope.
 
-    `errorcode` is 10006 with `errors` in the API's order, or 10004 without any for a body that is not
-    acceptable JSON. `platform` is set only when it is a known one, `resource_id` only with it.
+    `errorcode` is 10006 with `errors` in the API's order, or 10004 without errors if the body is not
+    acceptable JSON. `platform` is set only if it is known, and `resource_id` only with it.
     """
 
     reason: Literal["invalid", "oversize"]
@@ -54,7 +54,7 @@ def oversize(max_bytes: int) -> Rejection:
 def parse_registration(
     body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int
 ) -> Registration | Rejection:
-    """Parse and validate a body. Never raises, and gives the same result for the same body every time."""
+    """Parse and validate a body. Never raises. The same body always has the same result."""
     if len(body) > max_bytes:
         return oversize(max_bytes)
     try:
@@ -62,12 +62,12 @@ def parse_registration(
         return validate(parse_object(body))
     except MalformedBody as problem:
         return Rejection("invalid", str(problem), MALFORMED)
-    except Exception:  # a defect of ours or of a parser: the body is rejected all the same
+    except Exception:  # a defect in the worker or in a parser
         return Rejection("invalid", "The body cannot be read.", MALFORMED)
 
 
 def validate(document: Mapping[str, Any]) -> Registration | Rejection:
-    """Checks a parsed body; every row of the table of contract §3 that applies, in its order."""
+    """Validate a parsed body by the table of contract §3. All errors are reported, in its order."""
     name = document.get("ottPlatformName")
     attributes = document.get("ottPlatformAttributes")
     platform = PLATFORMS.get(name) if isinstance(name, str) else None
@@ -87,7 +87,7 @@ def validate(document: Mapping[str, Any]) -> Registration | Rejection:
 
 
 def _attribute_errors(platform: Platform | None, attributes: dict[str, Any]) -> list[FieldError]:
-    """Only the names of the failing fields are taken from pydantic, never their values."""
+    """The errors of the attributes. Only field names are taken from pydantic, never values."""
     model = platform.attributes if platform else Attributes
     try:
         model.__pydantic_validator__.validate_python(attributes)

@@ -1,4 +1,4 @@
-"""The two replies, result and error envelope: built fast, described for machines, read back (contract §4)."""
+"""The two kinds of reply, result and error envelope: writing, schema and parsing (contract §4)."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,8 +12,8 @@ from worker.contract.timestamps import text_of
 
 
 def reply_body(settlement: Settlement) -> bytes:
-    """The result for `registered`; else the error envelope: the API's own error body, with the request's
-    metadata beside it. `supersededBy` stands in `superseded` envelopes only."""
+    """The result for `registered`, else the error envelope: the API's own error body plus the request's
+    metadata. Only `superseded` envelopes have `supersededBy`."""
     envelope: dict[str, Any] = {"status": settlement.status}
     if settlement.status != "registered":
         envelope["message"] = settlement.message
@@ -35,7 +35,7 @@ def reply_body(settlement: Settlement) -> bytes:
 
 
 class Result(Settled):
-    """The request is registered. It has no errors."""
+    """The request is registered."""
 
     status: Literal["registered"]
     request_id: str
@@ -50,7 +50,7 @@ class Result(Settled):
 
 
 class ErrorEnvelope(Settled):
-    """The request is not registered: the API's error body, with the request's metadata beside it."""
+    """The request is not registered: the API's error body plus the request's metadata."""
 
     status: Literal["rejected", "failed", "superseded"]
     request_id: str
@@ -70,7 +70,7 @@ class ErrorEnvelope(Settled):
 
 
 Reply = Result | ErrorEnvelope
-"""A reply as a reader of the replies queue sees it."""
+"""A parsed reply."""
 
 REPLY: TypeAdapter[Reply] = TypeAdapter(
     Annotated[
@@ -85,11 +85,11 @@ REPLY: TypeAdapter[Reply] = TypeAdapter(
 
 
 class MalformedReply(ValueError):
-    """The message is not a reply of the worker; the text holds nothing of it."""
+    """The message is not a reply of the worker. The text quotes nothing from it."""
 
 
 def parse_reply(body: bytes) -> Reply:
-    """Reads a reply's body; raises `MalformedReply` if it is not one."""
+    """Parse a reply's body. Raises MalformedReply."""
     try:
         return REPLY.validate_json(body)
     except ValidationError:

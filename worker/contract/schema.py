@@ -1,5 +1,5 @@
-"""The contract for machines: JSON Schemas (2020-12) of the messages, from the models that validate them; and
-the AsyncAPI 3.0 document of one deployment (`asyncapi.json`)."""
+"""The machine-readable contract: JSON Schemas (2020-12) from the models that validate messages, and the
+AsyncAPI 3.0 document of one deployment (`asyncapi.json`)."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def json_schemas() -> Schema:
 
 
 def asyncapi(prefix: str, version: str) -> Schema:
-    """The document for the broker objects below `prefix`, as the worker sees them."""
+    """The AsyncAPI document for the broker objects of `prefix`, from the worker's point of view."""
     text = _TEMPLATE.read_text(encoding="utf-8")
     for name, value in (("prefix", prefix), ("version", version)):
         text = text.replace(f"{{{name}}}", json.dumps(value)[1:-1])
@@ -43,8 +43,8 @@ def asyncapi(prefix: str, version: str) -> Schema:
 
 
 def _registrations() -> TypeAdapter[Any]:
-    """The body of a request: for each platform its own."""
-    bodies: Any = Union[tuple(map(_registration, PLATFORMS.values()))]  # noqa: UP007 - made of a table
+    """The body of a request: a union of the platforms' bodies."""
+    bodies: Any = Union[tuple(map(_registration, PLATFORMS.values()))]  # noqa: UP007 - built from a table
     about = Field(
         title="Registration",
         description="The body of a request: the JSON object of POST /ott/v1/registration.",
@@ -66,7 +66,7 @@ def _registration(platform: Platform) -> type[BaseModel]:
 
 
 def _schemas(ref_template: str, **named: TypeAdapter[Any]) -> Schema:
-    """The schemas of these by name, with those that they refer to."""
+    """The schemas of these models by name, and those that they refer to."""
     mode: Literal["validation"] = "validation"
     adapters = [(name, mode, adapter) for name, adapter in named.items()]
     schemas, document = TypeAdapter.json_schemas(adapters, ref_template=ref_template)

@@ -1,7 +1,7 @@
-"""Masks the secrets of a request in every text that may quote it (contract §4: no reply ever holds a secret).
+"""Masks the secrets of a request in every text that may quote it (contract §4: no reply holds a secret).
 
-Public are the values of known public fields: names, ids, flags, and the endpoint URL without its query. Every
-other string of the body counts as a secret, whatever its field is called.
+The values of known public fields are public: names, ids, flags, and the endpoint URL without its query. Every
+other string of the body counts as a secret, whatever its field's name.
 """
 
 import base64
@@ -25,20 +25,20 @@ from worker.contract.platforms import (
 )
 
 MASK: Final = "***"
-SHORT: Final = 6  # characters; a shorter secret is masked only where it stands alone
-MOST: Final = 0.75  # of a secret's letters and digits in a row are masked like the whole
-# A body with more secrets than this is hostile, and searching for all takes too long: whole texts are masked.
+SHORT: Final = 6  # characters; a shorter secret is masked only as a whole word
+MOST: Final = 0.75  # share of a secret's consecutive letters and digits that is masked like the whole
+# A body with more secrets is hostile, and searching for all of them takes too long: whole texts are masked.
 MANY: Final = 100
 MUCH: Final = 20_000  # characters
-# Of what an upstream says: letters of a word, and digits of a number, that count as plain.
-LONGEST_WORD: Final = 24
-LONGEST_NUMBER: Final = 6
-LONGEST_CHANCE: Final = 3  # digits that may stand in a secret by chance
+# In an upstream's text:
+LONGEST_WORD: Final = 24  # letters of a plain word
+LONGEST_NUMBER: Final = 6  # digits of a plain number
+LONGEST_CHANCE: Final = 3  # digits that a secret may contain by chance
 
 _KNOWN_WORDS = frozenset(map(str.casefold, (*PLATFORMS, PLATFORM_NAME, ATTRIBUTES, *FIELDS)))
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL_CASE = re.compile(r"[A-Z]{0,2}[a-z]+(?:[A-Z][a-z]{2,})*")
-# So many numbers or letters in a row may be a secret, as bytes or spelled out, or as hexadecimal in groups.
+# A run of numbers or single letters may be a secret: its bytes, its spelling, or hexadecimal groups.
 _PART = r"(?:\d++|x?[^\W_]{1,2})(?![^\W_])"
 _GROUP = r"[0-9A-Fa-f]{4,}+(?![^\W_])"
 _SPELLED = re.compile(rf"(?<![^\W_])(?:{_PART}(?:[\W_]++{_PART}){{7,}}|{_GROUP}(?:[\W_]++{_GROUP}){{2,}})")
@@ -49,8 +49,8 @@ Span = tuple[int, int]
 
 
 def split_url(url: str) -> tuple[str, list[str]]:
-    """The URL without its user, query and fragment, and the pieces of these: they may hold a token. Text that
-    is no URL is masked."""
+    """The URL without its user, query and fragment, and the parts of these, which may be secrets. Text that
+    is not a URL is masked."""
     try:
         parts = urlsplit(url)
         user, _, host = parts.netloc.rpartition("@")
@@ -61,8 +61,8 @@ def split_url(url: str) -> tuple[str, list[str]]:
 
 
 class SecretMask:
-    """Masks secrets in texts that quote them: as they are, or escaped for JSON, URLs or HTML, or in base64 or
-    hexadecimal. Each word of `public` may be shown."""
+    """Masks secrets in texts: verbatim, escaped for JSON, URLs or HTML, or encoded in base64 or hexadecimal.
+    The words of `public` may be shown in an upstream's text."""
 
     def __init__(self, secrets: Iterable[str], public: Iterable[str] = ()) -> None:
         self._secrets = list(islice(filter(None, secrets), MANY))
@@ -71,7 +71,7 @@ class SecretMask:
 
     @classmethod
     def of_body(cls, body: bytes, *more: str) -> Self:
-        """Masks `more` and all values of a request's body that are not public. A body that is not JSON is one
+        """Mask `more` and all values of a request's body that are not public. A body that is not JSON is one
         secret."""
         try:
             document: Any = json.loads(body)
@@ -96,16 +96,16 @@ class SecretMask:
         return MASK if self._masks_all else _masked(text, self._spans(text))
 
     def upstream(self, text: str, limit: int | None = None) -> str:
-        """Mask the text of an upstream: only words that cannot be a secret are shown. These are plain words,
-        short numbers, names of fields, and what the request makes public. What stands behind `limit` is left
-        out: it only helps to find a secret that begins before."""
+        """Mask an upstream's text: only words that cannot be a secret are shown. These are plain words, short
+        numbers, field names, and the request's public values. The text is cut at `limit`, after the search: a
+        secret may begin before it and end after it."""
         if self._masks_all:
             return MASK
         spelled = (found.span() for found in _SPELLED.finditer(text))
         return _masked(text, chain(self._doubtful(text), spelled, self._spans(text)), limit)
 
     def _doubtful(self, text: str) -> Iterator[Span]:
-        """The words that are not plain, with plain ones beside them that may belong to the same secret."""
+        """The words that are not plain, with adjacent plain ones that may be part of the same secret."""
         words = _WORD.finditer(text)
         for is_part, group in groupby(words, lambda word: _letters(word[0]) in self._all_letters):
             beside = list(group)
@@ -132,7 +132,7 @@ class SecretMask:
 
     @cached_property
     def _all_letters(self) -> str:
-        """The letters and digits of all secrets, in one text: one search for all."""
+        """The letters and digits of all secrets in one text, so that one search covers all."""
         return "\0".join(map(_letters, self._secrets))
 
     @cached_property
@@ -145,8 +145,8 @@ class SecretMask:
         return set(map(_letters, self._forms))
 
     def _spans(self, text: str) -> Iterator[Span]:
-        """Where secrets stand, words that are a part of one and not plain, and words that hold the most of
-        one, whatever stands between them."""
+        """The spans of secrets, of words that are part of a secret and not plain, and of words that together
+        contain most of a secret, whatever separates them."""
         lower = _lower(text)
         for form in self._forms:
             for at in _found(lower, form):
@@ -156,7 +156,7 @@ class SecretMask:
                     yield at, end
         words = [(word.span(), _letters(word[0])) for word in _WORD.finditer(text)]
         letters = "".join(part for _, part in words)
-        of = [span for span, part in words for _ in part]  # the word that each letter stands in
+        of = [span for span, part in words for _ in part]  # the word of each letter
         for span, part in words:
             if len(part) >= SHORT and part in self._all_letters and not self._is_plain(text[slice(*span)]):
                 yield span
@@ -164,7 +164,7 @@ class SecretMask:
             most = max(SHORT, math.ceil(MOST * len(form)))
             if most > len(form):
                 continue
-            # A text that quotes this much of the form quotes its middle too.
+            # A text that quotes this much of the form also quotes its middle.
             head, middle, tail = form[:-most], form[len(form) - most : most], form[most:]
             for at in _found(letters, middle):
                 end = at + len(middle)
@@ -175,7 +175,7 @@ class SecretMask:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every string and number."""
+    """Every string and number in a document."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -186,7 +186,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _lower(text: str) -> str:
-    """The text in lower case, which has the same length: this one letter would become two."""
+    """The text in lower case, with the same length: lower() would make two characters of this letter."""
     return text.replace("\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "i").lower()
 
 
@@ -202,12 +202,12 @@ def _found(text: str, wanted: str) -> Iterator[int]:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters they begin with in common."""
+    """The length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it is quoted."""
+    """The forms in which a text may quote a secret."""
     data, escaped = secret.encode(errors="replace"), json.dumps(secret)[1:-1]
     yield secret
     if not (secret.isascii() and secret.isalnum()):
@@ -216,7 +216,7 @@ def _forms(secret: str) -> Iterator[str]:
         yield from (quote(secret, errors="replace"), quote_plus(secret, errors="replace"))
         yield from (once := quote(secret, safe="", errors="replace"), quote(once))
     for offset in range(3):
-        # Characters at both ends depend on what stands beside the secret.
+        # The characters at both ends depend on the bytes next to the secret.
         encoded = base64.b64encode(b"\0" * offset + data + b"\0" * (-(len(data) + offset) % 3))
         middle = encoded[-(-offset * 8 // 6) : len(encoded) - 1 - (-(len(data) + offset) % 3)].decode()
         yield from (middle, middle.translate({ord("+"): "-", ord("/"): "_"}))
@@ -224,8 +224,8 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _masked(text: str, spans: Iterable[Span], limit: int | None = None) -> str:
-    """The text up to `limit` without these spans; those with nothing but special characters between them are
-    one."""
+    """The text up to `limit` with these spans masked. Spans separated only by special characters are
+    joined."""
     joined: list[Span] = []
     for start, end in sorted(set(spans)):
         if joined and not _APART.search(text[joined[-1][1] : start]):

@@ -9,9 +9,9 @@ from worker.contract.timestamps import text_of
 from worker.errors import WorkerError
 
 Document = Mapping[str, Any]
-"""What `list --json` prints of a dead letter, or a record of the journal."""
+"""A dead letter as `list --json` prints it, or a record of the journal."""
 
-# The field of a document that each filter is about.
+# The field of a document that each filter compares.
 FIELDS: Final = {
     "reason": "reason",
     "status": "status",
@@ -24,18 +24,18 @@ FIELDS: Final = {
 
 
 class AmbiguousId(WorkerError):
-    """A request's id that several letters bear; `keys` are their own ids."""
+    """Several letters have this request id; `keys` are their letter ids."""
 
     def __init__(self, request_id: str, keys: frozenset[str]) -> None:
-        super().__init__(f"{len(keys)} dead letters bear the request id {request_id}: name one by its own id")
+        super().__init__(f"{len(keys)} dead letters have the request id {request_id}: use a letter's own id")
         self.keys = keys
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Documents that match every filter given; of several values of one filter, one has to match. `id` are
-    ids of letters or of requests. An error matches that contains one of `error`, in any case. `since` and
-    `until` are about when the request was settled (microseconds since the epoch, both included)."""
+    """Selects documents that match every filter that is set. Of several values of one filter, one must match.
+    `id` holds ids of letters or requests. `error` matches a part of the error, in any case. `since` and
+    `until` compare when the request was settled (microseconds since the epoch, both inclusive)."""
 
     id: frozenset[str] = frozenset()
     reason: frozenset[str] = frozenset()
@@ -64,25 +64,25 @@ class Selection:
                 return False
         if self.id and self.id.isdisjoint(_ids(document)):
             return False
-        told = str(document.get("error")).casefold()
-        if self.error and not any(text.casefold() in told for text in self.error):
+        error = str(document.get("error")).casefold()
+        if self.error and not any(text.casefold() in error for text in self.error):
             return False
         if self.since is None and self.until is None:
             return True
         settled_at = document.get("deadAt") or document.get("completedAt")
-        # Texts of one shape are in the order of their times.
+        # Times of this format sort as text.
         return isinstance(settled_at, str) and (
             (self.since is None or text_of(self.since) <= settled_at)
             and (self.until is None or settled_at <= text_of(self.until))
         )
 
     def missing(self, letters: Iterable[Document]) -> frozenset[str]:
-        """The ids that name none of these."""
+        """The ids of the filter that match none of these letters."""
         return self.id.difference(*map(_ids, letters))
 
     def keys(self, letters: Iterable[Document]) -> frozenset[str]:
-        """The own ids of those of the matching letters that `id` names: by a letter's id, else by the id of
-        its request, if no other letter bears that. Raises AmbiguousId."""
+        """The letter ids of these letters that `id` selects: by letter id, else by request id, if only one of
+        the letters has it. Raises AmbiguousId."""
         letters = list(letters)
         own = frozenset(each["letter"] for each in letters)
         if not self.id:

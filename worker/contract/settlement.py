@@ -1,6 +1,6 @@
-"""A settled request as one value; the headers of its dead letter and its record in the journal (contract §1,
-§5, §8). The reply (`reply.py`), the log line, the metrics and the trace are made of it too, so that they
-cannot tell different stories."""
+"""A settled request as one value, the headers of its dead letter, and its journal record (contract §1, §5,
+§8). The reply (`reply.py`), the log line, the metrics and the trace use the same value, so that they
+agree."""
 
 import secrets
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ from worker.contract.words import (
 )
 
 ERRORS_LENGTH = 500  # characters of `x-ott-error`, and of all messages of a record together
-# The API wraps every list of errors in the same words.
+# The API begins every list of errors with this.
 _BOILERPLATE = "10006 Please fix the following errors: "
 ID_LENGTH = 255  # characters
 
@@ -42,16 +42,16 @@ class Resource(NamedTuple):
 
     @classmethod
     def named(cls, account: str | None, platform: str | None, resource_id: str | None) -> "Resource | None":
-        """The resource of a message, or None if the message does not name one."""
+        """The resource, or None if its platform or id is missing."""
         return None if platform is None or resource_id is None else cls(account, platform, resource_id)
 
 
 class Settlement(NamedTuple):
     """The outcome of a request. It holds no secret.
 
-    `reason` is set exactly where the request is dead-lettered. `message`, `errorcode`, `documentation` and
-    `errors` are those of the error envelope; they mean nothing for `registered`. Times are microseconds
-    since the epoch. (A named tuple, because a frozen dataclass takes three times as long to make.)
+    `reason` is set if and only if the request is dead-lettered. `message`, `errorcode`, `documentation` and
+    `errors` are those of the error envelope; `registered` has none. Times are microseconds since the epoch.
+    (A named tuple, because creating a frozen dataclass takes three times as long.)
     """
 
     request_id: str
@@ -74,17 +74,17 @@ class Settlement(NamedTuple):
 
     @property
     def true_at(self) -> int:
-        """The time by which the newest request of a resource is told (contract §2)."""
+        """The time that decides which request of a resource is the newest (contract §2)."""
         return self.received_at if self.as_of is None else self.as_of
 
     @property
     def resource(self) -> Resource | None:
-        """The resource that the request names, as far as it could be read."""
+        """The resource of the request, if its platform and id are readable."""
         return Resource.named(self.account, self.platform, self.resource_id)
 
 
 def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
-    """Which request was given up, why, when, and after how many calls."""
+    """The headers that the worker adds to a dead letter (contract §5)."""
     headers: dict[str, str | int] = {
         LETTER_HEADER: new_letter_id(),
         REASON_HEADER: settlement.reason or "",
@@ -100,8 +100,8 @@ def dead_letter_headers(settlement: Settlement) -> dict[str, str | int]:
 
 
 def new_letter_id() -> str:
-    """16 hexadecimal digits that begin with a letter other than e: a spreadsheet takes nothing of that shape
-    for a number."""
+    """16 hexadecimal digits that begin with a letter other than e, so that no spreadsheet reads them as a
+    number."""
     return secrets.choice("abcdf") + secrets.token_hex(8)[1:]
 
 
@@ -114,7 +114,7 @@ def error_text(settlement: Settlement) -> str:
 
 
 def brief(error: str) -> str:
-    """An error that begins with its cause."""
+    """An error text without the API's boilerplate."""
     return error.removeprefix(_BOILERPLATE)
 
 
@@ -127,34 +127,34 @@ class Settled(BaseModel):
     received_at: datetime
     completed_at: datetime
     as_of: datetime | None = Field(
-        None, description="When what the request says was true, where its publisher told."
+        None, description="When the request's data was true, if its publisher stated it."
     )
 
 
 class JournalRecord(Settled):
-    """One line of a journal message. Of the request's body it holds nothing but the resource's name."""
+    """One line of a journal message. From the request's body it holds only platform and resource id."""
 
-    id: str = Field(description="The request's id; like every id here cut and marked beyond 255 characters.")
+    id: str = Field(description="The request's id; like every id here, cut and marked beyond 255 characters.")
     status: Status
-    reason: Reason | None = Field(description="Why it was dead-lettered, where it was.")
+    reason: Reason | None = Field(description="Why it was dead-lettered; null if it was not.")
     account_id: str | None
     ott_platform_name: str | None
     resource_id: str | None
     http_status: int | None
     errorcode: int | None = Field(description="The error envelope's code; null for `registered`.")
     errors: tuple[str, ...] = Field(
-        description=f"The messages of validationErrors, {ERRORS_LENGTH} characters at most together."
+        description=f"The messages of validationErrors, together at most {ERRORS_LENGTH} characters."
     )
     message: str | None = Field(
-        None, description="Why it was not registered, where `errors` does not tell; cut likewise."
+        None, description="Why it was not registered, if `errors` is empty; cut likewise."
     )
     superseded_by: str | None
     replay: bool = Field(description="Whether the request was a replay of a dead letter.")
 
 
 def journal_record(settlement: Settlement) -> dict[str, Any]:
-    """The record as it is written."""
-    is_told = settlement.reason is None or bool(settlement.errors)
+    """The journal record of a settlement, as a JSON document."""
+    needs_no_message = settlement.reason is None or bool(settlement.errors)
     record = {
         "id": recorded_id(settlement.request_id),
         "status": settlement.status,
@@ -165,7 +165,7 @@ def journal_record(settlement: Settlement) -> dict[str, Any]:
         "httpStatus": settlement.http_status,
         "errorcode": None if settlement.status == "registered" else settlement.errorcode,
         "errors": _messages(settlement.errors) if settlement.errors else (),
-        "message": None if is_told else settlement.message[:ERRORS_LENGTH],
+        "message": None if needs_no_message else settlement.message[:ERRORS_LENGTH],
         "attempts": settlement.attempts,
         "receivedAt": text_of(settlement.received_at),
         "completedAt": text_of(settlement.completed_at),
@@ -178,30 +178,30 @@ def journal_record(settlement: Settlement) -> dict[str, Any]:
 
 
 def why_unregistered(record: Mapping[str, Any]) -> str:
-    """Why a request was not registered, as its record tells, in one line."""
+    """Why a request was not registered, from its journal record, in one line."""
     if by := record.get("supersededBy"):
         return f"superseded by {by}"
     errors, code = record.get("errors"), record.get("errorcode")
-    said = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
+    messages = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
     texts = (
         f"HTTP {record['httpStatus']}" if record.get("httpStatus") and code is not None else "",
         "" if code in (None, AGGREGATE) else str(code),
-        said or str(record.get("message") or ""),
+        messages or str(record.get("message") or ""),
     )
     return " ".join(filter(None, texts)) or "-"
 
 
-def recorded_id(given: str) -> str:
-    """An id as records hold it. One beyond 255 characters is cut and marked: 238 of its characters, `…`, and
-    16 hexadecimal digits that tell it from others which begin alike."""
-    if len(given) <= ID_LENGTH:
-        return given
-    digest = blake2b(given.encode(errors="replace"), digest_size=8, person=b"ott-long-id").hexdigest()
-    return f"{given[: ID_LENGTH - 1 - len(digest)]}…{digest}"
+def recorded_id(id_: str) -> str:
+    """An id as records hold it. An id of more than 255 characters is cut: its first 238 characters, `…`, and
+    16 hexadecimal digits of a hash."""
+    if len(id_) <= ID_LENGTH:
+        return id_
+    digest = blake2b(id_.encode(errors="replace"), digest_size=8, person=b"ott-long-id").hexdigest()
+    return f"{id_[: ID_LENGTH - 1 - len(digest)]}…{digest}"
 
 
 def _messages(errors: Iterable[FieldError]) -> list[str]:
-    """The messages until their characters are used up; the last one may be cut."""
+    """The first ERRORS_LENGTH characters of the messages."""
     messages, left = [], ERRORS_LENGTH
     for error in errors:
         if left <= 0:

@@ -1,5 +1,5 @@
-"""The messages of PREFIX.status, what a worker is doing; and of PREFIX.control: orders of operators, and the
-changes that they made (contract §9, §11)."""
+"""The messages of PREFIX.status (what a worker is doing) and of PREFIX.control (operators' orders, and the
+audit trail of their changes; contract §9, §11)."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-STATUS_INTERVAL: Final = 5.0  # seconds between two records of a worker, at most
+STATUS_INTERVAL: Final = 5.0  # seconds; the longest time between two records of a worker
 SILENT_AFTER: Final = timedelta(seconds=3 * STATUS_INTERVAL)
 
 WorkerState = Literal["active", "standby", "draining", "stopped"]
@@ -22,21 +22,21 @@ class _Model(BaseModel):
 
 
 class Order(_Model):
-    """One message. `pause` and `resume` are obeyed; the others are the audit trail: a change of the
-    dead letters begins, and has ended."""
+    """One message. Workers obey `pause` and `resume`. The others are the audit trail: the begin and end of a
+    change of dead letters."""
 
     order: OrderKind
-    by: str = Field(description="user@host of the person who gave it.")
-    why: str = Field("", description="The reason that was given.")
+    by: str = Field(description="user@host of the operator.")
+    why: str = Field("", description="The operator's reason.")
     at: AwareDatetime
     count: int | None = Field(None, description="Dead letters that were replayed or discarded.")
-    run: str | None = Field(None, description="Which change of dead letters, from its begin to its end.")
-    cause: str | None = Field(None, description="What the letters died of.")
-    outcome: str | None = Field(None, description="What became of the replays.")
+    run: str | None = Field(None, description="The id of the change; the same at its begin and end.")
+    cause: str | None = Field(None, description="Why the letters were dead-lettered.")
+    outcome: str | None = Field(None, description="The outcome of the replays.")
 
     @classmethod
     def now(cls, order: OrderKind, why: str, *, by: str, **more: Any) -> Self:
-        """An order of this moment."""
+        """An order with the present time."""
         return cls(order=order, by=by, why=why, at=datetime.now(UTC), **more)
 
     def to_json(self) -> bytes:
@@ -45,7 +45,7 @@ class Order(_Model):
 
 
 class Pause(_Model):
-    """A pause by order, as the workers tell it."""
+    """A pause by order, in a worker's status."""
 
     by: str
     why: str
@@ -53,7 +53,7 @@ class Pause(_Model):
 
 
 def standing_pause(orders: Sequence[Order]) -> Pause | None:
-    """The pause in force after these orders, the oldest first: the last `pause` or `resume` decides."""
+    """The pause in force after these orders, oldest first: the last `pause` or `resume` counts."""
     last = next((each for each in reversed(orders) if each.order in ("pause", "resume")), None)
     if last is None or last.order == "resume":
         return None
@@ -61,8 +61,8 @@ def standing_pause(orders: Sequence[Order]) -> Pause | None:
 
 
 class GateStatus(_Model):
-    """The gate to Marketing Cloud (contract §6). `why` and `since` are null while it is open, and `cause` is
-    left out: an outage heals by itself, refused credentials do not."""
+    """The gate to Marketing Cloud (contract §6). While it is open, `why` and `since` are null and `cause` is
+    absent. An outage ends by itself; refused credentials must be replaced."""
 
     state: GateState
     why: str | None = None
@@ -71,7 +71,7 @@ class GateStatus(_Model):
 
 
 class Blocked(_Model):
-    """A queue of the worker's own that takes no messages."""
+    """A queue of the worker that accepts no messages."""
 
     queue: str
     why: str
@@ -87,14 +87,14 @@ class WorkerStatus(_Model):
     version: str
     at: AwareDatetime
     state: WorkerState
-    partitions: list[int] = Field([], description="Those it is the active consumer of; none without.")
+    partitions: list[int] = Field([], description="The partitions whose active consumer it is.")
     gate: GateStatus
-    paused: Pause | None = Field(None, description="The pause that was ordered, while it stands.")
-    blocked: list[Blocked] = Field([], description="Its own queues that take nothing.")
-    pace: float | None = Field(None, description="Calls a second that a speed limit leaves it.")
-    in_flight: int = Field(description="Requests that were delivered and are not settled.")
-    rate_per_second: float = Field(description="Requests settled a second, lately.")
-    reconnects: int = Field(description="Times that the consuming connection was opened again.")
+    paused: Pause | None = Field(None, description="The pause by order, while it is in force.")
+    blocked: list[Blocked] = Field([], description="Its own queues that accept no messages.")
+    pace: float | None = Field(None, description="Calls per second, while a speed limit slows it.")
+    in_flight: int = Field(description="Requests that are delivered and not settled.")
+    rate_per_second: float = Field(description="Requests settled per second, recently.")
+    reconnects: int = Field(description="How often the consuming connection was reopened.")
 
     @property
     def place(self) -> str:
@@ -103,13 +103,13 @@ class WorkerStatus(_Model):
 
     @property
     def condition(self) -> str:
-        """Its state, in which a pause or a blocked queue goes first."""
+        """`paused` or `blocked` if it is, else its state; `draining` comes first."""
         if self.state == "draining":
             return self.state
         return "paused" if self.paused else "blocked" if self.blocked else self.state
 
     def is_silent(self, now: datetime) -> bool:
-        """Whether the worker should have said something since: it has ended, or is cut off."""
+        """Whether its next record is overdue: it has ended, or is cut off."""
         return now - self.at > SILENT_AFTER
 
     def to_json(self) -> bytes:

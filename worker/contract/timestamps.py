@@ -1,4 +1,4 @@
-"""Moments: microseconds since the epoch in the code, text on the wire (contract §4)."""
+"""Times: microseconds since the epoch in the code, text on the wire (contract §4)."""
 
 import re
 import time
@@ -21,8 +21,8 @@ def now() -> int:
 
 
 class ArrivalClock:
-    """The clock that stamps arrivals: the wall clock, except that it never gives the same time twice and
-    never one below its floor. So a later arrival always has the later time."""
+    """The clock for arrival times. It follows the wall clock, but always increases and stays above its floor,
+    so that a later arrival has a later time."""
 
     def __init__(self, wall_clock: Callable[[], int] = now) -> None:
         self._wall_clock = wall_clock
@@ -35,12 +35,12 @@ class ArrivalClock:
 
     @property
     def latest(self) -> int:
-        """The newest stamp that this worker, or another with the same clock, may have given by now."""
+        """The latest time that this worker, or another with the same wall clock, can have stamped by now."""
         return max(self._wall_clock(), self._latest)
 
     def raise_floor(self, moment: int) -> None:
-        """From now on, stamps are later than `moment`. A moment beyond this century is ignored: no worker
-        writes one, but a forged journal record could hold it."""
+        """Make all further stamps later than `moment`. A moment beyond this century is ignored: only a forged
+        journal record contains one."""
         if moment < YEAR_2100:
             self._latest = max(self._latest, moment)
 
@@ -53,24 +53,24 @@ def text_of(moment: int) -> str:
 
 
 def microseconds(text: str) -> int | None:
-    """Microseconds since the epoch of an ISO 8601 time with its offset, or None if `text` is no such time."""
+    """Microseconds since the epoch of an ISO 8601 time with an offset; None for any other text."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             return None
-        # An offset can lead out of the years that a time can be written in.
+        # With the offset, the time can be outside the supported years.
         return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
     except (ValueError, OverflowError):
         return None
 
 
 def how_long(since: datetime, until: datetime) -> str:
-    """The span between two moments, for people."""
+    """The duration between two times, as `span` writes it."""
     return span(max(0.0, (until - since).total_seconds()))
 
 
 def span(seconds: float) -> str:
-    """A span for people: `12 s`, `3 min`, `5 h`, `2 d`."""
+    """A duration as text: `12 s`, `3 min`, `5 h`, `2 d`."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
@@ -80,8 +80,8 @@ def span(seconds: float) -> str:
 def moment(
     text: str | None, option: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> int | None:
-    """Microseconds since the epoch of `2026-11-23T12:00:00Z` (UTC where no zone is named), of a date,
-    or of a while ago: `90s`, `15m`, `2h`, `3d`, `1w`. Raises UsageError."""
+    """Microseconds since the epoch of `2026-11-23T12:00:00Z` (UTC if it has no offset), of a date, or of a
+    time ago: `90s`, `15m`, `2h`, `3d`, `1w`. Raises UsageError."""
     if text is None:
         return None
     try:

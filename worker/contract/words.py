@@ -7,17 +7,17 @@ Reason = Literal["invalid", "rejected", "exhausted", "forbidden", "oversize"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 
-# Routing keys of the entry exchange. A request is believed to come from an operator on `replay` alone.
+# Routing keys. Only a request with the key `replay` comes from an operator.
 REQUEST_KEY: Final = "request"
 REPLAY_KEY: Final = "replay"
 CONTROL_KEY: Final = "control"  # reaches the control stream
 
 # Headers of a request.
 ACCOUNT_HEADER: Final = "x-ott-account-id"
-AS_OF_HEADER: Final = "x-ott-as-of"  # when what the request says was true
+AS_OF_HEADER: Final = "x-ott-as-of"  # when the request's data was true
 PUBLISHERS_HEADERS: Final = frozenset({ACCOUNT_HEADER, AS_OF_HEADER})
 
-# Headers of a replay: what only an operator may say.
+# Headers of a replay: only operators may set them.
 RECEIVED_AT_HEADER: Final = "x-ott-received-at"
 REQUEST_ID_HEADER: Final = "x-ott-request-id"
 REPLAY_COUNT_HEADER: Final = "x-ott-replay-count"
@@ -28,7 +28,7 @@ REPLAY_REASON_HEADER: Final = "x-ott-replay-reason"  # the reason of the dead le
 
 # Headers of a dead letter.
 LETTER_HEADER: Final = "x-ott-letter"  # the letter's own id
-USER_HEADER: Final = "x-ott-user-id"  # the RabbitMQ user that published the request, where it said so
+USER_HEADER: Final = "x-ott-user-id"  # the request's property `user_id`: the RabbitMQ user that published it
 REASON_HEADER: Final = "x-ott-reason"
 ERROR_HEADER: Final = "x-ott-error"
 ATTEMPTS_HEADER: Final = "x-ott-attempts"
@@ -41,19 +41,18 @@ REPLY_REFUSED_HEADER: Final = "x-ott-reply-refused"
 UNROUTABLE: Final = "unroutable"
 NOT_ALLOWED: Final = "not-allowed"
 
-# Set where RabbitMQ turned a message down with its publisher's headers and properties.
+# Set if RabbitMQ refused a message with its publisher's headers and properties.
 REDUCED_HEADER: Final = "x-ott-reduced"
 
 # Headers of a journal record.
 CLOCK_HEADER: Final = "x-ott-clock"
 
-OWN_HEADERS: Final = "x-ott-"  # the beginning of every header of ours
-# Every header named above may be shown. Name one that may hold a secret below.
+OWN_HEADERS: Final = "x-ott-"  # the prefix of every header of the worker
+# Every header above may be shown. Define a header that may hold a secret below this line.
 PUBLIC_HEADERS: Final = frozenset(value for name, value in vars().items() if name.endswith("_HEADER"))
 
-# Headers that the router adds to a message for a partition: its epoch; when the request arrived, in
-# microseconds since the epoch; the routing key that it came by; the user that published it, where it said
-# so; and whether it came without a message id.
+# Headers that the router adds to a message for a partition: its epoch; the request's arrival (microseconds
+# since the epoch), routing key, and `user_id`; and whether the request has no message id.
 EPOCH_HEADER: Final = "x-ott-epoch"
 ARRIVED_AT_HEADER: Final = "x-ott-arrived-at"
 CAME_BY_HEADER: Final = "x-ott-came-by"

@@ -1,1 +1,1 @@
-"""Dead letters: looked at, replayed, discarded (contract §5, §8)."""
+"""Browsing, replaying and discarding dead letters (contract §5, §8)."""

@@ -1,4 +1,4 @@
-"""A dead letter, parsed: the worker's own and those that the broker made."""
+"""A parsed dead letter, made by the worker or by the broker."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,34 +23,33 @@ BROKERS_HEADER = "x-death"
 BROKERS_WORDS = frozenset(
     f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")
 )
-LATEST = 2**57  # microseconds since the epoch; no text holds a much later time
-NAMED: Final = 20  # letters that are named one by one
+LATEST = 2**57  # microseconds since the epoch; texts cannot hold a much later time
+NAMED: Final = 20  # letters that are listed by name
 _KEY = re.compile(r"[0-9a-f]{16}")
 _PARTITION = re.compile(r"\.requests\.\d+\Z")
-# The broker's reasons for dead-lettering a message, for which contract §5 has another word.
+# The broker's reasons that have another name in contract §5.
 BROKERS_REASONS = {"rejected": "oversize"}
 
 
 Facts = dict[str, Any]
-"""What lists tell of a dead letter (contract §8): the object that `list --json` prints. `letter` is its own
-id, `id` its request's, which is the publisher's and may stand in many letters. `reason` is one of contract §5
-or the broker's own (`delivery_limit`, `expired`). A time is None where nothing tells it."""
+"""A dead letter in lists (contract §8): the object that `list --json` prints. `letter` is its own id, `id`
+its request's, which the publisher chose and several letters may have. `reason` is one of contract §5 or the
+broker's (`delivery_limit`, `expired`). A time is None if it is unknown."""
 
 BY_ERROR: Final = ("reason", "error")
 BY_CAUSE: Final = (*BY_ERROR, "ottPlatformName", "accountId", "cause")
 
 
 class Letter:
-    """One dead letter, parsed, its body decrypted where a key opens it; of one that stays sealed only the
-    headers are read. Making it never raises, whatever it holds.
+    """One dead letter. Its body is decrypted if there is a key, else only its headers are read. Creating it
+    never raises, whatever it holds.
 
-    `facts` are as they came: only what `shown` makes of them may be shown. `id` is the request's. `identity`,
-    its own id and a digest of everything, tells it from every other letter, and from what it was before
-    somebody changed it. `received_after` is the time that a replay is judged by (microseconds since the
-    epoch): never later than the request was received.
+    `facts` may hold secrets: use `shown` to display them. `id` is the request's. `identity`, the letter's id
+    and a digest of everything, distinguishes it from all others, and from itself before a change. A replay is
+    judged by `received_after` (microseconds since the epoch): it is never later than the request's arrival.
 
-    `delivery` holds the body in the clear, unless `closed` says why it could not be opened. `properties` are
-    the delivery's without what only an operator may say, where a publisher said it (contract §2)."""
+    `delivery` holds the decrypted body, unless `closed` says why it cannot be read. `properties` are the
+    delivery's, without operators' headers that a publisher set (contract §2)."""
 
     def __init__(self, delivery: Delivery, encryptor: Encryptor, default_account: str | None) -> None:
         digest = _digest(delivery)
@@ -67,7 +66,7 @@ class Letter:
             self.closed = str(error)
         self.properties, arrived_at = _believed(delivery)
         properties, body = self.properties, delivery.body
-        broker_said, died_at = _newest_death(properties)
+        brokers_reason, died_at = _newest_death(properties)
         dead_at, reason = _moment(properties, words.DEAD_AT_HEADER), _text(properties, words.REASON_HEADER)
         if dead_at is None or reason is None:
             dead_at = died_at or dead_at
@@ -75,12 +74,12 @@ class Letter:
         request = parse_registration(body, content_type=None, content_encoding=None, max_bytes=len(body))
         account = account_of(properties) or default_account
         self.resource = Resource.named(account, request.platform, request.resource_id)
-        given_id = _text(properties, words.REQUEST_ID_HEADER)
-        self.id = given_id or request_id(replace(delivery, properties=properties))
+        recorded = _text(properties, words.REQUEST_ID_HEADER)
+        self.id = recorded or request_id(replace(delivery, properties=properties))
         self.facts: Facts = {
             "letter": self.key,
             "id": recorded_id(self.id),
-            "reason": reason or BROKERS_REASONS.get(broker_said, broker_said),
+            "reason": reason or BROKERS_REASONS.get(brokers_reason, brokers_reason),
             "error": _text(properties, words.ERROR_HEADER) or "",
             "httpStatus": _integer(properties, words.HTTP_STATUS_HEADER),
             "attempts": _integer(properties, words.ATTEMPTS_HEADER) or 0,
@@ -100,7 +99,8 @@ class Letter:
 
     @property
     def true_after(self) -> int:
-        """What a newer registration is told by: `x-ott-as-of`, where it has one, else `received_after`."""
+        """The time to compare with newer registrations: `x-ott-as-of` if it has one, else
+        `received_after`."""
         try:
             moment = as_of(self.properties)
         except ValueError:
@@ -108,9 +108,8 @@ class Letter:
         return self.received_after if moment is None else max(0, min(moment, self.received_after))
 
     def shown(self) -> Facts:
-        """The facts as they may be shown: a secret of the body that stands in a public place is masked, and
-        what UTF-8 cannot hold is escaped. `cause` is a key of what it died of, on which platform and
-        account."""
+        """The facts for display: secrets of the body are masked, and characters that UTF-8 cannot encode are
+        escaped. `cause` is a hash of reason, error, platform and account."""
         mask = SecretMask.of_body(b"" if self.closed else self.delivery.body)
         shown = dict(self.facts)
         ids = {"id": self.id, "resourceId": self.resource and self.resource.id}  # whole: cut when masked
@@ -129,8 +128,8 @@ def _cause_key(*facts: str | None) -> str:
 
 
 def causes_of(letters: Iterable[Facts], by: Sequence[str]) -> list[dict[str, Any]]:
-    """The letters in groups that have the facts `by` in common: these, the `count`, and when the `first` and
-    the `last` one died. The group with the most letters comes first, else the one that died last."""
+    """The letters grouped by the facts `by`: these facts, the `count`, and the times of the `first` and
+    `last` letter. The largest group comes first; of equal ones the latest."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for letter in letters:
         died = groups.setdefault(tuple(letter[name] for name in by), [])
@@ -148,26 +147,26 @@ def causes_of(letters: Iterable[Facts], by: Sequence[str]) -> list[dict[str, Any
 
 
 def few(names: Iterable[str]) -> str:
-    """Some of the names, and how many there are besides."""
+    """The first names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def is_brokers(delivery: Delivery) -> bool:
-    """Whether the broker dead-lettered the message itself. It keeps the routing key; the worker publishes its
+    """Whether the broker dead-lettered the message. The broker keeps the routing key; the worker publishes
     dead letters without one."""
     return bool(delivery.exchange and delivery.routing_key)
 
 
 def _key(delivery: Delivery) -> str:
-    """The id that the worker has drawn; `""` where RabbitMQ or release 1.1.0 made the letter."""
+    """The id that the worker gave the letter; `""` if RabbitMQ or release 1.1.0 made it."""
     key = "" if is_brokers(delivery) else _text(delivery.properties, words.LETTER_HEADER) or ""
     return key if _KEY.fullmatch(key) else ""
 
 
 def _digest(delivery: Delivery) -> str:
-    """16 hexadecimal digits of all that a letter holds but how often it was looked at. They begin with a
-    letter other than e, as the worker's own ids do (`new_letter_id`)."""
+    """16 hexadecimal digits of a hash of the letter, without its delivery counts. They begin with a letter
+    other than e, as the worker's own ids do (`new_letter_id`)."""
     properties = delivery.properties.canonical(without=COUNTS)
     parts = (delivery.exchange, delivery.routing_key, str(delivery.size))
     holds = blake2b(digest_size=9, person=b"ott-letter")
@@ -178,16 +177,13 @@ def _digest(delivery: Delivery) -> str:
 
 
 def _is_workers(delivery: Delivery) -> bool:
-    """Whether the worker, or an operator, wrote the body. One that a publisher wrote may look sealed."""
+    """Whether the worker or an operator wrote the body. A publisher can make a body look encrypted."""
     return not is_brokers(delivery) or delivery.routing_key == words.REPLAY_KEY
 
 
 def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
-    """The properties without what a publisher may not say, and when the router received the request, where it
-    has been through a partition (contract §2, §10).
-
-    The broker dead-letters a request with the headers that it has in its queue.
-    """
+    """The properties without operators' headers that a publisher set; and when the request arrived at the
+    router, if the broker dead-lettered it from a partition, with the router's headers (contract §2, §10)."""
     arrived_at = None
     if _PARTITION.search(delivery.routing_key) and not _is_workers(delivery):
         arrived_at = arrival_of(delivery.properties)
@@ -199,9 +195,9 @@ def _believed(delivery: Delivery) -> tuple[Properties, int | None]:
 
 
 def _received(properties: Properties, arrived_at: int | None, died_at: int | None) -> tuple[int | None, int]:
-    """When the request was received, and how early that may have been. If the worker never settled it, the
-    time of its death comes close, because no newer request for its resource was settled before. Otherwise it
-    is the time of its publishing."""
+    """When the request was received, and the earliest time at which it may have been. If the worker did not
+    settle it, its dead-lettering is near enough, because no newer request for its resource was settled
+    before. Else its timestamp is used."""
     if arrived_at is not None and 0 < arrived_at < LATEST:
         return arrived_at, arrived_at
     stamped = _moment(properties, words.RECEIVED_AT_HEADER)
@@ -209,8 +205,8 @@ def _received(properties: Properties, arrived_at: int | None, died_at: int | Non
         return stamped, max(0, stamped)
     published_at = int.from_bytes(properties.raw("timestamp"), "big") * 1_000_000
     near = died_at or (published_at if 0 < published_at < LATEST else None)
-    # Another machine's clock set this time: a replay that seems too new would overwrite a newer registration.
-    # Without any time a newer request cannot be excluded, so the letter counts as the oldest of all.
+    # Another machine's clock set this time. If it is too late, a replay overwrites a newer registration.
+    # Without any time the letter counts as the oldest of all.
     return near, max(0, (near or 0) - SKEW)
 
 

@@ -1,8 +1,8 @@
-"""New values for dead letters' requests before they are replayed: the same for all, or a table, exported,
-corrected in a spreadsheet, and read back.
+"""Corrections of dead letters before a replay: the same for all, or a table that was exported, corrected in a
+spreadsheet and read back.
 
-A row that is read back changes only the values that differ from the letter in the queue. So an empty cell, a
-masked secret or an id that a spreadsheet has rounded overwrites nothing.
+A row of the table changes only values that differ from the letter in the queue. An empty cell, a masked
+secret or an id that a spreadsheet has rounded changes nothing.
 """
 
 import codecs
@@ -33,21 +33,21 @@ from worker.files.table import Record, Table, line_of
 
 ABOUT: Final = ("letter", "id", "reason", "error", "deadAt")
 COLUMNS: Final = (*ABOUT, ACCOUNT, PLATFORM_NAME, *FIELDS)
-HEADER: Final = codecs.BOM_UTF8 + line_of(COLUMNS)  # spreadsheets know UTF-8 by the mark
+HEADER: Final = codecs.BOM_UTF8 + line_of(COLUMNS)  # spreadsheets recognize UTF-8 by the byte order mark
 # Fields that several resources may share. Ids, names, tokens and secrets belong to one.
 _COMMON_FIELDS = frozenset({PLATFORM_NAME, ENDPOINT_URL}) | FLAG_FIELDS
 _FLAGS: Mapping[str, bool | int] = {"true": True, "false": False, "0": 0, "1": 1}
 
 
 class NotReplayable(WorkerError):
-    """Why a letter cannot be replayed: it stays in the queue."""
+    """A letter cannot be replayed, and why. It stays in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """New values of fields, by the names that the request gives them: the `same` for all letters, or each
-    letter's row of a table. `rows` are by the column that names the letter (`letter`, else `id`), and by what
-    stands there."""
+    """New values of fields, named as in the request: the `same` for all letters, or each letter's row of a
+    table. The keys of `rows` are the column that identifies the letter (`letter`, else `id`) and its
+    value."""
 
     same: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[tuple[str, str], Record] = field(default_factory=dict)
@@ -59,12 +59,12 @@ class Patches:
 
     @property
     def of_one_resource(self) -> list[str]:
-        """The fields that get one value in all letters, although it belongs to one resource."""
+        """The fields with the same value for all letters, although they belong to one resource."""
         return [name for name in self.same if name not in _COMMON_FIELDS]
 
     def of(self, letter: Letter) -> Mapping[str, Any]:
-        """The letter's new values; none to replay it unchanged. Raises NotReplayable where cells cannot be
-        trusted."""
+        """The letter's new values; empty if it is replayed unchanged. Raises NotReplayable if a changed cell
+        is damaged."""
         record = self.rows.get(("letter", letter.key)) or self.rows.get(("id", letter.facts["id"]))
         if record is None:
             return self.same
@@ -84,8 +84,8 @@ class Patches:
         return changed
 
     def apply(self, letter: Letter, max_bytes: int) -> tuple[bytes, Resource | None]:
-        """The letter's body and resource: as they are where nothing changes, else those of the patched
-        request. Raises NotReplayable with what is wrong with that, in the words of contract §3."""
+        """The body and resource of the patched request, or the letter's own if nothing changes. Raises
+        NotReplayable with the errors of contract §3."""
         fields = self.of(letter)
         if not fields:
             return letter.delivery.body, letter.resource
@@ -130,14 +130,14 @@ def parse(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def flag_of(name: str, text: str) -> bool | int:
-    """A flag as somebody typed it. Raises UsageError."""
+    """The value of a flag that a user typed. Raises UsageError."""
     if text not in _FLAGS:
         raise UsageError(f"{name} must be true, false, 0 or 1")
     return _FLAGS[text]
 
 
 def row(letter: Letter, *, reveal: bool) -> bytes:
-    """One letter; without `reveal` its secrets are masked."""
+    """One letter as a line of the table; without `reveal` its secrets are masked."""
     cells = _cells(letter)
     if not reveal:
         mask = SecretMask.of_body(letter.delivery.body)
@@ -163,7 +163,7 @@ def _add(rows: dict[tuple[str, str], Record], record: Record) -> None:
     column = "letter" if record.values.get("letter") else "id"
     name = str(record.values.get(column) or "")
     if not name:
-        raise UsageError(f"line {record.line} names no letter: its column letter is empty or missing")
+        raise UsageError(f"line {record.line} has no letter id: its column letter is empty or missing")
     earlier = rows.setdefault((column, name), record)
     if earlier.values != record.values:
         lines = f"lines {earlier.line} and {record.line}"
@@ -171,7 +171,7 @@ def _add(rows: dict[tuple[str, str], Record], record: Record) -> None:
 
 
 def _cells(letter: Letter) -> dict[str, str]:
-    """The letter's fields as cells; a field that no cell can hold is left out."""
+    """The letter's fields as cells, without fields that a cell cannot hold."""
     try:
         document = {} if letter.closed else parse_object(letter.delivery.body)
     except MalformedBody:
@@ -190,7 +190,7 @@ def _cells(letter: Letter) -> dict[str, str]:
 
 
 def _is_same(name: str, before: str, value: Any) -> bool:
-    """Whether a cell still says what it said when it was exported."""
+    """Whether a cell is unchanged since the export."""
     if name in SECRET_FIELDS and value == MASK:
         return True
     cell = clean(before)

@@ -1,4 +1,4 @@
-"""What a replay or a discard would do, letter by letter. Planning publishes nothing and removes nothing."""
+"""What a replay or discard will do, letter by letter. Planning changes nothing."""
 
 import contextlib
 from collections import Counter
@@ -19,12 +19,12 @@ from worker.settings import Settings
 
 Kind = Literal["replay", "discard"]
 Outcome = Literal["replayed", "superseded", "rejected", "unverifiable", "not_replayable", "discarded"]
-"""`unverifiable`: the journal cannot rule out a newer registration. `not_replayable`: it cannot be opened or
-trusted, or is invalid after its patch. `rejected`: invalid as it is."""
+"""`unverifiable`: the journal cannot rule out a newer registration. `not_replayable`: the letter cannot be
+read or trusted, or is invalid after its patch. `rejected`: its unpatched request is invalid."""
 
 
 class Forecast(NamedTuple):
-    """An outcome in words: in a column of a table, and behind a number of letters."""
+    """The texts of an outcome: in a column of a table, and after a number of letters."""
 
     label: str
     words: str
@@ -34,19 +34,18 @@ FORECASTS: dict[Outcome, Forecast] = {
     "replayed": Forecast("replayed", "would be replayed"),
     "superseded": Forecast("superseded", "would be superseded by newer registrations"),
     "unverifiable": Forecast(
-        "needs force", "could overwrite a newer registration, since the journal does not reach back to them"
+        "needs force", "could overwrite a newer registration, because the journal does not reach back to them"
     ),
     "rejected": Forecast("rejected again", "would be rejected again as they are"),
-    "not_replayable": Forecast("left where it is", "cannot be replayed"),
+    "not_replayable": Forecast("stays", "cannot be replayed"),
     "discarded": Forecast("discarded", "would be removed for good"),
 }
 HOPELESS: tuple[Outcome, ...] = ("superseded", "unverifiable", "rejected")  # nothing is registered
 
 
 class Planned:
-    """What the plan says of one letter, whose body it does not keep. `facts` may be shown. `why` is the
-    reason, or the newer request's id. `resource` is where the request would be registered, `named_resource`
-    what it names without its patch."""
+    """The plan for one letter, without its body. `facts` may be shown. `why` is the reason, or the newer
+    request's id. `resource` is that of the patched request, `named_resource` that of the unpatched one."""
 
     def __init__(self, letter: Letter) -> None:
         self.facts = letter.shown()
@@ -59,9 +58,9 @@ class Planned:
 
 @dataclass(eq=False)
 class Plan:
-    """What somebody wants done with which letters. `look` finds those that match, out of `total` in the
-    queue: `going` are those of them that would be replayed or discarded. `missing` are ids that name no
-    letter, `unpatched` those of rows of the table of patches."""
+    """Which letters are to be replayed or discarded. `look` finds the matching `letters` among `total` in the
+    queue; `going` are those that will be replayed or discarded. `missing` are ids without a letter,
+    `unpatched` such ids in the table of patches."""
 
     kind: Kind
     selection: Selection
@@ -77,12 +76,12 @@ class Plan:
 
     @property
     def staying(self) -> frozenset[Outcome]:
-        """Forecasts of letters that stay where they are."""
+        """The outcomes with which a letter stays in the queue."""
         return frozenset({"not_replayable"} if self.force else {"not_replayable", "unverifiable", "rejected"})
 
     @property
     def canaries(self) -> list[Planned]:
-        """Of each cause the first letter that would be registered."""
+        """The first letter of each cause that would be registered."""
         first: dict[str, Planned] = {}
         for letter in self.going:
             if letter.outcome == "replayed":
@@ -91,18 +90,18 @@ class Plan:
 
     @property
     def causes(self) -> list[str]:
-        """What the letters died of, the most frequent first."""
+        """The reasons and errors of the letters, most frequent first."""
         causes = Counter((each.facts["reason"], brief(each.facts["error"])) for each in self.letters)
         return [": ".join(filter(None, cause)) for cause, _ in causes.most_common()]
 
     @property
     def counts(self) -> Counter[Outcome]:
-        """The letters by what would become of them."""
+        """The number of letters by outcome."""
         return Counter(letter.outcome for letter in self.letters)
 
     @property
     def refusal(self) -> str:
-        """Why this is not done: nothing would be registered. `""` where it is forced."""
+        """Why the plan is refused: nothing would be registered. `""` if it is not refused."""
         hopeless = self._in_words(HOPELESS)
         if self.force or self.counts["replayed"] or not hopeless:
             return ""
@@ -110,9 +109,9 @@ class Plan:
 
     @property
     def sentence(self) -> str:
-        """The plan in words."""
+        """The plan as text."""
         words = self._in_words(FORECASTS)
-        return f"{words}." if words else "None of them is there any more."
+        return f"{words}." if words else "None of them is in the queue any more."
 
     def _in_words(self, outcomes: Iterable[Outcome]) -> str:
         counts = self.counts
@@ -123,12 +122,12 @@ class Plan:
         )
 
     async def look(self, queue: DeadLetterQueue, settings: Settings) -> None:
-        """Look at all letters that match, and at the journal. Raises UsageError where this is not safe (a
-        value that belongs to one resource for several), AmbiguousId, or as the queue does."""
+        """Find the matching letters and forecast their outcomes. Raises UsageError if the plan is not safe (a
+        value that belongs to one resource for several), AmbiguousId, or as DeadLetterQueue does."""
         if self.kind == "replay" and not settings.journal and not self.force:
             raise UsageError(
-                "Without a journal (OTT_JOURNAL=false) nobody knows whether a replay would overwrite "
-                "a newer registration: give --force to replay all the same"
+                "Without a journal (OTT_JOURNAL=false) a replay could overwrite a newer registration: "
+                "use --force to replay anyway"
             )
         facts: list[Facts] = []
 
@@ -146,7 +145,7 @@ class Plan:
         if fields and resources > 1 and not self.same_for_all:
             raise UsageError(
                 f"--set {fields[0]} would give {resources} pages or channels the same value: narrow "
-                "the filter to one of them, or give --same-for-all if that is meant"
+                "the filter to one of them, or use --same-for-all if that is intended"
             )
         await self._judge(settings)
         self.going = [letter for letter in self.letters if letter.outcome not in self.staying]
@@ -166,10 +165,10 @@ class Plan:
         return planned
 
     def prepare(self, letter: Letter, settings: Settings) -> tuple[bytes, Resource | None]:
-        """The body and the resource of the letter's request, as it would be replayed. Raises NotReplayable.
+        """The body and resource of the letter's replay. Raises NotReplayable.
 
         With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the
-        broker, or somebody else put it into the queue.
+        broker, or may be forged.
         """
         if letter.closed:
             raise NotReplayable(letter.closed)
@@ -182,7 +181,7 @@ class Plan:
         return self.patches.apply(letter, settings.max_body_bytes)
 
     async def _judge(self, settings: Settings) -> None:
-        """Forecast the valid requests by what the journal holds for their resources."""
+        """Forecast the outcomes of the valid requests from the journal."""
         judged = [each for each in self.letters if each.outcome == "replayed" and each.resource is not None]
         if not judged or self.force:
             return
@@ -200,7 +199,7 @@ class Plan:
 
 
 def _refusal(letter: Letter, settings: Settings) -> str:
-    """The error that the worker will find in an unpatched request."""
+    """The error for which the worker would reject the unpatched request again; `""` if there is none."""
     properties = letter.delivery.properties
     parsed = parse_registration(
         letter.delivery.body,

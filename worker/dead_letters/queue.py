@@ -20,14 +20,14 @@ SEAL_BYTES = 1024  # more than encryption adds to a body
 
 Row = TypeVar("Row")
 OnWait = Callable[[str], None]
-"""Called once, with a sentence that says what a command waits for."""
+"""Called once, with a text that says what the command waits for."""
 
 
 class DeadLetterQueue:
     """All dead letters. Every method raises TopologyError, QueueInUse or BrokerUnreachable.
 
-    One look at a time goes through the queue, and each takes a few seconds at most. A change keeps other
-    changes out from its beginning to its end, and lets looks pass in between.
+    Only one browser reads the queue at a time, for a few seconds at most. A change excludes other changes
+    from begin to end, but lets browsers read in between.
     """
 
     def __init__(self, connection: Connection, settings: Settings, on_wait: OnWait) -> None:
@@ -38,7 +38,7 @@ class DeadLetterQueue:
         self._encryptor = Encryptor(settings)
 
     async def look(self, selection: Selection) -> AsyncGenerator[Letter, None]:
-        """The letters of a selection, oldest first; the queue is as before when this has ended."""
+        """The letters of a selection, oldest first. When this has ended, the queue is as before."""
         async with (
             self._browser() as (browser, count),
             contextlib.aclosing(browser.look(count)) as deliveries,
@@ -49,13 +49,13 @@ class DeadLetterQueue:
                     yield letter
 
     def open(self, delivery: Delivery) -> Letter:
-        """The letter that was delivered."""
+        """The letter in a delivery."""
         return Letter(delivery, self._encryptor, self._settings.mc_account_id)
 
     async def read(
         self, selection: Selection, row: Callable[[Letter], Row], limit: int | None = None
     ) -> list[Row]:
-        """What `row` makes of each letter of a selection, oldest first; `limit` ends early."""
+        """The result of `row` for each letter of a selection, oldest first, up to `limit`."""
         rows: list[Row] = []
         async with contextlib.aclosing(self.look(selection)) as letters:
             async for letter in letters:
@@ -67,7 +67,7 @@ class DeadLetterQueue:
     async def find(
         self, selection: Selection, row: Callable[[Letter], Row]
     ) -> tuple[list[Row], frozenset[str]]:
-        """As `read`, of the letters that the selection's ids name; and the ids that name none. Raises
+        """As `read`, but a request id must identify one letter; also returns the ids without a letter. Raises
         AmbiguousId."""
         found = await self.read(selection, lambda letter: (letter.facts, row(letter)))
         keys = selection.keys(facts for facts, _ in found)
@@ -75,13 +75,13 @@ class DeadLetterQueue:
         return rows, selection.missing(facts for facts, _ in found)
 
     async def depth(self) -> int:
-        """How many there are."""
+        """The number of letters."""
         return await depth(self._connection, self._name)
 
     @contextlib.asynccontextmanager
     async def take(self, wanted: int) -> AsyncIterator[tuple[QueueBrowser, Deliveries]]:
-        """All letters, oldest first, to remove about `wanted` of them by the browser; those that are not
-        removed go back to their places."""
+        """All letters, oldest first, to remove about `wanted` of them with the browser. The others return to
+        their positions."""
         async with (
             self._browser() as (browser, count),
             contextlib.aclosing(browser.take(count, count - wanted)) as deliveries,
@@ -89,23 +89,23 @@ class DeadLetterQueue:
             yield browser, deliveries
 
     def change(self) -> AbstractAsyncContextManager[None]:
-        """Keep other changes out. While somebody else changes the letters, wait for that to end."""
-        return hold(self._connection, f"{self._name}.change", self._tell_who)
+        """Exclude other changes. Waits while another one is in progress."""
+        return hold(self._connection, f"{self._name}.change", self._report_wait)
 
     @contextlib.asynccontextmanager
     async def _browser(self) -> AsyncIterator[tuple[QueueBrowser, int]]:
-        """A browser, and how many letters there are, counted under its lock: while somebody else looks, the
-        queue has no letter ready."""
+        """A browser, and the number of letters, counted under its lock: while another browser reads, no
+        letter is ready."""
         async with (
-            lock(self._connection, self._name, self._tell_who),
+            lock(self._connection, self._name, self._report_wait),
             QueueBrowser(self._connection, self._name, self._settings.max_body_bytes + SEAL_BYTES) as browser,
         ):
             yield browser, await self.depth()
 
-    async def _tell_who(self) -> None:
-        from worker.broker.status import read_orders  # noqa: PLC0415 # most commands need not wait for it
+    async def _report_wait(self) -> None:
+        from worker.broker.status import read_orders  # noqa: PLC0415 # slow to load, and rarely needed
 
-        who = "Another dead-letters command is at work"
+        who = "Another dead-letters command is running"
         with contextlib.suppress(WorkerError):
             changes = [each for each in await read_orders(self._settings) if each.run]
             if changes and (last := changes[-1]).order in ("replaying", "discarding"):
@@ -118,6 +118,6 @@ class DeadLetterQueue:
 async def open_dead_letters(
     settings: Settings, on_wait: OnWait = lambda _: None
 ) -> AsyncIterator[DeadLetterQueue]:
-    """The dead letters, on a connection of their own. `on_wait` is told what a method waits for."""
+    """The dead letters, on their own connection. `on_wait` is called if a method has to wait."""
     async with connected(settings, "dead-letters") as connection:
         yield DeadLetterQueue(connection, settings, on_wait)

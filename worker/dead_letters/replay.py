@@ -1,8 +1,8 @@
-"""Replaying and discarding: each letter is removed, a replayed one when the broker has confirmed that it was
-published again (contract §5).
+"""Replaying and discarding. A discarded letter is removed; a replayed letter is removed when the broker has
+confirmed its publish (contract §5).
 
-Killed in between, a letter is replayed twice and never lost. Letters of one resource go one after the other,
-so that their order is kept even if the broker refuses one for a while.
+If the command is killed in between, a letter is replayed twice, but never lost. Letters of one resource are
+published one after the other, so that their order is kept even if the broker rejects one for a while.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ from worker.contract.timestamps import now, text_of
 from worker.dead_letters.letter import BROKERS_HEADER, BROKERS_WORDS, Letter
 from worker.dead_letters.queue import DeadLetterQueue
 
-# The broker's headers, and those that would route copies elsewhere (CC, BCC).
+# The broker's headers, and CC and BCC, which would route copies to other queues.
 _LEFT_BEHIND = frozenset({*BROKERS_WORDS, BROKERS_HEADER, *COUNTS, "BCC", "CC"})
-AT_ONCE = 200  # letters that are published and not confirmed
-# Letters are held in turns. Between two turns they are back in the queue, and others can look at them.
+AT_ONCE = 200  # unconfirmed letters
+# Letters are consumed in turns. Between two turns they are in the queue, and others can browse it.
 TURN = 5.0  # seconds
-BETWEEN_TURNS = 0.3  # seconds; a command that waits to look asks more often than that
-STOP_TIMEOUT = 3.0  # seconds; how long a stopped replay waits for the confirms of what it has published
-POLL_INTERVAL = 0.2  # seconds between looks whether to stop
+BETWEEN_TURNS = 0.3  # seconds; a waiting browser polls more often
+STOP_TIMEOUT = 3.0  # seconds that a stopped replay waits for its last confirms
+POLL_INTERVAL = 0.2  # seconds between checks whether to stop
 
 
 @dataclass(eq=False)
 class Sweep:
-    """Goes through the queue, in turns, to remove the `wanted` letters and no other. With `publish` each is
-    published again first, where that does not return None, at no more than `rate` a second. `stop` ends it
-    after what is under way. Those that are left in `wanted` were not there as they were planned; `changed`
-    are those of them that were changed since."""
+    """Removes the `wanted` letters and no others, in turns. With `publish`, each is published again first, at
+    most `rate` per second; a letter for which `publish` returns None stays. `stop` ends the sweep after the
+    letters in progress. Letters that remain in `wanted` were missing or changed since the plan; `changed` are
+    the keys of the latter."""
 
     queue: DeadLetterQueue
     wanted: Counter[tuple[str, str]]
@@ -55,7 +55,7 @@ class Sweep:
             await pause(BETWEEN_TURNS, self.stop)
 
     async def _turn(self, planned: frozenset[tuple[str, str]]) -> bool:
-        """Whether the queue must be read once more."""
+        """Run one turn; returns whether another one is needed."""
         ends_at = time.monotonic() + TURN
         keys = {key for key, _ in planned}
         left = self.wanted.total()
@@ -93,8 +93,8 @@ class Sweep:
             self._open[confirmed] = letter
 
     async def _settle(self, browser: QueueBrowser) -> None:
-        """Wait until all that was published is confirmed, and remove it; once stopped, for a short while
-        only."""
+        """Wait until all publishes are confirmed, and remove their letters. Once stopped, wait for
+        STOP_TIMEOUT at most."""
         ends_at = float("inf")
         while self._open and time.monotonic() < ends_at:
             browser.check()
@@ -113,8 +113,7 @@ class Sweep:
 
 
 def replayed(letter: Letter, entry: str, body: bytes, *, force: bool) -> Message:
-    """The letter as a replay: its request, with the body as it came or a corrected one, its first time and
-    id, and that it is a replay."""
+    """The replay of a letter: its request with this body, and the headers of a replay (contract §2)."""
     headers: dict[str, str | int | bool] = {
         words.RECEIVED_AT_HEADER: text_of(letter.received_after),
         words.REQUEST_ID_HEADER: letter.id,
@@ -127,7 +126,7 @@ def replayed(letter: Letter, entry: str, body: bytes, *, force: bool) -> Message
         headers[words.USER_HEADER] = letter.facts["userId"]
     if force:
         headers[words.REPLAY_FORCE_HEADER] = True
-    # The publisher gives a message without an id a fresh one, which the worker would take for the request's.
+    # Without a message id, Publisher would add one, and the worker would use it as the request's.
     properties = letter.properties.changed(
         headers,
         without=_LEFT_BEHIND | operator_headers(letter.properties),

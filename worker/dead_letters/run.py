@@ -1,9 +1,8 @@
-"""One replay or discard of dead letters, from its plan to the outcome of its last letter: for the commands
-and for the console.
+"""One replay or discard of dead letters, from its plan to the outcome of its last letter, for the commands
+and the console.
 
-A run acts on the letters that its plan found, and on no other: one that came since stays, one that has gone
-or was changed is told. The outcomes of replays are read in the journal, since their replies go to the
-publishers of the requests.
+A run acts only on the letters that its plan found. Letters that arrived since stay; missing or changed ones
+are reported. The outcomes of replays are read from the journal, because the replies go to the publishers.
 """
 
 import asyncio
@@ -33,8 +32,8 @@ from worker.events import EventListener
 from worker.settings import Settings
 
 CAUSES_TOLD = 3
-LOOK_INTERVAL = 1.0  # seconds without an outcome before looking for workers
-ABSENT_LOOKS = 2  # looks that find no worker before giving up
+LOOK_INTERVAL = 1.0  # seconds without an outcome before checking for workers
+ABSENT_LOOKS = 2  # checks without a worker before giving up
 
 BAD = frozenset({"rejected", "failed"})  # statuses that make a canary fail
 
@@ -42,21 +41,21 @@ Record = dict[str, Any]
 
 
 class Run(EventListener):
-    """`look` first, then `perform` once. `say` is told what holds it up; `progressed` is called when a letter
-    is done.
+    """Call `look` first, then `perform` once. `say` is called with what the run waits for, `progressed` when
+    a letter is done.
 
-    `done` letters were removed (`removed` are their ids), `left` stay. `outcomes` are the journal's records
-    by the ids of letters, where it is followed. `gone` and `changed` are ids of letters that were not there
-    as they were planned."""
+    `done` letters were removed (`removed` are their ids), `left` letters stay. `outcomes` are the journal's
+    records by letter id, if the journal is followed. `gone` and `changed` are the ids of letters that were
+    missing or changed since the plan."""
 
     def __init__(self, settings: Settings, plan: Plan, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._say = say
         self._publisher = Publisher(settings, self)
         self._stop = asyncio.Event()
-        self._told = asyncio.Event()  # an outcome, or to stop
-        # Replays whose outcome is not known, by the ids of their requests: the letter's id, the times of
-        # arrival and the resource that the record will tell.
+        self._news = asyncio.Event()  # an outcome has arrived, or the run was stopped
+        # Replays without an outcome, by request id: the letter's id, and the arrival time and resource that
+        # the journal's record will have.
         self._expected: dict[str, list[tuple[str, str, str | None]]] = {}
         self.number = secrets.token_hex(4)
         self.plan = plan
@@ -72,27 +71,27 @@ class Run(EventListener):
 
     @property
     def participle(self) -> Literal["replayed", "discarded"]:
-        """What became of the letters that are done."""
+        """What the run has done with its letters."""
         return "replayed" if self.plan.kind == "replay" else "discarded"
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was asked to end."""
+        """Whether `stop` was called."""
         return self._stop.is_set()
 
     @property
     def missing(self) -> int:
-        """Replays whose outcome is not known."""
+        """The number of replays without an outcome."""
         return sum(map(len, self._expected.values()))
 
     @property
     def left(self) -> int:
-        """Letters of the plan that stay, because they cannot be replayed or it ended before."""
+        """The number of the plan's letters that stay: they cannot be replayed, or the run ended before."""
         return max(0, len(self.plan.letters) - self.done - len(self.gone))
 
     @property
     def outcome(self) -> str:
-        """What became of the replays, in words."""
+        """The outcomes of the replays as text."""
         words = [f"{count:,} {status}" for status, count in self.statuses.most_common()]
         if self.missing:
             words.append(f"{self.missing:,} not known yet")
@@ -100,17 +99,17 @@ class Run(EventListener):
 
     @property
     def absent(self) -> str:
-        """Which letters were not there as they were planned, in words."""
+        """Which letters were missing or changed since the plan, as text."""
         found = ((self.gone, "had gone meanwhile"), (self.changed, "had changed meanwhile, and stay"))
         return "; ".join(f"{len(keys):,} {what}: {few(keys)}" for keys, what in found if keys)
 
     def stop(self) -> None:
-        """End it after what is under way; the letters that are left stay where they are."""
+        """End the run after the letters in progress; the others stay in the queue."""
         self._stop.set()
-        self._told.set()
+        self._news.set()
 
     async def look(self) -> None:
-        """Find out what would be done. Raises as `Plan.look`."""
+        """Make the plan. Raises as `Plan.look` does."""
         async with open_dead_letters(self._settings, self._say) as queue:
             await self.plan.look(queue, self._settings)
 
@@ -123,20 +122,19 @@ class Run(EventListener):
         rate: float | None = None,
         follow: bool = True,
     ) -> None:
-        """Do what was planned, and unless `follow` is false wait for what becomes of it. With a `canary` one
-        letter of each cause goes first; the others follow once all of these are registered. `by` is this
-        terminal's user by default. Raises as DeadLetterQueue does; `done` tells what was done until then."""
+        """Execute the plan and, unless `follow` is false, wait for the outcomes. With `canary`, one letter of
+        each cause goes first; the others follow if these have outcomes and none is rejected or failed. `by`
+        is this process's user by default. Raises as DeadLetterQueue does; `done` is then correct."""
         if not self.plan.going:
-            return  # a beginning without an end would look like one that is under way
+            return  # the audit trail must not show a begin without an end
         is_replay = self.plan.kind == "replay"
         cause = "; ".join(self.plan.causes[:CAUSES_TOLD]) or None
 
         async def record(order: OrderKind, **more: Any) -> None:
-            """A user who may not write there, or a broker without that stream, makes the change no less
-            done."""
-            told = Order.now(order, why, by=by or whoami(), run=self.number, cause=cause, **more)
+            """Add to the audit trail. A failure (no permission, no stream) does not stop the run."""
+            entry = Order.now(order, why, by=by or whoami(), run=self.number, cause=cause, **more)
             with contextlib.suppress(WorkerError):
-                await publish_order(self._settings, told)
+                await publish_order(self._settings, entry)
 
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -194,12 +192,12 @@ class Run(EventListener):
         self.progressed()
 
     async def _begin_to_follow(self, stack: contextlib.AsyncExitStack) -> None:
-        """Follow the journal from its end on, while the context lasts. Raises BrokerUnreachable."""
+        """Follow the journal from its end on, within the context. Raises BrokerUnreachable."""
         try:
             async with open_journal(self._settings) as reader:
                 newest = await reader.last()
         except TopologyError as error:
-            self._say(f"{error}. What becomes of the letters is not followed")
+            self._say(f"{error}. The outcomes of the replays are not followed")
             return
         self.is_followed = True
         task = asyncio.create_task(self._follow(0 if newest is None else newest.offset + 1), name="outcomes")
@@ -212,49 +210,49 @@ class Run(EventListener):
                     self._take(record)
 
     def _expect(self, letter: Letter, resource_id: str | None) -> None:
-        """Expect the outcome of a replay, by what its record will tell."""
+        """Expect the outcome of a replay."""
         request_id = recorded_id(letter.id).encode(errors="replace").decode()
-        told = (letter.key, text_of(letter.received_after), resource_id)
-        self._expected.setdefault(request_id, []).append(told)
+        expected = (letter.key, text_of(letter.received_after), resource_id)
+        self._expected.setdefault(request_id, []).append(expected)
 
     def _take(self, record: Record) -> None:
         request_id = str(record.get("id"))
-        bearers = self._expected.get(request_id)
-        if record.get("replay") is not True or not bearers:
+        candidates = self._expected.get(request_id)
+        if record.get("replay") is not True or not candidates:
             return
-        # Several letters may bear one request id. Their times of arrival differ, or at least their resources.
+        # Several letters may have one request id. Their arrival times differ, or at least their resources.
         at, resource_id = record.get("receivedAt"), record.get("resourceId")
-        best = max(bearers, key=lambda each: (each[1] == at, each[2] == resource_id))
-        bearers.remove(best)
-        if not bearers:
+        best = max(candidates, key=lambda each: (each[1] == at, each[2] == resource_id))
+        candidates.remove(best)
+        if not candidates:
             del self._expected[request_id]
         self.outcomes[best[0]] = record
         self.statuses[str(record.get("status"))] += 1
-        self._told.set()
+        self._news.set()
         self.progressed()
 
     async def _outcomes_are_known(self) -> bool:
-        """Wait for the outcomes of what was replayed so far; False where no worker would record them."""
+        """Wait for the outcomes of the replays so far; False if some stay unknown."""
         stage, absent = self.stage, 0
-        self.stage = f"{stage}: waiting for what becomes of them"
+        self.stage = f"{stage}: waiting for the outcomes"
         while self.missing and not self.is_stopping and absent < ABSENT_LOOKS:
-            self._told.clear()
+            self._news.clear()
             try:
                 async with asyncio.timeout(LOOK_INTERVAL):
-                    await self._told.wait()
+                    await self._news.wait()
                 absent = 0
             except TimeoutError:
                 absent = 0 if await self._has_workers() else absent + 1
         self.stage = stage
         if self.missing and not self.is_stopping:
             self._say(
-                f"No worker takes requests: {self.missing:,} wait in the queue until one is started. "
-                "ott-worker journal shows what becomes of them"
+                f"No worker consumes requests: {self.missing:,} wait in the queue until one is started. "
+                "ott-worker journal shows their outcomes"
             )
         return not self.missing
 
     async def _has_workers(self) -> bool:
-        """Whether any worker runs, or that is not known; says why it takes long."""
+        """Whether a worker may be running; reports what stops it."""
         with contextlib.suppress(WorkerError):
             if why := obstacle(await read_workers(self._settings)):
                 self._say(why[:1].lower() + why[1:].rstrip("."))
@@ -265,7 +263,7 @@ class Run(EventListener):
             return True
 
     def publish_turned_down(self, queue: str, why: str) -> None:
-        self._say(f"{queue} does not take the message ({why}): trying again")
+        self._say(f"{queue} rejects the message ({why}): trying again")
 
     def publisher_lost(self, why: str) -> None:
         self._say(f"{why}: trying again")

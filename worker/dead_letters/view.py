@@ -1,5 +1,5 @@
-"""One dead letter, for people to read. Without `reveal` only fields and headers that hold no secret show
-their values; everything else shows its type and length."""
+"""One dead letter for display. Without `reveal`, only fields and headers that hold no secret show their
+values; all others show their type and length."""
 
 import json
 from collections.abc import Collection, Mapping, Sized
@@ -23,7 +23,7 @@ _KINDS: Final = {bool: "boolean", int: "number", float: "number", str: "string",
 
 
 def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
-    """The facts, and all properties, headers and the body: plain JSON values."""
+    """The facts, properties, headers and body as JSON values."""
     properties = letter.delivery.properties
     body = b"" if letter.closed else letter.delivery.body
     texts = {name: properties.text(name) for name in PROPERTIES}
@@ -45,10 +45,10 @@ def view(letter: Letter, *, reveal: bool) -> dict[str, Any]:
 
 
 def _hide(document: dict[str, Any], mask: SecretMask) -> None:
-    """Mask the secrets of the body in what is known to hold none, and describe everything else."""
+    """Mask the body's secrets in public values, and describe all other values."""
 
     def known(value: object, names: Collection[str] = ()) -> Any:
-        """A value that may be shown; of an object only the fields `names`."""
+        """A public value, masked; of an object only the fields `names`."""
         if isinstance(value, list) and names:
             return [known(each, names) for each in value]
         if isinstance(value, dict) and names:
@@ -72,7 +72,7 @@ def _hide(document: dict[str, Any], mask: SecretMask) -> None:
 
 
 def describe(value: Any) -> Any:
-    """The type and the length of a value: `<string of 11>`. None and `""` stay as they are."""
+    """The type and length of a value: `<string of 11>`. None and `""` are unchanged."""
     if value is None or value == "":
         return value
     name = _KINDS.get(type(value), type(value).__name__)
@@ -80,7 +80,7 @@ def describe(value: Any) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """A header's or a body's value as JSON."""
+    """A header's or body's value as a JSON value."""
     if isinstance(value, dict):
         return {_plain(str(name)): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -89,11 +89,11 @@ def _plain(value: object) -> Any:
         return value
     if isinstance(value, bytes | bytearray):
         return bytes(value).decode(errors="backslashreplace")
-    return str(value).encode(errors="backslashreplace").decode()  # an AMQP text need not be UTF-8
+    return str(value).encode(errors="backslashreplace").decode()  # AMQP texts need not be UTF-8
 
 
 def as_text(document: Mapping[str, Any]) -> list[str]:
-    """Lines for a terminal."""
+    """The document as lines for a terminal."""
     lines: list[str] = []
     for name, value in document.items():
         if isinstance(value, dict) and value:

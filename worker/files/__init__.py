@@ -1,11 +1,11 @@
-"""Files of registrations (contract §12): tables and JSON go in, a line about each row comes out.
+"""Files of registrations (contract §12): tables or JSON as input, one line per row as output.
 
-source.py    the bytes, unpacked where they are compressed, and their lines of text or elements of JSON
-cells.py     what a cell says, and which attribute its column holds
-damage.py    what a spreadsheet or a shifted row has spoilt
+source.py    the bytes of an input, decompressed, and its lines of text or elements of JSON
+cells.py     the values of cells, and the attributes of columns
+damage.py    values that a spreadsheet or a shifted row has damaged
 workbook.py, table.py    rows of cells, and a record for each row of a table
-rows.py      rows of a job, in whatever format they come, and what a worker would refuse in them
-job_database.py    what only many rows together show, and what earlier runs have settled
-job.py, submission.py    rows are sent, and their replies followed
-results.py   what a job writes
+rows.py      the rows of a job in any format, and their validation errors
+job_database.py    checks across rows, and the results of earlier runs
+job.py, submission.py    sending the rows, and following their replies
+results.py   the files that a job writes
 """

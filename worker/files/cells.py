@@ -1,4 +1,4 @@
-"""What the header and the cells of a table say, without the wrapping of spreadsheets (contract §12)."""
+"""The text of headers and cells, without what spreadsheets add (contract §12)."""
 
 import re
 import unicodedata
@@ -8,7 +8,7 @@ from typing import Final
 from worker.contract.platforms import ATTRIBUTES, FIELDS, PLATFORM_NAME
 from worker.files.damage import ACCOUNT, Problem
 
-# White space of every kind, the zero-width kinds, byte order marks and zero bytes among them.
+# All kinds of white space, including zero-width characters, byte order marks and zero bytes.
 WHITE: Final = (
     "\x00\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e"
     "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u200c\u200d\u200e\u200f"
@@ -21,7 +21,7 @@ FLAGS: Final[dict[str, bool | int]] = {
     "1": 1,
     "0": 0,
 }
-# Where a formula can begin: also behind what separates cells in another country, and in full width.
+# Where a formula can begin: also after another locale's cell separator, and in full width.
 _SIGN = "=+\\-@\uff1d\uff0b\uff0d\uff20\t\r"
 _FORMULA = re.compile(rf"(^|[;\t|])(?=['\"\s]*[{_SIGN}])")
 _GUARDED = re.compile(rf"(^|[;\t|])'(?=['\"\s]*[{_SIGN}])")
@@ -29,8 +29,8 @@ _AS_TEXT = re.compile(r'="((?:[^"]|"")*)"\Z')
 
 
 def clean(cell: str) -> str:
-    """The text without surrounding white space, without `="…"` or a leading `'`; `\\N`, a database's null,
-    is empty."""
+    """The text without surrounding white space, `="…"` or a leading `'`. `\\N`, a database's null, becomes
+    empty."""
     cell = cell.strip(WHITE)
     beginning = cell[:1]
     if beginning == "'":
@@ -41,19 +41,19 @@ def clean(cell: str) -> str:
 
 
 def flag(cell: str) -> bool | int | str:
-    """A clean cell as a flag. Text that is no flag stays as it is, and validation rejects it."""
+    """A clean cell as a flag. Other text is unchanged, and validation rejects it."""
     return FLAGS.get(cell.lower(), cell)
 
 
 def plain(name: str) -> str:
-    """A column's name without the differences in how people write it: case, spaces, `_` and `-`, full
-    width; a name such as `ottPlatformAttributes.pageId` is that of the attribute."""
+    """A column's name in a normal form: without case, spaces, `_`, `-`, full width, and the prefix
+    `ottPlatformAttributes.`."""
     name = unicodedata.normalize("NFKC", clean(name)).casefold().removeprefix(f"{ATTRIBUTES.casefold()}.")
     return "".join(c for c in name if c not in WHITE and c not in "_-")
 
 
 def guard(cell: str) -> str:
-    """The cell so that no spreadsheet takes it for a formula; `unguard` takes it back."""
+    """The cell, escaped so that no spreadsheet reads it as a formula; `unguard` reverses it."""
     return _FORMULA.sub(r"\1'", cell)
 
 
@@ -63,15 +63,15 @@ def unguard(cell: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A file's name for one line of a terminal: control characters and bytes that are no UTF-8 are written as
-    escapes (`\\x1b`, `\\xe9`)."""
+    """A file's name for one line of a terminal: control characters and bytes that are not UTF-8 are escaped
+    (`\\x1b`, `\\xe9`)."""
     escaped = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return "".join(escaped).replace("\\udc", "\\x")
 
 
 RawRow = tuple[int, int, list[str] | Problem]
-"""The row's number as a spreadsheet shows it, the line on which it begins, and its cells as they came or what
-keeps them from being read."""
+"""The row's number in a spreadsheet, the line on which it begins, and its raw cells or why they cannot be
+read."""
 
 KNOWN: Final[Mapping[str, str]] = {
     **{plain(name): name for name in (PLATFORM_NAME, *FIELDS, ACCOUNT)},
@@ -80,5 +80,5 @@ KNOWN: Final[Mapping[str, str]] = {
 
 
 def known_in(cells: Sequence[str]) -> int:
-    """How many cells are names of attributes. This tells a header from a title or from data."""
+    """How many cells are names of attributes: this distinguishes a header from a title or data."""
     return sum(plain(cell) in KNOWN for cell in cells)

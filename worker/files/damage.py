@@ -1,4 +1,4 @@
-"""Finds damage by a spreadsheet or a shifted row before a row is sent (contract §12)."""
+"""Detects damage by a spreadsheet or a shifted row before a row is sent (contract §12)."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from worker.contract.secrets import MASK
 ACCOUNT: Final = "accountId"
 RESOURCE_IDS: Final = frozenset(platform.id_field for platform in PLATFORMS.values())
 IDS: Final = frozenset(ID_FIELDS) | {ACCOUNT}
-EXACT_DIGITS: Final = 15  # digits that a spreadsheet keeps of a number
+EXACT_DIGITS: Final = 15  # digits of a number that a spreadsheet keeps
 LONGEST_SHOWN: Final = 40  # characters
 
 _DIGITS = "digits only (0 to 9)"
@@ -21,8 +21,8 @@ _AS_TEXT = "Format the column as Text, then enter the id again as its source has
 
 
 class Kind(NamedTuple):
-    """One kind of problem: what is wrong, what is allowed, what to do in the spreadsheet. What a worker would
-    refuse is told in a whole sentence, which needs no subject."""
+    """One kind of problem: what is wrong, what is allowed, and what to do in the spreadsheet. `what` of a
+    validation error is a whole sentence."""
 
     what: str
     allowed: str
@@ -44,10 +44,10 @@ ERROR_VALUE: Final = Kind(
 CELL_COUNT: Final = Kind(
     "has another number of cells than the header",
     "a cell for each column of the header",
-    "Look for a cell that was split in two or lost. A value that holds the delimiter needs quotation marks.",
+    "Look for a split or missing cell. A value that contains the delimiter needs quotation marks.",
 )
 SECRET_AS_ID: Final = Kind(
-    "is the same as one of its row's secrets", _DIGITS, "Look for cells that slid into another column."
+    "is the same as one of its row's secrets", _DIGITS, "Look for cells that moved to another column."
 )
 QUOTING: Final = Kind(
     "has broken quotation marks",
@@ -61,7 +61,7 @@ DATE: Final = Kind("is a date to the spreadsheet", *_TEXT)
 
 
 class SpoiltCell(str):  # noqa: SLOT000 (it has an attribute)
-    """A cell that a workbook does not hold as text, and may have changed."""
+    """A cell that a workbook does not store as text, and may have changed."""
 
     kind: Kind
 
@@ -105,8 +105,8 @@ _OTHER_ERROR = re.compile(r"#{3,}\Z|Err:\d{3}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a row: `field` is what a cell holds, `column` what the header calls it.
-    `value` may be shown."""
+    """One problem of a row. `field` is the attribute of a cell, and `column` its name in the header. `value`
+    may be shown."""
 
     kind: Kind
     field: str = ""
@@ -123,12 +123,12 @@ class Problem:
 
     @property
     def spoils_id(self) -> bool:
-        """Whether the row's resource may be another one, or a secret in the wrong place."""
+        """Whether the row's resource id may be wrong, or a secret in the wrong column."""
         return self.kind in SHIFTED or (self.field in RESOURCE_IDS and self.kind is not ROUNDED)
 
     @property
     def about(self) -> str:
-        """The cell and what to write, to follow the row's place."""
+        """The column, the value and the remark, as text after the row's position."""
         column = f", column {self.column}" if self.column else ""
         value = f": {self.value}" if self.value else ""
         return f"{column}{value}{f' ({self.remark})' if self.remark else ''}"
@@ -172,24 +172,24 @@ def _damage(name: str, value: str, secrets: Container[str]) -> Kind | None:
 
 
 def spreadsheet_marks(values: Mapping[str, Any]) -> list[Problem]:
-    """The damage in a row of JSON: only the traces of a spreadsheet. A program that writes letters into an id
-    means them."""
+    """The damage in a row of JSON: only that of a spreadsheet. A program may write letters into an id on
+    purpose."""
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
     return [problem for problem in damaged_values(texts, {}) if problem.kind in EVERYWHERE]
 
 
 def is_long_id(value: object) -> bool:
-    """Whether it has more digits than a spreadsheet keeps."""
+    """Whether it is an id with more digits than a spreadsheet keeps."""
     return isinstance(value, str) and len(value) > EXACT_DIGITS and value.isdigit()
 
 
 def may_be_rounded(resource_id: str) -> bool:
-    """Whether an id has no more digits than a spreadsheet keeps, and zeros after them."""
+    """Whether all digits of a long id beyond those that a spreadsheet keeps are zeros."""
     return is_long_id(resource_id) and not resource_id[EXACT_DIGITS:].strip("0")
 
 
 def is_rounded(digits: str, value: str) -> bool:
-    """Whether a spreadsheet that takes an id for a number makes this of it."""
+    """Whether a spreadsheet that reads an id as a number shows it as this value."""
     if not _is_digits(digits):
         return False
     value = value.replace(",", ".")
@@ -202,8 +202,8 @@ def is_rounded(digits: str, value: str) -> bool:
 
 
 def shown(name: str, value: object, secrets: Iterable[object] = ()) -> str:
-    """A value for people: a secret masked, a long one shortened, invisible characters made visible. A number
-    of JSON has no quotation marks."""
+    """A value for display: secrets are masked, long values are cut, invisible characters are escaped. A JSON
+    number has no quotation marks."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if name in SECRET_FIELDS or text in secrets or (name not in NAME_FIELDS and _may_be_a_secret(text)):
         return MASK
@@ -218,7 +218,7 @@ def _is_digits(text: str) -> bool:
 
 
 def _may_be_a_secret(text: str) -> bool:
-    """Whether this is as long and as dense as a token: a cell may have slid into another column."""
+    """Whether it looks like a token: a cell may have moved to another column."""
     return (
         len(text) >= 16 and sum(map(str.isalpha, text)) > 4 and not any(c.isspace() or c == "." for c in text)
     )

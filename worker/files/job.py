@@ -1,4 +1,4 @@
-"""What a job is to do, and how it stands: rows that are out, rows by outcome, and what delays them."""
+"""The plan of a job, and its progress: rows outstanding, rows by outcome, and delays."""
 
 import asyncio
 from collections import Counter, deque
@@ -13,26 +13,26 @@ from worker.events import EventListener
 from worker.files.job_database import SETTLED, RowResult
 from worker.files.rows import Group, Reading, Row
 
-MOST_ERRORS: Final = 200  # different texts that are counted apart
+MOST_ERRORS: Final = 200  # different texts that are counted separately
 OTHER: Final = "(other errors)"
-MOST_BYTES: Final = 16 * 1024 * 1024  # of the rows that are out
-HOLD: Final = 0.8  # seconds for which the rows of a job hold up others
-LEAST_HOLD: Final = 0.2  # the same while calls are paused again and again, as by Retry-After
-FORGIVEN: Final = 0.1  # seconds of a pause that are forgotten in each second
+MOST_BYTES: Final = 16 * 1024 * 1024  # of outstanding rows
+HOLD: Final = 0.8  # seconds for which a job's rows hold up others
+LEAST_HOLD: Final = 0.2  # the same while calls are paused repeatedly, as by Retry-After
+FORGIVEN: Final = 0.1  # seconds of a pause that are forgotten per second
 FEWEST: Final = 2  # rows
-FIRST: Final = 16  # rows before any answer has come
+FIRST: Final = 16  # rows before the first answer
 MOST: Final = 10_000  # rows
-RATE_OVER: Final = 1.0  # seconds
-BURSTS: Final = 3  # answers that come in bursts are counted over so many of them
+RATE_OVER: Final = 1.0  # seconds over which the rate is measured
+BURSTS: Final = 3  # the rate of answers in bursts is measured over so many bursts
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job does. `outstanding` rows at most wait for their replies, or as many as are settled soon;
-    `rate` is the most rows a second. Without `wait` it follows no replies.
+    """What a job does. At most `outstanding` rows wait for their replies; by default Pacer decides. `rate` is
+    the most rows per second. Without `wait` it follows no replies.
 
-    `results` is where results go. With `resumed` it is the same job again: rows
-    keep their request ids, and replies that came after the earlier run had ended are taken in.
+    `results` is the results file. With `resumed`, an earlier run continues: rows keep their request ids, and
+    replies that arrived after that run are received.
     """
 
     reading: Reading
@@ -47,9 +47,9 @@ class Plan:
 
 @dataclass(slots=True)
 class Tally:
-    """Rows by what became of them. `total` is None while it is not known, `published` are those that the
-    broker has confirmed. A row with several errors is counted with each. `overtaken` are those that something
-    newer outside the job has superseded."""
+    """Counts of rows. `total` is None while it is unknown, and `published` counts those that the broker has
+    confirmed. A row with several errors counts for each. `overtaken` are superseded by requests of other
+    senders."""
 
     read: int = 0
     total: int | None = None
@@ -65,7 +65,7 @@ class Tally:
 
     @property
     def all_well(self) -> bool:
-        """Whether nothing is left to do: what something newer has superseded needs nothing."""
+        """Whether every row is registered or superseded."""
         return self.answered == sum(self.statuses[status] for status in SETTLED)
 
     def add(self, result: RowResult, place: str) -> None:
@@ -84,8 +84,8 @@ class Tally:
 
 
 class Notices(EventListener):
-    """Why nothing comes back: a fault of the connection, what the workers say of themselves, or how the job
-    stands. Empty while all goes well."""
+    """Why no replies arrive: an error of the connection, the workers' own state, or the job's. Empty if there
+    is no delay."""
 
     def __init__(self) -> None:
         self.broker = self.workers = self.job = ""
@@ -93,7 +93,7 @@ class Notices(EventListener):
     @property
     def current(self) -> str:
         """The notice to show."""
-        # A paused worker consumes nothing: that no worker takes requests is true then, and not the cause.
+        # A paused worker consumes nothing. Then `job` ("No worker consumes …") is true, but not the cause.
         return self.broker or self.workers or self.job
 
     def subscribed(self, queue: str, prefetch: int) -> None:
@@ -104,35 +104,35 @@ class Notices(EventListener):
 
 
 class Pacer:
-    """Decides how many rows may be published and not answered, as pure arithmetic over the times of their
-    answers: no more than are settled in two seconds (contract §12).
+    """Decides how many rows may be outstanding: no more than are settled in two seconds (contract §12). No
+    I/O and no clock.
 
-    The limit follows the rate at which answers come: as many as come in `HOLD` seconds, and in the time that
-    an answer takes at best, with nothing of the job's own ahead of it. So others wait for `HOLD` seconds at
-    most, and a slow upstream that takes many calls at once is used all the same.
+    The limit is the number of answers in HOLD seconds plus the shortest time of an answer, in which none of
+    the job's own rows was ahead. So others wait for at most HOLD seconds, and a slow upstream that handles
+    many concurrent calls is still used fully.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
         self._fixed = fixed
         self._answers: deque[float] = deque()
-        self._shortest = 0.0  # seconds from a row to its answer, at best
-        self._paused = 0.0  # seconds without an answer lately, though rows were out
+        self._shortest = 0.0  # seconds from a row to its answer
+        self._paused = 0.0  # recent seconds without an answer while rows were outstanding
         self._last, self._were_out = 0.0, False
 
     def answered(self, now: float, seconds: float, out: int) -> None:
-        """An answer has come after so many seconds, while so many rows are out."""
+        """A row was answered after so many seconds; so many others are outstanding."""
         self._answers.append(now)
         gap = now - self._last
         self._paused = max(0.0, self._paused - FORGIVEN * gap)
         if self._were_out:
             self._paused = max(self._paused, min(HOLD, gap - self._shortest))
         self._last, self._were_out = now, out > 0
-        # With hardly a row out it is what the upstream takes now, though it took less before.
+        # With few rows outstanding this is the upstream's present time, even if it was shorter before.
         if out < FEWEST or not self._shortest or seconds < self._shortest:
             self._shortest = seconds
 
     def limit(self, now: float) -> int:
-        """How many rows may be out."""
+        """How many rows may be outstanding."""
         if self._fixed is not None:
             return self._fixed
         if not self._shortest:
@@ -146,8 +146,8 @@ class Pacer:
 
 
 class Outstanding:
-    """The rows that have been sent and not answered, by their request ids, and when each was sent. One task
-    at a time may wait."""
+    """The rows that are sent and not answered, by request id, and when each was sent. Only one task may wait
+    at a time."""
 
     def __init__(self, limit: int | None = None, rate: float | None = None) -> None:
         self._pacer = Pacer(limit)
@@ -159,11 +159,11 @@ class Outstanding:
 
     @property
     def idle(self) -> float:
-        """Seconds since a row was answered, or the first one sent, while rows are out."""
+        """Seconds since the last answer, or since the first row was sent; 0 without outstanding rows."""
         return asyncio.get_running_loop().time() - self._moved_at if self.rows else 0.0
 
     def add(self, request_id: str, row: Row) -> None:
-        """A row goes out."""
+        """Add a row that is being sent."""
         now = asyncio.get_running_loop().time()
         if not self.rows:
             self._moved_at = now
@@ -171,7 +171,7 @@ class Outstanding:
         self._bytes += len(row.body)
 
     def answered(self, request_id: str) -> Row | None:
-        """A row has come back; None if it was not out."""
+        """Remove and return a row that was answered; None if it was not outstanding."""
         self._moved_at = asyncio.get_running_loop().time()
         self._changed.set()
         row, sent_at = self.rows.pop(request_id, (None, 0.0))
@@ -181,14 +181,14 @@ class Outstanding:
         return row
 
     async def room(self) -> None:
-        """Wait until one more row may go out."""
+        """Wait until another row may be sent."""
         if self._limiter:
             await self._limiter.acquire()
         clock = asyncio.get_running_loop().time
         await self.until(lambda: len(self.rows) < self._pacer.limit(clock()) and self._bytes < MOST_BYTES)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that an answer brings about."""
+        """Wait until the condition holds. It is checked after each answer."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()

@@ -1,8 +1,8 @@
-"""The rows of a job, in one temporary SQLite database that spills to disk: a million rows take no more memory
-than a thousand.
+"""The rows of a job in a temporary SQLite database on disk: a million rows use no more memory than a
+thousand.
 
-It tells what only many rows together show (contract §12), what earlier runs of the job have settled
-(`--resume`), and keeps the rows that are given back (`--failed`).
+It finds damage that only several rows together show (contract §12), what earlier runs of the job have settled
+(`--resume`), and keeps the failed rows (`--failed`).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from worker.files.rows import Group, Reading, Row, more
 from worker.files.source import Corrupt, Unreadable
 
 NAMED: Final = 5  # cases of one kind that a warning names
-FEWEST_ROUNDED: Final = 3  # different ids that all end in 0, before that is no chance
+FEWEST_ROUNDED: Final = 3  # different ids that all end in 0 before that counts as rounding
 INVALID: Final = "invalid"
 SETTLED: Final = ("registered", "superseded")
 
@@ -38,17 +38,17 @@ _TABLES = """
     CREATE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
     CREATE TABLE result (
-        place INTEGER UNIQUE, status TEXT, told TEXT, resource TEXT, account TEXT, whole TEXT
+        place INTEGER UNIQUE, status TEXT, named TEXT, resource TEXT, account TEXT, whole TEXT
     );
     CREATE INDEX result_resource ON result (resource, account, place);
     BEGIN;
 """
-# Of a row's resource: the last row that is registered, and when that came among the results.
+# The last registered row of a resource, and its position among the results.
 _NEWEST = """
     SELECT place, rowid FROM result
     WHERE resource = :resource AND account IS :account AND status = 'registered' ORDER BY place DESC LIMIT 1
 """
-# An earlier row of its resource goes out in this run, or was registered after the last one.
+# Whether an earlier row of the resource is sent in this run, or was registered after the last one.
 _OVERTAKEN = """
     SELECT 1 FROM row WHERE resource = :resource AND account IS :account AND place < :place AND sent
     UNION ALL
@@ -58,8 +58,8 @@ _OVERTAKEN = """
 
 
 class RowResult(NamedTuple):
-    """What became of one row: a line of the results file. `status` is that of the reply, or `invalid` for a
-    row that was not sent. `file` and `line` tell where it stands, if that is known."""
+    """The result of one row: a line of the results file. `status` is that of the reply, or `invalid` if the
+    row was not sent. `file` and `line` are its position, if it is known."""
 
     row: int
     request_id: str | None
@@ -72,22 +72,22 @@ class RowResult(NamedTuple):
 
     @classmethod
     def unsent(cls, row: Row, request_id: str | None, status: str, errors: Iterable[object]) -> Self:
-        """Why a row was not sent."""
+        """The result of a row that was not sent."""
         about = (row.platform, row.shown_id, tuple(map(str, errors)), row.line, row.file)
         return cls(row.place, request_id, status, *about)
 
 
 class JobDatabase:
-    """One job's rows. Use as a context manager. `job` is the job that the results of earlier runs name."""
+    """One job's rows. Use as a context manager. `job` is the id of the job in the results of earlier runs."""
 
     def __init__(self) -> None:
         self.job: str | None = None
         self._cases: dict[str, Group] = {}  # by warning
         self._rounded: dict[str, set[str]] = {}  # by field, the first different long ids that end in 0
-        self._exact: set[str] = set()  # fields with a long id that does not
+        self._exact: set[str] = set()  # fields with a long id that does not end in 0
 
     def __enter__(self) -> Self:
-        # Rows are added in one thread, and asked for in another when it is done.
+        # Rows are added in one thread, and then read in another.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.executescript(_TABLES)
         return self
@@ -98,28 +98,28 @@ class JobDatabase:
     def _first(self, query: str, given: Iterable[object] | Mapping[str, object] = ()) -> Any:
         return self._database.execute(query, given).fetchone()  # type: ignore[arg-type]
 
-    # What many rows together show
+    # Checks across rows
 
     def take(self, reading: Reading, stopped: Callable[[], bool] = lambda: False) -> int | None:
-        """Take in every row of a reading that can be read again, as far as it can be read; how many those
-        are. Raises UsageError for an input that is of no use, or Corrupt."""
+        """Add every readable row, and return their number; None if the reading can be read only once. Raises
+        UsageError for an unusable input, or Corrupt."""
         if not reading.rereadable:
             return None
-        taken = 0
+        added = 0
         try:
             for row in reading.rows():
                 if stopped():
                     break
                 self.add(row)
-                taken += 1
+                added += 1
         except Corrupt:
             raise
         except Unreadable:  # the rows before that place are of use
             pass
-        return taken
+        return added
 
     def add(self, row: Row) -> None:
-        """Take one row in."""
+        """Add one row."""
         token = None if row.problems else row.attributes.get(_TOKEN)
         about = (row.place, *_resource(row), row.file, row.line, row.where(), bool(row.problems))
         kept = token if isinstance(token, str) and token else None
@@ -144,9 +144,9 @@ class JobDatabase:
             if not isinstance(value, str) or not value:
                 continue
             if name == "endpointUrl" and not _URL.match(value):
-                self._case("endpointUrl is no URL (http:// or https://)", row, name)
+                self._case("endpointUrl is not a URL (http:// or https://)", row, name)
             if value[0] in _QUOTES or value[-1] in _QUOTES:
-                self._case("curly quotes stand around a value, and are sent", row, name)
+                self._case("curly quotes surround a value, and are sent", row, name)
             if not value.isascii() and _is_decoded_wrongly(value):
                 self._case("text looks as if it was decoded wrongly", row, name)
 
@@ -155,14 +155,14 @@ class JobDatabase:
         self._cases.setdefault(what, Group(NAMED)).add(case)
 
     def findings(self, row: Row, max_body_bytes: int, *, send_damaged: bool) -> list[Problem]:
-        """The damage in a row, unless it is to be sent all the same, and what a worker would refuse. Of
-        shifted cells nothing more is said than that they are shifted."""
+        """The damage in a row, unless damaged rows are sent, and its validation errors. For shifted cells
+        only the shift is reported."""
         found = [] if send_damaged and row.document is not None else self.problems(row)
         is_shifted = any(problem.kind in damage.SHIFTED for problem in found)
         return found if is_shifted else [*found, *row.refusals(max_body_bytes)]
 
     def problems(self, row: Row) -> list[Problem]:
-        """The damage in a row, as far as the rows that were taken in show it."""
+        """The damage in a row, by itself and together with the other rows."""
         found = list(row.problems)
         for name in ID_FIELDS & row.attributes.keys() - {problem.field for problem in found}:
             value = row.attributes[name]
@@ -182,24 +182,24 @@ class JobDatabase:
         return bool(self._first(query, _resource(row)[:1])[0] > 1)
 
     def warnings(self, reading: Reading) -> Iterator[str]:
-        """What the rows will do that their author may not expect, one line each."""
-        kept = "are sent along" if reading.send_unknown else "are left out (--send-unknown sends them)"
+        """What the author of the rows may not expect, one line each."""
+        kept = "are sent too" if reading.send_unknown else "are left out (--send-unknown sends them)"
         for name, table in reading.tables.items():
             for note in table.workbook.notes if table.workbook else ():
                 yield f"{name}: {note}"
             if table.unknown:
-                yield f"{name}: columns that no attribute has {kept}: {', '.join(table.unknown)}"
+                yield f"{name}: columns without an attribute {kept}: {', '.join(table.unknown)}"
         for page, rows, places in self._shared(_PAGE, "rowid"):
             if not may_be_rounded(page.split()[1]):  # then the ids differ
-                yield f"{page} stands in {rows:,} rows, and the last one wins: {places}"
+                yield f"{page} is in {rows:,} rows, and the last one wins: {places}"
         for _, pages, places in self._shared("token", "resource"):
-            yield f"one {_TOKEN} stands for {pages:,} pages: {places}"
+            yield f"{pages:,} pages have the same {_TOKEN}: {places}"
         for what, cases in self._cases.items():
             yield f"{what}: {cases}"
 
     def _shared(self, column: str, counted: str) -> Iterator[tuple[str, int, str]]:
-        """The first values of a column that several rows share: how many, and the places of the first ones.
-        The last of the values tells how many more there are."""
+        """The first values of a column that several rows share, how many share each, and the positions of the
+        first ones. The last value also has the number of further values."""
         query = (
             f"SELECT {column} AS value, count(DISTINCT {counted}) AS times, count(*) OVER () FROM row "  # noqa: S608
             "WHERE value IS NOT NULL AND NOT damaged GROUP BY value HAVING times > 1 "
@@ -213,78 +213,78 @@ class JobDatabase:
             others = f" ({values - NAMED:,} more such)" if number == NAMED < values else ""
             yield value, times, f"{named}{more(times, NAMED)}{others}"
 
-    # What earlier runs have settled
+    # Results of earlier runs
 
     def note(self, result: RowResult) -> None:
-        """Take in what became of a row; of several results for one row, the last one counts. Its resource and
-        account are those that the input has, where that is known: a spreadsheet may have rounded the id."""
+        """Add a result; of several results for one row, the last one counts. Its resource and account are the
+        input's, if known: a spreadsheet may have rounded the id in the results."""
         if result.request_id:
             self.job = result.request_id.rpartition("-")[0]
-        told = _named(result.platform, result.resource_id)
+        named = _named(result.platform, result.resource_id)
         known = self._first("SELECT resource, account FROM row WHERE place = ?", [result.row])
-        saved = (result.row, result.status, told, *(known or (told, None)), json.dumps(result))
+        saved = (result.row, result.status, named, *(known or (named, None)), json.dumps(result))
         self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?)", saved)
 
     def results(self) -> Iterator[RowResult]:
-        """One result for each row, the last one, in the order in which they came."""
+        """The last result of each row, in the order in which they were added."""
         for (whole,) in self._database.execute("SELECT whole FROM result ORDER BY rowid"):
             yield RowResult(*json.loads(whole))
 
     def where(self, place: int) -> tuple[int | None, str | None]:
-        """The line and the file in which a row of the job stands, as far as the input holds it."""
+        """The line and file of a row, if the input has the row."""
         return self._first("SELECT line, file FROM row WHERE place = ?", [place]) or (None, None)
 
-    def goes_out(self, row: Row) -> None:
-        """A row goes out in this run."""
+    def mark_sent(self, row: Row) -> None:
+        """Record that a row is sent in this run."""
         self._database.execute("UPDATE row SET sent = 1 WHERE place = ?", [row.place])
 
     def settled_by(self, row: Row, statuses: Container[str] = SETTLED) -> int | None:
-        """The row of the job that makes this one needless: itself, if it is settled, or a later one that is
-        registered for the same resource. None if it has to go out, also where an earlier row of its resource
-        went out after it, and would be the last. Raises UsageError if it was about another resource then."""
+        """The row because of which this one need not be sent: itself, if it is settled, or a later one that
+        is registered for the same resource. None if it must be sent; also if an earlier row of its resource
+        was sent after it, because this one must be the last. Raises UsageError if it had another resource
+        then."""
         resource, account = _resource(row)
-        found = self._first("SELECT status, told FROM result WHERE place = ?", [row.place])
-        status, told = found or (None, None)
-        if status in statuses and not row.problems and not is_same(told, resource):
+        found = self._first("SELECT status, named FROM result WHERE place = ?", [row.place])
+        status, named = found or (None, None)
+        if status in statuses and not row.problems and not is_same(named, resource):
             raise UsageError(
-                f"Row {row.place} is about another resource than the results file says, so the input has "
-                "changed: give the whole input, or the file that --failed wrote, or name another "
+                f"Row {row.place} has another resource than in the results file, so the input has "
+                "changed: use the whole input, or the file that --failed wrote, or name another "
                 "--results file"
             )
-        given: dict[str, object] = {"resource": resource, "account": account, "place": row.place}
-        newest, given["newest_came"] = self._first(_NEWEST, given) or (0, None)
-        if self._first(_OVERTAKEN, given):
+        values: dict[str, object] = {"resource": resource, "account": account, "place": row.place}
+        newest, values["newest_came"] = self._first(_NEWEST, values) or (0, None)
+        if self._first(_OVERTAKEN, values):
             return None
         if status in statuses:
             return row.place
         return newest if newest > row.place else None
 
-    # The rows that are given back
+    # Failed rows
 
-    def give_back(self, row: Row, errors: Iterable[object]) -> None:
+    def add_failed(self, row: Row, errors: Iterable[object]) -> None:
         """Keep a row and why it was not registered."""
         cells = None if row.cells is None else json.dumps(row.cells, ensure_ascii=False)
         kept = ("; ".join(map(str, errors)), cells, row.body if cells is None else b"", row.place)
         self._database.execute("UPDATE row SET error = ?, cells = ?, body = ? WHERE place = ?", kept)
 
-    def given_back(self) -> Iterator[tuple[str, int, int, str, str | None, bytes]]:
-        """Each of them, in the order of the job: its error, line, place and file, and of a table's row the
-        cells as JSON, of a row of JSON the body."""
+    def failed(self) -> Iterator[tuple[str, int, int, str, str | None, bytes]]:
+        """The failed rows in the order of the job: error, line, place and file, and the cells as JSON (a
+        table) or the body (JSON)."""
         yield from self._database.execute(
             "SELECT error, line, place, file, cells, body FROM row WHERE error IS NOT NULL ORDER BY place"
         )
 
 
-def is_same(told: str | None, resource: str | None) -> bool:
-    """Whether a resource of the results is that of the input. A spreadsheet that saved the results may have
-    rounded its id."""
-    told, resource = one_line(told or ""), one_line(resource or "")
-    (platform, _, written), (of, _, exact) = told.partition(" "), resource.partition(" ")
-    return told == resource or (platform == of and is_rounded(exact, written))
+def is_same(saved: str | None, resource: str | None) -> bool:
+    """Whether a resource in the results is that of the input. A spreadsheet may have rounded its id."""
+    saved, resource = one_line(saved or ""), one_line(resource or "")
+    (platform, _, written), (of, _, exact) = saved.partition(" "), resource.partition(" ")
+    return saved == resource or (platform == of and is_rounded(exact, written))
 
 
 def one_line(text: str) -> str:
-    """A cell that does not break a line of CSV."""
+    """The text without line breaks."""
     return re.sub(r"[\r\n]", " ", text)
 
 

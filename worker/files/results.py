@@ -1,5 +1,5 @@
-"""What a job writes (contract §8): the results file, a line for each row that has its answer, as it arrives;
-and the file of the rows that were not registered, as they came, to be corrected and submitted again."""
+"""The files that a job writes (contract §8): the results file, with a line for each answer as it arrives; and
+the rows that were not registered, unchanged, to be corrected and submitted again."""
 
 import codecs
 import csv
@@ -31,12 +31,12 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Results:
-    """Appends lines to a file, JSON lines or CSV by its ending; each one is with the operating system when
-    `write` returns. Use as a context manager; one job at a time may write.
+    """Appends lines to a file: JSON lines or CSV, by its suffix. A line is written to the file when `write`
+    returns. Use as a context manager; only one job at a time may write.
 
-    With `resumed`, a database, the file goes on: the database takes in its lines and those that are written.
-    One line for each row, the last one, is kept in it at the beginning and at a good end. Else the file may
-    hold nothing but what an earlier check has found.
+    With the database `resumed`, the file is continued: its lines, and new ones, are added to the database. At
+    the start and at a successful end, only the last line of each row is kept. Otherwise the file may contain
+    only the results of an earlier `--check`.
     """
 
     def __init__(self, path: Path, resumed: JobDatabase | None = None) -> None:
@@ -46,7 +46,7 @@ class Results:
         self._is_csv = path.suffix.lower() == ".csv"
 
     def __enter__(self) -> Self:
-        """Raises UsageError for a file that holds something else, or answers that cannot be had again."""
+        """Raises UsageError if the file has other content, or the results of an earlier run."""
         try:
             with ExitStack() as files:
                 self._files = files
@@ -84,7 +84,7 @@ class Results:
         elif any(result.status != INVALID for result in read_results(self._path)):
             raise UsageError(
                 f"--results {self._path} holds the results of an earlier run: "
-                "add --resume to go on with it, or name another file"
+                "add --resume to continue it, or name another file"
             )
         else:
             self._file.truncate(0)
@@ -99,7 +99,7 @@ class Results:
         except OSError as error:
             raise self._refused(error) from None
         if written != len(line):
-            raise WorkerError(f"{self._path} takes no more: is the disk full?")
+            raise WorkerError(f"{self._path} cannot be written completely: is the disk full?")
 
     def _refused(self, error: OSError) -> WorkerError:
         return WorkerError(f"{self._path} cannot be written: {error.strerror}")
@@ -122,9 +122,8 @@ class Results:
 
 
 def read_results(path: Path) -> Iterator[RowResult]:
-    """Every line of a results file, in order; none if there is no file. A CSV file may have been saved by a
-    spreadsheet since. A last line that was torn off is left out. Raises UsageError for a file that is
-    something else."""
+    """Every line of a results file, in order; none if there is no file. A spreadsheet may have saved a CSV
+    file. An incomplete last line is ignored. Raises UsageError if it is not a results file."""
     if not path.exists():
         return
     with Source(str(path)) as source:
@@ -143,7 +142,7 @@ def read_results(path: Path) -> Iterator[RowResult]:
             if is_endless or number == 1 or line.endswith("\n"):
                 where = f"line {number + is_endless}"
                 raise UsageError(
-                    f"--results {path} holds something else in {where}: name another file"
+                    f"--results {path} is not a results file in {where}: name another file"
                 ) from None
 
 
@@ -152,7 +151,7 @@ def _parse_json(line: str) -> RowResult | None:
 
 
 def _csv_parser(sample: str) -> Callable[[str], RowResult | None]:
-    """Parses each line. The header tells the columns, whatever their order."""
+    """A parser of lines. The header defines the columns, in any order."""
     as_written = sample.startswith(_HEADER.decode("utf-8-sig"))
     dialect = {"strict": True} if as_written else dialect_of(sample)
     names: list[str] = []
@@ -175,7 +174,8 @@ def _csv_parser(sample: str) -> Callable[[str], RowResult | None]:
 
 
 def _parse(values: Mapping[str, Any]) -> RowResult:
-    """A line's values by column. Raises KeyError, TypeError or ValueError for what is no line of ours."""
+    """The result with these values by column. Raises KeyError, TypeError or ValueError if they are
+    invalid."""
     result = RowResult._make(values[name] if name in REQUIRED else values.get(name) for name in COLUMNS)
     if type(result.row) is not int or not isinstance(result.status, str):
         raise TypeError
@@ -184,7 +184,7 @@ def _parse(values: Mapping[str, Any]) -> RowResult:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file anew, readable by its owner alone: a reader finds the old one or the new one, whole."""
+    """Replace a file atomically, with one that only its owner can read."""
     target = path.resolve()
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
         try:
@@ -206,16 +206,15 @@ class FailedRows:
         if not path.resolve().parent.is_dir():
             raise self._refused("its folder does not exist")
         if path.exists() and not path.is_file():  # it is replaced as a whole
-            raise self._refused("it is no file")
+            raise self._refused("it is not a regular file")
         if path.is_file() and not _is_ours(path):
-            raise self._refused("it holds something that --failed did not write; name another file")
+            raise self._refused("--failed did not write its content; name another file")
 
     def _refused(self, why: str | None) -> UsageError:
         return UsageError(f"--failed {self._path} cannot be written: {why}")
 
     def write(self, database: JobDatabase) -> None:
-        """Write the file as a whole; it holds secrets, so that only its owner may read it. Raises
-        UsageError."""
+        """Write the file. It holds secrets, so only its owner can read it. Raises UsageError."""
         try:
             with replacing(self._path) as file:
                 if self._path.suffix.lower() == ".xlsx":
@@ -227,18 +226,18 @@ class FailedRows:
                         line_of(cells, delimiter, "\r\n") for cells in self._cells(database, guard)
                     )
                 else:
-                    for error, line, place, *_, body in database.given_back():
+                    for error, line, place, *_, body in database.failed():
                         file.write(_json_row(body, error, line, place))
         except OSError as error:
             raise self._refused(error.strerror) from None
 
     def _cells(self, database: JobDatabase, guarded: Callable[[str], str] = str) -> Iterator[Sequence[str]]:
-        """The added columns stand in front: a row with a cell too many or too few keeps them in their
-        places."""
+        """The rows with the added columns in front: there, a row with too many or too few cells keeps them in
+        position."""
         tables = self._tables.values()
         header = list(dict.fromkeys(name for table in tables for name in _own(table, table.header)))
         yield [*RETURNED, *header]
-        for error, line, place, file, cells, _ in database.given_back():
+        for error, line, place, file, cells, _ in database.failed():
             table = self._tables[file]
             names, own = _own(table, table.header), _own(table, json.loads(cells or "[]"))
             if names != header:
@@ -248,7 +247,7 @@ class FailedRows:
 
 
 def _own(table: Table, cells: Sequence[str]) -> list[str]:
-    """The cells without those of the columns that an earlier job has added."""
+    """The cells, without the columns that an earlier job added."""
     added = {at for at, name in enumerate(table.names) if name in RETURNED}
     return [cell for at, cell in enumerate(cells) if at not in added]
 
@@ -265,7 +264,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _json_row(body: bytes, error: str, line: int, place: int) -> bytes:
-    """The row with what is added in front; what is no JSON object stays as it is."""
+    """The row with the added fields in front. A row that is not a JSON object is unchanged."""
     body = b" ".join(body.split(b"\n"))
     if not body.startswith(b"{"):
         return body + b"\n"

@@ -1,4 +1,4 @@
-"""The rows of a job, from its inputs in whatever format they are (contract §12)."""
+"""The rows of a job, from inputs in any format (contract §12)."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -43,13 +43,13 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `place` is its number in the job, counted from 1 over the data rows of all inputs; a row that
-    `--failed` gave back keeps the number that it had. `line` is where it begins in its `file`, and `shown_as`
-    the number that a spreadsheet or an editor shows beside it.
+    """One row. `place` is its number in the job, counted from 1 over the data rows of all inputs; a row from
+    a `--failed` file keeps its number. `line` is where it begins in its `file`, and `shown_as` the number
+    that a spreadsheet or editor shows.
 
-    `document` is the registration that the row asks for; without one nothing can be sent, and `problems` tell
-    why. `raw` is a row of JSON as the file has it; of a `table`'s row, `cells` are what stands there.
-    `true_at` is when the file says so, in microseconds since the epoch.
+    `document` is the row's registration; without it nothing can be sent, and `problems` say why. `raw` is a
+    row of JSON, unchanged; `cells` are the raw cells of a `table`'s row. `true_at` is the request's
+    `x-ott-as-of`, in microseconds since the epoch.
     """
 
     place: int
@@ -65,7 +65,7 @@ class Row:
     true_at: int | None = None
 
     def where(self, name: str = "") -> str:
-        """The place of the row, or of one of its attributes, as a spreadsheet or an editor shows it."""
+        """The position of the row, or of one of its attributes, in a spreadsheet or editor."""
         if self.table is None:
             return f"{self.file} line {self.line} (row {self.place})"
         if self.table.workbook is None:
@@ -76,19 +76,19 @@ class Row:
         return f"{self.file} cell {cell_name(self.shown_as, names.index(name) + 1)}"
 
     def header(self, name: str) -> str:
-        """What the file calls an attribute."""
+        """The file's name for an attribute."""
         return self.table.headers.get(name, name) if self.table else name
 
     @cached_property
     def body(self) -> bytes:
-        """The body to send. JSON is sent byte for byte as the file has it."""
+        """The body to send. JSON is sent byte for byte."""
         if self.raw or self.document is None:
             return self.raw
         return _encode(self.document).encode(errors="surrogatepass")
 
     @cached_property
     def parsed(self) -> Registration | Rejection | None:
-        """What a worker would make of it, None where there is nothing to send."""
+        """The result of validation, None if there is nothing to send."""
         return None if self.document is None else validate(self.document)
 
     @cached_property
@@ -98,16 +98,16 @@ class Row:
         return attributes if isinstance(attributes, dict) else {}
 
     def refusals(self, max_body_bytes: int) -> Iterator[Problem]:
-        """What a worker would refuse, for the person who corrects the file."""
+        """The errors for which a worker would reject the row, with advice for the author of the file."""
         if self.document is not None and len(self.body) > max_body_bytes:
             what = f"The row is larger than {max_body_bytes} bytes."
-            kind = Kind(what, "smaller rows", "Look for a cell that does not end.", is_sentence=True)
+            kind = Kind(what, "smaller rows", "Look for a missing quotation mark.", is_sentence=True)
             yield Problem(kind)
         for error in self.parsed.errors if isinstance(self.parsed, Rejection) else ():
             name = _FIELD_OF.get(error.message.partition(" ")[0], ATTRIBUTES)
             value, advice = "", "Enter one of the allowed values."
             if name == ATTRIBUTES:
-                advice = f"Put the attributes into {ATTRIBUTES}, not beside it."
+                advice = f"Put the attributes into {ATTRIBUTES}."
             elif error.errorcode != MISSING:
                 value = shown(name, {**(self.document or {}), **self.attributes}.get(name), self.secrets)
             elif self.table and name in self.table.headers:
@@ -119,31 +119,30 @@ class Row:
 
     @property
     def platform(self) -> str | None:
-        """The platform that the row is for, None if it names none or an unknown one."""
+        """The row's platform, None if it has none or an unknown one."""
         return self.parsed.platform if self.parsed else None
 
     @property
     def resource_id(self) -> str | None:
-        """The page or channel that the row is for."""
+        """The id of the row's page or channel."""
         return self.parsed.resource_id if self.parsed else None
 
     @property
     def secrets(self) -> list[str]:
-        """The row's secret values, which no text may hold."""
+        """The row's secret values, which no text may quote."""
         return [v for k, v in self.attributes.items() if k in SECRET_FIELDS and isinstance(v, str) and v]
 
     @property
     def shown_id(self) -> str | None:
-        """The resource's id, unless it is damaged: then it may as well be a secret in the wrong place."""
+        """The resource's id, unless it is damaged: then it may be a secret in the wrong column."""
         return None if any(problem.spoils_id for problem in self.problems) else self.resource_id
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What to read, and how. `platform` is for rows that name none; columns that hold no attribute are left
-    out unless `send_unknown`. `as_of` is when the rows were true (microseconds since the epoch), 0 for rows
-    that do not tell, None for the time of the file itself. `failed` is where those that fail are given
-    back."""
+    """What to read, and how. `platform` is for rows without one. Columns without an attribute are left out
+    unless `send_unknown`. `as_of` is when the rows were true (microseconds since the epoch); 0 sends no time,
+    and None uses the file's. `failed` is the file for failed rows."""
 
     paths: tuple[str, ...]
     platform: str | None = None
@@ -153,19 +152,19 @@ class Reading:
     as_of: int | None = None
     failed: Path | None = None
     tables: dict[str, Table] = field(default_factory=dict, compare=False)
-    """Each table that has been opened, by the name of its file: its columns and its delimiter."""
+    """The opened tables, by file name."""
     opened: dict[str, int | None] = field(default_factory=dict, compare=False)
-    """When each file had changed last as it was opened first: what it held then is what a job knows of it."""
+    """The time of each file's last change when it was first opened. A later change ends the job."""
 
     @cached_property
     def rereadable(self) -> bool:
-        """Whether every input can be read more than once; one that is missing is told by the first try."""
-        given = [Path(path) for path in self.paths if path != STANDARD_INPUT]
-        return len(given) == len(self.paths) and all(path.is_file() or not path.exists() for path in given)
+        """Whether every input can be read more than once. Reading reports a missing one."""
+        files = [Path(path) for path in self.paths if path != STANDARD_INPUT]
+        return len(files) == len(self.paths) and all(path.is_file() or not path.exists() for path in files)
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in order, one held at a time. Raises UsageError for an unusable input, and
-        Unreadable for one that breaks off, or Corrupt."""
+        """All rows, in order, one at a time. Raises UsageError for an unusable input, Unreadable if an input
+        becomes unreadable, or Corrupt."""
         numbers = count(1)
         for path in self.paths:
             place = 0
@@ -196,7 +195,7 @@ class Reading:
         if is_table:
             yield from self._table_rows(source, numbers)
             return
-        # Bytes that are no text are told as a fault of their row.
+        # Bytes that are not text become an error of their row.
         errors, chunks = "surrogateescape", source.chunks()
         texts = (
             elements(chunks, encoding) if beginning == "[" else enumerate(lines(chunks, encoding, errors), 1)
@@ -215,9 +214,7 @@ class Reading:
         )
         if table.names and PLATFORM_NAME not in table.names and self.platform is None:
             options = " or ".join(f"--platform {name}" for name in PLATFORMS)
-            raise UsageError(
-                f"no column {PLATFORM_NAME} tells the platform of its rows: give {options}, or add the column"
-            )
+            raise UsageError(f"the column {PLATFORM_NAME} is missing: use {options}, or add the column")
         self.tables[source.name] = table
         if table.workbook and table.workbook.saved_at:
             source.changed_at = table.workbook.saved_at
@@ -232,7 +229,7 @@ class Reading:
             platform = values.pop(PLATFORM_NAME, self.platform)
             document = {} if platform is None else {PLATFORM_NAME: platform}
             document[ATTRIBUTES] = values
-        # A column called row means nothing by itself.
+        # A column named row counts only together with the other two.
         returned_as = str(returned["row"]) if table.headers.keys() >= set(RETURNED) else ""
         return Row(
             int(returned_as) if returned_as.isdecimal() else number,
@@ -274,9 +271,9 @@ class Reading:
 
 @dataclass(slots=True)
 class Group:
-    """Rows of one kind: how many, and the places of the first ones, in constant memory."""
+    """The number of rows of one kind, and the positions of the first ones."""
 
-    most: int = 5  # places that are kept
+    most: int = 5  # positions that are kept
     count: int = 0
     places: list[str] = field(default_factory=list)
 
@@ -291,5 +288,5 @@ class Group:
 
 
 def more(count: int, named: int) -> str:
-    """What follows the first `named` ones of so many: ` and 3 more`."""
+    """The text after the first `named` of `count` items: ` and 3 more`."""
     return f" and {count - named:,} more" if count > named else ""

@@ -1,5 +1,5 @@
-"""The bytes of one input, read once from front to back, a chunk at a time; gzip is unpacked on the way
-(contract §12). They are cut into lines of text, or into the elements of a JSON array."""
+"""The bytes of one input, read once, a chunk at a time, and decompressed if they are gzip (contract §12).
+They are split into lines of text, or into the elements of a JSON array."""
 
 import codecs
 import io
@@ -17,21 +17,21 @@ from worker.files.cells import printable
 
 STANDARD_INPUT = "-"
 CHUNK = 65536  # bytes
-SAMPLE = 65536  # bytes; what a format is recognised by
+SAMPLE = 65536  # bytes, from which the format is detected
 LONGEST_ROW = 4 * 1024 * 1024  # characters
 LARGEST_WORKBOOK = 256 * 1024 * 1024  # bytes of the file itself
-CHANGED = "it has changed meanwhile: submit it again when it is complete"
+CHANGED = "it changed while it was read: submit it again when it is complete"
 
 _GZIP = b"\x1f\x8b"
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's way to ask for the gzip header
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's value for gzip
 
 
 class Unreadable(WorkerError):
-    """The input stops being readable at some row."""
+    """The input cannot be read from some row on."""
 
 
 class Corrupt(Unreadable):
-    """The input is not as it was written, so that rows before this place may be wrong too."""
+    """The input is damaged or has changed, so earlier rows may be wrong too."""
 
 
 class Source:
@@ -47,7 +47,7 @@ class Source:
     def __enter__(self) -> Self:
         is_input = self.path == STANDARD_INPUT
         try:
-            # Unbuffered: a buffer's lock, held by a thread that waits for input, would stop the exit.
+            # Unbuffered: a thread that waits for input would hold the buffer's lock and block the exit.
             self._raw = open(0 if is_input else self.path, "rb", buffering=0, closefd=not is_input)
             state = os.fstat(self._raw.fileno())
         except OSError as error:
@@ -76,8 +76,8 @@ class Source:
         yield from self._pieces
 
     def seekable(self) -> BinaryIO:
-        """All of it in a temporary file, which can be read at any place. Raises UsageError if it is larger
-        than any workbook that can be read."""
+        """All of it in a seekable temporary file. Raises UsageError if it is larger than the largest
+        supported workbook."""
         copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
         for chunk in self.chunks():
             if copy.tell() > LARGEST_WORKBOOK:
@@ -87,7 +87,7 @@ class Source:
         return copy
 
     def _unpacked(self) -> Iterator[bytes]:
-        """What gzip holds, in bounded pieces, where it is packed. Several members may follow one another."""
+        """The decompressed input, in bounded chunks. A gzip file may have several members."""
         packed = self._read()
         if not packed.startswith(_GZIP):
             while packed:
@@ -106,7 +106,7 @@ class Source:
                         return
                     member = zlib.decompressobj(_GZIP_WINDOW)
         except zlib.error:
-            raise Corrupt("the compressed file is damaged: pack it again") from None
+            raise Corrupt("the compressed file is damaged: compress it again") from None
         raise Unreadable("the compressed file ends too early: is it complete?")
 
     def _read(self) -> bytes:
@@ -122,7 +122,7 @@ class Source:
 
 
 def encoding_of(sample: bytes) -> str:
-    """The encoding that the byte order mark tells, or the zero bytes of UTF-16 without a mark, else UTF-8."""
+    """The encoding, from the byte order mark or the zero bytes of UTF-16; else UTF-8."""
     if sample.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -134,8 +134,8 @@ def encoding_of(sample: bytes) -> str:
 
 
 def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Iterator[str]:
-    """Each line with its end, which is always a line feed. Raises Unreadable for text in another encoding,
-    and for an endless line."""
+    """Each line, ending in a line feed. Raises Unreadable for text in another encoding and for lines longer
+    than LONGEST_ROW."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
     pending, number = "", 0
     try:
@@ -160,13 +160,13 @@ def lines(chunks: Iterable[bytes], encoding: str, errors: str = "strict") -> Ite
 _BEFORE = re.compile(r"\s*[\[,]\s*")
 _AFTER = re.compile(r"\s*[,\]]")
 _END = re.compile(r"\s*\[?\s*\]\s*")
-# Of a row only its end is looked for: what is wrong within it is told of the row.
+# Only the end of a row matters here; errors within it are reported for the row.
 _decode = json.JSONDecoder(parse_int=str, parse_float=str, strict=False).raw_decode
 
 
 def elements(chunks: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str]]:
-    """Each element of a JSON array as it stands there, with the line on which it begins; bytes that are no
-    UTF-8 are surrogates. Raises Unreadable from an element on that is not JSON."""
+    """Each element of a JSON array as text, with the line on which it begins. Bytes that are not valid become
+    surrogates. Raises Unreadable at an element that is not JSON."""
     buffer, line = "", 1
     try:
         for piece in codecs.iterdecode(chunks, encoding, "surrogateescape"):
@@ -190,4 +190,4 @@ def elements(chunks: Iterable[bytes], encoding: str) -> Iterator[tuple[int, str]
     except UnicodeError:
         raise Unreadable(f"it is not {encoding} text: save the file as UTF-8") from None
     if not _END.fullmatch(buffer):
-        raise Unreadable("what follows is no JSON, or stands behind the array: is the file complete?")
+        raise Unreadable("what follows is not JSON, or is after the array: is the file complete?")

@@ -1,9 +1,9 @@
 """A bulk job, on one page.
 
 a row is read, in a thread                      rows.py
-→ left out, if an earlier run has settled it    job_database.py
-→ kept back, if it is damaged or invalid        job_database.py, rows.py
-→ published, when there is room                 job.py, broker/requester.py
+→ skipped, if an earlier run has settled it     job_database.py
+→ not sent, if it is damaged or invalid         job_database.py, rows.py
+→ published, when the pace allows it            job.py, broker/requester.py
 → answered, on the job's own queue              broker/requester.py
 → written to the results file, and counted      results.py, job.py
 """
@@ -32,15 +32,15 @@ from worker.files.rows import Reading, Row
 from worker.settings import Settings
 
 LAST_REPLIES: Final = 5.0  # seconds to wait for replies after an interruption
-COLLECT: Final = 30.0  # seconds to take in what an earlier run left in the queue
+COLLECT: Final = 30.0  # seconds to receive the replies that an earlier run left in the queue
 QUEUE_EXPIRES: Final = 24 * 3600.0  # seconds in which an interrupted job can be resumed without loss
-ASK_INTERVAL: Final = 2.0  # seconds without a reply, before the workers are asked why; and then between
+ASK_INTERVAL: Final = 2.0  # seconds without a reply before, and then between, checks of the workers
 ASK_TIMEOUT: Final = 10.0  # seconds
 BATCH: Final = 100  # rows that are read at once
 
 
 class Submission:
-    """One run of a job. `tally`, `notices` and `out` tell how it stands."""
+    """One run of a job. `tally`, `notices` and `out` show its progress."""
 
     def __init__(
         self, settings: Settings, plan: Plan, database: JobDatabase, results: Results | None
@@ -57,9 +57,9 @@ class Submission:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Submit all rows and follow their replies; `stop` ends it early. Raises Interrupted, or what ended
-        the job: BrokerUnreachable, TopologyError, PublishRefused, UsageError, Unreadable, or a WorkerError
-        where the results file takes no more."""
+        """Submit all rows and follow their replies; `stop` ends it early. Raises Interrupted, or the error
+        that ended the job: BrokerUnreachable, TopologyError, PublishRefused, UsageError, Unreadable, or a
+        WorkerError if the results file cannot be written."""
         on_reply = self._on_reply if self._plan.wait else None
         async with Requester(
             self._settings, self._job, on_reply, expires=QUEUE_EXPIRES, events=self.notices
@@ -79,14 +79,14 @@ class Submission:
             finally:
                 await cancel_all(work, watch, stopped)
                 for row, _ in self.out.rows.values() if self._plan.reading.failed else ():
-                    self._database.give_back(row, ["No reply came; it may be registered all the same."])
+                    self._database.add_failed(row, ["No reply arrived; it may be registered nevertheless."])
                 if self.out.rows:
                     self._requester.keep_queue()
 
     async def _work(self) -> None:
         # Replies that arrived after the earlier run had ended.
         waiting = self._requester.waiting_at_start if self._plan.resumed else 0
-        with suppress(TimeoutError):  # the connection is lost again; they are taken in later
+        with suppress(TimeoutError):  # after another loss of the connection they are received later
             async with asyncio.timeout(COLLECT):
                 await self.out.until(lambda: self._late >= waiting)
         problem = None
@@ -96,7 +96,7 @@ class Submission:
                     self.tally.read += 1
                     if not self._plan.reading.rereadable:
                         self._database.add(row)
-                    if not self._is_left_out(row) and not self._is_kept_back(row):
+                    if not self._is_settled(row) and not self._is_invalid(row):
                         await self._submit(row)
         except WorkerError as error:
             problem = error
@@ -105,14 +105,14 @@ class Submission:
         if problem is not None:
             raise problem
 
-    def _is_kept_back(self, row: Row) -> bool:
+    def _is_invalid(self, row: Row) -> bool:
         limit = self._settings.max_body_bytes
         found = self._database.findings(row, limit, send_damaged=self._plan.send_damaged)
         if found:
             self._record(RowResult.unsent(row, self._name(row), INVALID, found), row)
         return bool(found)
 
-    def _is_left_out(self, row: Row) -> bool:
+    def _is_settled(self, row: Row) -> bool:
         if not self._plan.resumed:
             return False
         # With `--as-of now` (0) rows have no time of their own, so superseded rows are sent again.
@@ -126,7 +126,7 @@ class Submission:
         return settled_by is not None
 
     def _name(self, row: Row) -> str:
-        """The id of the row's request: the same whenever the job is resumed."""
+        """The id of the row's request, which stays the same when the job is resumed."""
         return f"{self._job}-{row.place}"
 
     def _at(self, row: Row) -> str:
@@ -136,7 +136,7 @@ class Submission:
         name = self._name(row)
         await self.out.room()
         if self._plan.resumed:
-            self._database.goes_out(row)
+            self._database.mark_sent(row)
         self.out.add(name, row)
         account = row.account_id or self._plan.account_id
         confirmed = self._requester.send(
@@ -174,7 +174,7 @@ class Submission:
                 self.tally.overtaken.add(self._at(row))
             self._record(result, row)
             return
-        # A repeat, or the answer to what an earlier run had out; that row is counted when it is read.
+        # A repeat, or the reply to a row of an earlier run; that row is counted when it is read.
         self._late += 1
         if self._plan.resumed and reply.status in SETTLED:
             self._write(result)
@@ -182,7 +182,7 @@ class Submission:
     def _record(self, result: RowResult, row: Row) -> None:
         self.tally.add(result, self._at(row))
         if self._plan.reading.failed and result.status not in SETTLED:
-            self._database.give_back(row, result.errors)
+            self._database.add_failed(row, result.errors)
         self._write(result)
 
     def _write(self, result: RowResult) -> None:
@@ -199,7 +199,7 @@ class Submission:
             self._failed.exception()  # retrieved: the job may have ended already
 
     async def _watch(self) -> None:
-        """Tell why nothing comes back."""
+        """Report why no replies arrive."""
         while True:
             await asyncio.sleep(ASK_INTERVAL)
             if self.out.idle < ASK_INTERVAL:
@@ -214,29 +214,30 @@ class Submission:
                 self.notices.job = str(error)
             else:
                 queue = f"{self._settings.prefix}.requests"
-                self.notices.job = "" if workers else f"No worker takes requests from {queue}: start one."
+                self.notices.job = "" if workers else f"No worker consumes requests from {queue}: start one."
 
     async def _end_early(self, work: "asyncio.Task[None]") -> None:
-        """Publish nothing more, wait a moment for what is out, and raise Interrupted."""
+        """Publish no more rows, wait a moment for the outstanding ones, and raise Interrupted."""
         await cancel_all(work)
         self.notices.job = "Stopping: waiting for the last replies."
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_REPLIES):
                 await self.out.until(lambda: not self.out.rows)
         missing = "published and not answered" if self._plan.wait else "not confirmed by the broker"
-        out = f"{len(self.out.rows):,} rows are {missing}" if self.out.rows else "Nothing is out"
-        resume = "go on with --resume" if self._results else "with --results, --resume could go on from here"
+        out = f"{len(self.out.rows):,} rows are {missing}" if self.out.rows else "No row is outstanding"
+        resume = "continue with --resume" if self._results else "with --results, --resume could continue it"
         raise Interrupted(f"Interrupted after row {self.tally.read}. {out}; {resume}")
 
 
 async def read_ahead(reading: Reading) -> AsyncGenerator[Row, None]:
-    """The rows, read in threads: standard input blocks, and parsing must not hold up heartbeats. Raises what
-    reading raises."""
+    """The rows, read in threads: standard input blocks, and parsing must not delay heartbeats. Raises as
+    `Reading.rows` does."""
     rows = reading.rows()
-    size = BATCH if reading.rereadable else 1  # rows of a pipe are sent as they come
+    size = BATCH if reading.rereadable else 1  # rows of a pipe are sent as they arrive
     while True:
         batch: Future[list[Row | Exception]] = Future()
-        # A daemon: a read of standard input cannot be ended, and an executor would wait for it at the exit.
+        # A daemon: a read of standard input cannot be cancelled, and an executor would wait for it at the
+        # exit.
         threading.Thread(target=_read, args=(rows, size, batch), name="rows", daemon=True).start()
         read = await asyncio.wrap_future(batch)
         if not read:

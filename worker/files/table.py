@@ -1,4 +1,4 @@
-"""Tables: rows of CSV, whose delimiter and quoting are found out, and a record for each row of a table in any
+"""Tables: rows of CSV, whose delimiter and quoting are detected, and a record for each row of a table in any
 format: its values by attribute, and its damage (contract §12)."""
 
 import contextlib
@@ -16,7 +16,7 @@ from worker.files.damage import CELL_COUNT, QUOTING, Problem, SpoiltCell, damage
 from worker.files.source import Source, Unreadable, encoding_of, lines
 from worker.files.workbook import OLD_SIGNATURE, SIGNATURE, Workbook
 
-HEADER_WITHIN: Final = 20  # rows; titles may stand above the header
+HEADER_WITHIN: Final = 20  # rows; titles may precede the header
 SAMPLE_ROWS: Final = 20
 
 _IN_QUOTES = re.compile(r'\s*"(.*)"\s*\Z')
@@ -24,14 +24,14 @@ _MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|meta|table|\?
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*\Z', re.IGNORECASE)
 
 Dialect = Mapping[str, Any]
-"""How one file separates and quotes its cells: parameters of `csv.reader`, and whether each line is in
-quotation marks as a whole, `in_quotes`."""
+"""How a file separates and quotes its cells: parameters of `csv.reader`, and `in_quotes`: whether each whole
+line is in quotation marks."""
 
 
 class Record(NamedTuple):
-    """One row: its number as a spreadsheet shows it, and the line on which it begins in the file (of a
-    workbook, the same). `cells` are as they came; `values` are clean and by attribute, with flags as JSON has
-    them and without empty cells. With `problems` they must not be trusted."""
+    """One row: its number in a spreadsheet, and the line on which it begins in the file (in a workbook, the
+    same). `cells` are raw; `values` are clean, by attribute, with JSON flags and without empty cells. With
+    `problems` they must not be trusted."""
 
     row: int
     line: int
@@ -41,13 +41,11 @@ class Record(NamedTuple):
 
 
 class Table:
-    """The table in a CSV file or a workbook, its rows to be read once. Titles above the header are passed
-    over.
+    """The table in a CSV file or a workbook. Its rows can be read once. Titles above the header are skipped.
 
-    `names` are what the columns hold, in their order: an attribute, `accountId`, one of the names in `also`,
-    or the header's own words. `headers` are what the header calls the known ones, and `unknown` are the
-    others: what they hold is left out, unless `keeps_unknown`. `delimiter` is the file's, a comma for a
-    workbook.
+    `names` are the columns in order: an attribute, `accountId`, one of the names in `also`, or the header's
+    own text. `headers` maps the known ones to the header's text, and `unknown` are the others; their values
+    are left out unless `keeps_unknown`. `delimiter` is the file's, a comma for a workbook.
     """
 
     def __init__(
@@ -59,15 +57,14 @@ class Table:
         also: Collection[str] = (),
         keeps_unknown: bool = False,
     ) -> None:
-        """Raises UsageError for a file or a header that is of no use, Unreadable for text that cannot be
-        read."""
+        """Raises UsageError for an unusable file or header, and Unreadable for text that cannot be read."""
         sample = source.sample()
         self.workbook, self.delimiter = None, ","
         if is_workbook(sample):
             self.workbook = Workbook(source.seekable(), sheet)
             rows = self.workbook.rows()
         elif sheet:
-            raise UsageError("it has no sheets, being CSV: leave out --sheet")
+            raise UsageError("a CSV file has no sheets: leave out --sheet")
         else:
             encoding = encoding or encoding_of(sample)
             dialect = dialect_of(sample.decode(encoding, "replace"))
@@ -91,8 +88,8 @@ class Table:
         self._kept = self.names if keeps_unknown else self.headers.keys()
 
     def __iter__(self) -> Iterator[Record]:
-        """Each row that is not blank and does not repeat the header. Raises Unreadable where the file stops
-        being readable."""
+        """Each row that is not blank and does not repeat the header. Raises Unreadable if the file becomes
+        unreadable."""
         fields = [(name if name in self._kept else "", name in FLAG_FIELDS) for name in self.names]
         width = len(fields)
         for row, line, cells in self._rows:
@@ -107,7 +104,7 @@ class Table:
             if not (values or surplus or any(map(clean, cells))) or cells[:width] == self.header:
                 continue
             if surplus or (len(cells) < width and self.workbook is None):
-                # In a shifted row no cell can be assigned to an attribute, and no value may be shown.
+                # In a shifted row the cells' attributes are unknown, so no value may be shown.
                 problems = [Problem(CELL_COUNT, remark=f"{len(cells)} cells, the header {width}")]
             elif self.workbook is None and any(
                 "\n" in cell and cell.count(self.delimiter) >= width - 1 for cell in cells
@@ -119,8 +116,8 @@ class Table:
 
 
 def is_workbook(sample: bytes) -> bool:
-    """Whether an input that begins like this is a workbook, whatever its name says. Raises UsageError for
-    what is neither a workbook nor text."""
+    """Whether an input that begins like this is a workbook, whatever its name. Raises UsageError if it is
+    neither a workbook nor text."""
     if sample.startswith(OLD_SIGNATURE):
         raise UsageError("it is an old or protected workbook: save it as .xlsx, without a password")
     if _MARKUP.match(sample):
@@ -129,14 +126,14 @@ def is_workbook(sample: bytes) -> bool:
 
 
 def _find_header(rows: Iterator[RawRow]) -> tuple[list[str], list[RawRow]]:
-    """The header, and the rows below it that were read to find it. No more is read than is needed: rows of
-    standard input may come one by one."""
+    """The header, and the rows below it that were read to find it. It reads no more than needed, because rows
+    of standard input may arrive one by one."""
     first = []
     for row in islice(filter(_is_not_blank, rows), HEADER_WITHIN):
         first.append(row)
         cells = _cells(row)
         known = known_in(cells)
-        if known > 1 or (known == 1 and len(list(filter(clean, cells))) == 1):  # no other explanation is left
+        if known > 1 or (known == 1 and len(list(filter(clean, cells))) == 1):  # certainly the header
             return cells, []
     if not first:
         return [], []
@@ -158,7 +155,7 @@ def _is_not_blank(row: RawRow) -> bool:
 
 
 def csv_rows(chunks: Iterable[bytes], encoding: str, dialect: Dialect) -> Iterator[RawRow]:
-    """Each row of the file. Raises Unreadable where the text stops being readable."""
+    """Each row of the file. Raises Unreadable if the text becomes unreadable."""
     text = lines(chunks, encoding)
     first = next(text, "")
     above = int(_separator_in(first) is not None)  # the line `sep=;`, which a spreadsheet does not show
@@ -197,8 +194,8 @@ def line_of(cells: Iterable[object], delimiter: str = ",", end: str = "\n") -> b
 
 
 def dialect_of(text: str) -> Dialect:
-    """The dialect that a `sep=` line names, else that in which the header names most attributes and the rows
-    fit it best."""
+    """The dialect of a `sep=` line, else the one in which the header has most attributes and most rows fit
+    the header."""
     delimiters = _separator_in(text.partition("\n")[0]) or ",;\t|"
     quotes = '"' if '"' in text else "\"'"
     escapes = (None, "\\") if '\\"' in text else (None,)
@@ -211,18 +208,18 @@ def dialect_of(text: str) -> Dialect:
 
 
 def _separator_in(line: str) -> str | None:
-    """The delimiter, if this is a line such as `sep=;`, which tells it to a spreadsheet."""
+    """The delimiter, if this is a line such as `sep=;` for spreadsheets."""
     found = _SEPARATOR_LINE.match(line.lstrip("\ufeff"))
     return found and found[1]
 
 
 def _header_in(rows: Sequence[Sequence[str]]) -> int:
-    """Which of the first rows is the header: the one that names most attributes."""
+    """The index of the header among the first rows: the row with most attributes."""
     return max(range(len(rows)), key=lambda at: known_in(rows[at]), default=0)
 
 
 def _fitness(text: str, dialect: Dialect) -> tuple[int, int, int]:
-    """Attributes that the header names, rows as long as it, and (less is better) quotes left over."""
+    """The number of attributes in the header, of rows as long as it, and (negative) of left-over quotes."""
     complete, _, _ = text.rpartition("\n")
     sample = (complete or text).splitlines(keepends=True)
     reader = reader_of(sample, **dialect)

@@ -1,8 +1,8 @@
-"""Rows of cells from a workbook (`.xlsx`), a row held at a time (contract §12).
+"""Rows of cells from a workbook (`.xlsx`), one at a time (contract §12).
 
-The parts of a workbook are read directly, as a stream, because libraries load a whole sheet as a rectangle
-(one cell far away fills the memory), take an error value for an empty cell, and stop at cosmetics. Of styles
-only the formats of dates count.
+The parts of a workbook are read as streams. Libraries load a whole sheet as a rectangle (one distant cell
+fills the memory), read an error value as an empty cell, and fail on cosmetic errors. Of the styles only date
+formats matter.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ SIGNATURE: Final = b"PK\x03\x04"
 OLD_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # .xls, and every workbook with a password
 DAMAGED: Final = "the workbook is damaged: open it in a spreadsheet and save it again"
 LARGEST_UNPACKED: Final = 1024 * 1024 * 1024  # bytes; a million rows of registrations take less than half
-DENSE: Final = 16 * 1024 * 1024  # bytes; a larger part that was packed more than this many times is no table:
+DENSE: Final = 16 * 1024 * 1024  # bytes; a larger part with a compression ratio above DENSEST is not a table
 DENSEST: Final = 150
 LAST_ROW: Final = 1_048_576
 LONGEST_CELL: Final = 32_767  # characters
-COLUMNS: Final = 1000  # all that stands further right counts as one cell too many
-TRUSTED_SINCE: Final = microseconds("2016-01-01T00:00:00Z") or 0  # tools write a fixed date before
+COLUMNS: Final = 1000  # cells further right count as one surplus cell
+TRUSTED_SINCE: Final = microseconds("2016-01-01T00:00:00Z") or 0  # some tools write a fixed, earlier date
 
-_WHOLE: Final = frozenset({"c", "si", "cellXfs"})  # elements of which the children count too
+_WHOLE: Final = frozenset({"c", "si", "cellXfs"})  # elements whose children are needed
 _DATE_FORMATS: Final = frozenset([*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)])
 _NOT_IN_A_DATE = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]|general', re.IGNORECASE)
-# What a damaged archive makes its readers raise.
+# The errors of readers of a damaged archive.
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)
 _BROKEN = (*_BROKEN_ZIP, SyntaxError, ValueError, LookupError, ArithmeticError)  # SyntaxError: of XML
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
@@ -48,12 +48,12 @@ _COLUMN = re.compile(r"([A-Z]{1,3})[0-9]{1,10}\Z")
 
 
 class Workbook:
-    """A workbook's first visible sheet, or the named one. `notes` tell what its author may not expect; those
-    on its rows are there when the rows have been read. `saved_at` is when it was saved, in microseconds since
-    the epoch, None where it does not tell."""
+    """A workbook's first visible sheet, or the named one. `notes` hold what its author may not expect; those
+    about rows are added when the rows are read. `saved_at` is when it was saved, in microseconds since the
+    epoch, None if unknown."""
 
     def __init__(self, file: BinaryIO, sheet: str | None = None) -> None:
-        """Raises UsageError for a file that is no such workbook."""
+        """Raises UsageError if the file is not such a workbook."""
         self._archive = _open(file)
         # Some writers use other cases, backslashes, or other names.
         self._members = {name.replace("\\", "/").lower(): name for name in self._archive.namelist()}
@@ -67,7 +67,7 @@ class Workbook:
             raise UsageError(DAMAGED) from None
 
     def rows(self) -> Iterator[RawRow]:
-        """Each row that has cells, with its number. Raises Corrupt where the sheet is damaged."""
+        """Each row that has cells, with its number. Raises Corrupt if the sheet is damaged."""
         number, column = 0, 0
         cells: list[str] = []
         hidden = []
@@ -113,14 +113,14 @@ class Workbook:
             raise UsageError(f"the workbook has no sheet {name}: --sheet may be {names}")
         chosen, part = next(((sheet, part) for sheet, part, hidden in sheets if not hidden), ("", ""))
         if not part:
-            raise UsageError("the workbook holds no visible sheet with cells")
+            raise UsageError("the workbook has no visible sheet with cells")
         if len(sheets) > 1:
             others = ", ".join(f"{sheet}{hidden}" for sheet, _, hidden in sheets if sheet != chosen)
-            self.notes.append(f"the sheet {chosen} is read; --sheet NAME takes another one: {others}")
+            self.notes.append(f"the sheet {chosen} is read; --sheet NAME selects another one: {others}")
         return part
 
     def _sheets(self) -> Iterator[tuple[str, str, str]]:
-        """The name and the part of each sheet, and ` (hidden)` where it is."""
+        """The name and part of each sheet, and ` (hidden)` if it is hidden."""
         parts = {}
         for _, each in self._elements("xl/_rels/workbook.xml.rels", "Relationship"):
             part = normpath(join("/xl", each.attrib["Target"])).lstrip("/")
@@ -136,7 +136,7 @@ class Workbook:
                 yield each.attrib["name"], parts[id_], hidden
 
     def _shared_texts(self) -> sqlite3.Connection:
-        """The texts that cells refer to, in a temporary database: they are most of a large workbook."""
+        """The shared strings of cells, in a temporary database: they are most of a large workbook."""
         texts = sqlite3.connect("", check_same_thread=False)
         texts.execute("CREATE TABLE text (number INTEGER PRIMARY KEY, text)")
         elements = self._elements(self._named["sharedStrings"], "si")
@@ -156,8 +156,8 @@ class Workbook:
         return frozenset(at for at, each in enumerate(formats) if each in dates)
 
     def _elements(self, part: str, *names: str) -> Iterator[tuple[str, Element]]:
-        """The elements of these names in a part, if there is such a part, as they end. Nothing else is held:
-        a sheet may be larger than the memory. Entities that multiply are an error to the parser."""
+        """The elements of these names in a part, if it exists. Others are dropped: a sheet may be larger than
+        the memory. The parser rejects entity expansion."""
         member = self._members.get(part.lower())
         if member is None:
             return
@@ -198,14 +198,14 @@ class Workbook:
 
 
 def _open(file: BinaryIO) -> zipfile.ZipFile:
-    """Unpacking never exceeds the sizes that the parts state."""
+    """Open an archive. Its parts cannot decompress to more than the sizes that they state."""
     try:
         archive = zipfile.ZipFile(file)
     except _BROKEN:
         raise UsageError(DAMAGED) from None
     parts = archive.infolist()
     if not any(part.filename.lower().startswith(("xl/", "xl\\")) for part in parts):
-        raise UsageError("it is an archive and no workbook: unpack it, or save the workbook as .xlsx")
+        raise UsageError("it is an archive, not a workbook: unpack it, or save the workbook as .xlsx")
     dense = any(part.file_size > max(DENSE, DENSEST * part.compress_size) for part in parts)
     if dense or sum(part.file_size for part in parts) > LARGEST_UNPACKED:
         raise UsageError("the workbook is too large: save the sheet as CSV")
@@ -213,13 +213,13 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
 
 
 def _plain_text(element: Element) -> str:
-    """A text, which may be in runs. How it is pronounced (`rPh`) is not a part of it."""
+    """A text, which may be split into runs. Its pronunciation (`rPh`) is left out."""
     runs = [run.findtext("t", "") for run in element.findall("r")]
     return element.findtext("t", "") + "".join(runs)
 
 
 def _number(value: str) -> str:
-    """A number as a cell shows it: whole ones without a fraction or an exponent."""
+    """A number as text: an integer without a fraction or an exponent."""
     if value.isdigit():
         return value
     try:
@@ -230,11 +230,11 @@ def _number(value: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """`_x000D_` is how a workbook writes a character that XML cannot hold."""
+    """A text in which `_x000D_` stands for a character that XML cannot contain."""
     if "_x" not in text:
         return text
     unescaped = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
-    return unescaped.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair is no text
+    return unescaped.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates
 
 
 def _number_of(letters: str) -> int:
@@ -242,8 +242,8 @@ def _number_of(letters: str) -> int:
 
 
 def write(file: IO[bytes], rows: Iterable[Sequence[str]]) -> None:
-    """Write rows as text, in columns of the format Text: a value that is entered later is kept as it is. The
-    file must be one that can be read again."""
+    """Write rows as text, in columns of the format Text, so that values entered later are kept too. The file
+    must be readable and seekable."""
     with xlsxwriter.Workbook(file, {"constant_memory": True}) as workbook:
         text = workbook.add_format({"num_format": "@"})
         sheet = workbook.add_worksheet()
@@ -259,14 +259,14 @@ def write(file: IO[bytes], rows: Iterable[Sequence[str]]) -> None:
 
 
 def is_ours(file: BinaryIO) -> bool:
-    """Whether `write` wrote it, and no spreadsheet has saved it since."""
+    """Whether `write` wrote the file, and no spreadsheet has saved it since."""
     with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(file) as archive:
         return archive.comment == _OURS
     return False
 
 
 def cell_name(row: int, column: int) -> str:
-    """`D152`, of the row and the column from 1."""
+    """The cell's name, such as `D152`; row and column count from 1."""
     letters = ""
     while column:
         column, letter = divmod(column - 1, 26)

@@ -1,7 +1,7 @@
-"""The accounts (business units) and their tokens: one token for each, shared, refreshed ahead (contract §6).
+"""The accounts (business units) and their tokens: one shared token each, refreshed ahead (contract §6).
 
-Trouble of the default account is an outage. Trouble of another account is its own, as long as the default
-account is given a token that was asked for after that trouble began.
+A failure of the default account is an outage. A failure of another account concerns that account alone, if
+the default account can still obtain a token afterwards.
 """
 
 import asyncio
@@ -26,48 +26,51 @@ from worker.marketing_cloud.token import (
 )
 from worker.settings import Settings
 
-REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a token that still works
-REFUSAL_KEPT = 60.0  # seconds that a refused account is not asked for again
-SCOPE_PAUSE = 60.0  # seconds between tokens that are dropped because a scope may have been granted since
+REFRESH_PAUSE = 30.0  # seconds between attempts to refresh a valid token
+REFUSAL_KEPT = 60.0  # seconds without a token request after an account was refused
+SCOPE_PAUSE = 60.0  # seconds between drops of a token because a scope may have been granted since
 ACCOUNTS_KEPT = 10_000
-# The part of the prefetch that may wait for tokens of accounts other than the default. Their token requests
-# are limited, so many accounts at once would otherwise fill the prefetch and hold up all others.
+# The share of the prefetch that may wait for tokens of accounts other than the default. Their token requests
+# are limited, so many accounts at once could fill the prefetch and hold up all others.
 MAY_WAIT = 1 / 4
-TOKEN_REQUESTS = (20, 20.0)  # for accounts other than the default: bursts of so many, in so many seconds
-CROWDED = "Too many business units asked for their first access token at once: replay this request later"
-CHECK_KEPT = 60.0  # seconds for which a token of the default account shows that the credentials work
-CHECKS = (4, 60.0)  # checks of the credentials: so many tokens of the default account, in so many seconds
+TOKEN_REQUESTS = (20, 20.0)  # for accounts other than the default: so many in so many seconds
+CROWDED = "Too many business units needed their first access token at once: replay this request later"
+CHECK_KEPT = 60.0  # seconds for which a token of the default account proves that the credentials work
+CHECKS = (
+    4,
+    60.0,
+)  # of the credentials, by tokens of the default account: so many in so many seconds
 
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """One account: its token, and what is wrong with it."""
+    """One account, its token and its failures."""
 
     id: str | None
     token: Token | None = None
     fetching: "asyncio.Task[Token] | None" = None
-    is_queued: bool = False  # its token request waits for its turn
+    is_queued: bool = False  # its token request waits for the limit
     next_refresh: float = 0.0
     refusal: str = ""
     refused_until: float = 0.0
-    trouble: str = ""  # why the last token request brought none
+    trouble: str = ""  # why the last token request failed
     trouble_since: float | None = None
-    refused_since: datetime | None = None  # while Marketing Cloud refuses its tokens
+    refused_since: datetime | None = None  # while Marketing Cloud refuses it
     scope_dropped_at: float = -SCOPE_PAUSE
 
     @property
     def has_token(self) -> bool:
-        """Whether it holds a token that is still good."""
+        """Whether its token is valid."""
         return self.token is not None and time.monotonic() < self.token.expires_at
 
-    def is_in_trouble(self, since: float) -> float:
-        """Note that trouble began then, unless it is known already. Returns when it began."""
+    def note_trouble(self, since: float) -> float:
+        """Record when its failures began, unless that is recorded. Returns the recorded time."""
         if self.trouble_since is None:
             self.trouble_since = since
         return self.trouble_since
 
     def refuse(self, why: str) -> AccountRefused:
-        """Ask for no token for a while."""
+        """Request no token for REFUSAL_KEPT seconds."""
         self.token = None
         self.refusal = why
         self.refused_until = time.monotonic() + REFUSAL_KEPT
@@ -75,7 +78,7 @@ class Account:
 
 
 class Accounts:
-    """All accounts. `None` stands for the default one."""
+    """All accounts. `None` is the default one."""
 
     def __init__(self, settings: Settings, http: Http, events: EventListener) -> None:
         self._settings = settings
@@ -83,7 +86,7 @@ class Accounts:
         self._events = events
         self.default = Account(settings.mc_account_id)
         self._others: dict[str, Account] = {}
-        self._waiting = 0  # requests, for tokens of these
+        self._waiting = 0  # requests that wait for tokens of these
         self._requests = AsyncLimiter(*TOKEN_REQUESTS)
         self._checks = AsyncLimiter(*CHECKS)
         self._checking: asyncio.Task[Token] | None = None
@@ -91,7 +94,7 @@ class Accounts:
 
     @property
     def others_in_trouble(self) -> dict[str, str]:
-        """Why accounts other than the default are given no token, or are turned down."""
+        """Accounts other than the default that fail, and why."""
         now = time.monotonic()
         troubles = {
             key: held.refusal if now < held.refused_until else held.trouble
@@ -104,12 +107,12 @@ class Accounts:
         return not account or account == self.default.id
 
     def must_fetch(self, account: str | None) -> bool:
-        """Whether a request of this account, which is not the default, has to wait for a token."""
+        """Whether this account is not the default and has no valid token."""
         return not self.is_default(account) and not self._account(account).has_token
 
     async def fetch(self, account: str | None, *, may_refuse: bool) -> None:
         """Wait for a token of an account that is not the default. Raises what `get` raises, and
-        AccountsCrowded where its token request would have to queue while too many wait already."""
+        AccountsCrowded if its token request must wait and too many requests already do."""
         held, most = self._account(account), max(1, int(self._settings.prefetch * MAY_WAIT))
         is_queued = held.is_queued or (held.fetching is None and not self._requests.has_capacity())
         if may_refuse and is_queued and self._waiting >= most:
@@ -121,8 +124,8 @@ class Accounts:
             self._waiting -= 1
 
     async def get(self, account: str | None) -> Token:
-        """A token that is good now. One caller fetches while the others wait, or use the old one as long
-        as it lasts. Raises TokenTrouble, AccountTrouble or AccountRefused."""
+        """A valid token. One caller fetches it; the others wait, or use the old one while it is valid. Raises
+        TokenTrouble, AccountTrouble or AccountRefused."""
         held = self._account(account)
         now = time.monotonic()
         token = held.token
@@ -136,8 +139,8 @@ class Accounts:
         return await asyncio.shield(held.fetching or self._start(held))
 
     async def keep_default_token(self) -> None:
-        """Fetch the default account's first token, and again while none is given, until cancelled. So wrong
-        credentials are known before a request comes, and their correction before the next one."""
+        """Fetch the default account's first token, and retry after failures, until cancelled. So wrong
+        credentials, and their correction, are known before the next request arrives."""
         while True:
             if self.default.token is None or self.default.trouble:
                 with contextlib.suppress(TokenTrouble):
@@ -145,9 +148,9 @@ class Accounts:
             await asyncio.sleep(REFRESH_PAUSE)
 
     def drop(self, account: str | None, token: Token, *, lacks_scope: bool = False) -> bool:
-        """Forget a token that Marketing Cloud turned down, unless it has been replaced already. Returns
-        whether another token is worth a try. A scope may have been granted since: one that `lacks_scope` is
-        dropped once a minute at most."""
+        """Drop a token that Marketing Cloud rejected, unless it has been replaced. Returns whether to retry
+        with another token. One that `lacks_scope` is dropped at most once a minute: the scope may have been
+        granted since."""
         held = self._account(account)
         if held.token is token:
             if lacks_scope:
@@ -159,14 +162,14 @@ class Accounts:
         return True
 
     async def refuse(self, account: str | None, status: int | None) -> AccountRefused:
-        """Fresh tokens of an account, which is not the default, were turned down with `status`. Returns what
-        its requests fail with. Raises TokenTrouble where the default account is given no token either."""
+        """Refuse an account, not the default, whose new token was rejected with `status`. Returns the error
+        of its requests. Raises TokenTrouble if the default account cannot obtain a token either."""
         held = self._account(account)
-        await self._check_credentials(held.is_in_trouble(time.monotonic()))
-        return held.refuse(f"Marketing Cloud turns down the tokens of this account: it answered {status}")
+        await self._check_credentials(held.note_trouble(time.monotonic()))
+        return held.refuse(f"Marketing Cloud rejects the tokens of this account: it answered {status}")
 
     async def close(self) -> None:
-        """Cancel the requests for tokens that are under way."""
+        """Cancel token requests in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -209,15 +212,16 @@ class Accounts:
         try:
             return await self._fetch(held)
         except TokenTrouble as trouble:
-            # Wrong credentials look the same as a wrong account, and an outage the same as trouble of one.
-            await self._check_credentials(held.is_in_trouble(began))
+            # The answer does not distinguish wrong credentials from a wrong account, or an outage from a
+            # failure of one account.
+            await self._check_credentials(held.note_trouble(began))
             if trouble.cause.is_refusal:
-                raise held.refuse(f"Marketing Cloud gives no token for this account: {trouble}") from None
+                raise held.refuse(f"Marketing Cloud issues no token for this account: {trouble}") from None
             raise AccountTrouble(str(trouble), trouble.retry_after) from None
 
     async def _check_credentials(self, since: float) -> None:
-        """Return if the default account has been given a token lately, and after the trouble of another
-        account began. Raises TokenTrouble."""
+        """Return if the default account has a token that was requested in the last CHECK_KEPT seconds and
+        after `since`; else request one. Raises TokenTrouble."""
         default = self.default
         since = max(since, time.monotonic() - CHECK_KEPT)
         while default.token is None or default.token.asked_at < since:
@@ -238,7 +242,7 @@ class Accounts:
             "client_secret": client_secret,
         }
         if held.id:
-            # The documentation calls it a number, but its examples send a string. The endpoint takes both.
+            # The documentation says number, its examples send a string, and the endpoint accepts both.
             request["account_id"] = held.id
         asked_at = time.monotonic()
         try:

@@ -14,23 +14,23 @@ from worker.contract.secrets import SecretMask
 from worker.contract.words import GENERIC
 from worker.marketing_cloud.response import Response
 
-MESSAGE_LIMIT = 1000  # characters of a message that is passed on
+MESSAGE_LIMIT = 1000  # characters of a message that are passed on
 ERRORS_LIMIT = 100  # entries of validationErrors that are passed on
-HINT_LIMIT = 86_400  # seconds; what is longer is not a hint
-LONGEST_PAUSE = 300.0  # seconds that all requests wait because of one hint
+HINT_LIMIT = 86_400  # seconds; a longer hint is ignored
+LONGEST_PAUSE = 300.0  # seconds that one hint can pause all calls
 PAGE_MESSAGE = (
     "{} was answered with a web page, not by Marketing Cloud's API: a login, maintenance or firewall page?"
 )
-# Statuses that a page cannot hide: they say what to do.
+# Statuses that keep their meaning even with a page as the body.
 NO_PAGE = frozenset({401, 407, 408, 425, 429})
 
 
 class Cause(Enum):
-    """Why a call or a token request failed; the value says it in words."""
+    """Why a call or a token request failed; the value is its text."""
 
     NO_ANSWER = "no answer"
     PAGE = "a web page"
-    CREDENTIALS = "the access token was turned down"
+    CREDENTIALS = "the access token was rejected"
     THROTTLED = "too many requests"
     BLOCKED = "this client is blocked for a while"
     BAD_GATEWAY = "bad gateway"
@@ -38,24 +38,25 @@ class Cause(Enum):
     GATEWAY_TIMEOUT = "gateway time-out"
     ERROR = "a failure on its side"
     INVALID_CLIENT = "the client id or secret is wrong"
-    UNAUTHORIZED_CLIENT = "the client may not ask for tokens from here"
+    UNAUTHORIZED_CLIENT = "the client may not request tokens from this address"
     INVALID_SCOPE = "the client lacks a scope"
     TOKEN_REFUSED = "the token was refused"  # noqa: S105 - a sentence
     NO_TOKEN = "the answer is not a token"  # noqa: S105
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the credentials are refused, which does not heal by itself."""
+        """Whether the credentials are refused: someone must correct them."""
         oauth = (Cause.INVALID_CLIENT, Cause.UNAUTHORIZED_CLIENT, Cause.INVALID_SCOPE, Cause.TOKEN_REFUSED)
         return self is Cause.CREDENTIALS or self in oauth
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one call ended. `status` is the HTTP status, or None where no answer came; then `message` says why.
+    """The result of one call. `status` is the HTTP status, or None without an answer; then `message` says
+    why.
 
-    `retry_after` is the longest of Marketing Cloud's own hints, in seconds, or None. `is_page`: another
-    server has answered, with a web page, such as a login, a maintenance notice or a firewall.
+    `retry_after` is the longest of Marketing Cloud's hints, in seconds, or None. `is_page`: another server
+    has answered with a web page, such as a login, a maintenance notice or a firewall's.
     """
 
     status: int | None
@@ -68,18 +69,18 @@ class Answer:
 
     @property
     def is_error(self) -> bool:
-        """Whether it is an error object of the API, whatever its status says."""
+        """Whether it is an error object of the API, whatever the status."""
         return bool(self.errorcode)
 
     @property
     def pause(self) -> float:
-        """Seconds for which Marketing Cloud asks everybody to wait, up to a limit."""
+        """Seconds that Marketing Cloud asks this client to wait, at most LONGEST_PAUSE."""
         return min(self.retry_after or 0.0, LONGEST_PAUSE)
 
 
 def read_answer(response: Response, now: datetime) -> Answer:
-    """Make an answer of an HTTP response. Any response is accepted. A body that is not the API's error object
-    is replaced by a plain sentence."""
+    """The answer in an HTTP response. Any response is accepted. If the body is not the API's error object,
+    the message is a plain sentence."""
     status, headers, body = response
     is_success = 200 <= status < 300
     if is_success and not body:
@@ -105,7 +106,8 @@ def read_answer(response: Response, now: datetime) -> Answer:
 
 
 def masked(answer: Answer, mask: SecretMask) -> Answer:
-    """The answer without secrets: Marketing Cloud may quote the request, unless the text is our own."""
+    """The answer without secrets, because Marketing Cloud may quote the request. Without a status the message
+    is the worker's own."""
     if answer.status is None:
         return answer
     clean = partial(mask.upstream, limit=MESSAGE_LIMIT)
@@ -125,7 +127,7 @@ def _is_page(headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """The object that a body holds, empty where it holds none."""
+    """The JSON object in a body; empty if it has none."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -134,7 +136,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def _errors(document: dict[str, Any]) -> Iterable[FieldError]:
-    # The general guide calls the list additionalErrors, this API validationErrors.
+    # The general guide names the list additionalErrors, this API validationErrors.
     entries = document.get("validationErrors") or document.get("additionalErrors")
     for entry in entries[:ERRORS_LIMIT] if isinstance(entries, list) else ():
         if isinstance(entry, dict) and _text(entry.get("message")):
@@ -172,7 +174,7 @@ def _header_hint(value: str | None, now: datetime) -> float | None:
 
 
 def _date(value: str | None) -> datetime | None:
-    """A date as HTTP writes it."""
+    """An HTTP date (RFC 9110 §5.6.7)."""
     try:
         moment = parsedate_to_datetime(value or "")
     except (ValueError, TypeError, IndexError, OverflowError):

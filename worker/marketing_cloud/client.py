@@ -36,15 +36,15 @@ class MarketingCloud:
         await self._http.close()
 
     async def register(self, body: bytes, token: Token, ensure_lease: EnsureLease) -> Answer:
-        """Send one registration and tell how it ended, without a secret; raises nothing. `ensure_lease` is
-        awaited right before the request is written."""
+        """Send one registration. The answer holds no secret. Never raises. Awaits `ensure_lease` immediately
+        before the request is written."""
         endpoint = self._endpoint(token)
         started = time.perf_counter()
         try:
             response = Response(*await self._send(endpoint, body, ensure_lease))
         except NoAnswer as error:
             self._events.call_ended(None, time.perf_counter() - started)
-            return Answer(None, f"Marketing Cloud gave no answer: {error}.")
+            return Answer(None, f"Marketing Cloud did not answer: {error}.")
         self._events.call_ended(response.status, time.perf_counter() - started)
         answer = read_answer(response, datetime.now(UTC))
         # An error may quote the request, its headers included.

@@ -1,15 +1,14 @@
-"""HTTP for Marketing Cloud: no cookies, no redirects, bounded answers, plain failures.
+"""HTTP for Marketing Cloud: no cookies, no redirects, bounded answers, plain errors.
 
-aiohttp's session asks for tokens (`Http.post`). Registrations go by an exchange of our own (`Http.send`), on
-connections that aiohttp's connector opens (names, TLS, proxies). It has two reasons:
+aiohttp's session requests tokens (`Http.post`). Registrations use our own exchange (`Http.send`), on
+connections that aiohttp's connector opens (names, TLS, proxies), for two reasons:
 
-- An answer that nobody asked for must never become the verdict on another request. Here each byte that comes
-  outside of an exchange ends its connection. aiohttp's pool would read it as the next answer
-  (aio-libs/aiohttp#13656).
-- A session builds each request anew from many options, which costs about 90 µs more CPU a call.
+- An unsolicited answer must never become the answer of another request. Here, a byte outside of an exchange
+  closes its connection. aiohttp's pool would read it as the next answer (aio-libs/aiohttp#13656).
+- A session builds each request anew from many options, which uses about 90 µs more CPU per call.
 
-Held by tests/integration/test_marketing_cloud_http.py ("bytes that nobody asked for") and tests/benchmarks.
-`response.py` reads the responses: a malformed body never hides an answer.
+tests/integration/test_marketing_cloud_http.py and tests/benchmarks cover both. `response.py` reads the
+responses: a malformed body never hides an answer.
 """
 
 import asyncio
@@ -31,14 +30,14 @@ from worker.marketing_cloud.response import BODY_LIMIT, Response, ResponseReader
 from worker.settings import Settings
 from worker.settings.checks import parsed_url
 
-IDLE_TIMEOUT = 30.0  # seconds for which an idle connection may be used again
-TLS_LIFE = 1.0  # seconds between looks at the files of certificates: each look costs 20 µs of CPU
-BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head has told what matters
+IDLE_TIMEOUT = 30.0  # seconds for which an idle connection may be reused
+TLS_LIFE = 1.0  # seconds between checks of the certificate files: each check uses 20 µs of CPU
+BODY_TIMEOUT = 5.0  # seconds for the rest of a body: the head decides the outcome
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
-OTHERS = 224  # descriptors that calls leave: connections to the broker, the admin server, files
-MOST_CALLS = 60_000  # at a time
-REST_HOST = "https://rest.marketingcloudapis.com"  # stands for the one that the token will name
+OTHERS = 224  # descriptors reserved for connections to the broker, the admin server and files
+MOST_CALLS = 60_000  # concurrent
+REST_HOST = "https://rest.marketingcloudapis.com"  # in place of the host that the token will name
 FAILURES = (TimeoutError, aiohttp.ClientError, OSError, ValueError)
 _LENGTH = b"Content-Length: "
 
@@ -46,7 +45,7 @@ EnsureLease = Callable[[], Awaitable[None]]
 
 
 class NoAnswer(Exception):
-    """The call ended without an answer. Its text holds nothing of the request."""
+    """The call ended without an answer. The text quotes nothing from the request."""
 
 
 class _Stale(Exception):
@@ -55,17 +54,17 @@ class _Stale(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and the variable that names it."""
+    """A proxy, and the environment variable that names it."""
 
     variable: str
     url: URL
-    headers: Mapping[str, str] = field(repr=False)  # those that it reads
+    headers: Mapping[str, str] = field(repr=False)  # for the proxy
 
 
 def proxy_for(url: URL) -> Proxy | None:
-    """The proxy that the environment names for `url`: `HTTPS_PROXY` or `HTTP_PROXY`, unless `NO_PROXY` lists
-    the host. The names are read in lower case too, as other programs do. Raises SettingsError where the
-    variable holds no URL of a proxy."""
+    """The proxy for `url` from the environment: `HTTPS_PROXY` or `HTTP_PROXY`, unless `NO_PROXY` lists the
+    host. Lower-case names work too, as in other programs. Raises SettingsError if the variable is not the URL
+    of a proxy."""
     value = getproxies().get(url.scheme, "").strip()
     if not value or proxy_bypass(url.host or ""):
         return None
@@ -85,8 +84,8 @@ def proxy_for(url: URL) -> Proxy | None:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, taken over from aiohttp, for one exchange at a time. Outside of an exchange every byte
-    ends it."""
+    """One connection, opened by aiohttp, for one exchange at a time. Any byte outside of an exchange closes
+    it."""
 
     def __init__(
         self, opened: Connection, tls: ssl.SSLContext, ended: "Callable[[_Connection], None]"
@@ -100,7 +99,7 @@ class _Connection(asyncio.Protocol):
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._reader: ResponseReader | None = None
-        self._received: asyncio.Future[None]  # done when nothing more of the response comes
+        self._received: asyncio.Future[None]  # done when the response has ended
         self._has_served = False
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -115,11 +114,10 @@ class _Connection(asyncio.Protocol):
         return not self._transport.get_write_buffer_size()
 
     async def ask(self, request: bytes, deadline: float) -> ResponseReader:
-        """Write the request. Returns the reader when the response is whole or nothing more of it comes.
-        Raises TimeoutError where the head does not come in time, and _Stale or ServerDisconnectedError where
-        none comes."""
+        """Write the request, and return the reader when the response has ended. Raises TimeoutError if the
+        head does not arrive in time, and _Stale or ServerDisconnectedError if the connection ends before."""
         stale = _Stale if self._has_served else aiohttp.ServerDisconnectedError
-        # Bytes that came before the request was written do not answer it, also if the loop has not read them.
+        # Bytes that arrived before the request was written do not answer it, even if they are still unread.
         if self.is_ended or (self._has_served and self._poll.poll(0)):
             raise stale
         self._reader = reader = ResponseReader()
@@ -167,7 +165,7 @@ class _Connection(asyncio.Protocol):
             self._received.set_result(None)
 
     def close(self) -> None:
-        """Close it. Bytes that are not sent yet are dropped."""
+        """Close it. Unsent bytes are dropped."""
         if not self.is_ended:
             is_sent, self.is_ended = self.is_sent, True
             self._opened.close()
@@ -178,8 +176,8 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(slots=True)
 class HttpEndpoint:
-    """The target of a request and its head, up to the value of Content-Length. It may hold a token. All
-    endpoints of one host share their idle connections."""
+    """The URL and the head of a request, up to the value of Content-Length. The head may hold a token. All
+    endpoints of a host share their idle connections."""
 
     url: URL
     head: bytes
@@ -190,18 +188,18 @@ class HttpEndpoint:
         return "HttpEndpoint(***)"
 
     def plus(self, headers: Mapping[str, str]) -> "HttpEndpoint":
-        """The same with more headers; one that would not be a header line is left out."""
+        """A copy with more headers; an invalid one is left out."""
         sound = {k: v for k, v in headers.items() if v.isascii() and v.isprintable()}
         lines = "".join(f"{name}: {value}\r\n" for name, value in sound.items())
         return replace(self, head=self.head.removesuffix(_LENGTH) + lines.encode("ascii") + _LENGTH)
 
 
 class Http:
-    """POSTs. The caller closes it. Raises SettingsError if the environment names an invalid proxy."""
+    """Sends POST requests. Raises SettingsError if the environment names an invalid proxy."""
 
     def __init__(self, settings: Settings, on_shortage: Callable[[str], None] = lambda _: None) -> None:
-        """`on_shortage` is told when this process has no descriptor left for a call."""
-        # Both schemes are checked, whatever the URLs have, so that a mistake shows at the start.
+        """Calls `on_shortage` with the reason if no file descriptor is free for a call."""
+        # Check both schemes, whatever the URLs have, so that an error shows at the start.
         for url in (settings.auth_url, settings.rest_url):
             for scheme in ("https", "http"):
                 proxy_for(URL(url or REST_HOST).with_scheme(scheme))
@@ -229,7 +227,7 @@ class Http:
         await self._session.close()
 
     async def post(self, url: str, document: Mapping[str, object]) -> Response:
-        """POST a JSON object by aiohttp's session, on a connection of its own. Raises NoAnswer."""
+        """POST a JSON object with aiohttp's session, on its own connection. Raises NoAnswer."""
         where = URL(url)
         proxy = proxy_for(where)
         to_proxy = proxy.headers if proxy else {}
@@ -250,7 +248,7 @@ class Http:
                 await self._failed(error, proxy)
 
     def endpoint(self, url: str, headers: Mapping[str, str]) -> HttpEndpoint:
-        """Prepare POSTs to `url`, through the proxy that the environment names for it, if any."""
+        """Prepare POSTs to `url`, through the proxy for it, if there is one."""
         where = URL(url)
         proxy = proxy_for(where)
         fields = {"Host": where.host_port_subcomponent or "", "Accept-Encoding": "identity", **headers}
@@ -265,9 +263,9 @@ class Http:
     async def send(
         self, endpoint: HttpEndpoint, body: bytes, ensure_lease: EnsureLease | None = None
     ) -> Response:
-        """POST and return the response. `ensure_lease` is awaited when the connection stands, right before
-        the request is written. Where a kept connection fails before an answer begins, both are done once more
-        on a fresh connection. Waits where this process has no descriptor left. Raises NoAnswer."""
+        """POST and return the response. Awaits `ensure_lease` when the connection is open, immediately before
+        the request is written. If a reused connection fails before an answer begins, repeats both on another
+        one. Waits if no file descriptor is free. Raises NoAnswer."""
         async with self._descriptors:
             while True:
                 try:
@@ -329,8 +327,8 @@ class Http:
         return connection
 
     def _kept(self, idle: list[_Connection]) -> _Connection | None:
-        """The connection that has been idle for the shortest time. One that was verified by certificates that
-        have been replaced since is closed."""
+        """The most recently used idle connection. Closes connections that were verified with certificates
+        that have been replaced since."""
         now, tls = self._loop.time(), self._current_tls()
         while idle and (idle[0].is_ended or idle[0].idle_until < now):
             idle.pop(0).close()
@@ -348,8 +346,8 @@ class Http:
         connections.clear()
 
     async def _failed(self, error: Exception, proxy: Proxy | None) -> None:
-        """Raise NoAnswer, or wait a moment where this process has no descriptor left: that says nothing about
-        Marketing Cloud."""
+        """Raise NoAnswer, or wait a moment if no file descriptor is free: that is not Marketing Cloud's
+        failure."""
         number = error.errno if isinstance(error, OSError) else None
         if number not in NO_DESCRIPTOR:
             raise NoAnswer(self._explain(error, proxy)) from None
@@ -364,9 +362,9 @@ class Http:
                 return f"the proxy of {proxy.variable} cannot be reached ({_reason(error)})"
             case aiohttp.ClientConnectorCertificateError():
                 why = getattr(error.certificate_error, "verify_message", "it could not be verified")
-                return f"the TLS certificate was not accepted ({why})"
+                return f"the TLS certificate is not valid ({why})"
             case aiohttp.ClientSSLError():
-                return "no TLS connection could be made: check that the port speaks TLS"
+                return "TLS failed: check that the port speaks TLS"
             case aiohttp.ClientConnectorDNSError():
                 return "the host name could not be resolved"
             case aiohttp.ClientConnectorError():
@@ -377,7 +375,7 @@ class Http:
 
 
 async def _body(answer: aiohttp.ClientResponse) -> bytes:
-    """The body, as far as it comes and is kept."""
+    """The received part of the body, at most BODY_LIMIT bytes."""
     try:
         return await answer.content.readexactly(BODY_LIMIT)
     except asyncio.IncompleteReadError as error:
@@ -393,7 +391,7 @@ def _checked(response: Response, proxy: Proxy | None) -> Response:
 
 
 def _refused_by(proxy: Proxy, status: int) -> str:
-    hint = ": give it a user and password as http://USER:PASSWORD@HOST:PORT" if status == 407 else ""
+    hint = ": set its user and password as http://USER:PASSWORD@HOST:PORT" if status == 407 else ""
     return f"the proxy of {proxy.variable} answered {status}{hint}"
 
 
@@ -402,6 +400,6 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
 
 
 def _descriptors_for_calls() -> int:
-    """Calls at a time, so that some descriptors are left for the broker and the admin server."""
+    """The most concurrent calls that leave descriptors for the broker and the admin server."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_CALLS if soft == resource.RLIM_INFINITY else max(16, min(MOST_CALLS, soft - OTHERS))

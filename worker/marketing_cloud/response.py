@@ -1,9 +1,8 @@
-"""One HTTP/1.1 response, read from the bytes of a connection (RFC 9112). Knows no socket.
+"""Parses one HTTP/1.1 response from the bytes of a connection (RFC 9112). No I/O.
 
-The head decides what becomes of a request, so only the head must be whole. A body that is framed wrongly, is
-cut short or comes in an unknown encoding never takes an answer away (contract §6). The parsers of HTTP
-libraries reject such responses as a whole. Here only the connection is given up: after any irregularity it is
-not used again.
+The head decides the outcome of a request, so only the head must be complete. A body that is framed wrongly,
+cut short or in an unknown encoding never hides an answer (contract §6), although HTTP libraries reject such
+responses. After any irregularity only the connection is closed.
 """
 
 import re
@@ -13,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 HEAD_LIMIT = 1_048_576  # bytes
-BODY_LIMIT = 262_144  # bytes of a body that are kept
+BODY_LIMIT = 262_144  # bytes that are kept
 CHUNK_LINE_LIMIT = 4096  # bytes
 
 _START = b"HTTP/"
@@ -26,7 +25,7 @@ _ANY_FORMAT = 32 + zlib.MAX_WBITS  # gzip or zlib
 
 
 class Response(NamedTuple):
-    """A response. The names of `headers` are in lower case; fields of one name are joined by commas."""
+    """A response. Header names are in lower case; repeated fields are joined by commas."""
 
     status: int
     headers: Mapping[str, str]
@@ -34,35 +33,35 @@ class Response(NamedTuple):
 
 
 class ResponseReader:
-    """Takes the bytes that follow one request: `feed` it until it `is_done`, then take its `response`."""
+    """Reads the bytes that follow one request: `feed` it until it `is_done`, then read `response`."""
 
     def __init__(self) -> None:
         self.has_head = False
         self.is_done = False
-        self.keeps_connection = False  # the response is whole, and the next one may follow it
+        self.keeps_connection = False  # the response is complete, and another one may follow it
         self.status = 0
         self.headers: dict[str, str] = {}
         self._data = b""
-        self._position = 0  # up to which `_data` is read
-        self._length: int | None = 0  # of the body; None: it ends with the connection
+        self._position = 0  # how far `_data` is read
+        self._length: int | None = 0  # of the body; None if it ends with the connection
         self._chunks: list[bytes] | None = None
 
     @property
     def has_begun(self) -> bool:
-        """Whether the beginning of a response has come."""
+        """Whether the beginning of a response has arrived."""
         return self.has_head or self._data.lstrip(b"\r\n").startswith(_START)
 
     @property
     def response(self) -> Response:
-        """The response. Ask for it only if `has_head`."""
+        """The response; valid only if `has_head`."""
         body = self._data[self._position :] if self._chunks is None else b"".join(self._chunks)
         if body and "content-encoding" in self.headers:
-            with suppress(zlib.error):  # it is encoded in another way
+            with suppress(zlib.error):  # an unknown encoding
                 body = zlib.decompressobj(_ANY_FORMAT).decompress(body, BODY_LIMIT)
         return Response(self.status, self.headers, body[:BODY_LIMIT])
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Parse the next bytes."""
         if self.is_done:
             self.keeps_connection = False  # unsolicited bytes
             return
@@ -73,7 +72,7 @@ class ResponseReader:
             self._read_body()
 
     def end(self) -> None:
-        """No more bytes come: the connection is gone, or the caller has stopped waiting."""
+        """No more bytes follow: the connection is closed, or the caller has stopped waiting."""
         self.is_done = True
         self.keeps_connection = False
 
@@ -96,7 +95,7 @@ class ResponseReader:
             self.end()
 
     def _frame(self, head: bytes, *, is_1_1: bool) -> None:
-        """Find out how the body ends (RFC 9112 §6.3)."""
+        """Determine how the body ends (RFC 9112 §6.3)."""
         self.headers = headers = _fields(head)
         coding, lengths = _tokens(headers, "transfer-encoding"), _tokens(headers, "content-length")
         self.keeps_connection = (
@@ -123,8 +122,8 @@ class ResponseReader:
             return
         self.is_done = True
         if length > self._length:
-            # A length that counts characters is too small: what follows still belongs to the body. The
-            # beginning of another response does not.
+            # A length that counts characters is too small: the following bytes belong to the body, unless
+            # they begin another response.
             self.keeps_connection = False
             end = self._position + self._length
             if self._data.startswith(_START, end):

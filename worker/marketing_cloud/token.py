@@ -1,4 +1,4 @@
-"""An access token, and the answers of the token endpoint (`POST /v2/token`, contract §6): plain data."""
+"""Access tokens and the answers of the token endpoint (`POST /v2/token`, contract §6), as plain data."""
 
 import contextlib
 import math
@@ -13,11 +13,11 @@ from worker.marketing_cloud.answer import Cause, json_object, read_answer
 from worker.marketing_cloud.response import Response
 from worker.settings.checks import parsed_url
 
-REFRESH_AHEAD = 120.0  # seconds before a token's end that the next one is fetched
-REFRESH_SHARE = 0.25  # of a short token's life, instead
+REFRESH_AHEAD = 120.0  # seconds before a token's expiry at which the next one is fetched
+REFRESH_SHARE = 0.25  # share of the lifetime of a short-lived token, instead
 DEFAULT_LIFE = 1080.0  # seconds
 DESCRIPTION_LIMIT = 300  # characters of an error's description
-# Seconds that requests of one account wait because of a hint. They hold places that others could use.
+# Seconds that requests of one account wait because of a hint: meanwhile they use a part of the prefetch.
 LONGEST_ACCOUNT_HINT = 10.0
 REST_DOMAIN = ".marketingcloudapis.com"
 # The error codes of OAuth 2.0 (RFC 6749 §5.2). Others are quoted as text.
@@ -33,20 +33,20 @@ _PASSING = frozenset({408, 425, 429})
 
 @dataclass(eq=False)
 class TokenTrouble(WorkerError):
-    """There is no token for now, and the default account has this trouble too: an outage.
+    """No token can be obtained at present, not even for the default account: an outage.
 
-    The text quotes the endpoint. `summary` is in words of our own. `retry_after` is the endpoint's own hint,
-    in seconds, or None. `status` is what the endpoint answered, None without an answer.
+    `summary` is the worker's own text, `detail` the endpoint's, masked. `retry_after` is the endpoint's hint
+    in seconds, or None. `status` is the endpoint's HTTP status, None without an answer.
     """
 
     cause: Cause
     summary: str
-    said: str = ""
+    detail: str = ""
     retry_after: float | None = None
     status: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.summary}: {self.said}" if self.said else self.summary
+        return f"{self.summary}: {self.detail}" if self.detail else self.summary
 
     @property
     def result(self) -> TokenResult:
@@ -56,8 +56,8 @@ class TokenTrouble(WorkerError):
 
 
 class AccountTrouble(WorkerError):
-    """There is no token for now for this one account, while the default account is given one. `retry_after`
-    is the endpoint's hint, in seconds, or None."""
+    """No token can be obtained for this account at present, but for the default account. `retry_after` is the
+    endpoint's hint in seconds, or None."""
 
     def __init__(self, why: str, retry_after: float | None = None) -> None:
         super().__init__(why)
@@ -65,7 +65,7 @@ class AccountTrouble(WorkerError):
 
 
 class AccountRefused(AccountTrouble):
-    """Marketing Cloud refuses this one account."""
+    """Marketing Cloud refuses this account."""
 
 
 class AccountsCrowded(AccountTrouble):
@@ -74,8 +74,8 @@ class AccountsCrowded(AccountTrouble):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An access token and the URL that it is valid for. It is never shown: it has no text form. `scope` are
-    the permissions that it was given with, None if the endpoint did not tell. Times are monotonic seconds."""
+    """An access token and the URL that it is valid for. Its repr is masked. `scope` holds its permissions,
+    None if the endpoint does not name them. Times are monotonic seconds."""
 
     value: str
     rest_url: str
@@ -91,8 +91,8 @@ class Token:
 def read_token(
     response: Response, asked_at: float, rest_url: str | None, secrets: Iterable[str] = ()
 ) -> Token:
-    """The token in an answer of the token endpoint. Without a `rest_url` the answer must name one. The
-    endpoint's error text is quoted without `secrets`. Raises TokenTrouble."""
+    """The token in an answer of the token endpoint. Without `rest_url` the answer must name one. `secrets`
+    are masked in the endpoint's error text. Raises TokenTrouble."""
     status = response.status
     answer = read_answer(response, datetime.now(UTC))
     if answer.is_page:
@@ -103,12 +103,12 @@ def read_token(
     if (400 <= status < 500 and status not in _PASSING) or (is_success and _is_error(document)):
         error = str(document.get("error"))
         known = f" {error}" if error in _OAUTH_ERRORS else ""
-        said = _said(document, secrets)
+        detail = _error_detail(document, secrets)
         cause = _OAUTH_ERRORS.get(error, Cause.TOKEN_REFUSED)
-        raise TokenTrouble(cause, f"the token was refused: {status}{known}", said, status=status)
+        raise TokenTrouble(cause, f"the token was refused: {status}{known}", detail, status=status)
     if not is_success:
-        said, why = _said(document, secrets), f"the token endpoint answered {status}"
-        raise TokenTrouble(Cause.ERROR, why, said, answer.retry_after, status)
+        detail, why = _error_detail(document, secrets), f"the token endpoint answered {status}"
+        raise TokenTrouble(Cause.ERROR, why, detail, answer.retry_after, status)
     value = document.get("access_token")
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
         raise TokenTrouble(Cause.NO_TOKEN, "the token endpoint's answer is not a token", status=status)
@@ -129,10 +129,10 @@ def _is_error(document: dict[str, object]) -> bool:
     return "access_token" not in document and any(document.get(name) for name in ("error", "errorcode"))
 
 
-def _said(document: dict[str, object], secrets: Iterable[str]) -> str:
-    """`error` and `error_description` as one line of plain text, without the client's credentials."""
+def _error_detail(document: dict[str, object], secrets: Iterable[str]) -> str:
+    """`error`, `error_description` and `message` as one line of text, without `secrets`."""
     error = document.get("error")
-    parts = [None if str(error) in _OAUTH_ERRORS else error]  # which the summary names
+    parts = [None if str(error) in _OAUTH_ERRORS else error]  # the summary names a known one
     parts += [document.get(name) for name in ("error_description", "message")]
     text = ": ".join(" ".join(part.split()) for part in parts if isinstance(part, str) and part.strip())
     text = "".join(character if character.isprintable() else " " for character in text)
@@ -140,17 +140,17 @@ def _said(document: dict[str, object], secrets: Iterable[str]) -> str:
 
 
 def _life(value: object) -> float:
-    """Seconds that a token lives."""
+    """The token's lifetime in seconds."""
     try:
         life = float(value) if isinstance(value, int | float | str) else DEFAULT_LIFE
     except (ValueError, OverflowError):
         return DEFAULT_LIFE
-    # NaN is refused too: with it each request would fetch a token of its own.
+    # NaN is refused too: with it, every request would fetch its own token.
     return life if 0 < life < math.inf else DEFAULT_LIFE
 
 
 def _instance_url(value: object) -> str:
-    """`rest_instance_url`, with or without a scheme, and only below Marketing Cloud's own domain."""
+    """`rest_instance_url`, with or without a scheme, but only under Marketing Cloud's own domain."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             url = parsed_url(value if "://" in value else f"https://{value}", "https")

@@ -1,8 +1,8 @@
 """The partition log: the stream PREFIX.partitions, in which routers claim epochs and workers record barriers
 (contract §10; tests/models/partition_protocol.py describes the protocol and checks it).
 
-There is one kind of record. It states everything that its writer knows, and bears a mark: a writer that reads
-its own mark back knows all that was confirmed before.
+There is one kind of record. It states everything that its writer knows, and has a mark: a writer that reads
+its own mark back has read everything that was confirmed before.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from worker.settings import Settings
 _PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
 
 Number = Annotated[int, Field(ge=1, le=MOST_PARTITIONS)]  # of a partition
-Count = Annotated[int, Field(ge=0, lt=1 << 62)]  # what follows it fits into a header, too
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]  # its successor must fit into a header too
 
 
 class _Record(BaseModel):
-    """One record: who wrote it, what it claims, and the newest barrier of each partition that its
-    writer knows, as epoch and arrival."""
+    """One record: its writer, its claim, and the newest barrier of each partition that its writer knows, as
+    epoch and arrival."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -44,8 +44,8 @@ class _Record(BaseModel):
 
 
 class Barrier(NamedTuple):
-    """The newest barrier that is settled in a partition. No request that was settled before it arrived later
-    than `newest_arrival` (microseconds since the epoch)."""
+    """The newest settled barrier of a partition. No request settled before it arrived later than
+    `newest_arrival` (microseconds since the epoch)."""
 
     epoch: int = 0
     newest_arrival: int = 0
@@ -57,13 +57,13 @@ class PartitionState:
     def __init__(self) -> None:
         self.next_offset = 0
         self.epoch = 0  # the newest that was claimed
-        self.partitions = 0  # so many that router routes into
-        self.most_partitions = 0  # that any router has claimed
+        self.partitions = 0  # the number of partitions of its router
+        self.most_partitions = 0  # the highest number of any router
         self.barriers: dict[int, Barrier] = {}
         self._claimed_by = ""
 
     def read(self, entry: Entry) -> int:
-        """Take in an entry. The number of its records that no worker writes, and that are skipped."""
+        """Read an entry. Returns the number of invalid records, which are skipped."""
         self.next_offset = entry.offset + 1
         skipped = 0
         for document in entry.records:
@@ -76,9 +76,9 @@ class PartitionState:
                 barrier = Barrier(*known)
                 self.barriers[partition] = max(self.barriers.get(partition, Barrier()), barrier)
                 self.epoch = max(self.epoch, barrier.epoch)
-            if record.claim is not None and record.mark != self._claimed_by:  # published again by its writer
+            if record.claim is not None and record.mark != self._claimed_by:  # else it was published twice
                 self._claimed_by = record.mark
-                # The offset grows from claim to claim, unless the stream was deleted.
+                # The offset increases from claim to claim, unless the stream was deleted.
                 self.epoch = max(self.epoch + 1, entry.offset + 1)
                 self.partitions = record.claim
                 self.most_partitions = max(self.most_partitions, record.claim)
@@ -86,7 +86,7 @@ class PartitionState:
 
 
 class PartitionLog:
-    """Follows the stream while it is told to `follow`, and writes into it through a publisher."""
+    """Reads the stream while `follow` runs, and writes to it through a publisher."""
 
     def __init__(self, worker: str, tools: Tools) -> None:
         self._worker = worker
@@ -97,37 +97,38 @@ class PartitionLog:
         self._changed = asyncio.Event()
 
     def barrier(self, partition: int) -> Barrier:
-        """The newest one that is known to be settled."""
+        """The newest known settled barrier."""
         return self._state.barriers.get(partition, Barrier())
 
     @property
     def partitions(self) -> frozenset[int]:
-        """Those that this worker's own number makes, and all into which any router may have put something: a
-        barrier at least, and then requests."""
+        """The partitions of this worker's own number, and all into which a router may have published: at
+        least a barrier, then requests."""
         most = max(self._tools.settings.partitions, self._state.most_partitions)
         return frozenset(self._state.barriers) | frozenset(range(1, most + 1))
 
     async def claim(self, partitions: int) -> int:
-        """Claim an epoch, for a router with so many partitions: higher than all that were claimed before."""
+        """Claim an epoch for a router with so many partitions: higher than all earlier ones."""
         return await self._write({"claim": partitions})
 
     async def catch_up(self) -> None:
-        """When this returns, everything confirmed before the call is known."""
+        """Return when everything that was confirmed before the call is read."""
         await self._write({})
 
     async def settled(self, partition: int, barrier: Barrier) -> None:
-        """Record that a barrier is settled, with all that came before it; confirmed when this returns."""
+        """Record that a barrier is settled, with everything before it. Returns when the record is
+        confirmed."""
         self._state.barriers[partition] = max(self.barrier(partition), barrier)
         await self._write({})
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds. It is tested after each record that is read."""
+        """Wait until the condition holds. It is checked after each entry that is read."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
 
     async def _write(self, record: dict[str, Any]) -> int:
-        """Write a record and read up to it; the newest epoch as of then."""
+        """Write a record, read up to it, and return the newest epoch."""
         mark = uuid4().hex
         barriers = {str(partition): list(known) for partition, known in self._state.barriers.items()}
         body = json.dumps({"by": self._worker, "mark": mark, "settled": barriers} | record).encode()
@@ -140,7 +141,7 @@ class PartitionLog:
             self._marks.pop(mark, None)
 
     async def follow(self) -> None:
-        """Read the stream, and read on, until cancelled."""
+        """Read the stream continuously, until cancelled."""
         await keep_connected(
             partial(connected, self._tools.settings, "partitions"),
             lambda connection: self._read_on(StreamReader(connection, self._stream, self._tools.events)),
@@ -151,7 +152,7 @@ class PartitionLog:
     async def _read_on(self, reader: StreamReader) -> None:
         last = await reader.last()
         if last is None or last.offset + 1 < self._state.next_offset:
-            self._state.next_offset = 0  # it was deleted and made anew
+            self._state.next_offset = 0  # the stream was deleted and declared again
         async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
             async for entry in entries:
                 if self._state.read(entry):
@@ -164,8 +165,8 @@ class PartitionLog:
 
 
 async def read_partition_state(settings: Settings) -> PartitionState:
-    """The state according to the log now. Raises TopologyError (there is no such stream, or it may not be
-    read) or BrokerUnreachable."""
+    """The state from the log. Raises TopologyError (the stream is missing, or may not be read) or
+    BrokerUnreachable."""
     state = PartitionState()
     async with open_stream(settings, Topology(settings.prefix).partition_log) as reader:
         async for entry in reader.read("first"):

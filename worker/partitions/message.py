@@ -1,8 +1,8 @@
-"""A request in a partition (contract §10): the headers that the router adds, and how the partition's worker
-removes them again to get the original request.
+"""A request in a partition (contract §10): the router adds headers, and the partition's worker removes them
+to restore the original request.
 
-The headers are trusted because only workers may publish to a partition, and because the router removes from a
-request whatever looks like one of them (contract §2). A request bears all of them, a barrier the epoch alone.
+The headers are trusted because only workers may publish to a partition, and because the router removes
+headers with these names from requests (contract §2). A request has all of them, a barrier only the epoch.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from worker.contract.words import (
     ROUTED_HEADERS,
 )
 
-# CC and BCC would route copies elsewhere; the counts are the requests queue's own.
+# CC and BCC would route copies to other queues; the counts belong to the requests queue.
 NOT_ROUTED = frozenset({"CC", "BCC", *COUNTS, *ROUTED_HEADERS})
 
 
@@ -35,28 +35,30 @@ def barrier(queue: str, epoch: int) -> Message:
 def routed(
     delivery: Delivery, queue: str, epoch: int, arrived_at: int, entry: str, *, reduced: bool = False
 ) -> Message:
-    """A request for a partition: without a priority, by which it could overtake others on RabbitMQ 4, and
-    without an expiration, since its place in the order is taken. `reduced`: with our headers alone."""
-    given = delivery.properties.reduced() if reduced else delivery.properties
+    """A request for a partition: without a priority, which could let it overtake others on RabbitMQ 4, and
+    without an expiration, because it was consumed in time. `reduced`: with the worker's headers alone."""
+    original = delivery.properties.reduced() if reduced else delivery.properties
     by_replay = is_from_operator(delivery, entry)
     headers: dict[str, str | int | bool] = {
         EPOCH_HEADER: epoch,
         ARRIVED_AT_HEADER: arrived_at,
         CAME_BY_HEADER: REPLAY_KEY if by_replay else REQUEST_KEY,
     }
-    if user := given.text("user_id"):  # RabbitMQ refuses one that is not the router's own
+    if user := original.text("user_id"):  # RabbitMQ refuses the `user_id` of another user
         headers[CAME_FROM_HEADER] = user
-    if not given.text("message_id"):
-        headers[NO_MESSAGE_ID_HEADER] = True  # the publisher will give it one
-    # Release 1.1.0, which may share the partitions during an update, knows a barrier by its type.
-    mark = {"type": None} if given.text("type") == BARRIER_TYPE else {}
-    without = NOT_ROUTED if by_replay else NOT_ROUTED | operator_headers(given)
-    properties = given.changed(headers, without=without, user_id=None, expiration=None, priority=None, **mark)
+    if not original.text("message_id"):
+        headers[NO_MESSAGE_ID_HEADER] = True  # Publisher adds one
+    # Release 1.1.0, which may share the partitions during an update, recognizes a barrier by its type.
+    mark = {"type": None} if original.text("type") == BARRIER_TYPE else {}
+    without = NOT_ROUTED if by_replay else NOT_ROUTED | operator_headers(original)
+    properties = original.changed(
+        headers, without=without, user_id=None, expiration=None, priority=None, **mark
+    )
     return Message("", queue, properties.persistent(), delivery.body, external=True)
 
 
 def is_barrier(properties: Properties) -> bool:
-    """Whether it is a barrier: of its properties, a publisher can set all but these two headers."""
+    """Whether it is a barrier, by the two headers that a publisher cannot set."""
     return properties.has_header(EPOCH_HEADER) and not properties.has_header(CAME_BY_HEADER)
 
 
@@ -66,7 +68,7 @@ def epoch_of(properties: Properties) -> int | None:
 
 
 def arrival_of(properties: Properties) -> int | None:
-    """When the router was given the request, in microseconds since the epoch."""
+    """When the request arrived at the router, in microseconds since the epoch."""
     return _number(properties.header(ARRIVED_AT_HEADER))
 
 
@@ -75,13 +77,13 @@ def _number(value: object) -> int | None:
 
 
 def came_from(properties: Properties) -> str | None:
-    """The user that published the request, where it said so."""
+    """The request's `user_id`: the user that published it."""
     user = properties.header(CAME_FROM_HEADER)
     return user if isinstance(user, str) else None
 
 
 def as_it_came(delivery: Delivery, entry: str) -> Delivery:
-    """The request as the router was given it. Settling it settles the delivery."""
+    """The request as it arrived at the router. Settling it settles the delivery."""
     properties = delivery.properties
     by_replay = properties.header(CAME_BY_HEADER) == REPLAY_KEY
     without_id = {"message_id": None} if properties.header(NO_MESSAGE_ID_HEADER) is True else {}

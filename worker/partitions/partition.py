@@ -1,9 +1,9 @@
-"""One partition, as its active consumer works on it (contract §10). tests/models/partition_protocol.py
-describes the protocol and checks it.
+"""One partition and its active consumer (contract §10). tests/models/partition_protocol.py describes the
+protocol and checks it.
 
-Requests are processed as those of an undivided queue are (journey.py), in the order of the partition. In
-addition, barriers are settled and recorded. Requests that a router published behind the barrier of its
-successor are ignored, because the successor gets them too.
+Requests are processed as without partitions (journey.py), in the order of the partition. In addition,
+barriers are settled and recorded. Requests that a router published behind its successor's barrier are
+ignored, because the successor receives them too.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from worker.partitions.log import Barrier, PartitionLog
 from worker.partitions.message import arrival_of, as_it_came, epoch_of, is_barrier
 from worker.pipeline.journey import Journeys, Tools
 
-POLL_INTERVAL = 0.01  # seconds, while a barrier waits for what came before it
+POLL_INTERVAL = 0.01  # seconds, while a barrier waits for what is before it
 
 
 class PartitionJourneys(Journeys):
@@ -30,7 +30,7 @@ class PartitionJourneys(Journeys):
         log: PartitionLog,
         is_shared: Callable[[], bool],
     ) -> None:
-        """`is_shared`: whether another worker may have had the partition between two deliveries."""
+        """`is_shared`: whether another worker may have consumed the partition between two deliveries."""
         super().__init__(subscription, tools)
         self._partition = partition
         self._log = log
@@ -38,30 +38,30 @@ class PartitionJourneys(Journeys):
         self._epoch = 0  # of the newest barrier
         self._routed_in = 0  # the epoch of the newest request
 
-    def tell_ended(self, why: End, unsettled: int) -> None:
-        """Report that this worker has left the partition, if it had taken it."""
+    def report_end(self, why: End, unsettled: int) -> None:
+        """Report that this worker has left the partition, if it was active."""
         if self.is_active:
             self._events.partition_left(self._partition, str(why))
 
-    def _tell_active(self) -> None:
+    def _report_active(self) -> None:
         self._events.partition_taken(self._partition)
 
     def accept(self, delivery: Delivery) -> None:
-        """Take in a delivery. Where the partition is shared, take over anew before each that comes while
-        nothing is unsettled."""
+        """Process a delivery. If the partition is shared, take over again before each delivery that arrives
+        while nothing is unsettled."""
         if self._held is None and self.subscription.oldest is delivery and self._is_shared():
             self._begin()
         super().accept(delivery)
 
     async def take_over(self) -> None:
-        """Read what other workers have recorded."""
+        """Read the records of other workers."""
         await self._log.catch_up()
         self._epoch = max(self._epoch, self._log.barrier(self._partition).epoch)
         self._tools.replay_guard.subscription_began()
 
     def _admit(self, delivery: Delivery) -> None:
         if delivery.routing_key != Topology(self._tools.settings.prefix).partition(self._partition):
-            # A publisher's CC or BCC header put it here, not the router: its headers are no marks.
+            # A publisher's CC or BCC header routed it here, not the router: ignore its headers.
             forged = operator_headers(delivery.properties)
             delivery.properties = delivery.properties.changed(without=forged)
         properties = delivery.properties
@@ -89,8 +89,7 @@ class PartitionJourneys(Journeys):
     async def _settle_barrier(self, delivery: Delivery, epoch: int) -> None:
         while self.subscription.oldest is not delivery:  # noqa: ASYNC110 - the subscription has no event for it
             await asyncio.sleep(POLL_INTERVAL)
-        # A barrier older than the newest one is recorded too, so that its router learns that it has lost its
-        # role.
+        # A barrier older than the newest one is recorded too, so that its router learns that it was replaced.
         newest = max(epoch, self._log.barrier(self._partition).epoch)
         await self._log.settled(self._partition, Barrier(newest, self._tools.clock.latest))
         self.subscription.ack(delivery)

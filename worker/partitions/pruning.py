@@ -1,8 +1,8 @@
 """Deleting partitions that are no longer used (contract §10).
 
-A partition is drained for good when the newest router, whose number of partitions leaves it out, has had its
-barrier settled there: nothing older is left in it, and nothing new comes. Where no worker runs, it is enough
-that it is empty.
+A partition is drained for good when the newest router does not use it and its barrier is settled there:
+nothing older is left, and nothing new follows. If no worker is running, it is enough that the partition is
+empty.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from worker.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What became of a partition: deleted, or why not, and what was lost with it."""
+    """The result for a partition: deleted, or why not; and what was lost with it."""
 
     partition: int
     kept_because: str = ""
@@ -28,8 +28,8 @@ class Pruned:
 
 
 async def prune(settings: Settings) -> AsyncIterator[Pruned]:
-    """Delete what lies beyond OTT_PARTITIONS, the highest number first; with 1, all of them. Raises
-    TopologyError, PublishRefused or BrokerUnreachable."""
+    """Delete the partitions beyond OTT_PARTITIONS, highest number first; with 1, all of them. Raises
+    TopologyError or BrokerUnreachable."""
     names = Topology(settings.prefix)
     first = settings.partitions + 1 if settings.partitions > 1 else 1
     state, workers = await _state(settings), 0
@@ -42,13 +42,13 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
                 continue
             seen = await look(connection, queue)
             why = _keeps(partition, *seen, state, workers)
-            # Asked last: a router claims its epoch before it puts anything into a partition.
+            # Checked last: a router claims its epoch before it publishes to a partition.
             if not why and await _has_begun(settings, state):
                 why = "a worker has just begun: run this again"
             lost = ""
             if not why:
                 messages = await delete(connection, queue)
-                # Quorum queues know no `if-empty`: a worker that begins now may have put requests into it.
+                # Quorum queues have no `if-empty`: a router that began now may have published to it.
                 if messages or await _has_begun(settings, state):
                     lost = f"a worker began meanwhile, and {messages or 'some'} messages may be lost: "
                     lost += "publish them again"
@@ -56,18 +56,18 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
 
 
 async def _has_begun(settings: Settings, state: PartitionState) -> bool:
-    """Whether a router has begun since then."""
+    """Whether a router has begun since `state` was read."""
     return (await _state(settings)).epoch != state.epoch
 
 
 def _keeps(partition: int, messages: int, consumers: int, state: PartitionState, workers: int) -> str:
-    """Why a partition must stay; `""` where it need not."""
+    """Why a partition must be kept; `""` if it can be deleted."""
     if messages:
         return f"it still holds {messages} messages: let the workers settle them"
     if not consumers and not workers:
         return ""
     if not state.partitions:
-        return "the partition log does not tell whether a worker uses it: restart all workers first"
+        return "the partition log does not show whether a worker uses it: restart all workers first"
     if partition <= state.partitions:
         return f"a worker with OTT_PARTITIONS={state.partitions} uses it: restart all workers first"
     if state.barriers.get(partition, Barrier()).epoch < state.epoch:

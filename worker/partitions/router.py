@@ -1,8 +1,8 @@
-"""The router: the active consumer of PREFIX.requests, which puts each request into the partition of its
+"""The router: the active consumer of PREFIX.requests, which publishes each request to the partition of its
 resource (contract §10). tests/models/partition_protocol.py describes the protocol and checks it.
 
-Those requests of a resource that wait are published together, in their order, and each is acknowledged once
-its partition has confirmed it and all before it. Requests that validation rejects are settled here.
+The waiting requests of a resource are published together, in their order. Each is acknowledged when its
+partition has confirmed it and all before it. Requests that validation rejects are settled here.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from worker.partitions.message import barrier, routed
 from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.request import Request
 
-FULL_INTERVAL = 0.05  # seconds between looks at a partition that is full
+FULL_INTERVAL = 0.05  # seconds between checks of a full partition
 
 
 def partition_of(resource: Resource, partitions: int) -> int:
@@ -40,8 +40,8 @@ def partition_of(resource: Resource, partitions: int) -> int:
 
 
 class Router(Journeys):
-    """The router of one subscription. Where RabbitMQ closes its channel for a message, it goes on in another
-    epoch; where it loses the channel otherwise, the subscription ends."""
+    """The router of one subscription. If RabbitMQ closes its channel because of a message, it begins another
+    epoch; if it loses the channel otherwise, the subscription ends."""
 
     def __init__(self, subscription: Subscription, tools: Tools, log: PartitionLog) -> None:
         super().__init__(subscription, replace(tools, tracing=None))  # the partition's worker traces it
@@ -52,29 +52,29 @@ class Router(Journeys):
         self._source = partial(connect, settings, "router")
         self._channel: LoneChannel | None = None
         self._channels: list[LoneChannel] = []
-        self._routes = asyncio.Event()  # not before all earlier epochs are over
+        self._routes = asyncio.Event()  # set when all earlier epochs have ended
         self._names = Topology(settings.prefix)
         self._capacity = defaultdict[int, PartitionCapacity](partial(PartitionCapacity, settings.prefetch))
 
     async def take_over(self) -> None:
-        """Begin an epoch, and return when every partition has settled everything that earlier routers put
-        there. If that fails, the epoch is over."""
+        """Begin an epoch, and return when every partition has settled everything from earlier routers. If
+        that fails, the epoch ends."""
         await self._begin_epoch(is_first=True)
         await super().take_over()
 
     async def cancel(self) -> None:
-        """Stop at once. A request that was published but not acknowledged is delivered again."""
+        """Stop at once. Requests that are published but not acknowledged are redelivered."""
         await super().cancel()
         for channel in self._channels:
             await channel.close()
 
     async def _begin_epoch(self, *, is_first: bool) -> None:
-        """Claim an epoch on a channel of its own, and send its barrier through the partitions."""
+        """Claim an epoch, with its own channel, and publish its barrier to the partitions."""
         started = time.monotonic()
         channel = await LoneChannel.open("router", self._events, self._source)
         self._channels.append(channel)
         epoch = await self._log.claim(self._partitions)
-        # A worker that was frozen meanwhile must not claim an epoch behind the one of its successor.
+        # A worker that was frozen meanwhile must not route in an epoch above its successor's.
         await self.subscription.renew_lease()
         partitions = sorted(self._log.partitions)
         barriers = [barrier(self._names.partition(partition), epoch) for partition in partitions]
@@ -111,8 +111,8 @@ class Router(Journeys):
             self._end_epoch(channel.lost.result())
 
     async def _renew(self, lost: LoneChannel) -> None:
-        """Go on in another epoch. All resources stay in their partitions, so nothing of the one before need
-        be settled first. What may still come from its channel is behind the barrier, and ignored."""
+        """Begin another epoch. All resources stay in their partitions, so the requests of the last epoch need
+        not be settled first. What may still arrive from its channel is behind the barrier, and ignored."""
         await self._begin_epoch(is_first=False)
         if not await lost.poisonous():
             self._end_epoch(lost.lost.result())
@@ -132,9 +132,8 @@ class Router(Journeys):
         return waiting[0]
 
     async def _route(self, partition: int, run: Sequence[Request]) -> None:
-        """Publish requests of one resource, and acknowledge them. Where one is not taken, it is published
-        again with all that follow it. For some of them may have been taken: then it stands behind a newer
-        one, and that one behind it again."""
+        """Publish requests of one resource, and acknowledge them. If one is rejected, it and all that follow
+        it are published again: some of those may be in the partition already, and must follow it again."""
         queue, entry = self._names.partition(partition), self._names.entry
         # A replay's `received_at` is not the time of its arrival.
         arrived_at = {each: self._tools.clock.stamp() if each.is_replay else each.received_at for each in run}
@@ -197,29 +196,29 @@ class Router(Journeys):
 
 @dataclass
 class PartitionCapacity:
-    """Caps each partition's backlog at the prefetch. The rest waits in PREFIX.requests."""
+    """Limits each partition's backlog to the prefetch. The rest waits in PREFIX.requests."""
 
     limit: int
     _left: int = 0
-    _on_their_way: int = 0
+    _in_flight: int = 0
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @contextlib.asynccontextmanager
     async def slots(self, wanted: int, channel: LoneChannel, queue: str) -> AsyncIterator[int]:
-        """Wait until at least one more fits in. As many as are returned are on their way within this context.
-        Raises BrokerUnreachable or TopologyError."""
+        """Wait until at least one more request fits, and reserve as many slots as are returned within this
+        context. Raises BrokerUnreachable or TopologyError."""
         while self._left <= 0:
             async with self._looking:
                 if self._left > 0:
                     break
-                left = self.limit - self._on_their_way  # before the look: confirmed meanwhile counts twice
+                left = self.limit - self._in_flight  # read first: one confirmed meanwhile counts twice
                 self._left = left - (await look(channel.connection, queue)).ready
                 if self._left <= 0:
                     await asyncio.sleep(FULL_INTERVAL)
         count = min(wanted, self._left)
         self._left -= count
-        self._on_their_way += count
+        self._in_flight += count
         try:
             yield count
         finally:
-            self._on_their_way -= count
+            self._in_flight -= count

@@ -1,13 +1,13 @@
-"""All partitions, as one worker consumes them (contract §10): each as a single active consumer, all on the
-worker's consuming connection.
+"""The partitions of one worker (contract §10). It consumes each with a single active consumer, all on its
+consuming connection.
 
-RabbitMQ decides which worker has which partition: the first that has subscribed. So the workers spread over
-the partitions by their place behind each other. One that learns of a better owner settles what it holds and
-subscribes anew, behind it. An owner that gets nothing sends a barrier of no epoch through its partition. It
-shows who has it: the owner itself, or a worker that steps back then.
+RabbitMQ activates the consumer that subscribed first. So the workers divide the partitions by the order in
+which they subscribe. A worker that learns of a better owner settles its deliveries and subscribes again,
+behind the owner. An owner that receives nothing publishes a barrier with epoch 0 to its partition. Its
+delivery shows the active consumer: the owner itself, or a worker that then steps back.
 
-Who is to have what, each worker computes by itself from PREFIX.status. A wrong belief does no harm, because
-RabbitMQ gives a partition to one consumer at a time.
+Each worker computes the owners from PREFIX.status. A mistake is harmless, because RabbitMQ delivers a
+partition to one consumer at a time.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ from worker.pipeline.intake import Intake
 from worker.pipeline.journey import Journeys, Tools
 
 RETRY_INTERVAL = 1.0  # seconds between attempts to consume a partition
-SPREAD_INTERVAL = 0.5  # seconds between looks at who is to have what
-SUBSCRIBED_WITHIN = 2.0  # seconds in which a worker that is new has subscribed to all partitions
-PATIENCE = (2.0, 60.0)  # seconds, first and longest: before a worker steps back, or asks, once more
-STEPS_BACK = End(EndReason.EPOCH_OVER, "another worker is to have the partition")
-SILENT_AFTER = 11.0  # seconds; two of a worker's records did not come (contract.status.STATUS_INTERVAL)
-READ_INTERVAL = 2.0  # seconds between attempts to read on
+SPREAD_INTERVAL = 0.5  # seconds between computations of the owners
+SUBSCRIBED_WITHIN = 2.0  # seconds in which a new worker subscribes to all partitions
+PATIENCE = (2.0, 60.0)  # seconds, first and longest, before a worker steps back or asks again
+STEPS_BACK = End(EndReason.EPOCH_OVER, "another worker is the owner of the partition")
+SILENT_AFTER = 11.0  # seconds; two records of a worker are overdue (contract.status.STATUS_INTERVAL)
+READ_INTERVAL = 2.0  # seconds between attempts to read the status stream
 WITH_PRIORITIES = ("1.0.", "1.1.")  # releases whose consumers have a priority
 
 
@@ -52,16 +52,17 @@ def weight(worker: str, partition: int) -> int:
 
 
 class Members:
-    """The workers of a prefix: `worker` itself, and those that were heard of lately."""
+    """The workers of a prefix: `worker` itself, and those with a recent status record."""
 
     def __init__(self, worker: str, stream: str) -> None:
         self.worker = worker
         self._stream = stream
-        # Since when each is known, when it was heard of last (monotonic seconds), and its version.
+        # When each was first and last seen (monotonic seconds), and its version.
         self._others: dict[str, tuple[float, float, str]] = {}
 
     def owner(self, partition: int) -> tuple[str, float]:
-        """The worker that is to have a partition, and since when it is known (monotonic seconds)."""
+        """The owner of a partition: the worker that should consume it, and when it was first seen (monotonic
+        seconds)."""
         silent, others = time.monotonic() - SILENT_AFTER, self._others
         others = self._others = {name: each for name, each in others.items() if each[1] >= silent}
         best = max((self.worker, *others), key=lambda worker: (weight(worker, partition), worker))
@@ -69,12 +70,12 @@ class Members:
 
     @property
     def have_priorities(self) -> bool:
-        """Whether one of the others may take a partition between two deliveries, and give it back: RabbitMQ
-        4 lets a consumer with a priority do so."""
+        """Whether another worker may become and cease to be a partition's active consumer between two
+        deliveries, as a consumer with a priority can on RabbitMQ 4."""
         return any(version.startswith(WITH_PRIORITIES) for _, _, version in self._others.values())
 
-    def hear(self, document: object) -> None:
-        """Take in a record of the status stream."""
+    def observe(self, document: object) -> None:
+        """Read a record of the status stream."""
         try:
             record = WorkerStatus.model_validate(document)
         except ValidationError:
@@ -87,19 +88,19 @@ class Members:
             self._others[record.worker] = (since, now, record.version)
 
     async def follow(self, connection: Connection) -> None:
-        """Read the records as they come, until cancelled. Without the stream, no other worker is known."""
+        """Read the status stream, until cancelled. Without the stream, no other worker is known."""
         reader = StreamReader(connection, self._stream)
         while True:
             with contextlib.suppress(BrokerUnreachable, TopologyError):
                 async with contextlib.aclosing(reader.follow("last")) as entries:
                     async for entry in entries:
                         for document in entry.records:
-                            self.hear(document)
+                            self.observe(document)
             await asyncio.sleep(READ_INTERVAL)
 
 
 class _Place(Intake):
-    """This worker's place among the consumers of a partition."""
+    """This worker's consumer of one partition, active or standing by."""
 
     def __init__(
         self, number: int, tools: Tools, log: PartitionLog, members: Members, leaving: asyncio.Event
@@ -112,7 +113,7 @@ class _Place(Intake):
         self._is_kept = 1 < tools.settings.partitions >= number  # else it is only drained
         # Monotonic seconds:
         self._subscribed_at = self._asked_at = self._since = 0.0
-        self._owner = ""  # the worker that is to have the partition, since then
+        self._owner = ""  # since `_since`
         self._patience = PATIENCE[0]
 
     @property
@@ -121,7 +122,7 @@ class _Place(Intake):
         return self.subscription is not None and self._current is not None and self._current.is_active
 
     async def consume(self, connection: Connection) -> None:
-        """Consume it, until the connection is lost, the worker leaves, or it was pruned."""
+        """Consume it until the connection is lost, the worker leaves, or the partition is pruned."""
         while connection.is_open and not self.stopping.is_set():
             try:
                 if not self._is_kept and not await exists(connection, self.queue):
@@ -134,9 +135,9 @@ class _Place(Intake):
             await pause(RETRY_INTERVAL, self.stopping)
 
     def spread(self, owner: str, known_since: float, *, is_own: bool) -> bool:
-        """Subscribe anew behind the owner: once where this worker may be ahead of it, and again each time
-        that it is the active consumer all the same. Returns whether this worker is the owner, gets nothing
-        and is to find out who has it."""
+        """Subscribe again, behind the owner: once if this worker may be ahead of it, and again while it is
+        still the active consumer. Returns whether this worker is the owner, is not active and should ask
+        which worker is."""
         now = time.monotonic()
         if owner != self._owner:
             self._owner, self._since, self._patience = owner, now, PATIENCE[0]
@@ -154,7 +155,7 @@ class _Place(Intake):
 
 
 class Partitions:
-    """The partitions of one worker. Without any, it does nothing."""
+    """The partitions of one worker."""
 
     def __init__(self, worker: str, tools: Tools, stopping: asyncio.Event) -> None:
         self._tools = tools
@@ -172,20 +173,19 @@ class Partitions:
 
     @property
     def share(self) -> float:
-        """The share of all partitions that this worker consumes: of a rate that holds for all workers
-        together, so much is its own."""
+        """The share of all partitions that this worker consumes: its share of a rate for all workers."""
         return max(1, len(self.taken)) / len(self._log.partitions) if self.in_use else 1.0
 
     def journeys(self, subscription: Subscription) -> Journeys:
-        """Those of one subscription to the requests queue."""
+        """The journeys of one subscription to the requests queue."""
         if self.in_use:
             return Router(subscription, self._tools, self._log)
         return Undivided(subscription, self._tools)
 
     @contextlib.asynccontextmanager
     async def consumed(self, connection: Connection) -> AsyncIterator[None]:
-        """Consume all partitions within this context. With OTT_PARTITIONS=1 there may be some from before, or
-        from workers with a new number. Raises BrokerUnreachable."""
+        """Consume all partitions within this context. Even with OTT_PARTITIONS=1 there may be some, of an
+        earlier setting or of other workers. Raises BrokerUnreachable."""
         self.in_use = self._tools.settings.partitions > 1 or await exists(
             connection, self._names.partition(1)
         )
@@ -201,7 +201,7 @@ class Partitions:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
-        """Consume the partitions up to this worker's own number, and every other one that has been used."""
+        """Consume the partitions of this worker's own number, and all others that were ever used."""
         places: dict[int, _Place] = {}
         self.places = places
         try:
@@ -223,7 +223,7 @@ class Partitions:
                 for task in following:
                     task.cancel()
         except Exception as error:
-            # A defect. Nothing would consume the partitions any more: begin again on a new connection.
+            # After a defect nothing consumes the partitions: begin again on a new connection.
             self._tools.events.topology_wrong(f"Partitions: {type(error).__name__}")
             await connection.close()
 
@@ -241,10 +241,10 @@ class Partitions:
 
 
 class Undivided(Journeys):
-    """The journeys of a worker that knows of no partitions."""
+    """The journeys of a worker without partitions."""
 
     async def take_over(self) -> None:
-        """Where a worker with partitions has been active meanwhile, the next connection uses them."""
+        """If another worker has declared partitions meanwhile, reconnect to use them."""
         if await exists(self.subscription.connection, Topology(self._tools.settings.prefix).partition(1)):
             self.end = End(EndReason.EPOCH_OVER, "there are partitions now")
             await self.subscription.connection.close()

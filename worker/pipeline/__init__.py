@@ -1,1 +1,1 @@
-"""A request's way through the worker. Begin with `journey.py`."""
+"""A request's path through the worker. Start reading at `journey.py`."""

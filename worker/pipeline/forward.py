@@ -1,8 +1,8 @@
 """Forwarding one request to Marketing Cloud, until the answer is final (contract §6).
 
-`forward` makes attempts within their number and the budget. An attempt waits for a token of its account and
-for its turn, calls, and tells the flow how the call went. It begins anew after what costs nothing: an outage,
-a speed limit, a token that was turned down once.
+`forward` makes attempts up to their number and the budget. An attempt waits for a token of its account and
+for the flow, calls, and reports the result to the flow. It is repeated, and does not count, after an outage,
+a throttled call, or the first rejection of a token.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from worker.pipeline.policy import Verdict
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
-# Times that a request is throttled while others are taken, and it costs nothing. Then the fault is its own.
+# A request may be throttled so often, while others succeed, before that counts as an attempt.
 PATIENCE = 5
-KEPT = 10_000  # resources and accounts whose last request was given up
+KEPT = 10_000  # resources and accounts whose last request failed
 
 
 class _Turns:
-    """Requests wait until their call may go, first come, first served. Each that went must end."""
+    """The queue of requests for their calls, first come, first served. Every started call must end."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -37,7 +37,7 @@ class _Turns:
         self._timer: asyncio.TimerHandle | None = None
 
     async def next(self, *, in_front: bool = False) -> Call:
-        """Wait until a call may go. `in_front`: before all others that wait."""
+        """Wait until a call may start. `in_front`: ahead of all others."""
         if not self._waiting and self._flow.wait() == 0:
             return self._flow.begin()
         turn: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
@@ -51,12 +51,12 @@ class _Turns:
             raise
 
     def ended(self, call: Call) -> None:
-        """The call is over, or was not made: others may go."""
+        """The call has ended, or was not made: others may start."""
         self._flow.abandoned(call)
         if self._waiting:
             self._go()
         else:
-            self._flow.nobody_waits()
+            self._flow.no_request_waits()
 
     def _go(self) -> None:
         if self._timer is not None:
@@ -76,8 +76,8 @@ class _Turns:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """The result of one attempt. `token` is the one that the call was made with, if a call was made.
-    `is_account` tells of an account's own trouble, which says nothing about an outage."""
+    """The result of one attempt. `token` is that of the call, if one was made. `is_account`: the failure
+    concerns the account alone, so it cannot be an outage."""
 
     verdict: Verdict
     answer: Answer
@@ -94,19 +94,19 @@ class Forwarder:
         self._accounts = marketing_cloud.accounts
         self.flow = flow
         self._turns = _Turns(flow)
-        # Resources and accounts whose last request was given up, the oldest first. Each further request of
-        # theirs gets one attempt, so that one page that fails cannot fill the prefetch for long.
+        # Resources and accounts whose last request failed, oldest first. Each further request of theirs has
+        # one attempt, so that a failing page cannot fill the prefetch for long.
         self._failing: dict[Hashable, None] = {}
-        self._requests = 0  # that are being forwarded
+        self._requests = 0  # requests that are being forwarded
 
-    def leave(self) -> None:
-        """The deliveries of a subscription have gone back to the queue."""
+    def reset(self) -> None:
+        """The deliveries of a subscription are requeued."""
         if not self._requests:
-            self.flow.leave()
+            self.flow.reset()
 
     async def forward(self, request: Request, ensure_lease: EnsureLease) -> Outcome:
-        """The final outcome. `ensure_lease` is awaited before each call: it returns while the delivery is
-        still known to be ours. Ends otherwise only by cancellation."""
+        """Return the final outcome. Awaits `ensure_lease` before each call: it returns if the delivery still
+        belongs to this worker. Only a cancellation ends this without an outcome."""
         self._requests += 1
         try:
             settings, failures, answered = self._settings, 0, self.flow.answered
@@ -127,7 +127,7 @@ class Forwarder:
                         if len(self._failing) > KEPT:
                             del self._failing[next(iter(self._failing))]
                         return policy.outcome(result.verdict, result.answer)
-                    # No other call was answered: this may be an outage, and the attempt does not count.
+                    # No other call was answered: this may be an outage, so the attempt does not count.
                     request.attempts, remaining = request.attempts - 1, policy.LONGEST_BACKOFF
                 wait = policy.retry_wait(failures, settings.retry_base, result.answer.retry_after, remaining)
                 await asyncio.sleep(wait)
@@ -136,7 +136,7 @@ class Forwarder:
             self._requests -= 1
 
     async def _attempt(self, request: Request, ensure_lease: EnsureLease) -> _Result:
-        """One attempt that counts."""
+        """Return the result of one attempt that counts."""
         before, has_new_token, in_front = request.attempts, False, False
         while True:
             trouble = await self._wait_for_token(request)
@@ -156,7 +156,7 @@ class Forwarder:
                     return result
             finally:
                 self._turns.ended(call)
-            if self._is_turned_down(request, result, call):
+            if self._is_token_rejected(request, result, call):
                 refusal = await self._refuse(request, result)
                 if refusal is not None:
                     return refusal
@@ -164,9 +164,9 @@ class Forwarder:
             request.attempts, has_new_token = before, False
 
     async def _wait_for_token(self, request: Request) -> _Result | None:
-        """Fetch the token of an account other than the default, if there is none. This happens before the
-        request's turn, because it may take long: a probe that waits would keep the gate closed. Returns the
-        account's own trouble, or None."""
+        """Fetch the token of an account other than the default, if it has none. This may take long, so it
+        happens before the call starts: a probe that waits would keep the gate closed. Returns the account's
+        failure, or None."""
         outages = 0
         while self._accounts.must_fetch(request.account):
             try:
@@ -186,7 +186,7 @@ class Forwarder:
         return None
 
     async def _call(self, request: Request, ensure_lease: EnsureLease, call: Call) -> _Result | None:
-        """One call. None where it was not made: the gate has closed, or the account's token is gone."""
+        """Make one call. None if it was not made: the gate has closed, or the account has no token."""
         accounts = self._accounts
         if accounts.must_fetch(request.account):
             return None
@@ -196,7 +196,7 @@ class Forwarder:
             answer = Answer(None, f"No access token: {trouble.summary}.", retry_after=trouble.retry_after)
             return _Result(Verdict.CREDENTIALS, answer)
         except AccountTrouble:
-            return None  # its token has expired just now
+            return None  # its token has just expired
         await ensure_lease()
         if not self.flow.allows(call):
             return None
@@ -207,8 +207,7 @@ class Forwarder:
         return _Result(policy.judge(answer)[0], answer, token)
 
     def _drops_token(self, request: Request, result: _Result) -> bool:
-        """Drop a token that was turned down, or that lacks a scope. Returns whether another one is worth a
-        try."""
+        """Drop a token that was rejected or lacks a scope. Returns whether to retry with another one."""
         if result.token is None:
             return False
         if result.verdict is Verdict.CREDENTIALS:
@@ -217,13 +216,13 @@ class Forwarder:
             return self._accounts.drop(request.account, result.token, lacks_scope=True)
         return False
 
-    def _is_turned_down(self, request: Request, result: _Result, call: Call) -> bool:
-        """Whether the fresh token of an account other than the default was turned down."""
+    def _is_token_rejected(self, request: Request, result: _Result, call: Call) -> bool:
+        """Whether Marketing Cloud rejected the new token of an account other than the default."""
         is_credentials = result.verdict is Verdict.CREDENTIALS and result.token is not None
         return is_credentials and not call.is_probe and not self._accounts.is_default(request.account)
 
     async def _refuse(self, request: Request, result: _Result) -> _Result | None:
-        """The end of a request whose account's tokens are turned down; None where this is an outage."""
+        """The result of a request whose account's tokens are rejected; None during an outage."""
         try:
             await self._accounts.refuse(request.account, result.answer.status)
         except TokenTrouble as trouble:
@@ -233,13 +232,13 @@ class Forwarder:
         return _Result(Verdict.FORBIDDEN, result.answer, is_account=True)
 
     def _counts(self, request: Request, result: _Result, call: Call) -> bool:
-        """Tell the flow how a call went. Returns whether the attempt counts: not if an outage, a speed limit
-        or the account's token is to blame."""
+        """Report the result of a call to the flow. Returns whether the attempt counts: not if the cause is an
+        outage, a speed limit or the account's token."""
         verdict, answer, flow = result.verdict, result.answer, self.flow
         if verdict in policy.OUTCOMES:
-            flow.taken(call)
+            flow.accepted(call)
             return True
-        if self._is_turned_down(request, result, call):
+        if self._is_token_rejected(request, result, call):
             return False
         cause, pause = policy.judge(answer)[1], answer.pause
         why = policy.why(answer, cause)
@@ -256,7 +255,7 @@ class Forwarder:
             return False
         outage = verdict is Verdict.OUTAGE
         if request.resource in self._failing and not call.is_probe:
-            # It fails as it did before: only together with others in the row does that tell of an outage.
+            # Its last request failed too: only together with other resources does this indicate an outage.
             outage = False
             if flow.state is FlowState.OPENING and flow.allows(call):
                 return True

@@ -1,9 +1,8 @@
-"""Taking requests from a queue, subscription after subscription (contract §2, §5, §6).
+"""Consuming requests from a queue, subscription after subscription (contract §2, §5, §6).
 
-Before the next subscription begins, all unsettled deliveries are back in the queue, in their order. Each has
-the same prefetch as the one before: a quorum queue delivers returned messages first, and puts those that
-return once more behind them, so a subscription that took only a part of them would let newer requests
-overtake older ones.
+Before the next subscription begins, all unsettled deliveries are requeued in their order. Every subscription
+has the same prefetch: a quorum queue delivers requeued messages first, and puts those that are requeued again
+behind them. So after a subscription with a smaller prefetch, newer requests could overtake older ones.
 """
 
 import asyncio
@@ -21,36 +20,36 @@ from worker.pipeline.journey import Carried, Journeys, Tools
 POLL_INTERVAL = 0.1  # seconds between checks for a reason to end a subscription, or a pause by order
 UNDELIVERABLE_PAUSE = 5.0  # seconds, if no undeliverable message was found
 PAUSES = {EndReason.FAILED: 1.0, EndReason.EPOCH_OVER: 0.5}  # seconds before the next subscription
-LONGEST_HELD = 1700.0  # seconds, drain included; RabbitMQ ends a consumer that holds a delivery for 1800
+LONGEST_HELD = 1700.0  # seconds, including the drain; RabbitMQ cancels a consumer that holds one for 1800
 
 
 @dataclass(eq=False)
 class Intake:
-    """Subscribes to one queue, again and again. `journeys` makes those of a subscription."""
+    """Subscribes to one queue, again and again. `journeys` creates the Journeys of a subscription."""
 
     tools: Tools
     queue: str
     journeys: Callable[[Subscription], Journeys]
     stopping: asyncio.Event
-    _own_requeues: int = 0  # times that this worker, in good health, gave its deliveries back
-    _carried: Carried = field(default_factory=dict)  # of the requests that come again
+    _own_requeues: int = 0  # how often this worker requeued its deliveries without their fault
+    _carried: Carried = field(default_factory=dict)  # of the requeued requests
     _has_undeliverable: bool = False
     _current: Journeys | None = None
 
     @property
     def subscription(self) -> Subscription | None:
-        """The subscription that stands now."""
+        """The current subscription."""
         if self._current is None or self._current.subscription.ended.done():
             return None
         return self._current.subscription
 
     @property
     def lanes(self) -> int:
-        """Resources with a request under way."""
+        """Resources with a request in progress."""
         return self._current.lanes if self._current is not None and self.subscription is not None else 0
 
     async def consume_on(self, connection: Connection) -> None:
-        """Subscribe on one connection, again and again, as long as it is this worker that ends them."""
+        """Subscribe on one connection, again and again, until the broker or a loss ends a subscription."""
         while connection.is_open and not self.stopping.is_set():
             if self.tools.orders.pause is not None:
                 await pause(POLL_INTERVAL, self.stopping)
@@ -60,9 +59,8 @@ class Intake:
                 return
 
     async def _remove_undeliverable(self, connection: Connection) -> None:
-        """A message that RabbitMQ cannot deliver ended the connection, and all in flight came back with it,
-        again and again, up to the delivery limit. So use up its deliveries at once, on a connection of its
-        own."""
+        """Return undeliverable messages until they reach the delivery limit, on another connection. Each
+        delivery of one ends the connection, so all others in flight would approach the limit with it."""
         self._has_undeliverable, spent = False, 0
         with contextlib.suppress(BrokerUnreachable):
             spent = await spend_deliveries(
@@ -71,11 +69,11 @@ class Intake:
         if spent:
             self._own_requeues += 1
             self.tools.events.undeliverable(self.queue, spent)
-        else:  # the message may be gone; if not, each subscription brings all nearer to the limit
+        else:  # each subscription brings the other messages nearer to the limit
             await pause(UNDELIVERABLE_PAUSE, self.stopping)
 
     async def _consume(self, connection: Connection) -> bool:
-        """One subscription. True if the next one may follow on the same connection."""
+        """Run one subscription. True if the next one may use the same connection."""
         settings = self.tools.settings
         subscription = Subscription(connection, self.queue, settings.prefetch, settings.max_body_bytes)
         journeys = self._current = self.journeys(subscription)
@@ -91,14 +89,14 @@ class Intake:
             if subscription.ended.done():
                 self._lost(journeys, unsettled)
                 return False
-            await self._give_back(journeys, why)
+            await self._requeue(journeys, why)
         except BrokerUnreachable:
             if subscription.ended.done():
                 self._lost(journeys, unsettled)
             raise
         finally:
             self._carried = journeys.carried_out
-            # Calls of a lost connection end at once: a late one could overwrite a newer registration.
+            # After a loss, calls end at once: a late one could overwrite a newer registration.
             await journeys.cancel()
             await subscription.close()
         if why.reason in PAUSES:
@@ -106,7 +104,7 @@ class Intake:
         return True
 
     def _end(self, journeys: Journeys) -> End | None:
-        """Why a subscription has ended, or must end."""
+        """Why the subscription has ended or must end; None if it goes on."""
         subscription = journeys.subscription
         if subscription.ended.done():
             return subscription.ended.result()
@@ -123,19 +121,19 @@ class Intake:
         return next((End(why) for why, holds in reasons.items() if holds), None)
 
     def _lost(self, journeys: Journeys, unsettled: int) -> None:
-        """The broker, or the loss of the connection, has ended a subscription."""
+        """The broker or a loss has ended the subscription."""
         why = journeys.subscription.ended.result()
         if why.reason is EndReason.UNDELIVERABLE:
             self._has_undeliverable = True
             self._own_requeues += 1
-        journeys.tell_ended(why, unsettled)
+        journeys.report_end(why, unsettled)
 
-    async def _give_back(self, journeys: Journeys, why: End) -> None:
-        """End a subscription from this side: what is under way ends, the rest goes back in its order."""
+    async def _requeue(self, journeys: Journeys, why: End) -> None:
+        """End a subscription: requests in progress are completed, the others are requeued in their order."""
         self._own_requeues += why.reason.is_healthy
         await journeys.drain(
             min(self.tools.settings.shutdown_grace, LONGEST_HELD - self.tools.settings.hold_limit)
         )
-        journeys.tell_ended(why, journeys.subscription.unsettled)
+        journeys.report_end(why, journeys.subscription.unsettled)
         if not await journeys.subscription.close():
-            self.tools.events.acknowledgements_unheard()
+            self.tools.events.acknowledgements_unconfirmed()

@@ -2,14 +2,14 @@
 
     a delivery arrives                          amqp/consumer.py
     → it is parsed, or rejected                 request.py (contract/registration.py)
-    → it waits for its resource's turn          lanes.py
+    → it waits for earlier ones of its resource lanes.py
     → a newer one in the journal supersedes it  replay_guard.py
     → it is forwarded, with retries             forward.py (flow.py, pace.py, policy.py)
     → reply, dead letter, record: confirmed     settle.py
     → it is acknowledged                        amqp/consumer.py
 
 A journey that ends early (the connection is lost, the worker stops, a defect) leaves its delivery
-unacknowledged: the broker has it, and delivers it again.
+unacknowledged, and the broker delivers it again.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ from worker.pipeline.request import Outcome, Request, RequestParser
 from worker.pipeline.settle import Settler
 from worker.settings import Settings
 
-# A request that crashes the worker returns all deliveries in flight with it, again and again, until innocent
-# ones reach the delivery limit too. One that came back this often is a suspect (lanes.py).
+# Each time a request crashes the worker, all deliveries in flight are requeued, until innocent ones reach the
+# delivery limit too. A request that was requeued this often is a suspect (lanes.py).
 SUSPECT_AFTER = 3
 
 Identity = tuple[str, int]  # the same for a message and its redeliveries
@@ -67,20 +67,19 @@ class Journeys:
         process = partial(tools.tracing.process, self._process) if tools.tracing else self._process
         self._lanes: Lanes[Request] = Lanes(process, self._pick)
         self._held: list[Delivery] | None = []  # until this worker has taken over
-        self._tasks: set[asyncio.Task[None]] = set()  # tasks besides the lanes
-        self.is_active = False  # whether anything was delivered
+        self._tasks: set[asyncio.Task[None]] = set()  # other than the lanes
+        self.is_active = False  # whether a message was delivered
         self.end: End | None = None  # why the subscription must end
-        self.own_requeues = 0  # times that this worker, in good health, gave its deliveries back
-        self.carried_in: Carried = {}  # of the requests that the subscription before had, and that come again
+        self.own_requeues = 0  # how often this worker requeued its deliveries without their fault
+        self.carried_in: Carried = {}  # of the requests that the last subscription requeued
 
     def accept(self, delivery: Delivery) -> None:
-        """Take in a delivery that has arrived. The first ones are held back, in their order, until this
-        worker has taken over."""
+        """Process a delivery. The first ones wait, in their order, until this worker has taken over."""
         if self._lanes.is_stopped:
-            return  # it is returned to the queue with all others
+            return  # it is requeued with all others
         if not self.is_active:
             self.is_active = True
-            self._tell_active()
+            self._report_active()
             self._begin()
         if self._held is None:
             self._admit(delivery)
@@ -99,14 +98,14 @@ class Journeys:
                 self._admit(delivery)
 
     async def take_over(self) -> None:
-        """Take the records of other workers into account, before the first request."""
+        """Read the records of other workers before the first request."""
         await self._tools.replay_guard.take_over()
 
     def _admit(self, delivery: Delivery) -> None:
         self._enqueue(self._tools.parser.parse(delivery, self._tools.clock.stamp()))
 
     def _enqueue(self, request: Request) -> None:
-        """Let a request wait for its turn."""
+        """Add a request to its lane."""
         if self.carried_in and request.delivery.redelivered:
             known = self.carried_in.pop(_identity(request), (0, request.received_at))
             request.attempts, request.received_at = known
@@ -114,16 +113,16 @@ class Journeys:
         suspect = request.delivery.times_returned - self.own_requeues >= SUSPECT_AFTER
         self._lanes.put(request.resource, request, suspect=suspect)
 
-    def _tell_active(self) -> None:
+    def _report_active(self) -> None:
         self._events.active()
 
-    def tell_ended(self, why: End, unsettled: int) -> None:
-        """Tell why the subscription ends, with so many deliveries that come again."""
+    def report_end(self, why: End, unsettled: int) -> None:
+        """Report why the subscription ends; `unsettled` deliveries are requeued."""
         events, has_ended = self._events, self.subscription.ended.done()
         (events.subscription_ended if has_ended else events.returned)(unsettled, str(why))
 
     def _run(self, what: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside the journeys. The subscription ends where it fails."""
+        """Run a task beside the journeys. If it fails, the subscription ends."""
         task = asyncio.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -134,7 +133,7 @@ class Journeys:
             self._fail(task.get_name(), error)
 
     def _fail(self, what: str, error: BaseException) -> None:
-        """A defect of the worker, unless the broker does not answer: the intake gives everything back."""
+        """End the subscription after a defect, or if the broker does not answer."""
         if isinstance(error, BrokerUnreachable):
             self.end = End(EndReason.FAILED, str(error))
         else:
@@ -143,41 +142,41 @@ class Journeys:
 
     @property
     def lanes(self) -> int:
-        """Resources with a request under way."""
+        """Resources with a request in progress."""
         return len(self._lanes)
 
     @property
     def carried_out(self) -> Carried:
-        """The `carried_in` of the next subscription. A request without `x-ott-as-of` must not count as newer
-        because it comes again. Attempts during a pause failed because of the outage, and do not count."""
+        """The `carried_in` of the next subscription. A redelivered request without `x-ott-as-of` must not
+        count as newer. Attempts that failed because of an outage do not count."""
         if self._held is not None:
             return self.carried_in
         is_pausing = self._tools.forwarder.flow.is_pausing
         return {
             _identity(each): (0 if is_pausing else each.attempts, each.received_at)
-            for each in reversed(self._lanes.items)  # of two that are the same, the first comes first again
+            for each in reversed(self._lanes.items)  # of two identical ones, the first is redelivered first
         }
 
     async def drain(self, grace: float) -> None:
-        """Start nothing more. Requests that are being called or settled get `grace` seconds to end; those
-        that wait (for their turn, the gate, the next attempt) end at once. If the connection is lost
-        meanwhile, all end at once: another worker has the deliveries then."""
+        """Start no more requests. Those with a call in flight, or being settled, have `grace` seconds; those
+        that wait (in a lane, for the gate, for the next attempt) end at once. If the connection is lost, all
+        end at once, because another worker may have the deliveries."""
         ended = self.subscription.ended
         await self._lanes.drain(lambda request: request.phase != "waiting" and not ended.done(), grace)
 
     async def cancel(self) -> None:
-        """End all of them at once, calls on the wire included."""
+        """End all at once, including calls in flight."""
         for task in self._tasks:
             task.cancel()
         await self._lanes.cancel()
-        self._tools.forwarder.leave()
+        self._tools.forwarder.reset()
 
     async def _process(self, request: Request) -> None:
         try:
             await self._journey(request)
         except Exception as error:
             self._fail(request.id, error)
-            # Nothing may overtake this request before the subscription ends, so its lane waits here.
+            # The lane waits here until the subscription ends, so that nothing overtakes this request.
             request.phase = "waiting"
             await asyncio.get_running_loop().create_future()
 
@@ -189,27 +188,27 @@ class Journeys:
     async def _settle(self, request: Request, outcome: Outcome) -> None:
         settlement = await self._tools.settler.settle(request, outcome)
         if request.older and outcome.status == "registered":
-            # All that it supersedes is acknowledged before it: a crash in between repeats them together.
+            # What it supersedes is acknowledged first: after a crash in between, all are redelivered
+            # together.
             newer = superseded(request.id)
             await asyncio.gather(*(self._settle(older, newer) for older in request.older))
             self._lanes.drop(request.resource, request.older)
-        # The worker has not kept the body of an oversize request, so the broker dead-letters it.
+        # The broker dead-letters an oversize request, because the worker has not kept its body.
         acknowledge = self.subscription.reject if request.delivery.oversize else self.subscription.ack
         acknowledge(request.delivery)
         self._tools.replay_guard.settled(settlement)
         self._events.settled(settlement, time.monotonic() - request.delivery.arrived_at)
 
     def _pick(self, waiting: Sequence[Request]) -> Request:
-        """Which request of a resource goes next: where many wait, the newest, and the older ones need no call
-        if it is registered (contract §2)."""
+        """The next request of a resource. If many wait, the newest: if it is registered, the older ones need
+        no call (contract §2)."""
         first = waiting[0]
         most = self._tools.settings.coalesce_after
         if not most or len(waiting) <= most or any(is_forced(request) for request in waiting):
             first.older = ()
             return first
         times = [request.true_at for request in waiting]
-        place = max(range(len(times)), key=lambda n: (times[n], n))
-        newest = waiting[place]
+        newest = waiting[max(range(len(times)), key=lambda n: (times[n], n))]
         newest.older = tuple(request for request in waiting if request is not newest)
         return newest
 

@@ -1,9 +1,9 @@
-"""Lanes: requests for one resource go one after the other, those for different resources side by side
-(contract §2). `pick` decides which of a lane goes next: the first, if it is not given.
+"""Lanes: requests for one resource are processed one after the other, those for different resources
+concurrently (contract §2).
 
-A request that crashes the worker returns all deliveries in flight with it. So while there are suspects, lanes
-start one after the other, in random order: the others are settled in one run or the next, until the request
-that crashes the worker is alone.
+When a request crashes the worker, all deliveries in flight are requeued. So while there are suspects, lanes
+start one at a time, in random order: the innocent requests are settled in this run or a later one, until only
+the request that crashes the worker is left.
 """
 
 import asyncio
@@ -17,13 +17,14 @@ Item = TypeVar("Item", bound=Hashable)
 Task = asyncio.Task[None]
 
 POLL_INTERVAL = 0.05  # seconds, while draining
-# A request that crashes the worker does so at once. One that takes longer, because it waits for the gate or
-# its next attempt, must not hold up all others.
+# A request that crashes the worker crashes it within this time. One that takes longer (it waits for the gate
+# or its next attempt) must not hold up all others.
 ALONE_FOR = 1.0  # seconds
 
 
 class Lanes(Generic[Item]):
-    """Runs `process(item)` for each item, one at a time within a lane. A lane exists while it has items."""
+    """Runs `process(item)` for each item, one at a time within a lane. `pick` chooses a lane's next item, by
+    default the first. A lane exists while it has items."""
 
     def __init__(
         self,
@@ -33,30 +34,30 @@ class Lanes(Generic[Item]):
         self._process = process
         self._pick = pick
         self._waiting: dict[Hashable, deque[Item]] = {}
-        self._under_way: dict[Task, list[Item]] = {}  # the one that each is at
+        self._running: dict[Task, list[Item]] = {}  # the item that each task processes
         self._suspects: set[Item] = set()
-        self._held: list[Hashable] = []  # lanes that wait for their start, because of a suspect
-        self._watched: set[Task] = set()  # may still crash the worker; the next start waits for them
+        self._held: list[Hashable] = []  # lanes that do not start yet, because of a suspect
+        self._watched: set[Task] = set()  # may crash the worker; the next start waits for them
         self.is_stopped = False
 
     def __len__(self) -> int:
-        """Lanes that have a request."""
+        """The number of lanes."""
         return len(self._waiting)
 
     @property
     def items(self) -> list[Item]:
-        """All that have not ended."""
+        """All unfinished items."""
         return [item for waiting in self._waiting.values() for item in waiting]
 
     def put(self, lane: Hashable | None, item: Item, *, suspect: bool = False) -> None:
-        """Add an item to the end of its lane; without a lane it waits for nobody. A `suspect` may have
+        """Add an item to the end of its lane; without a lane it waits for no other. A `suspect` may have
         crashed the worker before."""
         if self.is_stopped:
             return
         key = object() if lane is None else lane
         if suspect:
             if not self._suspects:
-                self._watch(self._under_way)
+                self._watch(self._running)
             self._suspects.add(item)
         waiting = self._waiting.get(key)
         if waiting is not None:
@@ -69,28 +70,28 @@ class Lanes(Generic[Item]):
             self._start(key)
 
     def behind(self, lane: Hashable) -> list[Item]:
-        """Those that wait behind the one under way; none while there are suspects."""
+        """The items behind the first one; none while there are suspects."""
         return [] if self._suspects else list(self._waiting[lane])[1:]
 
     def drop(self, lane: Hashable, items: Sequence[Item]) -> None:
-        """These ended without their turn."""
+        """Remove items that ended without being processed."""
         gone, waiting = set(items), self._waiting[lane]
         kept = [item for item in waiting if item not in gone]
         waiting.clear()
         waiting.extend(kept)
 
     async def drain(self, may_go_on: Callable[[Item], bool], grace: float) -> None:
-        """Start nothing more, and return when all have ended. Those that `may_go_on` get `grace` seconds for
-        it; the others are cancelled at once."""
+        """Start no more items, and return when all have ended. Items for which `may_go_on` is true have
+        `grace` seconds; the others are cancelled at once."""
         self.is_stopped = True
         self._held.clear()
         deadline = asyncio.get_running_loop().time() + grace
-        while self._under_way:
+        while self._running:
             late = asyncio.get_running_loop().time() >= deadline
-            for task, [item] in self._under_way.items():
+            for task, [item] in self._running.items():
                 if late or not may_go_on(item):
                     task.cancel()
-            await asyncio.wait(set(self._under_way), timeout=POLL_INTERVAL)
+            await asyncio.wait(set(self._running), timeout=POLL_INTERVAL)
 
     async def cancel(self) -> None:
         """Cancel all at once."""
@@ -99,7 +100,7 @@ class Lanes(Generic[Item]):
     def _start(self, key: Hashable) -> Task:
         at = [self._waiting[key][0]]
         task = asyncio.create_task(self._run(key, at))
-        self._under_way[task] = at
+        self._running[task] = at
         task.add_done_callback(self._ended)
         return task
 
@@ -111,14 +112,14 @@ class Lanes(Generic[Item]):
             waiting.remove(item)
             if self._suspects:
                 self._suspects.discard(item)
-                break  # the lane's next item waits for its turn among the other lanes
+                break  # for the lane's next item, the lane starts again, among the others
         if not waiting:
             del self._waiting[key]
         elif not self.is_stopped:
             self._hold(key)
 
     def _ended(self, task: Task) -> None:
-        del self._under_way[task]
+        del self._running[task]
         self._watched.discard(task)
         if self._held:
             self._release()
@@ -137,7 +138,7 @@ class Lanes(Generic[Item]):
             self._watch([self._start(self._held.pop(chosen))])
 
     def _watch(self, tasks: Iterable[Task]) -> None:
-        """Start no lane until these have ended, or have had the time to crash the worker."""
+        """Start no lane until these tasks have ended or have run for ALONE_FOR."""
         watched = tuple(tasks)
         self._watched.update(watched)
         asyncio.get_running_loop().call_later(ALONE_FOR, self._proven, watched)

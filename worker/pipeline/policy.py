@@ -1,4 +1,4 @@
-"""What an answer of Marketing Cloud means (contract §6): pure decisions, no clock and no I/O."""
+"""The meaning of Marketing Cloud's answers (contract §6): pure decisions, no clock and no I/O."""
 
 from enum import Enum, auto
 
@@ -11,7 +11,7 @@ BLOCKED_CODE = 50200
 BLOCKED_PAUSE = 60.0  # seconds; 429/50200 carries no hint
 LONGEST_BACKOFF = 60.0  # seconds
 _AUTHENTICATION = range(40000, 40004)
-AUTHORIZATION = range(20000, 20003)  # the token lacks a scope, which may be granted while it lives
+AUTHORIZATION = range(20000, 20003)  # the token lacks a scope; another token may have it
 
 
 class Verdict(Enum):
@@ -21,15 +21,15 @@ class Verdict(Enum):
     REJECTED = auto()
     FORBIDDEN = auto()
     FAILED = auto()
-    CREDENTIALS = auto()  # the token was turned down, or there is none
-    OUTAGE = auto()  # retry; enough of these in a row mean that Marketing Cloud is down
-    RETRY = auto()  # retry; the fault may lie with this one request
-    THROTTLED = auto()  # one call too many: again when the pace allows it
-    BLOCKED = auto()  # Marketing Cloud asks this client to stay away for a while
-    CROWDED = auto()  # too many other requests wait for a token of an account of their own
+    CREDENTIALS = auto()  # the token was rejected, or there is none
+    OUTAGE = auto()  # retry; enough of these in a row mean that Marketing Cloud is unavailable
+    RETRY = auto()  # retry; this one request may be the cause
+    THROTTLED = auto()  # a speed limit is exceeded: retry when the pace allows it
+    BLOCKED = auto()  # Marketing Cloud blocks this client for a while
+    CROWDED = auto()  # too many requests wait for tokens of other accounts
 
 
-# What an answer with this status means, if nothing else in it says more.
+# The meaning of a status, unless the answer's body is more specific.
 _ROWS = {
     400: (Verdict.REJECTED, Cause.ERROR),
     401: (Verdict.CREDENTIALS, Cause.CREDENTIALS),
@@ -42,7 +42,7 @@ _ROWS = {
     504: (Verdict.OUTAGE, Cause.GATEWAY_TIMEOUT),
 }
 _OTHER_4XX = (Verdict.FAILED, Cause.ERROR)
-_OTHERS = (Verdict.RETRY, Cause.ERROR)  # 5xx; and 1xx and 3xx of a proxy or gateway: this API has none
+_OTHERS = (Verdict.RETRY, Cause.ERROR)  # 5xx; also 1xx and 3xx, which only a proxy or gateway sends
 OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
     Verdict.REGISTERED: ("registered", None),
     Verdict.REJECTED: ("rejected", "rejected"),
@@ -53,7 +53,7 @@ OUTCOMES: dict[Verdict, tuple[Status, Reason | None]] = {
 
 
 def judge(answer: Answer) -> tuple[Verdict, Cause]:
-    """The row of the answer table (contract §6) that holds; and the cause, where the call is tried again."""
+    """The verdict by the answer table (contract §6); and the cause, if the call is retried."""
     status, code = answer.status, answer.errorcode
     if status is None:
         return Verdict.OUTAGE, Cause.NO_ANSWER
@@ -69,14 +69,14 @@ def judge(answer: Answer) -> tuple[Verdict, Cause]:
 
 
 def why(answer: Answer, cause: Cause) -> str:
-    """The cause in words of our own, because Marketing Cloud's text may quote a request."""
+    """The cause as text, without Marketing Cloud's text, which may quote a request."""
     if answer.status is None or answer.is_page:
         return answer.message
     return f"Marketing Cloud answered {answer.status}: {cause.value}"
 
 
 def outcome(verdict: Verdict, answer: Answer) -> Outcome:
-    """The outcome of a request whose last answer this is; attempts or budget are spent if it is not final."""
+    """The outcome of a request with this last answer. If the answer is not final, the retries are used up."""
     status, reason = OUTCOMES.get(verdict, ("failed", "exhausted"))
     return Outcome(
         status=status,

@@ -1,13 +1,14 @@
-"""The latest truth wins (contract §2, §4).
+"""Protects newer registrations from replays and dated requests (contract §2, §4).
 
-A request with `x-ott-as-of`, or a replay, is not forwarded if the journal has a registration of the same
-resource that was true later. Requests that wait ahead of it are in its lane: they are settled, and recorded,
-before the guard is asked. Where the journal cannot tell, a replay is refused; any other request is forwarded.
+A replay, or a request with `x-ott-as-of`, is not forwarded if the journal has a registration of the same
+resource with a later time. Earlier requests of the resource are in the same lane: they are settled and
+recorded before. If the journal does not reach back far enough, a replay is refused, and a dated request is
+forwarded.
 
-The guard keeps an index of the journal in memory while such requests come, and adds to it what this worker
-settles. Another worker can have been active only between two subscriptions; what it recorded is read before
-the next request is judged. And its clock may have been ahead: so a worker that takes over first learns from
-the journal how far the time of the worker before it had come.
+The guard keeps an index of the journal in memory while such requests arrive, and adds what this worker
+settles. Another worker can have been active only between two subscriptions; its records are read before the
+next request is judged. Its clock may have been ahead: so before a worker takes over, it raises its own clock
+to the latest time in the journal.
 """
 
 import asyncio
@@ -27,19 +28,19 @@ from worker.events import EventListener
 from worker.pipeline.request import Outcome, Request
 from worker.settings import Settings
 
-CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal; they hardly ever need to
+CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal
 READ_TIMEOUT = 10.0  # seconds, for the journal's time
 RETRY_INTERVAL = 1.0  # seconds
 IDLE_TIMEOUT = 300.0  # seconds without a request to judge, after which the index is dropped
-# Requests come roughly in the order in which they were true. With a margin, a few that are older do not make
-# the journal be read further back; it doubles each time that it was too small.
+# Requests arrive roughly in the order of their times. With this margin, a few older ones do not require
+# reading further back. It doubles each time that it is too small.
 MARGIN = 3_600_000_000  # microseconds
 
 T = TypeVar("T")
 
 
 class ReplayGuard:
-    """Judges replays, and requests that tell when they were true, by the journal."""
+    """Judges replays and dated requests by the journal."""
 
     def __init__(
         self, settings: Settings, journal: Journal | None, clock: ArrivalClock, events: EventListener
@@ -56,7 +57,7 @@ class ReplayGuard:
         self._current_in = -1  # the subscription in which the index has been read to its end
         self._reading: asyncio.Task[JournalIndex] | None = None
         self._margin = MARGIN
-        self._asked_at = 0.0  # the last request to judge
+        self._asked_at = 0.0  # when a request was last judged
 
     @property
     def has_index(self) -> bool:
@@ -64,9 +65,9 @@ class ReplayGuard:
         return self._index is not None
 
     async def take_over(self) -> None:
-        """Before a subscription's first request, bring the clock up to the journal's time. Takes
-        `CATCH_UP_TIMEOUT` at most and never fails. If the journal does not answer by then, requests go on and
-        reading it goes on beside them; until it has ended, replays wait."""
+        """Before a subscription's first request, raise the clock to the journal's time. Takes at most
+        CATCH_UP_TIMEOUT and never fails. If the journal does not answer in time, requests are processed while
+        it is read, and replays wait."""
         self.subscription_began()
         if self._journal is None:
             return
@@ -78,12 +79,12 @@ class ReplayGuard:
             self._events.journal_unreadable("no answer in time")
 
     def subscription_began(self) -> None:
-        """Another worker may have settled requests since the subscription before, or since the epoch before
-        (contract §10)."""
+        """A subscription or an epoch (contract §10) begins: another worker may have settled requests since the
+        last one."""
         self._subscriptions += 1
 
     async def judge(self, request: Request) -> Outcome | None:
-        """The outcome of a replay or of a dated request that must not be forwarded, or None."""
+        """The outcome of a replay or dated request that must not be forwarded, or None."""
         if request.resource is None or is_forced(request):
             return None
         newer, doubt = await self._look_up(request, request.resource)
@@ -92,7 +93,7 @@ class ReplayGuard:
         return _forbidden(doubt) if doubt and request.is_replay else None
 
     async def _look_up(self, request: Request, resource: Resource) -> tuple[str | None, str]:
-        """The newer registration, or why the journal cannot tell."""
+        """The id of a newer registration, or why the journal cannot rule one out."""
         true_at, received_at = max(0, request.true_at), max(0, request.received_at)  # any year is possible
         if self._journal is None:
             return None, "the worker keeps no journal (OTT_JOURNAL=false)"
@@ -108,15 +109,15 @@ class ReplayGuard:
         return newer, ""
 
     async def _doubt(self, received_at: int) -> str:
-        """Why the worker cannot tell what is newer than a request received then; `""` if it can. Waits for
-        the journal's time."""
+        """Why no time can be compared with that of a request received then; `""` if it can. Waits until the
+        clock is raised."""
         if self._catching_up is not None:
             await asyncio.shield(self._catching_up)
         differed = received_at in self._doubtful
         return "it was received while the clocks of two workers differed" if differed else ""
 
     def settled(self, settlement: Settlement) -> None:
-        """A request's record is confirmed, and the next one of its resource has not begun."""
+        """A request's record is confirmed; the next request of its resource has not started."""
         if self._index is None:
             return
         is_idle = self._reading is None or self._reading.done()
@@ -126,13 +127,13 @@ class ReplayGuard:
             self._index.settled(settlement)
 
     def close(self) -> None:
-        """End what is under way."""
+        """Stop reading the journal."""
         for task in (self._catching_up, self._reading):
             if task is not None:
                 task.cancel()
 
     async def _current_index(self, true_at: int) -> JournalIndex:
-        """All that was registered and true from `true_at` until now."""
+        """An index of all registrations with a time from `true_at` until now."""
         self._asked_at = time.monotonic()
         while True:
             index = self._index
@@ -140,11 +141,11 @@ class ReplayGuard:
                 return index
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read(true_at), name="replay guard")
-            # Reading goes on even if the waiting delivery goes back to the queue: reading a long journal may
-            # take longer than a delivery is held.
+            # Reading continues even if the waiting delivery is requeued: a long journal may take longer than
+            # a delivery may be held.
             index = await asyncio.shield(self._reading)
             if index.is_empty:
-                return index  # not kept: the next one to judge reads the journal again
+                return index  # not kept: the next judgement reads the journal again
 
     async def _read(self, true_at: int) -> JournalIndex:
         journal = self._journal
@@ -164,7 +165,7 @@ class ReplayGuard:
             return index
 
         index = await self._until_read(read_on)
-        self._asked_at = time.monotonic()  # those who wait for it have yet to look
+        self._asked_at = time.monotonic()  # the waiting requests are about to be judged
         return index
 
     async def _catch_up(self, begun: int) -> None:
@@ -176,8 +177,8 @@ class ReplayGuard:
                 last = await reader.last()
                 if last is None or last.clock is not None:
                     return last.clock or 0 if last else 0
-                # No worker wrote it; look at those before it. A publisher's CC header can do that.
-            # Since requests are let in, this worker writes too.
+                # No worker wrote it, but a publisher with a CC header. Read the entries before it.
+            # Requests are already processed, so this worker writes to the journal too.
             async with contextlib.aclosing(reader.read(around(begun))) as entries:
                 others = [entry.clock or 0 async for entry in entries if entry.writer != journal.writer]
             return max((clock for clock in others if clock < YEAR_2100), default=0)
@@ -188,7 +189,7 @@ class ReplayGuard:
             self._events.journal_unreadable(str(error))
             return
         if self._has_timed_out:
-            # Requests received meanwhile may have been stamped by a clock that was behind the other worker's.
+            # Requests received meanwhile may have times from a clock that was behind the other worker's.
             self._doubtful = range(begun, latest + 1)
         self._has_timed_out = False
         self._clock.raise_floor(latest)
@@ -196,7 +197,7 @@ class ReplayGuard:
     async def _until_read(
         self, read: Callable[[StreamReader], Awaitable[T]], timeout: float | None = None
     ) -> T:
-        """What `read` makes of the journal, tried until it answers. Raises TopologyError."""
+        """The result of `read` on the journal, retried until it succeeds. Raises TopologyError."""
         while True:
             try:
                 async with asyncio.timeout(timeout), open_journal(self._settings) as reader:
@@ -209,12 +210,12 @@ class ReplayGuard:
 
 
 def is_forced(request: Request) -> bool:
-    """Whether an operator has it sent whatever the journal says."""
+    """Whether the request is a replay that an operator forces, whatever the journal holds."""
     return request.is_replay and request.header(REPLAY_FORCE_HEADER) is True
 
 
 def superseded(newer: str) -> Outcome:
-    """The outcome of a request that a newer one, `newer`, has overtaken."""
+    """The outcome of a request that the request `newer` supersedes."""
     return Outcome(
         "superseded",
         message="A newer request for this resource has been registered; this one was not forwarded.",
@@ -226,6 +227,6 @@ def superseded(newer: str) -> Outcome:
 def _forbidden(why: str) -> Outcome:
     message = (
         f"It is not known whether this replay would overwrite a newer registration: {why}. "
-        "Replay it with --force to have it sent all the same."
+        "Use --force to send it anyway."
     )
     return Outcome("failed", "forbidden", message, GENERIC)

@@ -1,4 +1,4 @@
-"""A request as it arrived, and its outcome: plain data."""
+"""A request and its outcome, as plain data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from worker.settings import Settings
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One delivery, parsed. `received_at` is microseconds since the epoch and grows from request to
-    request; for a replay it is when the original was received. `as_of` is when what it says was true, where
-    its publisher told: never later than it was received."""
+    """One delivery, parsed. Times are microseconds since the epoch. `received_at` increases from request to
+    request; for a replay it is when the original was received. `as_of` is when its data was true, if its
+    publisher stated it; never later than `received_at`."""
 
     id: str
     delivery: Delivery
@@ -29,15 +29,15 @@ class Request:
     is_replay: bool
     as_of: int | None = None
     attempts: int = 0
-    spent: float = 0.0  # seconds of the budget: in calls and back-offs that count
-    throttled: int = 0  # times, while others were answered
-    answered: int = -1  # calls of all requests, when it was throttled last
+    spent: float = 0.0  # seconds of the budget used by calls and back-offs that count
+    throttled: int = 0  # how often, while others were answered
+    answered: int = -1  # `Flow.answered` when it was last throttled
     phase: Literal["waiting", "calling", "settling"] = "waiting"
-    older: "Sequence[Request]" = ()  # that it supersedes if it is registered (contract §2)
+    older: "Sequence[Request]" = ()  # the requests that it supersedes if it is registered (contract §2)
 
     @property
     def true_at(self) -> int:
-        """The time by which the newest request of a resource is told (contract §2)."""
+        """The time that decides which request of a resource is the newest (contract §2)."""
         return self.received_at if self.as_of is None else self.as_of
 
     def header(self, name: str) -> object:
@@ -60,14 +60,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RequestParser:
-    """Reads requests from deliveries."""
+    """Parses deliveries."""
 
     settings: Settings
     encryptor: Encryptor
     events: EventListener
 
     def parse(self, delivery: Delivery, now: int) -> Request:
-        """The request that a delivery holds, received now. Never raises, whatever the message."""
+        """The request in a delivery that is received now. Never raises, whatever the message."""
         properties = delivery.properties
         is_replay = is_from_operator(delivery, self.settings.prefix)
         original = first_received_at(properties) if is_replay else None
@@ -77,15 +77,15 @@ class RequestParser:
         resource = None
         if isinstance(parsed, Registration):
             resource = Resource(account, parsed.platform, parsed.resource_id)
-        given_id = request_id(delivery, from_operator=is_replay)
+        id_ = request_id(delivery, from_operator=is_replay)
         received_at = now if original is None else min(original, now)
         try:
             true_at = as_of(properties)
         except ValueError as error:
-            self.events.as_of_ignored(given_id, str(error))
+            self.events.as_of_ignored(id_, str(error))
             true_at = None
         return Request(
-            id=given_id,
+            id=id_,
             delivery=delivery,
             account=account,
             received_at=received_at,

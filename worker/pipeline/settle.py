@@ -1,5 +1,5 @@
-"""Settling: reply, dead letter and journal record are published, and confirmed by the broker (contract §4,
-§5). Only then may the request be acknowledged."""
+"""Settling: publish the reply, the dead letter and the journal record (contract §4, §5). Only when the broker
+has confirmed them may the request be acknowledged."""
 
 import asyncio
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from worker.pipeline.request import Outcome, Request
 _REPLY = build(content_type="application/json", type=REPLY_TYPE)
 _REDUCED_REPLY = _REPLY.changed({REDUCED_HEADER: True})
 GENERATED = "amq.gen-"
-MESSAGE_ID_LENGTH = 255  # bytes; an id that came in a header may be longer
+MESSAGE_ID_LENGTH = 255  # bytes; an id from a header may be longer
 
-# CC and BCC would route copies elsewhere; the counts are the requests queue's own.
+# CC and BCC would route copies to other queues; the counts belong to the requests queue.
 NOT_COPIED = frozenset({"CC", "BCC", *COUNTS})
 
 
@@ -48,7 +48,7 @@ class Settler:
     tracing: Tracing | None = None
 
     async def settle(self, request: Request, outcome: Outcome) -> Settlement:
-        """Publish what the outcome asks for; returns when the broker has confirmed all of it."""
+        """Publish what the outcome requires, and return when the broker has confirmed all of it."""
         settlement = Settlement(
             **outcome._asdict(),
             request_id=request.id,
@@ -84,8 +84,7 @@ class Settler:
         return settlement
 
     def _reply(self, request: Request, body: bytes, refused: str = "") -> Message:
-        """The reply: in the replies queue where `reply_to` names none, or is not followed because it is
-        `refused`."""
+        """The reply. It goes to the replies queue if there is no `reply_to`, or if that was `refused`."""
         properties = request.delivery.properties
         queue = properties.text("reply_to")
         if queue and not refused and not self._may_follow(queue):
@@ -102,7 +101,8 @@ class Settler:
         return Message("", queue, reply, body, external=True, reduced=_REDUCED_REPLY)
 
     def _may_follow(self, reply_to: str) -> bool:
-        """Contract §4: not one of our own queues, and of RabbitMQ's only those made for replies."""
+        """Whether a reply may go to this queue: not to the worker's own queues, and of RabbitMQ's only to
+        those for replies (contract §4)."""
         if reply_to.startswith("amq."):
             return reply_to.startswith((GENERATED, DIRECT_REPLY_TO))
         return not self.topology.is_own(reply_to)
@@ -113,7 +113,7 @@ class Settler:
         headers = dead_letter_headers(settlement)
         if (user := properties.text("user_id")) and not request.is_replay:
             headers[USER_HEADER] = user
-        # RabbitMQ refuses a user id that is not the worker's own.
+        # RabbitMQ refuses the `user_id` of another user.
         properties = properties.changed(headers, without=without, user_id=None, expiration=None).persistent()
         has_id = bool(properties.text("message_id"))
         if not has_id and request.id.isascii() and len(request.id) <= MESSAGE_ID_LENGTH:

@@ -97,7 +97,7 @@ def ready(service: Service, phase: WorkerPhase) -> dict[str, Check]:
     accounts, flow = service.marketing_cloud.accounts, service.flow
     others = accounts.others_in_trouble
     first = "; ".join(f"{account}: {why}" for account, why in list(others.items())[:3])
-    full = "; ".join(f"{queue} takes nothing: {why}" for queue, why, _ in service.publisher.blocked)
+    full = "; ".join(f"{queue} accepts no messages: {why}" for queue, why, _ in service.publisher.blocked)
     has_token, trouble = accounts.default.has_token, accounts.default.trouble
     return {
         "consumer": _consumer(service, phase),

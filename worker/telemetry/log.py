@@ -139,9 +139,11 @@ class Log(EventListener):
     def __init__(self, logger: Logger, *, debug: bool) -> None:
         self._log = logger
         self._said: dict[tuple[object, ...], float] = {}
-        self.hear(**{name: partial(self._tell, name, event) for name, event in EVENTS.items() if event.level})
+        self.listen(
+            **{name: partial(self._tell, name, event) for name, event in EVENTS.items() if event.level}
+        )
         if debug:
-            self.hear(settled=self._tell_settled)
+            self.listen(settled=self._tell_settled)
 
     def _tell(self, name: str, event: Event, *values: object) -> None:
         if event.repeats and self._goes_on((name, *values)):

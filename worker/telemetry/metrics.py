@@ -87,7 +87,7 @@ class Metrics(EventListener):
             "Requests that a router published after it had lost its role; its successor has them too.",
         )
         closings = counter("gate_closings", "Outages of Marketing Cloud that paused the worker.")
-        self.hear(
+        self.listen(
             consumer_connected=lambda: self._connect("consumer"),
             publisher_connected=lambda: self._connect("publisher"),
             reply_refused=lambda why: refused.labels(why).inc(),

@@ -35,8 +35,8 @@ class WorkerPhase(EventListener):
         self._marks = [(time.monotonic(), 0)] * 2  # (time, requests settled by then), for the rate
         self._has_changed, self.stopping = asyncio.Event(), asyncio.Event()
         told = [name for name, event in EVENTS.items() if event.level not in (None, "debug")]
-        self.hear(**{name: partial(self._changed, getattr(self, name)) for name in told})
-        self.hear(gate_left=self.gate_opened)
+        self.listen(**{name: partial(self._changed, getattr(self, name)) for name in told})
+        self.listen(gate_reset=self.gate_opened)
 
     def active(self) -> None:
         self.is_active = True

@@ -63,7 +63,7 @@ async def test_a_connection_limit_is_told(refusal, user, secured, of):
 
 async def test_plain_amqp_spoken_to_a_port_for_tls(refusal, secured):
     text = await refusal(f"amqp://limited:s3cret@127.0.0.1:{secured.tls_port}/mine")
-    assert "TLS is spoken there (begin OTT_AMQP_URL with amqps)" in text
+    assert "the server speaks TLS on this port (begin OTT_AMQP_URL with amqps)" in text
 
 
 async def test_a_missing_client_certificate(refusal, secured):

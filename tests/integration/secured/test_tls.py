@@ -116,7 +116,7 @@ async def test_replaced_certificates_end_the_connections_that_the_old_ones_vouch
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
         ca.write_bytes(stranger.ca.read_bytes())
         answer = await cloud.register(messenger(), token, _at_once)
-        assert "the TLS certificate was not accepted" in answer.message
+        assert "the TLS certificate is not valid" in answer.message
         ca.write_bytes(authority.ca.read_bytes() + stranger.ca.read_bytes())
         assert (await cloud.register(messenger(), token, _at_once)).status == 201
 
@@ -129,5 +129,5 @@ async def _at_once() -> None:
 async def test_a_marketing_cloud_that_nobody_vouches_for_gets_no_credentials(tls_sandbox, stranger, trusted):
     settings = upstream_settings(tls_sandbox, stranger.ca if trusted else None)
     async with MarketingCloud(settings, EventListener()) as cloud:
-        with pytest.raises(TokenTrouble, match="the TLS certificate was not accepted"):
+        with pytest.raises(TokenTrouble, match="the TLS certificate is not valid"):
             await cloud.accounts.get(None)

@@ -138,7 +138,7 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
                     if found and results:
                         results.write(RowResult.unsent(row, None, INVALID, found))
                     if found and plan.reading.failed:
-                        database.give_back(row, found)
+                        database.add_failed(row, found)
             finally:  # also where the input cannot be read any further
                 if not quiet:
                     console = report.console_for_results()

@@ -79,7 +79,7 @@ class ReplayGuard:
             self._events.journal_unreadable("no answer in time")
 
     def subscription_began(self) -> None:
-        """A subscription or an epoch (contract §10) begins: another worker may have settled requests since the
+        """A subscription or epoch (contract §10) begins: another worker may have settled requests since the
         last one."""
         self._subscriptions += 1
 

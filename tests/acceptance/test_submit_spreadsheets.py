@@ -84,6 +84,24 @@ async def test_rows_that_failed_come_back_with_their_error_and_are_corrected_and
     assert pages_called(rig).count("1.73256E+15") == 1
 
 
+async def test_a_job_that_cannot_begin_leaves_the_failed_rows_of_an_earlier_run(submit, tmp_path):
+    write_three(tmp_path / "pages.csv")
+    given = ("pages.csv", "--platform", "messenger", "--results", "r.jsonl", "--failed", "failed.csv")
+    assert (await submit(*given)).code == 1
+    before = (tmp_path / "failed.csv").read_bytes()
+    assert (await Command(OFFLINE)(*given, "--resume")).code == 3
+    assert (tmp_path / "failed.csv").read_bytes() == before
+
+
+async def test_rows_of_two_jobs_are_not_taken_for_one(tmp_path):
+    back = {"error": "", "line": "7"}
+    save(tmp_path / "failed.csv", [{**back, "row": "2", **page("1")}, {**back, "row": "4", **page("2")}])
+    save(tmp_path / "pages.csv", [page("3"), page("4")])
+    end = await Command(OFFLINE)("failed.csv", "pages.csv", "--platform", "messenger")
+    assert (end.code, end.out) == (2, "")
+    assert end.err.startswith("ott-worker: pages.csv row 3 (line 3) is row 4, and so is another one")
+
+
 @pytest.mark.parametrize("results", ["results.jsonl", "results.csv"])
 async def test_resume_takes_an_input_that_holds_only_the_corrected_rows(submit, rig, tmp_path, results):
     write_three(tmp_path / "pages.csv")
@@ -186,7 +204,8 @@ async def test_check_tells_what_it_has_found_before_a_file_cannot_be_read_any_fu
     found = int(end.out.splitlines()[-1].split()[0])
     assert found >= rows
     assert end.out.count("PageName must be provided") == bool(rows)
-    assert len(rows_of(tmp_path / "failed.csv")) == found
+    assert (tmp_path / "failed.csv").exists() == bool(found)
+    assert not found or len(rows_of(tmp_path / "failed.csv")) == found
 
 
 def with_another_checksum(path: Path) -> None:

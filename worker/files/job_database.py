@@ -35,7 +35,7 @@ _TABLES = """
         place INTEGER, resource TEXT, account TEXT, file TEXT, line INTEGER, shown TEXT, damaged INTEGER,
         token TEXT, sent INTEGER DEFAULT 0, error TEXT, cells TEXT, body BLOB
     );
-    CREATE INDEX row_place ON row (place);
+    CREATE UNIQUE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
     CREATE TABLE result (
         place INTEGER UNIQUE, status TEXT, named TEXT, resource TEXT, account TEXT, whole TEXT
@@ -119,7 +119,8 @@ class JobDatabase:
         return added
 
     def add(self, row: Row) -> None:
-        """Add one row."""
+        """Add one row. Raises UsageError for one whose number another row has: their answers could not
+        be told apart."""
         token = None if row.problems else row.attributes.get(_TOKEN)
         about = (row.place, *_resource(row), row.file, row.line, row.where(), bool(row.problems))
         kept = token if isinstance(token, str) and token else None
@@ -127,7 +128,13 @@ class JobDatabase:
             "INSERT INTO row (place, resource, account, file, line, shown, damaged, token) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         )
-        self._database.execute(insert, (*about, kept))
+        try:
+            self._database.execute(insert, (*about, kept))
+        except sqlite3.IntegrityError:
+            raise UsageError(
+                f"{row.where()} is row {row.place}, and so is another one: submit each file that --failed "
+                "wrote by itself, and rows of your own in another file"
+            ) from None
         for name in ID_FIELDS & row.attributes.keys():
             value = row.attributes[name]
             if not is_long_id(value):
@@ -271,7 +278,7 @@ class JobDatabase:
     def failed(self) -> Iterator[tuple[str, int, int, str, str | None, bytes]]:
         """The failed rows in the order of the job: error, line, place and file, and the cells as JSON (a
         table) or the body (JSON)."""
-        yield from self._database.execute(
+        return self._database.execute(
             "SELECT error, line, place, file, cells, body FROM row WHERE error IS NOT NULL ORDER BY place"
         )
 

@@ -183,15 +183,17 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
 @contextmanager
 def _outputs(plan: Plan, database: JobDatabase) -> Iterator[Results | None]:
     """The results file, while the context lasts; at its end the failed rows are written. Raises UsageError
-    for a file that may not be replaced."""
+    for a file that may not be replaced. A job that could not begin leaves failed rows of an earlier one."""
     reading = plan.reading
     failed = FailedRows(reading.failed, reading.tables) if reading.failed else None
     kept = database if plan.resumed else None
+    is_over = False
     with Results(plan.results, kept) if plan.results else nullcontext() as results:
         try:
             yield results
+            is_over = True
         finally:
-            if failed:
+            if failed and (is_over or any(database.failed())):
                 failed.write(database)
 
 

@@ -1,6 +1,7 @@
 """The results file, what a later run makes of it, and what people see."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,7 @@ from worker.errors import UsageError
 from worker.files.job import MOST_ERRORS, OTHER, Tally
 from worker.files.job_database import JobDatabase, RowResult
 from worker.files.results import Results, read_results
-from worker.files.rows import Row
+from worker.files.rows import Reading, Row
 
 JOB = "0123456789abcdef0123456789abcdef"
 
@@ -127,6 +128,20 @@ def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_on
     with JobDatabase() as database:
         take_in(database, *map(registered, order))
         assert [database.settled_by(row("line", "a", place)) for place in (4, 9)] == settled
+
+
+def test_a_later_row_of_an_older_file_makes_no_row_needless():
+    with JobDatabase() as database:
+        newer, older = replace(row("line", "a", 4), true_at=9), replace(row("line", "a", 9), true_at=3)
+        database.add(newer)
+        database.add(older)
+        take_in(database, registered(9))
+        assert (database.settled_by(newer), database.settled_by(older)) == (None, 9)
+        database.mark_sent(newer)
+        take_in(database, registered(4))
+        assert (database.settled_by(newer), database.settled_by(older)) == (4, 9)
+        (warning,) = database.warnings(Reading(("newer.csv", "older.csv")))
+        assert "2 rows, and the last one of the file that was changed last wins: " in warning
 
 
 def test_a_row_follows_an_earlier_one_that_goes_out_again():

@@ -7,6 +7,7 @@ It finds damage that only several rows together show (contract §12), what earli
 
 import contextlib
 import json
+import math
 import re
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -33,7 +34,7 @@ _TABLES = """
     PRAGMA journal_mode = OFF;
     CREATE TABLE row (
         place INTEGER, resource TEXT, account TEXT, file TEXT, line INTEGER, shown TEXT, damaged INTEGER,
-        token TEXT, sent INTEGER DEFAULT 0, error TEXT, cells TEXT, body BLOB
+        token TEXT, true_at REAL, sent INTEGER DEFAULT 0, error TEXT, cells TEXT, body BLOB
     );
     CREATE UNIQUE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
@@ -43,17 +44,21 @@ _TABLES = """
     CREATE INDEX result_resource ON result (resource, account, place);
     BEGIN;
 """
-# The last registered row of a resource, and its position among the results.
+# The last registered row of a resource, and its position among the results. A row of a file that changed
+# later is later.
 _NEWEST = """
-    SELECT place, rowid FROM result
-    WHERE resource = :resource AND account IS :account AND status = 'registered' ORDER BY place DESC LIMIT 1
+    SELECT result.place, result.rowid FROM result LEFT JOIN row USING (place)
+    WHERE result.resource = :resource AND result.account IS :account AND status = 'registered'
+    AND ifnull(true_at >= :true_at, 1) ORDER BY result.place DESC LIMIT 1
 """
 # Whether an earlier row of the resource is sent in this run, or was registered after the last one.
 _OVERTAKEN = """
     SELECT 1 FROM row WHERE resource = :resource AND account IS :account AND place < :place AND sent
+    AND true_at <= :true_at
     UNION ALL
-    SELECT 1 FROM result WHERE resource = :resource AND account IS :account AND place < :place
-    AND status = 'registered' AND rowid > :newest_came LIMIT 1
+    SELECT 1 FROM result LEFT JOIN row USING (place)
+    WHERE result.resource = :resource AND result.account IS :account AND result.place < :place
+    AND status = 'registered' AND result.rowid > :newest_came AND ifnull(true_at <= :true_at, 1) LIMIT 1
 """
 
 
@@ -125,11 +130,11 @@ class JobDatabase:
         about = (row.place, *_resource(row), row.file, row.line, row.where(), bool(row.problems))
         kept = token if isinstance(token, str) and token else None
         insert = (
-            "INSERT INTO row (place, resource, account, file, line, shown, damaged, token) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO row (place, resource, account, file, line, shown, damaged, token, true_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
         try:
-            self._database.execute(insert, (*about, kept))
+            self._database.execute(insert, (*about, kept, _true_at(row)))
         except sqlite3.IntegrityError:
             raise UsageError(
                 f"{row.where()} is row {row.place}, and so is another one: submit each file that --failed "
@@ -196,9 +201,11 @@ class JobDatabase:
                 yield f"{name}: {note}"
             if table.unknown:
                 yield f"{name}: columns without an attribute {kept}: {', '.join(table.unknown)}"
+        files = len(reading.paths) > 1 and reading.as_of is None
+        last = "last one of the file that was changed last" if files else "last one"
         for page, rows, places in self._shared(_PAGE, "rowid"):
             if not may_be_rounded(page.split()[1]):  # then the ids differ
-                yield f"{page} is in {rows:,} rows, and the last one wins: {places}"
+                yield f"{page} is in {rows:,} rows, and the {last} wins: {places}"
         for _, pages, places in self._shared("token", "resource"):
             yield f"{pages:,} pages have the same {_TOKEN}: {places}"
         for what, cases in self._cases.items():
@@ -260,6 +267,7 @@ class JobDatabase:
                 "--results file"
             )
         values: dict[str, object] = {"resource": resource, "account": account, "place": row.place}
+        values["true_at"] = _true_at(row)
         newest, values["newest_came"] = self._first(_NEWEST, values) or (0, None)
         if self._first(_OVERTAKEN, values):
             return None
@@ -300,6 +308,11 @@ def _is_decoded_wrongly(text: str) -> bool:
     with contextlib.suppress(UnicodeError):
         return text.encode("cp1252").decode() != text
     return False
+
+
+def _true_at(row: Row) -> float:
+    """When the row was true: at its arrival, unless its file tells."""
+    return math.inf if row.true_at is None else row.true_at
 
 
 def _resource(row: Row) -> tuple[str | None, str | None]:

@@ -297,6 +297,32 @@ async def test_resume_sends_the_newest_row_of_a_page_behind_an_older_one_that_it
     assert (await ended(second)).code == 0
 
 
+@pytest.mark.parametrize("corrected", [messenger("3"), messenger("2", "corrected")])
+async def test_the_answer_to_what_a_row_said_before_it_was_corrected_is_not_its_own(
+    submit, rig, tmp_path, prefix, corrected
+):
+    worker = WorkerByHand(rig)
+    await worker.start(prefix)
+    (tmp_path / "in.jsonl").write_bytes(messenger("1") + b"\n" + messenger("2"))
+    results = tmp_path / "r.jsonl"
+    first = await submit.start("in.jsonl", "--results", "r.jsonl")
+    one, before = [await worker.take() for _ in range(2)]
+    await worker.answer(one, "registered")
+    await until(lambda: results.exists() and lines(results))
+    first.kill()
+    await first.wait()
+
+    (tmp_path / "in.jsonl").write_bytes(messenger("1") + b"\n" + corrected)
+    second = await submit.start("in.jsonl", "--results", "r.jsonl", "--resume")
+    after = await worker.take()
+    await worker.answer(before, "registered")
+    await worker.answer(after, "failed")
+    await worker.answer(before, "registered")
+    end = await ended(second)
+    assert (end.code, "1 failed, 1 settled before" in end.out) == (1, True)
+    assert [(line["row"], line["status"]) for line in lines(results)] == [(1, "registered"), (2, "failed")]
+
+
 async def test_resume_never_rolls_a_page_back_to_an_older_row(submit, rig, tmp_path):
     rows = [messenger("1", "old"), messenger("2"), messenger("1", "new")]
     (tmp_path / "pages.jsonl").write_bytes(b"\n".join(rows))

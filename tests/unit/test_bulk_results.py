@@ -137,7 +137,7 @@ def test_a_later_row_of_an_older_file_makes_no_row_needless():
         database.add(older)
         take_in(database, registered(9))
         assert (database.settled_by(newer), database.settled_by(older)) == (None, 9)
-        database.mark_sent(newer)
+        database.mark_sent(newer, f"{JOB}-4")
         take_in(database, registered(4))
         assert (database.settled_by(newer), database.settled_by(older)) == (4, 9)
         (warning,) = database.warnings(Reading(("newer.csv", "older.csv")))
@@ -148,7 +148,7 @@ def test_a_row_follows_an_earlier_one_that_goes_out_again():
     with JobDatabase() as database:
         database.add(row("line", "a", 4))
         take_in(database, registered(4), registered(9))
-        database.mark_sent(row("line", "a", 4))
+        database.mark_sent(row("line", "a", 4), f"{JOB}-4")
         take_in(database, registered(4), registered(9))
         assert database.settled_by(row("line", "a", 9)) is None
 

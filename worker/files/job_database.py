@@ -34,7 +34,7 @@ _TABLES = """
     PRAGMA journal_mode = OFF;
     CREATE TABLE row (
         place INTEGER, resource TEXT, account TEXT, file TEXT, line INTEGER, shown TEXT, damaged INTEGER,
-        token TEXT, true_at REAL, sent INTEGER DEFAULT 0, error TEXT, cells TEXT, body BLOB
+        token TEXT, true_at REAL, sent TEXT, error TEXT, cells TEXT, body BLOB
     );
     CREATE UNIQUE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
@@ -53,8 +53,8 @@ _NEWEST = """
 """
 # Whether an earlier row of the resource is sent in this run, or was registered after the last one.
 _OVERTAKEN = """
-    SELECT 1 FROM row WHERE resource = :resource AND account IS :account AND place < :place AND sent
-    AND true_at <= :true_at
+    SELECT 1 FROM row WHERE resource = :resource AND account IS :account AND place < :place
+    AND sent IS NOT NULL AND true_at <= :true_at
     UNION ALL
     SELECT 1 FROM result LEFT JOIN row USING (place)
     WHERE result.resource = :resource AND result.account IS :account AND result.place < :place
@@ -233,7 +233,7 @@ class JobDatabase:
         """Add a result; of several results for one row, the last one counts. Its resource and account are the
         input's, if known: a spreadsheet may have rounded the id in the results."""
         if result.request_id:
-            self.job = result.request_id.rpartition("-")[0]
+            self.job = result.request_id.partition("-")[0]
         named = _named(result.platform, result.resource_id)
         known = self._first("SELECT resource, account FROM row WHERE place = ?", [result.row])
         saved = (result.row, result.status, named, *(known or (named, None)), json.dumps(result))
@@ -244,13 +244,13 @@ class JobDatabase:
         for (whole,) in self._database.execute("SELECT whole FROM result ORDER BY rowid"):
             yield RowResult(*json.loads(whole))
 
-    def where(self, place: int) -> tuple[int | None, str | None]:
-        """The line and file of a row, if the input has the row."""
-        return self._first("SELECT line, file FROM row WHERE place = ?", [place]) or (None, None)
+    def where(self, place: int) -> tuple[int | None, str | None, str | None]:
+        """The line and file of a row, if the input has the row, and the id of its request in this run."""
+        return self._first("SELECT line, file, sent FROM row WHERE place = ?", [place]) or (None, None, None)
 
-    def mark_sent(self, row: Row) -> None:
+    def mark_sent(self, row: Row, request_id: str) -> None:
         """Record that a row is sent in this run."""
-        self._database.execute("UPDATE row SET sent = 1 WHERE place = ?", [row.place])
+        self._database.execute("UPDATE row SET sent = ? WHERE place = ?", [request_id, row.place])
 
     def settled_by(self, row: Row, statuses: Container[str] = SETTLED) -> int | None:
         """The row because of which this one need not be sent: itself, if it is settled, or a later one that

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 from uuid import uuid4
+from zlib import crc32
 
 from worker.amqp.connection import cancel_all
 from worker.broker.requester import Requester, look_for_workers
@@ -126,8 +127,13 @@ class Submission:
         return settled_by is not None
 
     def _name(self, row: Row) -> str:
-        """The id of the row's request, which stays the same when the job is resumed."""
-        return f"{self._job}-{row.place}"
+        """The id of the row's request, which stays the same when the job is resumed, unless the row has
+        changed: the reply to an earlier version of a row is not its own."""
+        version = repr((row.body, self._account(row), row.true_at))
+        return f"{self._job}-{crc32(version.encode()):08x}-{row.place}"
+
+    def _account(self, row: Row) -> str | None:
+        return row.account_id or self._plan.account_id
 
     def _at(self, row: Row) -> str:
         return str(row.shown_as) if len(self._plan.reading.paths) == 1 else f"{row.file} {row.shown_as}"
@@ -136,9 +142,9 @@ class Submission:
         name = self._name(row)
         await self.out.room()
         if self._plan.resumed:
-            self._database.mark_sent(row)
+            self._database.mark_sent(row, name)
         self.out.add(name, row)
-        account = row.account_id or self._plan.account_id
+        account = self._account(row)
         confirmed = self._requester.send(
             row.body,
             request_id=name,
@@ -159,7 +165,7 @@ class Submission:
             self.out.answered(name)
 
     def _on_reply(self, name: str, body: bytes) -> None:
-        job, _, number = name.rpartition("-")
+        job, number = name.partition("-")[0], name.rpartition("-")[2]
         if job != self._job or not number.isdecimal():
             return
         try:
@@ -167,8 +173,9 @@ class Submission:
         except MalformedReply:
             return
         place = int(number)
+        line, file, sent_as = self._database.where(place)
         about = (reply.request_id, reply.status, reply.platform, reply.resource_id, reply.messages)
-        result = RowResult(place, *about, *self._database.where(place))
+        result = RowResult(place, *about, line, file)
         if row := self.out.answered(name):
             if reply.status == "superseded" and not (reply.superseded_by or "").startswith(job):
                 self.tally.overtaken.add(self._at(row))
@@ -176,7 +183,7 @@ class Submission:
             return
         # A repeat, or the reply to a row of an earlier run; that row is counted when it is read.
         self._late += 1
-        if self._plan.resumed and reply.status in SETTLED:
+        if self._plan.resumed and reply.status in SETTLED and sent_as in (None, name):
             self._write(result)
 
     def _record(self, result: RowResult, row: Row) -> None:

@@ -1,6 +1,7 @@
 """The results file, what a later run makes of it, and what people see."""
 
 import io
+import resource
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from worker.cli.submit.report import show_summary
 from worker.contract.platforms import PLATFORMS
-from worker.errors import UsageError
+from worker.errors import UsageError, WorkerError
 from worker.files.job import MOST_ERRORS, OTHER, Tally
 from worker.files.job_database import JobDatabase, RowResult
 from worker.files.results import Results, read_results
@@ -77,6 +78,31 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_more_is_written(tmp_
     with JobDatabase() as database, Results(tmp_path / name, database) as results:
         results.write(REJECTED)
     assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])
+def test_a_disk_that_is_full_for_a_moment_spoils_no_line_that_follows(tmp_path, name):
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Results(tmp_path / name) as results:
+        results.write(REGISTERED)
+        size = (tmp_path / name).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, no_limit[1]))
+        try:
+            with pytest.raises(WorkerError, match="is the disk full"):
+                results.write(REJECTED)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+        results.write(REJECTED)
+    assert list(read_results(tmp_path / name)) == [REGISTERED, REJECTED]
+
+
+def test_a_status_that_a_spreadsheet_has_changed_is_not_taken_for_a_row_that_is_still_to_be_sent(tmp_path):
+    with Results(tmp_path / "r.csv") as results:
+        results.write(REGISTERED)
+    saved = (tmp_path / "r.csv").read_text().replace("registered", "Registered")
+    (tmp_path / "r.csv").write_text(saved)
+    with pytest.raises(UsageError, match="is not a results file in line 2"):
+        list(read_results(tmp_path / "r.csv"))
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv"])

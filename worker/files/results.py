@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+from worker.contract.words import STATUSES
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, guard, unguard
 from worker.files.job_database import INVALID, JobDatabase, RowResult, one_line
@@ -99,6 +100,7 @@ class Results:
         except OSError as error:
             raise self._refused(error) from None
         if written != len(line):
+            self._file.truncate(self._file.tell() - written)  # a line that follows must begin as one
             raise WorkerError(f"{self._path} cannot be written completely: is the disk full?")
 
     def _refused(self, error: OSError) -> WorkerError:
@@ -177,7 +179,7 @@ def _parse(values: Mapping[str, Any]) -> RowResult:
     """The result with these values by column. Raises KeyError, TypeError or ValueError if they are
     invalid."""
     result = RowResult._make(values[name] if name in REQUIRED else values.get(name) for name in COLUMNS)
-    if type(result.row) is not int or not isinstance(result.status, str):
+    if type(result.row) is not int or result.status not in (*STATUSES, INVALID):
         raise TypeError
     return result._replace(errors=tuple(result.errors))
 

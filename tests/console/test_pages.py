@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.console.test_changes import dead, listed, post, refusal
-from tests.rig import messenger
+from tests.rig import journal_records, messenger
 from worker.broker.status import publish_order
 from worker.console.sources import Cached
 from worker.contract.status import Order
@@ -29,6 +29,13 @@ async def test_the_overview_counts_what_was_settled_and_says_what_to_do(requeste
     assert document["latencySeconds"]["median"] > 0
     assert [cause["count"] for cause in document["deadLetters"]] == [1]
     assert len(document["lastHour"]) == 60
+
+
+async def test_a_script_that_asks_once_is_told_the_last_hour(requester, start_console):
+    await requester.ask(messenger("1"))
+    await journal_records(requester, 1)
+    document = await (await start_console()).json("/")
+    assert sum(minute["registered"] for minute in document["lastHour"]) == 1
 
 
 async def test_a_pause_stands_out_where_no_worker_runs_and_nothing_waits(rig, requester, console):

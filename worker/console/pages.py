@@ -85,10 +85,10 @@ class Pages:
             runs=sources.runs,
         )
 
-    async def overview(self, _: web.Request) -> Document:
+    async def overview(self, request: web.Request) -> Document:
         """The state of everything, and what to do next."""
         sources = self._sources
-        sources.last_hour.refresh()
+        await sources.last_hour.refreshed(ANSWER if wants_json(request) else 0)
         state, hour = sources.state.value, sources.last_hour
         situation, latency = self._situation(), hour.value.latency()
         return {

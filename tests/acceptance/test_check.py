@@ -84,10 +84,13 @@ REFUSALS = {
         {"status": 401, "body": '{"error": "invalid_client", "error_description": "No such client."}'},
         ["401 invalid_client: No such client", "check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET"],
     ),
-    "a wrong authentication URL": ({"status": 404}, ["404", "check OTT_MC_AUTH_URL, which gives http://127"]),
+    "a wrong authentication URL": (
+        {"status": 404},
+        ["404", "check OTT_MC_AUTH_URL: the authentication URL is http://127"],
+    ),
     "a method that is not allowed": (
         {"status": 405},
-        ["405", "check OTT_MC_AUTH_URL, which gives http://127"],
+        ["405", "check OTT_MC_AUTH_URL: the authentication URL is http://127"],
     ),
     "an address that is not allowed": (
         {
@@ -104,7 +107,7 @@ REFUSALS = {
         },
         ["the token lacks the scope ott_channels_write: grant it"],
     ),
-    "trouble on its side": ({"status": 503}, ["this is Marketing Cloud's side"]),
+    "trouble on its side": ({"status": 503}, ["this is Marketing Cloud's failure"]),
 }
 
 
@@ -120,13 +123,13 @@ async def test_a_wrong_business_unit(rig):
     body = '{"error": "invalid_request", "error_description": "The account is not valid."}'
     rig.sandbox.faults.add(Status(path="token", status=400, account="42", body=body))
     line = (await check(rig.settings(mc_account_id="42"))).failure("token")
-    assert "The account is not valid: check OTT_MC_ACCOUNT_ID (42), for without it a token is given" in line
+    assert "The account is not valid: check OTT_MC_ACCOUNT_ID (42): without it a token is issued" in line
 
 
 async def test_a_wrong_subdomain(rig):
     nowhere = rig.settings(mc_auth_url=None, mc_rest_url=None, mc_subdomain=f"none-{uuid4().hex[:8]}")
     line = (await check(nowhere)).failure("token")
-    assert "check OTT_MC_SUBDOMAIN, which gives https://none-" in line
+    assert "check OTT_MC_SUBDOMAIN: the authentication URL is https://none-" in line
 
 
 # The broker
@@ -148,7 +151,7 @@ async def test_each_of_several_addresses_is_named(make_settings, clean_broker):
     assert "127.0.0.1:1" in lines[0]
     assert "address 1 of 2 in OTT_AMQP_URL" in lines[0]
     assert lines[1].startswith("ok")
-    assert "may do what an operator does" in checked.line("permissions")
+    assert "has the permissions of an operator" in checked.line("permissions")
 
 
 # The workers

@@ -110,7 +110,7 @@ async def test_what_the_broker_dead_lettered_is_replayed_as_old_as_its_death(rig
     refused = await dead_letters(rig, "replay", "--reason", "expired")
     assert (refused.code, refused.out) == (1, "")
     assert f"would be superseded by {newer['requestId']}\n" in refused.err
-    assert "--force replays them all the same" in refused.err
+    assert "--force replays them anyway" in refused.err
     assert await requester.depth("dead") == 1
     assert rig.held("p") == "new"
 
@@ -148,7 +148,7 @@ async def test_a_question_is_asked_on_standard_error_and_a_no_is_told(
         process = await begin(
             rig.settings(), "dead-letters", command, "--all", *force, process={"stdin": terminal.theirs}
         )
-        await said(process, "Go on? [y/N]: ")
+        await said(process, "Continue? [y/N]: ")
         terminal.type(f"{answer}\n")
         out, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == code
@@ -191,8 +191,8 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig, request
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["replay"], "wants a filter, or --all"),
-        (["discard"], "wants a filter, or --all"),
+        (["replay"], "needs a filter, or --all"),
+        (["discard"], "needs a filter, or --all"),
         (["discard", "--all"], "confirm with --yes"),
         (["show"], "wants the id"),
         (["replay", "--all", "--set", "nonsense=1"], "must be FIELD=VALUE"),
@@ -384,7 +384,7 @@ async def test_a_lost_connection_ends_a_replay_with_what_was_done(rig, requester
         out, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 3
     assert re.match(r"\d+ dead letters? replayed, \d+ left\.", out.decode())
-    assert err.decode().endswith(": run it again for the letters that are left\n")
+    assert err.decode().endswith(": run it again for the remaining letters\n")
 
 
 async def test_killed_in_the_middle_and_run_again_nothing_is_lost(rig):

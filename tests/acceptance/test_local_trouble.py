@@ -119,7 +119,7 @@ async def test_a_keys_file_that_becomes_empty_keeps_the_last_keys(rig, tmp_path)
             assert letter.headers["x-ott-sealed"] == "one"
             await letter.ack()
         assert '"variable": "OTT_DEAD_LETTER_KEYS_FILE"' in log.read_text()
-        assert "the last good value stays" in log.read_text()
+        assert "the last valid value stays in use" in log.read_text()
 
 
 async def test_the_soft_limit_of_descriptors_is_raised(rig):

@@ -99,4 +99,4 @@ async def test_watch_goes_on_until_it_is_interrupted(rig, requester):
 @pytest.mark.parametrize("why", ["", "  "])
 async def test_a_pause_wants_a_reason(rig, why):
     ended = await ott_worker(rig.settings(), "pause", "--why", why)
-    assert (ended.code, ended.err) == (2, "ott-worker: --why must say why: others will read it\n")
+    assert (ended.code, ended.err) == (2, "ott-worker: --why must give a reason: others will read it\n")

@@ -84,7 +84,7 @@ async def test_of_a_letter_that_is_gone_the_journal_tells(requester, console):
         f"/dead-letters/{request_id}", headers={"Accept": "application/json"}
     ) as response:
         assert response.status == 404
-        assert "The journal tells what became of it" in (await response.json())["problem"]
+        assert "The journal shows its outcome" in (await response.json())["problem"]
 
 
 async def test_the_journal_is_shown_from_its_end_backwards(requester, console):

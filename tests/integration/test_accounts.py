@@ -138,7 +138,7 @@ async def test_many_requests_of_an_account_whose_token_does_not_come_hold_up_nob
     assert (await requester.ask(messenger("good")))["status"] == "registered"
     [(account, why)] = service.marketing_cloud.accounts.others_in_trouble.items()
     assert account == "666"
-    assert why.startswith(f"the token endpoint answered {status}: Asked for by")
+    assert why.startswith(f"the token endpoint answered {status}: Requested by")
     replies = [await requester.reply(i) for i in bad]
     assert {(reply["status"], reply["httpStatus"]) for reply in replies} == {("failed", None)}
     assert (await requester.take("dead")).headers["x-ott-reason"] == "exhausted"

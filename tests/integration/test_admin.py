@@ -151,7 +151,7 @@ async def test_a_worker_that_stands_by_is_ready_and_says_so(rig):
         status, report = await second.probe("/readyz")
         assert (status, report["status"], report["reasons"]) == (200, "ready", {})
         assert "standing by" in report["checks"]["consumer"]
-        assert report["checks"]["token"] == "held"
+        assert report["checks"]["token"] == "valid"
         assert (await first.probe("/readyz"))[1]["checks"]["consumer"] == "active"
 
 

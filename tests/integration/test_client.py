@@ -67,7 +67,7 @@ async def test_a_time_out_says_that_the_outcome_is_unknown_and_of_which_request(
 async def test_one_id_cannot_be_under_way_twice(client):
     first = asyncio.create_task(client.register(page("1"), request_id="a"))
     await asyncio.sleep(0)
-    with pytest.raises(ValueError, match="a is under way already"):
+    with pytest.raises(ValueError, match="a is already in flight"):
         await client.register(page("1"), request_id="a")
     assert (await first).status == "registered"
 

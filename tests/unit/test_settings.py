@@ -13,18 +13,18 @@ WRONG = [
     (
         "OTT_AMQP_URL",
         "amqp://user:s3cret@host:port/",
-        "must be a URL that can be read: check its host and port",
+        "must be a valid URL: check its host and port",
     ),
     (
         "OTT_MC_REST_URL",
         "https://example.com:99999",
-        "must be a URL that can be read: check its host and port",
+        "must be a valid URL: check its host and port",
     ),
-    ("OTT_AMQP_URL", "amqp://user:s3cret@a,b", "must be a URL that can be read: check its host and port"),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@a,b", "must be a valid URL: check its host and port"),
     (
         "OTT_AMQP_URL",
         "amqp://a,amqp://user:s3cret@b:x/",
-        "must be a URL that can be read: check its host and port",
+        "must be a valid URL: check its host and port",
     ),
     ("OTT_PARTITIONS", "65", "must be less than or equal to 64"),
     ("OTT_PREFIX", "a b", "must be letters, digits and . _ : - only, 122 at most"),
@@ -44,17 +44,17 @@ WRONG = [
     (
         "OTT_MC_AUTH_URL",
         "https://exa\u200bmple.com",
-        "must be a URL that can be read: check its host and port",
+        "must be a valid URL: check its host and port",
     ),
     (
         "OTT_MC_REST_URL",
         "https://xn--zzzzzz99999.com",
-        "must be a URL that can be read: check its host and port",
+        "must be a valid URL: check its host and port",
     ),
-    ("OTT_MC_REST_URL", "https://127.1", "must be a URL that can be read: check its host and port"),
+    ("OTT_MC_REST_URL", "https://127.1", "must be a valid URL: check its host and port"),
     ("OTT_MC_REST_URL", "https://user:s3cret@example.com", "must be a plain URL"),
-    ("OTT_MC_REST_URL", "https://user:s3cret@[example.com", "must be a URL that can be read"),
-    ("OTT_AMQP_URL", "amqp://user:s3cret@example\uff20.com", "must be a URL that can be read"),
+    ("OTT_MC_REST_URL", "https://user:s3cret@[example.com", "must be a valid URL"),
+    ("OTT_AMQP_URL", "amqp://user:s3cret@example\uff20.com", "must be a valid URL"),
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_tls_file_of_no_use_is_told_by_its_name_even_without_tls(monkeypatch, 
         monkeypatch.setenv(f"OTT_AMQP_{variable}_FILE", file)
     load_settings(amqp_url="amqp://host/")
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=f"^{name} must be .* PEM file .*that can be read: [^\n]+$"):
+    with pytest.raises(SettingsError, match=f"^{name} must be .*readable PEM file.*: [^\n]+$"):
         load_settings(amqp_url="amqp://host/")
 
 
@@ -206,7 +206,7 @@ def test_a_security_setting_that_holds_nothing_is_an_error(monkeypatch, name, va
 def test_a_file_of_a_security_setting_that_holds_nothing_is_an_error(monkeypatch, tmp_path, name, value):
     (tmp_path / "file").write_text(value, encoding="utf-8")
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "file"))
-    with pytest.raises(SettingsError, match=f"^{name}_FILE must be a file that holds a value"):
+    with pytest.raises(SettingsError, match=f"^{name}_FILE must be a file with a value"):
         load_settings()
     monkeypatch.setenv(f"{name}_FILE", "")
     with pytest.raises(SettingsError, match=f"^{name} must not be empty"):
@@ -240,7 +240,7 @@ def test_the_last_good_value_of_a_file_stays_with_a_warning(monkeypatch, tmp_pat
     file.unlink()
     assert settings.now(field) == second
     assert len(warned) == 4
-    assert all(name == variable and "the last good value stays" in why for name, why in warned)
+    assert all(name == variable and "the last valid value stays in use" in why for name, why in warned)
     assert not any(first in why or second in why for _, why in warned)
 
 
@@ -259,7 +259,7 @@ def test_certificates_are_read_anew_when_their_file_has_changed(monkeypatch, tmp
     assert settings.tls("mc") is second
     assert settings.tls("mc") is second
     ((name, why),) = warned
-    assert (name, "the last good ones stay" in why) == ("OTT_MC_CA_FILE", True)
+    assert (name, "the last valid ones stay in use" in why) == ("OTT_MC_CA_FILE", True)
 
 
 @pytest.mark.parametrize(("given", "read"), [("510000001 ", "510000001"), (" \t", None), ("\n7", "7")])

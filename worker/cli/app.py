@@ -1,4 +1,4 @@
-"""The commands, put together; what goes wrong becomes one line and an exit code."""
+"""The command line: all commands. An error becomes one line and an exit code."""
 
 import errno
 import gc
@@ -20,28 +20,28 @@ from worker.errors import Interrupted, UsageError, WorkerError
 
 
 class _Group(TyperGroup):
-    """Commands that are imported when they are called: one command needs a part of the libraries only,
-    and all of them together take most of a second. `places` says of each command in which module which
-    function it is (`module:function`), or which group. The group's help imports all of them."""
+    """Commands that are imported when they are called: each needs only a part of the libraries, and importing
+    all takes most of a second. `targets` maps a command's name to its `module:function`, or to a group. The
+    group's help imports all of them."""
 
-    places: ClassVar[Mapping[str, str | typer.Typer]]
+    targets: ClassVar[Mapping[str, str | typer.Typer]]
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(self.places)  # type: ignore[assignment] # their names
+        self.commands = dict.fromkeys(self.targets)  # type: ignore[assignment] # their names
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        place = self.places.get(cmd_name)
-        if isinstance(place, str):
-            module, _, function = place.partition(":")
-            place = typer.Typer(add_completion=False)
-            gc.disable()  # a collection of what is imported frees nothing, and takes a tenth of the start
-            place.command(cmd_name)(getattr(import_module(f"worker.cli.{module}"), function))
+        target = self.targets.get(cmd_name)
+        if isinstance(target, str):
+            module, _, function = target.partition(":")
+            target = typer.Typer(add_completion=False)
+            gc.disable()  # collections during the import free nothing, and take a tenth of the start
+            target.command(cmd_name)(getattr(import_module(f"worker.cli.{module}"), function))
             gc.enable()
-        return place and get_command(place)
+        return target and get_command(target)
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
-        """Run a command and exit as contract §8 says."""
+        """Run a command and exit with a code of contract §8."""
         text = ""
         try:
             code = super().main(*args, **options | {"standalone_mode": False}) or 0
@@ -49,7 +49,7 @@ class _Group(TyperGroup):
         except WorkerError as error:
             text, code = str(error), error.exit_code
         except typer.TyperException as error:
-            message = error.format_message()  # empty where the help itself was the message
+            message = error.format_message()  # empty if the help was printed
             text, code = message and f"{message} (see --help)", UsageError.exit_code
         except (KeyboardInterrupt, typer.Abort):
             code = Interrupted.exit_code
@@ -66,11 +66,11 @@ class _Group(TyperGroup):
 
 
 def _group(
-    name: str, text: str, places: Mapping[str, str | typer.Typer], callback: Any = lambda: None
+    name: str, text: str, targets: Mapping[str, str | typer.Typer], callback: Any = lambda: None
 ) -> typer.Typer:
     return typer.Typer(
         name=name,
-        cls=type("_Commands", (_Group,), {"places": places}),
+        cls=type("_Commands", (_Group,), {"targets": targets}),
         help=text,
         callback=callback,
         no_args_is_help=True,
@@ -81,7 +81,7 @@ def _group(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from worker.release import version  # noqa: PLC0415 # commands need not wait for it
+        from worker.release import version  # noqa: PLC0415 # slow to import
 
         output.line(f"ott-worker {version()}")
         raise typer.Exit
@@ -111,7 +111,7 @@ app = _group(
         "schema": "schema:schema",
         "dead-letters": _group(
             "dead-letters",
-            "Look at requests that were not registered; replay, export or discard them.\n\n"
+            "List, show, replay, export or discard requests that were not registered.\n\n"
             "Example: ott-worker dead-letters list --since 2h",
             {
                 "list": "dead_letters.look:list_letters",
@@ -124,7 +124,8 @@ app = _group(
         "journal": "journal:journal",
         "partitions": _group(
             "partitions",
-            "Partitions let several workers be active at once.\n\nExample: ott-worker partitions prune",
+            "Manage the partitions, with which several workers are active at once.\n\n"
+            "Example: ott-worker partitions prune",
             {"prune": "control:prune"},
         ),
         "console": "serve:console",
@@ -134,16 +135,16 @@ app = _group(
 
 
 def main() -> None:
-    """Run the command that this process was started for."""
+    """Run the command of this process's arguments."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold secrets
     _prepare_streams()
-    logging.disable()  # the libraries' own lines: some print whole messages, secrets included
+    logging.disable()  # the libraries' logs: some contain whole messages, secrets included
     app()
 
 
 def _prepare_streams() -> None:
-    """A character that the encoding lacks is escaped. A standard stream that is closed is opened as nothing:
-    else the next connection would take its descriptor, and be written to."""
+    """Escape characters that the encoding lacks. Open closed standard streams on the null device: else the
+    next connection would get their descriptor, and output would be written to it."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w+", encoding="utf-8"))  # noqa: SIM115 # for as long as it runs

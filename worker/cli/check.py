@@ -1,4 +1,4 @@
-"""`ott-worker check`: what works, and the true cause of what does not."""
+"""`ott-worker check`: what works and what does not, with the cause."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ from worker.marketing_cloud.token import TokenTrouble
 from worker.settings import Settings, load_settings, split_urls, unknown_variables
 
 Mark = Literal["ok", "note", "FAIL"]
-# What a step has found. A `note` is no failure, only something to know.
+# The results of a step. A `note` is a warning, not a failure.
 Findings = AsyncIterator[tuple[Mark, str]]
 STYLES: dict[Mark, str] = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
 CODES = {"workers": 1}  # exit codes of steps; 3 for all others
@@ -41,11 +41,10 @@ MARKETING_CLOUD = ("mc_subdomain", "mc_auth_url", "mc_rest_url", "mc_client_id",
 
 
 def check() -> int:
-    """Tell what works and what does not, each in a line with its cause. Changes nothing.
+    """Report what works and what does not, one line each, with the cause. Changes nothing.
 
-    Looks at the settings, each address of the broker, what this user may do there, the queues, the token and
-    its scope, and the workers. What is not set is left out: without Marketing Cloud's settings it is an
-    operator's check of the broker.
+    Checks the settings, each address of the broker, this user's permissions, the queues, the token and its
+    scope, and the workers. Without Marketing Cloud's settings it checks only the broker, for an operator.
 
     Example: ott-worker check
     """
@@ -53,27 +52,27 @@ def check() -> int:
 
 
 async def report(console: Console) -> int:
-    """Print the findings as they come; the exit code, which is that of the first failure."""
-    told = _Report(console)
+    """Print the findings as they arrive. Returns the exit code of the first failure."""
+    lines = _Report(console)
     try:
         settings = load_settings()
     except SettingsError as error:
-        told.add("settings", "FAIL", str(error), error.exit_code)
-        return told.code
+        lines.add("settings", "FAIL", str(error), error.exit_code)
+        return lines.code
     is_worker = any(getattr(settings, name) for name in MARKETING_CLOUD)
-    is_worker &= await told.step("settings", _settings(settings, is_worker=is_worker))
+    is_worker &= await lines.step("settings", _settings(settings, is_worker=is_worker))
     async with AsyncExitStack() as stack:
         answering: list[tuple[Connection, URL]] = []
-        await told.step("broker", _broker(settings, stack, answering))
+        await lines.step("broker", _broker(settings, stack, answering))
         for connection, url in answering[:1]:
             permissions = _permissions(connection, settings, url, is_worker=is_worker)
-            await told.step("permissions", permissions)
-            await told.step("topology", _topology(connection, settings))
-            await told.step("policies", _policies(settings, url))
-            await told.step("workers", _workers(connection, settings))
+            await lines.step("permissions", permissions)
+            await lines.step("topology", _topology(connection, settings))
+            await lines.step("policies", _policies(settings, url))
+            await lines.step("workers", _workers(connection, settings))
     if is_worker:
-        await told.step("token", _token(settings))
-    return told.code
+        await lines.step("token", _token(settings))
+    return lines.code
 
 
 @dataclass
@@ -87,7 +86,7 @@ class _Report:
             self.code = self.code or code
 
     async def step(self, name: str, findings: Findings) -> bool:
-        """Print the findings of a step. Returns whether none is a failure."""
+        """Print the findings of a step. Returns whether there is no failure."""
         try:
             is_well = True
             async for mark, text in findings:
@@ -110,7 +109,7 @@ async def _settings(settings: Settings, *, is_worker: bool) -> Findings:
 async def _broker(
     settings: Settings, stack: AsyncExitStack, answering: list[tuple[Connection, URL]]
 ) -> Findings:
-    """Each address by itself; those that answer are added to `answering` for as long as the stack lasts."""
+    """Check each address. Adds those that answer to `answering`; the stack closes them."""
     urls = split_urls(settings.amqp_url.get_secret_value())
     for number, url in enumerate(urls, 1):
         try:
@@ -134,19 +133,19 @@ async def _permissions(connection: Connection, settings: Settings, url: URL, *, 
     if missing:
         yield (
             "FAIL",
-            f"user {user} may not {', '.join(map(str, missing))}, as {role} does: "
+            f"user {user} may not {', '.join(map(str, missing))}, which {role} needs: "
             f"grant it {patterns(missing)} in the virtual host {vhost_of(url)}",
         )
     else:
-        yield "ok", f"user {user} may do what {role} does"
+        yield "ok", f"user {user} has the permissions of {role}"
 
 
 async def _topology(connection: Connection, settings: Settings) -> Findings:
     missing = await topology.missing(connection, settings)
     if missing:
-        yield "ok", f"not there yet, the worker will declare it: {', '.join(missing)}"
+        yield "ok", f"missing, and the worker will declare it: {', '.join(missing)}"
     else:
-        yield "ok", f"all queues and exchanges of {settings.prefix} are there"
+        yield "ok", f"all queues and exchanges of {settings.prefix} exist"
 
 
 async def _policies(settings: Settings, url: URL) -> Findings:
@@ -156,21 +155,21 @@ async def _policies(settings: Settings, url: URL) -> Findings:
     for queue in (names.requests, *map(names.partition, partitions)):
         limits = await limits_of(url, queue, tls)
         if limits is None:
-            return  # nor can the limits of the other queues be read
+            return  # the limits of the other queues cannot be read either
         for warning in policy_warnings(queue, limits, settings.hold_limit):
             yield "note", warning
 
 
 async def _workers(connection: Connection, settings: Settings) -> Findings:
-    """What keeps requests from being settled fails the check; what only slows them down is a note."""
+    """A condition that stops requests fails the check; one that only slows them is a note."""
     overview, now = await read_overview(connection, Topology(settings.prefix)), datetime.now(UTC)
     if not overview.knows_workers:
         raise TopologyError(overview.problems[0])
-    told = [each for each in judge(overview) if each.state not in (State.WELL, State.INCOMPLETE)]
-    for condition in told:
+    conditions = [each for each in judge(overview) if each.state not in (State.WELL, State.INCOMPLETE)]
+    for condition in conditions:
         yield "FAIL" if condition.stops else "note", f"{condition.line(now)}. {condition.advice}"
     good = [f"{worker.place} is {worker.state}" for worker in overview.workers]
-    if good and not told:
+    if good and not conditions:
         yield "ok", ", ".join(good)
 
 
@@ -192,22 +191,22 @@ async def _token(settings: Settings) -> Findings:
 
 
 async def _token_cause(error: TokenTrouble, settings: Settings) -> str:
-    """Where a business unit is set, one more token request finds out whether a token is given without it."""
+    """The advice for a token error. If a business unit is set, this requests one more token without it."""
     where = "OTT_MC_AUTH_URL" if settings.mc_auth_url else "OTT_MC_SUBDOMAIN"
     if error.cause in (Cause.NO_ANSWER, Cause.PAGE, Cause.NO_TOKEN) or error.status in (404, 405):
-        return f"check {where}, which gives {settings.auth_url}"
+        return f"check {where}: the authentication URL is {settings.auth_url}"
     if error.cause is Cause.ERROR:
-        return "this is Marketing Cloud's side: the worker waits and tries again"
-    if settings.mc_account_id and await _is_given_without_account(settings):
-        return f"check OTT_MC_ACCOUNT_ID ({settings.mc_account_id}), for without it a token is given"
+        return "this is Marketing Cloud's failure: the worker waits and retries"
+    if settings.mc_account_id and await _works_without_account(settings):
+        return f"check OTT_MC_ACCOUNT_ID ({settings.mc_account_id}): without it a token is issued"
     if error.cause is Cause.UNAUTHORIZED_CLIENT:
         return "add this machine's public IP address to the allowlist in Marketing Cloud's Setup (Security)"
     if error.cause is Cause.INVALID_SCOPE:
         return f"grant the scope {NEEDED_SCOPE} to the package's component in Marketing Cloud's Setup"
-    return "check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET; a secret ends 180 days after it was made"
+    return "check OTT_MC_CLIENT_ID and OTT_MC_CLIENT_SECRET; a secret expires 180 days after its creation"
 
 
-async def _is_given_without_account(settings: Settings) -> bool:
+async def _works_without_account(settings: Settings) -> bool:
     anonymous = settings.model_copy(update={"mc_account_id": None})
     try:
         async with MarketingCloud(anonymous, EventListener()) as marketing_cloud:

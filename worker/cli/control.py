@@ -1,4 +1,4 @@
-"""`ott-worker pause`, `resume` and `partitions prune`: what operators order."""
+"""`ott-worker pause`, `resume` and `partitions prune`."""
 
 import asyncio
 from typing import Annotated
@@ -12,24 +12,25 @@ from worker.errors import TopologyError, UsageError, WorkerError
 from worker.partitions import pruning
 from worker.settings import load_settings
 
-OBEY_TIMEOUT = 10.0  # seconds that the workers may take to say that they obey
+OBEY_TIMEOUT = 10.0  # seconds that the command waits until the workers' status shows the order
 POLL_INTERVAL = 0.3  # seconds
 
 
 def pause(why: Annotated[str, typer.Option("--why", help="The reason, which `status` shows.")]) -> None:
-    """Tell all workers of this prefix to pause: no calls, nothing taken, until somebody resumes them.
+    """Pause all workers of this prefix: they make no calls and consume nothing until `resume`.
 
-    Requests wait in their queue, in order; none is lost. The order stands for workers that start later too.
+    Requests wait in their queue, in order, and none is lost. The order also applies to workers that start
+    later.
 
     Example: ott-worker pause --why "rotating the client secret"
     """
     if not why.strip():
-        raise UsageError("--why must say why: others will read it")
+        raise UsageError("--why must give a reason: others will read it")
     output.line(f"Paused: {asyncio.run(_order('pause', why))}")
 
 
 def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")] = "") -> None:
-    """Let the workers go on after a pause.
+    """Resume the workers after a pause.
 
     Example: ott-worker resume
     """
@@ -37,7 +38,7 @@ def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")
 
 
 async def _order(kind: OrderKind, why: str) -> str:
-    """Publish the order. Returns how many workers obey."""
+    """Publish the order. Returns how many workers obey it, as text."""
     settings = load_settings()
     await publish_order(settings, Order.now(kind, why.strip(), by=whoami()))
     deadline = asyncio.get_running_loop().time() + OBEY_TIMEOUT
@@ -45,7 +46,7 @@ async def _order(kind: OrderKind, why: str) -> str:
         try:
             workers = await read_workers(settings)
         except TopologyError:
-            return "the order is given. Whether workers obey cannot be read by this user."
+            return "the order is published. This user may not read whether the workers obey it."
         obeying = sum((worker.paused is not None) is (kind == "pause") for worker in workers)
         if obeying == len(workers) or asyncio.get_running_loop().time() > deadline:
             break
@@ -54,15 +55,15 @@ async def _order(kind: OrderKind, why: str) -> str:
         return "no worker is running now; the order also applies to workers that start later."
     count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
     if obeying < len(workers):
-        return f"{obeying} of {count} obey so far: look at ott-worker status."
+        return f"{obeying} of {count} obey so far: see ott-worker status."
     return f"{count}." + (" Resume with: ott-worker resume" if kind == "pause" else "")
 
 
 def prune() -> int:
-    """Delete the partitions beyond OTT_PARTITIONS, once they are drained; with OTT_PARTITIONS=1 all of them.
+    """Delete drained partitions beyond OTT_PARTITIONS; with OTT_PARTITIONS=1 all of them.
 
-    Run it when all workers run with the new number. A partition that still holds requests, or is still used,
-    is kept; the command says why and exits with 1.
+    Run it when all workers have the new number. A partition that still has requests or is in use is kept; the
+    command says why and exits with 1.
 
     Example: OTT_PARTITIONS=4 ott-worker partitions prune
     """

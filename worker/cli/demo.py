@@ -1,4 +1,4 @@
-"""`ott-worker demo`: the whole way on this machine, with a real RabbitMQ and the sandbox (contract §8)."""
+"""`ott-worker demo`: everything on this machine, with a real RabbitMQ and the sandbox (contract §8)."""
 
 import asyncio
 import json
@@ -35,20 +35,20 @@ from worker.telemetry.status import WorkerPhase
 
 HERE = Path(__file__).parent
 WAIT_TIMEOUT = 60.0  # seconds for each answer
-# The API document's own examples and some bad requests: what is sent, what must come back, and the name that
-# Marketing Cloud must hold then.
+# The API document's examples and some bad requests: the body, the expected reply, and the name that Marketing
+# Cloud must hold afterwards.
 SCENES: list[dict[str, Any]] = json.loads((HERE / "demo.json").read_bytes())
-# These settings stay unset, whatever the environment says.
+# These settings are unset, whatever the environment contains.
 NOT_SET = dict.fromkeys(("mc_account_id", "mc_subdomain", "rate_limit", "console_password", "console_url"))
 
 
 def demo(
-    *, serve: Annotated[bool, typer.Option("--serve", help="Stay until Ctrl-C, and say what to try.")] = False
+    *, serve: Annotated[bool, typer.Option("--serve", help="Run until Ctrl-C, with things to try.")] = False
 ) -> int:
     """Demonstrate the worker on this machine, with a real RabbitMQ and the sandbox.
 
-    The API's examples and some bad requests go through the worker, and what comes back is shown. Exits 0 if
-    all is as expected. With --serve, sandbox, worker and console keep running.
+    Sends the API's examples and some bad requests through the worker, and shows the replies. Exits with 0 if
+    all are as expected. With --serve, sandbox, worker and console keep running.
 
     Example: ott-worker demo --serve
     """
@@ -71,7 +71,7 @@ def demo(
         script = Path(__file__).parents[2] / "deploy" / "lib" / "with_broker.py"
         if not serve or environment().get("OTT_AMQP_URL") or not script.exists():
             raise
-        # In a checkout: again, with a private RabbitMQ that lives as long as the command.
+        # In a checkout, run again with a private RabbitMQ that ends with the command.
         os.environ.setdefault("OTT_BROKER", "private")
         command = [sys.executable, str(script), sys.executable, "-m", "worker", *sys.argv[1:]]
         os.execv(sys.executable, command)  # noqa: S606 - this very Python
@@ -109,13 +109,13 @@ async def _demo(console: Console, settings: Settings, *, serve: bool) -> int:
                 await worker
     except asyncio.CancelledError:
         if not is_serving:
-            raise Interrupted("stopped; what it had declared is deleted") from None
+            raise Interrupted("stopped; its queues and exchanges are deleted") from None
     return 0
 
 
 @asynccontextmanager
 async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
-    """Runs while its context lasts, and drains at the end."""
+    """A worker that runs within the context, and drains at the end."""
     phase = WorkerPhase()
     service = Service(settings, phase)
     async with phase.publish(service):
@@ -130,7 +130,7 @@ async def _worker(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
 async def _play(
     console: Console, settings: Settings, sandbox: Sandbox, worker: "asyncio.Task[None]"
 ) -> list[str]:
-    """Play the scenes, and show them in a table. Returns those whose outcome is not the expected one."""
+    """Send the requests, and show the outcomes in a table. Returns those with an unexpected outcome."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0), collapse_padding=True)
     for column in ("Request", "Outcome", "Marketing Cloud holds now"):
         table.add_column(column, overflow="fold")
@@ -178,7 +178,7 @@ def _held(sandbox: Sandbox, reply: Reply) -> tuple[str, str | None]:
 def _things_to_try(settings: Settings, sandbox: str, page: str, file: str) -> str:
     exports = [f"export OTT_PREFIX={settings.prefix}", f"export SANDBOX={sandbox}"]
     url = settings.amqp_url.get_secret_value()
-    if "guest:guest@" in url:  # else it holds a secret, and the other terminal must have it too
+    if "guest:guest@" in url:  # any other URL may hold a secret
         exports.append(f"export OTT_AMQP_URL={shlex.quote(url)}")
     if shutil.which("ott-worker") is None:
         exports.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')

@@ -22,7 +22,7 @@ DEFAULT_LAST = 20
 def journal(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Requests' ids.")] = None,
     last: Annotated[
-        int | None, typer.Option("--last", "-n", min=0, help="By default 20, or all that a filter finds.")
+        int | None, typer.Option("--last", "-n", min=0, help="Default: 20, or all that match a filter.")
     ] = None,
     resource: Resource = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="A request's id.")] = None,
@@ -31,10 +31,10 @@ def journal(
     since: Annotated[
         str | None, typer.Option(help="Settled at a time (UTC) or later; or 2h, 3d ago.")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new records as they arrive.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what became of requests, oldest first: registered, rejected, failed or superseded, and why.
+    """Show the outcomes of requests, oldest first: registered, rejected, failed or superseded, and why.
 
     Example: ott-worker journal --resource 1732555047025799 --since 2d
     """

@@ -1,4 +1,4 @@
-"""Standard output, for terminals, files and pipes that end early; and the tables on it."""
+"""Standard output to terminals, files and pipes that close early; and tables."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from rich.cells import cell_len, set_cell_size
 GAP = 2  # between two columns of a table
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
-_JOINERS = frozenset("\u200c\u200d")  # Persian, Hindi and emoji are written with them
+_JOINERS = frozenset("\u200c\u200d")  # Persian, Hindi and emoji need them
 _CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidi marks, lone surrogates, line ends
 
 
 def printable(text: str) -> str:
-    """The text with escapes such as `\\x1b` for what would command a terminal or reorder its line: controls,
-    DEL, bidirectional marks."""
+    """The text, with escapes such as `\\x1b` for characters that control a terminal or reorder a line:
+    controls, DEL, bidirectional marks."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(c) if _is_control(c) else c for c in text)
@@ -36,12 +36,12 @@ def _escape(char: str) -> str:
 
 
 def line(text: str) -> None:
-    """Write a line, as `printable`."""
+    """Write a `printable` line."""
     write(printable(text))
 
 
 def json_line(document: Mapping[str, Any]) -> None:
-    """Write one JSON object; what would command a terminal is escaped, which changes no value."""
+    """Write one JSON object. Control characters are escaped, which changes no value."""
     text = _encode(document).encode(errors="replace").decode()
     if not text.isprintable():
         text = "".join(json.dumps(c)[1:-1] if _is_control(c) else c for c in text)
@@ -49,20 +49,20 @@ def json_line(document: Mapping[str, Any]) -> None:
 
 
 def write(text: str) -> None:
-    """Write a line as it is."""
+    """Write a line unchanged."""
     with _for_a_reader():
         sys.stdout.write(f"{text}\n")
 
 
 def flush() -> None:
-    """Let out what was written."""
+    """Flush standard output."""
     with _for_a_reader():
         sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def _for_a_reader() -> Iterator[None]:
-    """A reader that has gone away, such as `head`, ends the command without an error."""
+    """If the reader has closed the pipe, as `head` does, end the command without an error."""
     try:
         yield
     except BrokenPipeError:
@@ -71,12 +71,12 @@ def _for_a_reader() -> Iterator[None]:
 
 
 def abandon() -> None:
-    """Write no more: what is still held back would make the interpreter complain at its end."""
+    """Discard buffered and further output, so that the interpreter reports no error at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def width() -> int | None:
-    """Columns of the terminal, None where there is none."""
+    """Columns of the terminal, None without one."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     return None
@@ -84,8 +84,8 @@ def width() -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that `text` fills from a row. Where room is short, those with the highest `rank` are left out
-    first, and those with a `least` width are cut: those with rank 0 stay."""
+    """A column; `text` returns its cell of a row. If the terminal is too narrow, columns are left out,
+    highest `rank` first (rank 0 never), and those with a `least` width are cut."""
 
     title: str
     text: Callable[[Any], str]
@@ -94,8 +94,8 @@ class Column:
 
 
 class Table:
-    """The columns that fit in `width` (all of them where that is None), as wide as the rows need. Rich has no
-    such columns, and takes a millisecond a row: lists can have 65,000."""
+    """The columns that fit in `width` (all if it is None), as wide as the rows need. Rich has no such columns
+    and takes a millisecond per row; lists can have 65,000 rows."""
 
     def __init__(self, columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> None:
         cells = {column: [printable(column.text(row)) for row in rows] for column in columns}
@@ -124,7 +124,7 @@ class Table:
             self._print(cells)
 
     def print_row(self, row: Any) -> None:
-        """Print one more row; nothing of it is cut."""
+        """Print one more row, uncut."""
         self._print([printable(column.text(row)) for column in self._widths], is_cut=False)
 
     def _print(self, cells: Sequence[str], *, is_cut: bool = True) -> None:

@@ -29,7 +29,7 @@ LAST_GRACE = 5.0  # seconds after OTT_SHUTDOWN_GRACE
 
 
 def run() -> None:
-    """Take registration requests from RabbitMQ until SIGTERM or SIGINT.
+    """Process registration requests from RabbitMQ until SIGTERM or SIGINT.
 
     Example: OTT_MC_SUBDOMAIN=mc123 OTT_MC_CLIENT_ID=… OTT_MC_CLIENT_SECRET_FILE=secret ott-worker run
     """
@@ -55,7 +55,7 @@ async def _run(settings: Settings) -> None:
 
     def end() -> None:
         service.stop()
-        # No task: at the end, asyncio cancels all tasks and waits for one that goes on all the same.
+        # Not a task: at the end, asyncio cancels all tasks and waits for any that continue.
         loop.call_later(settings.shutdown_grace + LAST_GRACE, _end_now, logger, lines)
 
     on_end(end)
@@ -66,7 +66,7 @@ async def _run(settings: Settings) -> None:
             async with phase.publish(service):
                 await service.run()
     finally:
-        summary.tell()
+        summary.log()
         if traces:
             traces.close()
         loop.call_later(LAST_GRACE, _end_now, logger, lines)
@@ -75,23 +75,23 @@ async def _run(settings: Settings) -> None:
 
 
 def _end_now(logger: Logger, lines: LineWriter) -> None:
-    """End the process, whatever still runs: RabbitMQ delivers again what is not acknowledged."""
+    """End the process at once. RabbitMQ redelivers what is not acknowledged."""
     try:
-        logger.error("did not drain in time: ends now")
+        logger.error("did not drain in time: ending now")
         lines.close()
     finally:
         os._exit(1)
 
 
 def _raise_descriptor_limit() -> None:
-    """Each call takes a descriptor: where the system allows more than the usual 1,024, use them."""
+    """Raise the limit of file descriptors as far as allowed: each call needs one."""
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _introduce(logger: Logger, settings: Settings) -> None:
-    """Say in one line what runs and with what it works, and warn of variables that nothing reads."""
+    """Log one line with the version and the main settings, and warn of unknown variables."""
     urls = split_urls(settings.amqp_url.get_secret_value())
     logger.info(
         "ott-worker starts",

@@ -18,23 +18,23 @@ DEFAULT_CLIENT = "sandbox"
 
 def sandbox(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8081,
+    port: Annotated[int, typer.Option(help="Port; 0 chooses a free one.", min=0, max=65535)] = 8081,
     client_id: Annotated[
         str, typer.Option(help="The only client that gets tokens.", envvar="OTT_MC_CLIENT_ID")
     ] = DEFAULT_CLIENT,
     client_secret: Annotated[
         str,
         typer.Option(
-            help="Its secret. Better set as the variable: a process list shows options.",
+            help="Its secret. Prefer the variable: a process list shows options.",
             envvar="OTT_MC_CLIENT_SECRET",
             show_envvar=True,
         ),
     ] = DEFAULT_CLIENT,
-    token_lifetime: Annotated[float, typer.Option(help="Seconds that a token lasts.", min=1)] = 1080,
+    token_lifetime: Annotated[float, typer.Option(help="Seconds that a token is valid.", min=1)] = 1080,
 ) -> None:
     """Run a local Marketing Cloud: tokens, registrations, and faults on request.
 
-    Example: ott-worker sandbox --port 8081, and then for three failures:
+    Example: ott-worker sandbox --port 8081, then for three failures:
     curl -H 'Content-Type: application/json' -d '[{"kind": "status", "status": 503, "count": 3}]'
     localhost:8081/sandbox/faults
     """
@@ -63,11 +63,11 @@ def sandbox(
 def console() -> None:
     """Serve a web page for operators: workers, dead letters, the journal; replay, correct, discard, pause.
 
-    It listens on OTT_CONSOLE_HOST and OTT_CONSOLE_PORT; beyond loopback it wants OTT_CONSOLE_PASSWORD.
+    It listens on OTT_CONSOLE_HOST and OTT_CONSOLE_PORT. Beyond loopback it requires OTT_CONSOLE_PASSWORD.
 
     Example: OTT_CONSOLE_PORT=0 ott-worker console
     """
-    from worker.console.server import Console  # noqa: PLC0415 # the sandbox needs none of it
+    from worker.console.server import Console  # noqa: PLC0415 # the sandbox does not need it
 
     server = Console(load_settings())
     uvloop.run(_serve(server, lambda: server.entry))

@@ -1,4 +1,4 @@
-"""`ott-worker status`: one screen that shows what is happening, at any width (contract §9)."""
+"""`ott-worker status`: the state of the deployment on one screen, at any width (contract §9)."""
 
 import asyncio
 import sys
@@ -31,11 +31,11 @@ from worker.settings import Settings, load_settings
 
 WATCH_INTERVAL = 2.0  # seconds
 RATE_BUDGET = 5.0  # seconds that reading the last hour of the journal may take
-LETTERS_LOOKED_AT = 5_000  # the oldest; in a longer queue only these are counted by cause
-LETTERS_INTERVAL = 30.0  # seconds after which --watch looks at them again although their number is the same
+LETTERS_LOOKED_AT = 5_000  # the oldest letters; only these are counted by cause
+LETTERS_INTERVAL = 30.0  # seconds after which --watch reads the letters again in any case
 CLEAR = "\x1b[2J\x1b[H"
 CAUSES_SHOWN = 5
-WIDTH = 100  # columns of prose where there is no terminal
+WIDTH = 100  # columns of text without a terminal
 
 
 def status(
@@ -44,7 +44,7 @@ def status(
         bool, typer.Option("--json", help="One JSON object, with --watch one after another.")
     ] = False,
 ) -> None:
-    """Show what the workers do and why, the queues, the rates, and why requests died. Changes nothing.
+    """Show the workers' states and causes, the queues, the rates and the dead letters. Changes nothing.
 
     Example: ott-worker status --watch
     """
@@ -71,14 +71,14 @@ async def _status(screen: "Screen", *, watch: bool, as_json: bool) -> None:
 
 
 class Screen:
-    """The status of the last look."""
+    """The status when it was last read."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._hour = LastHour()
         self._letters: list[Facts] = []
-        self._letters_problem = ""  # why they could not be looked at
-        self._letters_seen = (0, float("-inf"))  # how many there were, and when
+        self._letters_problem = ""  # why they could not be read
+        self._letters_seen = (0, float("-inf"))  # their number, and when they were read
 
     async def read(self) -> None:
         """Read the status. Raises BrokerUnreachable."""
@@ -99,7 +99,7 @@ class Screen:
         self._situation = judge(overview, Counter(letter["reason"] for letter in self._letters))
 
     async def _read_letters(self, count: int) -> None:
-        """Read the dead letters again when their number has changed, or after a while."""
+        """Read the dead letters again if their number has changed, or after LETTERS_INTERVAL."""
         before, at = self._letters_seen
         if count == before and time.monotonic() - at < LETTERS_INTERVAL:
             return
@@ -127,18 +127,18 @@ class Screen:
         }
 
     def print(self, width: int | None) -> None:
-        """Print it, `width` columns wide, or as wide as it is."""
+        """Print the status, `width` columns wide or, with None, as wide as needed."""
         now, overview = self._at, self._overview
         output.line(f"{self._settings.prefix} · {self._broker} · {now:%Y-%m-%d %H:%M:%S} UTC")
         for number, condition in enumerate(self._situation):
             if number and condition.state in (State.DEAD_LETTERS, State.INCOMPLETE):
-                continue  # told below
+                continue  # printed below
             _prose(condition.line(now), width)
             _prose(condition.advice, width, indent="  " if number else "")
         _table([*_worker_columns(overview.workers, now)], overview.workers, width)
         for worker in overview.lost:
             ago = f"{how_long(worker.at, now)} ago ({worker.at:%H:%M} UTC)"
-            _prose(f"{worker.place}: last heard {ago}: killed, or cut off from RabbitMQ", width, indent="  ")
+            _prose(f"{worker.place}: last report {ago}: killed or cut off", width, indent="  ")
         _table(
             _titled("QUEUE", "WAITING"), [(q, f"{count:,}") for q, count in overview.queues.items()], width
         )
@@ -151,7 +151,7 @@ class Screen:
             _prose(f"{reason}: {advice(reason)}", width, indent="  ")
         if shown:
             is_part = len(self._letters) < overview.queues.get("dead", 0)
-            which = f" (these are the causes of the oldest {len(self._letters):,})" if is_part else ""
+            which = f" (the causes of the oldest {len(self._letters):,} are shown)" if is_part else ""
             _prose(f"See ott-worker dead-letters list --by error{which}", width)
         for problem in overview.problems:
             _prose(f"Not shown: {problem}", width)
@@ -173,7 +173,7 @@ def _worker_columns(workers: Sequence[WorkerStatus], now: datetime) -> Iterator[
 
 def _titled(*titles: str) -> list[Column]:
     """Columns for rows that are tuples."""
-    return [Column(title, itemgetter(place)) for place, title in enumerate(titles)]
+    return [Column(title, itemgetter(number)) for number, title in enumerate(titles)]
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Any], width: int | None) -> None:
@@ -197,7 +197,7 @@ def _rate(per_second: float) -> str:
 
 
 def _prose(text: str, width: int | None, indent: str = "") -> None:
-    # A command that is broken at its hyphen could not be pasted.
+    # Commands must not break at hyphens, so that they can be copied.
     room = (width or WIDTH) - 1 - len(indent)
     for line in textwrap.wrap(text, max(room, 1), break_on_hyphens=False):
         output.line(indent + line)

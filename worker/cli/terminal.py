@@ -1,4 +1,4 @@
-"""What commands take, say and ask on a terminal, and the signals that end them."""
+"""Common options, messages and questions of commands, and the signals that end them."""
 
 import asyncio
 import signal
@@ -12,22 +12,22 @@ import typer
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Resource = Annotated[
     list[str] | None, typer.Option(help=f"{' or '.join(each.id_field for each in PLATFORMS.values())}.")
 ]
 
 
-def known(option: str, given: Iterable[str] | None, words: Collection[str]) -> frozenset[str]:
-    """The words that were given. Raises UsageError where one is not among those known."""
-    if not set(words).issuperset(given := frozenset(given or ())):
+def known(option: str, values: Iterable[str] | None, words: Collection[str]) -> frozenset[str]:
+    """The values of an option. Raises UsageError if one is not among `words`."""
+    if not set(words).issuperset(chosen := frozenset(values or ())):
         which = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
         raise UsageError(f"{option} must be {which}")
-    return given
+    return chosen
 
 
 class Say:
-    """Lines of ours on standard error, each once."""
+    """Prints messages on standard error, each once."""
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self._is_quiet = is_quiet
@@ -40,7 +40,7 @@ class Say:
 
 
 def agreed(question: str) -> bool:
-    """Ask on the terminal that standard input is; standard output need not be one."""
+    """Ask on standard error, and read the answer from standard input."""
     typer.echo(f"{question} [y/N]: ", nl=False, err=True)
     answer = sys.stdin.readline()
     if not answer:
@@ -54,8 +54,8 @@ def letters(count: int) -> str:
 
 
 def on_end(stop: Callable[[], object]) -> None:
-    """Call `stop` on SIGTERM, SIGINT, and SIGHUP unless that is ignored, as by nohup. Off the main thread,
-    which alone hears signals, this does nothing."""
+    """Call `stop` on SIGTERM, SIGINT, and SIGHUP unless that is ignored, as with nohup. Does nothing outside
+    the main thread, which alone receives signals."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()

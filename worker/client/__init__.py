@@ -7,29 +7,29 @@
         if reply.status != "registered":
             print(reply.message, reply.errors)
 
-In code without an event loop, such as Django's and Flask's views, SyncRegistrationClient is the same with
-calls that block:
+For code without an event loop, such as views of Django and Flask, SyncRegistrationClient has the same
+methods, which block:
 
     from worker.client import SyncRegistrationClient
 
     with SyncRegistrationClient("amqp://user:password@broker/") as client:
         reply = client.register({"ottPlatformName": "messenger", "ottPlatformAttributes": {...}})
 
-Many at once, each with its reply, or with the error, as it comes:
+Many at once, each with its reply or error, as soon as it is known:
 
     async for registration, outcome in client.register_many(registrations):
         print(outcome)
 
-A file of registrations is for `ott-worker submit`.
+For a file of registrations, use `ott-worker submit`.
 
-An application that has a connection of aio-pika gives it: RegistrationClient(connection=...). The types
-MessengerRegistration and LineRegistration tell a type checker what a registration holds.
+An application can pass its own aio-pika connection: RegistrationClient(connection=...). The types
+MessengerRegistration and LineRegistration describe a registration for type checkers.
 
-It needs a broker that the worker has declared its queues on, and a user as `deploy/rabbitmq/definitions
---publisher NAME` makes: write on the exchange `PREFIX`, configure and read on `PREFIX.job.USER.*`.
+The worker's queues must be declared, and the user needs the permissions of `deploy/rabbitmq/definitions
+--publisher NAME`: write on the exchange `PREFIX`, configure and read on `PREFIX.job.USER.*`.
 
-An upstream project installs it from a checkout of this repository, or a wheel of it: `pip install PATH`. The
-package that is imported is `worker`; what is not exported here may change.
+An upstream project installs it from a checkout or a wheel of this repository: `pip install PATH`. The package
+is `worker`; names that are not exported here may change.
 """
 
 from worker.client.registration_client import RegistrationClient, SyncRegistrationClient

@@ -1,5 +1,4 @@
-"""Registering from Python, with an event loop and without: a request goes out, its reply is awaited (contract
-§2, §4)."""
+"""Registering from Python, with and without an event loop (contract §2, §4)."""
 
 import asyncio
 import concurrent.futures
@@ -36,7 +35,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 
 class _NoBodies(logging.Filter):
-    """Keeps out what the AMQP library logs of messages that surprise it: all of them, secrets included."""
+    """Drops the AMQP library's log lines that contain whole messages, secrets included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "message %r" not in str(record.msg)
@@ -46,18 +45,17 @@ logging.getLogger("aiormq.channel").addFilter(_NoBodies())
 
 
 class RegistrationClient:
-    """Sends registrations to the worker over RabbitMQ and receives the replies on a queue of its own.
+    """Sends registrations to the worker over RabbitMQ, and receives the replies on its own queue.
 
-    What is not given is taken from the `OTT_` variables, TLS files included. A `connection` of aio-pika that
-    is there already can be used instead of a URL; it stays open at the end. `prefix` is the worker's
-    `OTT_PREFIX`, `account_id` the business unit (MID) whose token is used, `timeout` in seconds.
+    Missing arguments come from the `OTT_` variables, including TLS files. An existing aio-pika `connection`
+    can be used instead of a URL; it stays open at the end. `prefix` is the worker's `OTT_PREFIX`,
+    `account_id` the business unit (MID) whose token is used, and `timeout` is in seconds.
 
-    Use as an async context manager; entering it raises BrokerUnreachable, TopologyError (no worker has
-    declared its queues there) or SettingsError. Many requests may be under way at once; those of one
-    resource reach the worker in the order of the calls. A lost connection is opened again, and nothing that
-    was sent is lost by it.
+    Use it as an async context manager; entering raises BrokerUnreachable, TopologyError (the worker's queues
+    are missing) or SettingsError. Many requests may be in flight at once; those of one resource reach the
+    worker in the order of the calls. It reconnects after a loss, and no request is lost.
 
-    Used outside its context, or by another event loop, a client raises RuntimeError at once; threads use
+    Outside its context, or in another event loop, it raises RuntimeError. For threads, use
     SyncRegistrationClient.
     """
 
@@ -71,9 +69,9 @@ class RegistrationClient:
         timeout: float = TIMEOUT,
     ) -> None:
         if url is not None and connection is not None:
-            raise ValueError("give a url or a connection, not both")
-        given = {"amqp_url": url, "prefix": prefix}
-        self._settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+            raise ValueError("pass a url or a connection, not both")
+        overrides = {"amqp_url": url, "prefix": prefix}
+        self._settings = load_settings(**{k: v for k, v in overrides.items() if v is not None})
         self._connection = connection
         self._account_id = account_id
         self._timeout = timeout
@@ -82,7 +80,7 @@ class RegistrationClient:
 
     async def __aenter__(self) -> Self:
         if self._loop is not None:
-            raise RuntimeError("The client is open already: make another one")
+            raise RuntimeError("The client is already open: create another one")
         self._requester = Requester(
             self._settings,
             uuid4().hex,
@@ -103,12 +101,12 @@ class RegistrationClient:
         await self._requester.__aexit__()
 
     async def register(self, registration: Registration, **options: Unpack[RequestOptions]) -> Reply:
-        """Send one registration, the JSON object of the API, and wait for its reply, whatever its status.
+        """Send one registration, the JSON object of the API, and return its reply, whatever the status.
 
-        Cancelled, it gives the request up if it is not sent yet. Raises OutcomeUnknown when `timeout` seconds
-        bring no reply, TopologyError or PublishRefused when the broker does not take the request, TypeError
-        or ValueError when the registration is not JSON, and ValueError for an id that is longer than 255
-        bytes or under way already.
+        A cancellation abandons the request if it is not sent yet. Raises OutcomeUnknown if there is no reply
+        within `timeout` seconds, TopologyError or PublishRefused if the broker does not accept the request,
+        TypeError or ValueError if the registration is not JSON, and ValueError for an id that is longer than
+        255 bytes or already in flight.
         """
         _, reply = await self._send(registration, replies=True, **options)
         assert reply is not None
@@ -121,9 +119,8 @@ class RegistrationClient:
         window: int = WINDOW,
         **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[tuple[Registration, Reply | Exception], None]:
-        """Register them all, at most `window` at once. Yields each, with its reply or with what `register`
-        raised for it, as soon as that is known; the others go on. Those under way when the iteration is left
-        are given up."""
+        """Register many, at most `window` at once. Yields each registration with its reply, or the exception
+        of `register`, as soon as it is known. Leaving the iteration abandons those in flight."""
 
         async def outcome(registration: Registration) -> tuple[Registration, Reply | Exception]:
             try:
@@ -131,23 +128,23 @@ class RegistrationClient:
             except (WorkerError, TypeError, ValueError) as error:
                 return registration, error
 
-        waiting, under_way = iter(registrations), set[asyncio.Task[tuple[Registration, Reply | Exception]]]()
+        waiting, in_flight = iter(registrations), set[asyncio.Task[tuple[Registration, Reply | Exception]]]()
         try:
             while True:
-                following = islice(waiting, window - len(under_way))
-                under_way |= {asyncio.create_task(outcome(each), name="register") for each in following}
-                if not under_way:
+                following = islice(waiting, window - len(in_flight))
+                in_flight |= {asyncio.create_task(outcome(each), name="register") for each in following}
+                if not in_flight:
                     return
-                done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                done, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     yield task.result()
         finally:
-            await cancel_all(*under_way)
+            await cancel_all(*in_flight)
 
     async def publish(self, registration: Registration, **options: Unpack[RequestOptions]) -> str:
-        """Send one registration and return its request id once the broker has it safe. The reply goes to the
-        queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown here means that the broker has
-        not confirmed."""
+        """Send one registration, and return its request id when the broker has confirmed it. The reply goes
+        to the queue `PREFIX.replies`. Raises as `register` does; OutcomeUnknown means that the broker has not
+        confirmed."""
         request_id, _ = await self._send(registration, replies=False, **options)
         return request_id
 
@@ -161,19 +158,19 @@ class RegistrationClient:
         as_of: datetime | None = None,
         timeout: float | None = None,
     ) -> tuple[str, Reply | None]:
-        """The request's id, and its reply where `replies` are waited for."""
+        """The request's id, and with `replies` its reply."""
         if self._loop is None:
             raise RuntimeError("The client is not open: use it inside its `async with` block")
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(
-                "The client belongs to another event loop: make one in each, or use SyncRegistrationClient"
+                "The client belongs to another event loop: create one in each, or use SyncRegistrationClient"
             )
         request_id = request_id or str(uuid4())
         if len(request_id.encode()) > ID_LENGTH:
-            # It would be cut on its way, and the reply would come under another id.
+            # AMQP would cut it, and the reply would have another id.
             raise ValueError(f"request_id must be {ID_LENGTH} bytes at most")
         if request_id in self._answers:
-            raise ValueError(f"request {request_id} is under way already")
+            raise ValueError(f"request {request_id} is already in flight")
         if as_of is not None and as_of.tzinfo is None:
             raise ValueError("as_of must have a time zone, as datetime.now(UTC) has")
         document, account = dict(registration), account_id or self._account_id
@@ -194,7 +191,7 @@ class RegistrationClient:
         except OutcomeUnknown:
             raise
         except TimeoutError:
-            missing = "No reply came in time" if confirmed.done() else "The broker did not confirm in time"
+            missing = "No reply arrived in time" if confirmed.done() else "The broker did not confirm in time"
             raise OutcomeUnknown(request_id, missing) from None
         finally:
             confirmed.cancel()
@@ -202,7 +199,7 @@ class RegistrationClient:
 
     def _on_reply(self, request_id: str, body: bytes) -> None:
         answer = self._answers.get(request_id)
-        if answer is not None and not answer.done():  # else given up meanwhile, or a repeat
+        if answer is not None and not answer.done():  # else it was abandoned, or this is a repeat
             with suppress(MalformedReply):
                 answer.set_result(parse_reply(body))
 
@@ -224,14 +221,14 @@ def _lane(document: dict[str, Any], account: str | None) -> Hashable:
 
 
 class SyncRegistrationClient:
-    """RegistrationClient for threads: `register` and `publish` block until the reply is there.
+    """RegistrationClient for threads: its methods block.
 
-    One client serves all threads of a process, many at once, by a thread and an event loop of its own. Use it
-    as a context manager, or `open` and `close` it. A server that forks its workers (gunicorn, uWSGI, Celery)
-    opens it after the fork, in each of them.
+    One client serves all threads of a process, with its own thread and event loop. Use it as a context
+    manager, or `open` and `close` it. A server that forks its workers (gunicorn, uWSGI, Celery) opens one in
+    each of them, after the fork.
 
-    Arguments and errors are those of RegistrationClient. Used before it is open, after it is closed or in
-    another process it raises RuntimeError at once.
+    Arguments and errors are those of RegistrationClient. Before it is open, after it is closed and in another
+    process, it raises RuntimeError.
     """
 
     def __init__(
@@ -267,14 +264,14 @@ class SyncRegistrationClient:
         self._thread = thread
 
     def close(self) -> None:
-        """Close the connection. Calls of other threads that wait for a reply raise OutcomeUnknown. A client
-        that is not open stays as it is."""
+        """Close the connection. Calls in other threads that wait for a reply raise OutcomeUnknown. Does
+        nothing if the client is not open."""
         if self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join()
 
     def register(self, registration: Registration, **options: Unpack[RequestOptions]) -> Reply:
-        """Send one registration and wait for its reply: see RegistrationClient.register."""
+        """Send one registration, and return its reply: see RegistrationClient.register."""
         return self._run(self._client.register, registration, **options)
 
     def register_many(
@@ -284,8 +281,7 @@ class SyncRegistrationClient:
         window: int = WINDOW,
         **options: Unpack[RequestOptions],
     ) -> Iterator[tuple[Registration, Reply | Exception]]:
-        """Register them all, and yield each as soon as its outcome is known: see
-        RegistrationClient.register_many."""
+        """Register many, and yield each when its outcome is known: see RegistrationClient.register_many."""
         outcomes = self._client.register_many(registrations, window=window, **options)
         try:
             while (found := self._run(_next, outcomes)) is not None:
@@ -310,7 +306,7 @@ class SyncRegistrationClient:
             opened.set_exception(error)
 
     def _run(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
-        # Where the process was forked, the thread is alive in the parent only.
+        # After a fork, the thread exists only in the parent.
         if self._thread is None or not self._thread.is_alive():
             raise RuntimeError("The client is not open: use it inside its `with` block; open it after a fork")
         future = asyncio.run_coroutine_threadsafe(method(*args, **options), self._loop)

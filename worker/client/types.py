@@ -51,10 +51,10 @@ Registration = MessengerRegistration | LineRegistration | Mapping[str, Any]
 
 
 class RequestOptions(TypedDict, total=False):
-    """What the clients' methods take besides: the request's id (a fresh one where none is given), the
-    business unit (MID), when what the registration says was true, with its time zone (nothing newer is
-    undone, contract §2, not even by a copy that was published again and that RabbitMQ enqueues late; give it
-    with all requests for a resource, or with none), and seconds to wait."""
+    """Options of the clients' methods: the request's id (by default a new one); the business unit (MID); when
+    the registration's data was true, with a time zone; and the seconds to wait. With `as_of`, nothing newer
+    is overwritten (contract §2), not even by a copy that RabbitMQ enqueues late. Pass it with all requests
+    for a resource, or with none."""
 
     request_id: str | None
     account_id: str | None

@@ -1,1 +1,1 @@
-"""The console: a web page for operators (contract §11). It stands on what the commands stand on."""
+"""The console: a web page for operators (contract §11). It uses the same operations as the commands."""

@@ -1,4 +1,4 @@
-"""Reads URLs and forms: filters, and corrections of letters with the differences that they make."""
+"""Parses URLs and forms: filters, and corrections of letters with their differences."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +14,7 @@ from worker.contract.timestamps import moment
 from worker.dead_letters.patch import flag_of
 from worker.errors import UsageError
 
-# The filters by their names in the URL.
+# The filters, by name in the URL.
 JOURNAL_FILTERS = ("id", "resource", "platform", "account", "reason", "status")
 TIMES = ("since", "until")
 LETTER_FILTERS = ("reason", "platform", "resource", "account", "user", "error", "cause", "id", *TIMES)
@@ -25,7 +25,7 @@ WHY_LENGTH = 200
 
 Query = MultiMapping[str]
 Change = tuple[str, str, str]
-"""One line of the difference, as texts that may be shown: the field, before, after."""
+"""One line of the difference, without secrets: the field, before, after."""
 
 
 async def form_of(request: web.Request) -> MultiDict[str]:
@@ -35,8 +35,8 @@ async def form_of(request: web.Request) -> MultiDict[str]:
 
 
 def asked_for(query: Query, *filters: str) -> tuple[Selection, dict[str, str]]:
-    """What a URL or a form selects by these filters, and its words for that. Raises UsageError where a time
-    is none."""
+    """The selection of a URL or form by these filters, and the filters' texts. Raises UsageError for an
+    invalid time."""
     words = {name: word for name in filters if (word := query.get(name, "").strip())}
     values: dict[str, Any] = {
         name: moment(word, name.capitalize()) if name in TIMES else frozenset({word})
@@ -46,15 +46,15 @@ def asked_for(query: Query, *filters: str) -> tuple[Selection, dict[str, str]]:
 
 
 def why_of(form: Query) -> str:
-    """The reason that was typed. Raises UsageError where there is none."""
+    """The operator's reason. Raises UsageError if there is none."""
     why = " ".join(form.get("why", "").split())[:WHY_LENGTH]
     if not why:
-        raise UsageError("Say why: the reason is kept in the audit list.")
+        raise UsageError("Enter a reason: it is kept in the audit list.")
     return why
 
 
 def rate_of(form: Query) -> float | None:
-    """Letters a second at most, None for no limit. Raises UsageError."""
+    """The most letters per second, None for no limit. Raises UsageError."""
     text = form.get("rate", "").strip()
     if not text:
         return None
@@ -65,18 +65,18 @@ def rate_of(form: Query) -> float | None:
 
 
 def attributes_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a letter as `view` shows it."""
+    """The attributes in the output of `view`."""
     body = document.get("body")
     attributes = body.get(ATTRIBUTES) if isinstance(body, dict) else None
     return attributes if isinstance(attributes, dict) else {}
 
 
 def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str, Any], list[Change]]:
-    """The patch that the form describes, and its changes to the letter that `view` shows so, or to several.
+    """The patch of the form, and its changes to the letter of which `document` is the view, or to several.
     Raises UsageError."""
     platform = PLATFORMS.get(form.get("platform", ""))
     if platform is None:
-        raise UsageError("The platform is none.")
+        raise UsageError("The platform is unknown.")
     values: dict[str, Any] = {}
     changes: list[Change] = []
     attributes = attributes_of(document or {})
@@ -85,7 +85,7 @@ def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str,
         changes.append((PLATFORM_NAME, text_of(document.get(PLATFORM_NAME)), platform.name))
     for name in platform.fields:
         is_secret, is_flag, before = name in SECRET_FIELDS, name in FLAG_FIELDS, attributes.get(name)
-        # A browser leaves line breaks out of a field.
+        # A browser removes line breaks from a field.
         unchanged = (UNCHANGED, "") if is_secret or is_flag else (_one_line(text_of(before)),)
         typed = _one_line(form.get(f"set.{name}", unchanged[0]))
         if typed in unchanged:
@@ -96,7 +96,7 @@ def patch_of(form: Query, document: Mapping[str, Any] | None) -> tuple[dict[str,
         else:
             changes.append((name, text_of(before), typed))
     if not changes:
-        raise UsageError("Nothing was changed: type a new value, or replay as it is.")
+        raise UsageError("Nothing was changed: enter a new value, or replay without a correction.")
     return values, changes
 
 
@@ -105,7 +105,7 @@ def _one_line(text: str) -> str:
 
 
 def text_of(value: object) -> str:
-    """A value in a field of the form."""
+    """A value as the text of a form's field."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else str(value)

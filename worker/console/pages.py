@@ -1,5 +1,5 @@
-"""The pages: each is a document, shown by its template or as JSON (contract §11). And what changes something,
-by POST alone and with a reason: pause and resume, and runs of a replay or a discard."""
+"""The pages: each is a document, rendered by its template or as JSON (contract §11). Changes are POST
+requests with a reason: pause and resume, and runs of a replay or discard."""
 
 import asyncio
 from collections import Counter
@@ -39,9 +39,9 @@ from worker.dead_letters.view import view
 from worker.errors import UsageError
 
 PAGE_SIZE = 50
-PLAN_PATIENCE = 1.5  # seconds; a plan that takes longer is shown while it is made
+PLAN_PATIENCE = 1.5  # seconds; a plan that takes longer is shown while it is in progress
 LONGEST_NUMBER = 16  # digits in a query
-# Records that another version wrote may lack a field.
+# Records of another version may lack a field.
 EMPTY_RECORD = dict.fromkeys(("message", *(str(each.alias) for each in JournalRecord.model_fields.values())))
 PICKED = "-picked"
 ACTIONS = frozenset({"replay", "discard", "correct", f"replay{PICKED}", f"discard{PICKED}"})
@@ -50,14 +50,14 @@ Document = Mapping[str, Any]
 
 
 class Pages:
-    """The handlers. For each page of PAGES the method of its name makes the document."""
+    """The handlers. For each page of PAGES, the method named after its template returns the document."""
 
     def __init__(self, sources: Sources, render: Renderer) -> None:
         self._sources = sources
         self._render = render
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
-        """Where they are."""
+        """The routes of the handlers."""
         return (
             *(web.get(page.path, partial(self._serve, page)) for page in PAGES),
             web.post("/pause", partial(self.order, "pause")),
@@ -72,7 +72,7 @@ class Pages:
         return self._answer(request, page.template, await getattr(self, page.template)(request))
 
     def _answer(self, request: web.Request, template: str, document: Document) -> web.Response:
-        """The document, or its page."""
+        """The document as JSON or as a page."""
         sources = self._sources
         return self._render.answer(
             request,
@@ -86,7 +86,7 @@ class Pages:
         )
 
     async def overview(self, request: web.Request) -> Document:
-        """The state of everything, and what to do next."""
+        """The state of the deployment, and what to do next."""
         sources = self._sources
         await sources.last_hour.refreshed(ANSWER if wants_json(request) else 0)
         state, hour = sources.state.value, sources.last_hour
@@ -110,19 +110,19 @@ class Pages:
         }
 
     def _situation(self) -> list[Condition]:
-        """Nothing is called well that is not known to be."""
+        """The conditions of the deployment; never State.WELL unless it is known to be."""
         kept, letters = self._sources.state, self._sources.letters
         if kept.trouble:
             return [Condition(State.UNREACHABLE, kept.trouble, stops=True)]
         if kept.as_of is None:
-            return [Condition(State.UNKNOWN, "RabbitMQ is being asked")]
+            return [Condition(State.UNKNOWN, "RabbitMQ is being read")]
         if not kept.is_fresh:
             age = how_long(kept.as_of, datetime.now(UTC))
-            return [Condition(State.UNKNOWN, f"RabbitMQ is being asked; what is shown is {age} old")]
+            return [Condition(State.UNKNOWN, f"RabbitMQ is being read; this page is {age} old")]
         return judge(kept.value, Counter(letter["reason"] for letter in letters.rows.value))
 
     async def dead_letters(self, request: web.Request) -> Document:
-        """Causes, and the letters that match the filters, the newest first."""
+        """The causes, and the letters that match the filters, newest first."""
         selection, filters = asked_for(request.query, *LETTER_FILTERS)
         copy = self._sources.letters
         matching = [row for row in copy.rows.value if row in selection][::-1]
@@ -145,28 +145,28 @@ class Pages:
         }
 
     async def letter(self, request: web.Request) -> Document:
-        """One dead letter: why it is one, and what it holds."""
+        """One dead letter, with its cause and content."""
         name = request.match_info["letter"]
         try:
             letter = await self._sources.letters.find(name)
         except AmbiguousId:
             raise web.HTTPSeeOther(f"/dead-letters?{urlencode({'id': name})}") from None
         if letter is None:
-            problem = "No dead letter has this id. The journal tells what became of it"
+            problem = "No dead letter has this id. The journal shows its outcome"
             raise web.HTTPNotFound(reason=problem)
         return view(letter, reveal=False)
 
     async def journal(self, request: web.Request) -> Document:
-        """What became of requests, the newest first."""
+        """The outcomes of requests, newest first."""
         query, filters = asked_for(request.query, *JOURNAL_FILTERS)
         before = _number(request, "before")
         search = await self._sources.search(request, query, PAGE_SIZE, before)
         return {"filters": filters, "records": _records(search), **_searched(search)}
 
     async def resource(self, request: web.Request) -> Document:
-        """One page or channel: what became of its requests, and which of them are among the dead letters."""
+        """One page or channel: the outcomes of its requests, and its dead letters."""
         platform = request.match_info["platform"]
-        # A browser takes `.` and `..` out of a path: such an id stands in the query.
+        # A browser removes `.` and `..` from a path, so such an id is in the query.
         resource_id = request.match_info["resource"] or request.query.get("id", "")
         account = request.query.get("account", "")
         selection = Selection(
@@ -186,23 +186,23 @@ class Pages:
         }
 
     async def audit(self, _: web.Request) -> Document:
-        """Who changed what, and why; the newest first."""
+        """All changes with their operators and reasons, newest first."""
         orders = self._sources.state.value.orders[::-1]
         return {"orders": [order.model_dump(mode="json") for order in orders]}
 
     async def run(self, request: web.Request) -> Document:
-        """A replay or a discard: its plan, how far it is, and what came of each letter."""
+        """A replay or discard: its plan, its progress, and the outcome of each letter."""
         return self._run_of(request).document()
 
     def _run_of(self, request: web.Request) -> ConsoleRun:
-        """The run that the path names. Raises HTTPNotFound."""
+        """The run in the path. Raises HTTPNotFound."""
         run = self._sources.runs.get(request.match_info["number"])
         if run is None:
-            raise web.HTTPNotFound(reason="This run is not known any more")
+            raise web.HTTPNotFound(reason="This run is no longer known")
         return run
 
     async def order(self, order: OrderKind, request: web.Request) -> web.Response:
-        """Order all workers to pause, or to go on."""
+        """Order all workers to pause or resume."""
         why = why_of(await form_of(request))
         await publish_order(self._sources.settings, Order.now(order, why, by=_by(request)))
         self._sources.expire()
@@ -212,7 +212,7 @@ class Pages:
         raise web.HTTPSeeOther("/")
 
     async def plan(self, request: web.Request) -> web.Response:
-        """Make a plan for the letters of the form: those picked, or all that its page showed."""
+        """Make a plan for the letters of the form: the selected ones, or all that its page showed."""
         form = await form_of(request)
         do, letter, letters = form.get("do", ""), form.get("letter", ""), self._sources.letters
         if do not in ACTIONS:
@@ -246,18 +246,20 @@ class Pages:
         return self._shown(request, run)
 
     async def start(self, request: web.Request) -> web.Response:
-        """Do what was planned."""
+        """Execute a plan."""
         form, run = await form_of(request), self._run_of(request)
         plan, active = run.plan, self._sources.runs.active
         if run.phase != "planned":
             raise UsageError("This was started already, or its plan failed: make a new one.")
         if active is not None:
-            raise UsageError(f"Another run is under way ({active.stage}): wait until it ends, or cancel it.")
+            raise UsageError(
+                f"Another run is in progress ({active.stage}): wait until it ends, or cancel it."
+            )
         if plan.refusal:
             raise UsageError(plan.refusal)
         is_counted = form.get("count", "").replace(",", "").strip() == str(run.count)
         if plan.kind == "discard" and not is_counted:
-            raise UsageError(f"Type {run.count}, the count of the letters, to remove them for good.")
+            raise UsageError(f"Enter {run.count}, the number of letters, to remove them for good.")
         run.by, run.why, rate = _by(request), why_of(form), rate_of(form)
         canary = form.get("canary") == "one"
         task = run.begin("running", run.perform(by=run.by, why=run.why, canary=canary, rate=rate))
@@ -265,7 +267,7 @@ class Pages:
         return self._shown(request, run)
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """End a run after what is under way; the letters that are left stay where they are."""
+        """End a run after the letters in progress; the others stay in the queue."""
         run = self._run_of(request)
         run.stop()
         return self._shown(request, run)

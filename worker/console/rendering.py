@@ -1,4 +1,4 @@
-"""Pages out of templates, or the same as JSON (contract §11)."""
+"""Rendering pages from templates, or as JSON (contract §11)."""
 
 import json
 import re
@@ -21,13 +21,12 @@ from worker.release import version
 from worker.settings import Settings
 
 SESSION: web.RequestKey[str] = web.RequestKey("session", str)
-"""The name that the person who is logged in has given."""
+"""The name that the user entered at login."""
 
 
 class Page(NamedTuple):
-    """A page: where it is, its template and the method of Pages that has the same name, whether it shows the
-    dead letters, its name in the menu, and the key after g that leads there. The order is that of the menu
-    and of the routes."""
+    """A page: its path, its template (and method of Pages), whether it shows dead letters, its name in the
+    menu, and its key after g. Menu and routes have the order of PAGES."""
 
     path: str
     template: str
@@ -49,7 +48,7 @@ _LINK = re.compile(r'\b(href|src|action|formaction|hx-get|hx-post)="/(?!/)')
 
 
 def local_path(path: str, settings: Settings) -> str:
-    """The path on this console of one that a proxy may have passed on with its own path before it."""
+    """The path without the prefix of OTT_CONSOLE_URL, which a proxy may have left in it."""
     base = urlsplit(settings.console_url or "").path
     if not base or not f"{path}/".startswith(f"{base}/"):
         return path
@@ -57,13 +56,13 @@ def local_path(path: str, settings: Settings) -> str:
 
 
 def wants_json(request: web.Request) -> bool:
-    """Whether the caller accepts JSON and says nothing of HTML."""
+    """Whether the client accepts JSON and not HTML."""
     accept = request.headers.get("Accept", "")
     return "application/json" in accept and "text/html" not in accept
 
 
 class Renderer:
-    """The templates, with everything that all of them need."""
+    """The templates and their common values."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -100,7 +99,7 @@ class Renderer:
             "version": version(),
         }
         for name in self._environment.list_templates():
-            self._environment.get_template(name)  # compiled at the start, not at the first request
+            self._environment.get_template(name)  # compile at the start, not at the first request
 
     def answer(
         self,
@@ -111,8 +110,8 @@ class Renderer:
         status: int = 200,
         **values: Any,
     ) -> web.Response:
-        """The document for those that want JSON, else a page, which is given it as `doc`. `values` are what
-        the template needs besides what all of them know."""
+        """The document as JSON or as a page, where it is `doc`. `values` are further values for the
+        template."""
         if wants_json(request):
             kind = "application/json"
             text = json.dumps(document, ensure_ascii=False, default=datetime.isoformat) + "\n"
@@ -139,16 +138,16 @@ class Renderer:
 
 
 def _resource_path(platform: str, id_: str, account: str | None = None) -> str:
-    """The page of a page or channel."""
-    given = {"account": account} if account else {}
-    if id_ in (".", ".."):  # a browser takes these out of a path
-        given["id"], id_ = id_, ""
+    """The path of a resource's page."""
+    query = {"account": account} if account else {}
+    if id_ in (".", ".."):  # a browser removes these from a path
+        query["id"], id_ = id_, ""
     path = f"/resources/{quote(platform, safe='')}/{quote(id_, safe='')}"
-    return f"{path}?{urlencode(given)}" if given else path
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _moment(value: object) -> datetime | None:
-    """A moment: as it is, in microseconds since the epoch, or as a record's text; None where it is none."""
+    """A time, from a datetime, microseconds since the epoch, or a record's text; None for other values."""
     if isinstance(value, str):
         value = microseconds(value)
     if isinstance(value, int):
@@ -157,7 +156,7 @@ def _moment(value: object) -> datetime | None:
 
 
 def _ago(value: object) -> Markup:
-    """How long ago, with the time itself beside it for whoever points at it."""
+    """How long ago, with the time itself as a tooltip."""
     moment = _moment(value)
     if moment is None:
         return Markup("-")

@@ -1,4 +1,4 @@
-"""The runs of this console: replays and discards, from their plans to the outcomes of their last letters."""
+"""The console's runs: replays and discards, from plan to outcome."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -19,8 +19,8 @@ TOLD = ("status", "message", "httpStatus", "supersededBy", "reason")
 
 
 class ConsoleRun(Run):
-    """A run and how far it is: `phase`, `problem` why it failed, `notice` what holds it up. `asked` letters
-    were to be looked at, with `changes` to them."""
+    """A run with its `phase`, the `problem` that ended it, and a `notice` of what it waits for. `asked` is
+    the number of selected letters, and `changes` are their corrections."""
 
     def __init__(self, settings: Settings, plan: Plan, asked: int, changes: Sequence[Change] = ()) -> None:
         super().__init__(settings, plan, self._tell)
@@ -36,11 +36,11 @@ class ConsoleRun(Run):
 
     @property
     def count(self) -> int:
-        """How many letters go."""
+        """The number of letters that will be replayed or discarded."""
         return len(self.plan.going)
 
     def document(self) -> dict[str, Any]:
-        """The run as JSON, with the letters that need a look first."""
+        """The run as a JSON document; letters that need attention come first."""
         letters = sorted(self.plan.letters, key=self._urgency)[:LETTERS_SHOWN]
         return {
             "run": self.number,
@@ -66,7 +66,7 @@ class ConsoleRun(Run):
         return 1 if "superseded" in (letter.outcome, status) else 2
 
     def _letter(self, letter: Planned) -> dict[str, Any]:
-        """One of its letters: what became of it so far, and the journal's record of its replay."""
+        """A letter's state, and the journal's record of its replay."""
         record = self.outcomes.get(letter.key, {})
         return {
             "letter": letter.key,
@@ -92,7 +92,7 @@ class ConsoleRun(Run):
         return "-" if self.is_busy else "stayed"
 
     def begin(self, phase: Phase, work: Awaitable[object]) -> "asyncio.Task[None]":
-        """Begin to plan, or to do what was planned."""
+        """Start planning or executing."""
         self.phase = phase
         self.task = asyncio.create_task(self._work(work))
         return self.task
@@ -111,11 +111,11 @@ class ConsoleRun(Run):
         except asyncio.CancelledError:
             self.phase = "cancelled"
         except BaseException:
-            self.phase, self.problem = "failed", "The console failed: its standard error says where."
+            self.phase, self.problem = "failed", "The console failed: see its standard error."
             raise
 
     async def close(self) -> None:
-        """End it, and wait for that."""
+        """End the run, and wait until it has ended."""
         if self.task is not None and not self.task.done():
             self.stop()
             if self.phase == "planning":
@@ -127,11 +127,11 @@ class ConsoleRun(Run):
 
 
 class Runs(dict[str, ConsoleRun]):
-    """The runs of this console by their numbers, the newest last."""
+    """The console's runs by number, newest last."""
 
     def add(self, run: ConsoleRun) -> None:
-        """Keep it; the oldest that have ended, and plans that nobody started, are forgotten. Raises
-        UsageError where too many are under way."""
+        """Keep a run. The oldest ended runs and unstarted plans are dropped. Raises UsageError if too many
+        runs are in progress."""
         idle = [each for each in self.values() if not each.is_busy]
         while idle and (
             len(self) >= RUNS_KEPT or sum(each.asked for each in (*self.values(), run)) > LETTERS_KEPT
@@ -143,5 +143,5 @@ class Runs(dict[str, ConsoleRun]):
 
     @property
     def active(self) -> ConsoleRun | None:
-        """The one that changes something now."""
+        """The run that is being executed."""
         return next((run for run in self.values() if run.phase == "running"), None)

@@ -1,7 +1,8 @@
-"""What every request has to pass, the headers that every answer carries, and who is logged in.
+"""Checks of every request, headers of every answer, and sessions.
 
-With a password everybody logs in. Without one, on loopback, everybody may look, and a change wants the token
-of the URL that the console printed: so no other program of this machine changes anything.
+With a password, every user must log in. Without one (only on loopback), every user may look, and a change
+requires the token in the URL that the console printed, so that no other user or program on the machine can
+change anything.
 """
 
 import asyncio
@@ -42,26 +43,26 @@ LOOKS = ("GET", "HEAD")
 OPEN_TO_ALL = ("/login", "/static/")
 CHANGES_NOTHING = frozenset({"/login", "/logout"})
 NAME_LENGTH = 60
-LONGEST_ANSWER = 60.0  # seconds, the time that the client takes to send its form included
+LONGEST_ANSWER = 60.0  # seconds, including the time in which the client sends its form
 SESSION_LIFE = 12 * 3600  # seconds
 SESSIONS_KEPT = 1000
 GUESSES = 10  # wrong passwords
-GUESS_WINDOW = 60.0  # seconds in which one client may give these
+GUESS_WINDOW = 60.0  # seconds in which one client may enter so many
 CLIENTS_KEPT = 10_000
 FOREIGN = (
-    "A change must come from a page of this console. Behind a proxy set OTT_CONSOLE_URL to the address that "
-    "people use."
+    "A change must come from a page of this console. Behind a proxy, set OTT_CONSOLE_URL to the address that "
+    "users open."
 )
-WITHOUT_PROOF = "A change wants the token: open the URL that ott-worker console printed."
-FOREIGN_NAME = "This console does not answer to that host name: set OTT_CONSOLE_URL."
-READ_ONLY = "This console is read-only (OTT_CONSOLE_READ_ONLY=true): it shows and changes nothing."
+WITHOUT_PROOF = "A change requires the token: open the URL that ott-worker console printed."
+FOREIGN_NAME = "This host name is not configured: set OTT_CONSOLE_URL."
+READ_ONLY = "This console is read-only (OTT_CONSOLE_READ_ONLY=true)."
 
 
 class Guard:
-    """The middleware, and the handlers that log in and out. A page of another site can make a browser send
-    requests here: so the name that it asked for is checked (DNS rebinding), and for every change where the
-    request comes from. Sessions end with the process, when somebody logs out, and when the password is
-    changed. Raises SettingsError where the console would be open to everybody."""
+    """The middleware, and the handlers of login and logout. A page of another site can make a browser send
+    requests here. So the host name is checked (DNS rebinding), and for every change its origin. Sessions end
+    with the process, at logout, and when the password changes. Raises SettingsError if the console would be
+    open to other machines without a password."""
 
     def __init__(self, settings: Settings, render: Renderer) -> None:
         self._settings = settings
@@ -70,7 +71,7 @@ class Guard:
         self._url = urlsplit(settings.console_url or "")
         if not self._is_local and not self.wants_password:
             raise SettingsError(
-                f"OTT_CONSOLE_PASSWORD must be set (or OTT_CONSOLE_PASSWORD_FILE), since OTT_CONSOLE_HOST="
+                f"OTT_CONSOLE_PASSWORD must be set (or OTT_CONSOLE_PASSWORD_FILE), because OTT_CONSOLE_HOST="
                 f"{settings.console_host} can be reached from other machines"
             )
         names = [self._url.hostname or ""]
@@ -79,11 +80,11 @@ class Guard:
         self._names = {name.lower() for name in names if name}
         self._sessions: dict[str, tuple[str, float]] = {}  # by cookie: the name, when the session ends
         self._opened_by = self._password
-        self._guesses: dict[str, tuple[float, int]] = {}  # wrong ones of a client: since when, how many
+        self._guesses: dict[str, tuple[float, int]] = {}  # by client: the first wrong password, and how many
         self.token = secrets.token_urlsafe(24)
-        # Ports do not keep the cookies of two consoles on one host apart.
-        place = f"{settings.prefix}\0{self._url.path}"
-        self.cookie = f"ott-console-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+        # Browsers share cookies between the ports of a host, so each console has its own name.
+        identity = f"{settings.prefix}\0{self._url.path}"
+        self.cookie = f"ott-console-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
     @property
     def wants_password(self) -> bool:
@@ -95,7 +96,7 @@ class Guard:
         return self._settings.now("console_password")
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
-        """Where the handlers are."""
+        """The routes of the handlers."""
         return (
             web.get("/login", self.form),
             web.post("/login", self.log_in),
@@ -112,7 +113,7 @@ class Guard:
         except web.HTTPRedirection as redirection:
             response = redirection
         except Exception as error:
-            status, text = _told(error)
+            status, text = _status_of(error)
             response = self._render.answer(request, "problem", {"problem": text}, status=status, live=False)
         response.headers.update(HEADERS)
         if not path.startswith("/static/"):
@@ -126,7 +127,7 @@ class Guard:
         return response
 
     def _refuse_foreign(self, request: web.Request) -> None:
-        """Raises HTTPException for what a page of another site may have sent."""
+        """Raises HTTPException for a request that a page of another site may have sent."""
         is_look = request.method in LOOKS
         if not self._is_own_name(host_name(request.headers.get("Host", ""))):
             raise web.HTTPMisdirectedRequest(reason=FOREIGN_NAME)
@@ -136,7 +137,7 @@ class Guard:
             raise web.HTTPForbidden(reason=FOREIGN)
 
     def _admit(self, request: web.Request, path: str) -> None:
-        """Raises HTTPException where the client may not do that, or has to log in first."""
+        """Raises HTTPException if the client is not permitted, or must log in first."""
         is_look = request.method in LOOKS
         is_change = not is_look and path not in CHANGES_NOTHING
         if is_change and self._settings.console_read_only:
@@ -159,12 +160,12 @@ class Guard:
     def _is_own_name(self, name: str) -> bool:
         if is_loopback(name) or name in self._names:
             return True
-        # DNS rebinding needs a name: an address is safe.
+        # DNS rebinding needs a name; an address is safe.
         return not self._is_local and address_of(name) is not None
 
     def _is_same_origin(self, request: web.Request) -> bool:
-        """Every browser says where a change comes from, by one of these headers; what says nothing is none,
-        and carries nobody's cookie."""
+        """Whether a change comes from this console. Every browser sends one of these headers; a client
+        without them is not a browser, and has no user's cookie."""
         if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             return False
         origin = request.headers.get("Origin")
@@ -175,14 +176,14 @@ class Guard:
         return bool(parts.netloc) and (is_named or parts.netloc == request.headers.get("Host"))
 
     async def form(self, request: web.Request) -> web.Response:
-        """Asks for the password."""
+        """Show the login form."""
         return self._form(request, request.query.get("next", "/"))
 
     async def log_in(self, request: web.Request) -> web.Response:
-        """Opens a session for the right password."""
+        """Begin a session if the password is right."""
         form = await request.post()
         following, now = str(form.get("next", "/")), time.monotonic()
-        # Behind the proxy of OTT_CONSOLE_URL, the proxy names the client.
+        # Behind a proxy (OTT_CONSOLE_URL), the client's address is in this header.
         passed_on = request.headers.get("X-Forwarded-For", "") if self._settings.console_url else ""
         client = passed_on.rpartition(",")[2].strip() or request.remote or ""
         since, guesses = self._guesses.pop(client, (now, 0))
@@ -195,15 +196,15 @@ class Guard:
             response = self._form(request, following, 429, problem)
             response.headers["Retry-After"] = wait
             return response
-        # Without a password set there is none to give: the empty one would stand in for the token.
+        # Without a configured password, an empty one must not replace the token.
         if not self.wants_password or not _is_equal(str(form.get("password", "")), self._password):
             _keep(self._guesses, client, (since, guesses + 1), CLIENTS_KEPT)
-            return self._form(request, following, 401, "That is not the password.")
+            return self._form(request, following, 401, "The password is wrong.")
         name = " ".join(str(form.get("name", "")).split())[:NAME_LENGTH]
         raise self._entered(request, _safe_path(following), self._begin_session(name))
 
     async def log_out(self, request: web.Request) -> web.Response:
-        """Ends the session, everywhere."""
+        """End the session, in all windows."""
         self._sessions.pop(request.cookies.get(self.cookie, ""), None)
         answer = web.HTTPSeeOther("/login")
         answer.del_cookie(self.cookie, path=self._url.path or "/", httponly=True, samesite="Strict")
@@ -216,13 +217,13 @@ class Guard:
         return self._render.answer(request, "login", document, status=status)
 
     def _begin_session(self, name: str) -> str:
-        """The value of the session cookie."""
+        """Begin a session, and return its cookie."""
         cookie = secrets.token_urlsafe(32)
         _keep(self._sessions, cookie, (name, time.monotonic() + SESSION_LIFE), SESSIONS_KEPT)
         return cookie
 
     def _name_of(self, cookie: str) -> str | None:
-        """What the owner of a session's cookie calls themselves, None where there is none or it has ended."""
+        """The name of the session's user; None if there is no such session, or it has ended."""
         if self._opened_by != self._password:
             self._sessions.clear()
             self._opened_by = self._password
@@ -230,7 +231,7 @@ class Guard:
         return name if ends > time.monotonic() else None
 
     def _entered(self, request: web.Request, path: str, cookie: str) -> web.HTTPSeeOther:
-        """Leads on to the path, with a cookie for this console alone."""
+        """Redirect to the path, and set the cookie for this console."""
         response = web.HTTPSeeOther(path)
         response.set_cookie(
             self.cookie,
@@ -245,12 +246,12 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Whether only this machine can reach the address."""
     address = address_of(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
-def _told(error: Exception) -> tuple[int, str]:
+def _status_of(error: Exception) -> tuple[int, str]:
     """The HTTP status and the text for an error."""
     match error:
         case web.HTTPException():
@@ -260,16 +261,16 @@ def _told(error: Exception) -> tuple[int, str]:
         case WorkerError():
             return 503, str(error)
         case TimeoutError():
-            return 408, "That took too long."
-    # Its text may quote what was typed: where it happened is enough to find it.
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}:{place.lineno}"
+            return 408, "The request took too long."
+    # Print only the position: the error's text may quote user input.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
     print(f"console: {type(error).__name__} in {where}", file=sys.stderr)  # noqa: T201
-    return 500, "The console failed: its standard error says where."
+    return 500, "The console failed: see its standard error."
 
 
 def _is_embedded(request: web.Request) -> bool:
-    """Whether a page of another site loads this as a part of itself. A link may lead here."""
+    """Whether a page of another site embeds this. A link from it is allowed."""
     if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
         return False
     is_link = request.headers.get("Sec-Fetch-Mode") == "navigate"
@@ -277,22 +278,22 @@ def _is_embedded(request: web.Request) -> bool:
 
 
 def _safe_path(path: str) -> str:
-    """A path of this console, or its first page."""
+    """The path if it is one of this console, else `/`."""
     is_local = path.startswith("/") and not path.startswith("//")
     return path if is_local and "\\" not in path and path.isprintable() else "/"
 
 
 def _keep(kept: dict[str, T], key: str, value: T, most: int) -> None:
-    """Keep the value; the oldest goes where there are too many."""
+    """Keep the value, and drop the oldest if there are more than `most`."""
     kept[key] = value
     if len(kept) > most:
         del kept[next(iter(kept))]
 
 
-def _is_equal(given: str, expected: str) -> bool:
-    return hmac.compare_digest(_digest(given), _digest(expected))
+def _is_equal(entered: str, expected: str) -> bool:
+    return hmac.compare_digest(_digest(entered), _digest(expected))
 
 
 def _digest(text: str) -> bytes:
-    # Of equal length, whatever was typed: so the time of the comparison tells nothing.
+    # Of equal length, so that the time of the comparison reveals nothing.
     return hashlib.sha256(text.encode(errors="replace")).digest()

@@ -1,4 +1,4 @@
-"""The console's server: everything put together, and its address."""
+"""The console's server and its address."""
 
 from pathlib import Path
 from typing import Self
@@ -15,12 +15,12 @@ from worker.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 CONNECTION_LIMIT = 200
-SILENCE = 15.0  # seconds without a whole request
+SILENCE = 15.0  # seconds without a complete request
 SHUTDOWN_TIMEOUT = 2.0  # seconds
 
 
 class Console:
-    """Serves while its context lasts. `url` is where, once it does."""
+    """Serves the console within its context, at `url`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -41,21 +41,21 @@ class Console:
         application = web.Application(middlewares=[web.middleware(self.guard)])
         application.add_routes(routes)
         if base := urlsplit(self._settings.console_url or "").path:
-            below = web.Application()  # for a proxy that passes its path on
+            below = web.Application()  # for a proxy that keeps its path
             below.add_routes(routes)
             application.router.add_get(base, _first_page)
             application.add_subapp(base, below)
         return application
 
     async def __aenter__(self) -> Self:
-        """Raises SettingsError where the address cannot be listened on."""
+        """Raises SettingsError if the address cannot be used."""
         host, port = self._settings.console_host, self._settings.console_port
         self.url = await self._server.start(host, port, "OTT_CONSOLE_HOST and OTT_CONSOLE_PORT")
         return self
 
     @property
     def entry(self) -> str:
-        """The URL to open: where no password is asked for, with the token that changes want."""
+        """The URL to open; without a password, it has the token that changes require."""
         url = self._settings.console_url or self.url
         return url if self.guard.wants_password else f"{url}/?token={self.guard.token}"
 

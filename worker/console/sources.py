@@ -1,5 +1,5 @@
-"""What the pages show: the broker's state, the last hour, the dead letters and the journal. Each is read
-again only while somebody looks."""
+"""The data of the pages: the broker's state, the last hour, the dead letters and the journal. Each is read
+again only when a page needs it."""
 
 import asyncio
 import contextlib
@@ -27,23 +27,23 @@ from worker.dead_letters.queue import open_dead_letters
 from worker.errors import WorkerError
 from worker.settings import Settings
 
-FRESH = 5.0  # seconds, the age up to which what is shown is called the present
-STATE_LIFE = 1.0  # seconds that the broker's state and the last hour stay good
-PAINT = 0.15  # seconds that a page waits for what is being read; the rest comes with the next refresh
-FIRST_PAINT = 1.5  # seconds that it waits for the broker's state where what it has is old
-ANSWER = 30.0  # seconds that a script waits, which asks once
+FRESH = 5.0  # seconds; older data is shown with its age
+STATE_LIFE = 1.0  # seconds that the broker's state and the last hour are reused
+PAINT = 0.15  # seconds that a page waits for data; later data is shown at the next refresh
+FIRST_PAINT = 1.5  # seconds that a page waits for the broker's state if the known one is old
+ANSWER = 30.0  # seconds that a script waits, because it does not refresh
 
 # Dead letters
-LEAST_LIFE = 2.0  # seconds that a copy stays good, at least
-SHARE = 5  # a fifth of the time, at most, is spent on looking
+LEAST_LIFE = 2.0  # seconds that a copy is reused, at least
+SHARE = 5  # browsing the queue takes at most a fifth of the time
 LONGEST_LIFE = 30.0  # seconds; a queue of the same depth may hold other letters by then
 MOST_BYTES = 64_000_000  # of the copy; of more letters the newest are shown
-ROW_BYTES = 800  # of a letter in the copy, besides its texts
-OPENED_KEPT = 8  # letters whose page was opened last
-BREATH = 100  # letters between two pauses for other pages
+ROW_BYTES = 800  # of a letter in the copy, without its texts
+OPENED_KEPT = 8  # letters whose pages were opened last
+BREATH = 100  # letters between yields to other tasks
 
 # Searches in the journal
-LOOKED_AT = 50_000  # messages, by one search
+LOOKED_AT = 50_000  # messages per search
 AT_ONCE = 4
 SEARCHES_KEPT = 32
 
@@ -52,9 +52,8 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Cached(Generic[T]):
-    """The last value that `read` gave. Those who look at the same time share one reading. `life` is how many
-    seconds a value stays good; `trouble` is why the last reading failed, empty where it did not; `reading` is
-    the one under way."""
+    """The last value of `read`. Concurrent callers share one reading. A value is reused for `life` seconds;
+    `trouble` is why the last reading failed, or empty; `reading` is the one in progress."""
 
     read: Callable[[], Awaitable[T]]
     value: T
@@ -67,32 +66,32 @@ class Cached(Generic[T]):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the value is that of the last seconds."""
+        """Whether the last reading succeeded and is at most FRESH seconds old."""
         return not self.trouble and self.age <= FRESH
 
     @property
     def age(self) -> float:
-        """Seconds since it was read, infinite where it was not."""
+        """Seconds since it was read, infinite if it never was."""
         return float("inf") if self.as_of is None else (datetime.now(UTC) - self.as_of).total_seconds()
 
     def refresh(self) -> "asyncio.Task[None] | None":
-        """The reading under way, a new one where the value is too old, or None where it is good."""
+        """The reading in progress, a new one if the value is too old, or None if the value is reused."""
         if self.reading is None and time.monotonic() - self._ended_at >= self.life:
             self.reading = asyncio.create_task(self._reading())
         return self.reading
 
     async def refreshed(self, timeout: float) -> None:
-        """Wait until the value is new enough, `timeout` seconds at most."""
+        """Refresh the value if it is too old; wait at most `timeout` seconds."""
         if (reading := self.refresh()) is not None:
             await asyncio.wait({reading}, timeout=max(0, timeout))
 
     def expire(self) -> None:
-        """Read anew at the next look; a reading under way is repeated."""
+        """Read again at the next refresh. A reading in progress is repeated."""
         self._ended_at = float("-inf")
         self._is_expired = True
 
     async def close(self) -> None:
-        """End a reading that is under way."""
+        """Cancel a reading in progress."""
         if self.reading is not None:
             self.reading.cancel()
             await asyncio.wait({self.reading})
@@ -112,11 +111,11 @@ class Cached(Generic[T]):
 
 
 class LetterCopy:
-    """A copy of the dead letter queue. `total` letters are in the queue, of which `rows` are the newest.
+    """A copy of the dead letter queue. `total` letters are in the queue; `rows` are the newest of them.
 
-    To look at a queue is to consume from it, while everybody else has to wait. So the pages show a copy. It
-    is made anew when the queue's depth has changed or the copy is old, and never for more than a small share
-    of the time. It holds no body: a letter's page looks for that in the queue."""
+    Browsing a queue means consuming from it, and others must wait. So the pages show a copy. It is renewed
+    when the queue's depth has changed or the copy is old, but for at most a fifth of the time. It holds no
+    bodies: a letter's page reads them from the queue."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -131,23 +130,23 @@ class LetterCopy:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the queue was looked through at least once."""
+        """Whether the queue was read completely at least once."""
         return self.rows.as_of is not None
 
     def expire(self) -> None:
-        """Something was changed: read it anew at the next look."""
+        """The letters were changed: read them again at the next refresh."""
         self.rows.expire()
         self._opened.clear()
 
     def depth_is(self, depth: int | None) -> None:
-        """What the queue holds by now: the copy is renewed when it differs."""
+        """Renew the copy if the queue's present depth differs."""
         is_due = self.rows.reading is None and time.monotonic() > self._renewable_at
         if is_due and depth not in (None, self.total):
             self.rows.expire()
 
     def shown(self, selection: Selection, version: str) -> list[str]:
-        """The ids of the letters that a page of this version showed for the selection; without a version, of
-        all that match."""
+        """The ids of the matching letters that a page of this version showed; without a version, of all that
+        match."""
         newest = int(version) if version.isdecimal() else self.version
         return [
             row["letter"]
@@ -156,8 +155,8 @@ class LetterCopy:
         ]
 
     async def find(self, name: str) -> Letter | None:
-        """The letter of this id, or the only one whose request has it. Raises AmbiguousId, or WorkerError
-        where it cannot be looked for."""
+        """The letter with this id, or the only one with this request id. Raises AmbiguousId, or WorkerError
+        if the queue cannot be read."""
         if name in self._opened:
             return self._opened[name]
         selection = Selection(id=frozenset({name}))
@@ -207,7 +206,7 @@ _Search = tuple[Selection, int, int | None]
 
 
 class Sources:
-    """All that the pages are made of, and the runs of this console."""
+    """The data of the pages, and the console's runs."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -223,8 +222,8 @@ class Sources:
         self.runs = Runs()
 
     async def look(self, request: web.Request, *, letters: bool = False) -> None:
-        """Make the broker's state as new as it should be, and the copy of the letters; a browser is shown
-        what is there in time."""
+        """Refresh the broker's state and, with `letters`, the copy of the letters. A browser waits only for a
+        moment."""
         patience = ANSWER if wants_json(request) else PAINT
         await self.state.refreshed(patience if self.state.is_fresh else max(patience, FIRST_PAINT))
         if letters:
@@ -234,33 +233,33 @@ class Sources:
     async def search(
         self, request: web.Request, query: Selection, count: int, before: int | None = None
     ) -> Cached[JournalPage]:
-        """The newest `count` records or more, before an offset. A browser is shown what was found before,
-        while the search goes on. Raises WorkerError where too many are under way."""
+        """The newest `count` records or more before an offset. A browser gets the earlier result while the
+        search continues. Raises WorkerError if too many searches are in progress."""
         key = (query, count, before)
         search = self._searches.pop(key, None) or Cached(lambda: self._find(key), JournalPage())
         if len(self._searches) >= SEARCHES_KEPT:
             idle = next((key for key, each in self._searches.items() if each.reading is None), None)
             if idle is None:
-                raise WorkerError("Too many searches are under way: try again in a moment.")
+                raise WorkerError("Too many searches are in progress: try again in a moment.")
             del self._searches[idle]
         self._searches[key] = search
         await search.refreshed(ANSWER if wants_json(request) else PAINT)
         return search
 
     def expire(self) -> None:
-        """Something was changed: read the broker's state and the letters anew at the next look."""
+        """Something was changed: read the broker's state and the letters again at the next refresh."""
         self.state.expire()
         self.letters.expire()
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End runs, readings and connections."""
         kept: list[Cached[Any]] = [self.state, self.last_hour, self.letters.rows, *self._searches.values()]
         closing: list[ConsoleRun | Cached[Any] | Connection] = [*self.runs.values(), *kept]
         for each in (*closing, *self._connections.values()):
             await each.close()
 
     async def _connection(self, purpose: str) -> Connection:
-        """One for each purpose, opened again when it is lost. Raises BrokerUnreachable."""
+        """The connection for a purpose, reopened if it was lost. Raises BrokerUnreachable."""
         async with self._opening:
             connection = self._connections.get(purpose)
             if connection is None or not connection.is_open:

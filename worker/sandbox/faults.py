@@ -1,5 +1,4 @@
-"""Calls as the sandbox remembers them, its error answers, and faults on request: the calls that they hit, how
-often, and what happens then."""
+"""The sandbox's record of calls, its error answers, and faults on request."""
 
 import asyncio
 import json
@@ -21,7 +20,7 @@ from worker.contract.secrets import MASK
 from worker.contract.settlement import Resource
 
 CarryOut = Callable[[], web.Response]
-"""Carries out the call and returns its answer."""
+"""Executes the call and returns its answer."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -31,7 +30,7 @@ Seconds = Annotated[float, Field(ge=0, le=86_400)]
 def json_answer(
     status: int, document: Mapping[str, Any] | Sequence[Any], headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """An answer that holds JSON."""
+    """A JSON answer."""
     return web.Response(
         body=to_json(document), status=status, headers=headers, content_type="application/json"
     )
@@ -49,10 +48,10 @@ def rest_error(
 class Call:
     """One call. Times are seconds since the epoch; `finished_at` and `status` are None until it ends.
 
-    A call that ended without an answer (reset, or given up by the client) has `finished_at` and no
-    `status`. `in_flight` counts the calls for the same resource that had not ended when this one came.
-    `account` is the one of its token, or for a token call the one asked for. `sha256` is of the body as
-    it arrived; `fault` is the kind of the fault that hit it.
+    A call that ended without an answer (reset, or abandoned by the client) has `finished_at` and no `status`.
+    `in_flight` counts the unfinished calls for the same resource when it arrived. `account` is that of its
+    token, or for a token call the requested one. `sha256` is of the body as it arrived; `fault` is the kind
+    of the fault that hit it.
     """
 
     seq: int
@@ -71,7 +70,7 @@ class Call:
 
     @property
     def resource(self) -> Resource | None:
-        """The resource that the call is about, where it names one."""
+        """The call's resource, if it has one."""
         return Resource.named(self.account, self.platform, self.resource_id)
 
     @property
@@ -81,14 +80,14 @@ class Call:
         return body
 
     def as_json(self) -> dict[str, Any]:
-        """The call as the control endpoint shows it."""
+        """The call as a JSON document."""
         shown = asdict(self) | {"body": self.body}
         del shown["masked"]
         return {to_camel(name): value for name, value in shown.items()}
 
 
 class History(deque[Call]):
-    """The newest calls, oldest first: as many as its `maxlen`."""
+    """The newest `maxlen` calls, oldest first."""
 
     @property
     def token_calls(self) -> list[Call]:
@@ -111,21 +110,21 @@ def masked(document: Mapping[str, Any]) -> bytes:
 
 
 class Fault(BaseModel):
-    """A fault, and the calls that it hits: all that match, or only `count` of them, or a share of `rate`.
+    """A fault, and the calls that it hits: all that match, only `count` of them, or a share of `rate`.
 
-    `path` is the token or the registration endpoint; nothing given means any. The first fault added that
-    hits a call decides its answer; latencies add up.
+    `path` is the token or the registration endpoint; None means both. Of several faults that hit a call, the
+    first decides the answer; latencies add up.
 
     - `latency`: the call waits `seconds`, or a random time between that and `up_to`.
     - `status`: an error, a redirect or any other answer. `retry_after` is the header (seconds or a date),
-      `body_retry_after` the body's hint, `location` where a redirect leads. `body` replaces the JSON error
+      `body_retry_after` the body's hint, `location` the target of a redirect. `body` replaces the JSON error
       body by any text, of any `content_type`.
-    - `hang`: no answer at all; the connection stays open until the client gives up.
+    - `hang`: no answer; the connection stays open until the client closes it.
     - `reset`: the connection is reset instead of an answer.
-    - `half`: the request is carried out, its answer breaks off in the middle and the connection closes.
-    - `short_token`: the token ends after `seconds`, although its `expires_in` says otherwise.
+    - `half`: the request is executed, its answer is cut off in the middle, and the connection closes.
+    - `short_token`: the token expires after `seconds`, although its `expires_in` is longer.
 
-    With `applied` the request is carried out although it gets no answer, or an error.
+    With `applied` the request is executed although it gets no answer, or an error.
     """
 
     model_config = ConfigDict(
@@ -143,7 +142,7 @@ class Fault(BaseModel):
     up_to: Seconds | None = None
     applied: bool = False
     status: Annotated[int, Field(ge=200, le=599)] = 503
-    message: str = "Asked for by the sandbox's faults"
+    message: str = "Requested by the sandbox's faults"
     errorcode: int = 0
     retry_after: int | float | str | None = None
     body_retry_after: float | None = None
@@ -152,8 +151,8 @@ class Fault(BaseModel):
     content_type: str = "text/plain"
 
     async def answer(self, request: web.Request, carry_out: CarryOut) -> web.StreamResponse:
-        """What a call gets for its answer. A handler is cancelled when its connection is lost: a call that
-        gets none waits for that."""
+        """The answer of the call. A call without an answer waits until its connection is lost, which cancels
+        the handler."""
         answer = carry_out() if self.applied or self.kind == "half" else None
         if self.kind == "status":
             return self._error()
@@ -170,8 +169,8 @@ class Fault(BaseModel):
         return response
 
     def _error(self) -> web.Response:
-        given = {"Retry-After": self.retry_after, "Location": self.location}
-        headers = {name: str(value) for name, value in given.items() if value is not None}
+        hints = {"Retry-After": self.retry_after, "Location": self.location}
+        headers = {name: str(value) for name, value in hints.items() if value is not None}
         if self.body is not None:
             return web.Response(
                 text=self.body, status=self.status, headers=headers, content_type=self.content_type
@@ -191,23 +190,23 @@ class Faults(list[Fault]):
         self._random = random.Random(seed)  # noqa: S311
 
     def add(self, *faults: Fault) -> None:
-        """Put faults in force; each is gone once its `count` is used up."""
+        """Add faults. Each is removed when its `count` is used up."""
         self += [fault.model_copy() for fault in faults]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The faults in force, with the number of calls that each has hit."""
+        """The faults in force, with their numbers of hits."""
         return [
             fault.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"hits": fault.hits}
             for fault in self
         ]
 
     def delay(self, call: Call) -> float:
-        """Seconds that the call has to wait."""
+        """The call's latency in seconds."""
         hits = self.hits(call, "latency")
         return sum(self._random.uniform(hit.seconds, hit.up_to or hit.seconds) for hit in hits)
 
     def hits(self, call: Call, *kinds: str) -> Iterator[Fault]:
-        """The faults of these kinds that hit the call: each counts when it is taken."""
+        """The faults of these kinds that hit the call. Each hit is counted when it is yielded."""
         about = {"path": call.endpoint, "account": call.account, "resource_id": call.resource_id}
         for fault in tuple(self):
             matches = all(getattr(fault, name) in (None, value) for name, value in about.items())

@@ -1,4 +1,4 @@
-"""The sandbox as an HTTP server: the two endpoints of Marketing Cloud, and those that control the sandbox."""
+"""The sandbox's HTTP server: the two endpoints of Marketing Cloud, and those that control the sandbox."""
 
 import asyncio
 import hashlib
@@ -37,15 +37,14 @@ Endpoint = Callable[[web.Request, Call, dict[str, Any], str], web.Response]
 
 
 class Sandbox:
-    """A local Marketing Cloud, up while the context lasts.
+    """A local Marketing Cloud, which runs within the context.
 
-    `port` 0 takes a free one. `account_ids` are the business units that a token may be asked for, None
-    for any. `token_lifetime` is in seconds. `seed` makes random faults repeatable. Entering raises
-    SettingsError if the address cannot be listened on. `url` is where it listens; token and REST URL are the
-    same.
+    `port` 0 chooses a free one. `account_ids` are the business units that may have tokens, None for any.
+    `token_lifetime` is in seconds. `seed` makes random faults repeatable. Entering raises SettingsError if
+    the address cannot be used. `url` is both the token and the REST URL.
 
-    `history`, `registrations` (the newest call for each resource) and `faults` may be used directly;
-    history and faults over HTTP under `/sandbox` too.
+    `history`, `registrations` (the newest call for each resource) and `faults` may be used directly; history
+    and faults also over HTTP under `/sandbox`.
     """
 
     def __init__(
@@ -68,14 +67,14 @@ class Sandbox:
         self._token_lifetime = token_lifetime
         self._tokens: dict[str, tuple[str | None, float]] = {}  # account, and when it ends
         self._numbers = count(1)
-        self._under_way: Counter[Resource | None] = Counter()
+        self._in_flight: Counter[Resource | None] = Counter()
         self._address = host, port
         self._server = HttpServer(
             self._application(), CONNECTION_LIMIT, handler_cancellation=True, shutdown_timeout=0.1
         )
 
     def heal(self) -> None:
-        """End all faults. Calls that hang keep hanging until their client gives up."""
+        """Remove all faults. Calls that hang still hang until their client closes the connection."""
         self.faults.clear()
 
     def revoke_tokens(self) -> None:
@@ -122,15 +121,15 @@ class Sandbox:
             call.platform, call.resource_id = verdict.platform, verdict.resource_id
             call.sha256 = hashlib.sha256(body).hexdigest()
         resource = call.resource
-        call.in_flight = self._under_way[resource]
-        self._under_way[resource] += 1
+        call.in_flight = self._in_flight[resource]
+        self._in_flight[resource] += 1
         self.history.append(call)
         try:
             response = await self._answer(request, call, partial(endpoint, request, call, document, problem))
             call.status = response.status
         finally:
             call.finished_at = time.time()
-            self._under_way[resource] -= 1
+            self._in_flight[resource] -= 1
         return response
 
     async def _answer(
@@ -170,7 +169,7 @@ class Sandbox:
         return json_answer(200, document, {"Cache-Control": "no-store"})
 
     def _bearer(self, request: web.Request) -> tuple[str | None, float] | None:
-        """The account of the token in force that the call bears, and when it ends."""
+        """The account of the call's token and when it expires; None without a valid token."""
         scheme, _, value = request.headers.get("Authorization", "").partition(" ")
         token = self._tokens.get(value.strip()) if scheme.lower() == "bearer" else None
         return token if token and time.monotonic() < token[1] else None
@@ -178,7 +177,7 @@ class Sandbox:
     def _register(
         self, request: web.Request, call: Call, document: dict[str, Any], problem: str
     ) -> web.Response:
-        # Checked when the call is carried out: a token may end while the call waits.
+        # Checked now: the token may have expired while the call waited.
         token = self._bearer(request)
         if token is None:
             return rest_error(401, "Not Authorized", 40004)
@@ -198,10 +197,10 @@ class Sandbox:
     async def _add_faults(self, request: web.Request) -> web.Response:
         body = (await request.read()).strip()
         try:
-            given = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
+            faults = FAULTS.validate_json(b"[%b]" % body if body.startswith(b"{") else body)
         except ValidationError as invalid:
             return rest_error(400, _explain(invalid), AGGREGATE)
-        self.faults.add(*given)
+        self.faults.add(*faults)
         return json_answer(201, self.faults.as_json())
 
     async def _heal(self, _: web.Request) -> web.Response:
@@ -214,8 +213,8 @@ class Sandbox:
 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A web page in a browser on the same machine cannot use the control endpoints: they answer only to a
-    name that no page can have, and take only JSON, for which a browser would ask first."""
+    """Keep web pages from the control endpoints: these answer only to host names that no page can have, and
+    accept only JSON, for which a browser sends a preflight request first."""
     if request.path.startswith(CONTROL):
         if not _is_own(request.host):
             return rest_error(403, "The sandbox is controlled by its own address only")
@@ -225,19 +224,19 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except web.HTTPException as error:
         if error.status == 404 and request.path.startswith(REST):
-            return rest_error(596, "Service Not Found")  # as the gateway before the REST API says
+            return rest_error(596, "Service Not Found")  # as the gateway of the REST API answers
         return rest_error(error.status, error.reason)
 
 
 def _is_own(host: str) -> bool:
-    """Whether a Host header names an address, localhost or a container. A page whose own name was made to
-    lead here (DNS rebinding) has a name with dots."""
+    """Whether a Host header names an address, localhost or a container. The name of a page that uses DNS
+    rebinding has dots."""
     name = host_name(host)
     return address_of(name) is not None or bool(re.fullmatch(r"[a-z0-9_-]+(\.localhost)?", name))
 
 
 def _token_error(status: int, error: str, description: str) -> web.Response:
-    """An OAuth 2.0 error, as `/v2/token` words it."""
+    """An OAuth 2.0 error in the form of `/v2/token`."""
     document = {"error": error, "error_description": description, "error_uri": ERROR_URI}
     return json_answer(status, document, {"Cache-Control": "no-store"})
 

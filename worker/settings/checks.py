@@ -1,4 +1,4 @@
-"""Checks of settings. Each raises ValueError with a text that begins with "must" and never holds the
+"""Checks of settings. Each raises ValueError with a text that begins with "must" and never quotes the
 value."""
 
 import base64
@@ -14,7 +14,7 @@ from yarl import URL
 from worker.settings.sources import variable
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
-# Our words for pydantic's errors.
+# Texts for pydantic's errors.
 _KINDS = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -25,15 +25,15 @@ _KINDS = {
 
 
 def split_urls(text: str) -> list[str]:
-    """The broker's URLs in their order, from a list separated by commas. A comma inside a URL (a password may
-    hold one) separates nothing: only one before the next scheme does."""
+    """The broker's URLs in order, from a comma-separated list. A comma separates only before a scheme,
+    because passwords may contain one."""
     parts = re.split(r"\s*,\s*(?=amqps?://)", text.strip().rstrip(", \t"))
     return [part.strip() for part in parts]
 
 
 def parse_keys(text: str) -> dict[str, bytes]:
-    """Keys by their ids, the newest first, from `ID:KEY` separated by commas or line ends, each key 32
-    bytes in base64. Raises ValueError, whose text holds no key."""
+    """Keys by id, newest first, from `ID:KEY` separated by commas or line ends, each key 32 bytes in base64.
+    Raises ValueError; its text holds no key."""
     keys: dict[str, bytes] = {}
     for entry in filter(None, re.split(r"[,\s]+", text)):
         name, _, encoded = entry.partition(":")
@@ -48,10 +48,10 @@ def parse_keys(text: str) -> dict[str, bytes]:
 
 
 def parsed_url(text: str, *schemes: str) -> URL:
-    """The URL, which has one of these schemes. Its port is a number, and its host an address or a name that
-    can be looked up: otherwise each request would fail at it."""
-    # The text of the URL's own error quotes it, password included.
-    unreadable = "must be a URL that can be read: check its host and port, and escape special characters"
+    """The URL, if it has one of these schemes, a valid port, and an address or valid name as its host. Raises
+    ValueError."""
+    # The library's error text quotes the URL, password included.
+    unreadable = "must be a valid URL: check its host and port, and escape special characters"
     try:
         url = URL(text)
         name = (url.host or "") and (url.raw_host or "")
@@ -74,16 +74,16 @@ def _is_host(name: str) -> bool:
 
 
 def tls_context(peer: str, ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """The context for these files. Raises ValueError, whose text begins with the variable of the one that
-    cannot be used."""
-    name, what = f"{peer}_ca_file", "a PEM file of certificates that can be read"
+    """The context for these files. Raises ValueError; its text begins with the variable of the unusable
+    file."""
+    name, what = f"{peer}_ca_file", "a readable PEM file of certificates"
     try:
         context = ssl.create_default_context(cafile=ca)
         if certificate:
             name = f"{peer}_cert_file"
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
-            name, what = f"{peer}_key_file", "the key of the certificate as a PEM file that can be read"
-            # Without a password OpenSSL would ask on the terminal.
+            name, what = f"{peer}_key_file", "the certificate's key as a readable PEM file"
+            # Without a password, OpenSSL would prompt on the terminal.
             context.load_cert_chain(certificate, key, password=lambda: "")
     except OSError as error:
         why = "it is not, or needs a passphrase" if isinstance(error, ssl.SSLError) else error.strerror
@@ -92,7 +92,7 @@ def tls_context(peer: str, ca: Path | None, certificate: Path | None, key: Path 
 
 
 def explain(error: ValidationError) -> str:
-    """The first problem in one line: the variable and what it must be."""
+    """The first error in one line: the variable and what it must be."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
@@ -146,7 +146,7 @@ OptionalPort = Annotated[Port | None, BeforeValidator(_port_or_off)]
 AmqpUrls = Annotated[SecretStr, AfterValidator(_amqp_urls)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 AccountId = Annotated[str | None, BeforeValidator(_stripped)]
-# RabbitMQ keeps `amq.` for itself. AMQP 0-9-1 allows exchange names of 127 characters; the longest here is
+# RabbitMQ reserves `amq.`. AMQP 0-9-1 allows exchange names of 127 characters; the longest here is
 # PREFIX.dead.
 Prefix = Annotated[
     str,

@@ -28,7 +28,7 @@ from worker.settings.sources import PREFIX, environment, is_blank, read_file, re
 
 Warn = Callable[[str, str], object]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-# Variables of our own tools, which stand beside the worker's in one environment.
+# Variables of this project's tools, which may be in the same environment.
 NOT_SETTINGS = frozenset(
     {"OTT_BROKER", "OTT_TEST_AMQP_URLS", "OTT_TEST_RABBITMQ_ROOT", "OTT_TEST_RABBITMQ_ROOTS"}
 )
@@ -39,7 +39,7 @@ def _setting(description: str, default: Any = None, **limits: Any) -> Any:
 
 
 class Settings(BaseModel):
-    """All settings of one process. Read them with `load_settings`, which explains what is wrong."""
+    """All settings of one process. Read them with `load_settings`, which explains errors."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -47,16 +47,16 @@ class Settings(BaseModel):
         "`amqps://` for TLS; several nodes of a cluster separated by commas",
         SecretStr("amqp://guest:guest@localhost:5672/"),
     )
-    amqp_ca_file: Path | None = _setting("CA certificates (PEM) that vouch for the broker")
+    amqp_ca_file: Path | None = _setting("CA certificates (PEM) for the broker")
     amqp_cert_file: Path | None = _setting("client certificate (PEM) for the broker")
     amqp_key_file: Path | None = _setting("key of the client certificate (PEM)")
     prefix: Prefix = _setting("names every queue and exchange", "ott.registration")
     declare: bool = _setting("declare what is missing; `false` only checks", True)
-    mc_subdomain: Subdomain | None = _setting("gives both URLs below")
+    mc_subdomain: Subdomain | None = _setting("the tenant's subdomain; defines both URLs below")
     mc_auth_url: HttpUrl | None = _setting("overrides the auth URL")
     mc_rest_url: HttpUrl | None = _setting("overrides the REST URL")
     mc_insecure_http: bool = _setting("accept `http://` beyond loopback: a sandbox in a container", False)
-    mc_ca_file: Path | None = _setting("CA certificates (PEM) that vouch for Marketing Cloud")
+    mc_ca_file: Path | None = _setting("CA certificates (PEM) for Marketing Cloud")
     mc_client_id: str | None = _setting("required by `run`")
     mc_client_secret: SecretStr | None = _setting("required by `run`")
     mc_account_id: AccountId = _setting("default business unit (MID)")
@@ -71,7 +71,7 @@ class Settings(BaseModel):
     retry_budget: Positive = _setting("seconds for one request, outages not counted", 300)
     retry_base: Positive = _setting("seconds; first back-off step", 0.5)
     gate_after: int = _setting("failures in a row that mean an outage", 5, ge=1)
-    hold_limit: Positive = _setting("seconds that a delivery is held before it goes back", 600, le=1500)
+    hold_limit: Positive = _setting("seconds that a delivery is held before it is requeued", 600, le=1500)
     shutdown_grace: float = _setting("seconds to drain after SIGTERM", 25, ge=0, allow_inf_nan=False)
     max_body_bytes: int = _setting("larger requests are refused", 1_048_576, ge=1)
     journal: bool = _setting("keep a record of settled requests; replays need it", True)
@@ -82,16 +82,14 @@ class Settings(BaseModel):
     )
     admin_host: str = _setting("address of the admin server", "127.0.0.1")
     admin_port: OptionalPort = _setting(
-        "`/livez`, `/readyz`, `/metrics`; 0 takes a free port, empty turns it off", 8080
+        "`/livez`, `/readyz`, `/metrics`; 0 chooses a free port, empty turns it off", 8080
     )
     console_host: str = _setting("address of the console", "127.0.0.1")
-    console_port: Port = _setting("port of the console; 0 takes a free one", 8090)
-    console_password: SecretStr | None = _setting("asked for by the console; required beyond loopback")
-    console_url: HttpUrl | None = _setting(
-        "the address that people use behind a reverse proxy: scheme, host, path"
-    )
-    console_read_only: bool = _setting("the console shows, and changes nothing", False)
-    traces: bool = _setting("trace with OpenTelemetry (the extra `otel`), set by its own variables", False)
+    console_port: Port = _setting("port of the console; 0 chooses a free one", 8090)
+    console_password: SecretStr | None = _setting("password of the console; required beyond loopback")
+    console_url: HttpUrl | None = _setting("the console's URL behind a reverse proxy: scheme, host, path")
+    console_read_only: bool = _setting("the console changes nothing", False)
+    traces: bool = _setting("trace with OpenTelemetry (extra `otel`), configured by its variables", False)
     log_format: Literal["json", "console"] | None = _setting(
         "`json` or `console`; by default `json` unless a terminal"
     )
@@ -99,7 +97,7 @@ class Settings(BaseModel):
         "`debug`, `info`, `warning` or `error`", "info"
     )
 
-    _given_in_code: frozenset[str] = PrivateAttr(default=frozenset())
+    _set_in_code: frozenset[str] = PrivateAttr(default=frozenset())
     _last_good: dict[str, str] = PrivateAttr(default_factory=dict)
     _tls: dict[str, tuple[object, ssl.SSLContext]] = PrivateAttr(default_factory=dict)
     _warn: Warn = PrivateAttr(default_factory=lambda: lambda name, why: None)
@@ -108,7 +106,7 @@ class Settings(BaseModel):
     def _consistent(self) -> Self:
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
             raise ValueError("OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE must be set together")
-        # Checked at the start: at the first connection a wrong file would look like an outage.
+        # Check the files at the start: at the first connection a wrong one would look like an outage.
         if self.amqp_ca_file or self.amqp_cert_file:
             self.tls("amqp")
         if self.mc_ca_file:
@@ -136,32 +134,32 @@ class Settings(BaseModel):
         return self.mc_subdomain and f"https://{self.mc_subdomain}.{service}.marketingcloudapis.com"
 
     def now(self, field: str) -> str:
-        """The value of a text `field` now: its file may have been replaced since the start, so that a
-        secret can be rotated without a restart. What was given in code stays as it is. Where the file cannot
-        be read, or holds no such value, the last good one stays, with a warning."""
+        """The present value of a text `field`. Its file is read each time, so that a secret can be rotated
+        without a restart. A value that was set in code stays. If the file is unreadable or its value invalid,
+        the last valid value stays, with a warning."""
         value = getattr(self, field)
         current = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
         good = self._last_good.get(field, str(current))
-        if field in self._given_in_code:
+        if field in self._set_in_code:
             return good
         try:
             path = environment().get(f"{variable(field)}_FILE")
             if not path:
                 return good
-            given = read_file(path, variable(field))
-            if is_blank(given):
+            text = read_file(path, variable(field))
+            if is_blank(text):
                 raise SettingsError(f"{variable(field)}_FILE is empty")  # noqa: TRY301
-            Settings(**{field: given})
+            Settings(**{field: text})
         except (SettingsError, ValidationError) as error:
             why = explain(error) if isinstance(error, ValidationError) else error
-            self._warn(f"{variable(field)}_FILE", f"{why}; the last good value stays")
+            self._warn(f"{variable(field)}_FILE", f"{why}; the last valid value stays in use")
             return good
-        self._last_good[field] = given
-        return given
+        self._last_good[field] = text
+        return text
 
     def tls(self, peer: Literal["amqp", "mc"]) -> ssl.SSLContext:
-        """What verifies the broker or Marketing Cloud. The files are read anew when one of them has changed;
-        where they cannot be used the last good ones stay, with a warning. Raises SettingsError."""
+        """The TLS context for the broker or Marketing Cloud. The files are read again when one has changed.
+        If they cannot be used, the last valid context stays, with a warning. Raises SettingsError."""
         files = [getattr(self, f"{peer}_{name}_file", None) for name in ("ca", "cert", "key")]
         state = [_state_of(path) for path in files]
         before, context = self._tls.get(peer, (None, None))
@@ -172,17 +170,17 @@ class Settings(BaseModel):
         except ValueError as error:
             if context is None:
                 raise SettingsError(str(error)) from None
-            self._warn(str(error).partition(" ")[0], f"{error}; the last good ones stay")
+            self._warn(str(error).partition(" ")[0], f"{error}; the last valid ones stay in use")
         self._tls[peer] = (state, context)
         return context
 
     def warn_by(self, warn: Warn) -> None:
-        """Tell `warn` the variable and the text where a file that was replaced cannot be used."""
+        """Call `warn` with the variable and a text if a replaced file cannot be used."""
         self._warn = warn
 
     def require_marketing_cloud(self) -> None:
-        """Raise SettingsError where what a call to Marketing Cloud needs is missing."""
-        for given, missing in (
+        """Raise SettingsError if a setting that calls to Marketing Cloud need is missing."""
+        for value, missing in (
             (self.auth_url, "SUBDOMAIN must be set: your tenant's subdomain (or set OTT_MC_AUTH_URL)"),
             (self.mc_client_id, "CLIENT_ID must be set: the client id of your API package"),
             (
@@ -191,12 +189,12 @@ class Settings(BaseModel):
                 "(or OTT_MC_CLIENT_SECRET_FILE)",
             ),
         ):
-            if not given:
+            if not value:
                 raise SettingsError(f"OTT_MC_{missing}")
 
 
 def _state_of(path: Path | None) -> object:
-    """What changes with the file."""
+    """A value that changes when the file changes."""
     try:
         found = path and path.stat()
     except OSError:
@@ -205,22 +203,22 @@ def _state_of(path: Path | None) -> object:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read and check all settings. Raises SettingsError: one line, no value of a secret."""
+    """Read and check all settings. Raises SettingsError: one line, without the value of a secret."""
     try:
-        given = environment()
-        values = {field: read_value(given, field) for field in Settings.model_fields}
+        variables = environment()
+        values = {field: read_value(variables, field) for field in Settings.model_fields}
         settings = Settings(
             **{name: value for name, value in values.items() if value is not None} | overrides
         )
-        settings._given_in_code = frozenset(overrides)
+        settings._set_in_code = frozenset(overrides)
     except ValidationError as error:
         raise SettingsError(explain(error)) from None
     return settings
 
 
 def unknown_variables() -> dict[str, str]:
-    """Variables `OTT_…` that are no setting, each with why it is not read, which names the nearest setting
-    (contract §7). Raises SettingsError where `.env` cannot be read."""
+    """Variables `OTT_…` that are not settings, each with a text that names the nearest setting (contract §7).
+    Raises SettingsError if `.env` cannot be read."""
     known = {variable(field) for field in Settings.model_fields}
     known |= {f"{name}_FILE" for name in known if not name.endswith("_FILE")}
     strangers = {name for name in environment() if name.startswith(PREFIX)} - known - NOT_SETTINGS

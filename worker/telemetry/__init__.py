@@ -1,1 +1,1 @@
-"""Event listeners: they turn the worker's events into logs, metrics, traces and health."""
+"""Logs, metrics, traces, status and health of a worker."""

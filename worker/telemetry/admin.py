@@ -1,10 +1,10 @@
-"""The admin server: `/livez`, `/readyz` and `/metrics` (contract §7). It says nothing secret.
+"""The admin server: `/livez`, `/readyz` and `/metrics` (contract §7). Its answers hold no secret.
 
-Live means that this process works: a restart heals neither RabbitMQ nor Marketing Cloud. Ready means that the
-worker takes requests, or would take over at once from the one that does.
+Live means that this process works, because a restart repairs neither RabbitMQ nor Marketing Cloud. Ready
+means that the worker consumes requests, or is ready to take over.
 
-It shares the event loop with the requests, so its cost is bounded: a connection may rest for 5 seconds; the
-65th connection closes the oldest; the metrics are computed once a second at most.
+It shares the event loop with the requests, so its load is bounded: an idle connection is closed after 5
+seconds, the 65th connection closes the oldest, and the metrics are computed at most once a second.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ CONNECTION_LIMIT = 64
 CONNECTION_LIFE = 5.0  # seconds
 PAGE_LIFE = 1.0  # seconds
 HEADER_LIMIT = 4096  # bytes of a line of the request, and of a field
-MARGIN = 60.0  # seconds that a deadline may be exceeded by
+MARGIN = 60.0  # seconds by which a deadline may be exceeded
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
-Check = tuple[bool, str]  # whether it holds, and what is so
+Check = tuple[bool, str]  # whether it passes, and its text
 
 
 @contextlib.asynccontextmanager
 async def serve(service: Service, metrics: Metrics, phase: WorkerPhase) -> AsyncIterator[str | None]:
-    """Serve while the context lasts, at the URL that it gives; None where the port is empty. Raises
-    SettingsError where the address cannot be listened on."""
+    """Serve within the context, at the URL that it yields (None without a port). Raises SettingsError if the
+    address cannot be used."""
     settings, page, page_ends = service.settings, b"", 0.0
     metrics.registry.register(Gauges(service, phase))
 
@@ -77,8 +77,8 @@ async def serve(service: Service, metrics: Metrics, phase: WorkerPhase) -> Async
 
 
 def live(service: Service) -> dict[str, Check]:
-    """Whether the process works: nothing is held far beyond its deadline. (That the event loop turns is shown
-    by the answer itself.)"""
+    """Whether the process works: no delivery is held far beyond its deadline, and publishing goes on. (The
+    answer itself shows that the event loop runs.)"""
     settings = service.settings
     held = service.oldest_age
     failed = service.publisher.has_failed
@@ -87,13 +87,13 @@ def live(service: Service) -> dict[str, Check]:
             held < settings.hold_limit + settings.shutdown_grace + MARGIN,
             f"oldest held for {held:.0f} s",
         ),
-        "publisher": (not failed, "a defect ended it" if failed else "runs"),
+        "publisher": (not failed, "a defect ended it" if failed else "running"),
     }
 
 
 def ready(service: Service, phase: WorkerPhase) -> dict[str, Check]:
-    """Whether it takes requests or stands by to take them over. A pause or an outage leaves it ready: another
-    worker would wait too. So does trouble of other accounts: only messages that name them fail."""
+    """Whether it consumes requests or is ready to take over. A pause or an outage leaves it ready, because
+    another worker would wait too. So do failures of other accounts, which concern only their own requests."""
     accounts, flow = service.marketing_cloud.accounts, service.flow
     others = accounts.others_in_trouble
     first = "; ".join(f"{account}: {why}" for account, why in list(others.items())[:3])
@@ -104,7 +104,7 @@ def ready(service: Service, phase: WorkerPhase) -> dict[str, Check]:
         "publisher": _publisher(service),
         "token": (
             has_token or not trouble,
-            "held" if has_token else trouble or "not needed yet, or since it expired",
+            "valid" if has_token else trouble or "not needed yet, or since it expired",
         ),
         "accounts": (True, f"{len(others)} in trouble: {first}" if others else "none in trouble"),
         "gate": (True, f"{flow.state.value}: {flow.why}" if flow.is_pausing else "open"),
@@ -113,7 +113,7 @@ def ready(service: Service, phase: WorkerPhase) -> dict[str, Check]:
 
 
 def situation(service: Service, phase: WorkerPhase) -> list[str]:
-    """A line for each reason for which this worker settles nothing."""
+    """A line for each condition that stops or slows this worker."""
     now = datetime.now(UTC)
     return [f"{each.line(now)}. {each.advice}" for each in of_worker(describe(service, phase))]
 

@@ -1,6 +1,6 @@
-"""Logs on standard error: JSON, or for people at a terminal (contract §7).
+"""Logs on standard error: JSON, or text on a terminal (contract §7).
 
-The lines of events are those of `worker.events`. No event holds a secret, and neither does a line.
+`worker.events` defines the lines. No event holds a secret, so no line does.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from worker.events import EVENTS, Event, EventListener
 from worker.settings import Settings
 
 LINES_KEPT = 1000
-END_TIMEOUT = 1.0  # seconds for the lines that are left at the end
+END_TIMEOUT = 1.0  # seconds for the remaining lines at the end
 REPEAT_INTERVAL = 60.0  # seconds before the same failure is logged again
 FAILURES_KEPT = 1000
 LONGEST_TEXT = 500  # characters
@@ -38,20 +38,19 @@ Logger = structlog.typing.FilteringBoundLogger
 
 
 class LineWriter:
-    """A text file, as far as a logger needs one. A thread of its own writes to a descriptor: a pipe that
-    nobody reads, or a full disk, holds up nothing. A line that cannot be written, or finds no room, is
-    dropped."""
+    """The file of a logger. A separate thread writes to a descriptor, so that a full pipe or disk blocks
+    nothing. Lines that cannot be written, or exceed LINES_KEPT, are dropped."""
 
     def __init__(self, descriptor: int, dropped: Callable[[], object]) -> None:
         """`dropped` is called for each line that is dropped."""
         self._descriptor = descriptor
         self._dropped = dropped
         self._lines: queue.Queue[bytes | threading.Event] = queue.Queue(LINES_KEPT)
-        self._is_torn = False  # a line was written in part
+        self._is_torn = False  # a line was written partially
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def write(self, text: str) -> int:
-        """Never blocks."""
+        """Add a line. Never blocks."""
         try:
             self._lines.put_nowait(text.encode(errors="backslashreplace"))
         except queue.Full:
@@ -59,10 +58,10 @@ class LineWriter:
         return len(text)
 
     def flush(self) -> None:
-        """Lines are not held back."""
+        """Do nothing: lines are not buffered."""
 
     def close(self) -> None:
-        """Wait a moment for the lines that are left."""
+        """Wait a moment for the remaining lines."""
         written = threading.Event()
         try:
             self._lines.put(written, timeout=END_TIMEOUT)
@@ -86,7 +85,7 @@ class LineWriter:
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another process made the terminal or pipe so
+            except BlockingIOError:  # another process made the terminal or pipe non-blocking
                 select.select([], [self._descriptor], [])
             finally:
                 if len(rest) < len(line):
@@ -94,7 +93,7 @@ class LineWriter:
 
 
 def configure(settings: Settings, file: TextIO | LineWriter | None = None) -> Logger:
-    """Set logging up for this process, to standard error or a `file`."""
+    """Configure logging to standard error or a `file`."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     as_json = settings.log_format == "json" or (settings.log_format is None and not terminal)
     renderer: Any = (
@@ -116,7 +115,7 @@ def configure(settings: Settings, file: TextIO | LineWriter | None = None) -> Lo
 
 
 def unexpected(logger: Logger, context: Mapping[str, Any]) -> None:
-    """Log an exception that no task awaited, by its type alone: its text could hold a secret."""
+    """Log the type of an exception that no task awaited. Its text could hold a secret."""
     error = context.get("exception")
     logger.error("internal error in the background", error=type(error).__name__ if error else "unknown")
 
@@ -134,42 +133,42 @@ def _plain(value: object) -> object:
 
 
 class Log(EventListener):
-    """Each event's line; one for each settled request at debug."""
+    """Logs each event; with `debug` also each settled request."""
 
     def __init__(self, logger: Logger, *, debug: bool) -> None:
         self._log = logger
-        self._said: dict[tuple[object, ...], float] = {}
+        self._logged: dict[tuple[object, ...], float] = {}  # events that repeat: when they were last logged
         self.listen(
-            **{name: partial(self._tell, name, event) for name, event in EVENTS.items() if event.level}
+            **{name: partial(self._log_event, name, event) for name, event in EVENTS.items() if event.level}
         )
         if debug:
-            self.listen(settled=self._tell_settled)
+            self.listen(settled=self._log_settled)
 
-    def _tell(self, name: str, event: Event, *values: object) -> None:
+    def _log_event(self, name: str, event: Event, *values: object) -> None:
         if event.repeats and self._goes_on((name, *values)):
             return
         if event.ends:
-            self._said = {said: at for said, at in self._said.items() if said[0] != event.ends}
+            self._logged = {key: at for key, at in self._logged.items() if key[0] != event.ends}
         getattr(self._log, str(event.level))(event.text, **dict(zip(event.fields, values, strict=True)))
 
     def _goes_on(self, failure: tuple[object, ...]) -> bool:
-        """Whether it was logged less than a minute ago."""
+        """Whether the same failure was logged less than REPEAT_INTERVAL ago."""
         now = time.monotonic()
-        if now - self._said.get(failure, float("-inf")) < REPEAT_INTERVAL:
+        if now - self._logged.get(failure, float("-inf")) < REPEAT_INTERVAL:
             return True
-        if len(self._said) >= FAILURES_KEPT:
-            self._said.clear()
-        self._said[failure] = now
+        if len(self._logged) >= FAILURES_KEPT:
+            self._logged.clear()
+        self._logged[failure] = now
         return False
 
-    def _tell_settled(self, settlement: Settlement, seconds: float) -> None:
-        told = {name: getattr(settlement, name) for name in SETTLED_FIELDS}
-        self._log.debug("settled", **told, seconds=seconds)
+    def _log_settled(self, settlement: Settlement, seconds: float) -> None:
+        fields = {name: getattr(settlement, name) for name in SETTLED_FIELDS}
+        self._log.debug("settled", **fields, seconds=seconds)
 
 
 class Summary(EventListener):
-    """One line a minute while requests are settled, instead of one for each: counts by status and by reason,
-    and one example of each reason. A minute without requests has no line."""
+    """Logs one line per minute in which requests are settled: counts by status and reason, and one example
+    error for each reason."""
 
     def __init__(self, logger: Logger, interval: float = SUMMARY_INTERVAL) -> None:
         self._log = logger
@@ -187,7 +186,7 @@ class Summary(EventListener):
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._since = loop.time()
-            self._timer = loop.call_later(self._interval, self.tell)
+            self._timer = loop.call_later(self._interval, self.log)
         self._counts[settlement.status] += 1
         self._counts["retried"] += settlement.attempts > 1
         if (reason := settlement.reason) is not None:
@@ -195,7 +194,7 @@ class Summary(EventListener):
             if reason not in self._examples:
                 self._examples[reason] = brief(error_text(settlement))
 
-    def tell(self) -> None:
+    def log(self) -> None:
         """Log the counts that have not been logged yet."""
         if self._timer is None:
             return

@@ -35,8 +35,8 @@ OWN_QUEUES = ("replies", "dead", "journal")
 
 
 class Metrics(EventListener):
-    """Counts events, in `registry`. Where the values of a label are known, counters start at zero: so the
-    first event shows as an increase."""
+    """Counts events, in `registry`. If the values of a label are known, their counters start at zero, so that
+    the first event shows as an increase."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -48,7 +48,7 @@ class Metrics(EventListener):
         self._requests = counter(
             "requests", "Settled requests by outcome.", status=STATUSES, platform=(*PLATFORMS, "none")
         )
-        self._attempts = counter("attempts", "Calls spent on settled requests, outages not counted.")
+        self._attempts = counter("attempts", "Calls for settled requests, without those during outages.")
         self._durations = histogram(
             "request_duration_seconds",
             "From a request's delivery to its acknowledgement.",
@@ -71,20 +71,20 @@ class Metrics(EventListener):
         self._connected: set[str] = set()
         self.lines_dropped = counter("log_lines_dropped", "Log lines that could not be written.")
         refused = counter(
-            "replies_refused", "Replies that did not go where reply_to says.", reason=REPLY_REFUSALS
+            "replies_refused", "Replies that did not follow their reply_to.", reason=REPLY_REFUSALS
         )
         failures = counter("journey_failures", "Defects that stopped a request.")
         stale = counter("stale_deliveries", "In flight on a lost connection; the broker redelivers them.")
-        returned = counter("returned_deliveries", "Deliveries given back to the queue.")
+        returned = counter("returned_deliveries", "Deliveries that the worker requeued.")
         turned_down = counter(
             "publishes_turned_down",
-            "Messages that a queue of the worker's own did not take; each is tried again.",
+            "Messages that a queue of the worker rejected; each is published again.",
             queue=OWN_QUEUES,
         )
-        routed = counter("routed_requests", "Requests that this worker put into a partition.", partition=())
+        routed = counter("routed_requests", "Requests that this worker routed to a partition.", partition=())
         late = counter(
             "late_requests_ignored",
-            "Requests that a router published after it had lost its role; its successor has them too.",
+            "Requests of a router that was already replaced; its successor has them too.",
         )
         closings = counter("gate_closings", "Outages of Marketing Cloud that paused the worker.")
         self.listen(
@@ -129,14 +129,14 @@ class Metrics(EventListener):
 
 
 class Gauges(Collector):
-    """What the worker is doing now."""
+    """The worker's present state."""
 
     def __init__(self, service: Service, phase: WorkerPhase) -> None:
         self._service = service
         self._phase = phase
 
     def collect(self) -> Iterable[Metric]:
-        """All of them, as they are now."""
+        """The present values of all gauges."""
         service, flow = self._service, self._service.flow
         subscription, publisher = service.intake.subscription, service.publisher
         is_active = subscription is not None and gets_deliveries(service, self._phase)
@@ -145,32 +145,32 @@ class Gauges(Collector):
         has_token = service.marketing_cloud.accounts.default.has_token
         for name, text, value in (
             ("consumer_subscribed", "1 while the consumer is registered.", subscription is not None),
-            ("consumer_active", "1 once deliveries come here; until then it may be standing by.", is_active),
+            ("consumer_active", "1 once deliveries arrive; until then it may be a standby.", is_active),
             ("publisher_connected", "1 while replies can be published.", publisher.ready),
             ("publisher_unconfirmed_messages", "Not confirmed by the broker yet.", publisher.waiting),
-            ("requests_in_flight", "Requests that were delivered and are not settled.", in_flight),
-            ("lanes", "Resources with a request under way.", service.lanes),
-            ("oldest_unsettled_request_age_seconds", "How long it has been held.", service.oldest_age),
+            ("requests_in_flight", "Requests that are delivered and not settled.", in_flight),
+            ("lanes", "Resources with a request in progress.", service.lanes),
+            ("oldest_unsettled_request_age_seconds", "Time since its delivery.", service.oldest_age),
             ("gate_closed", "1 while an outage pauses the worker.", flow.is_pausing),
             ("pace_per_second", "Calls a second that a speed limit allows; -1 without one.", pace),
-            ("paused_by_order", "1 while an operator's pause stands.", service.orders.pause is not None),
-            ("token_held", "1 while the default account has a good token.", has_token),
+            ("paused_by_order", "1 while an operator's pause is in force.", service.orders.pause is not None),
+            ("token_held", "1 while the default account has a valid token.", has_token),
         ):
             yield GaugeMetricFamily(f"ott_{name}", text, value=float(value))
         yield CounterMetricFamily(
             "ott_gate_closed_seconds",
-            "Time paused by outages, the present one included.",
+            "Time paused by outages, including the present one.",
             value=self._phase.paused_for + flow.paused_for,
         )
-        depths = "Messages that wait in a queue; left out where the broker has not told lately."
+        depths = "Ready messages of a queue; left out if not known."
         known = [((queue,), messages) for queue, messages in service.watch.depths.items()]
         yield _labelled("ott_queue_messages", depths, ["queue"], known)
-        partitions = "1 for each partition that this worker has."
+        partitions = "1 for each partition whose active consumer this worker is."
         taken = [((str(number),), 1) for number in service.partitions.taken]
         yield _labelled("ott_partition_active", partitions, ["partition"], taken)
         program = (version(), platform.python_version())
         labels = ["version", "python"]
-        yield _labelled("ott_build_info", "Always 1; which program this is.", labels, [(program, 1)])
+        yield _labelled("ott_build_info", "Always 1; the program's version.", labels, [(program, 1)])
 
 
 def _labelled(name: str, text: str, labels: list[str], values: Iterable[tuple[Sequence[str], int]]) -> Metric:
@@ -182,7 +182,7 @@ def _labelled(name: str, text: str, labels: list[str], values: Iterable[tuple[Se
 
 @lru_cache(maxsize=1000)
 def _child(counter: Counter, *values: str) -> Counter:
-    """The counter of these labels. `labels` takes a lock and makes its key anew each time."""
+    """The counter of these labels, cached: `labels` takes a lock and builds its key each time."""
     return counter.labels(*values)
 
 

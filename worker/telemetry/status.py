@@ -1,5 +1,4 @@
-"""What this worker is doing: from its events and its parts, and as a record in the status stream (contract
-§9)."""
+"""The worker's state, from its events and parts, and its record in the status stream (contract §9)."""
 
 import asyncio
 import contextlib
@@ -18,12 +17,12 @@ from worker.release import version
 from worker.service import Service
 
 STOP_TIMEOUT = 2.0  # seconds for the last record
-RATE_WINDOW = 10.0  # seconds, at least
+RATE_WINDOW = 10.0  # seconds; the shortest time over which the rate is measured
 
 
 class WorkerPhase(EventListener):
-    """What the events say of this worker. While the context `publish` lasts, each event that is logged at
-    info or above makes a record."""
+    """The worker's state according to its events. Within the context `publish`, each event that is logged at
+    info or above publishes a record."""
 
     def __init__(self) -> None:
         self.is_active = False
@@ -34,8 +33,8 @@ class WorkerPhase(EventListener):
         self._settled = 0
         self._marks = [(time.monotonic(), 0)] * 2  # (time, requests settled by then), for the rate
         self._has_changed, self.stopping = asyncio.Event(), asyncio.Event()
-        told = [name for name, event in EVENTS.items() if event.level not in (None, "debug")]
-        self.listen(**{name: partial(self._changed, getattr(self, name)) for name in told})
+        published = [name for name, event in EVENTS.items() if event.level not in (None, "debug")]
+        self.listen(**{name: partial(self._changed, getattr(self, name)) for name in published})
         self.listen(gate_reset=self.gate_opened)
 
     def active(self) -> None:
@@ -63,12 +62,12 @@ class WorkerPhase(EventListener):
         self.gate_since = None
         self.paused_for += seconds
 
-    def _changed(self, take_note: Callable[..., object], *values: object) -> None:
-        take_note(*values)
+    def _changed(self, handler: Callable[..., object], *values: object) -> None:
+        handler(*values)
         self._has_changed.set()
 
     def rate(self) -> float:
-        """Recent rate of settled requests, per second."""
+        """The recent rate of settled requests, per second."""
         now, (_, last) = time.monotonic(), self._marks
         if now - last[0] >= RATE_WINDOW:
             self._marks = [last, (now, self._settled)]
@@ -77,7 +76,7 @@ class WorkerPhase(EventListener):
 
     @contextlib.asynccontextmanager
     async def publish(self, service: Service) -> AsyncIterator[None]:
-        """Publish the records of this service, and at the end that it has stopped."""
+        """Publish the records of this service, and at the end one with the state `stopped`."""
         publishing = asyncio.create_task(
             publish_status(
                 service.settings, lambda: describe(service, self), self._has_changed, self.stopping
@@ -94,7 +93,7 @@ class WorkerPhase(EventListener):
 
 
 def describe(service: Service, phase: WorkerPhase) -> WorkerStatus:
-    """The record of this moment."""
+    """The present record."""
     return WorkerStatus(
         worker=service.name,
         version=version(),
@@ -127,7 +126,7 @@ def gets_deliveries(service: Service, phase: WorkerPhase) -> bool:
 def _gate(service: Service, phase: WorkerPhase) -> GateStatus:
     account, flow = service.marketing_cloud.accounts.default, service.flow
     if account.refused_since is not None and not account.has_token:
-        # No call can be made, though the gate closes with the first request only.
+        # No call can be made, although the gate closes only with the first request.
         return GateStatus(
             state="closed", why=account.trouble, since=account.refused_since, cause="credentials"
         )

@@ -1,8 +1,8 @@
 """Traces by OpenTelemetry, an extra (`pip install 'ott-registration-worker[otel]'`, `OTT_TRACES=true`).
 
-A request brings its W3C trace context in its headers (`traceparent`, `tracestate`). Its calls to Marketing
-Cloud and its reply carry the context on. A replay is a trace of its own, linked to the original one.
-OpenTelemetry's own variables say where spans are sent. Without the setting this module is not imported.
+A request's headers carry its W3C trace context (`traceparent`, `tracestate`); its calls to Marketing Cloud
+and its reply continue the trace. A replay is a new trace, linked to the original one. OpenTelemetry's own
+variables configure the export. Without OTT_TRACES this module is not imported.
 """
 
 import os
@@ -27,7 +27,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 def exporting() -> TracerProvider:
-    """A provider that exports spans by OTLP, configured by OpenTelemetry's variables."""
+    """A provider that exports spans with OTLP, configured by OpenTelemetry's variables."""
     if "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
     provider = TracerProvider(shutdown_on_exit=False)
@@ -36,7 +36,7 @@ def exporting() -> TracerProvider:
 
 
 class Traces(EventListener):
-    """A span for each request and for each call. The request's span gets its outcome from `settled`."""
+    """Creates a span for each request and each call. `settled` adds the outcome to the request's span."""
 
     def __init__(self, provider: TracerProvider, queue: str) -> None:
         self._provider = provider
@@ -44,7 +44,7 @@ class Traces(EventListener):
         self._queue = queue
 
     async def process(self, process: Process, request: Request) -> None:
-        """Process a request within a span of its own."""
+        """Process a request within a span."""
         carried = {name: request.header(name) for name in HEADERS}
         origin = _propagator.extract({k: v for k, v in carried.items() if isinstance(v, str)})
         links: tuple[Link, ...] = ()
@@ -63,12 +63,12 @@ class Traces(EventListener):
                 "messaging.destination.name": self._queue,
                 "messaging.message.id": _text(request.id),
             },
-            record_exception=False,  # its text could hold anything
+            record_exception=False,  # its text could hold a secret
         ):
             await process(request)
 
     async def call(self, call: Call, url: str) -> Called:
-        """Call within a span, with the context in the headers."""
+        """Make a call within a span, with the trace context in its headers."""
         with self._tracer.start_as_current_span(
             "POST",
             kind=SpanKind.CLIENT,
@@ -82,7 +82,7 @@ class Traces(EventListener):
             return answer
 
     def headers(self) -> dict[str, str]:
-        """The current span's context, as headers for the messages published in it."""
+        """The current trace context, as headers for messages and calls."""
         carried: dict[str, str] = {}
         _propagator.inject(carried)
         return carried
@@ -97,8 +97,8 @@ class Traces(EventListener):
             span.set_status(StatusCode.ERROR, settlement.reason)
 
     def close(self) -> None:
-        """Export the remaining spans, for a few seconds at most: a collector that does not answer delays the
-        end no longer. Nothing else may run in this process by then."""
+        """Export the remaining spans, for at most CLOSE_TIMEOUT, even if the collector does not answer. Call
+        it last."""
         exporting = threading.Thread(target=self._provider.shutdown, daemon=True)
         exporting.start()
         exporting.join(CLOSE_TIMEOUT)

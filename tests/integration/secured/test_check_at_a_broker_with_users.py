@@ -61,7 +61,9 @@ async def test_an_operator_who_may_do_all_of_it(tenant):
     await tenant.declare()
     done = await check(tenant.url())
     assert done.code == 0, done.out
-    assert done.line("permissions") == f"ok    permissions user {tenant.user} may do what an operator does"
+    assert (
+        done.line("permissions") == f"ok    permissions user {tenant.user} has the permissions of an operator"
+    )
     assert await tenant.messages() == [0, 0, 0]
 
 
@@ -82,6 +84,6 @@ async def test_a_worker_who_may_not_take_requests(tenant):
     tenant.allow("^$", r"^(amq\.default)$", r"^(ott\.check\.(journal|control))$")
     done = await check(tenant.url(), **WORKER, OTT_DECLARE="false")
     found = done.line("permissions")
-    assert "may not read ott.check.requests, write ott.check.dead, as a worker does" in found
+    assert "may not read ott.check.requests, write ott.check.dead, which a worker needs" in found
     assert r"grant it read ^(ott\.check\.requests)$, write ^(ott\.check\.dead)$" in found
     assert await tenant.messages() == [0, 0, 0]

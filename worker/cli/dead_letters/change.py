@@ -29,7 +29,7 @@ All = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 SEE_WHY = "ott-worker dead-letters list --by error"
-TOLD_REASONS = 5  # why letters cannot be replayed; --dry-run tells it of each
+TOLD_REASONS = 5  # reasons why letters stay that are printed; --dry-run prints all
 
 
 def _would_be(row: dict[str, Any]) -> str:
@@ -72,9 +72,9 @@ def replay(
     yes: Yes = False,
     as_json: Json = False,
 ) -> int:
-    """Send dead letters through the worker again, oldest first, and tell what became of them.
+    """Send dead letters through the worker again, oldest first, and print the outcomes.
 
-    One that a newer registration of its resource has overtaken is answered "superseded" instead.
+    A letter with a newer registration of its resource is answered "superseded" instead.
 
     Example: ott-worker dead-letters replay --reason exhausted --since 2h --dry-run
 
@@ -112,7 +112,7 @@ def export(
 ) -> int:
     """Write dead letters to a CSV file, one row each: correct it in a spreadsheet, then replay --patch FILE.
 
-    Changes nothing in the queue. A cell that is left as it is, or emptied, changes nothing either.
+    Changes nothing in the queue. In the file, an unchanged or empty cell changes nothing.
 
     Example: ott-worker dead-letters export letters.csv --reason rejected
     """
@@ -124,7 +124,7 @@ def export(
     say = Say()
     rows, missing = asyncio.run(look())
     try:
-        # A file that is there already may be open to others.
+        # An existing file may be readable for others.
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
             os.fchmod(opened.fileno(), 0o600)
             opened.writelines([HEADER, *rows])
@@ -145,9 +145,9 @@ def _change(
     rate: float | None = None,
     follow: bool = False,
 ) -> int:
-    """Say what would be done, ask, and do it; the exit code."""
+    """Print the plan, ask, and execute it. Returns the exit code."""
     if plan.selection.is_everything and not everything:
-        raise UsageError(f"{plan.kind} wants a filter, or --all for every dead letter")
+        raise UsageError(f"{plan.kind} needs a filter, or --all for every dead letter")
     if plan.kind == "discard" and not yes and not sys.stdin.isatty():
         raise UsageError("discard is permanent; without a terminal, confirm with --yes")
     say = Say()
@@ -155,44 +155,44 @@ def _change(
     asyncio.run(run.look())
     tell_missing(say, plan.missing - plan.patches.names, plan.letters)
     if plan.unpatched:
-        rows = f"{len(plan.unpatched)} rows of the table name"
-        say(f"{rows} no dead letter that matches, such as {min(plan.unpatched)}")
+        rows = f"{len(plan.unpatched)} rows of the table"
+        say(f"{rows} match no dead letter, such as {min(plan.unpatched)}")
     is_missing = bool(plan.missing or plan.unpatched)
     if dry_run:
         return _print_plan(plan, as_json=as_json) or int(is_missing)
     if not plan.letters:
         return int(is_missing)
-    _tell_before(plan, say)
+    _print_forecast(plan, say)
     if plan.refusal:
         return 1
-    if not yes and sys.stdin.isatty() and not agreed(f"{_matching(plan)} Go on?"):
+    if not yes and sys.stdin.isatty() and not agreed(f"{_matching(plan)} Continue?"):
         say(f"nothing was {run.participle}")
         return 1
     return _carry_out(run, say, rate, follow=follow, as_json=as_json) or int(is_missing)
 
 
 def _carry_out(run: Run, say: Say, rate: float | None, *, follow: bool, as_json: bool) -> int:
-    """Do it, say what was done and what is left to do; the exit code."""
+    """Execute the plan, and print the result and the next step. Returns the exit code."""
     try:
         asyncio.run(_perform(run, rate, follow=follow))
     except BrokerUnreachable as lost:
-        raise BrokerUnreachable(f"{lost}: run it again for the letters that are left") from None
+        raise BrokerUnreachable(f"{lost}: run it again for the remaining letters") from None
     finally:
         _report(run, as_json=as_json)
         say(run.absent)
     if run.is_stopping:
         rest = "the remaining dead letters were not touched" if run.left else "see ott-worker journal"
         raise Interrupted(f"stopped: {rest}")
-    died_again = sum(run.statuses[status] for status in BAD)
-    if died_again:
-        say(f"{letters(died_again)} came back: {SEE_WHY}")
+    failed_again = sum(run.statuses[status] for status in BAD)
+    if failed_again:
+        say(f"{letters(failed_again)} came back: {SEE_WHY}")
     elif (staying := run.plan.total - run.done - len(run.gone)) > 0:
         say(f"{letters(staying)} in the queue: {SEE_WHY}")
-    return 1 if run.left or run.gone or died_again else 0
+    return 1 if run.left or run.gone or failed_again else 0
 
 
 async def _perform(run: Run, rate: float | None, *, follow: bool) -> None:
-    """Perform a run with a progress bar on standard error, where that is a terminal. Signals stop it."""
+    """Perform a run, with a progress bar if standard error is a terminal. Signals stop it."""
     on_end(run.stop)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -209,9 +209,9 @@ def _report(run: Run, *, as_json: bool) -> None:
         output.json_line({run.participle: run.done, "left": run.left, "notReplayable": not_replayable})
         return
     is_unknown = run.plan.kind == "replay" and run.done and not run.is_followed
-    hint = " ott-worker journal shows what came of them." if is_unknown else ""
+    hint = " ott-worker journal shows their outcomes." if is_unknown else ""
     output.line(f"{letters(run.done)} {run.participle}, {run.left} left.{hint}")
-    # A line for each letter; where there are many, one for each group.
+    # A line for each letter, or for each group if there are many.
     became = {key: _became(record) for key, record in run.outcomes.items()}
     if len(became) <= NAMED:
         for key, record in run.outcomes.items():
@@ -246,8 +246,8 @@ def _matching(plan: Plan) -> str:
     return f"{len(plan.letters)} of {letters(plan.total)} match: {plan.sentence}"
 
 
-def _tell_before(plan: Plan, say: Say) -> None:
-    """Say which letters would be superseded, by what, which stay, and why."""
+def _print_forecast(plan: Plan, say: Say) -> None:
+    """Print which letters would be superseded and by what, and which stay and why."""
     superseded = [letter for letter in plan.letters if letter.outcome == "superseded"]
     for letter in superseded[:NAMED]:
         facts = letter.facts
@@ -261,4 +261,4 @@ def _tell_before(plan: Plan, say: Say) -> None:
             for problem, count in staying.most_common(TOLD_REASONS):
                 say(f"{letters(count)} {forecast.words}: {problem}")
     if plan.refusal:
-        say(f"{plan.refusal}. Nothing was replayed; --force replays them all the same")
+        say(f"{plan.refusal}. Nothing was replayed; --force replays them anyway")

@@ -1,5 +1,5 @@
-"""`ott-worker dead-letters list` and `show`: looking, which changes nothing; and the filters, which all
-dead-letter commands have."""
+"""`ott-worker dead-letters list` and `show`, which change nothing; and the filters of all dead-letter
+commands."""
 
 import asyncio
 import functools
@@ -24,7 +24,7 @@ from worker.dead_letters.view import as_text, view
 from worker.errors import UsageError
 from worker.settings import load_settings
 
-# Those of contract §5, the broker's own, and the word for a letter that names none.
+# Those of contract §5, the broker's own, and that of a letter without a reason.
 LETTERS_REASONS = sorted((*REASONS, "delivery_limit", "expired", "maxlen", "unknown"))
 NEXT = {
     **dict.fromkeys(("oversize", "expired", "maxlen"), "discard {}"),
@@ -59,7 +59,7 @@ GROUP_COLUMNS = (
 def _select(
     bare_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[LETTER]...", help="Ids of letters; or of requests that one letter bears."),
+        typer.Argument(metavar="[LETTER]...", help="Letter ids, or request ids that only one letter has."),
     ] = None,
     reason: Annotated[list[str] | None, typer.Option(help=f"{', '.join(LETTERS_REASONS)}.")] = None,
     error: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The error contains this.")] = None,
@@ -67,8 +67,10 @@ def _select(
     resource: Resource = None,
     user: Annotated[list[str] | None, typer.Option(help="The RabbitMQ user that published it.")] = None,
     id_: Annotated[list[str] | None, typer.Option("--id", help="As a bare id.")] = None,
-    since: Annotated[str | None, typer.Option(help="Died at a time (UTC) or later; or 2h, 3d ago.")] = None,
-    until: Annotated[str | None, typer.Option(help="Died at a time (UTC) or before.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Dead at or after this time (UTC), or 2h, 3d ago.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Dead at or before this time (UTC).")] = None,
 ) -> Selection:
     return Selection(
         reason=known("--reason", reason, LETTERS_REASONS),
@@ -83,17 +85,17 @@ def _select(
 
 
 def filtered(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the filters as options; it takes the `selection` that they make."""
+    """Add the filters as options to a command, which gets them as its argument `selection`."""
     filters = inspect.signature(_select).parameters
     own = [each for each in inspect.signature(command).parameters.values() if each.name != "selection"]
 
     @functools.wraps(command)
-    def with_selection(**given: Any) -> int:
-        selection = _select(**{name: given.pop(name, None) for name in filters})
+    def with_selection(**options: Any) -> int:
+        selection = _select(**{name: options.pop(name, None) for name in filters})
         try:
-            return command(selection=selection, **given)
+            return command(selection=selection, **options)
         except AmbiguousId as ambiguous:
-            list_letters(bare_ids=ambiguous.keys, as_json=given.get("as_json", False))
+            list_letters(bare_ids=ambiguous.keys, as_json=options.get("as_json", False))
             raise
 
     # Required arguments go first.
@@ -141,15 +143,15 @@ def show(
     reveal: Annotated[bool, typer.Option("--reveal", help="Print all values, secrets too.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show dead letters whole: properties, headers, body. Changes nothing.
+    """Show dead letters with properties, headers and body. Changes nothing.
 
-    Values of fields that may hold a secret show their type and length only.
+    Of fields that may hold a secret, only type and length are shown.
 
     Example: ott-worker dead-letters show a1f2c0a52d0b14a5
     """
     if selection.is_everything:
-        raise UsageError("show wants the id of a dead letter, or a filter: see ott-worker dead-letters list")
-    from worker.broker.situation import advice  # noqa: PLC0415 # `list` needs none of it
+        raise UsageError("show needs the id of a dead letter, or a filter: see ott-worker dead-letters list")
+    from worker.broker.situation import advice  # noqa: PLC0415 # `list` does not need it
 
     async def look() -> tuple[list[Letter], frozenset[str]]:
         async with open_dead_letters(load_settings(), say) as queue:
@@ -172,6 +174,6 @@ def show(
 
 
 def tell_missing(say: Say, missing: frozenset[str], found: list[Any]) -> None:
-    """Say which ids name no letter, or that no letter matches."""
+    """Report ids without a letter, or that no letter matches."""
     if missing or not found:
         say(f"no dead letter matches {few(missing)}".rstrip())

@@ -1,1 +1,1 @@
-"""`ott-worker submit`: the command, and what it shows."""
+"""`ott-worker submit`: the command and its output."""

@@ -1,4 +1,4 @@
-"""`ott-worker submit`: the rows are checked, or sent, and what became of them is shown and written."""
+"""`ott-worker submit`: checks or sends rows, shows the outcomes and writes them to files."""
 
 import asyncio
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from worker.files.rows import Group, Reading
 from worker.files.source import Corrupt
 from worker.settings import Settings, load_settings
 
-MOST_PLACES = 1000  # places that are listed for one kind of problem
+MOST_PLACES = 1000  # positions that are listed for one kind of problem
 
 
 def submit(
@@ -36,7 +36,7 @@ def submit(
         Path | None, typer.Option(help="Write a line for each row: CSV for a name in .csv, else JSON lines.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Leave out the rows that --results holds as registered.")
+        bool, typer.Option("--resume", help="Skip rows that are registered according to --results.")
     ] = False,
     failed: Annotated[
         Path | None, typer.Option(help="Write the rows that were not registered, with error and line.")
@@ -44,7 +44,7 @@ def submit(
     check: Annotated[bool, typer.Option("--check", help="Only validate; needs no broker.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only publish; follow no replies.")] = False,
     platform: Annotated[
-        str | None, typer.Option(help=f"For rows that name none: {' or '.join(PLATFORMS)}.")
+        str | None, typer.Option(help=f"For rows without one: {' or '.join(PLATFORMS)}.")
     ] = None,
     account: Annotated[
         str | None, typer.Option(help="Business unit (MID) of rows without accountId or MID.")
@@ -65,9 +65,9 @@ def submit(
         bool, typer.Option("--send-unknown", help="Also send columns that are not attributes.")
     ] = False,
     outstanding: Annotated[
-        int | None, typer.Option(help="Rows out at one time. Default: settled in two seconds.", min=1)
+        int | None, typer.Option(help="Rows without a reply, at most. Default: two seconds' worth.", min=1)
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Rows a second at most.", min=0.01)] = None,
+    rate: Annotated[float | None, typer.Option(help="Rows a second, at most.", min=0.01)] = None,
     as_of: Annotated[
         str | None, typer.Option(help="When the rows were true (or now). Default: the file's last change.")
     ] = None,
@@ -75,11 +75,11 @@ def submit(
 ) -> int:
     """Register a file of pages and channels.
 
-    The file is CSV or a workbook (.xlsx), whose header names the attributes, JSON lines, or a JSON array;
-    gzip is unpacked. --check reports what to correct in the file, and sends nothing.
+    The file is CSV or a workbook (.xlsx) with the attributes in its header, JSON lines, or a JSON array; it
+    may be compressed with gzip. --check reports what to correct in the file, and sends nothing.
 
-    Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume goes on. It takes the
-    corrected input, or only the rows that failed.
+    Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume continues. It accepts
+    the corrected input, or only the rows that failed.
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
     """
@@ -94,7 +94,7 @@ def submit(
     if no_wait and (results or failed or resume or check):
         raise UsageError("--no-wait follows no replies: leave out --results, --failed, --resume and --check")
     if resume and (not results or check):
-        raise UsageError("--resume goes on from a results file: name it with --results, without --check")
+        raise UsageError("--resume needs --results FILE and cannot be combined with --check")
     try:
         b"pageId".decode(encoding or "utf-8", "replace")
     except (LookupError, UnicodeError):
@@ -118,7 +118,7 @@ def submit(
 
 
 def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
-    """Validate every row, and show what is wrong. Nothing is sent."""
+    """Validate every row, and print the problems. Nothing is sent."""
     groups: dict[tuple[Kind, str], Group] = {}
     total = invalid = 0
     with JobDatabase() as database:
@@ -152,7 +152,7 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
 
 async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     """Submit all rows. SIGINT, SIGTERM and SIGHUP end it early."""
-    # --check and the help need no broker's client.
+    # --check and the help do not need the AMQP client.
     from worker.files.submission import Submission  # noqa: PLC0415
 
     stop, say, reading = asyncio.Event(), Say(is_quiet=quiet), plan.reading
@@ -162,8 +162,8 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
         with _outputs(plan, database) as results:
             _warn(database, reading, say)
             if plan.resumed and database.job is None:
-                # Its answers would tell which job it was; without any, what it had out is sent once more.
-                say(f"{plan.results} holds no answer of an earlier run: every row is sent, as a new job")
+                # Only a result shows the id of the earlier job.
+                say(f"{plan.results} has no result of an earlier run: every row is sent, as a new job")
             job = Submission(settings, plan, database, results)
             job.tally.total = total
             started = asyncio.get_running_loop().time()
@@ -172,7 +172,7 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
                 async with report.shown(console, job.tally, job.notices, wait=plan.wait):
                     await job.run(stop)
             finally:
-                _warn(database, reading, say)  # once each: standard input is known only when all is read
+                _warn(database, reading, say)  # again, because standard input is known only now
                 if job.tally.read and not quiet:
                     seconds = asyncio.get_running_loop().time() - started
                     console, out = report.console_for_results(), len(job.out.rows)
@@ -182,8 +182,8 @@ async def _run(settings: Settings, plan: Plan, *, quiet: bool) -> int:
 
 @contextmanager
 def _outputs(plan: Plan, database: JobDatabase) -> Iterator[Results | None]:
-    """The results file, while the context lasts; at its end the failed rows are written. Raises UsageError
-    for a file that may not be replaced. A job that could not begin leaves failed rows of an earlier one."""
+    """The results file, open within the context. At the end the failed rows are written. Raises UsageError
+    for a file that may not be replaced. A job that cannot begin keeps the failed rows of an earlier one."""
     reading = plan.reading
     failed = FailedRows(reading.failed, reading.tables) if reading.failed else None
     kept = database if plan.resumed else None
@@ -203,11 +203,11 @@ def _warn(database: JobDatabase, reading: Reading, say: Say) -> None:
 
 
 def _check_paths(files: list[str], results: Path | None, failed: Path | None) -> None:
-    """Raises UsageError where a file has two roles."""
+    """Raises UsageError if a file has two roles."""
     roles: dict[Path, str] = {}
     for option, path in [*(("", name) for name in files), ("--results ", results), ("--failed ", failed)]:
         if path is not None:
             role, other = printable(f"{option}{path}"), roles.get(Path(path).resolve())
             if other is not None:
-                raise UsageError(f"{role} is given already, as {other}: name another file")
+                raise UsageError(f"{role} and {other} are the same file: name another one")
             roles[Path(path).resolve()] = role

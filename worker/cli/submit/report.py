@@ -1,5 +1,5 @@
-"""What a job shows: a bar on a terminal, a line every few seconds elsewhere, a summary at the end; and what
-`--check` reports (contract §12)."""
+"""The output of a job: a progress bar on a terminal, else a line every few seconds; a summary at the end; and
+the report of `--check` (contract §12)."""
 
 import asyncio
 import time
@@ -22,13 +22,13 @@ LINE_INTERVAL: Final = 5.0  # seconds
 RATE_OVER: Final = 10.0  # seconds
 SHOWN_ERRORS: Final = 3
 SHOWN_PLACES: Final = 20  # of one kind, on a terminal
-PIPE_WIDTH: Final = 200  # columns, where there is no terminal
+PIPE_WIDTH: Final = 200  # columns without a terminal
 STATUSES: Final = ("registered", "rejected", "failed", "invalid", "superseded")
 
 
 class _Bar(Progress):
-    """The bar with the counts, the most frequent errors, and what stands in the way. Rows are done when they
-    are answered, or without `wait` when they are published."""
+    """The progress bar with the counts, the most frequent errors, and what the job waits for. Rows are done
+    when they are answered, or without `wait` when they are published."""
 
     def __init__(self, console: Console, tally: Tally, notices: Notices, *, wait: bool) -> None:
         self._tally, self._notices, self._wait = tally, notices, wait
@@ -45,8 +45,8 @@ class _Bar(Progress):
         )
         self._row_task = self.add_task("", total=None)
 
-    def take_in(self) -> None:
-        """Take in how many rows are done; how fast it goes, and the time left."""
+    def update_counts(self) -> None:
+        """Update the number of rows done, the speed and the time left."""
         tally, (task,) = self._tally, self.tasks
         done = tally.skipped + tally.answered + (0 if self._wait else tally.published)
         left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
@@ -59,7 +59,7 @@ class _Bar(Progress):
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
-        """The same as one line, without the bar."""
+        """The progress as one line."""
         counts, *others = self._lines()
         return "; ".join([f"{counts}, {self.tasks[0].description}", *others])
 
@@ -68,14 +68,14 @@ class _Bar(Progress):
         counts = {"read": tally.read, "published": tally.published, "skipped": tally.skipped}
         counts |= {status: tally.statuses[status] for status in STATUSES}
         always = ("read", "published", "rejected", *(("registered", "failed") if self._wait else ()))
-        told = [f"{number:,} {name}" for name, number in counts.items() if number or name in always]
+        shown_counts = [f"{number:,} {name}" for name, number in counts.items() if number or name in always]
         errors = [f"{group.count:,} times: {error}" for _, error, group in tally.errors()[:SHOWN_ERRORS]]
-        return [", ".join(told), *errors, *filter(None, [self._notices.current])]
+        return [", ".join(shown_counts), *errors, *filter(None, [self._notices.current])]
 
 
 @asynccontextmanager
 async def shown(console: Console, tally: Tally, notices: Notices, *, wait: bool) -> AsyncIterator[None]:
-    """Show how a job stands on this console while the context lasts."""
+    """Show the progress of a job within the context."""
     task = asyncio.create_task(_show(_Bar(console, tally, notices, wait=wait)), name="progress")
     try:
         yield
@@ -88,7 +88,7 @@ async def _show(bar: _Bar) -> None:
     due = time.monotonic() + LINE_INTERVAL
     with bar:
         while True:
-            bar.take_in()
+            bar.update_counts()
             bar.refresh()
             await asyncio.sleep(REFRESH)
             if bar.disable and time.monotonic() >= due:
@@ -102,21 +102,21 @@ def duration(seconds: float) -> str:
 
 
 def console_for_results() -> Console:
-    """Standard output, wide enough for whole lines where it is not a terminal."""
+    """Standard output; if it is not a terminal, wide enough for whole lines."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def show_summary(console: Console, tally: Tally, out: int, seconds: float, *, wait: bool) -> None:
-    """Counts and rate, then the errors with the first rows of each. `out` rows have not come back."""
+    """Counts and rate, then the errors with the first rows of each. `out` rows are outstanding."""
     done = tally.answered if wait else tally.published
     rate = f", {done / seconds:,.0f} rows/s" if seconds >= 1 else ""
     counts = {} if wait else {"published": tally.published}
     counts |= {status: number for status in STATUSES if (number := tally.statuses[status])}
     counts |= {"settled before": tally.skipped} if tally.skipped else {}
     counts |= {"published and not answered" if wait else "not confirmed by the broker": out} if out else {}
-    told = ", ".join(f"{number:,} {name}" for name, number in counts.items()) or "nothing to do"
-    console.print(f"{rows(tally.read)} read in {duration(seconds)}{rate}: {told}.")
+    summary = ", ".join(f"{number:,} {name}" for name, number in counts.items()) or "nothing to do"
+    console.print(f"{rows(tally.read)} read in {duration(seconds)}{rate}: {summary}.")
     if tally.groups:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("Status", no_wrap=True)
@@ -131,12 +131,12 @@ def show_summary(console: Console, tally: Tally, out: int, seconds: float, *, wa
             console,
             f"{rows(tally.overtaken.count)} superseded by a newer registration of the page or channel "
             f"(row {tally.overtaken}). "
-            "Is the file right? Then --as-of now (with --resume) sends them all the same.",
+            "If the file is right, --as-of now (with --resume) sends them anyway.",
         )
 
 
 def show_findings(console: Console, groups: Mapping[tuple[Kind, str], Group]) -> None:
-    """Problems by kind and column, the most frequent first: what is wrong, what is allowed, what to do, and
+    """Problems by kind and column, most frequent first: what is wrong, what is allowed, what to do, and
     where."""
     for (kind, column), group in sorted(groups.items(), key=lambda item: -item[1].count):
         title = kind.what.rstrip(".") if kind.is_sentence else f"{column or 'The row'} {kind.what}"
@@ -158,5 +158,5 @@ def rows(number: int) -> str:
 
 
 def print_line(console: Console, text: str) -> None:
-    """A line that is not wrapped."""
+    """Print a line without wrapping it."""
     console.print(text, markup=False, soft_wrap=True)

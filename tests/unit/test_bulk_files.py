@@ -355,6 +355,7 @@ CELLS = {
     "a number that XML writes with an exponent": ('<c r="A2"><v>1.23456789E8</v></c>', ["123456789"]),
     "a fraction of binary numbers": ('<c r="A2"><v>0.10000000000000001</v></c>', ["0.1"]),
     "a date as text": ('<c r="A2" t="d"><v>2026-11-23</v></c>', [SpoiltCell("2026-11-23", DATE)]),
+    "cells out of order": ('<c r="C2"><v>3</v></c><c r="A2"><v>1</v></c><c><v>2</v></c>', ["1", "2", "3"]),
     "cells without places": ('<c t="b"><v>1</v></c><c/><c><v>7</v></c>', ["true", "", "7"]),
 }
 

@@ -80,7 +80,7 @@ class Workbook:
                         if text := self._text(element, texts):
                             at = min(column, COLUMNS + 1) - 1
                             cells.extend([""] * (at - len(cells)))
-                            cells[at:] = [text]
+                            cells[at : at + 1] = [text]
                         continue
                     number = int(element.get("r", number + 1))
                     if number > LAST_ROW:

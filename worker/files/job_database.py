@@ -7,7 +7,6 @@ It finds damage that only several rows together show (contract §12), what earli
 
 import contextlib
 import json
-import math
 import re
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ from worker.errors import UsageError
 from worker.files import damage
 from worker.files.damage import Problem, is_long_id, is_rounded, may_be_rounded, shown
 from worker.files.rows import Group, Reading, Row, more
-from worker.files.source import Corrupt, Unreadable
+from worker.files.source import Unreadable
 
 NAMED: Final = 5  # cases of one kind that a warning names
 FEWEST_ROUNDED: Final = 3  # different ids that all end in 0 before that counts as rounding
@@ -34,7 +33,7 @@ _TABLES = """
     PRAGMA journal_mode = OFF;
     CREATE TABLE row (
         place INTEGER, resource TEXT, account TEXT, file TEXT, line INTEGER, shown TEXT, damaged INTEGER,
-        token TEXT, true_at REAL, sent TEXT, error TEXT, cells TEXT, body BLOB
+        token TEXT, true_at INTEGER, sent TEXT, error TEXT, cells TEXT, body BLOB
     );
     CREATE UNIQUE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
@@ -54,7 +53,7 @@ _NEWEST = """
 # Whether an earlier row of the resource is sent in this run, or was registered after the last one.
 _OVERTAKEN = """
     SELECT 1 FROM row WHERE resource = :resource AND account IS :account AND place < :place
-    AND sent IS NOT NULL AND true_at <= :true_at
+    AND sent IS NOT NULL AND ifnull(true_at <= :true_at, 1)
     UNION ALL
     SELECT 1 FROM result LEFT JOIN row USING (place)
     WHERE result.resource = :resource AND result.account IS :account AND result.place < :place
@@ -111,16 +110,12 @@ class JobDatabase:
         if not reading.rereadable:
             return None
         added = 0
-        try:
+        with contextlib.suppress(Unreadable):
             for row in reading.rows():
                 if stopped():
                     break
                 self.add(row)
                 added += 1
-        except Corrupt:
-            raise
-        except Unreadable:  # the rows before that place are of use
-            pass
         return added
 
     def add(self, row: Row) -> None:
@@ -134,7 +129,7 @@ class JobDatabase:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
         try:
-            self._database.execute(insert, (*about, kept, _true_at(row)))
+            self._database.execute(insert, (*about, kept, row.true_at))
         except sqlite3.IntegrityError:
             raise UsageError(
                 f"{row.where()} is row {row.place}, and so is another one: submit each file that --failed "
@@ -267,7 +262,7 @@ class JobDatabase:
                 "--results file"
             )
         values: dict[str, object] = {"resource": resource, "account": account, "place": row.place}
-        values["true_at"] = _true_at(row)
+        values["true_at"] = row.true_at
         newest, values["newest_came"] = self._first(_NEWEST, values) or (0, None)
         if self._first(_OVERTAKEN, values):
             return None
@@ -308,11 +303,6 @@ def _is_decoded_wrongly(text: str) -> bool:
     with contextlib.suppress(UnicodeError):
         return text.encode("cp1252").decode() != text
     return False
-
-
-def _true_at(row: Row) -> float:
-    """When the row was true: at its arrival, unless its file tells."""
-    return math.inf if row.true_at is None else row.true_at
 
 
 def _resource(row: Row) -> tuple[str | None, str | None]:

@@ -14,16 +14,7 @@ from worker.contract.registration import Registration, Rejection, validate
 from worker.contract.words import MISSING
 from worker.errors import UsageError
 from worker.files.damage import ACCOUNT, Kind, Problem, shown, spreadsheet_marks
-from worker.files.source import (
-    CHANGED,
-    STANDARD_INPUT,
-    Corrupt,
-    Source,
-    Unreadable,
-    elements,
-    encoding_of,
-    lines,
-)
+from worker.files.source import STANDARD_INPUT, Corrupt, Source, Unreadable, elements, encoding_of, lines
 from worker.files.table import Record, Table, is_workbook
 from worker.files.workbook import cell_name
 
@@ -153,7 +144,7 @@ class Reading:
     failed: Path | None = None
     tables: dict[str, Table] = field(default_factory=dict, compare=False)
     """The opened tables, by file name."""
-    opened: dict[str, int | None] = field(default_factory=dict, compare=False)
+    opened: dict[str, int] = field(default_factory=dict, compare=False)
     """The time of each file's last change when it was first opened. A later change ends the job."""
 
     @cached_property
@@ -168,14 +159,12 @@ class Reading:
         numbers = count(1)
         for path in self.paths:
             place = 0
-            with Source(path) as source:
+            with Source(path, self.opened) as source:
                 try:
-                    if self.opened.setdefault(path, source.changed_at) != source.changed_at:
-                        raise Corrupt(CHANGED)
                     for row in self._rows(source, numbers):
                         place = row.place
                         yield row
-                except Unreadable as error:
+                except (Unreadable, Corrupt) as error:
                     where = f"after row {place}" if place else "at its beginning"
                     raise type(error)(f"{source.name} cannot be read {where}: {error}") from None
                 except UsageError as error:

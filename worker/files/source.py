@@ -20,7 +20,6 @@ CHUNK = 65536  # bytes
 SAMPLE = 65536  # bytes, from which the format is detected
 LONGEST_ROW = 4 * 1024 * 1024  # characters
 LARGEST_WORKBOOK = 256 * 1024 * 1024  # bytes of the file itself
-CHANGED = "it changed while it was read: submit it again when it is complete"
 
 _GZIP = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS  # zlib's value for gzip
@@ -30,15 +29,16 @@ class Unreadable(WorkerError):
     """The input cannot be read from some row on."""
 
 
-class Corrupt(Unreadable):
+class Corrupt(WorkerError):
     """The input is damaged or has changed, so earlier rows may be wrong too."""
 
 
 class Source:
-    """A file, or standard input for `-`: a context manager. Raises UsageError if it cannot be opened."""
+    """A file, or standard input for `-`: a context manager. Raises UsageError if it cannot be opened, and
+    Corrupt if a file has changed since it was first `opened`."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, opened: dict[str, int] | None = None) -> None:
+        self.path, self._opened = path, {} if opened is None else opened
         self.name = "standard input" if path == STANDARD_INPUT else printable(path)
         self.changed_at: int | None = None  # microseconds since the epoch; of a file
         self._head = b""
@@ -52,9 +52,9 @@ class Source:
             state = os.fstat(self._raw.fileno())
         except OSError as error:
             raise UsageError(f"{self.name} cannot be read: {error.strerror}") from None
-        self._opened = state
-        if stat.S_ISREG(state.st_mode) and not is_input:
-            self.changed_at = state.st_mtime_ns // 1000
+        if stat.S_ISREG(state.st_mode):
+            self._opened.setdefault(self.path, state.st_mtime_ns)
+            self.changed_at = None if is_input else state.st_mtime_ns // 1000
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,14 +111,13 @@ class Source:
 
     def _read(self) -> bytes:
         try:
-            if chunk := self._raw.read(CHUNK) or b"":
-                return chunk
-            state = os.fstat(self._raw.fileno())
+            chunk = self._raw.read(CHUNK) or b""
+            changed_at = os.fstat(self._raw.fileno()).st_mtime_ns
         except OSError as error:
             raise Unreadable(f"{self.name} cannot be read any further: {error.strerror}") from None
-        if stat.S_ISREG(state.st_mode) and state.st_mtime_ns != self._opened.st_mtime_ns:
-            raise Corrupt(CHANGED)  # the last row may be half of one
-        return b""
+        if self._opened.get(self.path, changed_at) != changed_at:  # the last row may be half of one
+            raise Corrupt("it changed while it was read: submit it again when it is complete")
+        return chunk
 
 
 def encoding_of(sample: bytes) -> str:

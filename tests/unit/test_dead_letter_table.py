@@ -3,6 +3,7 @@ cells that were changed."""
 
 import codecs
 import csv
+import gzip
 import io
 import json
 from datetime import UTC, datetime
@@ -129,7 +130,7 @@ def test_a_request_that_bears_the_id_of_another_letter_gets_nothing_of_its_row()
     assert selection.keys([PAGE.facts, forged.facts]) == {PAGE.key}
 
 
-def test_rows_that_contradict_each_other_or_name_no_letter_are_told():
+def test_a_table_that_contradicts_itself_names_no_letter_or_cannot_be_read_is_told(tmp_path):
     (first,), (second,) = exported(PAGE), exported(PAGE)
     second["pageName"] = "another"
     with pytest.raises(UsageError, match=r"lines 2 and 3 are both about the letter [abcdf]"):
@@ -139,6 +140,11 @@ def test_rows_that_contradict_each_other_or_name_no_letter_are_told():
         patches(saved([first]))
     with pytest.raises(UsageError, match=r"^nowhere.csv"):
         read_patches("nowhere.csv")
+    damaged = bytearray(gzip.compress(HEADER))
+    damaged[-8] ^= 1
+    (tmp_path / "a.csv.gz").write_bytes(damaged)
+    with pytest.raises(UsageError, match=r"a.csv.gz: the compressed file is damaged"):
+        read_patches(str(tmp_path / "a.csv.gz"))
 
 
 @pytest.mark.parametrize("body", [b"no json", b"[]", b'{"ottPlatformAttributes": 7}', b'{"a": {"b": 1}}'])

@@ -28,7 +28,7 @@ from worker.dead_letters.letter import Letter
 from worker.errors import UsageError, WorkerError
 from worker.files.cells import clean, flag, guard
 from worker.files.damage import ACCOUNT, is_rounded
-from worker.files.source import Source, Unreadable
+from worker.files.source import Source
 from worker.files.table import Record, Table, line_of
 
 ABOUT: Final = ("letter", "id", "reason", "error", "deadAt")
@@ -154,7 +154,7 @@ def read_patches(path: str) -> Patches:
         with Source(path) as source:
             for record in Table(source, also=ABOUT):
                 _add(rows, record)
-    except (UsageError, Unreadable) as error:
+    except WorkerError as error:
         raise UsageError(f"{path}: {error}") from None
     return Patches(rows=rows)
 

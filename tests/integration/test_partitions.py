@@ -14,6 +14,7 @@ from tests.rig import Events, Requester, Rig, messenger, until
 from tests.sandbox_faults import Latency
 from worker.amqp.connection import Connection
 from worker.amqp.queue import QueueState
+from worker.broker import topology
 from worker.broker.topology import Topology
 from worker.contract.settlement import Resource
 from worker.contract.words import (
@@ -397,6 +398,19 @@ async def test_a_worker_without_partitions_notices_when_others_have_brought_some
     await requester.all_registered(await publish(requester, range(2, 4)))
     assert plain.partitions.in_use
     assert told(rig) == {page: list(range(4)) for page in PAGES}
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_a_partition_that_was_deleted_holds_up_nobody(rig, monkeypatch, partitions):
+    """It is declared at once, and where the worker has no partitions of its own it does without."""
+    monkeypatch.setattr(topology, "CHECK_INTERVAL", 1000.0)
+    requester = await rig.start(partitions=2)
+    await rig.start_worker(rig.settings(partitions=partitions))
+    await rig.stop_first()
+    await requester.all_registered(await publish(requester, range(1)))
+    for number in (1, 2):
+        await requester.channel.queue_delete(f"{requester.prefix}.requests.{number}")
+    await requester.all_registered(await publish(requester, range(1, 2)))
 
 
 async def test_a_partition_that_is_used_is_not_pruned(rig):

@@ -84,6 +84,8 @@ class Router(Journeys):
             if isinstance(outcome, Unroutable) and partition > self._partitions:
                 waiting.discard(partition)  # it was pruned
             elif outcome is not None:
+                if isinstance(outcome, Unroutable):  # it was deleted: the next connection declares it again
+                    await self.subscription.connection.close()
                 raise outcome
         self._epoch, self._channel = epoch, channel
         channel.lost.add_done_callback(lambda _: self._lost(channel))

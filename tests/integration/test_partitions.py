@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tests.rig import Events, Requester, Rig, messenger, until
 from tests.sandbox_faults import Latency
-from worker.amqp.connection import Connection
+from worker.amqp.connection import Connection, cancel_all
 from worker.amqp.queue import QueueState
 from worker.broker import topology
 from worker.broker.topology import Topology
@@ -26,7 +26,7 @@ from worker.contract.words import (
     REQUEST_KEY,
     ROUTED_HEADERS,
 )
-from worker.partitions import pruning
+from worker.partitions import log, pruning
 from worker.partitions import worker as members
 from worker.partitions.log import read_partition_state
 from worker.partitions.pruning import prune
@@ -411,6 +411,19 @@ async def test_a_partition_that_was_deleted_holds_up_nobody(rig, monkeypatch, pa
     for number in (1, 2):
         await requester.channel.queue_delete(f"{requester.prefix}.requests.{number}")
     await requester.all_registered(await publish(requester, range(1, 2)))
+
+
+async def test_a_record_that_was_deleted_before_it_was_read_is_written_again(rig, monkeypatch):
+    monkeypatch.setattr(log, "READ_TIMEOUT", 0.5)
+    requester = await rig.start(partitions=2)
+    worker = rig.services[0]
+    unread = log.PartitionLog("another worker", worker.tools)
+    writing = asyncio.create_task(unread.catch_up())
+    await until(lambda: worker.partitions._log._state.next_offset, "the record")
+    await requester.channel.queue_delete(f"{requester.prefix}.partitions")
+    following = asyncio.create_task(unread.follow())
+    await until(writing.done, "the record's reading")
+    await cancel_all(following)
 
 
 async def test_a_partition_that_is_used_is_not_pruned(rig):

@@ -27,6 +27,8 @@ from worker.settings import Settings
 
 _PROPERTIES = build(content_type="application/json", type=PARTITIONS_TYPE)
 
+READ_TIMEOUT = 10.0  # seconds for a record to be read; then it is written again
+
 Number = Annotated[int, Field(ge=1, le=MOST_PARTITIONS)]  # of a partition
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]  # its successor must fit into a header too
 
@@ -135,8 +137,10 @@ class PartitionLog:
         read: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._marks[mark] = read
         try:
-            await self._tools.publisher.send(Message("", self._stream, _PROPERTIES, body))
-            return await read
+            while not read.done():  # a record that is deleted with its stream may never be read
+                await self._tools.publisher.send(Message("", self._stream, _PROPERTIES, body))
+                await asyncio.wait({read}, timeout=READ_TIMEOUT)
+            return read.result()
         finally:
             self._marks.pop(mark, None)
 

@@ -30,9 +30,10 @@ from worker.partitions import log, pruning
 from worker.partitions import worker as members
 from worker.partitions.log import read_partition_state
 from worker.partitions.pruning import prune
-from worker.partitions.router import partition_of
+from worker.partitions.router import Router, partition_of
 from worker.partitions.worker import weight
 from worker.sandbox.faults import CarryOut, Fault
+from worker.service import Service
 
 PARTITIONS = 4
 PAGES = [str(10**9 + number) for number in range(24)]
@@ -400,6 +401,38 @@ async def test_a_worker_without_partitions_notices_when_others_have_brought_some
     assert told(rig) == {page: list(range(4)) for page in PAGES}
 
 
+async def test_a_partition_that_was_pruned_is_used_again(rig):
+    """By a worker that has come and gone, while another one runs on."""
+    requester = await rig.start(partitions=PARTITIONS)
+    await requester.all_registered(await publish(requester, range(1)))
+    two = await rig.start_worker(rig.settings(partitions=2))
+    await rig.stop_first()
+    await requester.all_registered(await publish(requester, range(1, 2)))
+
+    async def all_is_pruned() -> bool:
+        pruned = [each async for each in prune(rig.settings(partitions=2))]
+        return not pruned and len(two.partitions.places) == 2
+
+    await until(all_is_pruned, "pruning")
+    assert two.partitions.share == 1.0
+    four = await rig.start_worker(rig.settings(partitions=PARTITIONS))
+    await _end_epoch(two)
+    await requester.all_registered(await publish(requester, range(2, 3)))
+    await rig.stop_worker(four)
+    await requester.all_registered(await publish(requester, range(3, 4)))
+    assert [partitions for _, partitions, _ in rig.events.of("epoch_began")] == [4, 2, 4, 2]
+    assert told(rig) == {page: list(range(4)) for page in PAGES}
+
+
+async def _end_epoch(service: Service) -> None:
+    """The router loses its connection for publishing, and its role."""
+    router = service.intake._current
+    assert isinstance(router, Router)
+    assert router._channel is not None
+    router._channel.connection.abort()
+    await until(router.subscription.ended.done, "the end of the epoch")
+
+
 @pytest.mark.parametrize("partitions", [1, 2])
 async def test_a_partition_that_was_deleted_holds_up_nobody(rig, monkeypatch, partitions):
     """It is declared at once, and where the worker has no partitions of its own it does without."""
@@ -419,11 +452,22 @@ async def test_a_record_that_was_deleted_before_it_was_read_is_written_again(rig
     worker = rig.services[0]
     unread = log.PartitionLog("another worker", worker.tools)
     writing = asyncio.create_task(unread.catch_up())
-    await until(lambda: worker.partitions._log._state.next_offset, "the record")
+    await until(lambda: worker.partitions._log.state.next_offset, "the record")
     await requester.channel.queue_delete(f"{requester.prefix}.partitions")
     following = asyncio.create_task(unread.follow())
     await until(writing.done, "the record's reading")
     await cancel_all(following)
+
+
+async def test_what_waits_in_partitions_is_found_without_the_log(rig):
+    """The stream was deleted, and the new worker has fewer of its own."""
+    requester = await rig.start(partitions=PARTITIONS)
+    await rig.stop_first()
+    waiting = aio_pika.Message(messenger(), correlation_id="waiting", reply_to=requester.queue.name)
+    await requester.channel.default_exchange.publish(waiting, f"{requester.prefix}.requests.{PARTITIONS}")
+    await requester.channel.queue_delete(f"{requester.prefix}.partitions")
+    await rig.start_worker(rig.settings(partitions=2))
+    await requester.all_registered(["waiting"])
 
 
 async def test_a_partition_that_is_used_is_not_pruned(rig):

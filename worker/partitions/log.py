@@ -60,7 +60,7 @@ class PartitionState:
         self.next_offset = 0
         self.epoch = 0  # the newest that was claimed
         self.partitions = 0  # the number of partitions of its router
-        self.most_partitions = 0  # the highest number of any router
+        self.most_partitions = 0  # that a router has claimed, or that were found
         self.barriers: dict[int, Barrier] = {}
         self._claimed_by = ""
 
@@ -94,20 +94,19 @@ class PartitionLog:
         self._worker = worker
         self._tools = tools
         self._stream = Topology(tools.settings.prefix).partition_log
-        self._state = PartitionState()
+        self.state = PartitionState()
         self._marks: dict[str, asyncio.Future[int]] = {}
         self._changed = asyncio.Event()
 
     def barrier(self, partition: int) -> Barrier:
         """The newest known settled barrier."""
-        return self._state.barriers.get(partition, Barrier())
+        return self.state.barriers.get(partition, Barrier())
 
     @property
     def partitions(self) -> frozenset[int]:
-        """The partitions of this worker's own number, and all into which a router may have published: at
-        least a barrier, then requests."""
-        most = max(self._tools.settings.partitions, self._state.most_partitions)
-        return frozenset(self._state.barriers) | frozenset(range(1, most + 1))
+        """The partitions that were found, and all into which a router may have published: at least a
+        barrier, then requests."""
+        return frozenset(self.state.barriers) | frozenset(range(1, self.state.most_partitions + 1))
 
     async def claim(self, partitions: int) -> int:
         """Claim an epoch for a router with so many partitions: higher than all earlier ones."""
@@ -120,7 +119,7 @@ class PartitionLog:
     async def settled(self, partition: int, barrier: Barrier) -> None:
         """Record that a barrier is settled, with everything before it. Returns when the record is
         confirmed."""
-        self._state.barriers[partition] = max(self.barrier(partition), barrier)
+        self.state.barriers[partition] = max(self.barrier(partition), barrier)
         await self._write({})
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -132,7 +131,7 @@ class PartitionLog:
     async def _write(self, record: dict[str, Any]) -> int:
         """Write a record, read up to it, and return the newest epoch."""
         mark = uuid4().hex
-        barriers = {str(partition): list(known) for partition, known in self._state.barriers.items()}
+        barriers = {str(partition): list(known) for partition, known in self.state.barriers.items()}
         body = json.dumps({"by": self._worker, "mark": mark, "settled": barriers} | record).encode()
         read: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._marks[mark] = read
@@ -155,16 +154,16 @@ class PartitionLog:
 
     async def _read_on(self, reader: StreamReader) -> None:
         last = await reader.last()
-        if last is None or last.offset + 1 < self._state.next_offset:
-            self._state.next_offset = 0  # the stream was deleted and declared again
-        async with contextlib.aclosing(reader.follow(self._state.next_offset or "first")) as entries:
+        if last is None or last.offset + 1 < self.state.next_offset:
+            self.state.next_offset = 0  # the stream was deleted and declared again
+        async with contextlib.aclosing(reader.follow(self.state.next_offset or "first")) as entries:
             async for entry in entries:
-                if self._state.read(entry):
+                if self.state.read(entry):
                     self._tools.events.record_skipped(self._stream, entry.offset)
                 for record in entry.records:
                     waiting = self._marks.get(str(record.get("mark")))
                     if waiting is not None and not waiting.done():
-                        waiting.set_result(self._state.epoch)
+                        waiting.set_result(self.state.epoch)
                 self._changed.set()
 
 

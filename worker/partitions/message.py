@@ -76,20 +76,16 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def came_from(properties: Properties) -> str | None:
-    """The request's `user_id`: the user that published it."""
-    user = properties.header(CAME_FROM_HEADER)
-    return user if isinstance(user, str) else None
-
-
 def as_it_came(delivery: Delivery, entry: str) -> Delivery:
     """The request as it arrived at the router. Settling it settles the delivery."""
     properties = delivery.properties
     by_replay = properties.header(CAME_BY_HEADER) == REPLAY_KEY
+    given = properties.header(CAME_FROM_HEADER)
+    user = given if isinstance(given, str) else None
     without_id = {"message_id": None} if properties.header(NO_MESSAGE_ID_HEADER) is True else {}
     return replace(
         delivery,
-        properties=properties.changed(without=ROUTED_HEADERS, user_id=came_from(properties), **without_id),
+        properties=properties.changed(without=ROUTED_HEADERS, user_id=user, **without_id),
         exchange=entry,
         routing_key=REPLAY_KEY if by_replay else REQUEST_KEY,
     )

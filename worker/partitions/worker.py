@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.amqp.queue import exists
+from worker.amqp.queue import exists, look
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.topology import Topology
+from worker.broker.topology import MOST_PARTITIONS, Topology
 from worker.contract.status import WorkerStatus
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.partitions.log import PartitionLog
@@ -174,7 +174,7 @@ class Partitions:
     @property
     def share(self) -> float:
         """The share of all partitions that this worker consumes: its share of a rate for all workers."""
-        return max(1, len(self.taken)) / len(self._log.partitions) if self.in_use else 1.0
+        return max(1, len(self.taken)) / max(1, len(self.places)) if self.in_use else 1.0
 
     def journeys(self, subscription: Subscription) -> Journeys:
         """The journeys of one subscription to the requests queue."""
@@ -186,12 +186,17 @@ class Partitions:
     async def consumed(self, connection: Connection) -> AsyncIterator[None]:
         """Consume all partitions within this context. Even with OTT_PARTITIONS=1 there may be some, of an
         earlier setting or of other workers. Raises BrokerUnreachable."""
-        self.in_use = self._tools.settings.partitions > 1 or await exists(
-            connection, self._names.partition(1)
-        )
+        most = self._tools.settings.partitions
+        self.in_use = most > 1 or await exists(connection, self._names.partition(1))
         if not self.in_use:
             yield
             return
+        # The log tells of none that was used before the log was deleted.
+        with contextlib.suppress(TopologyError):
+            while most < MOST_PARTITIONS:
+                await look(connection, self._names.partition(most + 1))
+                most += 1
+        self._log.state.most_partitions = max(self._log.state.most_partitions, most)
         leaving = asyncio.Event()
         running = asyncio.create_task(self._run(connection, leaving), name="partitions")
         try:
@@ -201,9 +206,17 @@ class Partitions:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
-        """Consume the partitions of this worker's own number, and all others that were ever used."""
+        """Consume the partitions of this worker's own number, and all others that were ever used, where
+        they exist."""
         places: dict[int, _Place] = {}
         self.places = places
+        known: object = None
+
+        async def consume(number: int) -> None:
+            place = places[number] = _Place(number, self._tools, self._log, self._members, leaving)
+            await place.consume(connection)
+            del places[number]
+
         try:
             async with asyncio.TaskGroup() as group:
                 following = (
@@ -212,10 +225,10 @@ class Partitions:
                 )
                 async with asyncio.TaskGroup() as consuming:
                     while not leaving.is_set():
-                        for number in sorted(self._log.partitions - places.keys()):
-                            place = _Place(number, self._tools, self._log, self._members, leaving)
-                            places[number] = place
-                            consuming.create_task(place.consume(connection), name=f"partition {number}")
+                        # One that was pruned may be used again from the next epoch on.
+                        if known != (known := (self._log.state.epoch, self._log.partitions)):
+                            for number in sorted(self._log.partitions - places.keys()):
+                                consuming.create_task(consume(number), name=f"partition {number}")
                         self._spread(consuming)
                         await pause(SPREAD_INTERVAL, leaving)
                         if self._stopping.is_set():

@@ -1,14 +1,19 @@
 """The broker itself is killed, restarted, filled up and told to refuse: nothing is lost."""
 
 from base64 import b64encode
+from datetime import timedelta
 from uuid import uuid4
 
 import aio_pika
 import pytest
 
+from tests.commands import checked_with
 from tests.faults.faults import FAULTS, LIMITED, limited_user, short_consumer_timeout
 from tests.faults.load import QUORUM, Sent, wait_for
 from tests.faults.world import World, endure
+from tests.rig import until
+from worker import contract
+from worker.contract.status import STATUS_INTERVAL
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,6 +33,23 @@ def world(own_world: World) -> World:
 async def test_a_broker_that_goes_away_or_takes_nothing_loses_nothing(world, name):
     await endure(world, FAULTS[name], 200, strikes=1, rate=RATE)
     await world.intact()
+
+
+async def test_an_alarm_is_the_cause_that_check_tells(world, monkeypatch):
+    """The workers run, but none of their records comes."""
+    monkeypatch.setattr(contract.status, "SILENT_AFTER", timedelta(seconds=STATUS_INTERVAL + 1))
+    variables = {"OTT_AMQP_URL": world.url, "OTT_PREFIX": world.prefix}
+    await world.node.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+
+        async def is_told() -> bool:
+            checked = await checked_with(variables)
+            alarm = "memory or disk alarm" in checked.failure("permissions")
+            return alarm and "has a consumer nevertheless" in checked.line("workers")
+
+        await until(is_told, "the alarm")
+    finally:
+        await world.node.ctl("set_vm_memory_high_watermark", "0.6")
 
 
 async def test_a_consumer_that_the_broker_cancels_subscribes_again_and_declares_its_queue(world):

@@ -215,6 +215,10 @@ def of_worker(worker: WorkerStatus) -> list[Condition]:
     return conditions
 
 
+_HELD = (
+    "If RabbitMQ has a memory or disk alarm (rabbitmq-diagnostics alarms), free space. Else the worker is "
+    "suspended, or another program consumes: see rabbitmqctl list_consumers."
+)
 _ROOM = {
     "replies": "Make room: consume or delete its replies, or raise its max-length.",
     "dead": "Make room: replay or discard dead letters, or raise its max-length.",
@@ -246,11 +250,11 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         lost = f"; {found.lost[-1].place} stopped reporting: killed or cut off" if found.lost else ""
         ending = "; the running ones are draining" if found.workers else ""
         since = found.lost[-1].at if found.lost and not found.workers else None
-        # A suspended worker keeps its deliveries, and another program's consumer receives the requests.
         is_held = not found.workers and bool(found.consumers)
         held = f"; {found.prefix}.requests has a consumer nevertheless" if is_held else ""
-        stops = waiting > 0 or (is_held and bool(found.lost))
-        yield Condition(State.NO_WORKER, f"{wait}{lost}{ending}{held}", since=since, stops=stops)
+        state = State.BLOCKED if is_held and found.lost else State.NO_WORKER
+        stops = waiting > 0 or state is State.BLOCKED
+        yield Condition(state, f"{wait}{lost}{ending}{held}", _HELD if is_held else "", since, stops)
         return
     is_active = any(worker.state == "active" for worker in running)
     has_consumer = found.consumers != 0  # or that is unknown

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from yarl import URL
 
-from worker.amqp.connection import Connection, connect, node_name, tls_context, vhost_of
+from worker.amqp.connection import Connection, connect, connected, node_name, tls_context, vhost_of
 from worker.broker import topology
 from worker.broker.requirements import (
     lacking,
@@ -65,8 +65,7 @@ async def report(console: Console) -> int:
         answering: list[tuple[Connection, URL]] = []
         await lines.step("broker", _broker(settings, stack, answering))
         for connection, url in answering[:1]:
-            permissions = _permissions(connection, settings, url, is_worker=is_worker)
-            await lines.step("permissions", permissions)
+            await lines.step("permissions", _permissions(settings, url, is_worker=is_worker))
             await lines.step("topology", _topology(connection, settings))
             await lines.step("policies", _policies(settings, url))
             await lines.step("workers", _workers(connection, settings))
@@ -125,11 +124,19 @@ async def _broker(
             yield "note", warning
 
 
-async def _permissions(connection: Connection, settings: Settings, url: URL, *, is_worker: bool) -> Findings:
+async def _permissions(settings: Settings, url: URL, *, is_worker: bool) -> Findings:
+    """On a connection of its own: RabbitMQ stops reading from one that publishes during an alarm."""
     rights = workers_rights(settings) if is_worker else operators_rights(settings)
     role = "a worker" if is_worker else "an operator"
     user = url.user or "guest"
-    missing = await lacking(connection, rights)
+    async with connected(load_settings(amqp_url=str(url)), "check") as connection:
+        try:
+            missing = await lacking(connection, rights)
+        except BrokerUnreachable:
+            if not connection.wire.is_blocked:
+                raise
+            yield "FAIL", "RabbitMQ accepts no messages: a memory or disk alarm (rabbitmq-diagnostics alarms)"
+            return
     if missing:
         yield (
             "FAIL",

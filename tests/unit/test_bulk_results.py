@@ -11,7 +11,7 @@ from worker.cli.submit.report import show_summary
 from worker.contract.platforms import PLATFORMS
 from worker.errors import UsageError, WorkerError
 from worker.files.job import MOST_ERRORS, OTHER, Tally
-from worker.files.job_database import JobDatabase, RowResult
+from worker.files.job_database import JobDatabase, RowResult, request_id
 from worker.files.results import Results, read_results
 from worker.files.rows import Reading, Row
 
@@ -154,6 +154,20 @@ def test_rows_that_were_registered_in_another_order_are_followed_by_the_later_on
     with JobDatabase() as database:
         take_in(database, *map(registered, order))
         assert [database.settled_by(row("line", "a", place)) for place in (4, 9)] == settled
+
+
+def test_a_later_row_that_is_not_in_the_input_is_known_by_the_id_of_its_request():
+    first, second, later = (
+        replace(row("line", "1732555047025811", place), account_id=account)
+        for place, account in ((1, "510001"), (2, "510002"), (3, "510001"))
+    )
+    with JobDatabase() as database:
+        database.add(first)
+        database.add(second)
+        rounded = RowResult(3, request_id(JOB, later, "510001"), "registered", "line", "1.73256E+15")
+        take_in(database, rounded)
+        assert database.job == JOB
+        assert (database.settled_by(first), database.settled_by(second)) == (3, None)
 
 
 def test_a_later_row_of_an_older_file_makes_no_row_needless():

@@ -10,6 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Self
 
 from worker.contract.platforms import ID_FIELDS
@@ -38,17 +39,17 @@ _TABLES = """
     CREATE UNIQUE INDEX row_place ON row (place);
     CREATE INDEX row_resource ON row (resource, account);
     CREATE TABLE result (
-        place INTEGER UNIQUE, status TEXT, named TEXT, resource TEXT, account TEXT, whole TEXT
+        place INTEGER UNIQUE, status TEXT, named TEXT, mark TEXT, whole TEXT
     );
-    CREATE INDEX result_resource ON result (resource, account, place);
+    CREATE INDEX result_mark ON result (mark, place);
     BEGIN;
 """
 # The last registered row of a resource, and its position among the results. A row of a file that changed
 # later is later.
 _NEWEST = """
     SELECT result.place, result.rowid FROM result LEFT JOIN row USING (place)
-    WHERE result.resource = :resource AND result.account IS :account AND status = 'registered'
-    AND ifnull(true_at >= :true_at, 1) ORDER BY result.place DESC LIMIT 1
+    WHERE mark = :mark AND status = 'registered' AND ifnull(true_at >= :true_at, 1)
+    ORDER BY result.place DESC LIMIT 1
 """
 # Whether an earlier row of the resource is sent in this run, or was registered after the last one.
 _OVERTAKEN = """
@@ -56,8 +57,8 @@ _OVERTAKEN = """
     AND sent IS NOT NULL AND ifnull(true_at <= :true_at, 1)
     UNION ALL
     SELECT 1 FROM result LEFT JOIN row USING (place)
-    WHERE result.resource = :resource AND result.account IS :account AND result.place < :place
-    AND status = 'registered' AND result.rowid > :newest_came AND ifnull(true_at <= :true_at, 1) LIMIT 1
+    WHERE mark = :mark AND result.place < :place AND status = 'registered'
+    AND result.rowid > :newest_came AND ifnull(true_at <= :true_at, 1) LIMIT 1
 """
 
 
@@ -226,13 +227,13 @@ class JobDatabase:
 
     def note(self, result: RowResult) -> None:
         """Add a result; of several results for one row, the last one counts. Its resource and account are the
-        input's, if known: a spreadsheet may have rounded the id in the results."""
-        if result.request_id:
-            self.job = result.request_id.partition("-")[0]
+        input's, if known, else those of the request: a spreadsheet may have rounded the id in the results."""
+        self.job, *marks = result.request_id.split("-") if result.request_id else [self.job]
         named = _named(result.platform, result.resource_id)
         known = self._first("SELECT resource, account FROM row WHERE place = ?", [result.row])
-        saved = (result.row, result.status, named, *(known or (named, None)), json.dumps(result))
-        self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?)", saved)
+        mark = marks[0] if len(marks) == 3 and not known else _digest(*(known or (named, None)))
+        saved = (result.row, result.status, named, mark, json.dumps(result))
+        self._database.execute("INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?)", saved)
 
     def results(self) -> Iterator[RowResult]:
         """The last result of each row, in the order in which they were added."""
@@ -262,7 +263,7 @@ class JobDatabase:
                 "--results file"
             )
         values: dict[str, object] = {"resource": resource, "account": account, "place": row.place}
-        values["true_at"] = row.true_at
+        values |= {"true_at": row.true_at, "mark": _digest(resource, account)}
         newest, values["newest_came"] = self._first(_NEWEST, values) or (0, None)
         if self._first(_OVERTAKEN, values):
             return None
@@ -303,6 +304,17 @@ def _is_decoded_wrongly(text: str) -> bool:
     with contextlib.suppress(UnicodeError):
         return text.encode("cp1252").decode() != text
     return False
+
+
+def request_id(job: str, row: Row, account_id: str | None) -> str:
+    """The id of a row's request: the same whenever the job is resumed, unless the row has changed. It tells
+    the resource even if its row is not in the input."""
+    version = _digest(row.body, account_id, row.true_at)
+    return f"{job}-{_digest(*_resource(row))}-{version}-{row.place}"
+
+
+def _digest(*values: object) -> str:
+    return blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
 def _resource(row: Row) -> tuple[str | None, str | None]:

@@ -17,7 +17,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 from uuid import uuid4
-from zlib import crc32
 
 from worker.amqp.connection import cancel_all
 from worker.broker.requester import Requester, look_for_workers
@@ -27,7 +26,7 @@ from worker.contract.reply import MalformedReply, parse_reply
 from worker.contract.timestamps import text_of
 from worker.errors import Interrupted, WorkerError
 from worker.files.job import Notices, Outstanding, Plan, Tally
-from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult
+from worker.files.job_database import INVALID, SETTLED, JobDatabase, RowResult, request_id
 from worker.files.results import Results
 from worker.files.rows import Reading, Row
 from worker.settings import Settings
@@ -127,10 +126,7 @@ class Submission:
         return settled_by is not None
 
     def _name(self, row: Row) -> str:
-        """The id of the row's request, which stays the same when the job is resumed, unless the row has
-        changed: the reply to an earlier version of a row is not its own."""
-        version = repr((row.body, self._account(row), row.true_at))
-        return f"{self._job}-{crc32(version.encode()):08x}-{row.place}"
+        return request_id(self._job, row, self._account(row))
 
     def _account(self, row: Row) -> str | None:
         return row.account_id or self._plan.account_id

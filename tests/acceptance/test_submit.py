@@ -163,7 +163,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv and pages.csv are the same file: name"),
         (["pages.csv", "--sheet", "Pages"], "pages.csv: a CSV file has no sheets: leave out --sheet"),
-        (["-", "-"], "- and - are the same file: name another one"),
+        (["-", "-"], "- and - are the same file: name another file"),
         (["pages.csv", "--encoding", "klingon"], "--encoding must be the name of a text encoding"),
         (["pages.csv", "--encoding", "undefined"], "--encoding must be the name of a text encoding"),
         ([], "Missing argument 'FILE...'"),

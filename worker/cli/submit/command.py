@@ -209,5 +209,5 @@ def _check_paths(files: list[str], results: Path | None, failed: Path | None) ->
         if path is not None:
             role, other = printable(f"{option}{path}"), roles.get(Path(path).resolve())
             if other is not None:
-                raise UsageError(f"{role} and {other} are the same file: name another one")
+                raise UsageError(f"{role} and {other} are the same file: name another file")
             roles[Path(path).resolve()] = role

@@ -31,9 +31,10 @@ def test_a_version_is_warned_of_where_it_breaks_a_promise(version, words):
         ({"max-length": 5, "consumer-timeout": 1_800_000, "delayed-retry-type": "disabled"}, []),
         ({"consumer-timeout": 5000}, ["5 s, below OTT_HOLD_LIMIT (600 s)"]),
         ({"delayed-retry-type": "all", "consumer-timeout": 1}, ["delayed-retry-type", "consumer-timeout"]),
+        ({"single-active-consumer": False}, ["workers overtake each other"]),
     ],
 )
 def test_a_policy_is_warned_of_where_it_breaks_a_promise(policy, words):
-    warnings = policy_warnings("ott.requests", policy, 600.0)
+    warnings = policy_warnings("ott.requests", {"single-active-consumer": True, **policy}, 600.0)
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))

@@ -130,8 +130,13 @@ def version_warnings(version: str) -> list[str]:
 
 
 def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) -> list[str]:
-    """Warnings about a queue's policy."""
+    """Warnings about a queue's policy and arguments."""
     warnings = []
+    if not policy.get("single-active-consumer"):
+        warnings.append(
+            f"{queue}: declared without x-single-active-consumer, so workers overtake each other: stop them, "
+            "delete it once it is empty, and start one with OTT_DECLARE=true"
+        )
     if policy.get("delayed-retry-type", "disabled") != "disabled":
         warnings.append(
             f"{queue}: a policy sets delayed-retry-type, so requeued requests lose their order: remove it"

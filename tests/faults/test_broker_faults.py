@@ -11,9 +11,12 @@ from tests.commands import checked_with
 from tests.faults.faults import FAULTS, LIMITED, limited_user, short_consumer_timeout
 from tests.faults.load import QUORUM, Sent, wait_for
 from tests.faults.world import World, endure
-from tests.rig import until
+from tests.rig import Requester, declare, delete_objects, until
 from worker import contract
 from worker.contract.status import STATUS_INTERVAL
+from worker.errors import BrokerUnreachable
+from worker.partitions.pruning import prune
+from worker.settings import load_settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -90,6 +93,22 @@ async def test_a_reply_to_that_never_confirms_is_given_up_and_stops_nobody(make_
     await world.drained()
     world.strikes = 1  # the channel stands still while it looks for the leader; other confirms are late too
     await world.intact(last=True)
+
+
+async def test_a_partition_whose_leader_does_not_answer_is_not_pruned(node, monkeypatch):
+    """RabbitMQ reports that it is empty."""
+    monkeypatch.setattr("worker.amqp.connection.ANSWER_TIMEOUT", 2.0)
+    settings = load_settings(amqp_url=node.url, prefix=f"test.{uuid4().hex[:12]}", partitions=2)
+    queue = f"{settings.prefix}.requests.2"
+    await declare(settings)
+    async with Requester(node.url, settings.prefix) as requester:
+        await requester.channel.default_exchange.publish(aio_pika.Message(b"{}"), queue)
+        await node.evaluate(f"sys:suspend('%2F_{queue}').")
+        with pytest.raises(BrokerUnreachable, match="could not be looked at"):
+            [each async for each in prune(load_settings(amqp_url=node.url, prefix=settings.prefix))]
+        await node.evaluate(f"sys:resume('%2F_{queue}').")
+        await until(lambda: requester.holds("requests.2", {1}), "the message, which is still there")
+    await delete_objects(node.url, settings.prefix)
 
 
 async def test_a_message_larger_than_the_broker_takes_stops_no_other(make_world, node):

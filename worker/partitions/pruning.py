@@ -9,7 +9,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from worker.amqp.connection import connected
+from worker.amqp.connection import Connection, answered, connected
+from worker.amqp.consumer import Subscription
 from worker.amqp.queue import delete, exists, look
 from worker.broker.status import read_workers
 from worker.broker.topology import MOST_PARTITIONS, Topology
@@ -42,6 +43,8 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
                 continue
             seen = await look(connection, queue)
             why = _keeps(partition, *seen, state, workers)
+            if not why and not seen.consumers and not await _is_empty(connection, queue):
+                why = "it still holds messages: let the workers settle them"
             # Checked last: a router claims its epoch before it publishes to a partition.
             if not why and await _has_begun(settings, state):
                 why = "a worker has just begun: run this again"
@@ -53,6 +56,19 @@ async def prune(settings: Settings) -> AsyncIterator[Pruned]:
                     lost = f"a worker began meanwhile, and {messages or 'some'} messages may be lost: "
                     lost += "publish them again"
             yield Pruned(partition, why, lost)
+
+
+async def _is_empty(connection: Connection, queue: str) -> bool:
+    """Whether a queue holds no messages. RabbitMQ reports none if the queue's leader does not answer in time;
+    a consumer waits for the leader."""
+    subscription = Subscription(connection, queue, prefetch=1)
+    try:
+        async with answered(connection, f"{queue} could not be looked at"):
+            await subscription.open(lambda _: None)
+            await subscription.renew_lease()
+        return not subscription.unsettled
+    finally:
+        await subscription.close()
 
 
 async def _has_begun(settings: Settings, state: PartitionState) -> bool:

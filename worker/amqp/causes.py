@@ -75,7 +75,7 @@ def object_errors(name: str, missing: str, forbidden: str) -> Iterator[None]:
     except aiormq.exceptions.ChannelPreconditionFailed as error:
         text = " ".join(str(error.args[-1] if error.args else error).split())
         differs = text.removeprefix("PRECONDITION_FAILED - ")[:300]
-        advice = "Delete it once it is empty, and start the worker again"
+        advice = "Stop the workers, delete it once it is empty, and start one"
         raise TopologyError(f"The {name} exists but differs: {differs}. {advice}", Problem.DIFFERS) from None
 
 

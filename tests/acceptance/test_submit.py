@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import resource
 import signal
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.acceptance.submit_command import Command, ended, lines, pages_called, told, write_pages
 from tests.acceptance.terminal import in_a_terminal
+from tests.commands import begin
 from tests.rig import Rig, messenger, until
 from tests.sandbox_faults import Latency, Status
 from tests.unit.test_replies import REGISTERED
@@ -161,6 +163,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--failed", "f.jsonl"], "pages.csv: --failed gives rows of a table back as CSV or"),
         (["pages.csv", "p.jsonl", "--failed", "f.csv"], "p.jsonl: --failed gives rows of a table back as"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
+        (["pages.csv", "--failed", "/proc/f.csv"], "--failed /proc/f.csv cannot be written: No such file"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv and pages.csv are the same file: name"),
         (["pages.csv", "--sheet", "Pages"], "pages.csv: a CSV file has no sheets: leave out --sheet"),
         (["-", "-"], "- and - are the same file: name another file"),
@@ -212,6 +215,20 @@ async def test_a_results_file_that_takes_no_more_ends_the_job(submit, tmp_path):
     end = await submit("pages.csv", "--results", "/dev/full")
     assert end.code == 1
     assert "ott-worker: /dev/full cannot be written: No space left on device\n" in end.err
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]])
+async def test_a_full_folder_for_temporary_files_ends_the_job_with_one_line(submit, rig, tmp_path, more):
+    rig.sandbox.faults.add(Status(path="registration", status=404))
+    write_pages(
+        tmp_path / "pages.csv", range(300), applicationSecret="" if more else "s", pageName="y" * 20_000
+    )
+    full = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))}
+    command = ("submit", "pages.csv", "--failed", "failed.csv", *more)
+    end = await ended(await begin(rig.settings(), *command, process=full))
+    assert end.code == 1
+    assert "ott-worker: the folder for temporary files is full: name another one in TMPDIR\n" in end.err
+    assert "Traceback" not in end.err
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Self
 
 from worker.contract.platforms import ID_FIELDS
-from worker.errors import UsageError
+from worker.errors import UsageError, WorkerError
 from worker.files import damage
 from worker.files.damage import Problem, is_long_id, is_rounded, may_be_rounded, shown
 from worker.files.rows import Group, Reading, Row, more
@@ -97,8 +97,10 @@ class JobDatabase:
         self._database.executescript(_TABLES)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._database.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            raise WorkerError("the folder for temporary files is full: name another one in TMPDIR") from None
 
     def _first(self, query: str, given: Iterable[object] | Mapping[str, object] = ()) -> Any:
         return self._database.execute(query, given).fetchone()  # type: ignore[arg-type]

@@ -126,10 +126,7 @@ class Submission:
         return settled_by is not None
 
     def _name(self, row: Row) -> str:
-        return request_id(self._job, row, self._account(row))
-
-    def _account(self, row: Row) -> str | None:
-        return row.account_id or self._plan.account_id
+        return request_id(self._job, row, row.account_id or self._plan.account_id)
 
     def _at(self, row: Row) -> str:
         return str(row.shown_as) if len(self._plan.reading.paths) == 1 else f"{row.file} {row.shown_as}"
@@ -140,7 +137,7 @@ class Submission:
         if self._plan.resumed:
             self._database.mark_sent(row, name)
         self.out.add(name, row)
-        account = self._account(row)
+        account = row.account_id or self._plan.account_id
         confirmed = self._requester.send(
             row.body,
             request_id=name,
@@ -161,6 +158,13 @@ class Submission:
             self.out.answered(name)
 
     def _on_reply(self, name: str, body: bytes) -> None:
+        try:
+            self._take_reply(name, body)
+        except Exception as error:  # the results file or the database takes no more
+            self._fail(error)
+            raise
+
+    def _take_reply(self, name: str, body: bytes) -> None:
         job, number = name.partition("-")[0], name.rpartition("-")[2]
         if job != self._job or not number.isdecimal():
             return
@@ -189,12 +193,8 @@ class Submission:
         self._write(result)
 
     def _write(self, result: RowResult) -> None:
-        try:
-            if self._results is not None:
-                self._results.write(result)
-        except WorkerError as error:
-            self._fail(error)
-            raise
+        if self._results is not None:
+            self._results.write(result)
 
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done():

@@ -52,7 +52,7 @@ def found(*workers: WorkerStatus, requests: int = 0, dead: int = 0, **more: Any)
             "3 requests wait",
         ),
         (found(lost=[worker()], consumers=1), State.BLOCKED, True, "p.requests has a consumer"),
-        (found(lost=[worker()], consumers=1), State.BLOCKED, True, "memory or disk alarm"),
+        (found(lost=[worker()], consumers=1), State.BLOCKED, True, "rabbitmq-diagnostics alarms"),
         (found(consumers=1), State.NO_WORKER, False, "p.requests has a consumer"),
         (found(worker(state="draining")), State.NO_WORKER, False, "drain"),
         (Overview("p", knows_workers=True), State.NO_WORKER, False, "how many requests wait is not known"),

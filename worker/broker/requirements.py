@@ -22,6 +22,7 @@ from worker.amqp.causes import broker_errors
 from worker.amqp.connection import Connection, RawChannel, no_callback, port_of, vhost_of
 from worker.broker.topology import Topology
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY
+from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
 ANSWER_TIMEOUT = 15.0  # seconds
@@ -72,8 +73,7 @@ def operators_rights(settings: Settings) -> list[Right]:
 
 
 async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right]:
-    """The permissions that this user lacks. A missing object counts as permitted. Raises
-    BrokerUnreachable."""
+    """The permissions that this user lacks, but for missing objects. Raises BrokerUnreachable."""
     missing = []
     for right in rights:
         channel = await connection.raw_channel()
@@ -86,6 +86,10 @@ async def lacking(connection: Connection, rights: Iterable[Right]) -> list[Right
                 missing.append(right)
             except aiormq.exceptions.AMQPChannelError:
                 pass  # the attempt failed for the other reason
+            except TimeoutError:
+                if connection.wire.is_blocked:
+                    raise BrokerUnreachable("RabbitMQ accepts no messages: a memory or disk alarm") from None
+                raise
     return missing
 
 
@@ -133,10 +137,7 @@ def policy_warnings(queue: str, policy: Mapping[str, Any], hold_limit: float) ->
     """Warnings about a queue's policy and arguments."""
     warnings = []
     if not policy.get("single-active-consumer"):
-        warnings.append(
-            f"{queue}: declared without x-single-active-consumer, so workers overtake each other: stop them, "
-            "delete it once it is empty, and start one with OTT_DECLARE=true"
-        )
+        warnings.append(f"{queue}: declared without x-single-active-consumer, so workers overtake each other")
     if policy.get("delayed-retry-type", "disabled") != "disabled":
         warnings.append(
             f"{queue}: a policy sets delayed-retry-type, so requeued requests lose their order: remove it"

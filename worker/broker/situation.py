@@ -59,8 +59,7 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
             found.queues[name], consumers = await look(connection, getattr(names, name))
             if name == "requests":
                 found.consumers = consumers
-    # Without the stream no worker has ever run, or it was deleted and a worker is running.
-    found.knows_workers = True
+    found.knows_workers = True  # without the stream no worker has run, or it was deleted
     try:
         now = datetime.now(UTC)
         for each in await read_workers_by(StreamReader(connection, names.status), REMEMBERED):
@@ -215,10 +214,7 @@ def of_worker(worker: WorkerStatus) -> list[Condition]:
     return conditions
 
 
-_HELD = (
-    "If RabbitMQ has a memory or disk alarm (rabbitmq-diagnostics alarms), free space. Else the worker is "
-    "suspended, or another program consumes: see rabbitmqctl list_consumers."
-)
+_HELD = "See rabbitmq-diagnostics alarms (memory, disk), and rabbitmqctl list_consumers."
 _ROOM = {
     "replies": "Make room: consume or delete its replies, or raise its max-length.",
     "dead": "Make room: replay or discard dead letters, or raise its max-length.",
@@ -243,18 +239,17 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         return
     waiting = found.queues.get("requests", 0)
     wait = f"{waiting:,} requests wait" if waiting != 1 else "1 request waits"
-    if "requests" not in found.queues:
-        wait = "how many requests wait is not known"
+    wait = wait if "requests" in found.queues else "how many requests wait is not known"
     running = [worker for worker in found.workers if worker.state != "draining"]
     if not running:
         lost = f"; {found.lost[-1].place} stopped reporting: killed or cut off" if found.lost else ""
         ending = "; the running ones are draining" if found.workers else ""
         since = found.lost[-1].at if found.lost and not found.workers else None
-        is_held = not found.workers and bool(found.consumers)
-        held = f"; {found.prefix}.requests has a consumer nevertheless" if is_held else ""
-        state = State.BLOCKED if is_held and found.lost else State.NO_WORKER
-        stops = waiting > 0 or state is State.BLOCKED
-        yield Condition(state, f"{wait}{lost}{ending}{held}", _HELD if is_held else "", since, stops)
+        state, advice = State.NO_WORKER, ""
+        if found.consumers and not found.workers:
+            state, advice = State.BLOCKED if found.lost else state, _HELD
+            ending = f"; {found.prefix}.requests has a consumer nevertheless"
+        yield Condition(state, f"{wait}{lost}{ending}", advice, since, waiting > 0 or state is State.BLOCKED)
         return
     is_active = any(worker.state == "active" for worker in running)
     has_consumer = found.consumers != 0  # or that is unknown

@@ -128,8 +128,7 @@ def _consumer(service: Service, phase: WorkerPhase) -> Check:
         return False, "not subscribed"
     if subscription.silence > LEASE:
         return False, f"the broker has not answered for {subscription.silence:.0f} s"
-    is_active = gets_deliveries(service, phase)
-    return True, "active" if is_active else "subscribed, no delivery yet: idle or standing by"
+    return True, "active" if gets_deliveries(service, phase) else "subscribed, idle or standing by"
 
 
 def _publisher(service: Service) -> Check:

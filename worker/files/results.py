@@ -205,12 +205,10 @@ class FailedRows:
 
     def __init__(self, path: Path, tables: Mapping[str, Table]) -> None:
         self._path, self._tables = path, tables
-        if not path.resolve().parent.is_dir():
-            raise self._refused("its folder does not exist")
         try:
             tempfile.TemporaryFile(dir=path.resolve().parent).close()
         except OSError as error:
-            raise self._refused(error.strerror) from None
+            raise self._refused(f"its folder: {error.strerror}") from None
         if path.exists() and not path.is_file():  # it is replaced as a whole
             raise self._refused("it is not a regular file")
         if path.is_file() and not _is_ours(path):

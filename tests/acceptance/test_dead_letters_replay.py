@@ -194,7 +194,7 @@ async def test_a_mended_request_that_is_not_valid_stays_where_it_is(rig, request
         (["replay"], "needs a filter, or --all"),
         (["discard"], "needs a filter, or --all"),
         (["discard", "--all"], "confirm with --yes"),
-        (["show"], "wants the id"),
+        (["show"], "needs the id"),
         (["replay", "--all", "--set", "nonsense=1"], "must be FIELD=VALUE"),
         (["replay", "--all", "--set", "isActive=yes"], "must be true, false, 0 or 1"),
         (["replay", "--all", "--set", "pageName=@/nowhere"], "cannot be read"),

@@ -131,7 +131,7 @@ async def test_pages_can_be_looked_at_and_used_without_a_script(requester, conso
         await page.get_by_role("link", name=key, exact=True).click()
         await expect(page.locator("h1")).to_contain_text("invalid")
         await page.get_by_role("button", name="Discard…").click()
-        await page.get_by_label("Type 1").fill("1")
+        await page.get_by_label("Enter 1").fill("1")
         await page.get_by_label("Why?").fill("a test")
         await page.get_by_role("button", name="Discard 1").click()
         await expect(page.locator("h1")).to_have_text("1 discarded")

@@ -62,7 +62,7 @@ async def test_a_pause_wants_a_reason_and_is_in_the_audit_list(rig, console):
     await rig.start()
     status, document = await post(console, "/pause", why="  ")
     assert status == 400
-    assert "why" in str(document["problem"])
+    assert "reason" in str(document["problem"])
     _, document = await post(console, "/pause", why="maintenance")
     assert document["paused"]["why"] == "maintenance"
     _, document = await post(console, "/resume", why="it is over")
@@ -185,7 +185,7 @@ async def test_discarding_asks_for_the_count(rig, requester, console):
     assert run["count"] == 2
     status, document = await post(console, f"/runs/{run['run']}/start", why="sent by mistake", count="3")
     assert status == 400
-    assert "Type 2" in str(document["problem"])
+    assert "Enter 2" in str(document["problem"])
     assert (await done(console, run, why="sent by mistake", count="2"))["phase"] == "done"
     await listed(console, 1)
     remaining = await console.json("/dead-letters")

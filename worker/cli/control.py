@@ -52,7 +52,7 @@ async def _order(kind: OrderKind, why: str) -> str:
             break
         await asyncio.sleep(POLL_INTERVAL)
     if not workers:
-        return "no worker is running now; the order also applies to workers that start later."
+        return "no worker is running; the order applies to workers that start later."
     count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
     if obeying < len(workers):
         return f"{obeying} of {count} obey so far: see ott-worker status."

@@ -253,10 +253,8 @@ def _of_consumers(found: Overview) -> Iterator[Condition]:
         return
     is_active = any(worker.state == "active" for worker in running)
     has_consumer = found.consumers != 0  # or that is unknown
-    if found.pause is not None or (is_active and has_consumer):
-        return
     # A killed worker is listed for a while. Waiting requests without a consumer show it at once.
-    if waiting or not (is_active or has_consumer):
+    if found.pause is None and (waiting if is_active is not has_consumer else not is_active):
         which = ", ".join(worker.place for worker in running[:3])
         has = "has another consumer" if has_consumer else "has no consumer"
         cause = f"{which}: reported recently, but {found.prefix}.requests {has}, and {wait}"

@@ -94,10 +94,7 @@ def _recorded(found: Overview) -> Iterator[None]:
 class State(Enum):
     """The states, most urgent first, with their titles and advice."""
 
-    UNREACHABLE = (
-        "RabbitMQ cannot be reached",
-        "Check RabbitMQ and OTT_AMQP_URL. Workers reconnect by themselves.",
-    )
+    UNREACHABLE = ("RabbitMQ cannot be reached", "Check it and OTT_AMQP_URL. Workers reconnect without help.")
     UNKNOWN = ("Nothing is known yet", "This takes a moment.")
     NO_WORKER = (
         "No worker is running",

@@ -239,6 +239,38 @@ async def test_a_replica_of_the_journal_that_shows_nothing_yet_is_waited_for(rig
     await connection.close()
 
 
+async def test_what_is_registered_as_reading_begins_counts_where_a_replica_lags_behind(
+    rig, requester, monkeypatch
+):
+    """The replica shows the guard's mark, and nothing that came after it."""
+    await requester.ask(messenger("before", "so that the worker has taken over"))
+    dated = {"x-ott-as-of": text_of(now())}
+    first, take, meanwhile = StreamReader.first, stream_reader._Consumer._take, iter([messenger("p", "new")])
+    shown: list[int] = []
+
+    async def first_and_more(reader: StreamReader) -> Any:
+        entry = await first(reader)
+        shown.append(reader._reach)
+        for body in meanwhile:
+            await requester.ask(body)
+        return entry
+
+    async def last(reader: StreamReader) -> Any:
+        return [entry async for entry in reader.read(reader._reach)][-1]
+
+    async def lagging(consumer: Any, message: Any) -> None:
+        is_journal = consumer.stream.endswith(".journal")
+        if not is_journal or not shown or message.headers[stream_reader.OFFSET_HEADER] <= shown[0]:
+            await take(consumer, message)
+
+    monkeypatch.setattr(StreamReader, "first", first_and_more)
+    monkeypatch.setattr(StreamReader, "last", last)
+    monkeypatch.setattr(stream_reader._Consumer, "_take", lagging)
+    assert (await requester.ask(messenger("q"), headers=dated))["status"] == "registered"
+    assert (await requester.ask(messenger("p", "old"), headers=dated))["status"] == "superseded"
+    assert rig.held("p") == "new"
+
+
 async def trim_journal(rig: Rig, requester: Requester) -> None:
     """Fill the journal until its first segment is gone."""
     connection = await connect(rig.settings(), "test")

@@ -53,6 +53,7 @@ class ReplayGuard:
         self._has_timed_out = False
         self._doubtful = range(0)  # arrivals while the clocks of two workers differed
         self._index: JournalIndex | None = None
+        self._next_index: JournalIndex | None = None  # until it is known whether the present one goes on
         self._subscriptions = 0
         self._current_in = -1  # the subscription in which the index has been read to its end
         self._reading: asyncio.Task[JournalIndex] | None = None
@@ -118,6 +119,8 @@ class ReplayGuard:
 
     def settled(self, settlement: Settlement) -> None:
         """A request's record is confirmed; the next request of its resource has not started."""
+        if self._next_index is not None:
+            self._next_index.settled(settlement)
         if self._index is None:
             return
         is_idle = self._reading is None or self._reading.done()
@@ -153,13 +156,15 @@ class ReplayGuard:
 
         async def read_on(reader: StreamReader) -> JournalIndex:
             subscription = self._subscriptions
+            # A replica that lags behind may not show what is settled from here on.
+            fresh = self._next_index = JournalIndex(true_at - self._margin)
             await reader.catch_up(journal.mark)
             first = await reader.first()
             if self._index is None or not self._index.continues(first):
-                self._index, self._current_in = JournalIndex(true_at - self._margin), -1
+                self._index, self._current_in = fresh, -1
             elif self._index.since > true_at:
                 self._margin *= 2
-            index = self._index
+            index, self._next_index = self._index, None
             await read_into(index, reader, first, true_at - self._margin)
             self._current_in = -1 if index.is_empty else subscription
             return index

@@ -113,7 +113,7 @@ async def compare(given: argparse.Namespace) -> None:
         for name, made in runs.items():
             made.append(await run(given.amqp_url, name, f"round {number + 1}"))
     print("\n### The same work, side by side\n\nMedian (lowest to highest).\n")
-    head = ("", "CPU µs a request", "worker ÷ this, pair by pair", "requests/s", "worker ÷ this", "peak MB")
+    head = ("", "CPU µs per request", "worker ÷ this, pair by pair", "requests/s", "worker ÷ this", "peak MB")
     print_head(*head, "s to first reply")
     for name, made in runs.items():
         pairs = list(zip(runs[OURS], made, strict=True))
@@ -137,7 +137,7 @@ async def latency(given: argparse.Namespace) -> None:
     """Throughput against what prefetch and latency allow."""
     about = f"Prefetch {PREFETCH}; the limit is min(prefetch ÷ latency, one core ÷ CPU per request at 0 ms)."
     print(f"\n### Upstream latency\n\n{about}\n")
-    print_head("upstream takes", "requests/s", "limit", "reached", "CPU µs")
+    print_head("upstream latency", "requests/s", "limit", "reached", "CPU µs")
     alone = 0.0  # requests a second that one core allows
     for seconds in LATENCIES:
         bound = PREFETCH / seconds if seconds else float("inf")

@@ -26,8 +26,8 @@ EVERY = 0.25  # seconds between two events
 UPSTREAMS = {
     "50 ms": (failing(0, 503), 0.05),
     "500 ms": (failing(0, 503), 0.5),
-    "50 ms, 40 a second, 429 beyond": (limited(40, 429, 0), 0.05),
-    "50 ms, 40 a second, 429 with Retry-After: 1": (limited(40, 429, 1), 0.05),
+    "50 ms, 40 per second, 429 above": (limited(40, 429, 0), 0.05),
+    "50 ms, 40 per second, 429 with Retry-After: 1": (limited(40, 429, 1), 0.05),
 }
 
 

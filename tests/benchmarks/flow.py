@@ -1,6 +1,6 @@
 """The flow on the real worker, with a real broker and a real upstream: `python -m tests.benchmarks.flow`.
 
-Prints answers a second and calls an answer, for upstreams that fail in part or take so many calls a second.
+Prints answers per second and calls per answer, for upstreams that fail partially or have a rate limit.
 With `--picture` it draws answers a second over the share of failures, with and without the controller.
 """
 
@@ -59,7 +59,7 @@ def no_controller() -> Iterator[None]:
 
 
 async def measure(url: str, behaviour: Behaviour, seconds: float) -> tuple[float, float]:
-    """Answers a second and calls an answer, while requests never end."""
+    """Answers per second and calls per answer, while requests never end."""
     prefix, cloud, sent = f"bench.{uuid4().hex[:8]}", Upstream(behaviour), 0
     given = {"amqp_url": url, "prefix": prefix, "admin_port": None}
     given |= {"mc_client_id": "i", "mc_client_secret": "s", "retry_attempts": 1000, "retry_budget": 10_000}
@@ -86,7 +86,7 @@ async def measure(url: str, behaviour: Behaviour, seconds: float) -> tuple[float
 async def failures(url: str, seconds: float) -> list[tuple[float, float, float]]:
     """Print, and return, answers a second with and without the controller for each share of failures."""
     curve: list[tuple[float, float, float]] = []
-    print(f"{'upstream':34} {'with':>16} {'without':>16}   answers a second (calls an answer)")
+    print(f"{'upstream':34} {'with':>16} {'without':>16}   answers per second (calls per answer)")
     for share in SHARES:
         on = await measure(url, failing(share, 503), seconds)
         with no_controller():
@@ -129,7 +129,7 @@ def picture(curve: list[tuple[float, float, float]]) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 360" '
         'font-family="sans-serif" font-size="12">'
         f'<rect width="600" height="360" fill="white"/>{line(1, "#0b6")}{line(2, "#888")}{labels}'
-        f'<text x="60" y="24">answers a second (at most {top:.0f}) over the share of calls that answer 503: '
+        f'<text x="60" y="24">answers per second (at most {top:.0f}) over the share of 503 responses: '
         "green with the controller, grey with none</text></svg>\n"
     )
 

@@ -24,7 +24,7 @@ from worker.contract.status import Order
 from worker.partitions.router import partition_of
 from worker.settings import Settings, load_settings
 
-LATENCY = 0.05  # seconds that the upstream takes
+LATENCY = 0.05  # seconds, of the upstream
 PAGES = [str(10**9 + number) for number in range(1_000)]
 WARM = 0.15  # of the requests, before the measured part
 
@@ -90,7 +90,7 @@ async def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--url", default=os.environ.get("OTT_AMQP_URL", DEFAULT_URL))
     given = parser.parse_args()
-    head = ("workers", "partitions", "requests/s", "CPU µs a request, all workers")
+    head = ("workers", "partitions", "requests/s", "CPU µs per request, all workers")
     print_head(*head, "router", "partition", "busiest ÷ mean")
     for workers, partitions in [(1, 1), *((workers, given.partitions) for workers in given.workers)]:
         await _measure(given.url, workers, partitions, given.prefetch, given.requests)

@@ -163,7 +163,7 @@ async def test_without_a_broker_it_ends_with_3(tmp_path):
         (["pages.csv", "--failed", "f.jsonl"], "pages.csv: --failed gives rows of a table back as CSV or"),
         (["pages.csv", "p.jsonl", "--failed", "f.csv"], "p.jsonl: --failed gives rows of a table back as"),
         (["pages.csv", "--failed", "nowhere/f.csv"], "--failed nowhere/f.csv cannot be written: its folder"),
-        (["pages.csv", "--failed", "/proc/f.csv"], "--failed /proc/f.csv cannot be written: its folder: No such"),
+        (["pages.csv", "--failed", "/proc/f.csv"], "--failed /proc/f.csv cannot be written: its folder: No"),
         (["pages.csv", "--failed", "pages.csv"], "--failed pages.csv and pages.csv are the same file: name"),
         (["pages.csv", "--sheet", "Pages"], "pages.csv: a CSV file has no sheets: leave out --sheet"),
         (["-", "-"], "- and - are the same file: name another file"),

@@ -16,6 +16,7 @@ from worker.amqp.connection import Connection, cancel_all
 from worker.amqp.queue import QueueState
 from worker.broker import topology
 from worker.broker.topology import Topology
+from worker.contract import timestamps
 from worker.contract.settlement import Resource
 from worker.contract.words import (
     ARRIVED_AT_HEADER,
@@ -63,6 +64,15 @@ def told(rig: Rig) -> dict[str, list[int]]:
 def repeats_no_more_than_it_must(versions: list[int]) -> bool:
     """In order, except that what a worker left unacknowledged may come again, with all that follows it."""
     return all(after <= before + 1 for before, after in pairwise(versions))
+
+
+def first_call_waits(released: asyncio.Event) -> Fault:
+    class Late(Fault):
+        async def answer(self, request: web.Request, carry_out: CarryOut) -> web.Response:
+            await released.wait()
+            return carry_out()
+
+    return Late(kind="hang", path="registration", count=1)
 
 
 def spread(rig: Rig) -> bool:
@@ -147,18 +157,12 @@ async def test_the_number_changes_up_and_down_under_load_and_what_is_not_used_is
 async def test_a_resource_that_changes_its_partition_is_not_overtaken(rig):
     """Its older request is under way in the old partition when a router with another number begins."""
     released = asyncio.Event()
-
-    class Late(Fault):
-        async def answer(self, request: web.Request, carry_out: CarryOut) -> web.Response:
-            await released.wait()
-            return carry_out()
-
     pages = {page: Resource(None, "messenger", page) for page in PAGES}
     page = next(
         page for page in PAGES if partition_of(pages[page], 2) != partition_of(pages[page], PARTITIONS)
     )
     requester = await rig.start(partitions=2)
-    rig.sandbox.faults.add(Late(kind="hang", path="registration", count=1))
+    rig.sandbox.faults.add(first_call_waits(released))
     ids = await publish(requester, range(1), [page])
     await until(lambda: rig.sandbox.history.registration_calls, "the older request's call")
     before, events, settings = rig.services[0], Events(), rig.settings(partitions=PARTITIONS)
@@ -202,6 +206,29 @@ async def test_a_dated_request_in_its_new_partition_undoes_nothing_newer(rig, mo
     reply = await requester.ask(messenger(moves, "older"), headers=dated)
     assert (reply["status"], reply.get("supersededBy")) == ("superseded", newer["requestId"])
     assert rig.held(moves) == "newer"
+
+
+async def test_a_new_routers_times_are_above_those_of_a_worker_that_ended(rig, monkeypatch):
+    """Its clock was a minute ahead, and another worker has written the last entry of the journal."""
+    owners: dict[int, str] = {}
+    monkeypatch.setattr(members, "weight", lambda worker, partition: owners.get(partition) == worker)
+    homes = {partition_of(Resource(None, "messenger", page), 2): page for page in PAGES}
+    settings, released = rig.settings(partitions=2), asyncio.Event()
+    requester = await rig.requester_for(settings)
+    ahead, _, other = [await rig.start_worker(settings, tells_status=True) for _ in range(3)]
+    ahead.tools.clock._wall_clock = lambda: timestamps.now() + 60_000_000
+    owners |= {1: ahead.name, 2: other.name}
+    await requester.all_registered(await publish(requester, range(1), [*homes.values()]))
+    await until(lambda: ahead.partitions.taken == [1] and other.partitions.taken == [2], "the spread")
+    rig.sandbox.faults.add(first_call_waits(released))
+    waiting = await requester.publish(messenger(homes[2]))
+    await until(lambda: len(rig.sandbox.history.registration_calls) == 3, "the call that waits")
+    older = await requester.ask(messenger(homes[1]))
+    released.set()
+    await requester.reply(waiting)
+    await rig.lose_worker(ahead)
+    newer = await requester.ask(messenger(homes[1]))
+    assert newer["receivedAt"] > older["receivedAt"]
 
 
 async def test_what_a_router_publishes_behind_its_successors_barrier_is_ignored(rig):

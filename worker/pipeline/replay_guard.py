@@ -30,6 +30,7 @@ from worker.settings import Settings
 
 CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal
 READ_TIMEOUT = 10.0  # seconds, for the journal's time
+LAST_ENTRIES = 200  # of the journal, among which the latest time is looked for
 RETRY_INTERVAL = 1.0  # seconds
 IDLE_TIMEOUT = 300.0  # seconds without a request to judge, after which the index is dropped
 # Requests arrive roughly in the order of their times. With this margin, a few older ones do not require
@@ -178,14 +179,14 @@ class ReplayGuard:
         assert journal is not None, "without a journal nothing is read"
 
         async def newest(reader: StreamReader) -> int:
-            if not self._has_timed_out:
-                last = await reader.last()
-                if last is None or last.clock is not None:
-                    return last.clock or 0 if last else 0
-                # No worker wrote it, but a publisher with a CC header. Read the entries before it.
-            # Requests are already processed, so this worker writes to the journal too.
-            async with contextlib.aclosing(reader.read(around(begun))) as entries:
-                others = [entry.clock or 0 async for entry in entries if entry.writer != journal.writer]
+            last = await reader.last()
+            # With partitions several workers write, and one clock may be behind. An entry without a time is
+            # no worker's, but of a publisher with a CC header.
+            is_brief = last is not None and last.clock is not None and not self._has_timed_out
+            start = max(0, last.offset - LAST_ENTRIES) if last and is_brief else around(begun)
+            async with contextlib.aclosing(reader.read(start)) as entries:
+                # After the time-out requests are already processed, so this worker writes too.
+                others = [e.clock or 0 async for e in entries if is_brief or e.writer != journal.writer]
             return max((clock for clock in others if clock < YEAR_2100), default=0)
 
         try:

@@ -1,7 +1,6 @@
 """The errors that users see. Every text is one line that says what to do and holds no secret.
 
-`amqp` and `marketing_cloud` translate the errors of their client libraries. No other package sees those.
-"""
+`amqp` and `marketing_cloud` translate the errors of their client libraries. No other package sees those."""
 
 from enum import Enum
 

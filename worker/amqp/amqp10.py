@@ -3,8 +3,7 @@
 From 4.0 on, publishers can speak AMQP 1.0. If a message has a property of a type that AMQP 0-9-1 lacks,
 RabbitMQ closes the consumer's connection and redelivers the message, up to the delivery limit. An AMQP 1.0
 consumer does receive it. This one returns it as failed until the limit is reached, on one connection, in a
-second or two. Layouts: OASIS AMQP 1.0, parts 1 (types) and 2 (transport).
-"""
+second or two. Layouts: OASIS AMQP 1.0, parts 1 (types) and 2 (transport)."""
 
 import asyncio
 import struct

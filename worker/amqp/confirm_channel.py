@@ -3,8 +3,7 @@ for confirms that do not arrive.
 
 When RabbitMQ cannot accept a publish, it closes the channel or the connection without naming the publish, and
 drops all unconfirmed ones. A KeptChannel (publisher.py) then publishes those again; a LoneChannel fails them.
-To find the poisonous one, they are published one at a time, on connections that carry nothing else.
-"""
+To find the poisonous one, they are published one at a time, on connections that carry nothing else."""
 
 import asyncio
 import contextlib

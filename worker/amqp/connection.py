@@ -111,8 +111,7 @@ class Connection(aio_pika.Connection):
       On aio-pika's channels the transport removes such properties, but a dead letter must keep them.
     - aio-pika would double the worker's CPU time: 60 µs for a delivery instead of 13, 200 for a confirmed
       publish instead of 30. The whole worker uses 0.27 of the CPU of a bare loop of aio-pika and aiohttp
-      (tests/benchmarks).
-    """
+      (tests/benchmarks)."""
 
     PARAMETERS = (
         *aio_pika.Connection.PARAMETERS,

@@ -1,8 +1,7 @@
 """The consumer of a queue: one subscription, from the opening of its channel to its end.
 
 A delivery belongs to its subscription and is settled there at most once. When the subscription has ended, the
-broker has requeued the delivery, and settling it does nothing.
-"""
+broker has requeued the delivery, and settling it does nothing."""
 
 import asyncio
 import math
@@ -131,8 +130,7 @@ class Subscription:
     Memory is bounded. A body larger than `max_body_bytes` is dropped while it arrives (`Delivery.oversize`).
     When unsettled deliveries reach HELD_BYTES, further ones are withheld: they stay unsettled, lose their
     bodies and are not passed on. Requeueing them alone would let newer messages overtake them. So they arrive
-    again with the next subscription: close this one when it `is_spent`.
-    """
+    again with the next subscription: close this one when it `is_spent`."""
 
     connection: Connection
     _queue: str

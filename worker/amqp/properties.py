@@ -4,8 +4,7 @@ pamqp decodes every property of every message. One that it cannot decode (a corr
 a timestamp beyond the year 9999, headers nested a thousand deep) ends the connection; the message is
 redelivered, ends the next connection, and no other message passes. Here a property is decoded when it is
 read, an unreadable one counts as absent, and all are passed on byte for byte. Layout: AMQP 0-9-1 §4.2.5
-(tables) and §4.2.6.1 (property flags).
-"""
+(tables) and §4.2.6.1 (property flags)."""
 
 import struct
 from collections.abc import Iterator, Mapping

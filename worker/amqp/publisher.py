@@ -3,8 +3,7 @@
 Each publish is a future that is done when the broker has confirmed the message. If the connection is lost,
 the queue is full or a confirm does not arrive, the message is published again: it may arrive twice, but is
 never lost. Only an external publish, to a queue that a `reply_to` names, can fail: the queue does not exist,
-rejects the message, or does not confirm it within a minute.
-"""
+rejects the message, or does not confirm it within a minute."""
 
 import asyncio
 import base64
@@ -142,8 +141,7 @@ class Publisher:
     of the stream's. If these differ, it confirms further records without writing them.
     Direct replies have their own connection, because RabbitMQ closes it if it cannot decode an address. When
     RabbitMQ closes a connection because of a message, the next one is opened at once, and the publishes in
-    flight are published in isolation.
-    """
+    flight are published in isolation."""
 
     def __init__(self, settings: Settings, events: EventListener, streams: Iterable[str] = ()) -> None:
         """`streams` are the names of the streams to publish to."""

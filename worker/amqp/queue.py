@@ -3,8 +3,7 @@
 When a channel closes, for whatever reason, a quorum queue requeues unacknowledged deliveries in their order.
 So a browser consumes everything, acknowledges nothing and closes the channel. The order holds for one
 consumer: of two, each requeues its share in turn, which reorders the queue. So a lock excludes other
-browsers, and a browser waits until the deliveries of a killed process are requeued.
-"""
+browsers, and a browser waits until the deliveries of a killed process are requeued."""
 
 import asyncio
 import contextlib
@@ -99,8 +98,7 @@ async def lock(
     `on_wait` once if that takes a while. Raises QueueInUse (it waited too long), TopologyError (the queue is
     missing) or BrokerUnreachable.
 
-    If the user may not declare the lock (an exclusive queue), only the queue's consumers are checked.
-    """
+    If the user may not declare the lock (an exclusive queue), only the queue's consumers are checked."""
     async with hold(connection, f"{queue}.lock", on_wait, timeout=timeout):
         await _until_unused(connection, queue)
         yield

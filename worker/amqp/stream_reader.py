@@ -1,8 +1,7 @@
 """Reading a stream: from any offset to its end, only its first or last entry, or continuously.
 
 Any user with the permission can write to it. What is not a record is skipped and reported to the listener; it
-never ends the reading (transport.py removes properties that the client library cannot decode).
-"""
+never ends the reading (transport.py removes properties that the client library cannot decode)."""
 
 import asyncio
 import contextlib

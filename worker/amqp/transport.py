@@ -3,8 +3,7 @@
 aiormq passes each frame through two queues, creates a task for each delivery, and ends the connection if it
 cannot decode a property. So on intercepted channels the frames of messages (deliveries, confirms, returns) go
 to the interceptor of their channel, at once and in order. All others go to aiormq, without what it cannot
-decode. aiormq's `transport_factory` lets us supply the stream.
-"""
+decode. aiormq's `transport_factory` lets us supply the stream."""
 
 import asyncio
 import contextlib
@@ -43,8 +42,7 @@ class FrameInterceptor:
     `on_confirm(tag, multiple, accepted)` each Basic.Ack and, with `accepted` False, each Basic.Nack.
     `keeps_body(size)` is called before a body arrives. If it returns False, the body is dropped frame by
     frame: `body` is empty then, and `dropped` is its size. `is_open` is False once the broker has closed the
-    channel: writing on it then ends the connection.
-    """
+    channel: writing on it then ends the connection."""
 
     channel: int
     on_content: OnContent
@@ -99,8 +97,7 @@ class InterceptingTransport(asyncio.StreamReader, TransportFactory):
     the TLS context and the host name in the URL decide which peer it trusts.
 
     It passes the frames of intercepted channels on as they arrive, and keeps the others for aiormq. An
-    incomplete frame has its own buffer, so that it is not copied again with each part.
-    """
+    incomplete frame has its own buffer, so that it is not copied again with each part."""
 
     def __init__(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()

@@ -2,8 +2,7 @@
 
 An encrypted body consists of a mark, the key's name, a check of the key, a check of the context, a nonce and
 the AES-256-GCM ciphertext. The context is the request's id, account and time of arrival, and the queue: with
-another one it cannot be decrypted. Headers and properties hold no secret and stay readable.
-"""
+another one it cannot be decrypted. Headers and properties hold no secret and stay readable."""
 
 import hashlib
 import json

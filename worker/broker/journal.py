@@ -3,8 +3,7 @@
 Records that are appended while a batch is in flight form the next batch. So under load many requests share
 one publish, and no record waits for a timer. A message has one record per line; its header CLOCK_HEADER is
 the worker's clock: no record in or before the message was received later. A message without a record is a
-mark: a reader that has reached it has read everything that was confirmed before.
-"""
+mark: a reader that has reached it has read everything that was confirmed before."""
 
 import asyncio
 import contextlib

@@ -32,8 +32,7 @@ class JournalIndex:
     which never goes back, not even at a fail-over. No comparison depends on the broker's clock.
 
     The index uses at most LIMIT bytes of memory. When it is full, known resources are still updated, and
-    others are unknown.
-    """
+    others are unknown."""
 
     def __init__(self, since: int) -> None:
         self.since = since
@@ -114,8 +113,7 @@ class JournalIndex:
         They are known if the oldest entry was written before the request was received. Otherwise the
         request's own record proves it, because it shows that the journal was kept then: if nothing was ever
         trimmed, or if the record is of this resource, because later requests for the resource were settled
-        after it.
-        """
+        after it."""
         first = self.first
         if first is None or first.clock is None or received_at < self.since:
             return False

@@ -43,8 +43,7 @@ class Requester:
     The reply is acknowledged when `on_reply` returns, and not if it raises a WorkerError. The reply queue is
     durable and not exclusive, because an exclusive queue would be deleted with its connection; it expires
     `expires` seconds after its last consumer. Without `on_reply` there is no such queue, and replies go to
-    the shared one.
-    """
+    the shared one."""
 
     def __init__(
         self,

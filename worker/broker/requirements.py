@@ -2,8 +2,7 @@
 
 Permissions are tested by trying, without a change or a publish. RabbitMQ checks permissions first, so each
 attempt is also invalid for another reason (an invalid argument, a transaction that is rolled back). The error
-shows whether the permission is missing.
-"""
+shows whether the permission is missing."""
 
 import asyncio
 import contextlib

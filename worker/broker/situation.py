@@ -1,6 +1,5 @@
 """The state of a deployment (contract §9): what the broker shows, and the conditions that follow from it.
-`status`, `check`, `/readyz`, the console and waiting commands all use these texts.
-"""
+`status`, `check`, `/readyz`, the console and waiting commands all use these texts."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,6 +1,5 @@
 """The status stream (what each worker is doing) and the control stream (operators' orders and changes;
-contract §9).
-"""
+contract §9)."""
 
 import asyncio
 import contextlib

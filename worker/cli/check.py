@@ -46,8 +46,7 @@ def check() -> int:
     Checks the settings, each address of the broker, this user's permissions, the queues, the token and its
     scope, and the workers. Without Marketing Cloud's settings it checks only the broker, for an operator.
 
-    Example: ott-worker check
-    """
+    Example: ott-worker check"""
     return asyncio.run(report(Console(highlight=False, soft_wrap=True)))
 
 

@@ -32,8 +32,7 @@ def pause(why: Annotated[str, typer.Option("--why", help="The reason, which `sta
 def resume(why: Annotated[str, typer.Option("--why", help="An optional remark.")] = "") -> None:
     """Resume the workers after a pause.
 
-    Example: ott-worker resume
-    """
+    Example: ott-worker resume"""
     output.line(f"Resumed: {asyncio.run(_order('resume', why))}")
 
 
@@ -65,8 +64,7 @@ def prune() -> int:
     Run it when all workers have the new number. A partition that still has requests or is in use is kept; the
     command says why and exits with 1.
 
-    Example: OTT_PARTITIONS=4 ott-worker partitions prune
-    """
+    Example: OTT_PARTITIONS=4 ott-worker partitions prune"""
     return asyncio.run(_pruned())
 
 

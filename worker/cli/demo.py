@@ -50,8 +50,7 @@ def demo(
     Sends the API's examples and some bad requests through the worker, and shows the replies. Exits with 0 if
     all are as expected. With --serve, sandbox, worker and console keep running.
 
-    Example: ott-worker demo --serve
-    """
+    Example: ott-worker demo --serve"""
     settings = load_settings(
         prefix=f"ott.demo.{uuid4().hex[:4]}",
         declare=True,

@@ -36,8 +36,7 @@ def journal(
 ) -> None:
     """Show the outcomes of requests, oldest first: registered, rejected, failed or superseded, and why.
 
-    Example: ott-worker journal --resource 1732555047025799 --since 2d
-    """
+    Example: ott-worker journal --resource 1732555047025799 --since 2d"""
     selection = Selection(
         resource=frozenset(resource or ()),
         id=frozenset([*(ids or ()), *(id_ or ())]),

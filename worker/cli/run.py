@@ -31,8 +31,7 @@ LAST_GRACE = 5.0  # seconds after OTT_SHUTDOWN_GRACE
 def run() -> None:
     """Process registration requests from RabbitMQ until SIGTERM or SIGINT.
 
-    Example: OTT_MC_SUBDOMAIN=mc123 OTT_MC_CLIENT_ID=… OTT_MC_CLIENT_SECRET_FILE=secret ott-worker run
-    """
+    Example: OTT_MC_SUBDOMAIN=mc123 OTT_MC_CLIENT_ID=… OTT_MC_CLIENT_SECRET_FILE=secret ott-worker run"""
     settings = load_settings()
     settings.require_marketing_cloud()
     _raise_descriptor_limit()

@@ -22,8 +22,7 @@ def schema(
 ) -> None:
     """Print the contract for machines: JSON Schemas, or an AsyncAPI document.
 
-    Example: ott-worker schema --asyncapi > asyncapi.json
-    """
+    Example: ott-worker schema --asyncapi > asyncapi.json"""
     release = version()
     document = asyncapi_document(prefix, release) if asyncapi else json_schemas()
     output.write(json.dumps(document, indent=2, ensure_ascii=False))

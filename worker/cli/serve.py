@@ -36,8 +36,7 @@ def sandbox(
 
     Example: ott-worker sandbox --port 8081, then for three failures:
     curl -H 'Content-Type: application/json' -d '[{"kind": "status", "status": 503, "count": 3}]'
-    localhost:8081/sandbox/faults
-    """
+    localhost:8081/sandbox/faults"""
     if not client_id or not client_secret:
         raise UsageError("The client id and secret must not be empty.")
     server = Sandbox(
@@ -65,8 +64,7 @@ def console() -> None:
 
     It listens on OTT_CONSOLE_HOST and OTT_CONSOLE_PORT. Beyond loopback it requires OTT_CONSOLE_PASSWORD.
 
-    Example: OTT_CONSOLE_PORT=0 ott-worker console
-    """
+    Example: OTT_CONSOLE_PORT=0 ott-worker console"""
     from worker.console.server import Console  # noqa: PLC0415 # the sandbox does not need it
 
     server = Console(load_settings())

@@ -46,8 +46,7 @@ def status(
 ) -> None:
     """Show the workers' states and causes, the queues, the rates and the dead letters. Changes nothing.
 
-    Example: ott-worker status --watch
-    """
+    Example: ott-worker status --watch"""
     asyncio.run(_status(Screen(load_settings()), watch=watch, as_json=as_json))
 
 

@@ -29,8 +29,7 @@ The worker's queues must be declared, and the user needs the permissions of `dep
 --publisher NAME`: write on the exchange `PREFIX`, configure and read on `PREFIX.job.USER.*`.
 
 An upstream project installs it from a checkout or a wheel of this repository: `pip install PATH`. The package
-is `worker`; names that are not exported here may change.
-"""
+is `worker`; names that are not exported here may change."""
 
 from worker.client.registration_client import RegistrationClient, SyncRegistrationClient
 from worker.client.types import LineRegistration, MessengerRegistration

@@ -56,8 +56,7 @@ class RegistrationClient:
     worker in the order of the calls. It reconnects after a loss, and no request is lost.
 
     Outside its context, or in another event loop, it raises RuntimeError. For threads, use
-    SyncRegistrationClient.
-    """
+    SyncRegistrationClient."""
 
     def __init__(
         self,
@@ -106,8 +105,7 @@ class RegistrationClient:
         A cancellation abandons the request if it is not sent yet. Raises OutcomeUnknown if there is no reply
         within `timeout` seconds, TopologyError or PublishRefused if the broker does not accept the request,
         TypeError or ValueError if the registration is not JSON, and ValueError for an id that is longer than
-        255 bytes or already in flight.
-        """
+        255 bytes or already in flight."""
         _, reply = await self._send(registration, replies=True, **options)
         assert reply is not None
         return reply
@@ -228,8 +226,7 @@ class SyncRegistrationClient:
     each of them, after the fork.
 
     Arguments and errors are those of RegistrationClient. Before it is open, after it is closed and in another
-    process, it raises RuntimeError.
-    """
+    process, it raises RuntimeError."""
 
     def __init__(
         self,

@@ -2,8 +2,7 @@
 
 With a password, every user must log in. Without one (only on loopback), every user may look, and a change
 requires the token in the URL that the console printed, so that no other user or program on the machine can
-change anything.
-"""
+change anything."""
 
 import asyncio
 import hashlib

@@ -29,8 +29,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Refused besides broken JSON: a byte order mark, invalid UTF-8, duplicate keys, `NaN` and `Infinity`,
     lone surrogates, numbers longer than 1,000 characters or beyond a double, more than about 200 levels,
-    more than 10,000 values.
-    """
+    more than 10,000 values."""
     if not body.strip():
         raise MalformedBody("The body is empty; send the registration as a JSON object.")
     text = _decode(body)

@@ -30,8 +30,7 @@ class Attributes(BaseModel):
     """The attributes common to all platforms.
 
     A field's title is its name in the API's error messages. The order of the fields is the order of the
-    errors: the common ones first, then the platform's own as in the API's table.
-    """
+    errors: the common ones first, then the platform's own as in the API's table."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, strict=True, frozen=True, extra="ignore", hide_input_in_errors=True
@@ -84,8 +83,7 @@ class Platform:
     """One row of `PLATFORMS`.
 
     `id_field` is the attribute that identifies a resource, and `name_field` the one with its name. `fields`
-    lists every attribute as named in the body, in the order of the errors. `noun` is "page" or "channel".
-    """
+    lists every attribute as named in the body, in the order of the errors. `noun` is "page" or "channel"."""
 
     def __init__(self, name: str, attributes: type[Attributes], *, id_field: str) -> None:
         self.name = name

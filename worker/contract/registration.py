@@ -35,8 +35,7 @@ class Rejection:
     """Why a request cannot be forwarded, as in the error envelope.
 
     `errorcode` is 10006 with `errors` in the API's order, or 10004 without errors if the body is not
-    acceptable JSON. `platform` is set only if it is known, and `resource_id` only with it.
-    """
+    acceptable JSON. `platform` is set only if it is known, and `resource_id` only with it."""
 
     reason: Literal["invalid", "oversize"]
     message: str

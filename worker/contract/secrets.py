@@ -1,8 +1,7 @@
 """Masks the secrets of a request in every text that may quote it (contract §4: no reply holds a secret).
 
 The values of known public fields are public: names, ids, flags, and the endpoint URL without its query. Every
-other string of the body counts as a secret, whatever its field's name.
-"""
+other string of the body counts as a secret, whatever its field's name."""
 
 import base64
 import html

@@ -51,8 +51,7 @@ class Settlement(NamedTuple):
 
     `reason` is set if and only if the request is dead-lettered. `message`, `errorcode`, `documentation` and
     `errors` are those of the error envelope; `registered` has none. Times are microseconds since the epoch.
-    (A named tuple, because creating a frozen dataclass takes three times as long.)
-    """
+    (A named tuple, because creating a frozen dataclass takes three times as long.)"""
 
     request_id: str
     status: Status

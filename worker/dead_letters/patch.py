@@ -2,8 +2,7 @@
 spreadsheet and read back.
 
 A row of the table changes only values that differ from the letter in the queue. An empty cell, a masked
-secret or an id that a spreadsheet has rounded changes nothing.
-"""
+secret or an id that a spreadsheet has rounded changes nothing."""
 
 import codecs
 from collections.abc import Iterable, Mapping

@@ -168,8 +168,7 @@ class Plan:
         """The body and resource of the letter's replay. Raises NotReplayable.
 
         With OTT_DEAD_LETTER_KEYS the worker encrypts all its letters. An unencrypted one comes from the
-        broker, or may be forged.
-        """
+        broker, or may be forged."""
         if letter.closed:
             raise NotReplayable(letter.closed)
         is_trusted = letter.was_sealed or is_brokers(letter.delivery) or self.accept_unencrypted

@@ -27,8 +27,7 @@ class DeadLetterQueue:
     """All dead letters. Every method raises TopologyError, QueueInUse or BrokerUnreachable.
 
     Only one browser reads the queue at a time, for a few seconds at most. A change excludes other changes
-    from begin to end, but lets browsers read in between.
-    """
+    from begin to end, but lets browsers read in between."""
 
     def __init__(self, connection: Connection, settings: Settings, on_wait: OnWait) -> None:
         self._connection = connection

@@ -2,8 +2,7 @@
 confirmed its publish (contract §5).
 
 If the command is killed in between, a letter is replayed twice, but never lost. Letters of one resource are
-published one after the other, so that their order is kept even if the broker rejects one for a while.
-"""
+published one after the other, so that their order is kept even if the broker rejects one for a while."""
 
 import asyncio
 import time

@@ -2,8 +2,7 @@
 and the console.
 
 A run acts only on the letters that its plan found. Letters that arrived since stay; missing or changed ones
-are reported. The outcomes of replays are read from the journal, because the replies go to the publishers.
-"""
+are reported. The outcomes of replays are read from the journal, because the replies go to the publishers."""
 
 import asyncio
 import contextlib

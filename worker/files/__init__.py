@@ -7,5 +7,4 @@ workbook.py, table.py    rows of cells, and a record for each row of a table
 rows.py      the rows of a job in any format, and their validation errors
 job_database.py    checks across rows, and the results of earlier runs
 job.py, submission.py    sending the rows, and following their replies
-results.py   the files that a job writes
-"""
+results.py   the files that a job writes"""

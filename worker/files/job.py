@@ -32,8 +32,7 @@ class Plan:
     the most rows per second. Without `wait` it follows no replies.
 
     `results` is the results file. With `resumed`, an earlier run continues: rows keep their request ids, and
-    replies that arrived after that run are received.
-    """
+    replies that arrived after that run are received."""
 
     reading: Reading
     account_id: str | None = None
@@ -109,8 +108,7 @@ class Pacer:
 
     The limit is the number of answers in HOLD seconds plus the shortest time of an answer, in which none of
     the job's own rows was ahead. So others wait for at most HOLD seconds, and a slow upstream that handles
-    many concurrent calls is still used fully.
-    """
+    many concurrent calls is still used fully."""
 
     def __init__(self, fixed: int | None = None) -> None:
         self._fixed = fixed

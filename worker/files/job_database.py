@@ -2,8 +2,7 @@
 thousand.
 
 It finds damage that only several rows together show (contract §12), what earlier runs of the job have settled
-(`--resume`), and keeps the failed rows (`--failed`).
-"""
+(`--resume`), and keeps the failed rows (`--failed`)."""
 
 import contextlib
 import json

@@ -37,8 +37,7 @@ class Results:
 
     With the database `resumed`, the file is continued: its lines, and new ones, are added to the database. At
     the start and at a successful end, only the last line of each row is kept. Otherwise the file may contain
-    only the results of an earlier `--check`.
-    """
+    only the results of an earlier `--check`."""
 
     def __init__(self, path: Path, resumed: JobDatabase | None = None) -> None:
         if path.suffix.lower() in (".xlsx", ".xls", ".ods"):

@@ -40,8 +40,7 @@ class Row:
 
     `document` is the row's registration; without it nothing can be sent, and `problems` say why. `raw` is a
     row of JSON, unchanged; `cells` are the raw cells of a `table`'s row. `true_at` is the request's
-    `x-ott-as-of`, in microseconds since the epoch.
-    """
+    `x-ott-as-of`, in microseconds since the epoch."""
 
     place: int
     file: str

@@ -5,8 +5,7 @@ a row is read, in a thread                      rows.py
 → not sent, if it is damaged or invalid         job_database.py, rows.py
 → published, when the pace allows it            job.py, broker/requester.py
 → answered, on the job's own queue              broker/requester.py
-→ written to the results file, and counted      results.py, job.py
-"""
+→ written to the results file, and counted      results.py, job.py"""
 
 import asyncio
 import threading

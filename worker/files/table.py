@@ -45,8 +45,7 @@ class Table:
 
     `names` are the columns in order: an attribute, `accountId`, one of the names in `also`, or the header's
     own text. `headers` maps the known ones to the header's text, and `unknown` are the others; their values
-    are left out unless `keeps_unknown`. `delimiter` is the file's, a comma for a workbook.
-    """
+    are left out unless `keeps_unknown`. `delimiter` is the file's, a comma for a workbook."""
 
     def __init__(
         self,

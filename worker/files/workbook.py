@@ -2,8 +2,7 @@
 
 The parts of a workbook are read as streams. Libraries load a whole sheet as a rectangle (one distant cell
 fills the memory), read an error value as an empty cell, and fail on cosmetic errors. Of the styles only date
-formats matter.
-"""
+formats matter."""
 
 import contextlib
 import re

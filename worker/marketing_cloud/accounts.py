@@ -1,8 +1,7 @@
 """The accounts (business units) and their tokens: one shared token each, refreshed ahead (contract §6).
 
 A failure of the default account is an outage. A failure of another account concerns that account alone, if
-the default account can still obtain a token afterwards.
-"""
+the default account can still obtain a token afterwards."""
 
 import asyncio
 import contextlib

@@ -56,8 +56,7 @@ class Answer:
     why.
 
     `retry_after` is the longest of Marketing Cloud's hints, in seconds, or None. `is_page`: another server
-    has answered with a web page, such as a login, a maintenance notice or a firewall's.
-    """
+    has answered with a web page, such as a login, a maintenance notice or a firewall's."""
 
     status: int | None
     message: str = ""

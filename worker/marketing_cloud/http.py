@@ -8,8 +8,7 @@ connections that aiohttp's connector opens (names, TLS, proxies), for two reason
 - A session builds each request anew from many options, which uses about 90 µs more CPU per call.
 
 tests/integration/test_marketing_cloud_http.py and tests/benchmarks cover both. `response.py` reads the
-responses: a malformed body never hides an answer.
-"""
+responses: a malformed body never hides an answer."""
 
 import asyncio
 import errno

@@ -2,8 +2,7 @@
 
 The head decides the outcome of a request, so only the head must be complete. A body that is framed wrongly,
 cut short or in an unknown encoding never hides an answer (contract §6), although HTTP libraries reject such
-responses. After any irregularity only the connection is closed.
-"""
+responses. After any irregularity only the connection is closed."""
 
 import re
 import zlib

@@ -36,8 +36,7 @@ class TokenTrouble(WorkerError):
     """No token can be obtained at present, not even for the default account: an outage.
 
     `summary` is the worker's own text, `detail` the endpoint's, masked. `retry_after` is the endpoint's hint
-    in seconds, or None. `status` is the endpoint's HTTP status, None without an answer.
-    """
+    in seconds, or None. `status` is the endpoint's HTTP status, None without an answer."""
 
     cause: Cause
     summary: str

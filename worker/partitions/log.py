@@ -2,8 +2,7 @@
 (contract §10; tests/models/partition_protocol.py describes the protocol and checks it).
 
 There is one kind of record. It states everything that its writer knows, and has a mark: a writer that reads
-its own mark back has read everything that was confirmed before.
-"""
+its own mark back has read everything that was confirmed before."""
 
 import asyncio
 import contextlib

@@ -2,8 +2,7 @@
 to restore the original request.
 
 The headers are trusted because only workers may publish to a partition, and because the router removes
-headers with these names from requests (contract §2). A request has all of them, a barrier only the epoch.
-"""
+headers with these names from requests (contract §2). A request has all of them, a barrier only the epoch."""
 
 from dataclasses import replace
 

@@ -3,8 +3,7 @@ protocol and checks it.
 
 Requests are processed as without partitions (journey.py), in the order of the partition. In addition,
 barriers are settled and recorded. Requests that a router published behind its successor's barrier are
-ignored, because the successor receives them too.
-"""
+ignored, because the successor receives them too."""
 
 import asyncio
 from collections.abc import Callable

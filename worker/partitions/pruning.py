@@ -2,8 +2,7 @@
 
 A partition is drained for good when the newest router does not use it and its barrier is settled there:
 nothing older is left, and nothing new follows. If no worker is running, it is enough that the partition is
-empty.
-"""
+empty."""
 
 import contextlib
 from collections.abc import AsyncIterator

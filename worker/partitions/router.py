@@ -2,8 +2,7 @@
 resource (contract §10). tests/models/partition_protocol.py describes the protocol and checks it.
 
 The waiting requests of a resource are published together, in their order. Each is acknowledged when its
-partition has confirmed it and all before it. Requests that validation rejects are settled here.
-"""
+partition has confirmed it and all before it. Requests that validation rejects are settled here."""
 
 import asyncio
 import contextlib

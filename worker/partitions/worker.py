@@ -7,8 +7,7 @@ behind the owner. An owner that receives nothing publishes a barrier with epoch 
 delivery shows the active consumer: the owner itself, or a worker that then steps back.
 
 Each worker computes the owners from PREFIX.status. A mistake is harmless, because RabbitMQ delivers a
-partition to one consumer at a time.
-"""
+partition to one consumer at a time."""
 
 import asyncio
 import contextlib

@@ -17,8 +17,7 @@ mean much. So the gate closes when the normal share of failures would produce su
 calls. After a pause the normal share is learned anew; the row that closed the gate counts. A worker starts
 with few concurrent calls, as TCP's slow start does.
 
-**A speed limit is a pace**: see pace.py.
-"""
+**A speed limit is a pace**: see pace.py."""
 
 import math
 import random

@@ -2,8 +2,7 @@
 
 `forward` makes attempts up to their number and the budget. An attempt waits for a token of its account and
 for the flow, calls, and reports the result to the flow. It is repeated, and does not count, after an outage,
-a throttled call, or the first rejection of a token.
-"""
+a throttled call, or the first rejection of a token."""
 
 import asyncio
 import time

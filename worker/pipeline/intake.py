@@ -2,8 +2,7 @@
 
 Before the next subscription begins, all unsettled deliveries are requeued in their order. Every subscription
 has the same prefetch: a quorum queue delivers requeued messages first, and puts those that are requeued again
-behind them. So after a subscription with a smaller prefetch, newer requests could overtake older ones.
-"""
+behind them. So after a subscription with a smaller prefetch, newer requests could overtake older ones."""
 
 import asyncio
 import contextlib

@@ -9,8 +9,7 @@
     → it is acknowledged                        amqp/consumer.py
 
 A journey that ends early (the connection is lost, the worker stops, a defect) leaves its delivery
-unacknowledged, and the broker delivers it again.
-"""
+unacknowledged, and the broker delivers it again."""
 
 import asyncio
 import time

@@ -3,8 +3,7 @@ concurrently (contract §2).
 
 When a request crashes the worker, all deliveries in flight are requeued. So while there are suspects, lanes
 start one at a time, in random order: the innocent requests are settled in this run or a later one, until only
-the request that crashes the worker is left.
-"""
+the request that crashes the worker is left."""
 
 import asyncio
 import random

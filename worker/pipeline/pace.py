@@ -8,8 +8,7 @@ again (CUBIC, as in TCP and AWS's SDKs). The less is known about the limit, the 
 
 Some upstreams answer 503 beyond their limit. If many calls fail with 503, a pace is tried. It stays if fewer
 calls fail at that pace, else it is dropped: Wald's sequential test decides after a few calls. Later it is
-dropped if calls fail even at a small share of the proven pace.
-"""
+dropped if calls fail even at a small share of the proven pace."""
 
 import math
 from dataclasses import dataclass

@@ -8,8 +8,7 @@ forwarded.
 The guard keeps an index of the journal in memory while such requests arrive, and adds what this worker
 settles. Another worker can have been active only between two subscriptions; its records are read before the
 next request is judged. Its clock may have been ahead: so before a worker takes over, it raises its own clock
-to the latest time in the journal.
-"""
+to the latest time in the journal."""
 
 import asyncio
 import contextlib

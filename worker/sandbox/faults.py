@@ -51,8 +51,7 @@ class Call:
     A call that ended without an answer (reset, or abandoned by the client) has `finished_at` and no `status`.
     `in_flight` counts the unfinished calls for the same resource when it arrived. `account` is that of its
     token, or for a token call the requested one. `sha256` is of the body as it arrived; `fault` is the kind
-    of the fault that hit it.
-    """
+    of the fault that hit it."""
 
     seq: int
     arrived_at: float
@@ -124,8 +123,7 @@ class Fault(BaseModel):
     - `half`: the request is executed, its answer is cut off in the middle, and the connection closes.
     - `short_token`: the token expires after `seconds`, although its `expires_in` is longer.
 
-    With `applied` the request is executed although it gets no answer, or an error.
-    """
+    With `applied` the request is executed although it gets no answer, or an error."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", allow_inf_nan=False

@@ -44,8 +44,7 @@ class Sandbox:
     the address cannot be used. `url` is both the token and the REST URL.
 
     `history`, `registrations` (the newest call for each resource) and `faults` may be used directly; history
-    and faults also over HTTP under `/sandbox`.
-    """
+    and faults also over HTTP under `/sandbox`."""
 
     def __init__(
         self,

@@ -4,8 +4,7 @@ Live means that this process works, because a restart repairs neither RabbitMQ n
 means that the worker consumes requests, or is ready to take over.
 
 It shares the event loop with the requests, so its load is bounded: an idle connection is closed after 5
-seconds, the 65th connection closes the oldest, and the metrics are computed at most once a second.
-"""
+seconds, the 65th connection closes the oldest, and the metrics are computed at most once a second."""
 
 import asyncio
 import contextlib

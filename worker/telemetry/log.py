@@ -1,7 +1,6 @@
 """Logs on standard error: JSON, or text on a terminal (contract §7).
 
-`worker.events` defines the lines. No event holds a secret, so no line does.
-"""
+`worker.events` defines the lines. No event holds a secret, so no line does."""
 
 import asyncio
 import logging

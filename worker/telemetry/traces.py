@@ -2,8 +2,7 @@
 
 A request's headers carry its W3C trace context (`traceparent`, `tracestate`); its calls to Marketing Cloud
 and its reply continue the trace. A replay is a new trace, linked to the original one. OpenTelemetry's own
-variables configure the export. Without OTT_TRACES this module is not imported.
-"""
+variables configure the export. Without OTT_TRACES this module is not imported."""
 
 import os
 import threading

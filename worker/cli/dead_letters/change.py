@@ -80,8 +80,7 @@ def replay(
 
     ott-worker dead-letters replay a1f2c0a52d0b14a5 --set pageAccessToken=@token.txt
 
-    ott-worker dead-letters replay --patch letters.csv
-    """
+    ott-worker dead-letters replay --patch letters.csv"""
     if rate is not None and not 0 < rate < 1e6:
         raise UsageError("--rate must be a number above 0")
     if patch_file is not None and assignments:
@@ -99,8 +98,7 @@ def replay(
 def discard(selection: Selection, all_: All = False, yes: Yes = False, as_json: Json = False) -> int:
     """Remove dead letters for good.
 
-    Example: ott-worker dead-letters discard --reason invalid --until 30d --yes
-    """
+    Example: ott-worker dead-letters discard --reason invalid --until 30d --yes"""
     return _change(Plan("discard", selection), everything=all_, yes=yes, as_json=as_json)
 
 
@@ -114,8 +112,7 @@ def export(
 
     Changes nothing in the queue. In the file, an unchanged or empty cell changes nothing.
 
-    Example: ott-worker dead-letters export letters.csv --reason rejected
-    """
+    Example: ott-worker dead-letters export letters.csv --reason rejected"""
 
     async def look() -> tuple[list[bytes], frozenset[str]]:
         async with open_dead_letters(load_settings(), say) as queue:

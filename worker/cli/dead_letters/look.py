@@ -114,8 +114,7 @@ def list_letters(
 ) -> int:
     """List dead letters, oldest first. Changes nothing.
 
-    Example: ott-worker dead-letters list --reason exhausted --since 2h
-    """
+    Example: ott-worker dead-letters list --reason exhausted --since 2h"""
 
     async def look() -> tuple[list[dict[str, Any]], int]:
         async with open_dead_letters(load_settings(), Say()) as queue:
@@ -147,8 +146,7 @@ def show(
 
     Of fields that may hold a secret, only type and length are shown.
 
-    Example: ott-worker dead-letters show a1f2c0a52d0b14a5
-    """
+    Example: ott-worker dead-letters show a1f2c0a52d0b14a5"""
     if selection.is_everything:
         raise UsageError("show needs the id of a dead letter, or a filter: see ott-worker dead-letters list")
     from worker.broker.situation import advice  # noqa: PLC0415 # `list` does not need it

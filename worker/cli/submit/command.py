@@ -81,8 +81,7 @@ def submit(
     Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume continues. It accepts
     the corrected input, or only the rows that failed.
 
-    Example: ott-worker submit pages.csv --platform messenger --results results.jsonl
-    """
+    Example: ott-worker submit pages.csv --platform messenger --results results.jsonl"""
     known("--platform", [platform] if platform else (), PLATFORMS)
     if template:
         platforms = [PLATFORMS[platform]] if platform else PLATFORMS.values()

@@ -88,7 +88,7 @@ async def test_what_another_worker_registered_between_two_subscriptions_counts(r
     await rig.turn_down("p", "old")
     letter = await requester.take("dead")
     second = next(service for service in rig.services if service is not first)
-    active, other = (first, second) if first.tools.replay_guard.has_index else (second, first)
+    active, other = (first, second) if first.tools.replay_guard._index else (second, first)
     subscription = active.intake.subscription
     assert subscription is not None
     await subscription.connection.close()
@@ -152,7 +152,7 @@ async def test_replays_after_an_idle_while_are_all_judged_by_the_whole_journal(r
 
     async def is_dropped() -> bool:
         await requester.ask(messenger("first"))
-        return not guard.has_index
+        return guard._index is None
 
     await until(is_dropped, "the index to be dropped")
 

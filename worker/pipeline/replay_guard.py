@@ -60,11 +60,6 @@ class ReplayGuard:
         self._margin = MARGIN
         self._asked_at = 0.0  # when a request was last judged
 
-    @property
-    def has_index(self) -> bool:
-        """Whether the journal, or a part of it, is in memory."""
-        return self._index is not None
-
     async def take_over(self) -> None:
         """Before a subscription's first request, raise the clock to the journal's time. Takes at most
         CATCH_UP_TIMEOUT and never fails. If the journal does not answer in time, requests are processed while

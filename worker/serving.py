@@ -39,7 +39,7 @@ class HttpServer:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def close(self) -> None:
-        """End all connections; requests under way may be answered first."""
+        """End all connections; requests in flight may be answered first."""
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()

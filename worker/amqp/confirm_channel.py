@@ -281,7 +281,7 @@ class LoneChannel(ConfirmChannel):
         self.connection = connection
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._source = source
-        self._suspects: list[Publish] = []  # publishes under way when the channel was lost
+        self._suspects: list[Publish] = []  # publishes in flight when the channel was lost
         self._closed_by: BaseException | None = None
         self._probing: asyncio.Task[set[Message]] | None = None
         self._run(self._serve())

@@ -333,7 +333,7 @@ async def _connect_to(endpoint: Endpoint, settings: Settings, purpose: str, time
         _failed(endpoint)
         why = describe(error) if wire.close_reason is None else describe_refusal(*wire.close_reason)
         if tls is not None and why is Cause.RESET:
-            why += " (if it wants a client certificate, set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
+            why += " (if it requires a client certificate, set OTT_AMQP_CERT_FILE and OTT_AMQP_KEY_FILE)"
         raise BrokerUnreachable(why) from None
     if not wire.is_used:
         await connection.close()

@@ -152,7 +152,7 @@ class Properties:
         return self.changed(without=frozenset(dropped))
 
     def reduced(self) -> "Properties":
-        """Only the worker's own headers, encoded anew (contract §2)."""
+        """Only the worker's own headers, encoded again (contract §2)."""
         own = ((name, self.header(name)) for name in self._entries() if name.startswith(OWN_HEADERS))
         kept = {name: value for name, value in own if isinstance(value, str | int)}
         return build(headers=kept | {REDUCED_HEADER: True})

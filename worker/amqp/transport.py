@@ -19,7 +19,7 @@ from yarl import URL
 from worker.amqp import frames
 from worker.amqp.properties import Properties
 
-ALIVE_INTERVAL: Final = 0.5  # seconds; aiormq wants to see a frame within 3 * (heartbeat + 1)
+ALIVE_INTERVAL: Final = 0.5  # seconds; aiormq expects a frame within 3 * (heartbeat + 1)
 _ALIVE = frames.frame(frames.HEARTBEAT, 0, b"")
 LARGEST_BODY: Final = 262_144  # bytes; aiormq gets a larger message without its body
 _KINDS = frozenset({frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT})

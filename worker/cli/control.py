@@ -19,8 +19,7 @@ POLL_INTERVAL = 0.3  # seconds
 def pause(why: Annotated[str, typer.Option("--why", help="The reason, which `status` shows.")]) -> None:
     """Pause all workers of this prefix: they make no calls and consume nothing until `resume`.
 
-    Requests wait in their queue, in order, and none is lost. The order also applies to workers that start
-    later.
+    Requests wait in their queue. Workers that start later obey as well.
 
     Example: ott-worker pause --why "rotating the client secret"
     """

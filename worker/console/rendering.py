@@ -110,8 +110,7 @@ class Renderer:
         status: int = 200,
         **values: Any,
     ) -> web.Response:
-        """The document as JSON or as a page, where it is `doc`. `values` are further values for the
-        template."""
+        """The document as JSON or as a page, as `doc`. `values` are further values for the template."""
         if wants_json(request):
             kind = "application/json"
             text = json.dumps(document, ensure_ascii=False, default=datetime.isoformat) + "\n"

@@ -121,8 +121,7 @@ class JobDatabase:
         return added
 
     def add(self, row: Row) -> None:
-        """Add one row. Raises UsageError for one whose number another row has: their answers could not
-        be told apart."""
+        """Add one row. Raises UsageError if another row has its number: their replies would be ambiguous."""
         token = None if row.problems else row.attributes.get(_TOKEN)
         about = (row.place, *_resource(row), row.file, row.line, row.where(), bool(row.problems))
         kept = token if isinstance(token, str) and token else None
@@ -135,7 +134,7 @@ class JobDatabase:
         except sqlite3.IntegrityError:
             raise UsageError(
                 f"{row.where()} is row {row.place}, and so is another one: submit each file that --failed "
-                "wrote by itself, and rows of your own in another file"
+                "wrote separately, and your own rows in another file"
             ) from None
         for name in ID_FIELDS & row.attributes.keys():
             value = row.attributes[name]
@@ -308,8 +307,8 @@ def _is_decoded_wrongly(text: str) -> bool:
 
 
 def request_id(job: str, row: Row, account_id: str | None) -> str:
-    """The id of a row's request: the same whenever the job is resumed, unless the row has changed. It tells
-    the resource even if its row is not in the input."""
+    """The id of a row's request: the same whenever the job is resumed, unless the row has changed. It
+    contains the resource, for replies whose row is not in the input."""
     version = _digest(row.body, account_id, row.true_at)
     return f"{job}-{_digest(*_resource(row))}-{version}-{row.place}"
 

@@ -159,7 +159,7 @@ class Submission:
     def _on_reply(self, name: str, body: bytes) -> None:
         try:
             self._take_reply(name, body)
-        except Exception as error:  # the results file or the database takes no more
+        except Exception as error:  # the results file or the database cannot be written
             self._fail(error)
             raise
 

@@ -5,7 +5,7 @@ connections that aiohttp's connector opens (names, TLS, proxies), for two reason
 
 - An unsolicited answer must never become the answer of another request. Here, a byte outside of an exchange
   closes its connection. aiohttp's pool would read it as the next answer (aio-libs/aiohttp#13656).
-- A session builds each request anew from many options, which uses about 90 µs more CPU per call.
+- A session builds each request from many options, which uses about 90 µs more CPU per call.
 
 tests/integration/test_marketing_cloud_http.py and tests/benchmarks cover both. `response.py` reads the
 responses: a malformed body never hides an answer."""
@@ -36,7 +36,7 @@ NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 SHORTAGE_PAUSE = 0.5  # seconds
 OTHERS = 224  # descriptors reserved for connections to the broker, the admin server and files
 MOST_CALLS = 60_000  # concurrent
-REST_HOST = "https://rest.marketingcloudapis.com"  # in place of the host that the token will name
+REST_HOST = "https://rest.marketingcloudapis.com"  # until the token response names the host
 FAILURES = (TimeoutError, aiohttp.ClientError, OSError, ValueError)
 _LENGTH = b"Content-Length: "
 

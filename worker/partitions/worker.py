@@ -190,7 +190,7 @@ class Partitions:
         if not self.in_use:
             yield
             return
-        # The log tells of none that was used before the log was deleted.
+        # A log that was deleted lacks the partitions used before.
         with contextlib.suppress(TopologyError):
             while most < MOST_PARTITIONS:
                 await look(connection, self._names.partition(most + 1))
@@ -205,8 +205,7 @@ class Partitions:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
-        """Consume the partitions of this worker's own number, and all others that were ever used, where
-        they exist."""
+        """Consume the partitions up to this worker's own number and all others in the log, if they exist."""
         places: dict[int, _Place] = {}
         self.places = places
         known: object = None

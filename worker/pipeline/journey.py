@@ -121,7 +121,7 @@ class Journeys:
         (events.subscription_ended if has_ended else events.returned)(unsettled, str(why))
 
     def _run(self, what: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task beside the journeys. If it fails, the subscription ends."""
+        """Run a background task. If it fails, the subscription ends."""
         task = asyncio.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._done)

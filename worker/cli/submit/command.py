@@ -75,10 +75,11 @@ def submit(
 ) -> int:
     """Register a file of pages and channels.
 
-    The file is CSV or a workbook (.xlsx) with the attributes in its header, JSON lines, or a JSON array; it
-    may be compressed with gzip. --check reports what to correct in the file, and sends nothing.
+    The file is CSV or a workbook (.xlsx) with the attributes in its header,
+    JSON lines, or a JSON array, each also as .gz. Rows count from 1 over all
+    files. --check reports what to correct, and sends nothing.
 
-    Rows are counted from 1 over all files. Ctrl-C stops; the same command with --resume continues. It accepts
+    Ctrl-C stops; the same command with --resume continues. --resume accepts
     the corrected input, or only the rows that failed.
 
     Example: ott-worker submit pages.csv --platform messenger --results results.jsonl"""
@@ -121,7 +122,7 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
     groups: dict[tuple[Kind, str], Group] = {}
     total = invalid = 0
     with JobDatabase() as database:
-        with suppress(Corrupt):  # it is told below, after what is found before that place
+        with suppress(Corrupt):  # it is reported below, after the rows before it
             database.take(plan.reading)
         with _outputs(plan, database) as results:
             try:
@@ -138,7 +139,7 @@ def _check(settings: Settings, plan: Plan, *, quiet: bool) -> int:
                         results.write(RowResult.unsent(row, None, INVALID, found))
                     if found and plan.reading.failed:
                         database.add_failed(row, found)
-            finally:  # also where the input cannot be read any further
+            finally:  # also if the rest of the input cannot be read
                 if not quiet:
                     console = report.console_for_results()
                     report.show_findings(console, groups)

@@ -14,8 +14,8 @@ clock is a parameter.
 
 **An outage is a pause.** If half of all calls fail, five failures in a row mean little; if none fails, they
 mean much. So the gate closes when the normal share of failures would produce such a row once in 100,000
-calls. After a pause the normal share is measured again; the failures that closed the gate count. A worker starts
-with few concurrent calls, as TCP's slow start does.
+calls. After a pause the normal share is measured again; the failures that closed the gate count. A worker
+starts with few concurrent calls, as TCP's slow start does.
 
 **A speed limit is a pace**: see pace.py."""
 

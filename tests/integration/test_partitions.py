@@ -473,6 +473,24 @@ async def test_a_partition_that_was_deleted_holds_up_nobody(rig, monkeypatch, pa
     await requester.all_registered(await publish(requester, range(1, 2)))
 
 
+async def test_a_barrier_that_is_deleted_with_its_queue_is_sent_again(rig, monkeypatch):
+    monkeypatch.setattr("worker.partitions.router.BARRIER_WAIT", 1.0)
+    homes = {partition_of(Resource(None, "messenger", page), 2): page for page in PAGES}
+    released = asyncio.Event()
+    requester = await rig.start(partitions=2)
+    rig.sandbox.faults.add(first_call_waits(released))
+    await publish(requester, range(1), [homes[2]])
+    await until(lambda: rig.sandbox.history.registration_calls, "a call, behind which the barrier waits")
+    await _end_epoch(rig.services[0])
+    ids = await publish(requester, range(1), [homes[1]])
+    known = rig.services[0].partitions._log
+    await until(lambda: known.barrier(1).epoch > known.barrier(2).epoch, "the other barrier")
+    await requester.channel.queue_delete(f"{requester.prefix}.requests.2")
+    await until(lambda: rig.events.of("partition_left"), "the end of the partition")
+    released.set()
+    await requester.all_registered(ids)
+
+
 async def test_a_record_that_was_deleted_before_it_was_read_is_written_again(rig, monkeypatch):
     monkeypatch.setattr(log, "READ_TIMEOUT", 0.5)
     requester = await rig.start(partitions=2)

@@ -21,10 +21,11 @@ of them. The protocol is this.
    the channel for a message, the router renews its epoch: it claims another one, makes sure as before, sends
    the barrier, and publishes all again that is not acknowledged. It need not wait for the answers, because
    its resources stay in their partitions, and what may still come from the lost channel is fenced off.
-3. Barrier. The new router sends a message with its epoch and its answer queue through every partition there
-   is, also through those that its own number of partitions no longer uses. The partition's worker settles
-   it after all that came before, and answers. The router routes once every partition has answered. So
-   nothing older is under way anywhere when a resource changes its partition.
+3. Barrier. The new router sends a message with its epoch through every partition there is, also through
+   those that its own number of partitions no longer uses. The partition's worker settles it after all that
+   came before; the record of that (5) is the answer. One that is not answered is sent again, for its queue
+   may have been deleted; a second copy changes nothing. The router routes once every partition has
+   answered. So nothing older is under way anywhere when a resource changes its partition.
 4. Fence. A router that has lost its role, and does not know yet, may go on to publish what it holds. Every
    routed message carries its router's epoch. A worker acknowledges and forgets a message whose epoch is
    older than the newest barrier that came before it in this partition. Nothing is lost by that: the
@@ -37,7 +38,8 @@ of them. The protocol is this.
    long as none is unsettled (RabbitMQ moves a partition only then). While there is one, a worker reads
    again whenever a delivery comes while nothing is unsettled.
 6. Times of arrival. The router gives them, after the barrier, and they grow. The answers to the barrier tell
-   the newest time that was settled in each partition, and a new router's times begin above that.
+   the newest time of those who have the partitions now, and the journal that of those who had them. A new
+   router's times begin above both.
 7. Lease. A worker calls Marketing Cloud only while the broker is known to count it as alive.
 
 The model has one resource, whose requests 1, 2, 3 … must end with the last one registered, and two

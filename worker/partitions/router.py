@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -26,6 +26,7 @@ from worker.partitions.message import barrier, routed
 from worker.pipeline.journey import Journeys, Tools
 from worker.pipeline.request import Request
 
+BARRIER_WAIT = 10.0  # seconds until a barrier is published again, twice as long each time
 FULL_INTERVAL = 0.05  # seconds between checks of a full partition
 
 
@@ -75,27 +76,41 @@ class Router(Journeys):
         epoch = await self._log.claim(self._partitions)
         # A worker that was frozen meanwhile must not route in an epoch above its successor's.
         await self.subscription.renew_lease()
-        partitions = sorted(self._log.partitions)
+        partitions = await self._send_barriers(channel, epoch, self._log.partitions)
+        self._epoch, self._channel = epoch, channel
+        channel.lost.add_done_callback(lambda _: self._lost(channel))
+        if is_first:
+            await self._until_settled(channel, epoch, partitions)
+        self._routes.set()
+        self._events.epoch_began(epoch, self._partitions, time.monotonic() - started)
+
+    async def _send_barriers(self, channel: LoneChannel, epoch: int, partitions: Collection[int]) -> set[int]:
+        """Publish the epoch's barrier to these partitions, and return those that exist."""
         barriers = [barrier(self._names.partition(partition), epoch) for partition in partitions]
         outcomes = await asyncio.gather(*map(channel.send, barriers), return_exceptions=True)
-        waiting = set(partitions)
+        found = set(partitions)
         for partition, outcome in zip(partitions, outcomes, strict=True):
             if isinstance(outcome, Unroutable) and partition > self._partitions:
-                waiting.discard(partition)  # it was pruned
+                found.discard(partition)  # it was pruned
             elif outcome is not None:
                 if isinstance(outcome, Unroutable):  # it was deleted: the next connection declares it again
                     await self.subscription.connection.close()
                 raise outcome
-        self._epoch, self._channel = epoch, channel
-        channel.lost.add_done_callback(lambda _: self._lost(channel))
-        if is_first:
-            await self._until_settled(waiting)
-        self._routes.set()
-        self._events.epoch_began(epoch, self._partitions, time.monotonic() - started)
+        return found
 
-    async def _until_settled(self, partitions: set[int]) -> None:
-        log, epoch = self._log, self._epoch
-        await log.until(lambda: all(log.barrier(partition).epoch >= epoch for partition in partitions))
+    async def _until_settled(self, channel: LoneChannel, epoch: int, partitions: set[int]) -> None:
+        log, wait = self._log, BARRIER_WAIT
+
+        def behind() -> set[int]:
+            return {partition for partition in partitions if log.barrier(partition).epoch < epoch}
+
+        while behind():
+            try:
+                async with asyncio.timeout(wait):
+                    await log.until(lambda: not behind())
+            except TimeoutError:  # its queue may have been deleted, and the barrier with it
+                wait *= 2
+                partitions -= behind() - await self._send_barriers(channel, epoch, behind())
         for partition in partitions:
             self._tools.clock.raise_floor(log.barrier(partition).newest_arrival)
         if any(log.barrier(partition).epoch > epoch for partition in partitions):

@@ -190,7 +190,7 @@ class Partitions:
         if not self.in_use:
             yield
             return
-        # A log that was deleted lacks the partitions used before.
+        # After a deletion of the log, it lacks the partitions used before.
         with contextlib.suppress(TopologyError):
             while most < MOST_PARTITIONS:
                 await look(connection, self._names.partition(most + 1))
@@ -205,7 +205,7 @@ class Partitions:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, connection: Connection, leaving: asyncio.Event) -> None:
-        """Consume the partitions up to this worker's own number and all others in the log, if they exist."""
+        """Consume the partitions that were found and all others in the log, if they exist."""
         places: dict[int, _Place] = {}
         self.places = places
         known: object = None

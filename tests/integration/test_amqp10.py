@@ -90,7 +90,7 @@ async def test_a_dead_letter_that_cannot_be_delivered_is_told_after_those_before
             async for delivery in browser.look(10):
                 seen.append(delivery.body)  # noqa: PERF401 - kept although the look fails
 
-    with pytest.raises(BrokerUnreachable, match=f"Message 4 of {queue} cannot be looked at"):
+    with pytest.raises(BrokerUnreachable, match=f"Message 4 of {queue} and those behind it cannot be read"):
         await look()
     assert seen == [b"0", b"1", b"2"]
     await connection.close()

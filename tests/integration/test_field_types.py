@@ -39,12 +39,12 @@ class Mirror:
 
     async def through(self, properties: Properties) -> Properties:
         message = Message("", self.queue, properties, b"{}", external=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await self.publishing.send(message)
         return await self.next()
 
     async def next(self) -> Properties:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return (await self.arrived.get()).properties
 
 

@@ -51,7 +51,7 @@ async def test_a_frozen_node_costs_one_attempt_and_no_more(
         await (await connect(settings, "test")).close()
         took.append(time.monotonic() - began)
     assert took[0] >= 1.0
-    assert max(took[1:]) < 1.0
+    assert max(took[1:]) < took[0]
 
 
 async def test_after_a_loss_another_node_is_tried_first(make_settings, proxies):

@@ -149,7 +149,7 @@ async def test_a_busy_page_holds_up_nobody(rig, partitions):
     busy = [await requester.publish(messenger("busy", f"v{n}")) for n in range(1_000)]
     began = time.monotonic()
     assert (await requester.ask(messenger("other")))["status"] == "registered"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # seconds; 200 where each of the busy page has its call
     replies = [await requester.reply(i) for i in busy]
     statuses = Counter(reply["status"] for reply in replies)
     assert statuses["registered"] + statuses["superseded"] == 1_000

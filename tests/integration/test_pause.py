@@ -83,5 +83,5 @@ async def test_a_paused_worker_stops_when_it_is_told_to(rig):
     service, _ = await start(rig)
     await order(rig, "pause")
     await until(lambda: service.intake.subscription is None, "the pause")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await rig.stop_worker(service)

@@ -29,11 +29,14 @@ class Front(Proxy):
         return urls | {"OTT_MC_CA_FILE": str(self._authority), "FAULTS_NO_DNS": str(self._no_names)}
 
     def lose_names(self) -> None:
-        """No worker finds the host any more; connections that stand are closed."""
+        """No worker finds the host any more; connections that stand are closed, and those that are opened by
+        what was found before are reset."""
         self._no_names.touch()
+        self.refusing = True
         self.cut()
 
     def find_names(self) -> None:
+        self.refusing = False
         self._no_names.unlink(missing_ok=True)
 
 

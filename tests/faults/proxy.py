@@ -122,7 +122,8 @@ class Proxy:
         link = _Link(reader, writer, asyncio.get_running_loop().create_future())
         self._links.add(link)
         try:
-            if self.refusing:
+            # One whose handshake had begun before `present` has the certificate of then.
+            if self.refusing or writer.get_extra_info("sslcontext") is not self._tls:
                 link.reset()
                 return
             await self._passing.wait()

@@ -13,7 +13,7 @@ from worker.amqp.connection import Connection
 from worker.amqp.queue import look
 from worker.amqp.stream_reader import StreamReader
 from worker.broker.status import read_orders_by, read_workers_by
-from worker.broker.topology import MOST_PARTITIONS, Topology
+from worker.broker.topology import Topology, partitions_from
 from worker.contract.status import Order, Pause, WorkerStatus, standing_pause
 from worker.contract.timestamps import how_long, span
 from worker.errors import Problem, TopologyError
@@ -71,11 +71,9 @@ async def read_overview(connection: Connection, names: Topology) -> Overview:
         found.problems.append(str(error))
     if not found.consumers:
         # Requests that were routed wait in the partitions without a consumer.
-        with contextlib.suppress(TopologyError):
-            for number in range(1, MOST_PARTITIONS + 1):
-                routed, consumers = await look(connection, names.partition(number))
-                waiting = 0 if consumers else routed
-                found.queues["requests"] = found.queues.get("requests", 0) + waiting
+        for routed, consumers in await partitions_from(connection, names, 1):
+            waiting = 0 if consumers else routed
+            found.queues["requests"] = found.queues.get("requests", 0) + waiting
     with _recorded(found):
         found.orders, _ = await read_orders_by(StreamReader(connection, names.control))
         found.pause = standing_pause(found.orders)

@@ -1,13 +1,14 @@
 """The broker objects of one prefix (contract §1): their names, their arguments and their declaration."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from worker.amqp.causes import object_errors
 from worker.amqp.connection import Connection
-from worker.amqp.queue import FORBIDDEN
+from worker.amqp.queue import FORBIDDEN, QueueState, look
 from worker.contract.words import CONTROL_KEY, REPLAY_KEY, REQUEST_KEY
 from worker.errors import Problem, TopologyError, WorkerError
 from worker.events import EventListener
@@ -110,6 +111,16 @@ async def missing(connection: Connection, settings: Settings) -> list[str]:
         if error is not None and error.problem is Problem.MISSING:
             names.append(name)
     return names
+
+
+async def partitions_from(connection: Connection, names: Topology, first: int) -> list[QueueState]:
+    """The state of each partition from number `first` on, before the first one that is missing or that this
+    user may not look at. Raises BrokerUnreachable."""
+    found: list[QueueState] = []
+    with contextlib.suppress(TopologyError):
+        for number in range(first, MOST_PARTITIONS + 1):
+            found.append(await look(connection, names.partition(number)))  # noqa: PERF401 - some are kept
+    return found
 
 
 @dataclass(slots=True)

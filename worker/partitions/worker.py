@@ -20,9 +20,9 @@ from pydantic import ValidationError
 
 from worker.amqp.connection import Connection, pause
 from worker.amqp.consumer import End, EndReason, Subscription
-from worker.amqp.queue import exists, look
+from worker.amqp.queue import exists
 from worker.amqp.stream_reader import StreamReader
-from worker.broker.topology import MOST_PARTITIONS, Topology
+from worker.broker.topology import Topology, partitions_from
 from worker.contract.status import WorkerStatus
 from worker.errors import BrokerUnreachable, TopologyError, WorkerError
 from worker.partitions.log import PartitionLog
@@ -191,10 +191,7 @@ class Partitions:
             yield
             return
         # After a deletion of the log, it lacks the partitions used before.
-        with contextlib.suppress(TopologyError):
-            while most < MOST_PARTITIONS:
-                await look(connection, self._names.partition(most + 1))
-                most += 1
+        most += len(await partitions_from(connection, self._names, most + 1))
         self._log.state.most_partitions = max(self._log.state.most_partitions, most)
         leaving = asyncio.Event()
         running = asyncio.create_task(self._run(connection, leaving), name="partitions")

@@ -155,9 +155,7 @@ def _one_by_one(evidence: Evidence, late: Mapping[str, set[int]], findings: Find
         done = [call for call in calls if _is_registered(call)]
         versions = [version_of(call.body) for call in done]
         for version in late.get(resource, set()) & {*versions}:
-            versions.reverse()
-            versions.remove(version)
-            versions.reverse()
+            del versions[max(place for place, each in enumerate(versions) if each == version)]
         for at, (before, after) in enumerate(pairwise(versions)):
             if after < before:
                 findings.steps_back += 1
@@ -181,13 +179,13 @@ def _late_copies(evidence: Evidence) -> dict[str, set[int]]:
     for request in evidence.sent:
         if request.publishes < 2 or request.is_dated or not request.resource or not request.version:
             continue
-        newer = (s for s in evidence.sent if s.resource == request.resource and s.id in received)
-        first = min((min(received[s.id]) for s in newer if (s.version or 0) > request.version), default=None)
-        if (
-            first is not None
-            and request.id in received
-            and min(received[request.id]) < first < max(received[request.id])
-        ):
+        newer = [
+            min(received[s.id])
+            for s in evidence.sent
+            if s.resource == request.resource and (s.version or 0) > request.version and s.id in received
+        ]
+        copies = received.get(request.id)
+        if newer and copies and min(copies) < min(newer) < max(copies):
             late[request.resource].add(request.version)
     return late
 

@@ -33,8 +33,8 @@ class AmbiguousId(WorkerError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Selects documents that match every filter that is set. Of several values of one filter, one must match.
-    `id` holds ids of letters or requests. `error` matches a part of the error, in any case. `since` and
+    """Selects the documents that match every filter that is set. A filter with several values matches any of
+    them. `id` holds ids of letters or requests. `error` matches a part of the error, in any case. `since` and
     `until` compare when the request was settled (microseconds since the epoch, both inclusive)."""
 
     id: frozenset[str] = frozenset()

@@ -6,7 +6,7 @@
   const one = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
 
-  // --- live: only while the page is seen, and while nobody marks text in it
+  // --- live: only while the page is visible and no text on it is selected
   const isLive = () => localStorage.getItem("live") !== "off";
   let isWaiting = false;
   let answeredAt = Date.now();
